@@ -1,0 +1,1 @@
+"""The broker's actors: each owns one piece of state, everybody else sends it messages."""

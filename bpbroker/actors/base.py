@@ -1,0 +1,265 @@
+"""What every actor of the broker has: dispatch, a bounded inbox, containment, deadlines, ping.
+
+Pykka gives threads, inboxes and lifecycle; this module mends what it leaves to
+its users (measured on pykka 4.5): a handler that raises on ``tell`` kills the
+actor, ``SystemExit`` in a handler stops *all* actors, inboxes have no bound,
+and a request whose asker gave up is still carried out.
+
+Replies are :class:`concurrent.futures.Future`, not pykka's own future, because
+the HTTP frontend must be called back when a reply comes instead of keeping a
+thread waiting for it, and pykka's future has no callback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import pykka
+
+from bpbroker import messages
+from bpbroker.errors import BpbrokerError, Overloaded, TimedOut, Unavailable
+
+logger = logging.getLogger(__name__)
+
+INBOX_MAX = 10_000
+"""Requests that may wait in one inbox; the next one is refused with Overloaded."""
+
+Handler = Callable[[Any], Any]
+T = TypeVar("T")
+
+
+_starting: weakref.WeakValueDictionary[str, Future[None]] = weakref.WeakValueDictionary()
+"""Actor URN to the outcome of its start; pykka's ref does not lead to the actor."""
+
+
+class _Deferred:
+    """The type of :data:`DEFERRED`."""
+
+
+DEFERRED = _Deferred()
+"""What a handler returns when it has kept ``self.reply`` and will settle it later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A message on its way, with the place for its reply and the moment after which it is pointless."""
+
+    message: Any
+    reply: Future[Any] | None = None
+    deadline: float = float("inf")
+
+
+class Inbox:
+    """A queue that refuses requests beyond its limit but always takes what has no asker.
+
+    What an actor tells itself (such as Flush) and pykka's stop message must
+    come through even when the inbox is full of requests.
+    """
+
+    def __init__(self, limit: int = INBOX_MAX) -> None:
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._limit = limit
+        self.get = self._queue.get
+        self.empty = self._queue.empty
+        self.qsize = self._queue.qsize
+
+    def put(self, envelope: Any) -> None:
+        """Add a pykka envelope.
+
+        Raises:
+            Overloaded: it holds a request and the inbox is full.
+        """
+        inner = envelope.message
+        if isinstance(inner, Envelope) and inner.reply is not None and self._queue.qsize() >= self._limit:
+            raise Overloaded("The broker has too many requests waiting; try again in a moment")
+        self._queue.put(envelope)
+
+
+class Actor(pykka.ThreadingActor):
+    """Base of all actors.
+
+    A subclass names its handlers in ``__init__``: ``self.handlers = {Get: self.get, …}``.
+    A handler returns the reply, raises an error for the asker, or returns
+    :data:`DEFERRED` after keeping ``self.reply``.
+    """
+
+    use_daemon_thread: ClassVar[bool] = True  # one actor that does not stop must not make the process hang at exit
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handlers: dict[type, Handler] = {}
+        self.reply: Future[Any] | None = None
+        self._ready: Future[None] = Future()
+        _starting[self.actor_urn] = self._ready
+
+    # --- hooks for subclasses ---
+
+    def started(self) -> None:
+        """Run in the actor's thread before the first message; an error here makes the start fail with it."""
+
+    def stopped(self) -> None:
+        """Run in the actor's thread after the last message."""
+
+    def status(self) -> messages.Pong:
+        """Give the answer to a ping; it must be quick."""
+        return messages.Pong()
+
+    # --- pykka's side ---
+
+    def on_start(self) -> None:
+        """Run :meth:`started` and tell :func:`launch` how it went."""
+        try:
+            self.started()
+        except BaseException as error:  # noqa: BLE001 - handed to launch(), which raises it
+            messages.fail(self._ready, error)
+            self._stop()
+        else:
+            messages.settle(self._ready, None)
+
+    def on_stop(self) -> None:
+        """Run :meth:`stopped` and refuse what is still in the inbox."""
+        try:
+            self.stopped()
+        except BaseException:
+            logger.exception("%s: error while stopping", type(self).__name__)
+        while not self.actor_inbox.empty():
+            inner = self.actor_inbox.get().message
+            if isinstance(inner, Envelope) and inner.reply is not None:
+                messages.fail(inner.reply, Unavailable("The broker is stopping"))
+
+    def on_receive(self, message: Any) -> None:
+        """Take one envelope: deadline, dispatch, containment."""
+        if not isinstance(message, Envelope):
+            logger.error("%s: not an envelope: %r", type(self).__name__, type(message))
+            return
+        reply = message.reply
+        if reply is not None and (reply.cancelled() or time.monotonic() > message.deadline):
+            messages.fail(reply, TimedOut("The broker was too busy to take this request up in time; nothing was done"))
+            return
+        self.reply = reply
+        try:
+            result = self._dispatch(message.message)
+        except BpbrokerError as error:
+            if reply is not None:
+                messages.fail(reply, error)
+            else:
+                logger.warning("%s: %s", type(self).__name__, error)
+        except BaseException as error:
+            # SystemExit and KeyboardInterrupt too: pykka would stop every actor.
+            logger.exception("%s: error in %s", type(self).__name__, type(message.message).__name__)
+            if reply is not None:
+                messages.fail(reply, error if isinstance(error, Exception) else RuntimeError(repr(error)))
+        else:
+            if reply is not None and result is not DEFERRED:
+                messages.settle(reply, result)
+        finally:
+            self.reply = None
+
+    def _dispatch(self, message: Any) -> Any:
+        if type(message) is messages.Ping:
+            return self.status()
+        handler = self.handlers.get(type(message))
+        if handler is None:
+            raise TypeError(f"{type(self).__name__} does not take {type(message).__name__}")
+        return handler(message)
+
+    # --- for handlers ---
+
+    def tell_self(self, message: Any) -> None:
+        """Queue a message to this actor behind what is in its inbox already."""
+        with contextlib.suppress(pykka.ActorDeadError):
+            self.actor_ref.tell(Envelope(message))
+
+    @staticmethod
+    def _create_actor_inbox() -> Inbox:
+        return Inbox()
+
+
+class ActorAddress:
+    """The lasting name of an actor; implements :class:`bpbroker.messages.Address`.
+
+    The healthcheck puts a fresh actor behind it with :meth:`rebind` when the
+    old one died or is stuck (pykka cannot start an actor again).
+    """
+
+    def __init__(self, name: str, ref: pykka.ActorRef[Any] | None = None) -> None:
+        self.name = name
+        self._ref = ref
+
+    def __repr__(self) -> str:
+        return f"<ActorAddress {self.name}>"
+
+    def rebind(self, ref: pykka.ActorRef[Any] | None) -> None:
+        """Put another actor, or none for the moment, behind this name."""
+        self._ref = ref
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is an actor that still takes messages."""
+        ref = self._ref
+        return ref is not None and ref.is_alive()
+
+    def tell(self, message: Any) -> None:
+        """See :meth:`bpbroker.messages.Address.tell`."""
+        ref = self._ref
+        if ref is not None:
+            with contextlib.suppress(pykka.ActorDeadError):
+                ref.tell(Envelope(message))
+
+    def ask(self, message: Any, timeout_secs: float) -> Future[Any]:
+        """See :meth:`bpbroker.messages.Address.ask`."""
+        ref = self._ref
+        reply: Future[Any] = Future()
+        try:
+            if ref is None:
+                raise pykka.ActorDeadError
+            ref.tell(Envelope(message, reply, time.monotonic() + timeout_secs))
+        except pykka.ActorDeadError:
+            raise Unavailable(f"The broker's {self.name} is not running at the moment") from None
+        return reply
+
+    def stop(self, timeout_secs: float) -> bool:
+        """Stop the actor after what it has in its inbox; False if it did not within the time."""
+        ref = self._ref
+        if ref is None or not ref.is_alive():
+            return True
+        try:
+            ref.stop(timeout=timeout_secs)
+        except (pykka.Timeout, pykka.ActorDeadError):
+            return not ref.is_alive()
+        return True
+
+
+def wait_for(reply: Future[T], timeout_secs: float) -> T:
+    """Block for a reply; for callers below which no request of the frontend waits.
+
+    Raises:
+        TimedOut: no reply in time; an actor that has not taken the request up yet will drop it.
+    """
+    try:
+        return reply.result(timeout_secs)
+    except FutureTimeout:
+        reply.cancel()
+        raise TimedOut(f"No answer from the broker's own part within {timeout_secs:g} s") from None
+
+
+def launch(actor: type[Actor], *args: Any, timeout_secs: float = 30.0, **kwargs: Any) -> pykka.ActorRef[Any]:
+    """Start an actor and wait until its :meth:`Actor.started` is through.
+
+    Raises:
+        Exception: whatever :meth:`Actor.started` raised (pykka itself would return a dead ref).
+    """
+    ref = actor.start(*args, **kwargs)
+    ready = _starting.get(ref.actor_urn)
+    if ready is not None:
+        wait_for(ready, timeout_secs)
+    return ref

@@ -1,0 +1,208 @@
+"""What a registry entry is: names, parsing, stamping, merging, encoding. Pure functions, no state.
+
+An entry is a JSON object. Two of its keys are the broker's: ``last_write_ip``
+(the requesting address) and ``last_write_ts`` (Unix seconds).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from bpbroker.errors import BadRequest, TooLarge
+
+NAME_MAX_BYTES: Final = 256
+DATA_MAX_BYTES: Final = 512 * 1024
+DEPTH_MAX: Final = 32
+DIGITS_MAX: Final = 4300
+"""Longest integer, in digits: what Python itself converts without being told to."""
+
+STAMP_KEYS: Final = ("last_write_ip", "last_write_ts")
+TEXT_KEY: Final = "_str"
+"""The one own key of an entry whose data is no JSON object."""
+
+
+def check_name(name: object, *, max_bytes: int = NAME_MAX_BYTES) -> str:
+    """Give back ``name`` if an entry may be called that.
+
+    Raises:
+        BadRequest: it may not; the message says why.
+    """
+    if not isinstance(name, str):
+        raise BadRequest("The name must be text")
+    if not name.strip():
+        raise BadRequest("The name is empty")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise BadRequest("The name is not valid UTF-8") from None
+    if size > max_bytes:
+        raise BadRequest(f"The name is longer than {max_bytes} bytes")
+    if name.startswith("_"):
+        raise BadRequest("Names that begin with _ are the broker's own")
+    if name in (".", ".."):
+        raise BadRequest(f"'{name}' cannot be a name")
+    if any(ord(character) < 32 or ord(character) == 127 for character in name):
+        raise BadRequest("The name has a control character in it")
+    if name != name.strip():
+        raise BadRequest("The name begins or ends with white space")
+    return name
+
+
+class _Fault(ValueError):
+    """A value that Python's parser accepts but JSON, or this broker, does not."""
+
+
+def _no_constant(text: str) -> Any:
+    raise _Fault(f"{text} is not JSON")
+
+
+def _bounded_int(text: str) -> int:
+    if len(text) > DIGITS_MAX:
+        raise _Fault(f"an integer has more than {DIGITS_MAX} digits")
+    return int(text)
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise _Fault(f"the number {text[:32]} is too large")
+    return value
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _Fault(f"the key {key[:64]!r} is there twice")
+            seen.add(key)
+    return result
+
+
+_DECODER = json.JSONDecoder(
+    parse_constant=_no_constant, parse_int=_bounded_int, parse_float=_finite_float, object_pairs_hook=_unique_pairs
+)
+
+
+def strict_json(text: str, *, what: str = "The data", max_depth: int = DEPTH_MAX) -> Any:
+    """Parse JSON without what Python's parser lets pass: NaN, duplicate keys, lone surrogates, endless nesting.
+
+    Raises:
+        BadRequest: the text is JSON-like but has one of those faults; the message names it.
+        json.JSONDecodeError: the text is not JSON at all.
+    """
+    try:
+        value = _DECODER.decode(text)
+        if too_deep(value, max_depth):
+            raise _Fault(f"it is nested deeper than {max_depth}")
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise BadRequest(f"{what} cannot be used: it is nested deeper than {max_depth}") from None
+    except _Fault as fault:
+        raise BadRequest(f"{what} cannot be used: {fault}") from None
+    return value
+
+
+def too_deep(value: object, limit: int = DEPTH_MAX) -> bool:
+    """Whether objects and lists are nested deeper than ``limit``."""
+    level = [value] if isinstance(value, (dict, list)) else []
+    depth = 0
+    while level:
+        depth += 1
+        if depth > limit:
+            return True
+        level = [
+            item
+            for holder in level
+            for item in (holder.values() if isinstance(holder, dict) else holder)
+            if isinstance(item, (dict, list))
+        ]
+    return False
+
+
+def parse(data: str, *, max_bytes: int = DATA_MAX_BYTES, max_depth: int = DEPTH_MAX) -> dict[str, Any]:
+    """Make an entry of what a client sent as ``data``.
+
+    A JSON object is the entry; anything else, valid JSON or not, is kept as
+    text under ``_str``. Text that begins as an object or a list but holds
+    something that could not be given back faithfully is refused.
+
+    Raises:
+        BadRequest: a fault in it, or a reserved key.
+        TooLarge: more than ``max_bytes`` in UTF-8.
+    """
+    try:
+        size = len(data.encode())
+    except UnicodeEncodeError:
+        raise BadRequest("The data cannot be used: it is not valid Unicode (a lone surrogate)") from None
+    if size > max_bytes:
+        raise TooLarge(f"The data is larger than {max_bytes} bytes")
+    if data.lstrip()[:1] in ("{", "["):
+        try:
+            value = strict_json(data, max_depth=max_depth)
+        except json.JSONDecodeError:
+            return {TEXT_KEY: data}
+        if isinstance(value, dict):
+            return check_object(value)
+    return {TEXT_KEY: data}
+
+
+def check_object(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Give back an object that may be stored as an entry's own part.
+
+    Raises:
+        BadRequest: it has one of the broker's two keys, or a lone surrogate somewhere.
+    """
+    for key in STAMP_KEYS:
+        if key in value:
+            raise BadRequest(f"Used reserved data name {key}")
+    try:
+        encode(value)
+    except UnicodeEncodeError:
+        raise BadRequest("The data cannot be used: it has a lone surrogate") from None
+    return dict(value)
+
+
+def stamp(own: Mapping[str, Any], source: str, now: float) -> dict[str, Any]:
+    """Give the entry to store: its own keys, then who wrote it and when (``now`` in Unix seconds)."""
+    result = {key: value for key, value in own.items() if key not in STAMP_KEYS}
+    result["last_write_ip"] = source
+    result["last_write_ts"] = int(now)
+    return result
+
+
+def without_stamp(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Give an entry's own keys."""
+    return {key: value for key, value in entry.items() if key not in STAMP_KEYS}
+
+
+def deep_merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two objects at every depth; ``new`` wins, lists and scalars are replaced whole."""
+    result = dict(old)
+    for key, value in new.items():
+        before = result.get(key)
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            result[key] = deep_merge(before, value)
+        else:
+            result[key] = value
+    return result
+
+
+def encode(entry: Mapping[str, Any]) -> bytes:
+    """Give an entry as one line of JSON in UTF-8.
+
+    Raises:
+        UnicodeEncodeError: it has a lone surrogate.
+        ValueError: it has NaN or an infinity.
+    """
+    return json.dumps(entry, ensure_ascii=False, allow_nan=False).encode()
+
+
+def etag(encoded: bytes) -> str:
+    """Give the strong entity tag of an encoded entry, quotes included (RFC 9110, section 8.8.3)."""
+    return f'"{hashlib.sha256(encoded).hexdigest()[:32]}"'

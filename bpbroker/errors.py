@@ -1,0 +1,238 @@
+"""Every error that bpbroker raises on purpose.
+
+The HTTP status that an answer carries and the exit code that a command ends
+with sit on the class, so no caller translates one into the other::
+
+    BpbrokerError                     500   1
+    ├── RequestError                  (what a client did or met)
+    │   ├── BadRequest                400   1
+    │   ├── Unauthorized              401   5
+    │   ├── Forbidden                 403   5
+    │   ├── NotFound                  404   3
+    │   ├── MethodNotAllowed          405   1
+    │   ├── AlreadyExists             409   4
+    │   ├── PreconditionFailed        412   4
+    │   ├── TooLarge                  413   1
+    │   ├── HeadersTooLarge           431   1
+    │   ├── TooManyRequests           429   1
+    │   ├── ExtensionFailed           500   1
+    │   ├── Overloaded                503   1
+    │   ├── Unavailable               503   1
+    │   │   ├── StorageFull           503   1
+    │   │   └── StorageFailed         503   1
+    │   └── TimedOut                  504 124
+    ├── ConfigurationError                  78
+    │   └── DamagedFile                     78
+    ├── StartError                           1
+    │   └── InUse                            1
+    └── ClientError                          1
+        ├── UsageError                       2
+        ├── CannotConnect                    6
+        │   └── NotTrusted                   6
+        ├── SeveralBrokers                   7
+        └── GaveUp                         124
+
+Exit codes follow the project's conventions: those of ``bpclient`` tell a script
+what happened, 78 is ``EX_CONFIG`` of ``sysexits.h``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class BpbrokerError(Exception):
+    """Base of the tree; ``str(error)`` is one sentence fit for a person to read."""
+
+    status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 1
+
+    @property
+    def message(self) -> str:
+        """The sentence shown to whoever caused or met the error."""
+        return str(self)
+
+
+class RequestError(BpbrokerError):
+    """A request that is answered with something else than success."""
+
+    outcome_known: bool = True
+    """False when the change that was asked for may or may not have happened."""
+
+    retry_after_secs: int | None = None
+    """When set, the answer carries ``Retry-After`` with this many seconds."""
+
+
+class BadRequest(RequestError):
+    """The request is not one that this broker understands."""
+
+    status = 400
+
+
+class Unauthorized(RequestError):
+    """The namespace, the method or the access key is not allowed."""
+
+    status = 401
+    exit_code = 5
+
+
+class Forbidden(RequestError):
+    """The request comes from a place that is never served, such as a web page of another origin."""
+
+    status = 403
+    exit_code = 5
+
+
+class NotFound(RequestError):
+    """No such entry."""
+
+    status = 404
+    exit_code = 3
+
+
+class MethodNotAllowed(RequestError):
+    """The HTTP method does not fit the broker's method; ``allow`` names those that do."""
+
+    status = 405
+
+    def __init__(self, message: str, allow: tuple[str, ...] = ("POST",)) -> None:
+        super().__init__(message)
+        self.allow = allow
+
+
+class AlreadyExists(RequestError):
+    """Register found the name taken."""
+
+    status = 409
+    exit_code = 4
+
+
+class PreconditionFailed(RequestError):
+    """``If-Match`` or ``If-None-Match`` did not hold; nothing was changed."""
+
+    status = 412
+    exit_code = 4
+
+
+class TooLarge(RequestError):
+    """Something in the request is larger than its limit."""
+
+    status = 413
+
+
+class HeadersTooLarge(RequestError):
+    """The request's head is larger, or has more fields, than its limit."""
+
+    status = 431
+
+
+class TooManyRequests(RequestError):
+    """This address has to wait, for instance after too many wrong access keys."""
+
+    status = 429
+
+
+class ExtensionFailed(RequestError):
+    """An extension crashed, raised or answered something that cannot be sent."""
+
+    status = 500
+
+
+class Overloaded(RequestError):
+    """A queue is full; nothing was done, trying again later is safe."""
+
+    status = 503
+    retry_after_secs = 1
+
+
+class Unavailable(RequestError):
+    """A part of the broker cannot serve at the moment."""
+
+    status = 503
+
+
+class StorageFull(Unavailable):
+    """The disk is full; nothing was changed, writes work again when there is space."""
+
+
+class StorageFailed(Unavailable):
+    """A commit failed; until a restart no write is accepted."""
+
+
+class TimedOut(RequestError):
+    """No answer in time."""
+
+    status = 504
+    exit_code = 124
+
+
+class ConfigurationError(BpbrokerError):
+    """The configuration cannot be used; ``problems`` has every fault found, a line each."""
+
+    exit_code = 78
+
+    def __init__(self, message: str, problems: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.problems = problems
+
+
+class DamagedFile(ConfigurationError):
+    """A file of the broker's is not what the broker wrote; it is left as it is."""
+
+
+class StartError(BpbrokerError):
+    """The broker cannot start here and now."""
+
+
+class InUse(StartError):
+    """Another process holds the configuration file or the port."""
+
+
+class ClientError(BpbrokerError):
+    """What the client met before or without an answer."""
+
+
+class UsageError(ClientError):
+    """The command's words do not make sense together."""
+
+    exit_code = 2
+
+
+class CannotConnect(ClientError):
+    """No broker could be reached at the address, or it stopped half-way."""
+
+    exit_code = 6
+
+
+class NotTrusted(CannotConnect):
+    """The server's certificate is not the expected one; nothing was sent."""
+
+
+class SeveralBrokers(ClientError):
+    """Different brokers answered for one name; ``addresses`` has them."""
+
+    exit_code = 7
+
+    def __init__(self, message: str, addresses: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.addresses = addresses
+
+
+class GaveUp(ClientError):
+    """The time that the caller gave is over."""
+
+    exit_code = 124
+
+
+_BY_STATUS: dict[int, type[RequestError]] = {
+    kind.status: kind
+    for kind in (
+        BadRequest, Unauthorized, Forbidden, NotFound, AlreadyExists, PreconditionFailed,
+        TooLarge, HeadersTooLarge, TooManyRequests, Unavailable, TimedOut,
+    )
+}  # fmt: skip
+
+
+def from_status(status: int, message: str) -> RequestError:
+    """Give the error that a broker's answer of this HTTP status means to a client."""
+    return _BY_STATUS.get(status, RequestError)(message)

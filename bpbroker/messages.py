@@ -1,0 +1,344 @@
+"""Every request and reply that the broker's parts exchange.
+
+All of them are frozen: a reply is not copied on its way between threads, so
+nobody may be able to change it. What a message's reply is stands in its
+docstring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+Settings = Mapping[str, Any]
+"""The settings in force: section name to section, read-only at every depth (see :mod:`bpbroker.config`)."""
+
+
+class Address(Protocol):
+    """Where to send messages for one actor, by name; the actor behind it may be replaced."""
+
+    @property
+    def name(self) -> str:
+        """The actor's name, such as ``registry`` or ``extension ossec``."""
+
+    def tell(self, message: Any) -> None:
+        """Send news that has no reply; never raises, a dead actor simply does not hear it."""
+
+    def ask(self, message: Any, timeout_secs: float) -> Future[Any]:
+        """Send a request whose reply, or error, comes with the future.
+
+        An actor that takes the message up later than ``timeout_secs`` from now
+        drops it, so that who stopped waiting knows that nothing was done.
+
+        Raises:
+            Overloaded: the actor's inbox is full.
+            Unavailable: the actor is not running.
+        """
+
+
+def settle(reply: Future[T], value: T) -> None:
+    """Give ``reply`` its value unless it has one already or nobody waits any more."""
+    try:
+        reply.set_result(value)
+    except InvalidStateError:
+        pass
+
+
+def fail(reply: Future[Any], error: BaseException) -> None:
+    """Give ``reply`` its error unless it has an outcome already or nobody waits any more."""
+    try:
+        reply.set_exception(error)
+    except InvalidStateError:
+        pass
+
+
+# --- every actor ---
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Are you there? Reply: :class:`Pong`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """An actor's own word on how it is."""
+
+    ok: bool = True
+    detail: str = ""
+    """Why it is not well, one line, nothing secret."""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers and states worth showing in health, all of them JSON values."""
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsChanged:
+    """News from the config store: these settings are in force now."""
+
+    settings: Settings
+
+
+# --- registry ---
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One entry as it is stored and answered."""
+
+    name: str
+    json: bytes
+    """The entry, its two ``last_write_*`` keys included, as a JSON object in UTF-8."""
+    etag: str
+    """Strong entity tag with its quotes; a digest of ``json``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What a write expects to find; with both fields unset it expects nothing in particular."""
+
+    match: tuple[str, ...] | None = None
+    """``If-Match``: the entry's tag must be one of these; ``("*",)`` is any existing entry."""
+    none_match: tuple[str, ...] | None = None
+    """``If-None-Match``: the entry's tag must be none of these; ``("*",)`` is no entry at all."""
+
+
+ALWAYS = Condition()
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """Create an entry. Reply: its :class:`Record`. Errors: AlreadyExists, PreconditionFailed, Unavailable."""
+
+    name: str
+    data: Mapping[str, Any]
+    source: str
+    """The requesting address as text; becomes ``last_write_ip``."""
+    condition: Condition = ALWAYS
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """Create or overwrite an entry. Reply: its :class:`Record`. Errors: PreconditionFailed, Unavailable."""
+
+    name: str
+    data: Mapping[str, Any]
+    source: str
+    condition: Condition = ALWAYS
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Merge into an entry, creating it if absent. Reply: its :class:`Record`. Errors: as Replace, and TooLarge."""
+
+    name: str
+    data: Mapping[str, Any]
+    source: str
+    condition: Condition = ALWAYS
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove an entry, absent or not. Reply: None. Errors: PreconditionFailed, Unavailable."""
+
+    name: str
+    condition: Condition = ALWAYS
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """Read an entry. Reply: its :class:`Record`. Errors: NotFound, Overloaded (too many wait already).
+
+    With ``wait_secs`` the reply comes when the entry exists and its tag is not
+    ``unless_etag``, or when the time is over: then NotFound if it does not
+    exist, else the unchanged record.
+    """
+
+    name: str
+    wait_secs: float = 0.0
+    unless_etag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class List:
+    """Read all entries whose name begins with ``prefix``. Reply: a tuple of :class:`Record`, sorted by name.
+
+    With ``wait_secs`` the reply comes when there are ``at_least`` of them, or
+    when the time is over with those there are.
+    """
+
+    prefix: str = ""
+    at_least: int = 0
+    wait_secs: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Exists:
+    """Reply: True if the registry holds this name durably."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Reply: :class:`SnapshotTaken`, a complete committed state."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotTaken:
+    """All entries at one moment."""
+
+    entries: Mapping[str, bytes]
+    """Name to entry (JSON in UTF-8); this mapping is the receiver's own."""
+    sequence: int
+    """Number of the last commit that it contains; grows with every commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSaved:
+    """News to the registry: the configuration file now holds everything up to this commit, the journal may forget it."""
+
+    sequence: int
+
+
+# --- config store and backup ---
+
+
+@dataclass(frozen=True, slots=True)
+class GetSettings:
+    """Reply: the :data:`Settings` in force."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyConfiguration:
+    """Merge a document into the settings, additively, and save. Reply: :class:`Applied`. Errors: ConfigurationError."""
+
+    document: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What an additive merge did; paths such as ``services._access_key``."""
+
+    added: tuple[str, ...]
+    kept: tuple[str, ...]
+    """Already there with another value; left untouched."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadSettings:
+    """Read the configuration file's settings again. Reply: the :data:`Settings` now in force. Errors: ConfigurationError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Write the configuration file, entries included. Reply: None. Errors: Unavailable."""
+
+
+@dataclass(frozen=True, slots=True)
+class GetDocument:
+    """Reply: :class:`Document`, everything that a backup holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A complete state: the settings as they are saved, and the entries."""
+
+    settings: Settings
+    entries: Mapping[str, bytes]
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackupNow:
+    """Make a backup even if nothing changed. Reply: :class:`BackupInfo`. Errors: Unavailable."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListBackups:
+    """Reply: a tuple of :class:`BackupInfo`, newest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackupInfo:
+    """One file in the backups folder."""
+
+    path: str
+    made_at: float
+    """Unix time in seconds, from the file's name."""
+    size_bytes: int
+
+
+# --- health ---
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Reply: :class:`HealthReport`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartHealth:
+    """How one part of the broker is."""
+
+    name: str
+    ok: bool
+    since: float
+    """Unix time in seconds of the last change of ``ok``."""
+    detail: str = ""
+    restarts: int = 0
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport:
+    """How the whole broker is: well only if each part is."""
+
+    ok: bool
+    parts: tuple[PartHealth, ...]
+
+
+# --- extensions ---
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Run one method of an extension. Reply: :class:`CallResult`.
+
+    Errors: Unauthorized (no such method, or the module cannot be imported),
+    ExtensionFailed, Overloaded (queue full), TimedOut.
+    """
+
+    method: str
+    qs: Mapping[str, str]
+    """First value of each parameter; the access key is never among them."""
+    source: str
+    """The requesting address as text."""
+    request_id: str
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CallResult:
+    """What a method answered, checked and fit to be sent."""
+
+    status: int
+    message: str
+    """One line for the reason phrase and, when ``status`` is not 200, for the body."""
+    content_type: str
+    body: bytes
+
+
+# --- discovery ---
+
+
+@dataclass(frozen=True, slots=True)
+class Datagram:
+    """A datagram as it came in, passed to the discovery actor."""
+
+    payload: bytes
+    sender: tuple[Any, ...]
+    """The socket address to answer to."""

@@ -1,0 +1,72 @@
+"""Where the broker's files are: the home folder and what it holds.
+
+Home is ``/usr/local/bpbroker`` (``%ProgramFiles%\\bpbroker`` on Windows);
+``BPBROKER_HOME`` moves it. It holds ``etc/bpbroker.json``, ``lib/`` (extension
+modules), ``backups/`` and, on Windows, ``bin/nssm.exe``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath, PureWindowsPath
+
+FILE_NAME = "bpbroker.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The home folder."""
+
+    folder: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The global configuration file."""
+        return self.folder / "etc" / FILE_NAME
+
+    @property
+    def lib(self) -> Path:
+        """The folder of extension modules."""
+        return self.folder / "lib"
+
+    @property
+    def backups(self) -> Path:
+        """The folder of backups."""
+        return self.folder / "backups"
+
+
+def system_home(environ: Mapping[str, str], *, windows: bool = sys.platform == "win32") -> PurePath:
+    """Give the system-wide home of this platform, ``BPBROKER_HOME`` first."""
+    if environ.get("BPBROKER_HOME"):
+        return PureWindowsPath(environ["BPBROKER_HOME"]) if windows else Path(environ["BPBROKER_HOME"])
+    if windows:
+        return PureWindowsPath(environ.get("ProgramFiles", r"C:\Program Files")) / "bpbroker"
+    return Path("/usr/local/bpbroker")
+
+
+def user_home(environ: Mapping[str, str]) -> Path:
+    """Give a plain user's own home for the broker (XDG base directories)."""
+    if sys.platform == "win32":
+        return Path(environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "bpbroker"
+    data = environ.get("XDG_DATA_HOME", "")
+    return (Path(data) if data.startswith("/") else Path.home() / ".local" / "share") / "bpbroker"
+
+
+def find_home(environ: Mapping[str, str] = os.environ) -> Home:
+    """Give the home to use.
+
+    A plain user for whom the system's home does not exist and cannot be made
+    gets their own data folder, so that ``bpbroker start`` works for everybody.
+    """
+    system = Path(system_home(environ))
+    if environ.get("BPBROKER_HOME") or system.exists() or os.access(_nearest(system), os.W_OK):
+        return Home(system)
+    return Home(user_home(environ))
+
+
+def _nearest(path: Path) -> Path:
+    """Give the nearest folder above ``path`` that exists."""
+    return next((folder for folder in path.parents if folder.exists()), Path(path.anchor))
