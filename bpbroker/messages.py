@@ -199,7 +199,7 @@ class SnapshotTaken:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotSaved:
-    """News to the registry: the configuration file now holds everything up to this commit, the journal may forget it."""
+    """News to the registry: the configuration file holds all up to this commit, the journal may forget it."""
 
     sequence: int
 
@@ -230,7 +230,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class ReloadSettings:
-    """Read the configuration file's settings again. Reply: the :data:`Settings` now in force. Errors: ConfigurationError."""
+    """Read the files' settings again. Reply: the :data:`Settings` now in force. Errors: ConfigurationError."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""Where the broker's files are: the home folder and what it holds.
+r"""Where the broker's files are: the home folder and what it holds.
 
-Home is ``/usr/local/bpbroker`` (``%ProgramFiles%\\bpbroker`` on Windows);
+Home is ``/usr/local/bpbroker`` (``%ProgramFiles%\bpbroker`` on Windows);
 ``BPBROKER_HOME`` moves it. It holds ``etc/bpbroker.json``, ``lib/`` (extension
 modules), ``backups/`` and, on Windows, ``bin/nssm.exe``.
 """
