@@ -342,3 +342,19 @@ class Datagram:
     payload: bytes
     sender: tuple[Any, ...]
     """The socket address to answer to."""
+
+
+# --- the broker as a whole: its main loop answers at the address "broker" ---
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Take configuration, certificate and extension modules up anew. Reply: None. Errors: ConfigurationError.
+
+    When something cannot be used, everything stays as it was.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the broker as SIGTERM does. Reply: None, before it begins."""
