@@ -58,6 +58,21 @@ class Envelope:
     deadline: float = float("inf")
 
 
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """What an actor gets at the moment that it set with :meth:`Actor.wake_at`."""
+
+
+class _WakeEnvelope:
+    """Looks to pykka's actor loop like an envelope of its own."""
+
+    message = Envelope(Wake())
+    reply_to = None
+
+
+_WAKE = _WakeEnvelope()
+
+
 class Inbox:
     """A queue that refuses requests beyond its limit but always takes what has no asker.
 
@@ -68,9 +83,24 @@ class Inbox:
     def __init__(self, limit: int = INBOX_MAX) -> None:
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._limit = limit
-        self.get = self._queue.get
         self.empty = self._queue.empty
         self.qsize = self._queue.qsize
+        self.wake_at: float | None = None
+        """Monotonic time at which :meth:`get` gives a :class:`Wake` if nothing else; set by the actor itself."""
+
+    def get(self) -> Any:
+        """Give the next pykka envelope, or :data:`_WAKE` when the time for it has come."""
+        wake_at = self.wake_at
+        if wake_at is None:
+            return self._queue.get()
+        remaining = wake_at - time.monotonic()
+        if remaining > 0:
+            try:
+                return self._queue.get(timeout=remaining)
+            except queue.Empty:
+                pass
+        self.wake_at = None
+        return _WAKE
 
     def put(self, envelope: Any) -> None:
         """Add a pykka envelope.
@@ -93,6 +123,8 @@ class Actor(pykka.ThreadingActor):
     """
 
     use_daemon_thread: ClassVar[bool] = True  # one actor that does not stop must not make the process hang at exit
+
+    actor_inbox: Inbox
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,6 +210,14 @@ class Actor(pykka.ThreadingActor):
         """Queue a message to this actor behind what is in its inbox already."""
         with contextlib.suppress(pykka.ActorDeadError):
             self.actor_ref.tell(Envelope(message))
+
+    def wake_at(self, moment: float) -> None:
+        """Get a :class:`Wake` at this monotonic time, or earlier if an earlier one is set already.
+
+        One thread with one inbox stays all that an actor is; no timer threads.
+        """
+        before = self.actor_inbox.wake_at
+        self.actor_inbox.wake_at = moment if before is None else min(before, moment)
 
     @staticmethod
     def _create_actor_inbox() -> Inbox:

@@ -71,5 +71,15 @@ class Store(Protocol):
                 says whether the changes may be there after a restart.
         """
 
+    @property
+    def sequence(self) -> int:
+        """Number of the last commit; grows with every one."""
+
+    def forget(self, sequence: int) -> bool:
+        """Be told that the configuration file holds everything up to this commit.
+
+        Does a bounded piece of work; True while there is more to do.
+        """
+
     def close(self) -> None:
         """Let go of files and connections; nothing is lost by not calling it."""

@@ -1,0 +1,135 @@
+"""One broker per configuration file, by an OS lock on ``<file>.lock``.
+
+The kernel releases it when its process dies, however that happens, so there
+is nothing stale to clean up. The lock file's content is a note about the
+running broker for the local ``bpbroker`` command: pid, port, address,
+certificate fingerprint and a control token. It is readable by the owner only
+and means nothing while nobody holds the lock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bpbroker.errors import ConfigurationError, InUse
+
+_TRIES = 20
+_PAUSE_SECS = 0.02
+"""A look at the lock takes it for a moment; who wants it for good tries a little longer than that."""
+
+
+class FileLock:
+    """The lock of one configuration file."""
+
+    def __init__(self, config_file: Path) -> None:
+        self._config_file = config_file
+        self._path = lock_path(config_file)
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            InUse: another process holds it; the message names it and says what to do.
+            ConfigurationError: the lock file cannot be made.
+        """
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise ConfigurationError(f"Cannot write {self._path}: {error.strerror}") from None
+        for attempt in range(_TRIES):
+            if _try_lock(descriptor):
+                self._descriptor = descriptor
+                self.describe(pid=os.getpid())
+                return
+            if attempt < _TRIES - 1:
+                time.sleep(_PAUSE_SECS)
+        note = _read_note(descriptor)
+        os.close(descriptor)
+        who = f"process {note['pid']}" if "pid" in note else "another process"
+        raise InUse(f"{self._config_file} is in use by {who}; stop that broker first (bpbroker stop)")
+
+    def describe(self, **note: Any) -> None:
+        """Write the note, replacing the one before. Only while the lock is held."""
+        if self._descriptor is None:
+            raise RuntimeError("describe() without the lock")
+        text = json.dumps(note).encode()
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        os.ftruncate(self._descriptor, 0)
+        os.write(self._descriptor, text)
+
+    def release(self) -> None:
+        """Let go; doing it twice does no harm."""
+        if self._descriptor is not None:
+            os.ftruncate(self._descriptor, 0)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> FileLock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def lock_path(config_file: Path) -> Path:
+    """Give the lock file of a configuration file."""
+    return config_file.with_name(f"{config_file.name}.lock")
+
+
+def holder(config_file: Path) -> dict[str, Any] | None:
+    """Give the note of the broker that runs on this file, or None when none does.
+
+    Raises:
+        ConfigurationError: the lock file is there but may not be read by this user.
+    """
+    try:
+        descriptor = os.open(lock_path(config_file), os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigurationError(f"Cannot read {lock_path(config_file)}: {error.strerror}; try as its owner") from None
+    try:
+        return None if _try_lock(descriptor) else _read_note(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_note(descriptor: int) -> dict[str, Any]:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    try:
+        note = json.loads(os.read(descriptor, 65536))
+    except ValueError:
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    _BEYOND = 1 << 30  # Windows locks bytes; this one is past the note, which stays readable
+
+    def _try_lock(descriptor: int) -> bool:
+        os.lseek(descriptor, _BEYOND, os.SEEK_SET)
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+else:
+    import fcntl
+
+    def _try_lock(descriptor: int) -> bool:
+        # flock, not lockf: it belongs to the open file, so it survives the daemoniser's forks,
+        # and closing another descriptor of the same file does not release it.
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
