@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bpbroker import config, schema, snapshot
-from bpbroker.errors import ConfigurationError
+from bpbroker import backups, config, schema, snapshot
+from bpbroker.errors import ConfigurationError, DamagedFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,10 @@ class Sources:
         Raises:
             ConfigurationError: a file cannot be read or used; ``problems`` has every fault of all of them.
         """
-        own_settings, entries = snapshot.read(self.own)
+        try:
+            own_settings, entries = snapshot.read(self.own)
+        except DamagedFile as error:
+            raise DamagedFile(f"{error}\n{backups.advice(self.own)}") from None
         lower: Mapping[str, Any] = snapshot.read(self.below)[0] if self.below is not None else {}
         problems = [f"{self.own}: {problem}" for problem in schema.problems(own_settings)]
         problems += [f"{self.below}: {problem}" for problem in schema.problems(lower)]

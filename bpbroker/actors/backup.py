@@ -1,0 +1,111 @@
+"""The backup actor: owns the schedule and the backups folder."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from bpbroker import backups, schema
+from bpbroker.actors.base import Actor, Wake, wait_for
+from bpbroker.errors import BpbrokerError
+from bpbroker.messages import (
+    Address,
+    BackupInfo,
+    BackupNow,
+    Document,
+    GetDocument,
+    ListBackups,
+    Pong,
+    Settings,
+    SettingsChanged,
+)
+
+logger = logging.getLogger(__name__)
+
+DOCUMENT_TIMEOUT_SECS = 60.0
+
+
+class Backup(Actor):
+    """Makes a backup every ``_config.backup_freq_secs`` if something changed, and keeps the newest few.
+
+    Args:
+        config_file: the file whose state is backed up.
+        config_store: asked for the state.
+        settings: the settings in force.
+    """
+
+    def __init__(self, config_file: Path, config_store: Address, settings: Settings) -> None:
+        super().__init__()
+        self._config_file = config_file
+        self._config_store = config_store
+        self._last: Document | None = None
+        self._last_made: float | None = None
+        self._problem = ""
+        self._apply_settings(settings)
+        # Monotonic, so that a clock that jumps neither skips backups nor makes a storm of them.
+        self._due = time.monotonic() + self._every_secs
+        self.handlers = {
+            BackupNow: lambda _: self._make(self._document()),
+            ListBackups: lambda _: tuple(backups.found(config_file)),
+            SettingsChanged: self._settings_changed,
+            Wake: lambda _: self._wake(),
+        }
+
+    def started(self) -> None:
+        """Set the alarm for the first backup."""
+        newest = next(iter(backups.found(self._config_file)), None)
+        self._last_made = newest.made_at if newest else None
+        self.wake_at(self._due)
+
+    def status(self) -> Pong:
+        """Give the age of the newest backup in seconds, and why the last one failed if it did."""
+        age = None if self._last_made is None else max(0, round(time.time() - self._last_made))
+        return Pong(ok=not self._problem, detail=self._problem, figures={"newest_backup_age_secs": age})
+
+    def _apply_settings(self, settings: Settings) -> None:
+        self._every_secs: float = schema.option(settings, "_config", "backup_freq_secs")
+        self._keep: int = schema.option(settings, "_config", "backup_retain_n")
+
+    def _settings_changed(self, message: SettingsChanged) -> None:
+        before = self._every_secs
+        self._apply_settings(message.settings)
+        if self._every_secs != before:
+            self._due = time.monotonic() + self._every_secs
+            self.wake_at(self._due)
+
+    def _wake(self) -> None:
+        now = time.monotonic()
+        if now < self._due:  # an alarm of a schedule that was changed
+            self.wake_at(self._due)
+            return
+        self._due = now + self._every_secs
+        self.wake_at(self._due)
+        try:
+            document = self._document()
+            if self._last is None or self._changed(document, self._last):
+                self._make(document)
+            else:
+                backups.rotate(self._config_file, self._keep)
+        except (BpbrokerError, OSError) as error:
+            self._problem = f"The last backup failed: {error}"
+            logger.error("%s", self._problem)  # noqa: TRY400 - its reason is in the message, a traceback helps nobody
+
+    @staticmethod
+    def _changed(now: Document, before: Document) -> bool:
+        return now.sequence != before.sequence or now.settings != before.settings
+
+    def _document(self) -> Document:
+        reply = self._config_store.ask(GetDocument(), DOCUMENT_TIMEOUT_SECS)
+        document: Document = wait_for(reply, DOCUMENT_TIMEOUT_SECS)
+        return document
+
+    def _make(self, document: Document) -> BackupInfo:
+        made_at = max(time.time(), (self._last_made or 0.0) + 1e-6)  # names must grow even if the clock is set back
+        info = backups.make(self._config_file, document.settings, document.entries, made_at)
+        backups.rotate(self._config_file, self._keep)
+        # The entries themselves would be a second copy of the registry's memory.
+        self._last = Document(document.settings, {}, document.sequence)
+        self._last_made = made_at
+        self._problem = ""
+        return info

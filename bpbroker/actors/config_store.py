@@ -1,0 +1,124 @@
+"""The config store actor: owns the settings and the configuration file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bpbroker import config, schema, snapshot
+from bpbroker.actors.base import Actor, wait_for
+from bpbroker.errors import ConfigurationError, StorageFailed, Unavailable
+from bpbroker.messages import (
+    Address,
+    Applied,
+    ApplyConfiguration,
+    Document,
+    GetDocument,
+    GetSettings,
+    Pong,
+    ReloadSettings,
+    Save,
+    Settings,
+    Snapshot,
+    SnapshotSaved,
+    SnapshotTaken,
+)
+from bpbroker.sources import Loaded, Sources
+
+logger = logging.getLogger(__name__)
+
+SNAPSHOT_TIMEOUT_SECS = 30.0
+
+
+class ConfigStore(Actor):
+    """Owns the settings; the entries that it writes beside them are the registry's.
+
+    Args:
+        sources: the files and this run's overrides.
+        loaded: what was read from them.
+        registry: asked for a snapshot at every save.
+        publish: called, in this actor's thread, with the settings in force whenever they change.
+    """
+
+    def __init__(
+        self, sources: Sources, loaded: Loaded, registry: Address, publish: Callable[[Settings], None]
+    ) -> None:
+        super().__init__()
+        self._sources = sources
+        self._saved: Mapping[str, Any] = loaded.saved
+        self._effective: Settings = loaded.effective
+        self._registry = registry
+        self._publish = publish
+        self._problem = ""
+        self.handlers = {
+            GetSettings: lambda _: self._effective,
+            ApplyConfiguration: self._apply,
+            ReloadSettings: self._reload,
+            Save: lambda _: self._save(),
+            GetDocument: lambda _: self._document(),
+        }
+
+    def status(self) -> Pong:
+        """Give why the file could not be written the last time, if it could not."""
+        return Pong(ok=not self._problem, detail=self._problem)
+
+    def _document(self) -> Document:
+        reply = self._registry.ask(Snapshot(), SNAPSHOT_TIMEOUT_SECS)
+        taken: SnapshotTaken = wait_for(reply, SNAPSHOT_TIMEOUT_SECS)
+        return Document(self._saved, taken.entries, taken.sequence)
+
+    def _save(self) -> None:
+        """Write the file, then let the journal forget what is in it."""
+        document = self._document()
+        try:
+            snapshot.write(self._sources.own, document.settings, document.entries)
+        except Unavailable as error:
+            self._problem = str(error)
+            raise
+        self._problem = ""
+        forgotten = self._registry.ask(SnapshotSaved(document.sequence), SNAPSHOT_TIMEOUT_SECS)
+        wait_for(forgotten, SNAPSHOT_TIMEOUT_SECS)
+
+    def _apply(self, message: ApplyConfiguration) -> Applied:
+        """Add what is new, save, publish; nothing changes if any of that cannot be.
+
+        Entries cannot be added this way while the broker runs: they have an owner, the registry.
+        """
+        settings, entries = config.split(message.document)
+        if entries:
+            raise ConfigurationError(
+                "Entries are registered with bpclient while the broker runs: " + ", ".join(entries)
+            )
+        problems = tuple(schema.problems(settings))
+        if problems:
+            raise ConfigurationError("The configuration cannot be used:\n  " + "\n  ".join(problems), problems)
+        merged, added, kept = config.add(self._saved, settings)
+        if added:
+            before = self._saved
+            self._saved = config.freeze(merged)
+            try:
+                self._save()
+            except Unavailable as error:
+                self._saved = before
+                raise StorageFailed(f"Nothing was changed: {error}") from None
+            self._take(config.freeze(config.override(merged, self._sources.overrides)))
+        return Applied(added, kept)
+
+    def _reload(self, _: ReloadSettings) -> Settings:
+        """Read the files again; the entries in them are older than the registry's and are not looked at."""
+        loaded = self._sources.load()
+        for warning in loaded.warnings:
+            logger.warning("%s", warning)
+        pair = {
+            f"api.{key}": self._saved["api"][key]
+            for key, default in (("ssl_cert", config.DEFAULT_CERT), ("ssl_key", config.DEFAULT_KEY))
+            if loaded.saved["api"][key] == default
+        }
+        self._saved = config.freeze(config.override(loaded.saved, pair))
+        self._take(config.freeze(config.override(self._saved, self._sources.overrides)))
+        return self._effective
+
+    def _take(self, effective: Settings) -> None:
+        self._effective = effective
+        self._publish(effective)
