@@ -1,0 +1,238 @@
+"""The broker's log: text or JSON, to standard error or to a file that rotates and can be reopened.
+
+Standard error suits journald (a priority instead of the time, which journald
+knows itself) and a terminal (colour, unless ``NO_COLOR``). A file is rotated by
+size here, and opened anew by :func:`reopen_logs` when logrotate moved it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+from bpbroker.errors import ConfigurationError
+
+FORMATS: Final = ("text", "json")
+LEVELS: Final = ("debug", "info", "warning", "error")
+
+FILE_MODE: Final = 0o640
+FILE_MAX_BYTES: Final = 10 * 1024 * 1024
+FILES_KEPT: Final = 5
+"""Older files kept beside the one being written, as ``NAME.1`` (newest) to ``NAME.5``."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    """Where the log goes and how it looks."""
+
+    file: Path | None = None
+    """None is standard error."""
+    format: str = "text"
+    """One of :data:`FORMATS`."""
+    level: str = "info"
+    """One of :data:`LEVELS`."""
+
+
+def setup_logging(options: LogOptions) -> None:
+    """Send everything that the process logs where ``options`` say; replaces what an earlier call set up.
+
+    Warnings of Python and errors that end a thread go to the log too.
+
+    Raises:
+        ConfigurationError: the file cannot be written.
+    """
+    handler = _file_handler(options.file) if options.file else logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_formatter(options))
+    root = logging.getLogger()
+    for old in [old for old in root.handlers if getattr(old, _OURS, False)]:
+        root.removeHandler(old)
+        old.close()
+    setattr(handler, _OURS, True)
+    root.addHandler(handler)
+    root.setLevel(options.level.upper())
+    logging.raiseExceptions = False  # a full disk must not fill standard error with tracebacks of the log itself
+    logging.captureWarnings(capture=True)
+    threading.excepthook = _log_thread_error
+
+
+def reopen_logs() -> None:
+    """Close and open the log file again, so that a file moved away by logrotate is let go."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LogFile):
+            handler.reopen()
+
+
+_OURS: Final = "_bpbroker_log"
+
+
+def _log_thread_error(args: threading.ExceptHookArgs) -> None:
+    if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
+        name = args.thread.name if args.thread else "?"
+        error = (args.exc_type, args.exc_value, args.exc_traceback)
+        logging.getLogger(__name__).error("The thread %s ended with an error", name, exc_info=error)
+
+
+class LogFile(RotatingFileHandler):
+    """A log file that rotates by size and takes standard output and error along when they point to it.
+
+    They do when the broker runs in the background: what a library prints must
+    follow the log and not stay in a file that was moved away.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, maxBytes=FILE_MAX_BYTES, backupCount=FILES_KEPT, encoding="utf-8")
+
+    def reopen(self) -> None:
+        """Open the file anew under its name."""
+        with self.lock or nullcontext():
+            old, self.stream = self.stream, self._open()
+            if old:
+                self._redirect(old.fileno())
+                old.close()
+
+    def doRollover(self) -> None:  # noqa: N802 - the name is logging's
+        """Move the files on by one, see :class:`logging.handlers.RotatingFileHandler`."""
+        old = os.dup(self.stream.fileno()) if self.stream else None
+        super().doRollover()
+        if old is not None:
+            self._redirect(old)
+            os.close(old)
+
+    def _open(self) -> Any:
+        return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=_open_private)
+
+    def _redirect(self, old: int) -> None:
+        if not self.stream:
+            return
+        before = os.fstat(old)
+        for number in (1, 2):
+            try:
+                same = os.path.samestat(os.fstat(number), before)
+            except OSError:
+                continue
+            if same:
+                os.dup2(self.stream.fileno(), number)
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, FILE_MODE)
+
+
+def _file_handler(path: Path) -> LogFile:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return LogFile(path)
+    except OSError as error:
+        raise ConfigurationError(f"Cannot write the log file {path}: {error.strerror}") from None
+
+
+def _formatter(options: LogOptions) -> logging.Formatter:
+    if options.format == "json":
+        return JsonFormatter()
+    if options.file:
+        return TextFormatter()
+    if goes_to_journal(sys.stderr, os.environ):
+        return JournalFormatter()
+    return TextFormatter(colour=sys.stderr.isatty() and not os.environ.get("NO_COLOR"))
+
+
+def goes_to_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Whether ``stream`` is the one that systemd connected to its journal (``JOURNAL_STREAM`` of systemd.exec(5))."""
+    try:
+        state = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{state.st_dev}:{state.st_ino}"
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def one_line(text: str) -> str:
+    """Give text with its control characters escaped: what a client sends must not look like a line of its own."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _time(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+_COLOURS: Final = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
+
+
+class TextFormatter(logging.Formatter):
+    """``time LEVEL logger: message``, the time in UTC; a traceback follows on lines of its own, indented."""
+
+    def __init__(self, *, colour: bool = False) -> None:
+        super().__init__()
+        self._colour = colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the line."""
+        level = f"{record.levelname:<7}"
+        if self._colour and record.levelname in _COLOURS:
+            level = f"\x1b[{_COLOURS[record.levelname]}m{level}\x1b[0m"
+        return self.with_trace(f"{_time(record)} {level} {record.name}: {one_line(record.getMessage())}", record)
+
+    def with_trace(self, line: str, record: logging.LogRecord) -> str:
+        """Give the line with the record's traceback below it."""
+        trace = _trace(self, record)
+        return line if trace is None else "\n    ".join([line, *trace.splitlines()])
+
+
+class JournalFormatter(TextFormatter):
+    """A line for journald: the priority in front (sd-daemon(3)), and no time."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the line; each line of a traceback has the priority too, as journald reads line by line."""
+        line = self.with_trace(f"{record.name}: {one_line(record.getMessage())}", record)
+        prefix = f"<{_priority(record.levelno)}>"
+        return "\n".join(prefix + part for part in line.splitlines())
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: ``time``, ``level``, ``logger``, ``message``, what was given as ``extra``, ``error``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the line."""
+        fields: dict[str, Any] = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        fields.update((key, value) for key, value in record.__dict__.items() if key not in _STANDARD)
+        trace = _trace(self, record)
+        if trace is not None:
+            fields["error"] = trace
+        return json.dumps(fields, default=str, ensure_ascii=True)
+
+
+_STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+"""Attributes that every record has; others were given as ``extra``."""
+
+
+def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str | None:
+    if record.exc_info and not record.exc_text:
+        record.exc_text = formatter.formatException(record.exc_info)
+    return record.exc_text or None
+
+
+def _priority(level: int) -> int:
+    """Give syslog's number for a level."""
+    for number, floor in ((2, logging.CRITICAL), (3, logging.ERROR), (4, logging.WARNING), (6, logging.INFO)):
+        if level >= floor:
+            return number
+    return 7
