@@ -1,0 +1,79 @@
+"""Running the broker in the background, so that the caller's exit code is the truth.
+
+CherryPy's daemoniser lets its parent exit 0 before anything has started. Here
+the caller's process stays until the background process says over a pipe that
+it is ready, or what stopped it.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from bpbroker.errors import BpbrokerError, ConfigurationError, StartError
+
+READY = "ready"
+
+
+def in_background(serve: Callable[[Callable[[], None]], int], log_file: Path) -> int:
+    """Run ``serve(ready)`` in a background process of its own session; return 0 once it called ``ready``.
+
+    Must be called before the first thread starts. Standard output and error of
+    the background process go to ``log_file``.
+
+    Raises:
+        ConfigurationError, StartError: what ended it before it was ready.
+    """
+    if not hasattr(os, "fork"):
+        raise StartError("--daemon does not exist on this system; use install-service instead")
+    try:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640))
+    except OSError as error:
+        raise StartError(f"Cannot write the log file {log_file}: {error.strerror}") from None
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        _background(serve, log_file, writer)
+    os.close(writer)
+    os.waitpid(pid, 0)
+    with os.fdopen(reader, encoding="utf-8") as pipe:
+        outcome = pipe.read()
+    if outcome == READY:
+        return 0
+    code, _, message = outcome.partition("\n")
+    if not message:
+        raise StartError(f"The broker ended before it was ready; {log_file} may say why")
+    raise ConfigurationError(message) if code == str(ConfigurationError.exit_code) else StartError(message)
+
+
+def _background(serve: Callable[[Callable[[], None]], int], log_file: Path, writer: int) -> None:
+    """Become the background process, serve, and end; never returns."""
+    from cherrypy.process.plugins import Daemonizer
+
+    said = False
+
+    def say(outcome: str) -> None:
+        nonlocal said
+        if not said:
+            said = True
+            os.write(writer, outcome.encode())
+            os.close(writer)
+
+    code = 1
+    try:
+        Daemonizer.daemonize(stdout=str(log_file), stderr=str(log_file))
+        os.umask(0o022)  # the daemoniser leaves 0: files of extensions would be writable by all
+        os.chdir("/")
+        code = serve(lambda: say(READY))
+    except BpbrokerError as error:
+        code = error.exit_code
+        say(f"{code}\n{error}")
+    except BaseException as error:  # noqa: BLE001 - the last frame of this process: log it and end
+        traceback.print_exc()
+        say(f"1\nThe broker could not start: {error!r}; {log_file} has the details")
+    finally:
+        os._exit(code)

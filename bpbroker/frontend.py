@@ -1,0 +1,335 @@
+"""The HTTP frontend: one request in, one message to an actor, one JSON answer out.
+
+A WSGI application that never waits: what an actor has to answer is returned as
+:class:`bpbroker.responses.Later`, which the server parks.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+
+from bpbroker import access, config, entry, messages, responses, schema
+from bpbroker.actions import BUILT_IN, Ask, Limits
+from bpbroker.control import CONTROL
+from bpbroker.errors import (
+    BadRequest,
+    Forbidden,
+    MethodNotAllowed,
+    NotFound,
+    RequestError,
+    TooManyRequests,
+    Unauthorized,
+)
+from bpbroker.openapi import description
+from bpbroker.parameters import Parameters, parse
+from bpbroker.responses import Later, Response
+
+logger = logging.getLogger(__name__)
+access_log = logging.getLogger("bpbroker.access")
+
+StartResponse = Callable[..., Any]
+
+ASK_TIMEOUT_SECS: Final = 30.0
+_METHOD_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}\Z")
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class _Derived:
+    """What every request needs of the settings, worked out once for all of them."""
+
+    settings: messages.Settings
+    limits: Limits
+    keys: Mapping[str, tuple[str, ...]]
+    """Namespace to its access keys, for each section that is a namespace."""
+
+    @classmethod
+    def of(cls, settings: messages.Settings) -> _Derived:
+        """Work it out."""
+        namespaces = (*BUILT_IN, *config.namespaces(settings))
+        limits = Limits(
+            name_bytes=schema.option(settings, "api", "max_name_bytes"),
+            data_bytes=schema.option(settings, "api", "max_data_bytes"),
+            depth=schema.option(settings, "api", "max_json_depth"),
+        )
+        return cls(settings, limits, {name: config.access_keys(settings, name) for name in namespaces})
+
+
+class Application:
+    """The WSGI application.
+
+    Args:
+        settings: the settings in force.
+        addresses: the broker's actors by name; looked up at each use.
+        control_token: what the local ``bpbroker`` command brings to ``/_control``.
+    """
+
+    def __init__(
+        self, settings: messages.Settings, addresses: Mapping[str, messages.Address], control_token: str
+    ) -> None:
+        self._addresses = addresses
+        self._control_token = control_token
+        self._derived = _Derived.of(settings)
+        self._wrong_keys = access.WrongKeys(schema.option(settings, "api", "wrong_keys_per_minute"))
+        self._id_prefix = os.urandom(6).hex()
+        self._id_number = 0
+
+    def settings_changed(self, settings: messages.Settings) -> None:
+        """Serve by these settings from the next request on."""
+        self._derived = _Derived.of(settings)
+        self._wrong_keys.limit = schema.option(settings, "api", "wrong_keys_per_minute")
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Any:
+        """Serve one request (PEP 3333)."""
+        call = _Call(environ, self._request_id(environ), start_response)
+        try:
+            result = self._serve(environ, call)
+        except RequestError as error:
+            result = responses.of_error(error)
+        except Exception as error:  # noqa: BLE001 - the edge: everything becomes an answer
+            result = call.broken(error)
+        if isinstance(result, Response):
+            call.send(result)
+            return [result.body]
+        if result.reply.done():
+            response = result.render(result.reply)
+            call.send(response)
+            return [response.body]
+        return result
+
+    def _request_id(self, environ: Mapping[str, Any]) -> str:
+        given = environ.get("HTTP_X_REQUEST_ID", "")
+        if given and _REQUEST_ID.match(given):
+            return str(given)
+        self._id_number += 1
+        return f"{self._id_prefix}{self._id_number:06x}"
+
+    def _serve(self, environ: dict[str, Any], call: _Call) -> Response | Later:
+        _check_origin(environ)
+        path: str = environ["PATH_INFO"]
+        if path.startswith("/_control/"):
+            return self._control(path[10:].strip("/"), environ, call)
+        page = _PAGES.get(path)
+        if page is not None:
+            if environ["REQUEST_METHOD"] != "GET":
+                raise MethodNotAllowed(f"{path} is read with GET", ("GET",))
+            return page(self, call)
+        namespace, _, method = path.removeprefix("/").removesuffix("/").partition("/")
+        if not namespace:
+            raise NotFound("This is a bpbroker: requests go to /<namespace>/<Method>/")
+        call.namespace, call.method = namespace, method
+        derived = self._derived
+        keys = derived.keys.get(namespace)
+        if keys is None:
+            raise Unauthorized("Unauthorized package")
+        parameters = parse(
+            environ.get("QUERY_STRING", ""), environ.get("CONTENT_TYPE", ""), _body(environ), derived.limits.depth
+        )
+        if keys:
+            self._check_key(keys, _candidates(environ, parameters), call.source)
+        actions = BUILT_IN.get(namespace)
+        if actions is None:
+            return self._extension(namespace, method, parameters, environ, call)
+        action = actions.get(method)
+        if action is None:
+            raise Unauthorized("Unauthorized method")
+        if environ["REQUEST_METHOD"] not in action.allow:
+            raise MethodNotAllowed(f"{namespace}/{method} is called with {' or '.join(action.allow)}", action.allow)
+        call.name = parameters.values.get("name")
+        outcome = action.decide(parameters, environ, call.source, derived.limits)
+        if isinstance(outcome, Response):
+            return outcome
+        return self._ask("registry", outcome, call)
+
+    def _check_key(self, keys: tuple[str, ...], candidates: list[object], source: str) -> None:
+        now = time.monotonic()
+        pause = self._wrong_keys.pause_secs(source, now)
+        if pause is not None:
+            error = TooManyRequests(f"Too many wrong access keys from {source}; try again in {pause} s")
+            error.retry_after_secs = pause
+            raise error
+        if not access.matches(candidates, keys):
+            if candidates:
+                self._wrong_keys.count(source, now)
+            raise Unauthorized("Incorrect access key")
+
+    def _ask(self, name: str, ask: Ask, call: _Call) -> Later:
+        address = self._addresses[name]
+        timeout = ask.timeout_secs or ASK_TIMEOUT_SECS
+        reply = address.ask(ask.message, timeout)
+        show = ask.show
+
+        def render(reply: Future[Any]) -> Response:
+            return responses.rendered(reply, show, call.broken)
+
+        return Later(reply, render, call.send, timeout)
+
+    def _extension(
+        self, namespace: str, method: str, parameters: Parameters, environ: Mapping[str, Any], call: _Call
+    ) -> Later:
+        if not _METHOD_NAME.match(method):
+            raise Unauthorized("Unauthorized method")
+        if environ["REQUEST_METHOD"] not in ("POST", "GET"):
+            raise MethodNotAllowed(f"{namespace}/{method} is called with POST or GET", ("POST", "GET"))
+        key = environ.get("HTTP_IDEMPOTENCY_KEY") or None
+        if key is not None and len(key) > 255:
+            raise BadRequest("The Idempotency-Key is longer than 255 characters")
+        name = f"extension {namespace}"
+        if name not in self._addresses:  # its section was added a moment ago and its actor is about to start
+            raise Unauthorized("Unauthorized method")
+        message = messages.Call(method, parameters.texts(), call.source, call.id, key)
+        options = self._derived.settings.get(namespace, {})
+        limit: float = options.get("_timeout_secs", 30)
+        waits: int = options.get("_queue_max", 64)
+        # The actor answers each call, however it ends; this is only for an actor that broke.
+        return self._ask(name, Ask(message, _called, limit * (waits + 2) + ASK_TIMEOUT_SECS), call)
+
+    def _control(self, method: str, environ: dict[str, Any], call: _Call) -> Response | Later:
+        """Serve the local ``bpbroker`` command, which has read the token from the lock file."""
+        call.namespace, call.method = "_control", method
+        if environ["REQUEST_METHOD"] != "POST":
+            raise MethodNotAllowed("The control interface is called with POST")
+        scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        if scheme.lower() != "bearer" or not access.matches([token], (self._control_token,)):
+            raise Unauthorized("Unauthorized package")
+        action = CONTROL.get(method)
+        if action is None:
+            raise Unauthorized("Unauthorized method")
+        body = _body(environ)
+        document = entry.strict_json(body.decode(), what="The request body", max_depth=200) if body else {}
+        if not isinstance(document, dict):
+            raise BadRequest("The request body must be a JSON object")
+        name, ask = action(document)
+        return self._ask(name, ask, call)
+
+    def _health(self, call: _Call) -> Later:
+        return self._ask("healthcheck", Ask(messages.Health(), _health, 5.0), call)
+
+    def _ready(self, call: _Call) -> Later:
+        return self._ask("healthcheck", Ask(messages.Health(), _ready, 5.0), call)
+
+    def _live(self, _call: _Call) -> Response:
+        return responses.success_with({"live": True})
+
+    def _openapi(self, _call: _Call) -> Response:
+        return Response(200, json.dumps(description()).encode())
+
+
+_PAGES: Final[Mapping[str, Callable[[Application, _Call], Response | Later]]] = {
+    "/health": Application._health,  # noqa: SLF001 - this table is the class's own
+    "/ready": Application._ready,  # noqa: SLF001 - as above
+    "/live": Application._live,  # noqa: SLF001 - as above
+    "/openapi.json": Application._openapi,  # noqa: SLF001 - as above
+}
+
+
+class _Call:
+    """One request on its way: what its answer and its line in the access log need."""
+
+    __slots__ = ("_environ", "_start_response", "_started", "id", "method", "name", "namespace", "source")
+
+    def __init__(self, environ: dict[str, Any], request_id: str, start_response: StartResponse) -> None:
+        self._environ = environ
+        self._start_response = start_response
+        self._started = time.monotonic()
+        self.id = request_id
+        self.source = plain_address(environ.get("REMOTE_ADDR", ""))
+        self.namespace = ""
+        self.method = ""
+        self.name: Any = None
+
+    def send(self, response: Response) -> None:
+        """Give status and headers to the server, and write the access log."""
+        headers = [("X-Request-Id", self.id), ("Cache-Control", "no-store"), *response.headers]
+        if response.status != HTTPStatus.NOT_MODIFIED:
+            headers[:0] = [("Content-Type", response.content_type), ("Content-Length", str(len(response.body)))]
+        self._start_response(response.status_line, headers)
+        if access_log.isEnabledFor(logging.INFO):
+            access_log.info("%s", json.dumps(self._line(response)))
+
+    def broken(self, error: BaseException) -> Response:
+        """Answer what nobody foresaw: the client gets an id, the log everything."""
+        logger.error("Request %s failed", self.id, exc_info=error)
+        return responses.failure(500, f"Internal error; the broker's log has it under id {self.id}")
+
+    def _line(self, response: Response) -> dict[str, Any]:
+        return {
+            "time": round(time.time(), 3),
+            "id": self.id,
+            "address": self.source,
+            "namespace": self.namespace[:128],
+            "method": self.method[:128],
+            "name": self.name[:256] if isinstance(self.name, str) else None,
+            "status": response.status,
+            "ms": round((time.monotonic() - self._started) * 1000, 2),
+            "bytes": len(response.body),
+        }
+
+
+def plain_address(address: str) -> str:
+    """Give an address as clients know it: IPv4 in IPv6 as plain IPv4."""
+    return address[7:] if address.startswith("::ffff:") and "." in address else address
+
+
+def _check_origin(environ: Mapping[str, Any]) -> None:
+    """Refuse what a web page of another origin makes a browser send.
+
+    Raises:
+        Forbidden: the request has an ``Origin`` that is not this server.
+    """
+    origin = environ.get("HTTP_ORIGIN")
+    if origin is not None and origin != f"https://{environ.get('HTTP_HOST', '')}":
+        raise Forbidden("Requests from web pages of another origin are not served")
+
+
+def _body(environ: Mapping[str, Any]) -> bytes:
+    """Give the whole body; the server has read and bounded it already."""
+    stream = environ.get("wsgi.input")
+    if stream is None or (environ.get("CONTENT_LENGTH") in (None, "", "0") and "HTTP_TRANSFER_ENCODING" not in environ):
+        return b""
+    content: bytes = stream.read()
+    return content
+
+
+def _candidates(environ: Mapping[str, Any], parameters: Parameters) -> list[object]:
+    """Give every access key that the request brings, wherever."""
+    found: list[object] = list(parameters.keys)
+    scheme, _, key = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    if key and scheme.lower() == "bearer":
+        found.append(_utf8(key.strip()))
+    header = environ.get("HTTP_X_ACCESS_KEY", "")
+    if header:
+        found.append(_utf8(header))
+    return found
+
+
+def _utf8(header: str) -> str:
+    """Give a header's bytes, which WSGI shows as Latin-1, as the UTF-8 text that they are."""
+    return header.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def _called(result: messages.CallResult) -> Response:
+    if result.status != 200:
+        return responses.failure(result.status, result.message)
+    return Response(200, result.body, content_type=result.content_type)
+
+
+def _health(report: messages.HealthReport) -> Response:
+    body = {"success": report.ok, "message": "Success" if report.ok else "Not healthy", "data": responses.plain(report)}
+    return Response(200 if report.ok else 503, json.dumps(body).encode(), "" if report.ok else "Not healthy")
+
+
+def _ready(report: messages.HealthReport) -> Response:
+    missing = [part.name for part in report.parts if not part.ok and part.name in ("registry", "config store")]
+    if missing:
+        return responses.failure(503, f"Not ready: {', '.join(missing)}")
+    return responses.success_with({"ready": True})

@@ -1,0 +1,78 @@
+"""The API's description in OpenAPI 3.1, served at ``/openapi.json``."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from bpbroker import __version__
+from bpbroker.actions import BUILT_IN
+
+
+def _text(description: str, **more: Any) -> dict[str, Any]:
+    return {"type": "string", "description": description, **more}
+
+
+_NAME = _text("The entry's name", minLength=1, maxLength=256, pattern="^[^_\\s]")
+_DATA = {
+    "description": "An object, or text: a JSON object in text becomes the entry, other text is kept under _str",
+    "oneOf": [{"type": "object"}, {"type": "string"}],
+}
+_WAIT = {"type": "number", "minimum": 0, "maximum": 600, "description": "Seconds to wait for it"}
+_COUNT = {"type": "integer", "minimum": 0, "description": "How many entries to wait for"}
+
+_PARAMETERS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "Register": ({"name": _NAME, "data": _DATA}, ["name", "data"]),
+    "Replace": ({"name": _NAME, "data": _DATA}, ["name", "data"]),
+    "Update": ({"name": _NAME, "data": _DATA}, ["name", "data"]),
+    "Delete": ({"name": _NAME}, ["name"]),
+    "Get": ({"name": _NAME, "wait": _WAIT}, ["name"]),
+    "List": ({"prefix": _text("Only names that begin so"), "wait": _WAIT, "count": _COUNT}, []),
+    "Ping": ({"data": _DATA}, []),
+}
+
+_ANSWERS = {
+    "200": "Success", "304": "Unchanged", "400": "Bad request", "401": "Wrong or missing key, or no such method",
+    "403": "A web page of another origin", "404": "No such entry", "405": "Another HTTP method is needed",
+    "409": "The entry exists already", "412": "The precondition failed", "413": "Too large",
+    "429": "Too many wrong keys", "503": "Overloaded, or storage failed", "504": "Timed out",
+}  # fmt: skip
+
+
+@cache
+def description() -> dict[str, Any]:
+    """Give the description as a JSON object."""
+    result = {
+        "type": "object",
+        "required": ["success", "message"],
+        "properties": {"success": {"type": "boolean"}, "message": {"type": "string"}, "data": {"type": "object"}},
+    }
+    pong = {"type": "object", "properties": {"src": {"type": "string"}, "data": {"type": "object"}}}
+    paths: dict[str, Any] = {}
+    for namespace, actions in BUILT_IN.items():
+        for method in actions:
+            properties, required = _PARAMETERS[method]
+            body = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+            operation = {
+                "operationId": f"{namespace}{method}",
+                "requestBody": {"required": bool(required), "content": {"application/json": {"schema": body}}},
+                "responses": {
+                    status: {
+                        "description": text,
+                        **_content(pong if (namespace, status) == ("ping", "200") else result, status),
+                    }
+                    for status, text in _ANSWERS.items()
+                },
+            }
+            paths[f"/{namespace}/{method}/"] = {"post": operation}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "bpbroker", "version": __version__},
+        "components": {"securitySchemes": {"accessKey": {"type": "http", "scheme": "bearer"}}},
+        "security": [{}, {"accessKey": []}],
+        "paths": paths,
+    }
+
+
+def _content(schema: dict[str, Any], status: str) -> dict[str, Any]:
+    return {} if status == "304" else {"content": {"application/json": {"schema": schema}}}
