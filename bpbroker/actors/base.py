@@ -227,7 +227,7 @@ class Actor(pykka.ThreadingActor):
 class ActorAddress:
     """The lasting name of an actor; implements :class:`bpbroker.messages.Address`.
 
-    The healthcheck puts a fresh actor behind it with :meth:`rebind` when the
+    The healthcheck puts a fresh actor behind it with :meth:`replace` when the
     old one died or is stuck (pykka cannot start an actor again).
     """
 
@@ -238,9 +238,12 @@ class ActorAddress:
     def __repr__(self) -> str:
         return f"<ActorAddress {self.name}>"
 
-    def rebind(self, ref: pykka.ActorRef[Any] | None) -> None:
-        """Put another actor, or none for the moment, behind this name."""
-        self._ref = ref
+    def replace(self, ref: pykka.ActorRef[Any]) -> None:
+        """Put another actor behind this name; the one before stops if it ever comes to itself again."""
+        before, self._ref = self._ref, ref
+        if before is not None:
+            with contextlib.suppress(pykka.ActorDeadError):
+                before.stop(block=False)
 
     @property
     def alive(self) -> bool:

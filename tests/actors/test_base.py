@@ -150,6 +150,6 @@ def test_a_fresh_actor_takes_the_place_of_a_stopped_one() -> None:
     address = base.ActorAddress("worker", base.launch(Worker))
     assert address.stop(5)
     assert not address.alive
-    address.rebind(base.launch(Worker))
+    address.replace(base.launch(Worker))
     assert ask(address, 1) == 1
     assert address.stop(5)
