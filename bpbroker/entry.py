@@ -51,6 +51,9 @@ def check_name(name: object, *, max_bytes: int = NAME_MAX_BYTES) -> str:
     return name
 
 
+_JSON_SPACE: Final = " \t\n\r"
+
+
 class _Fault(ValueError):
     """A value that Python's parser accepts but JSON, or this broker, does not."""
 
@@ -95,9 +98,20 @@ def strict_json(text: str, *, what: str = "The data", max_depth: int = DEPTH_MAX
         BadRequest: the text is JSON-like but has one of those faults; the message names it.
         json.JSONDecodeError: the text is not JSON at all.
     """
+    start = len(text) - len(text.lstrip(_JSON_SPACE))
+    value, end = strict_json_at(text, start, what=what, max_depth=max_depth)
+    rest = text[end:].lstrip(_JSON_SPACE)
+    if rest:
+        raise json.JSONDecodeError("Extra data", text, len(text) - len(rest))
+    return value
+
+
+def strict_json_at(text: str, at: int, *, what: str, max_depth: int) -> tuple[Any, int]:
+    """Parse one JSON value that begins exactly at ``at``; gives it and its end. Errors as of :func:`strict_json`."""
     try:
-        value = _DECODER.decode(text)
-        if too_deep(value, max_depth):
+        value, end = _DECODER.raw_decode(text, at)
+        # Who has few brackets cannot be deep; counting them is much cheaper than looking.
+        if text.count("{", at, end) + text.count("[", at, end) > max_depth and too_deep(value, max_depth):
             raise _Fault(f"it is nested deeper than {max_depth}")
     except json.JSONDecodeError:
         raise
@@ -105,7 +119,7 @@ def strict_json(text: str, *, what: str = "The data", max_depth: int = DEPTH_MAX
         raise BadRequest(f"{what} cannot be used: it is nested deeper than {max_depth}") from None
     except _Fault as fault:
         raise BadRequest(f"{what} cannot be used: {fault}") from None
-    return value
+    return value, end
 
 
 def too_deep(value: object, limit: int = DEPTH_MAX) -> bool:

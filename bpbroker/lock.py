@@ -16,11 +16,14 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+from bpbroker import durable
 from bpbroker.errors import ConfigurationError, InUse
 
 _TRIES = 20
 _PAUSE_SECS = 0.02
 """A look at the lock takes it for a moment; who wants it for good tries a little longer than that."""
+
+_NOTE_BYTES = 4096
 
 
 class FileLock:
@@ -40,12 +43,17 @@ class FileLock:
         """
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            durable.adopt_owner(descriptor, self._config_file)
         except OSError as error:
             raise ConfigurationError(f"Cannot write {self._path}: {error.strerror}") from None
         for attempt in range(_TRIES):
-            if _try_lock(descriptor):
+            if _try_lock(descriptor, alone=True):
                 self._descriptor = descriptor
-                self.describe(pid=os.getpid())
+                try:
+                    self.describe(pid=os.getpid())
+                except OSError as error:
+                    self.release()
+                    raise ConfigurationError(f"Cannot write {self._path}: {error.strerror}") from None
                 return
             if attempt < _TRIES - 1:
                 time.sleep(_PAUSE_SECS)
@@ -58,10 +66,9 @@ class FileLock:
         """Write the note, replacing the one before. Only while the lock is held."""
         if self._descriptor is None:
             raise RuntimeError("describe() without the lock")
-        text = json.dumps(note).encode()
+        text = json.dumps(note).encode().ljust(_NOTE_BYTES)
         os.lseek(self._descriptor, 0, os.SEEK_SET)
-        os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, text)
+        os.write(self._descriptor, text)  # in one piece and always as long: a reader sees no half of it
 
     def release(self) -> None:
         """Let go; doing it twice does no harm."""
@@ -96,7 +103,7 @@ def holder(config_file: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise ConfigurationError(f"Cannot read {lock_path(config_file)}: {error.strerror}; try as its owner") from None
     try:
-        return None if _try_lock(descriptor) else _read_note(descriptor)
+        return None if _try_lock(descriptor, alone=False) else _read_note(descriptor)
     finally:
         os.close(descriptor)
 
@@ -104,7 +111,7 @@ def holder(config_file: Path) -> dict[str, Any] | None:
 def _read_note(descriptor: int) -> dict[str, Any]:
     os.lseek(descriptor, 0, os.SEEK_SET)
     try:
-        note = json.loads(os.read(descriptor, 65536))
+        note = json.loads(os.read(descriptor, _NOTE_BYTES))
     except ValueError:
         return {}
     return note if isinstance(note, dict) else {}
@@ -115,7 +122,7 @@ if sys.platform == "win32":
 
     _BEYOND = 1 << 30  # Windows locks bytes; this one is past the note, which stays readable
 
-    def _try_lock(descriptor: int) -> bool:
+    def _try_lock(descriptor: int, *, alone: bool) -> bool:  # noqa: ARG001 - Windows has no shared lock here
         os.lseek(descriptor, _BEYOND, os.SEEK_SET)
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
@@ -125,11 +132,12 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _try_lock(descriptor: int) -> bool:
+    def _try_lock(descriptor: int, *, alone: bool) -> bool:
         # flock, not lockf: it belongs to the open file, so it survives the daemoniser's forks,
         # and closing another descriptor of the same file does not release it.
+        # Those who only look share it, so that two of them do not take each other for a broker.
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except OSError:
             return False
         return True

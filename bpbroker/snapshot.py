@@ -1,25 +1,17 @@
 """The configuration file as a snapshot: settings and entries, read strictly, written atomically.
 
-One section a block, one entry a line, so that a person can read and edit it
-while the broker is stopped.
+How it looks is in :mod:`bpbroker.document`, how it gets onto the disk in
+:mod:`bpbroker.durable`.
 """
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bpbroker import config, entry
-from bpbroker.errors import BadRequest, ConfigurationError, DamagedFile, StorageFailed, StorageFull
-
-_DEPTH_MAX = 200
-_ENTRIES_PER_WRITE = 1000
+from bpbroker import config, document, durable
+from bpbroker.errors import ConfigurationError, DamagedFile
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -44,39 +36,23 @@ def parse(content: bytes, where: str) -> tuple[dict[str, Any], dict[str, bytes]]
     Raises:
         DamagedFile: it is no configuration.
     """
-    document = parse_document(content, where)
-    settings, values = config.split(document)
-    entries: dict[str, bytes] = {}
-    for name, value in values.items():
-        if not isinstance(value, dict):
-            raise DamagedFile(f"{where}: services.{name} is not an object, but every entry must be one")
-        try:
-            entries[name] = entry.encode(value)
-        except UnicodeEncodeError:
-            raise DamagedFile(f"{where}: services.{name} holds a lone surrogate, which is no text") from None
-    return settings, entries
+    try:
+        return document.parse(content)
+    except document.Fault as fault:
+        raise DamagedFile(f"{where}: {fault}") from None
 
 
 def parse_document(content: bytes, where: str) -> dict[str, Any]:
-    """Give the JSON object in ``content``.
+    """Give the JSON object in ``content``, entries and all, as one plain document.
 
     Raises:
-        DamagedFile: with line and column where there are any.
+        DamagedFile: with line and column.
     """
-    if not content.strip():
-        raise DamagedFile(f"{where} is empty")
-    try:
-        document = entry.strict_json(content.decode("utf-8-sig"), what=where, max_depth=_DEPTH_MAX)
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DamagedFile(f"{where}: line {line} is not UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        raise DamagedFile(f"{where}: line {error.lineno}, column {error.colno}: {error.msg}") from None
-    except BadRequest as error:
-        raise DamagedFile(str(error)) from None
-    if not isinstance(document, dict):
-        raise DamagedFile(f"{where} holds no JSON object; it must begin with {{")
-    return document
+    settings, entries = parse(content, where)
+    if entries:
+        section: dict[str, Any] = settings[config.REGISTRY_SECTION]
+        section.update((name, document.value_of(value)) for name, value in entries.items())
+    return settings
 
 
 def write(path: Path, settings: Mapping[str, Any], entries: Mapping[str, bytes]) -> None:
@@ -88,65 +64,9 @@ def write(path: Path, settings: Mapping[str, Any], entries: Mapping[str, bytes])
         StorageFull: the disk is full; the old file is there.
         StorageFailed: anything else went wrong; the old file is there unless ``outcome_known`` is False.
     """
-    renamed = False
-    temporary: str | None = None
-    try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            for piece in _pieces(settings, entries):
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-        renamed = True
-        sync_folder(path.parent)
-    except OSError as error:
-        if temporary is not None and not renamed:
-            with suppress(OSError):
-                Path(temporary).unlink()
-        kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) and not renamed else StorageFailed
-        failure = kind(f"Cannot write {path}: {error.strerror or error}")
-        failure.outcome_known = not renamed
-        raise failure from None
+    durable.replace(path, chunks(settings, entries))
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename in this folder durable; Windows has no such call and needs none."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _pieces(settings: Mapping[str, Any], entries: Mapping[str, bytes]) -> Iterator[bytes]:
-    """Give the file's text in pieces small enough to let other threads run in between."""
-    sections = dict(settings)
-    sections.setdefault(config.REGISTRY_SECTION, {})
-    yield b"{"
-    for number, (name, section) in enumerate(sections.items()):
-        yield b",\n    " if number else b"\n    "
-        yield json.dumps(name, ensure_ascii=False).encode() + b": "
-        if name == config.REGISTRY_SECTION and isinstance(section, Mapping):
-            yield from _registry(section, entries)
-        else:
-            yield json.dumps(config.thaw(section), ensure_ascii=False, indent=4).replace("\n", "\n    ").encode()
-    yield b"\n}\n"
-
-
-def _registry(section: Mapping[str, Any], entries: Mapping[str, bytes]) -> Iterator[bytes]:
-    own = {key: json.dumps(config.thaw(value), ensure_ascii=False).encode() for key, value in section.items()}
-    yield b"{"
-    lines: list[bytes] = []
-    first = True
-    for items in (own, entries):
-        for key, value in items.items():
-            lines.append((b"\n        " if first else b",\n        ") + json.dumps(key).encode() + b": " + value)
-            first = False
-            if len(lines) == _ENTRIES_PER_WRITE:
-                yield b"".join(lines)
-                lines.clear()
-    yield b"".join(lines)
-    yield b"}" if first else b"\n    }"
+def chunks(settings: Mapping[str, Any], entries: Mapping[str, bytes]) -> Iterator[bytes]:
+    """Give a file's content piece by piece."""
+    return document.chunks(settings, entries)
