@@ -36,6 +36,7 @@ from bpbroker.actors.extension import Extension
 from bpbroker.actors.healthcheck import Healthcheck
 from bpbroker.actors.registry import Registry
 from bpbroker.daemon import in_background
+from bpbroker.datagram import Answer
 from bpbroker.errors import BpbrokerError, ConfigurationError, InUse
 from bpbroker.frontend import Application
 from bpbroker.lock import FileLock
@@ -49,6 +50,10 @@ logger = logging.getLogger("bpbroker")
 
 START_TIMEOUT_SECS = 60.0
 ASK_TIMEOUT_SECS = 10.0
+SAME_SIGNAL_SECS = 0.5
+"""A wrapper such as sudo or timeout passes on the Ctrl-C that the terminal sends anyway: that is no second one."""
+LOOP_SILENT_SECS = 5.0
+"""The server's loop goes round four times a second; after this long it is taken for stuck."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +130,7 @@ class Broker:
         self._events: queue.SimpleQueue[tuple[Any, Future[Any] | None]] = queue.SimpleQueue()
         self._addresses: dict[str, messages.Address] = {}
         self._factories: dict[str, Callable[[], pykka.ActorRef[Any]]] = {}
-        self._stopping = False
+        self._stop_asked: float | None = None
 
     def run(self) -> int:
         """Start, serve until told to stop, stop. Gives the exit code."""
@@ -136,7 +141,6 @@ class Broker:
             self._start_frontend()
             self._say_ready()
             self._serve()
-            self._stopping = True
             sdnotify.notify(sdnotify.STOPPING)
             logger.info("Stopped")
         return 0
@@ -216,12 +220,12 @@ class Broker:
         self._save()
         store = self._addresses["config store"]
         self._start("backup", lambda: launch(Backup, own, store, self._settings))
-        identity = tls.fingerprint(self._cert)
-        self._start("discovery", lambda: launch(Discovery, self._udp, registry, self._settings, identity))
+        self._start("discovery", lambda: launch(Discovery, self._udp, registry, self._settings, self._identity()))
         for namespace in config.namespaces(settings):
             self._start_extension(namespace)
         self._undo.callback(self._stop_actors)
-        self._start("healthcheck", lambda: launch(Healthcheck, self._addresses, self._restart, self._settings))
+        probes = {"frontend": self._probe_frontend}
+        self._start("healthcheck", lambda: launch(Healthcheck, self._addresses, self._restart, self._settings, probes))
 
     def _start(self, name: str, factory: Callable[[], pykka.ActorRef[Any]]) -> None:
         """Start an actor, see that it answers, and keep how to make another one."""
@@ -233,6 +237,11 @@ class Broker:
     def _restart(self, name: str) -> pykka.ActorRef[Any]:
         """Make a fresh actor for the healthcheck to put in a dead one's place."""
         return self._factories[name]()
+
+    def _identity(self) -> Answer:
+        """Give what discovery says of this broker; the certificate stands for its registry, which is its own."""
+        fingerprint = tls.fingerprint(self._cert)
+        return Answer(fingerprint.replace(":", "")[:16], self._port, fingerprint, "")
 
     def _start_extension(self, namespace: str) -> None:
         registry = self._addresses["registry"]
@@ -263,11 +272,22 @@ class Broker:
 
     # --- frontend ---
 
+    def _probe_frontend(self) -> messages.Pong:
+        """Say how the server's loop is."""
+        server = getattr(self, "_server", None)
+        if server is None or not server.ready:
+            return messages.Pong()  # nobody can ask yet
+        silent = server.selecting.silent_secs()
+        slow = silent > LOOP_SILENT_SECS
+        detail = f"its loop has not gone round for {silent:.0f} s" if slow else ""
+        return messages.Pong(not slow, detail, server.selecting.figures())
+
     def _start_frontend(self) -> None:
         self._addresses["broker"] = _MainLoop(self._events)
         self._application = Application(self._settings, self._addresses, self._token)
         self._server = BrokerServer(self._tcp, self._application, self._settings, self._context)
         cherrypy.config.update({"engine.autoreload.on": False, "log.screen": False})
+        cherrypy.log.error_log.setLevel(logging.WARNING)  # the bus tells of each of its states
         cherrypy.server.unsubscribe()
         cherrypy.tree.graft(self._application, "")
         adapter = ServerAdapter(cherrypy.engine, self._server)
@@ -297,7 +317,7 @@ class Broker:
 
     def _local_address(self) -> str:
         """Give the address at which a command on this machine reaches the broker."""
-        ip = self._tcp.getsockname()[0]
+        ip: str = self._tcp.getsockname()[0]
         return {"::": "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(ip, ip)  # noqa: S104 - compared, not bound
 
     # --- the main thread's loop ---
@@ -306,11 +326,12 @@ class Broker:
         """Let signals become events; a second one while stopping ends the process at once."""
 
         def stop(number: int, _frame: FrameType | None) -> None:
-            if self._stopping:
+            if self._stop_asked is None:
+                self._stop_asked = time.monotonic()
+                self._events.put((messages.Stop(), None))
+            elif time.monotonic() > self._stop_asked + SAME_SIGNAL_SECS:
                 # Nothing acknowledged is lost: the journal has it.
                 os._exit(128 + number)
-            self._stopping = True
-            self._events.put((messages.Stop(), None))
 
         self._handle(signal.SIGINT, stop)
         self._handle(signal.SIGTERM, stop)
@@ -380,11 +401,10 @@ class Broker:
         except ConfigurationError as error:
             logger.error("The certificate was not reloaded, the one before stays in use: %s", error)  # noqa: TRY400 - as above
             return
-        if tls.fingerprint(cert) != tls.fingerprint_in_use(context):
-            logger.info("The certificate is now %s", tls.fingerprint(cert))
         self._cert, self._key, self._context = cert, key, context
         self._server.reload(context, settings)
         self._describe()
+        logger.info("The certificate in use is %s, SHA-256 %s", cert, tls.fingerprint(cert))
 
     def _settings_published(self, settings: messages.Settings) -> None:
         """Hear from the config store, in its thread; the main thread does the work."""
