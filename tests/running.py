@@ -1,0 +1,191 @@
+"""A real ``bpbroker`` process, for end-to-end tests and benchmarks."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+START_SECS = 60.0
+"""Wide: shared machines are five times slower from one minute to the next."""
+
+
+class Answer(NamedTuple):
+    """What came back over HTTPS."""
+
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def untrusting() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+class RunningBroker:
+    """One broker with its own home, on a free port; :meth:`start` it, :meth:`stop` it, as often as you like."""
+
+    def __init__(self, home: Path, settings: Mapping[str, Any] | None = None, *options: str) -> None:
+        self.home = home
+        self.lib = home / "lib"
+        self.lib.mkdir(parents=True, exist_ok=True)
+        self.config = home / "etc" / "bpbroker.json"
+        self.config.parent.mkdir(exist_ok=True)
+        if settings is not None and not self.config.exists():
+            self.config.write_text(json.dumps(settings))
+        self.log = home / "broker.log"
+        self.options = options
+        self.port = 0
+        self.process: subprocess.Popen[bytes] | None = None
+        self.environ = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("BPBROKER")},
+            "BPBROKER_HOME": str(home),
+            "BPBROKER_KNOWN_BROKERS": str(home / "known_brokers"),
+            "PYTHONWARNINGS": "error",
+        }
+
+    # --- life ---
+
+    def start(self, *, wait: bool = True) -> RunningBroker:
+        """Start it, and wait until it says that it is ready."""
+        notify = self.home / "notify"
+        notify.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, self.log.open("ab") as log:
+            ready.bind(str(notify))
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "bpbroker", "start", "--listen-port", str(self.port), *self.options],
+                env={**self.environ, "NOTIFY_SOCKET": str(notify)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+            if wait:
+                self._await_ready(ready)
+        if wait:
+            self.port = self.note["port"]
+        return self
+
+    def _await_ready(self, ready: socket.socket) -> None:
+        assert self.process is not None
+        ready.settimeout(0.1)
+        left = START_SECS
+        while left > 0:
+            with suppress(TimeoutError):
+                if b"READY=1" in ready.recv(4096):
+                    return
+            left -= 0.1
+            assert self.process.poll() is None, f"the broker ended with {self.process.returncode}:\n{self.text}"
+        raise AssertionError(f"the broker was not ready in time:\n{self.text}")
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """What the lock file says of the running broker."""
+        note: dict[str, Any] = json.loads(self.config.with_name(f"{self.config.name}.lock").read_text())
+        return note
+
+    @property
+    def text(self) -> str:
+        """Everything that it has logged."""
+        return self.log.read_text(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def wait(self, timeout_secs: float = 60.0) -> int:
+        assert self.process is not None
+        code = self.process.wait(timeout_secs)
+        self.process = None
+        return code
+
+    def stop(self) -> int:
+        """End it as an operator does; gives its exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        """End it as a power cut does."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def restart(self) -> RunningBroker:
+        assert self.stop() == 0, self.text
+        return self.start()
+
+    # --- talk ---
+
+    def connect(self, timeout_secs: float = 30.0) -> http.client.HTTPSConnection:
+        return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=timeout_secs, context=untrusting())
+
+    def request(
+        self,
+        path: str,
+        method: str = "POST",
+        body: bytes | str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **parameters: str,
+    ) -> Answer:
+        """Send one request on a connection of its own; parameters go into the query string as 0.22 sends them."""
+        connection = self.connect()
+        try:
+            target = f"{path}?{urlencode(parameters)}" if parameters else path
+            connection.request(method, target, body, dict(headers or {}))
+            response = connection.getresponse()
+            return Answer(response.status, response.reason, dict(response.getheaders()), response.read())
+        finally:
+            connection.close()
+
+    def call(self, path: str, headers: Mapping[str, str] | None = None, **parameters: Any) -> Answer:
+        """Send parameters as a JSON body."""
+        sent = {"Content-Type": "application/json", **(headers or {})}
+        return self.request(path, "POST", json.dumps(parameters), sent)
+
+    def register(self, name: str, data: str = "x") -> Answer:
+        return self.request("/services/Register/", name=name, data=data)
+
+    def get(self, name: str) -> Answer:
+        return self.request("/services/Get/", name=name)
+
+    def bpbroker(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run the ``bpbroker`` command with this broker's home."""
+        return self._run("bpbroker", arguments, stdin)
+
+    def bpclient(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run ``bpclient`` against this broker."""
+        return self._run("bpbroker.client", ("-b", f"127.0.0.1:{self.port}", *arguments), stdin)
+
+    def _run(self, module: str, arguments: tuple[str, ...], stdin: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            env=self.environ,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
