@@ -36,7 +36,6 @@ from bpbroker.actors.extension import Extension
 from bpbroker.actors.healthcheck import Healthcheck
 from bpbroker.actors.registry import Registry
 from bpbroker.daemon import in_background
-from bpbroker.datagram import Answer
 from bpbroker.errors import BpbrokerError, ConfigurationError, InUse
 from bpbroker.frontend import Application
 from bpbroker.lock import FileLock
@@ -220,7 +219,9 @@ class Broker:
         self._save()
         store = self._addresses["config store"]
         self._start("backup", lambda: launch(Backup, own, store, self._settings))
-        self._start("discovery", lambda: launch(Discovery, self._udp, registry, self._settings, self._identity()))
+        self._start(
+            "discovery", lambda: launch(Discovery, self._udp, registry, self._settings, tls.fingerprint(self._cert))
+        )
         for namespace in config.namespaces(settings):
             self._start_extension(namespace)
         self._undo.callback(self._stop_actors)
@@ -237,11 +238,6 @@ class Broker:
     def _restart(self, name: str) -> pykka.ActorRef[Any]:
         """Make a fresh actor for the healthcheck to put in a dead one's place."""
         return self._factories[name]()
-
-    def _identity(self) -> Answer:
-        """Give what discovery says of this broker; the certificate stands for its registry, which is its own."""
-        fingerprint = tls.fingerprint(self._cert)
-        return Answer(fingerprint.replace(":", "")[:16], self._port, fingerprint, "")
 
     def _start_extension(self, namespace: str) -> None:
         registry = self._addresses["registry"]
@@ -404,6 +400,7 @@ class Broker:
         self._cert, self._key, self._context = cert, key, context
         self._server.reload(context, settings)
         self._describe()
+        self._addresses["discovery"].tell(messages.CertificateChanged(tls.fingerprint(cert)))
         logger.info("The certificate in use is %s, SHA-256 %s", cert, tls.fingerprint(cert))
 
     def _settings_published(self, settings: messages.Settings) -> None:
