@@ -1,0 +1,5 @@
+"""``python -m bpbroker`` is ``bpbroker``."""
+
+from bpbroker.cli import main
+
+main()

@@ -1,0 +1,144 @@
+"""``bpbroker configure`` and ``validate``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bpbroker import config, entry, schema, snapshot
+from bpbroker.commands.scope import Scope, command, pass_scope
+from bpbroker.errors import BadRequest, ConfigurationError, InUse
+from bpbroker.lock import FileLock, holder
+
+_DOCUMENT_MAX_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A configuration file's next content, and what differs from the one it has; paths such as ``api.listen_port``."""
+
+    settings: Mapping[str, Any]
+    entries: Mapping[str, bytes]
+    added: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+@command("configure", short_help="Apply additional configuration to bpbroker service")
+@click.option("--config-file", metavar="FILE", help="Configuration to add, JSON; standard input without it or with -.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be added.")
+@pass_scope
+def configure(scope: Scope, *, config_file: str | None, dry_run: bool) -> None:
+    """Add configuration to the global configuration file, or to the one given with --config.
+
+    Only what is not there yet is added, at every depth; what is there stays as
+    it is, so this can be run as often as one likes. Not while the broker runs.
+    """
+    from bpbroker import backups
+
+    extra = _document(config_file)
+    own = scope.own
+    scope.act_as_owner()
+    if dry_run:
+        note = holder(own)
+        if note is not None:
+            raise _in_use(scope, note)
+        _report(merge(own, *extra), own, dry_run=True)
+        return
+    try:
+        own.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"Cannot make the folder {own.parent}: {error.strerror}") from None
+    try:
+        with FileLock(own):
+            merged = merge(own, *extra)
+            if merged.added:
+                snapshot.write(own, merged.settings, merged.entries)
+                backups.empty_journal(own)
+    except InUse:
+        raise _in_use(scope, holder(own) or {}) from None
+    _report(merged, own, dry_run=False)
+
+
+def merge(own: Path, extra: Mapping[str, Any], extra_entries: Mapping[str, bytes]) -> Merged:
+    """Add settings and entries to what the file and its journal hold; changes no file.
+
+    Raises:
+        ConfigurationError: something in them, or in the result, cannot be used.
+    """
+    from bpbroker import backups
+
+    settings, entries = backups.state_of(own)
+    _check(extra, extra_entries, "The configuration to add")
+    merged, added, kept = config.add(settings, extra)
+    for name, value in extra_entries.items():
+        before = {name: json.loads(entries[name])} if name in entries else {}
+        after, more_added, more_kept = config.add(before, {name: json.loads(value)})
+        entries[name] = entry.encode(after[name])
+        added += tuple(f"{config.REGISTRY_SECTION}.{path}" for path in more_added)
+        kept += tuple(f"{config.REGISTRY_SECTION}.{path}" for path in more_kept)
+    _check(merged, {}, str(own))
+    return Merged(merged, entries, added, kept)
+
+
+def _check(settings: Mapping[str, Any], entries: Iterable[str], what: str) -> None:
+    problems = list(schema.problems(settings))
+    for name in entries:
+        try:
+            entry.check_name(name)
+        except BadRequest as error:
+            problems.append(f"services.{name}: {error}")
+    if problems:
+        listed = "\n  ".join(problems)
+        raise ConfigurationError(f"{what} cannot be used; nothing was changed:\n  {listed}", tuple(problems))
+
+
+def _document(file: str | None) -> tuple[dict[str, Any], dict[str, bytes]]:
+    if file in (None, "-"):
+        if sys.stdin.isatty():
+            click.echo("Reading the configuration from standard input; end it with Ctrl-D.", err=True)
+        content, name = sys.stdin.buffer.read(_DOCUMENT_MAX_BYTES + 1), "Standard input"
+    else:
+        try:
+            with Path(str(file)).open("rb") as stream:
+                content, name = stream.read(_DOCUMENT_MAX_BYTES + 1), str(file)
+        except OSError as error:
+            raise ConfigurationError(f"Cannot read {file}: {error.strerror}") from None
+    if len(content) > _DOCUMENT_MAX_BYTES:
+        raise ConfigurationError(f"{name} is larger than {_DOCUMENT_MAX_BYTES // 1024 // 1024} MiB")
+    return snapshot.parse(content, name)
+
+
+def _in_use(scope: Scope, note: Mapping[str, Any]) -> InUse:
+    who = f"the broker with process id {note['pid']}" if "pid" in note else "another process"
+    return InUse(
+        f"{scope.own} is in use by {who}, which would overwrite changes. Nothing was changed.\n"
+        f"Stop it first ({scope.command_line('stop')}), configure, and start it again."
+    )
+
+
+def _report(merged: Merged, own: Path, *, dry_run: bool) -> None:
+    for path in merged.added:
+        click.echo(f"{'would add' if dry_run else 'added'} {path}")
+    for path in merged.kept:
+        click.echo(f"kept {path}: it has another value already")
+    if not merged.added:
+        click.echo(f"Nothing to add to {own}.", err=True)
+
+
+@command("validate", short_help="Check the configuration without starting anything")
+@pass_scope
+def validate(scope: Scope) -> None:
+    """Check the configuration that a start would use and say all that is wrong with it at once.
+
+    Exit code 0 when it can be used, 78 when it cannot.
+    """
+    loaded = scope.sources().load()
+    for warning in loaded.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(f"{scope.own}: the configuration can be used.", err=True)

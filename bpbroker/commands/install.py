@@ -1,0 +1,161 @@
+"""``bpbroker install-service``, ``uninstall-service`` and what they need."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path, PurePath
+
+import click
+
+from bpbroker import config, snapshot
+from bpbroker.commands.scope import Scope, command, pass_scope
+from bpbroker.errors import InUse, StartError, UsageError
+from bpbroker.lock import FileLock, holder
+from bpbroker.paths import Home, system_home
+from bpbroker.service import linux, machine, windows
+from bpbroker.service.execute import execute
+from bpbroker.service.plan import Plan, Service
+from bpbroker.service.state import Where, plan_purge
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
+
+_name_option = click.option(
+    "--name", default="bpbroker", show_default=True, metavar="NAME",
+    help="Name of the service; another one for a second broker with another --config.",
+)  # fmt: skip
+_root_option = click.option(
+    "--root", type=click.Path(exists=True, file_okay=False, path_type=Path), default=Path("/"), metavar="DIR",
+    help="Work on the system under this folder, such as an image, instead of the running one.",
+)  # fmt: skip
+_dry_run_option = click.option("--dry-run", is_flag=True, help="Only print what would be done.")
+
+
+@command("install-service", short_help="Install service, to start at boot")
+@click.option("--user", default="", metavar="NAME", help="Run the service as this user instead of root.")
+@_name_option
+@_root_option
+@_dry_run_option
+@pass_scope
+def install_service(scope: Scope, *, user: str, name: str, root: Path, dry_run: bool) -> None:
+    """Install bpbroker as a service and have it start at boot.
+
+    Linux: an init script, where systemd runs also a unit. Windows: a service
+    run by nssm. Safe to run again. Does not start the service.
+    """
+    service = _service(scope, name, user)
+    if sys.platform == "win32":
+        nssm = windows.nssm_path(service.home)
+        plan = windows.plan_install(nssm, service, installed=_nssm_knows(nssm, name))
+    else:
+        plan = linux.plan_install(machine.look(root), service)
+    _carry_out(plan, root, dry_run=dry_run)
+
+
+@command("uninstall-service", short_help="Remove service")
+@click.option("--purge", is_flag=True, help="Remove configuration, entries, backups and logs too.")
+@_name_option
+@_root_option
+@_dry_run_option
+@pass_scope
+def uninstall_service(scope: Scope, *, purge: bool, name: str, root: Path, dry_run: bool) -> None:
+    """Stop the service and remove what install-service made; data is kept."""
+    service = _service(scope, name, "")
+    where: Where
+    if sys.platform == "win32":
+        nssm = windows.nssm_path(service.home)
+        plan = windows.plan_uninstall(nssm, service, installed=_nssm_knows(nssm, name))
+        where, logs = Path, windows.log_file(service).parent
+    else:
+        found = machine.look(root)
+        plan = linux.plan_uninstall(found, service)
+        where, logs = found.path, linux.log_file(service).parent
+    _carry_out(plan, root, dry_run=dry_run)
+    if purge:
+        note = holder(where(str(service.config)))
+        if note is not None and not dry_run:
+            raise InUse(f"A broker still runs on {service.config} (process {note.get('pid', '?')}); its data is kept")
+        _carry_out(plan_purge(service, logs, where), root, dry_run=dry_run)
+    elif not dry_run:
+        click.echo(f"Data is kept: {service.config}, {service.backups}, {logs}", err=True)
+
+
+@command("prepare", hidden=True)
+@pass_scope
+def prepare(scope: Scope) -> None:
+    """Make the configuration with all defaults, and a certificate for this host, where they are missing."""
+    from bpbroker import tls
+
+    own = scope.own
+    scope.act_as_owner()
+    if holder(own) is not None:
+        return  # a broker runs on it, so both are there
+    with FileLock(own):
+        loaded = scope.sources().load()
+        api = loaded.effective["api"]
+        pair = {}
+        if (api["ssl_cert"], api["ssl_key"]) == (config.DEFAULT_CERT, config.DEFAULT_KEY):
+            cert, key = own.with_suffix(".crt"), own.with_suffix(".key")
+            tls.ensure_pair(cert, key)
+            pair = {"api.ssl_cert": str(cert), "api.ssl_key": str(key)}
+        if pair or not own.exists():
+            snapshot.write(own, config.override(loaded.saved, pair), loaded.entries)
+
+
+def _service(scope: Scope, name: str, user: str) -> Service:
+    if not _NAME.match(name):
+        raise UsageError(f"{name!r} cannot be a service's name: letters, digits, - and _, a letter first")
+    if user and not _NAME.match(user):
+        raise UsageError(f"{user!r} cannot be a user's name")
+    home = Home(Path(system_home(os.environ)))  # never a plain user's own: services are the system's
+    program = _program()
+    folders = [Path(word).resolve() for word in program if word.startswith("/")] + [Path(sys.prefix)]
+    return Service(
+        name=name,
+        program=program,
+        config=scope.config.absolute() if scope.config else home.config_file,
+        home=home.folder,
+        user="" if user == "root" else user,
+        needs_home_folders=any(folder.is_relative_to(home) for folder in folders for home in ("/home", "/root")),
+    )
+
+
+def _program() -> tuple[str, ...]:
+    """Give how this very installation is started: by its script, or by its interpreter.
+
+    -P keeps the working directory out of the module path.
+    """
+    script = shutil.which(sys.argv[0])
+    if script and Path(script).name in ("bpbroker", "bpbroker.exe"):
+        return (str(Path(script).absolute()),)
+    return (sys.executable, "-P", "-m", "bpbroker")
+
+
+def _nssm_knows(nssm: PurePath, name: str) -> bool:
+    """Whether there is a service of this name.
+
+    Raises:
+        StartError: nssm is not where it must be.
+    """
+    try:
+        done = subprocess.run([str(nssm), "status", name], capture_output=True, timeout=60, check=False)  # noqa: S603 - ours
+    except FileNotFoundError:
+        raise windows.missing(nssm) from None
+    return done.returncode == 0
+
+
+def _carry_out(plan: Plan, root: Path, *, dry_run: bool) -> None:
+    if not dry_run:
+        if sys.platform != "win32" and os.geteuid() != 0 and root == Path("/") and plan.steps:
+            raise StartError(
+                "Only root can install or remove a service; nothing was done. Try with sudo, or --dry-run."
+            )
+        execute(plan, root, lambda done: click.echo(f"done: {done}"))
+    else:
+        for step in plan.steps:
+            click.echo(f"would {step}")
+    for note in plan.notes if not dry_run else ():
+        click.echo(note, err=True)

@@ -1,0 +1,97 @@
+"""What every command of ``bpbroker`` shares: ``--config`` and ``--debug``, before or after the command's name."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bpbroker.paths import Home, find_home
+from bpbroker.sources import Sources
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+"""A file that need not exist."""
+
+
+@dataclass(slots=True)
+class Scope:
+    """Which broker a command is about."""
+
+    config: Path | None = None
+    debug: bool = False
+
+    @property
+    def home(self) -> Home:
+        """The home folder in use."""
+        return find_home()
+
+    @property
+    def own(self) -> Path:
+        """The configuration file that the command is about, absolute."""
+        return self.config.absolute() if self.config else self.home.config_file
+
+    def sources(self) -> Sources:
+        """Give the files that a broker started with this ``--config`` reads."""
+        below = self.home.config_file
+        return Sources(self.own, below if below != self.own and below.exists() else None)
+
+    def act_as_owner(self) -> None:
+        """Become, when run by root, the user to whom the configuration's folder belongs.
+
+        What the command writes is then that user's, as the broker needs it,
+        and a link that such a user put there leads root nowhere.
+        """
+        if sys.platform == "win32" or os.geteuid() != 0:
+            return
+        folder = next(folder for folder in self.own.parents if folder.exists()).stat()
+        if folder.st_uid != 0:
+            os.setgroups([])
+            os.setgid(folder.st_gid)
+            os.setuid(folder.st_uid)
+
+    def command_line(self, command: str) -> str:
+        """Give how ``command`` is called for the same broker, for messages that say what to do."""
+        return f"bpbroker --config {self.own} {command}" if self.config else f"bpbroker {command}"
+
+
+pass_scope = click.make_pass_decorator(Scope)
+
+
+def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    scope = context.find_root().ensure_object(Scope)
+    if value and parameter.name:
+        setattr(scope, parameter.name, value)
+
+
+def shared_options(*, environment: bool) -> list[click.Option]:
+    """Give the options that every command takes.
+
+    Only those of the group read the environment: one behind the command would
+    otherwise beat a flag in front of it.
+    """
+    return [
+        click.Option(
+            ["--config", "-c"], type=FILE, metavar="FILE", expose_value=False, callback=_keep,
+            envvar="BPBROKER_CONFIG" if environment else None, help="Path to non-default configuration file.",
+        ),
+        click.Option(
+            ["--debug"], is_flag=True, expose_value=False, callback=_keep,
+            envvar="BPBROKER_DEBUG" if environment else None, help="Show a traceback with every error.",
+        ),
+    ]  # fmt: skip
+
+
+def command(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a click command that takes the shared options too."""
+
+    def make(function: Callable[..., Any]) -> click.Command:
+        made: click.Command = click.command(name, **attributes)(function)  # type: ignore[no-untyped-call]  # Any in it
+        made.params.extend(shared_options(environment=False))
+        return made
+
+    return make

@@ -1,0 +1,73 @@
+"""``bpbroker start``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from bpbroker.commands.scope import FILE, Scope, command, pass_scope
+from bpbroker.logs import FORMATS, LEVELS, LogOptions
+
+
+@command("start", short_help="Start service")
+@click.option("--listen-ip", envvar="BPBROKER_LISTEN_IP", metavar="ADDRESS", help="Address to bind to, for this run.")
+@click.option(
+    "--listen-port", envvar="BPBROKER_LISTEN_PORT", metavar="PORT", type=click.IntRange(0, 65535),
+    help="TCP and UDP port, for this run; 0 takes any free one.",
+)  # fmt: skip
+@click.option("--ssl-cert", envvar="BPBROKER_SSL_CERT", type=FILE, metavar="FILE", help="Certificate, for this run.")
+@click.option("--ssl-key", envvar="BPBROKER_SSL_KEY", type=FILE, metavar="FILE", help="Private key, for this run.")
+@click.option("--daemon", is_flag=True, envvar="BPBROKER_DAEMON", help="Go into the background once ready.")
+@click.option("--pid-file", envvar="BPBROKER_PID_FILE", type=FILE, metavar="FILE", help="Write the process id there.")
+@click.option(
+    "--log-file", envvar="BPBROKER_LOG_FILE", type=FILE, metavar="FILE",
+    help="Log to this file, which is rotated at 10 MiB; default is standard error.",
+)  # fmt: skip
+@click.option(
+    "--log-format", envvar="BPBROKER_LOG_FORMAT", type=click.Choice(FORMATS), default="text", show_default=True,
+    help="One line or one JSON object an event.",
+)  # fmt: skip
+@click.option(
+    "--log-level", envvar="BPBROKER_LOG_LEVEL", type=click.Choice(LEVELS, case_sensitive=False),
+    help="Least level that is logged: info, or debug with --debug.",
+)  # fmt: skip
+@pass_scope
+def start(
+    scope: Scope,
+    *,
+    listen_ip: str | None,
+    listen_port: int | None,
+    ssl_cert: Path | None,
+    ssl_key: Path | None,
+    daemon: bool,
+    pid_file: Path | None,
+    log_file: Path | None,
+    log_format: str,
+    log_level: str | None,
+) -> None:
+    """Run the broker.
+
+    Keeps running in the foreground until SIGINT (Ctrl-C) or SIGTERM, then
+    writes the configuration and ends. Every option can be given by an
+    environment variable too, such as BPBROKER_LISTEN_PORT.
+    """
+    from bpbroker.broker import RunOptions, run
+
+    log = LogOptions(
+        file=log_file.absolute() if log_file else None,
+        format=log_format,
+        level=log_level or ("debug" if scope.debug else "info"),
+    )
+    options = RunOptions(
+        config=scope.config,
+        listen_ip=listen_ip,
+        listen_port=listen_port,
+        ssl_cert=ssl_cert.absolute() if ssl_cert else None,
+        ssl_key=ssl_key.absolute() if ssl_key else None,
+        daemon=daemon,
+        pid_file=pid_file.absolute() if pid_file else None,
+        log=log,
+    )
+    sys.exit(run(options))

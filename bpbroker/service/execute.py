@@ -1,0 +1,148 @@
+"""Carrying out a plan, step by step, saying each; whatever fails ends it with a clear message."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from bpbroker.errors import ConfigurationError, StartError
+from bpbroker.service.machine import within
+from bpbroker.service.plan import Adopt, MakeFolder, Plan, Remove, Run, SetAside, Step, WriteFile
+
+_PROGRAM_TIMEOUT_SECS = 120
+
+
+def execute(plan: Plan, root: Path, say: Callable[[str], None]) -> None:
+    """Do what the plan says; doing it again after a failure is safe.
+
+    Raises:
+        StartError: a step failed; the message names it, and what was done before stays.
+    """
+    for step in plan.steps:
+        try:
+            if _do(step, root):
+                say(str(step))
+        except OSError as error:
+            raise StartError(
+                f"Could not {step}: {error.strerror or error}.\nWhat was done before it stays; this can be run again."
+            ) from error
+
+
+def _do(step: Step, root: Path) -> bool:
+    """Do a step; False when everything was as it should be already."""
+    if isinstance(step, MakeFolder):
+        return _make_folder(Path(step.path), step.mode, step.owner, root)
+    if isinstance(step, WriteFile):
+        return _write(Path(step.path), step.content.encode(), step.mode)
+    if isinstance(step, SetAside):
+        Path(step.path).rename(step.to)
+        if not Path(step.to).is_symlink():
+            Path(step.to).chmod(0o644)
+        return True
+    if isinstance(step, Remove):
+        return _remove(Path(step.path), only_if_empty=step.only_if_empty)
+    if isinstance(step, Adopt):
+        given = [path for path in step.paths if _adopt(Path(path), step.owner, root)]
+        return bool(given)
+    _run(step)
+    return True
+
+
+def _make_folder(path: Path, mode: int, owner: str, root: Path) -> bool:
+    there = path.is_dir()
+    path.mkdir(parents=True, exist_ok=True)
+    return _permit(path, mode, owner, root) or not there
+
+
+def _permit(path: Path, mode: int, owner: str, root: Path) -> bool:
+    """Give a file or folder its mode and owner; False when it had them."""
+    before = path.stat()
+    changed = False
+    if sys.platform != "win32":
+        if before.st_mode & 0o7777 != mode:
+            path.chmod(mode)
+            changed = True
+        if owner and os.geteuid() == 0:
+            uid, gid = _ids(owner, root)
+            if (before.st_uid, before.st_gid) != (uid, gid):
+                os.chown(path, uid, gid)
+                changed = True
+    return changed
+
+
+def _ids(owner: str, root: Path) -> tuple[int, int]:
+    """Look a user up in the machine's own ``/etc/passwd``, or, on the running one, wherever it knows users from."""
+    if owner == "root":
+        return 0, 0
+    if root == Path("/"):
+        import pwd
+
+        found = pwd.getpwnam(owner)
+        return found.pw_uid, found.pw_gid
+    for line in within(root, "etc/passwd").read_text(encoding="utf-8", errors="replace").splitlines():
+        fields = line.split(":")
+        if fields[0] == owner and len(fields) > 3:
+            return int(fields[2]), int(fields[3])
+    raise ConfigurationError(f"There is no user {owner} in {root}")
+
+
+def _adopt(path: Path, owner: str, root: Path) -> bool:
+    """Give a file away, but never by a link: whoever owns the folder may have put it there."""
+    found = path.lstat()
+    uid, gid = _ids(owner, root)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid == uid or os.geteuid() != 0:
+        return False
+    os.chown(path, uid, gid, follow_symlinks=False)
+    return True
+
+
+def _write(path: Path, content: bytes, mode: int) -> bool:
+    if path.is_file() and not path.is_symlink() and path.read_bytes() == content:
+        return _permit(path, mode, "root", Path("/"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        temporary.write_bytes(content)
+        temporary.chmod(mode)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _remove(path: Path, *, only_if_empty: bool) -> bool:
+    if only_if_empty:
+        try:
+            path.rmdir()
+        except OSError:
+            return False
+        return True
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+        return True
+    there = path.exists() or path.is_symlink()
+    path.unlink(missing_ok=True)
+    return there
+
+
+def _run(step: Run) -> None:
+    try:
+        done = subprocess.run(  # noqa: S603 - the plan's own words, no shell
+            step.argv, capture_output=True, timeout=_PROGRAM_TIMEOUT_SECS, check=False, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        if step.may_fail:
+            return
+        reason = error.strerror if isinstance(error, OSError) else f"no end within {_PROGRAM_TIMEOUT_SECS} s"
+        raise StartError(f"Could not {step}: {reason}") from error
+    if done.returncode != 0 and not step.may_fail:
+        # nssm writes UTF-16; without the NULs it reads well enough.
+        said = (done.stderr + done.stdout).replace(b"\0", b"").decode(errors="replace").strip()
+        raise StartError(
+            f"Could not {step}:\n  it ended with exit code {done.returncode}" + (f" and said: {said}" if said else "")
+        )

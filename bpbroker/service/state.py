@@ -1,0 +1,35 @@
+"""The files that a service's broker keeps: configuration, journal, certificate, backups, logs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path, PurePath
+
+from bpbroker.service.plan import Plan, Remove, Service, Step
+
+_BESIDE = (".lock", ".journal", ".journal-wal", ".journal-shm")
+
+Where = Callable[[str], Path]
+"""Gives where a path of the machine is; not the same when the machine is a tree under another root."""
+
+
+def files_of(service: Service, where: Where) -> list[Path]:
+    """Give the files of this configuration that are there, its backups included."""
+    config = where(str(service.config))
+    names = [config.name, *(f"{config.name}{end}" for end in _BESIDE), f"{config.stem}.crt", f"{config.stem}.key"]
+    backups = where(str(service.backups))
+    made = sorted(backups.glob(f"{config.stem}-????????T??????.*Z.json")) if backups.is_dir() else []
+    return [*(path for name in names if os.path.lexists(path := config.with_name(name))), *made]
+
+
+def plan_purge(service: Service, logs: PurePath, where: Where) -> Plan:
+    """Give what removes all data; folders only when nothing of anybody else's is left in them."""
+    config, home = where(str(service.config)), where(str(service.home))
+    folders = [config.parent, where(str(service.backups))]
+    if config.is_relative_to(home):
+        folders += [home / "lib", home]
+    steps: list[Step] = [Remove(path) for path in files_of(service, where)]
+    steps.append(Remove(where(str(logs))))
+    steps += [Remove(folder, only_if_empty=True) for folder in folders]
+    return Plan(tuple(steps), ("Configuration, entries, backups and logs are gone.",))

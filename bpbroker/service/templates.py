@@ -1,0 +1,78 @@
+"""The files in ``deploy/``, filled in for one service; each format has its own way to quote."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from importlib import resources
+from pathlib import Path
+
+import bpbroker
+from bpbroker.errors import ConfigurationError
+from bpbroker.service.plan import Service
+
+MARK = "Written by `bpbroker install-service`"
+"""Whoever finds this in a file may overwrite or remove it."""
+
+_PLACE = re.compile(r"@([A-Z_]+)@")
+
+
+def template(name: str) -> str:
+    """Give a file of ``deploy/``: inside the installed package, or beside it in a checkout."""
+    installed = resources.files(bpbroker) / "deploy" / name
+    if installed.is_file():
+        return installed.read_text(encoding="utf-8")
+    return (Path(bpbroker.__file__).parent.parent / "deploy" / name).read_text(encoding="utf-8")
+
+
+def fill(text: str, values: dict[str, str]) -> str:
+    """Put values into ``@NAME@`` places; every place must have one."""
+    return _PLACE.sub(lambda place: values[place[1]], text)
+
+
+def init_script(service: Service) -> str:
+    """Give the System V init script."""
+    return fill(
+        template("bpbroker.init"),
+        {
+            "NAME": service.name,
+            "CONFIG": shlex.quote(str(service.config)),
+            "USER": shlex.quote(service.user),
+            "PROGRAM": shlex.join(service.program),
+        },
+    )
+
+
+def unit(service: Service) -> str:
+    """Give the systemd unit."""
+    folders = dict.fromkeys((str(service.config.parent), str(service.backups)))
+    command = [*service.program, "--config", str(service.config)]
+    return fill(
+        template("bpbroker.service"),
+        {
+            "NAME": service.name,
+            "COMMAND": " ".join(_word(word).replace("$", "$$") for word in command),
+            "USER": service.user or "root",
+            "WRITABLE": " ".join(_word(folder) for folder in folders),
+            "PROTECT_HOME": "read-only" if service.needs_home_folders else "yes",
+        },
+    )
+
+
+def check_plain(path: str) -> None:
+    """Refuse what no service file can hold.
+
+    Raises:
+        ConfigurationError: the path has a control character in it.
+    """
+    if any(ord(character) < 32 for character in path):
+        raise ConfigurationError(f"The path {path!r} has a control character in it; no service can use it")
+
+
+def _word(text: str) -> str:
+    """Quote one word of a unit file (systemd.syntax(7)); ``%`` would be replaced, and ``$`` in a command line."""
+    plain = text.replace("%", "%%")
+    if not re.search(r"[\s\"'\\;]", plain):
+        return plain
+    escaped = plain.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
