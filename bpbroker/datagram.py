@@ -1,10 +1,10 @@
-"""Discovery datagrams: what they look like on the wire. Pure.
+r"""Discovery datagrams: what they look like on the wire. Pure.
 
 The plain form, which 0.22 speaks too: the request is a name, the reply
-``Key Exists\\n``. The signed form adds what makes an answer trustworthy::
+``Key Exists\n``. The signed form adds what makes an answer trustworthy::
 
-    request  _bpb1 ? <nonce> <mac> <name>\\n<padding>
-    reply    _bpb1 ! <nonce> <mac> <registry> <fingerprint> <port> <address>\\n
+    request  _bpb1 ? <nonce> <mac> <name>\n<padding>
+    reply    _bpb1 ! <nonce> <mac> <registry> <fingerprint> <port> <address>\n
 
 Nonce (16 bytes), registry id and fingerprint are hexadecimal. A mac is the
 HMAC-SHA256 under an access key, or ``-`` when there is no key. The request's
@@ -51,7 +51,7 @@ class Echo(NamedTuple):
 
 
 class Question(NamedTuple):
-    """Does your registry hold this name?"""
+    """A client asks whether the broker's registry holds a name."""
 
     name: str
     nonce: str = ""

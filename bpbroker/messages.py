@@ -344,6 +344,14 @@ class Datagram:
     """The socket address to answer to."""
 
 
+@dataclass(frozen=True, slots=True)
+class CertificateChanged:
+    """News to discovery: the broker serves with another certificate now."""
+
+    fingerprint: str
+    """SHA-256, as in :func:`bpbroker.tls.fingerprint`."""
+
+
 # --- the broker as a whole: its main loop answers at the address "broker" ---
 
 

@@ -1,194 +1,287 @@
-"""The discovery actor: owns the UDP sockets and answers who asks for a name."""
+"""The discovery actor: owns the UDP sockets and answers who asks for a name that the registry holds.
+
+A receiver thread reads datagrams and tells the actor a batch at a time. How
+many it reads is bounded in a second, and it reads none while the actor has
+enough to do: under a flood the system's own buffer overflows, which costs the
+broker nothing, and clients ask again.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import secrets
 import selectors
 import socket
-import struct
-import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Final
 
-from bpbroker import config, datagram, schema
-from bpbroker.actors.base import Actor
-from bpbroker.datagram import Answer, Echo, Lookup
-from bpbroker.errors import BpbrokerError, InUse
-from bpbroker.messages import Address, Datagram, Exists, Pong, Settings, SettingsChanged
+from bpbroker import config, schema
+from bpbroker.actors.base import Actor, Wake
+from bpbroker.datagram import GROWTH_MAX, PLAIN_REPLY, Answer, Echo, Question, decode, question_mac, signed_answer
+from bpbroker.errors import BpbrokerError
+from bpbroker.jointoken import canonical_fingerprint
+from bpbroker.messages import Address, CertificateChanged, Datagram, Exists, Pong, Settings, SettingsChanged
+from bpbroker.udp import bind_udp, join_groups
+
+__all__ = ["Discovery", "bind_udp"]
 
 logger = logging.getLogger(__name__)
 
-_TICK_SECS: Final = 0.01
-_PER_TICK: Final = 40
-"""Datagrams taken in one tick, so 4,000 a second; the kernel drops what a flood sends beyond that."""
-_WAITING_MAX: Final = 1000
-_EXISTS_SECS: Final = 2.0
+DATAGRAMS_PER_SEC: Final = 2000
+"""Read at most this many in the long run; a burst of as many again is read at once."""
+_BATCH_MAX: Final = 64
+_BATCHES_WAITING_MAX: Final = 8
+_DATAGRAM_MAX: Final = 65535
+_PAUSE_SECS: Final = 0.01
+_EXISTS_TIMEOUT_SECS: Final = 2.0
+_REJOIN_SECS: Final = 30.0
 
 
-def bind_udp(ip: str, port: int) -> list[socket.socket]:
-    """Bind the sockets for discovery.
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Datagrams and the sockets on which they came."""
 
-    Args:
-        ip: address; empty is all interfaces, IPv4 and, where it exists, IPv6.
-        port: the TCP port's number.
-
-    Raises:
-        InUse: the port is taken.
-    """
-    wanted = [(ip, socket.AF_INET6 if ":" in ip else socket.AF_INET)] if ip else [("0.0.0.0", socket.AF_INET)]  # noqa: S104 - what an empty listen_ip asks for
-    if not ip and socket.has_ipv6:
-        wanted.append(("::", socket.AF_INET6))
-    sockets: list[socket.socket] = []
-    try:
-        for host, family in wanted:
-            try:
-                sockets.append(_bind(host, port, family))
-            except OSError:
-                if host != "::":  # IPv6 may be switched off
-                    raise
-    except OSError as error:
-        for sock in sockets:
-            sock.close()
-        raise InUse(
-            f"Cannot listen on port {port} (UDP){f' of {ip}' if ip else ''}: {error.strerror}; "
-            "choose another with api.listen_port or --listen-port, or stop who uses it"
-        ) from None
-    if ip and ":" not in ip and not ip.startswith("127.") and sys.platform == "linux":
-        # A socket bound to one address does not hear broadcasts.
-        with contextlib.suppress(OSError):
-            sockets.append(_bind("255.255.255.255", port, socket.AF_INET))
-    return sockets
+    items: tuple[tuple[socket.socket, Datagram], ...]
 
 
-def _bind(host: str, port: int, family: socket.AddressFamily) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    try:
-        sock.setblocking(False)
-        if family == socket.AF_INET:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        else:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((host, port))
-        if family == socket.AF_INET6:
-            _join_groups(sock)
-    except OSError:
-        sock.close()
-        raise
-    return sock
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One question and where to answer it."""
+
+    question: Question
+    key: str
+    """The access key that its mac was made with; empty if it has none."""
+    sock: socket.socket
+    datagram: Datagram
 
 
-def _join_groups(sock: socket.socket) -> None:
-    group = socket.inet_pton(socket.AF_INET6, datagram.GROUP)
-    for index, _name in socket.if_nameindex():
-        with contextlib.suppress(OSError):  # an interface without IPv6, or without multicast
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group + struct.pack("@I", index))
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """The registry holds the name that all of these ask for."""
+
+    asked: tuple[_Asked, ...]
 
 
 class Discovery(Actor):
-    """Answers datagrams.
+    """Answers discovery and the UDP ping.
 
     Args:
-        sockets: from :func:`bind_udp`; they stay the caller's to close.
+        sockets: from :func:`bind_udp`; they stay the caller's, to be closed after this actor has stopped.
         registry: asked whether it holds a name.
         settings: the settings in force.
-        identity: what the broker says of itself, unsigned.
+        fingerprint: of the certificate that the broker serves with, SHA-256.
+        registry_id: 32 hexadecimal digits, the same for all brokers that share one registry; random by default.
     """
 
     def __init__(
-        self, sockets: Sequence[socket.socket], registry: Address, settings: Settings, identity: Answer
+        self,
+        sockets: Sequence[socket.socket],
+        registry: Address,
+        settings: Settings,
+        fingerprint: str,
+        registry_id: str = "",
     ) -> None:
         super().__init__()
-        self._sockets = sockets
+        self._sockets = list(sockets)
         self._registry = registry
-        self._identity = identity
+        self._fingerprint = canonical_fingerprint(fingerprint)
+        self._registry_id = registry_id or secrets.token_hex(16)
+        self._port: int = sockets[0].getsockname()[1]
         self._answered = 0
-        self._apply_settings(settings)
-        self._receiver = threading.Thread(target=self._receive, name="discovery-receiver", daemon=True)
+        self._receiver: _Receiver | None = None
+        self._apply(settings)
         self.handlers = {
-            Datagram: self._datagram,
-            SettingsChanged: lambda message: self._apply_settings(message.settings),
+            _Batch: self._batch,
+            _Held: self._held,
+            SettingsChanged: lambda news: self._apply(news.settings),
+            CertificateChanged: self._certificate_changed,
+            Wake: lambda _: self._rejoin(),
         }
 
     def started(self) -> None:
-        """Begin to receive."""
+        """Start to read."""
+        self._receiver = _Receiver(self._sockets, self._has_room, self.tell_self)
         self._receiver.start()
+        self.wake_at(time.monotonic() + _REJOIN_SECS)
 
     def stopped(self) -> None:
-        """Wait for the receiver to see it."""
-        self._receiver.join(1.0)
+        """Read no more."""
+        if self._receiver is not None:
+            self._receiver.stop()
 
     def status(self) -> Pong:
-        """Give the number of answers; not well when the receiver has ended."""
-        alive = self._receiver.is_alive()
-        detail = "" if alive else "its receiver has ended"
-        return Pong(alive, detail, {"answered": self._answered, "mode": self._mode})
+        """Tell whether datagrams are being read."""
+        receiver = self._receiver
+        running = receiver is not None and receiver.is_alive()
+        figures = {"mode": self._mode, "read": receiver.read if receiver else 0, "answered": self._answered}
+        return Pong(running, "" if running else "The thread that reads datagrams has ended", figures)
 
-    def _apply_settings(self, settings: Settings) -> None:
+    def _apply(self, settings: Settings) -> None:
         self._mode: str = schema.option(settings, "_global", "discovery")
-        self._keys = config.access_keys(settings, config.REGISTRY_SECTION)
+        self._name_max: int = schema.option(settings, "api", "max_name_bytes")
+        sections = ("services", "ping", *config.namespaces(settings))
+        self._keys = tuple(dict.fromkeys(key for name in sections for key in config.access_keys(settings, name)))
+        self._echoes = self._mode != "off" and not config.access_keys(settings, "ping")
 
-    def _receive(self) -> None:
-        """Tell the actor what comes in, a bounded number each tick: a flood must not take the GIL from requests."""
-        with selectors.DefaultSelector() as selector:
-            for sock in self._sockets:
-                selector.register(sock, selectors.EVENT_READ)
-            while not self.actor_stopped.is_set():
-                began = time.monotonic()
-                taken = 0
-                for key, _ in selector.select(0.5):
-                    taken += self._take_from(key.fileobj, _PER_TICK - taken)
-                if taken >= _PER_TICK:
-                    time.sleep(max(0.0, began + _TICK_SECS - time.monotonic()))
+    def _certificate_changed(self, news: CertificateChanged) -> None:
+        self._fingerprint = canonical_fingerprint(news.fingerprint)
 
-    def _take_from(self, sock: Any, most: int) -> int:
-        for number in range(most):
+    def _rejoin(self) -> None:
+        """Take interfaces in that came up after the start: a VPN, or all of them when the broker booted first."""
+        join_groups(self._sockets)
+        self.wake_at(time.monotonic() + _REJOIN_SECS)
+
+    def _has_room(self) -> bool:
+        return self.actor_inbox.qsize() < _BATCHES_WAITING_MAX
+
+    def _batch(self, batch: _Batch) -> None:
+        """Echo pings; ask the registry once for each name that is asked for."""
+        if self._mode == "off":
+            return
+        by_name: dict[str, list[_Asked]] = {}
+        for sock, datagram in batch.items:
+            request = decode(datagram.payload, self._name_max)
+            if isinstance(request, Echo):
+                if self._echoes:
+                    self._send(sock, request.data, datagram)
+            elif request is not None:
+                key = self._key_of(request)
+                if key is not None:
+                    by_name.setdefault(request.name, []).append(_Asked(request, key, sock, datagram))
+        for name, asked in by_name.items():
             try:
-                payload, sender = sock.recvfrom(datagram.REQUEST_MAX_BYTES + 1)
-            except BlockingIOError:
-                return number
-            except OSError:  # such as an ICMP error for an earlier answer
+                reply = self._registry.ask(Exists(name), _EXISTS_TIMEOUT_SECS)
+            except BpbrokerError:  # overloaded or being replaced: clients ask again
                 continue
-            if self.actor_inbox.qsize() < _WAITING_MAX:
-                self.tell_self(Datagram(payload, (sock, sender)))
-        return most
+            reply.add_done_callback(self._when_known(tuple(asked)))
 
-    def _datagram(self, message: Datagram) -> None:
-        asked = datagram.decode(message.payload)
-        if asked is None or self._mode == "off":
-            return
-        if isinstance(asked, Echo):
-            if self._mode == "open":
-                self._send(message, asked.data)
-            return
-        if self._mode == "authenticated" and not (asked.nonce and self._keys):
+    def _key_of(self, question: Question) -> str | None:
+        """Give the key that a question was signed with, "" if it is answered unsigned, None if not at all."""
+        if question.mac:
+            import hmac
+
+            for key in self._keys:
+                if hmac.compare_digest(question_mac(key, question.nonce, question.name), question.mac):
+                    return key
+            return None
+        return "" if self._mode == "open" else None
+
+    def _when_known(self, asked: tuple[_Asked, ...]) -> Callable[[Future[bool]], None]:
+        """Give the callback; it runs in the registry's thread, so it only passes the news on."""
+
+        def tell(reply: Future[bool]) -> None:
+            if not reply.cancelled() and reply.exception() is None and reply.result():
+                self.tell_self(_Held(asked))
+
+        return tell
+
+    def _held(self, news: _Held) -> None:
+        for asked in news.asked:
+            if not asked.question.nonce:
+                self._send(asked.sock, PLAIN_REPLY, asked.datagram)
+                continue
+            own = _own_address(self._sender(asked.sock), asked.datagram.sender)
+            if own is None:
+                continue
+            answer = Answer(self._registry_id, self._fingerprint, self._port, own)
+            self._send(asked.sock, signed_answer(asked.question, answer, asked.key), asked.datagram)
+
+    def _send(self, heard_on: socket.socket, payload: bytes, datagram: Datagram) -> None:
+        if not payload or len(payload) > len(datagram.payload) + GROWTH_MAX:
             return
         try:
-            reply = self._registry.ask(Exists(asked.name), _EXISTS_SECS)
-        except BpbrokerError:
+            self._sender(heard_on).sendto(payload, datagram.sender)
+        except OSError:  # nobody there any more, or no room: clients ask again
             return
-        # Not waited for: this actor must stay able to answer a ping while the registry is busy.
-        reply.add_done_callback(lambda reply: self._answer(message, asked, reply))
+        self._answered += 1
 
-    def _answer(self, message: Datagram, asked: Lookup, reply: Future[bool]) -> None:
-        if reply.cancelled() or reply.exception(0) is not None or not reply.result(0):
-            return
-        if not asked.nonce:
-            self._send(message, datagram.EXISTS)
-            return
-        said = self._identity
-        if self._keys:
-            said = said._replace(signature=datagram.sign(self._keys[0], asked.name, asked.nonce, said))
-        self._send(message, datagram.answer(asked, said))
+    def _sender(self, heard_on: socket.socket) -> socket.socket:
+        """Give the socket to answer from: one that hears broadcasts cannot send, the first of its family can."""
+        return next(sock for sock in self._sockets if sock.family == heard_on.family)
 
-    def _send(self, message: Datagram, content: bytes) -> None:
-        """Send an answer, never one that would make the port an amplifier."""
-        sock, sender = message.sender
-        if content and len(content) <= len(message.payload) + len(datagram.EXISTS):
-            source = self._sockets[0] if sock.family == socket.AF_INET else sock
-            with contextlib.suppress(OSError):
-                source.sendto(content, sender)
-                self._answered += 1
+
+def _own_address(sock: socket.socket, peer: tuple[Any, ...]) -> str | None:
+    """Give the address, without a scope, that what ``sock`` sends to ``peer`` comes from."""
+    bound = str(sock.getsockname()[0]).partition("%")[0]
+    if bound not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        return bound
+    with socket.socket(sock.family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(peer)  # sends nothing: it only asks the system for the route
+        except OSError:
+            return None
+        return str(probe.getsockname()[0]).partition("%")[0]
+
+
+class _Receiver(threading.Thread):
+    """Reads datagrams off all sockets and hands them on in batches.
+
+    Args:
+        sockets: not blocking; never closed here.
+        has_room: whether another batch may be read; asked before each.
+        take: gets a batch.
+    """
+
+    def __init__(
+        self, sockets: Sequence[socket.socket], has_room: Callable[[], bool], take: Callable[[_Batch], None]
+    ) -> None:
+        super().__init__(name="discovery receiver", daemon=True)
+        self._sockets = sockets
+        self._has_room = has_room
+        self._take = take
+        self._stopping = False
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._buffer = bytearray(_DATAGRAM_MAX)
+        self._allowed = float(DATAGRAMS_PER_SEC)
+        self._refilled = time.monotonic()
+        self.read = 0
+        """Datagrams read since the start."""
+
+    def stop(self) -> None:
+        """End the thread; the sockets may be closed or read by another one afterwards."""
+        self._stopping = True
+        self._wake_write.send(b"x")
+        self.join(5.0)
+        self._wake_write.close()
+        self._wake_read.close()
+
+    def run(self) -> None:
+        """Read until told to stop."""
+        with selectors.DefaultSelector() as selector:
+            for sock in (*self._sockets, self._wake_read):
+                selector.register(sock, selectors.EVENT_READ)
+            while True:
+                ready = [key.fileobj for key, _ in selector.select()]
+                if self._stopping:
+                    return
+                sockets = [sock for sock in ready if isinstance(sock, socket.socket)]
+                items = self._read(sockets) if self._has_room() else ()
+                if items:
+                    self._take(_Batch(items))
+                else:
+                    time.sleep(_PAUSE_SECS)
+
+    def _read(self, ready: list[socket.socket]) -> tuple[tuple[socket.socket, Datagram], ...]:
+        """Read what there is on these sockets, within the allowance."""
+        now = time.monotonic()
+        refill = (now - self._refilled) * DATAGRAMS_PER_SEC
+        self._allowed = min(self._allowed + refill, float(DATAGRAMS_PER_SEC))
+        self._refilled = now
+        items: list[tuple[socket.socket, Datagram]] = []
+        limit = min(_BATCH_MAX, int(self._allowed))
+        for sock in ready:
+            while len(items) < limit:
+                try:
+                    size, sender = sock.recvfrom_into(self._buffer)
+                except BlockingIOError:
+                    break
+                except OSError:  # Windows tells of an earlier reply that met a closed port
+                    break
+                items.append((sock, Datagram(bytes(self._buffer[:size]), sender)))
+        self._allowed -= len(items)
+        self.read += len(items)
+        return tuple(items)
