@@ -167,7 +167,7 @@ def test_a_configuration_that_cannot_be_used_stops_the_start(
 def test_a_port_in_use_is_named_with_its_protocol(make_broker: Callable[..., RunningBroker]) -> None:
     for kind, protocol in ((socket.SOCK_STREAM, "TCP"), (socket.SOCK_DGRAM, "UDP")):
         with socket.socket(socket.AF_INET, kind) as taken:
-            taken.bind(("0.0.0.0", 0))
+            taken.bind(("", 0))
             if kind == socket.SOCK_STREAM:
                 taken.listen()
             port = taken.getsockname()[1]
