@@ -4,41 +4,62 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import NoReturn
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Final, NoReturn
 
 import click
 
 from bpbroker import __version__
-from bpbroker.commands import configuration, extension, install, start
 from bpbroker.commands.scope import Scope, shared_options
 from bpbroker.errors import BpbrokerError
 
 _EXIT_CODES = (1, 2, 78)
 """What ``bpbroker`` ends with beside 0; the finer codes on the errors are those of ``bpclient``."""
 
-SECTIONS: dict[str, tuple[click.Command, ...]] = {
-    "Commands": (
-        start.start,
-        install.install_service,
-        install.uninstall_service,
-        extension.install_extension,
-        configuration.configure,
-    ),
-    "Checks": (configuration.validate,),
+SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
+    "Commands": {
+        "start": "start",
+        "install-service": "install",
+        "uninstall-service": "install",
+        "install-extension": "extension",
+        "configure": "configuration",
+    },
+    "The running broker": {"status": "life", "reload": "life", "stop": "life"},
+    "State": {
+        "backup": "state",
+        "backups": "state",
+        "restore": "state",
+        "check": "state",
+        "validate": "configuration",
+    },
+    "Trust": {"certificate": "trust", "token": "trust"},
 }
+"""Heading to commands to the module of :mod:`bpbroker.commands` that has it; only what is called is loaded."""
+
+_HIDDEN: Final = {"prepare": "install"}
+_MODULES: Final = {name: module for group in (*SECTIONS.values(), _HIDDEN) for name, module in group.items()}
 
 
 class _Group(click.Group):
     """The group, with its commands listed under headings and in our order."""
 
     def list_commands(self, context: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        return [command.name or "" for commands in SECTIONS.values() for command in commands]
+        return [name for commands in SECTIONS.values() for name in commands]
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:  # noqa: ARG002 - as above
+        if name not in _MODULES:
+            return None
+        module = import_module(f"bpbroker.commands.{_MODULES[name]}")
+        found: click.Command = getattr(module, name.replace("-", "_"))
+        return found
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        width = max(len(name) for name in self.list_commands(context))
-        for heading, commands in SECTIONS.items():
+        width = max(map(len, self.list_commands(context)))
+        for heading, names in SECTIONS.items():
+            found = [(name, self.get_command(context, name)) for name in names]
             with formatter.section(heading):
-                formatter.write_dl([(f"{item.name:<{width}}", item.get_short_help_str(70)) for item in commands])
+                formatter.write_dl([(f"{name:<{width}}", item.get_short_help_str(70)) for name, item in found if item])
 
 
 @click.group(
@@ -56,12 +77,6 @@ def cli(context: click.Context) -> None:
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
         context.exit(2)
-
-
-for _commands in SECTIONS.values():
-    for _command in _commands:
-        cli.add_command(_command)
-cli.add_command(install.prepare)
 
 
 def main() -> NoReturn:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from bpbroker import config, entry, schema, snapshot
+from bpbroker import config, entry, offline, schema, snapshot
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.errors import BadRequest, ConfigurationError, InUse
 from bpbroker.lock import FileLock, holder
@@ -39,8 +39,6 @@ def configure(scope: Scope, *, config_file: str | None, dry_run: bool) -> None:
     Only what is not there yet is added, at every depth; what is there stays as
     it is, so this can be run as often as one likes. Not while the broker runs.
     """
-    from bpbroker import backups
-
     extra = _document(config_file)
     own = scope.own
     scope.act_as_owner()
@@ -59,7 +57,7 @@ def configure(scope: Scope, *, config_file: str | None, dry_run: bool) -> None:
             merged = merge(own, *extra)
             if merged.added:
                 snapshot.write(own, merged.settings, merged.entries)
-                backups.empty_journal(own)
+                offline.empty_journal(own)
     except InUse:
         raise _in_use(scope, holder(own) or {}) from None
     _report(merged, own, dry_run=False)
@@ -71,9 +69,7 @@ def merge(own: Path, extra: Mapping[str, Any], extra_entries: Mapping[str, bytes
     Raises:
         ConfigurationError: something in them, or in the result, cannot be used.
     """
-    from bpbroker import backups
-
-    settings, entries = backups.state_of(own)
+    settings, entries = offline.state_of(own)
     _check(extra, extra_entries, "The configuration to add")
     merged, added, kept = config.add(settings, extra)
     for name, value in extra_entries.items():

@@ -1,0 +1,135 @@
+"""``bpbroker stop``, ``reload`` and ``status``: what is done with a broker that runs."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from bpbroker.commands.local import LocalBroker, must_run, running
+from bpbroker.commands.scope import Scope, command, pass_scope
+from bpbroker.commands.tables import echo_json, echo_table, format_option, shown_age, shown_time
+from bpbroker.errors import CannotConnect, GaveUp, StartError
+from bpbroker.lock import holder
+
+STOP_SECS = 30.0
+_POLL_SECS = 0.05
+
+
+@command("stop", short_help="Stop the running broker")
+@click.option("--timeout", type=click.FloatRange(0), default=STOP_SECS, show_default=True, help="Seconds to wait.")
+@pass_scope
+def stop(scope: Scope, *, timeout: float) -> None:
+    """Have the running broker write its configuration and end, and wait until it has.
+
+    Fine when none runs.
+    """
+    broker = running(scope)
+    if broker is None:
+        click.echo(f"No broker runs on {scope.own}.", err=True)
+        return
+    ended = _end(scope, broker)
+    if not ended(timeout):
+        raise StartError(
+            f"The broker (process {broker.pid}) did not end within {timeout:g} s. "
+            "What it acknowledged is safe even if it is killed."
+        )
+    click.echo(f"The broker (process {broker.pid}) has ended.", err=True)
+
+
+def _end(scope: Scope, broker: LocalBroker) -> Callable[[float], bool]:
+    """Tell the broker to end; gives what waits until it has, so many seconds at most."""
+
+    def released(timeout_secs: float) -> bool:
+        end = time.monotonic() + timeout_secs
+        while (note := holder(scope.own)) is not None and note.get("pid") == broker.pid:
+            if time.monotonic() > end:
+                return False
+            time.sleep(_POLL_SECS)
+        return True
+
+    if sys.platform == "win32":  # a signal would end it as a power cut does
+        broker.ask("Stop")
+        return released
+    if not hasattr(os, "pidfd_open"):
+        os.kill(broker.pid, signal.SIGTERM)
+        return released
+    try:
+        process = os.pidfd_open(broker.pid)
+    except ProcessLookupError:
+        return released
+    # Between looking and signalling the broker may have ended and its number
+    # may have gone to somebody else: now that the process is held, look again.
+    note = holder(scope.own)
+    if note is None or note.get("pid") != broker.pid:
+        return released
+    signal.pidfd_send_signal(process, signal.SIGTERM)
+
+    def ended(timeout_secs: float) -> bool:
+        return bool(select.select([process], [], [], timeout_secs)[0])
+
+    return ended
+
+
+@command("reload", short_help="Have the running broker take changes up")
+@pass_scope
+def reload(scope: Scope) -> None:
+    """Have the running broker take configuration, certificate and extension modules up anew, and say how it went.
+
+    When something cannot be used everything stays as it was.
+    """
+    broker = must_run(scope)
+    broker.ask("Reload")
+    click.echo(f"The broker (process {broker.pid}) has reloaded.", err=True)
+
+
+@command("status", short_help="Show how the running broker is")
+@format_option
+@pass_scope
+def status(scope: Scope, *, form: str) -> None:
+    """Show how each part of the running broker is.
+
+    Exit code 0 when all are well, 1 when not, or when no broker runs.
+    """
+    broker = must_run(scope)
+    try:
+        report = broker.ask("Status", timeout_secs=10.0)
+    except (CannotConnect, GaveUp) as error:
+        raise StartError(f"The broker runs (process {broker.pid}), but: {error}") from None
+    note, now = broker.note, time.time()
+    about = {key: note.get(key) for key in ("version", "pid", "address", "port", "fingerprint", "started")}
+    if form == "json":
+        echo_json({"ok": report["ok"], **about, "config": str(scope.own), "parts": report["parts"]})
+    else:
+        click.echo(
+            f"bpbroker {note.get('version')}, process {broker.pid}, up {shown_age(now - note['started'])}, "
+            f"port {note['port']}, {scope.own}"
+        )
+        click.echo(f"certificate SHA-256 {note['fingerprint']}")
+        echo_table(
+            ("PART", "STATE", "SINCE", "RESTARTS", "DETAIL"),
+            [
+                (
+                    part["name"],
+                    "ok" if part["ok"] else "FAIL",
+                    shown_time(part["since"]),
+                    part["restarts"],
+                    _detail(part),
+                )
+                for part in report["parts"]
+            ],
+        )
+    sys.exit(0 if report["ok"] else 1)
+
+
+def _detail(part: dict[str, Any]) -> str:
+    figures = ", ".join(
+        f"{key} {value}" for key, value in part["figures"].items() if not isinstance(value, (dict, list))
+    )
+    return "; ".join(text for text in (part["detail"], figures) if text)

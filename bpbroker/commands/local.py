@@ -1,0 +1,97 @@
+"""Asking the broker that runs on a configuration file: who it is, and what it answers under ``/_control``.
+
+Whoever may read the lock file has the control token, and nobody else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bpbroker.client.address import BrokerAddress
+from bpbroker.client.pins import KnownBrokers
+from bpbroker.client.transport import Deadline, Transport, Trust
+from bpbroker.commands.scope import Scope
+from bpbroker.errors import CannotConnect, ConfigurationError, StartError, from_status
+from bpbroker.jointoken import canonical_fingerprint
+from bpbroker.lock import holder
+
+TIMEOUT_SECS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class LocalBroker:
+    """The broker that runs on a configuration file."""
+
+    note: Mapping[str, Any]
+    """What it wrote into the lock file."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id.
+
+        Raises:
+            StartError: it has only just begun to start.
+        """
+        pid = self.note.get("pid")
+        if not isinstance(pid, int):
+            raise StartError("The broker has only just begun to start; try again in a moment")
+        return pid
+
+    def ask(self, method: str, document: Mapping[str, Any] | None = None, timeout_secs: float = TIMEOUT_SECS) -> Any:
+        """Send a control request and give the answer's ``data``.
+
+        Raises:
+            CannotConnect, GaveUp: it does not answer.
+            RequestError: it refuses.
+            ConfigurationError: what it was to take up cannot be used.
+        """
+        try:
+            address = BrokerAddress(self.note["address"], self.note["port"])
+            trust = Trust(fingerprint=canonical_fingerprint(self.note["fingerprint"]))
+            token = str(self.note["token"])
+        except KeyError:
+            raise CannotConnect(f"The broker (process {self.pid}) is not ready yet; try again in a moment") from None
+        transport = Transport(address, trust, KnownBrokers())
+        headers = {"Authorization": f"Bearer {token}".encode(), "Content-Type": b"application/json"}
+        try:
+            body = json.dumps(document or {}).encode()
+            answer = transport.exchange(
+                "POST", f"/_control/{method}", headers, body, Deadline(timeout_secs, f"The broker (process {self.pid})")
+            )
+        finally:
+            transport.close()
+        try:
+            content = json.loads(answer.body)
+            message, data = str(content["message"]), content.get("data")
+        except (ValueError, TypeError, KeyError):
+            raise CannotConnect(f"The broker (process {self.pid}) answered something unexpected") from None
+        if answer.status == UNUSABLE:
+            raise ConfigurationError(message)
+        if answer.status != OK:
+            raise from_status(answer.status, message)
+        return data
+
+
+OK = 200
+UNUSABLE = 422
+
+
+def running(scope: Scope) -> LocalBroker | None:
+    """Give the broker that runs on the command's configuration file, or None."""
+    note = holder(scope.own)
+    return None if note is None else LocalBroker(note)
+
+
+def must_run(scope: Scope) -> LocalBroker:
+    """Give the broker that runs on the command's configuration file.
+
+    Raises:
+        StartError: none does.
+    """
+    found = running(scope)
+    if found is None:
+        raise StartError(f"No broker runs on {scope.own}; to start one: {scope.command_line('start')}")
+    return found

@@ -1,0 +1,113 @@
+"""``bpbroker backup``, ``backups``, ``restore`` and ``check``: what is done with a broker's state."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from bpbroker import backups as backup_files
+from bpbroker import offline
+from bpbroker.commands.local import running
+from bpbroker.commands.scope import Scope, command, pass_scope
+from bpbroker.commands.tables import echo_json, echo_table, format_option, shown_size, shown_time
+
+_NAMES_SHOWN = 10
+
+
+@command("backup", short_help="Make a backup now")
+@pass_scope
+def backup(scope: Scope) -> None:
+    """Make a backup now, by the running broker or of a stopped one, and print its path."""
+    broker = running(scope)
+    if broker is not None:
+        click.echo(broker.ask("Backup")["path"])
+        return
+    scope.act_as_owner()
+    click.echo(offline.back_up(scope.own).path)
+
+
+@command("backups", short_help="List the backups")
+@format_option
+@pass_scope
+def backups(scope: Scope, *, form: str) -> None:
+    """List the backups, newest first, and whether each can be read back well."""
+    checked = [backup_files.check(info) for info in backup_files.found(scope.own)]
+    if form == "json":
+        echo_json(
+            [
+                {
+                    "path": each.info.path,
+                    "made_at": each.info.made_at,
+                    "size_bytes": each.info.size_bytes,
+                    "entries": None if each.problem else each.entries,
+                    "problem": each.problem,
+                }
+                for each in checked
+            ]
+        )
+    elif checked:
+        echo_table(
+            ("TIME", "SIZE", "ENTRIES", "STATE", "PATH"),
+            [
+                (
+                    shown_time(each.info.made_at),
+                    shown_size(each.info.size_bytes),
+                    "-" if each.problem else each.entries,
+                    "DAMAGED" if each.problem else "good",
+                    each.info.path,
+                )
+                for each in checked
+            ],
+        )
+    else:
+        click.echo(f"There are no backups in {backup_files.folder_for(scope.own)}.", err=True)
+    for each in checked:
+        if each.problem:
+            click.echo(f"warning: {each.problem}", err=True)
+
+
+@command("restore", short_help="Go back to a backup")
+@click.argument("backup", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Only say what would change.")
+@pass_scope
+def restore(scope: Scope, *, backup: Path, dry_run: bool) -> None:
+    """Put the settings and entries of BACKUP, a path or a name in `bpbroker backups`, in the place of the present ones.
+
+    Only while no broker runs. What is replaced is kept as a backup.
+    """
+    scope.act_as_owner()
+    done = offline.restore(scope.own, backup, dry_run=dry_run)
+    if done.difference is None:
+        click.echo("What is there now is damaged and cannot be compared.")
+    else:
+        for what, names in (
+            ("entries added", done.difference.entries_added),
+            ("entries changed", done.difference.entries_changed),
+            ("entries removed", done.difference.entries_removed),
+            ("sections changed", done.difference.sections_changed),
+        ):
+            shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+            click.echo(f"{what}: {len(names)}" + (f" ({shown})" if names else ""))
+    for path in done.kept:
+        click.echo(f"What was there is kept as {path}", err=True)
+    outcome = "Nothing was changed." if dry_run else f"{scope.own} is now as it was in {done.backup}."
+    click.echo(outcome, err=True)
+
+
+@command("check", short_help="Check file, journal and backups")
+@format_option
+@pass_scope
+def check(scope: Scope, *, form: str) -> None:
+    """Check whether the configuration file, its journal and its backups can be trusted; changes nothing.
+
+    Exit code 0 when a start would work, 78 when not.
+    """
+    findings = offline.check(scope.own)
+    if form == "json":
+        echo_json([{"what": each.what, "level": each.level, "detail": each.detail} for each in findings])
+    else:
+        for each in findings:
+            click.echo(f"{each.level:<8} {each.what}: {each.detail}")
+    sys.exit(78 if any(each.level == "fail" for each in findings) else 0)

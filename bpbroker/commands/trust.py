@@ -1,0 +1,111 @@
+"""``bpbroker certificate`` and ``token``: what clients trust the broker by."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from bpbroker import config, tls
+from bpbroker.commands.local import running
+from bpbroker.commands.scope import Scope, command, pass_scope
+from bpbroker.commands.tables import echo_json, format_option
+from bpbroker.errors import ConfigurationError
+from bpbroker.jointoken import make_token
+from bpbroker.sources import Loaded
+
+
+@command("certificate", short_help="Show or renew the certificate")
+@click.option("--renew", is_flag=True, help="Make a new certificate and key; clients' pins must change then.")
+@click.option(
+    "--host", "hosts", multiple=True, metavar="NAME", help="With --renew: a further name or address of this host."
+)
+@format_option
+@pass_scope
+def certificate(scope: Scope, *, renew: bool, hosts: tuple[str, ...], form: str) -> None:
+    """Show whom the broker's certificate is for, until when, and its fingerprint."""
+    cert, key = _pair(scope, scope.sources().load())
+    if renew:
+        _renew(scope, cert, key, hosts)
+    elif hosts:
+        raise click.UsageError("--host is for --renew")
+    found = tls.read_certificate(cert)
+    left = found.days_left(datetime.now(UTC))
+    if form == "json":
+        echo_json(
+            {
+                "file": str(cert),
+                "subject": found.subject,
+                "names": found.names,
+                "not_after": found.not_after.isoformat(),
+                "days_left": left,
+                "fingerprint": found.fingerprint,
+            }
+        )
+        return
+    click.echo(f"file         {cert}")
+    click.echo(f"subject      {found.subject}")
+    click.echo(f"names        {', '.join(found.names)}")
+    click.echo(f"expires      {found.not_after:%Y-%m-%d %H:%M} UTC ({left} days left)")
+    click.echo(f"fingerprint  {found.fingerprint}")
+    if left <= tls.WARN_DAYS:
+        click.echo(f"warning: it expires in {left} days; renew it (--renew, if bpbroker made it)", err=True)
+
+
+def _pair(scope: Scope, loaded: Loaded) -> tuple[Path, Path]:
+    """Give the paths of certificate and key.
+
+    Raises:
+        ConfigurationError: there are none yet.
+    """
+    api = loaded.effective["api"]
+    if (api["ssl_cert"], api["ssl_key"]) == (config.DEFAULT_CERT, config.DEFAULT_KEY):
+        own = _own_pair(scope)
+        if not own[0].exists():
+            raise ConfigurationError("There is no certificate yet; the first start of the broker makes one")
+        return own
+    return Path(api["ssl_cert"]), Path(api["ssl_key"])
+
+
+def _own_pair(scope: Scope) -> tuple[Path, Path]:
+    return scope.own.with_suffix(".crt"), scope.own.with_suffix(".key")
+
+
+def _renew(scope: Scope, cert: Path, key: Path, hosts: tuple[str, ...]) -> None:
+    if (cert, key) != _own_pair(scope):
+        raise ConfigurationError(
+            f"{cert} was not made by bpbroker: renew it where it comes from, put the new files in its place, "
+            f"and have them taken up: {scope.command_line('reload')}"
+        )
+    scope.act_as_owner()
+    for path in (cert, key):
+        if path.exists():
+            shutil.copy2(path, path.with_name(f"{path.name}.old"))
+    tls.make_pair(cert, key, hosts)
+    click.echo(
+        "The certificate is new: clients that pinned the old one refuse this broker until their pin, "
+        "token or --fingerprint is changed.",
+        err=True,
+    )
+    if running(scope) is not None:
+        click.echo(f"The running broker still has the old one, until: {scope.command_line('reload')}", err=True)
+
+
+@command("token", short_help="Print a join token for clients")
+@click.option("--namespace", default="services", show_default=True, metavar="NAME", help="Whose access key it holds.")
+@pass_scope
+def token(scope: Scope, *, namespace: str) -> None:
+    """Print one word with which bpclient --token needs nothing else: fingerprint and access key.
+
+    Whoever has it can use the namespace: hand it on as a secret.
+    """
+    loaded = scope.sources().load()
+    if namespace not in (*config.namespaces(loaded.effective), "services", "ping"):
+        raise ConfigurationError(f"{scope.own} has no section {namespace}")
+    keys = config.access_keys(loaded.effective, namespace)
+    if not keys:
+        click.echo(f"warning: {namespace} has no _access_key, so it is open to everybody", err=True)
+    fingerprint = tls.fingerprint(_pair(scope, loaded)[0])
+    click.echo(make_token(fingerprint, keys[0] if keys else ""))
