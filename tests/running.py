@@ -53,6 +53,8 @@ class RunningBroker:
             self.config.write_text(json.dumps(settings))
         self.log = home / "broker.log"
         self.options = options
+        self.prefix: tuple[str, ...] = ()
+        """Words in front of the command, such as ``ip netns exec NAME``."""
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
         self.environ = {
@@ -71,7 +73,7 @@ class RunningBroker:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, self.log.open("ab") as log:
             ready.bind(str(notify))
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "bpbroker", "start", "--listen-port", str(self.port), *self.options],
+                [*self.prefix, *self.command("bpbroker", "start", "--listen-port", str(self.port), *self.options)],
                 env={**self.environ, "NOTIFY_SOCKET": str(notify)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -179,9 +181,14 @@ class RunningBroker:
         """Run ``bpclient`` against this broker."""
         return self._run("bpbroker.client", ("-b", f"127.0.0.1:{self.port}", *arguments), stdin)
 
+    @staticmethod
+    def command(module: str, *arguments: str) -> list[str]:
+        """Give the words that run one of the two commands from this very interpreter."""
+        return [sys.executable, "-m", module, *arguments]
+
     def _run(self, module: str, arguments: tuple[str, ...], stdin: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", module, *arguments],
+            self.command(module, *arguments),
             env=self.environ,
             input=stdin,
             capture_output=True,
