@@ -1,4 +1,4 @@
-"""Backups: complete states in files of their own. Naming, listing, rotating, checking, restoring.
+"""Backups: complete states in files of their own. Naming, making, listing, rotating, checking.
 
 A backup has the form of the configuration file and is named after it and the
 UTC time at which it was made: ``bpbroker-20260131T235959.123456Z.json``.
@@ -7,19 +7,20 @@ UTC time at which it was made: ``bpbroker-20260131T235959.123456Z.json``.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from bpbroker import snapshot
-from bpbroker.errors import BadRequest, BpbrokerError, ConfigurationError, DamagedFile
+from bpbroker import durable, snapshot
+from bpbroker.errors import BpbrokerError, ConfigurationError
 from bpbroker.messages import BackupInfo
-from bpbroker.stores.embedded import EmbeddedStore, journal_path, read_journal
 
-_TIME: Final = "%Y%m%dT%H%M%S.%fZ"
-_STAMP: Final = re.compile(r"-(\d{8}T\d{6}\.\d{6}Z)\.json\Z")
+_TIME_FORM: Final = "%Y%m%dT%H%M%S.%fZ"
+_STAMP: Final = re.compile(r"-(\d{8}T\d{6}\.\d{6}Z)\.json\Z", re.ASCII)
+_TICK: Final = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,61 +33,109 @@ class Checked:
     """Why it cannot be used; empty when it is good."""
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """What restoring a backup would change, by entry name and section name."""
-
-    entries_added: tuple[str, ...]
-    entries_changed: tuple[str, ...]
-    entries_removed: tuple[str, ...]
-    sections_changed: tuple[str, ...]
-
-
 def folder_for(config_file: Path) -> Path:
     """Give the folder of a configuration file's backups: ``<home>/backups`` for ``<home>/etc/…``, else beside it."""
     parent = config_file.parent
     return (parent.parent if parent.name == "etc" else parent) / "backups"
 
 
-def name_for(config_file: Path, made_at: float) -> str:
-    """Give the file name of a backup made at this Unix time."""
-    return f"{config_file.stem}-{datetime.fromtimestamp(made_at, UTC).strftime(_TIME)}.json"
+def make(config_file: Path, chunks: Iterable[bytes]) -> BackupInfo:
+    """Write a backup with this content; makes the folder when it is not there.
 
-
-def make(config_file: Path, settings: Mapping[str, Any], entries: Mapping[str, bytes], made_at: float) -> BackupInfo:
-    """Write a backup; makes the folder when it is not there.
+    It is always the newest one by name, also when the clock was set back.
 
     Raises:
         StorageFull, StorageFailed: it could not be written; no half backup is left.
-        ConfigurationError: there is something else in the folder's place.
     """
     folder = folder_for(config_file)
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        durable.make_folder(folder, config_file)
     except OSError as error:
-        raise ConfigurationError(f"Cannot make the backups folder {folder}: {error.strerror}") from None
-    path = folder / name_for(config_file, made_at)
-    snapshot.write(path, settings, entries)
-    return BackupInfo(str(path), made_at, path.stat().st_size)
+        raise durable.storage_error(f"Cannot make the backups folder {folder}", error) from None
+    made = datetime.fromtimestamp(time.time(), UTC)
+    newest = next(iter(found(config_file)), None)
+    if newest is not None:
+        made = max(made, _time_of(Path(newest.path)) + _TICK)
+    path = folder / f"{config_file.stem}-{made.strftime(_TIME_FORM)}.json"
+    durable.replace(path, chunks)
+    return BackupInfo(str(path), made.timestamp(), path.stat().st_size)
+
+
+def _time_of(path: Path) -> datetime:
+    stamp = _STAMP.search(path.name)
+    return datetime.strptime(stamp[1] if stamp else "", _TIME_FORM).replace(tzinfo=UTC)
 
 
 def found(config_file: Path) -> list[BackupInfo]:
-    """Give the backups of a configuration file, newest first."""
+    """Give the backups of a configuration file, newest first.
+
+    Raises:
+        ConfigurationError: their folder cannot be read.
+    """
     result = []
-    prefix = f"{config_file.stem}-"
     folder = folder_for(config_file)
-    for path in folder.iterdir() if folder.is_dir() else ():
+    try:
+        paths = list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        paths = []
+    except OSError as error:
+        raise ConfigurationError(f"Cannot read the backups folder {folder}: {error.strerror}") from None
+    for path in paths:
         stamp = _STAMP.search(path.name)
-        if stamp and path.name[: stamp.start() + 1] == prefix and path.is_file():
-            moment = datetime.strptime(stamp[1], _TIME).replace(tzinfo=UTC)
-            result.append(BackupInfo(str(path), moment.timestamp(), path.stat().st_size))
+        if stamp is None or path.name[: stamp.start()] != config_file.stem:
+            continue
+        try:
+            result.append(BackupInfo(str(path), _time_of(path).timestamp(), path.stat().st_size))
+        except (ValueError, FileNotFoundError):  # no such day; or rotated away just now
+            continue
     return sorted(result, key=lambda info: info.path, reverse=True)
 
 
 def rotate(config_file: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` backups."""
+    """Remove all but the newest ``keep`` backups.
+
+    Raises:
+        StorageFailed: one of them cannot be removed.
+    """
     for info in found(config_file)[keep:]:
-        Path(info.path).unlink(missing_ok=True)
+        try:
+            Path(info.path).unlink(missing_ok=True)
+        except OSError as error:
+            raise durable.storage_error(f"Cannot remove {info.path}", error) from None
+
+
+def holds(info: BackupInfo, chunks: Iterable[bytes]) -> bool:
+    """Whether a backup has exactly this content; compared piece by piece."""
+    try:
+        with Path(info.path).open("rb") as file:
+            return all(file.read(len(chunk)) == chunk for chunk in chunks) and not file.read(1)
+    except OSError:
+        return False
+
+
+def keep_aside(file: Path, why: str, folder_of: Path | None = None) -> Path | None:
+    """Copy a file that is about to be replaced into the backups folder, as ``<name>.<why>-<time>``; None if it is gone.
+
+    Args:
+        file: what to copy.
+        why: such as ``damaged`` or ``edited``.
+        folder_of: the configuration file whose backups folder it is, when it is not ``file`` itself.
+
+    Raises:
+        StorageFull, StorageFailed: it cannot be copied.
+    """
+    config_file = folder_of or file
+    folder = folder_for(config_file)
+    copy = folder / f"{file.name}.{why}-{datetime.now(UTC).strftime(_TIME_FORM)}"
+    try:
+        durable.make_folder(folder, config_file)
+        with file.open("rb") as source:
+            durable.replace(copy, iter(lambda: source.read(1 << 20), b""))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise durable.storage_error(f"Cannot keep {file} as {copy}", error) from None
+    return copy
 
 
 def check(info: BackupInfo) -> Checked:
@@ -95,103 +144,24 @@ def check(info: BackupInfo) -> Checked:
         settings, entries = snapshot.read(Path(info.path))
     except BpbrokerError as error:
         return Checked(info, 0, str(error))
-    return Checked(info, len(entries), "" if settings else f"{info.path} holds no settings")
+    return Checked(info, len(entries), "" if settings else f"{info.path} holds nothing")
 
 
-def newest_good(config_file: Path) -> BackupInfo | None:
+def newest_good(config_file: Path) -> Checked | None:
     """Give the newest backup that reads back well."""
-    return next((info for info in found(config_file) if not check(info).problem), None)
+    return next((checked for checked in map(check, found(config_file)) if not checked.problem), None)
 
 
 def advice(config_file: Path) -> str:
-    """Give the sentence that goes with a damaged file: the newest good backup and how to restore it."""
-    good = newest_good(config_file)
+    """Give what goes with the message about a damaged file: the newest good backup and how to restore it."""
+    try:
+        good = newest_good(config_file)
+    except BpbrokerError as error:
+        return f"Nothing was changed. {error}"
     if good is None:
         return f"Nothing was changed. There is no good backup in {folder_for(config_file)}."
     return (
-        f"Nothing was changed. The newest good backup is {good.path}; to go back to it:\n"
-        f"  bpbroker --config {config_file} restore {good.path}"
+        f"Nothing was changed. The newest good backup is {good.info.path} ({good.entries} entries);"
+        " to go back to it:\n"
+        f"  bpbroker --config {config_file} restore {good.info.path}"
     )
-
-
-def state_of(config_file: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Give ``(settings, entries)`` that a start on this file would have, its journal included; changes nothing.
-
-    Raises:
-        DamagedFile: the file or its journal is damaged.
-        ConfigurationError: one of them cannot be read.
-    """
-    settings, entries = snapshot.read(config_file)
-    for name, value in read_journal(journal_path(config_file)).changes.items():
-        if value is None:
-            entries.pop(name, None)
-        else:
-            entries[name] = value
-    return settings, entries
-
-
-def difference(config_file: Path, backup: Path) -> Difference:
-    """Give what :func:`restore` would change.
-
-    Raises:
-        ConfigurationError: the backup cannot be used.
-    """
-    settings, entries = _good(backup)
-    try:
-        old_settings, old_entries = state_of(config_file)
-    except DamagedFile:
-        old_settings, old_entries = {}, {}
-    return Difference(
-        tuple(sorted(entries.keys() - old_entries.keys())),
-        tuple(sorted(name for name in entries.keys() & old_entries.keys() if entries[name] != old_entries[name])),
-        tuple(sorted(old_entries.keys() - entries.keys())),
-        tuple(sorted(n for n in settings.keys() | old_settings.keys() if settings.get(n) != old_settings.get(n))),
-    )
-
-
-def restore(config_file: Path, backup: Path, now: float) -> list[Path]:
-    """Put a backup's state in place of what is there; only while no broker runs on the file.
-
-    What is replaced is kept: as a backup when it can be read, else under its
-    own name with ``.damaged-<time>`` behind it. Gives the paths that keep it.
-
-    Raises:
-        ConfigurationError: the backup cannot be used; nothing was changed.
-    """
-    settings, entries = _good(backup)
-    kept: list[Path] = []
-    journal = journal_path(config_file)
-    try:
-        old_settings, old_entries = state_of(config_file)
-    except DamagedFile:
-        stamp = datetime.fromtimestamp(now, UTC).strftime(_TIME)
-        damaged = (config_file, journal, journal.with_name(f"{journal.name}-wal"))
-        kept += [path.rename(path.with_name(f"{path.name}.damaged-{stamp}")) for path in damaged if path.exists()]
-    else:
-        if old_settings or old_entries:
-            kept.append(Path(make(config_file, old_settings, old_entries, now).path))
-        empty_journal(config_file)
-    snapshot.write(config_file, settings, entries)
-    return kept
-
-
-def empty_journal(config_file: Path) -> None:
-    """Make the journal forget everything; only when the file holds it, or is about to be replaced by what shall."""
-    journal = journal_path(config_file)
-    if journal.exists():
-        store = EmbeddedStore(journal, dict)
-        try:
-            store.load()
-            while store.forget(store.sequence):
-                pass
-        finally:
-            store.close()
-
-
-def _good(backup: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    if not backup.exists():
-        raise ConfigurationError(f"There is no file {backup}; `bpbroker backups` lists what there is")
-    try:
-        return snapshot.read(backup)
-    except (DamagedFile, BadRequest) as error:
-        raise ConfigurationError(f"This backup cannot be used: {error}") from None

@@ -150,11 +150,6 @@ class _Reader:
             raise self.fault(str(error), at) from None
 
 
-def value_of(encoded: bytes) -> Any:
-    """Give an entry of :func:`parse` as an object."""
-    return json.loads(encoded)
-
-
 def chunks(settings: Mapping[str, Any], entries: Mapping[str, bytes]) -> Iterator[bytes]:
     """Give the bytes of a document, piece by piece."""
     sections = {**settings}

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -76,6 +76,27 @@ def adopt_owner(descriptor: int, path: Path) -> None:
             os.fchown(descriptor, before.st_uid, before.st_gid)
 
 
+def make_folder(folder: Path, owner_of: Path) -> None:
+    """Make a folder, mode 0700, if it is not there; when run by root, for whom ``owner_of`` belongs to.
+
+    Raises:
+        OSError: it cannot be made, or something else has its name.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+        return
+    if sys.platform != "win32":
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            adopt_owner(descriptor, owner_of)
+        finally:
+            os.close(descriptor)
+    sync_folder(folder.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make names in a folder durable: what was created, renamed or removed there."""
     if sys.platform == "win32":  # a folder cannot be opened there, NTFS journals its names itself
@@ -94,12 +115,3 @@ def storage_error(what: str, error: OSError, *, outcome_known: bool = True) -> U
     raised = result(f"{what}: {reason}")
     raised.outcome_known = outcome_known
     return raised
-
-
-@contextlib.contextmanager
-def writing(what: str) -> Iterator[None]:
-    """Turn an operating system's error in the block into :class:`StorageFull` or :class:`StorageFailed`."""
-    try:
-        yield
-    except OSError as error:
-        raise storage_error(what, error) from error

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bpbroker import config, document, durable
+from bpbroker import document, durable
 from bpbroker.errors import ConfigurationError, DamagedFile
 
 
@@ -40,19 +40,6 @@ def parse(content: bytes, where: str) -> tuple[dict[str, Any], dict[str, bytes]]
         return document.parse(content)
     except document.Fault as fault:
         raise DamagedFile(f"{where}: {fault}") from None
-
-
-def parse_document(content: bytes, where: str) -> dict[str, Any]:
-    """Give the JSON object in ``content``, entries and all, as one plain document.
-
-    Raises:
-        DamagedFile: with line and column.
-    """
-    settings, entries = parse(content, where)
-    if entries:
-        section: dict[str, Any] = settings[config.REGISTRY_SECTION]
-        section.update((name, document.value_of(value)) for name, value in entries.items())
-    return settings
 
 
 def write(path: Path, settings: Mapping[str, Any], entries: Mapping[str, bytes]) -> None:

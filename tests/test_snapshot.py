@@ -154,13 +154,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         snapshot.read(tmp_path)
 
 
-def test_the_whole_document_as_an_object() -> None:
-    content = text_of(SETTINGS, ENTRIES).encode()
-    assert snapshot.parse_document(content, "here") == json.loads(content)
-    with pytest.raises(DamagedFile, match="here: line 1"):
-        snapshot.parse_document(b"x", "here")
-
-
 # --- durable ---
 
 

@@ -6,7 +6,7 @@ import logging
 import time
 from pathlib import Path
 
-from bpbroker import backups, schema
+from bpbroker import backups, schema, snapshot
 from bpbroker.actors.base import Actor, Wake, wait_for
 from bpbroker.errors import BpbrokerError
 from bpbroker.messages import (
@@ -40,11 +40,12 @@ class Backup(Actor):
         self._config_file = config_file
         self._config_store = config_store
         self._last: Document | None = None
+        """What the newest backup holds, without the entries themselves."""
         self._last_made: float | None = None
         self._problem = ""
         self._apply_settings(settings)
-        # Monotonic, so that a clock that jumps neither skips backups nor makes a storm of them.
-        self._due = time.monotonic() + self._every_secs
+        self._due = 0.0
+        """Monotonic, so that a clock that jumps neither skips backups nor makes a storm of them."""
         self.handlers = {
             BackupNow: lambda _: self._make(self._document()),
             ListBackups: lambda _: tuple(backups.found(config_file)),
@@ -53,10 +54,13 @@ class Backup(Actor):
         }
 
     def started(self) -> None:
-        """Set the alarm for the first backup."""
+        """Set the alarm for the first backup: a broker that is often restarted makes its backups, too."""
         newest = next(iter(backups.found(self._config_file)), None)
-        self._last_made = newest.made_at if newest else None
-        self.wake_at(self._due)
+        age = float("inf")
+        if newest is not None:
+            self._last_made = newest.made_at
+            age = max(0.0, time.time() - newest.made_at)
+        self._sleep(max(0.0, self._every_secs - age))
 
     def status(self) -> Pong:
         """Give the age of the newest backup in seconds, and why the last one failed if it did."""
@@ -71,29 +75,32 @@ class Backup(Actor):
         before = self._every_secs
         self._apply_settings(message.settings)
         if self._every_secs != before:
-            self._due = time.monotonic() + self._every_secs
-            self.wake_at(self._due)
+            self._sleep(self._every_secs)
+
+    def _sleep(self, secs: float) -> None:
+        self._due = time.monotonic() + secs
+        self.wake_at(self._due)
 
     def _wake(self) -> None:
-        now = time.monotonic()
-        if now < self._due:  # an alarm of a schedule that was changed
+        if time.monotonic() < self._due:  # an alarm of a schedule that was changed
             self.wake_at(self._due)
             return
-        self._due = now + self._every_secs
-        self.wake_at(self._due)
+        self._sleep(self._every_secs)
         try:
             document = self._document()
-            if self._last is None or self._changed(document, self._last):
+            if self._changed(document):
                 self._make(document)
             else:
-                backups.rotate(self._config_file, self._keep)
-        except (BpbrokerError, OSError) as error:
+                self._done(document)
+        except BpbrokerError as error:
             self._problem = f"The last backup failed: {error}"
             logger.error("%s", self._problem)  # noqa: TRY400 - its reason is in the message, a traceback helps nobody
 
-    @staticmethod
-    def _changed(now: Document, before: Document) -> bool:
-        return now.sequence != before.sequence or now.settings != before.settings
+    def _changed(self, document: Document) -> bool:
+        if self._last is not None:
+            return document.sequence != self._last.sequence or document.settings != self._last.settings
+        newest = next(iter(backups.found(self._config_file)), None)
+        return newest is None or not backups.holds(newest, snapshot.chunks(document.settings, document.entries))
 
     def _document(self) -> Document:
         reply = self._config_store.ask(GetDocument(), DOCUMENT_TIMEOUT_SECS)
@@ -101,11 +108,13 @@ class Backup(Actor):
         return document
 
     def _make(self, document: Document) -> BackupInfo:
-        made_at = max(time.time(), (self._last_made or 0.0) + 1e-6)  # names must grow even if the clock is set back
-        info = backups.make(self._config_file, document.settings, document.entries, made_at)
-        backups.rotate(self._config_file, self._keep)
+        info = backups.make(self._config_file, snapshot.chunks(document.settings, document.entries))
+        self._last_made = info.made_at
+        self._done(document)
+        return info
+
+    def _done(self, document: Document) -> None:
         # The entries themselves would be a second copy of the registry's memory.
         self._last = Document(document.settings, {}, document.sequence)
-        self._last_made = made_at
+        backups.rotate(self._config_file, self._keep)
         self._problem = ""
-        return info

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from bpbroker import config, schema, snapshot
-from bpbroker.actors.base import Actor, wait_for
+from bpbroker import backups, config, schema, snapshot
+from bpbroker.actors.base import DEFERRED, Actor, wait_for
 from bpbroker.errors import ConfigurationError, StorageFailed, Unavailable
 from bpbroker.messages import (
     Address,
@@ -23,6 +24,7 @@ from bpbroker.messages import (
     Snapshot,
     SnapshotSaved,
     SnapshotTaken,
+    settle,
 )
 from bpbroker.sources import Loaded, Sources
 
@@ -51,12 +53,15 @@ class ConfigStore(Actor):
         self._registry = registry
         self._publish = publish
         self._problem = ""
+        self._sequence = -1
+        """Number of the last commit that is in the file; none of this run's yet."""
+        self._seen = _stamp(sources.own)
         self.handlers = {
             GetSettings: lambda _: self._effective,
             ApplyConfiguration: self._apply,
             ReloadSettings: self._reload,
             Save: lambda _: self._save(),
-            GetDocument: lambda _: self._document(),
+            GetDocument: self._get_document,
         }
 
     def status(self) -> Pong:
@@ -68,17 +73,50 @@ class ConfigStore(Actor):
         taken: SnapshotTaken = wait_for(reply, SNAPSHOT_TIMEOUT_SECS)
         return Document(self._saved, taken.entries, taken.sequence)
 
+    def _get_document(self, _: GetDocument) -> Any:
+        """Give the state, and save it while it is at hand: so the journal stays short in a long run, too."""
+        document = self._document()
+        if self.reply is not None:
+            settle(self.reply, document)
+        if document.sequence != self._sequence and _stamp(self._sources.own) == self._seen:
+            try:
+                self._write(document)
+            except Unavailable as error:
+                logger.warning("The journal stays as long as it is: %s", error)
+        return DEFERRED
+
     def _save(self) -> None:
         """Write the file, then let the journal forget what is in it."""
-        document = self._document()
+        if _stamp(self._sources.own) != self._seen:
+            self._keep_edited()
+        self._write(self._document())
+
+    def _write(self, document: Document) -> None:
+        own = self._sources.own
         try:
-            snapshot.write(self._sources.own, document.settings, document.entries)
+            snapshot.write(own, document.settings, document.entries)
         except Unavailable as error:
             self._problem = str(error)
             raise
         self._problem = ""
+        self._seen = _stamp(own)
+        self._sequence = document.sequence
         forgotten = self._registry.ask(SnapshotSaved(document.sequence), SNAPSHOT_TIMEOUT_SECS)
-        wait_for(forgotten, SNAPSHOT_TIMEOUT_SECS)
+        try:
+            wait_for(forgotten, SNAPSHOT_TIMEOUT_SECS)
+        except Unavailable as error:  # the file is complete; a start replays the journal over it, harmlessly
+            logger.warning("The journal could not be emptied: %s", error)
+
+    def _keep_edited(self) -> None:
+        """Keep what somebody wrote into the file while the broker ran: it is about to be overwritten."""
+        own = self._sources.own
+        try:
+            kept = backups.keep_aside(own, "edited")
+        except Unavailable as error:
+            logger.warning("%s was changed while the broker ran; it is overwritten: %s", own, error)
+        else:
+            if kept is not None:
+                logger.warning("%s was changed while the broker ran; it is overwritten, and kept as %s", own, kept)
 
     def _apply(self, message: ApplyConfiguration) -> Applied:
         """Add what is new, save, publish; nothing changes if any of that cannot be.
@@ -116,9 +154,19 @@ class ConfigStore(Actor):
             if loaded.saved["api"][key] == default
         }
         self._saved = config.freeze(config.override(loaded.saved, pair))
+        self._seen = _stamp(self._sources.own)
         self._take(config.freeze(config.override(self._saved, self._sources.overrides)))
         return self._effective
 
     def _take(self, effective: Settings) -> None:
         self._effective = effective
         self._publish(effective)
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """Give what changes when somebody writes to a file; empty when it is not there."""
+    try:
+        status = file.stat()
+    except OSError:
+        return ()
+    return status.st_mtime_ns, status.st_size, status.st_ino

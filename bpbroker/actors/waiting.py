@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bpbroker.messages import Get, List
@@ -15,22 +15,32 @@ from bpbroker.messages import Get, List
 class Waiter:
     """One waiting read."""
 
-    message: Any
+    message: Get | List
     reply: Future[Any]
-    count: int = 0
-    """For a List: how many entries with its prefix there are."""
+
+
+@dataclass(slots=True)
+class _Group:
+    """Those who wait for enough entries with one prefix."""
+
+    count: int
+    """How many such entries there are."""
+    least: int
+    """Nobody in the group is content with fewer; may be lower than need be."""
+    waiters: dict[Waiter, None] = field(default_factory=dict)
 
 
 class Waiting:
     """All waiting reads, by name, by prefix and by deadline.
 
-    A change of one name costs as much as there are waiters for that name, plus
-    one comparison for each different waiting List.
+    A change of one name costs as much as there are waiters to answer, plus a
+    look-up for each different length of a prefix.
     """
 
     def __init__(self) -> None:
         self._by_name: dict[str, dict[Waiter, None]] = {}
-        self._lists: dict[Waiter, None] = {}
+        self._by_prefix: dict[str, _Group] = {}
+        self._lengths: tuple[int, ...] = ()
         self._deadlines: list[tuple[float, int, Waiter]] = []
         self._number = 0
         self._size = 0
@@ -38,36 +48,56 @@ class Waiting:
     def __len__(self) -> int:
         return self._size
 
-    def add(self, message: Get | List, reply: Future[Any], deadline: float, count: int) -> None:
-        """Enter a read that waits until ``deadline`` (monotonic)."""
-        waiter = Waiter(message, reply, count)
+    def add(self, message: Get | List, reply: Future[Any], deadline: float, count: int) -> Waiter:
+        """Enter a read that waits until ``deadline`` (monotonic).
+
+        Args:
+            message: the read.
+            reply: where its answer goes.
+            deadline: monotonic time.
+            count: for a List: how many entries with its prefix there are.
+        """
+        waiter = Waiter(message, reply)
         if isinstance(message, Get):
             self._by_name.setdefault(message.name, {})[waiter] = None
         else:
-            self._lists[waiter] = None
+            group = self._by_prefix.get(message.prefix)
+            if group is None:
+                group = self._by_prefix[message.prefix] = _Group(count, message.at_least)
+                self._measure()
+            group.least = min(group.least, message.at_least)
+            group.waiters[waiter] = None
         self._number += 1
         self._size += 1
         heapq.heappush(self._deadlines, (deadline, self._number, waiter))
         if len(self._deadlines) > 2 * self._size + 64:
-            self._rebuild()
+            self._drop_answered()
+        return waiter
 
     def appeared(self, name: str, etag: str) -> Iterator[Future[Any]]:
         """Take out and give those for whom the entry's new state is what they wait for."""
         waiters = self._by_name.get(name)
         if waiters:
-            for waiter in [waiter for waiter in waiters if waiter.message.unless_etag != etag]:
-                self._remove(waiter)
+            for waiter in [w for w in waiters if isinstance(w.message, Get) and w.message.unless_etag != etag]:
+                self.remove(waiter)
                 yield waiter.reply
 
-    def counted(self, name: str, step: int) -> Iterator[Waiter]:
-        """Count an entry that came (1) or went (-1); take out and give the Lists that have enough now."""
-        if not self._lists:
-            return
-        for waiter in [waiter for waiter in self._lists if name.startswith(waiter.message.prefix)]:
-            waiter.count += step
-            if waiter.count >= waiter.message.at_least:
-                self._remove(waiter)
-                yield waiter
+    def counted(self, name: str, step: int) -> Iterator[tuple[str, list[Future[Any]]]]:
+        """Count an entry that came (1) or went (-1); take out and give, by prefix, those who have enough now."""
+        for length in self._lengths:
+            prefix = name[:length]
+            group = self._by_prefix.get(prefix)
+            if group is None or len(prefix) != length:
+                continue
+            group.count += step
+            if group.count >= group.least:
+                content = [
+                    w for w in group.waiters if isinstance(w.message, List) and w.message.at_least <= group.count
+                ]
+                for waiter in content:
+                    self.remove(waiter)
+                group.least = min((w.message.at_least for w in group.waiters if isinstance(w.message, List)), default=0)
+                yield prefix, [waiter.reply for waiter in content]
 
     def next_deadline(self) -> float:
         """Give the monotonic time at which :meth:`expired` has something to give."""
@@ -77,38 +107,37 @@ class Waiting:
         """Take out and give those whose time is over."""
         while self._deadlines and self._deadlines[0][0] <= now:
             _, _, waiter = heapq.heappop(self._deadlines)
-            if self._remove(waiter):
+            if self.remove(waiter):
                 yield waiter
-
-    def drop_cancelled(self) -> None:
-        """Take out those whose client has gone."""
-        for waiter in self.all():
-            if waiter.reply.cancelled():
-                self._remove(waiter)
-        self._rebuild()
 
     def all(self) -> list[Waiter]:
         """Give everybody who waits."""
-        return [*(waiter for waiters in self._by_name.values() for waiter in waiters), *self._lists]
+        groups = (group.waiters for group in self._by_prefix.values())
+        return [waiter for waiters in (*self._by_name.values(), *groups) for waiter in waiters]
 
-    def _remove(self, waiter: Waiter) -> bool:
-        """Take a waiter out of its index; its deadline is skipped when it comes up."""
-        if isinstance(waiter.message, List):
-            if waiter not in self._lists:
-                return False
-            del self._lists[waiter]
+    def remove(self, waiter: Waiter) -> bool:
+        """Take out one; False if it was taken out before. Its deadline is skipped when it comes up."""
+        message = waiter.message
+        if isinstance(message, Get):
+            waiters = self._by_name.get(message.name, {})
         else:
-            waiters = self._by_name.get(waiter.message.name, {})
-            if waiter not in waiters:
-                return False
-            del waiters[waiter]
-            if not waiters:
-                del self._by_name[waiter.message.name]
+            waiters = self._by_prefix[message.prefix].waiters if message.prefix in self._by_prefix else {}
+        if waiter not in waiters:
+            return False
+        del waiters[waiter]
+        if not waiters:
+            if isinstance(message, Get):
+                del self._by_name[message.name]
+            else:
+                del self._by_prefix[message.prefix]
+                self._measure()
         self._size -= 1
         return True
 
-    def _rebuild(self) -> None:
-        """Drop the deadlines of those who have been answered."""
+    def _measure(self) -> None:
+        self._lengths = tuple({len(prefix) for prefix in self._by_prefix})
+
+    def _drop_answered(self) -> None:
         present = set(self.all())
         self._deadlines = [item for item in self._deadlines if item[2] in present]
         heapq.heapify(self._deadlines)

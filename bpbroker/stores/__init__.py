@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Anything(Enum):
@@ -80,6 +80,13 @@ class Store(Protocol):
 
         Does a bounded piece of work; True while there is more to do.
         """
+
+    def probe(self) -> None:
+        """Raise what a commit would raise now; asked after a commit failed, to see whether it is over."""
+
+    @property
+    def figures(self) -> Mapping[str, Any]:
+        """Numbers and states worth showing in health, all of them JSON values."""
 
     def close(self) -> None:
         """Let go of files and connections; nothing is lost by not calling it."""

@@ -4,7 +4,8 @@ After a power cut the last, never acknowledged transaction may be in the log in
 part: SQLite drops it, and so it should be. But SQLite also drops, without a
 word, everything behind a frame that was damaged later on, acknowledged
 transactions included. The difference can be seen: each commit is synced before
-the next one begins, so no more than one commit can follow a torn frame.
+the next one begins, so behind a torn frame there is no commit but that of its
+own transaction, and nothing behind that.
 
 The format is SQLite's: https://www.sqlite.org/fileformat2.html#the_write_ahead_log
 """
@@ -13,12 +14,14 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import BinaryIO, Final
 
 _HEADER_BYTES: Final = 32
 _FRAME_HEADER_BYTES: Final = 24
 _MAGIC_LITTLE: Final = 0x377F0682
 _MAGIC_BIG: Final = 0x377F0683
+_PAGE_BYTES: Final = frozenset(1 << power for power in range(9, 17))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,75 +34,84 @@ class Verdict:
     """What is wrong with it, when something is that no crash explains."""
 
 
-def examine(log: bytes) -> Verdict:
-    """Look at a whole ``-wal`` file."""
-    if not log:
+@dataclass(frozen=True, slots=True)
+class _Header:
+    page_bytes: int
+    salt: tuple[int, int]
+    checksum: tuple[int, int]
+    words: str
+    """How the checksum takes a page: as 32-bit words of this byte order."""
+
+
+def examine(log: Path) -> Verdict:
+    """Look at a ``-wal`` file, which need not exist; takes about 80 ms for each 1,000 pages in it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        with log.open("rb") as file:
+            return _examine(file)
+    except FileNotFoundError:
         return Verdict()
-    page_bytes, salt, running, big = _header(log)
-    if page_bytes == 0:
-        # The header itself is not valid. It is written once, with the first transaction.
-        size, salt = _guess(log)
-        if size and _commits(log, size, salt, _HEADER_BYTES) > 1:
-            return Verdict(damage="its header is damaged")
-        return Verdict(torn_bytes=len(log))
-    frame_bytes = _FRAME_HEADER_BYTES + page_bytes
+
+
+def _examine(file: BinaryIO) -> Verdict:
+    first = file.read(_HEADER_BYTES)
+    header = _parse_header(first)
+    if header is None:
+        rest = any(iter(lambda: file.read(1 << 20).strip(b"\0"), b"")) if len(first) == _HEADER_BYTES else False
+        # It is written and synced before the first frame is: with something behind it, it was good once.
+        return Verdict(damage="its header is damaged") if rest else Verdict(torn_bytes=len(first))
+    size = _FRAME_HEADER_BYTES + header.page_bytes
     offset = good_end = _HEADER_BYTES
-    while offset + frame_bytes <= len(log):
-        head = log[offset : offset + _FRAME_HEADER_BYTES]
-        page, commit, salt_1, salt_2, sum_1, sum_2 = struct.unpack(">6I", head)
-        if (salt_1, salt_2) != salt:
-            if _commits(log, page_bytes, salt, offset) > 1:
-                return Verdict(damage=f"a frame at byte {offset} is damaged")
-            # Frames of an older generation are what is left of a log that was begun anew.
-            return Verdict(torn_bytes=0 if offset == good_end else offset - good_end)
-        body = log[offset + _FRAME_HEADER_BYTES : offset + frame_bytes]
-        running = _checksum(body, _checksum(head[:8], running, big=big), big=big)
-        if page == 0 or running != (sum_1, sum_2):
-            if _commits(log, page_bytes, salt, offset) > 1:
-                return Verdict(damage=f"a frame at byte {offset} is damaged")
-            return Verdict(torn_bytes=len(log) - good_end)
-        offset += frame_bytes
+    running = header.checksum
+    while len(frame := file.read(size)) == size:
+        page, commit, *salt_and_sum = struct.unpack(">6I", frame[:_FRAME_HEADER_BYTES])
+        body = _checksum(frame[_FRAME_HEADER_BYTES:], _checksum(frame[:8], running, header.words), header.words)
+        if page == 0 or salt_and_sum != [*header.salt, *body]:
+            return _behind(file, frame, offset, good_end, header)
+        running = body
+        offset += size
         if commit:
             good_end = offset
-    return Verdict(torn_bytes=len(log) - good_end)
+    return Verdict(torn_bytes=offset + len(frame) - good_end)
 
 
-def _header(log: bytes) -> tuple[int, tuple[int, int], tuple[int, int], bool]:
-    """Give page size (0 if the header is not valid), salts, the checksum to go on with, and its byte order."""
-    nothing = (0, (0, 0), (0, 0), False)
-    if len(log) < _HEADER_BYTES:
-        return nothing
-    magic, _version, page_bytes, _sequence, salt_1, salt_2, sum_1, sum_2 = struct.unpack(">8I", log[:_HEADER_BYTES])
-    if magic not in (_MAGIC_LITTLE, _MAGIC_BIG) or page_bytes not in (1 << power for power in range(9, 17)):
-        return nothing
-    big = magic == _MAGIC_BIG
-    found = _checksum(log[:24], (0, 0), big=big)
-    return (page_bytes, (salt_1, salt_2), found, big) if found == (sum_1, sum_2) else nothing
+def _behind(file: BinaryIO, frame: bytes, start: int, good_end: int, header: _Header) -> Verdict:
+    """Judge what begins with a frame that does not count. Frames of an older log, with another salt, are nothing."""
+    size = len(frame)
+    offset, last_own, commits = start, -1, list[int]()
+    while len(frame) == size:
+        _page, commit, *salt = struct.unpack(">4I", frame[:16])
+        if tuple(salt) == header.salt:
+            last_own = offset
+            if commit:
+                commits.append(offset)
+        offset += size
+        frame = file.read(size)
+    if any(commit != last_own for commit in commits):
+        return Verdict(damage=f"a frame at byte {start} is damaged")
+    return Verdict(torn_bytes=max(last_own + size, start) - good_end)
 
 
-def _guess(log: bytes) -> tuple[int, tuple[int, int]]:
-    """Give page size and salts from the frames when the header cannot be believed; the journal's pages have 4096."""
-    if len(log) < _HEADER_BYTES + _FRAME_HEADER_BYTES:
-        return 0, (0, 0)
-    salt_1, salt_2 = struct.unpack(">2I", log[_HEADER_BYTES + 8 : _HEADER_BYTES + 16])
-    return 4096, (salt_1, salt_2)
+def _parse_header(content: bytes) -> _Header | None:
+    if len(content) < _HEADER_BYTES:
+        return None
+    magic, _version, page_bytes, _sequence, *salt_and_sum = struct.unpack(">8I", content)
+    if magic not in (_MAGIC_LITTLE, _MAGIC_BIG) or page_bytes not in _PAGE_BYTES:
+        return None
+    words = ">" if magic == _MAGIC_BIG else "<"
+    checksum = _checksum(content[:24], (0, 0), words)
+    if list(checksum) != salt_and_sum[2:]:
+        return None
+    return _Header(page_bytes, (salt_and_sum[0], salt_and_sum[1]), checksum, words)
 
 
-def _commits(log: bytes, page_bytes: int, salt: tuple[int, int], start: int) -> int:
-    """Count the frames from ``start`` on that end a transaction of this generation."""
-    count = 0
-    step = _FRAME_HEADER_BYTES + page_bytes
-    for offset in range(start, len(log) - step + 1, step):
-        _page, commit, salt_1, salt_2 = struct.unpack(">4I", log[offset : offset + 16])
-        if commit and (salt_1, salt_2) == salt:
-            count += 1
-    return count
-
-
-def _checksum(content: bytes, start: tuple[int, int], *, big: bool) -> tuple[int, int]:
+def _checksum(content: bytes, start: tuple[int, int], words: str) -> tuple[int, int]:
     first, second = start
-    words = struct.unpack(f"{'>' if big else '<'}{len(content) // 4}I", content)
-    for index in range(0, len(words), 2):
-        first = (first + words[index] + second) & 0xFFFFFFFF
-        second = (second + words[index + 1] + first) & 0xFFFFFFFF
+    numbers = iter(struct.unpack(f"{words}{len(content) // 4}I", content))
+    for even, odd in zip(numbers, numbers, strict=True):
+        first = (first + even + second) & 0xFFFFFFFF
+        second = (second + odd + first) & 0xFFFFFFFF
     return first, second

@@ -1,0 +1,220 @@
+"""What can be done with a broker's files while no broker runs on them: read all of it, back up, restore, check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bpbroker import backups, durable, schema, snapshot
+from bpbroker.errors import BpbrokerError, ConfigurationError, DamagedFile
+from bpbroker.lock import FileLock
+from bpbroker.messages import BackupInfo
+from bpbroker.stores.embedded import forget_all
+from bpbroker.stores.journal import Mark, files_of, journal_path, read_journal
+
+
+def state_of(config_file: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Give ``(settings, entries)`` that a start on this file would have, its journal included; changes nothing.
+
+    Raises:
+        DamagedFile: the file or its journal is damaged.
+        ConfigurationError: one of them cannot be read.
+    """
+    journal = read_journal(journal_path(config_file))
+    settings, entries = snapshot.read(config_file)
+    if journal.changes and not config_file.exists():
+        raise DamagedFile(f"{config_file} is gone, but its journal has changes of it")
+    for name, value in journal.changes.items():
+        if value is None:
+            entries.pop(name, None)
+        else:
+            entries[name] = value
+    return settings, entries
+
+
+def empty_journal(config_file: Path) -> None:
+    """Make the journal forget everything, when the file holds it all; the caller has the lock.
+
+    Raises:
+        ConfigurationError, Unavailable: it cannot be done.
+    """
+    forget_all(journal_path(config_file), dict)
+
+
+def back_up(config_file: Path) -> BackupInfo:
+    """Make a backup of a stopped broker's state.
+
+    Raises:
+        InUse: a broker runs.
+        DamagedFile, ConfigurationError: the state cannot be read.
+        StorageFull, StorageFailed: the backup cannot be written.
+    """
+    with FileLock(config_file):
+        settings, entries = state_of(config_file)
+        if not settings:
+            raise ConfigurationError(f"There is no {config_file} to back up")
+        info = backups.make(config_file, snapshot.chunks(settings, entries))
+        backups.rotate(config_file, schema.option(settings, "_config", "backup_retain_n"))
+        return info
+
+
+# --- restore ---
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What restoring a backup changes, by entry name and section name."""
+
+    entries_added: tuple[str, ...]
+    entries_changed: tuple[str, ...]
+    entries_removed: tuple[str, ...]
+    sections_changed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a restore did, or would do."""
+
+    backup: Path
+    difference: Difference | None
+    """None when the replaced state was damaged and cannot be compared."""
+    kept: tuple[Path, ...]
+    """Where the replaced state is kept: one backup, or copies of the damaged files."""
+
+
+def restore(config_file: Path, backup: Path, *, dry_run: bool = False) -> Restored:
+    """Put a backup's state, settings and entries, in the place of what is there.
+
+    A crash half-way leaves files on which nothing starts until the restore is
+    done again; never a mixture.
+
+    Args:
+        config_file: what to restore.
+        backup: path of a backup, or its bare name in the backups folder.
+        dry_run: only say what would change.
+
+    Raises:
+        InUse: a broker runs.
+        ConfigurationError: the backup cannot be used; nothing was changed.
+        StorageFull, StorageFailed: something cannot be written.
+    """
+    with FileLock(config_file):
+        path = _find(config_file, backup)
+        settings, entries = _usable(path)
+        old: tuple[dict[str, Any], dict[str, bytes]] | None
+        try:
+            old = state_of(config_file)
+        except DamagedFile:
+            old = None
+        difference = None if old is None else _difference(old, (settings, entries))
+        kept: tuple[Path, ...] = ()
+        if not dry_run:
+            try:
+                kept = _keep(config_file, old)
+                _put(config_file, settings, entries)
+            except OSError as error:
+                raise durable.storage_error(f"Cannot write {error.filename or config_file}", error) from None
+        return Restored(path, difference, kept)
+
+
+def _find(config_file: Path, backup: Path) -> Path:
+    for path in (backup, backups.folder_for(config_file) / backup.name):
+        if path.is_file():
+            return path
+    raise ConfigurationError(f"There is no backup {backup}; `bpbroker backups` lists what there is")
+
+
+def _usable(backup: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    settings, entries = snapshot.read(backup)
+    problems = [f"{backup}: {problem}" for problem in schema.problems(settings)]
+    if not settings:
+        problems.append(f"{backup} holds nothing")
+    if problems:
+        raise ConfigurationError("This backup cannot be used:\n  " + "\n  ".join(problems), tuple(problems))
+    return settings, entries
+
+
+def _difference(
+    old: tuple[dict[str, Any], dict[str, bytes]], new: tuple[dict[str, Any], dict[str, bytes]]
+) -> Difference:
+    (old_settings, old_entries), (settings, entries) = old, new
+    return Difference(
+        tuple(sorted(entries.keys() - old_entries.keys())),
+        tuple(sorted(name for name in entries.keys() & old_entries.keys() if entries[name] != old_entries[name])),
+        tuple(sorted(old_entries.keys() - entries.keys())),
+        tuple(sorted(n for n in settings.keys() | old_settings.keys() if settings.get(n) != old_settings.get(n))),
+    )
+
+
+def _keep(config_file: Path, old: tuple[dict[str, Any], dict[str, bytes]] | None) -> tuple[Path, ...]:
+    """Keep what is about to be replaced: as a backup, or byte by byte when it is damaged."""
+    if old is not None:
+        return (Path(backups.make(config_file, snapshot.chunks(*old)).path),) if any(old) else ()
+    copies = (
+        backups.keep_aside(path, "damaged", config_file) for path in (config_file, *files_of(journal_path(config_file)))
+    )
+    return tuple(copy for copy in copies if copy is not None)
+
+
+def _put(config_file: Path, settings: dict[str, Any], entries: dict[str, bytes]) -> None:
+    journal = journal_path(config_file)
+    mark = Mark(journal)
+    mark.block()
+    snapshot.write(config_file, settings, entries)
+    for path in (journal, *(journal.with_name(f"{journal.name}-{what}") for what in ("wal", "shm"))):
+        path.unlink(missing_ok=True)
+    durable.sync_folder(journal.parent)
+    mark.close(remove=True)
+    durable.sync_folder(journal.parent)
+
+
+# --- check ---
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    level: Literal["ok", "warning", "fail"]
+    detail: str
+
+
+def check(config_file: Path) -> tuple[Finding, ...]:
+    """Look whether file, journal and backups can be trusted; changes nothing and may run beside a broker."""
+    return tuple(_findings(config_file))
+
+
+def _findings(config_file: Path) -> Iterator[Finding]:
+    journal = journal_path(config_file)
+    state = None
+    try:
+        state = read_journal(journal)
+    except BpbrokerError as error:
+        yield Finding("journal", "fail", str(error))
+    if state is not None:
+        yield Finding("journal", "ok", f"{journal}: {len(state.changes)} changed entries")
+        if state.torn_bytes:
+            torn = f"{state.torn_bytes} bytes of a commit that was cut off and never acknowledged"
+            yield Finding("journal's end", "warning", f"{journal} ends with {torn}; a start drops them")
+    try:
+        settings, entries = snapshot.read(config_file)
+    except BpbrokerError as error:
+        yield Finding("file", "fail", str(error))
+    else:
+        problems = [*schema.problems(settings)]
+        if settings:
+            yield Finding("file", "ok", f"{config_file}: {len(entries)} entries, {len(settings)} sections")
+        elif state is not None and state.changes:
+            yield Finding("file", "fail", f"{config_file} is gone, but its journal has changes of it")
+        else:
+            yield Finding("file", "warning", f"{config_file} is not there yet; the first start makes it")
+        for problem in problems:
+            yield Finding("settings", "fail", problem)
+    good = backups.newest_good(config_file)
+    if good is None:
+        yield Finding("backups", "warning", f"there is no good backup in {backups.folder_for(config_file)}")
+    else:
+        yield Finding("backups", "ok", f"the newest good one is {good.info.path}: {good.entries} entries")
