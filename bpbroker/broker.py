@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -41,6 +41,7 @@ from bpbroker.frontend import Application
 from bpbroker.lock import FileLock
 from bpbroker.logs import LogOptions, reopen_logs, setup_logging
 from bpbroker.paths import Home, find_home
+from bpbroker.pidfile import remove_pid, write_pid
 from bpbroker.server import BrokerServer, bind_tcp, raise_descriptor_limit
 from bpbroker.sources import Loaded, Sources
 from bpbroker.stores.embedded import EmbeddedStore
@@ -93,12 +94,13 @@ def run(options: RunOptions) -> int:
         setup_logging(options.log)
         return Broker(plan).run()
 
+    log_file = (options.log.file or plan.sources.own.with_suffix(".log")).absolute()
+
     def serve(ready: Callable[[], None]) -> int:
-        setup_logging(plan.options.log)
+        setup_logging(replace(options.log, file=log_file))
         return Broker(plan, ready).run()
 
-    log_file = options.log.file or plan.sources.own.with_suffix(".log")
-    return in_background(serve, log_file.absolute())
+    return in_background(serve, log_file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,10 @@ class Broker:
         self._lock = FileLock(own)
         self._lock.acquire()
         self._undo.callback(self._lock.release)
+        pid_file = self._plan.options.pid_file
+        if pid_file:
+            write_pid(pid_file)
+            self._undo.callback(remove_pid, pid_file)
         loaded = self._plan.sources.load()
         for warning in loaded.warnings:
             logger.warning("%s", warning)
@@ -296,6 +302,9 @@ class Broker:
         for section in ("services", *config.namespaces(self._settings)):
             if not config.access_keys(self._settings, section):
                 logger.warning("%s is open to everybody: it has no _access_key", section)
+        pong = wait_for(self._addresses["registry"].ask(messages.Ping(), ASK_TIMEOUT_SECS), ASK_TIMEOUT_SECS)
+        extensions = ", ".join(config.namespaces(self._settings)) or "none"
+        logger.info("%s entries; extensions: %s", pong.figures["entries"], extensions)
         listen = self._settings["api"]["listen_ip"] or "all interfaces"
         logger.info(
             "bpbroker %s is ready: listening on %s, port %d (TCP and UDP); certificate SHA-256 %s; configuration %s",

@@ -1,0 +1,36 @@
+"""The PID file of a service: written when the broker is ready, removed at its end.
+
+Only for init scripts. The broker itself relies on the lock of its
+configuration file, so what an old PID file says never keeps it from starting.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from bpbroker.errors import ConfigurationError
+
+
+def write_pid(path: Path) -> None:
+    """Write this process's id, whatever the file said before.
+
+    Raises:
+        ConfigurationError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(f"{os.getpid()}\n", encoding="ascii")
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise ConfigurationError(f"Cannot write the PID file {path}: {error.strerror}") from None
+
+
+def remove_pid(path: Path) -> None:
+    """Remove the file if it still is this process's."""
+    with suppress(OSError, ValueError):
+        if int(path.read_text(encoding="ascii")) == os.getpid():
+            path.unlink()
