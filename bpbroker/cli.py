@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Final, NoReturn
 
@@ -79,11 +79,11 @@ def cli(context: click.Context) -> None:
         context.exit(2)
 
 
-def main() -> NoReturn:
-    """Run the command line of this process and end it."""
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command line, that of this process if none is given, and end the process with its exit code."""
     scope = Scope()
     try:
-        cli.main(prog_name="bpbroker", obj=scope)
+        cli.main(arguments, prog_name="bpbroker", obj=scope)
     except BpbrokerError as error:
         if scope.debug:
             traceback.print_exc()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path, PurePath
 
 from bpbroker.service.plan import Plan, Remove, Service, Step
-
-_BESIDE = (".lock", ".journal", ".journal-wal", ".journal-shm")
 
 Where = Callable[[str], Path]
 """Gives where a path of the machine is; not the same when the machine is a tree under another root."""
@@ -17,10 +14,18 @@ Where = Callable[[str], Path]
 def files_of(service: Service, where: Where) -> list[Path]:
     """Give the files of this configuration that are there, its backups included."""
     config = where(str(service.config))
-    names = [config.name, *(f"{config.name}{end}" for end in _BESIDE), f"{config.stem}.crt", f"{config.stem}.key"]
+    patterns = (
+        config.name,
+        f"{config.name}.lock",
+        f"{config.name}.journal*",
+        f"{config.stem}.crt",
+        f"{config.stem}.key",
+    )
     backups = where(str(service.backups))
-    made = sorted(backups.glob(f"{config.stem}-????????T??????.*Z.json")) if backups.is_dir() else []
-    return [*(path for name in names if os.path.lexists(path := config.with_name(name))), *made]
+    return [
+        *(path for pattern in patterns for path in sorted(config.parent.glob(pattern))),
+        *sorted(backups.glob(f"{config.stem}-????????T??????.*Z.json")),
+    ]
 
 
 def plan_purge(service: Service, logs: PurePath, where: Where) -> Plan:
