@@ -32,6 +32,8 @@ _TABLES: Final = {
     " sequence INTEGER NOT NULL, checksum INTEGER NOT NULL)",
 }
 
+_PAGE_BYTES: Final = 4096
+
 _NOT_ITS_FAULT: Final = frozenset(
     {
         sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_LOCKED,
@@ -98,6 +100,7 @@ def create(journal: Path) -> None:
     finally:
         os.close(descriptor)
     with closing(sqlite3.connect(new, isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("BEGIN")
@@ -143,8 +146,9 @@ def read_journal(journal: Path) -> JournalState:
 
 
 def _read(journal: Path, verdict: Verdict) -> JournalState:
-    if not journal.stat().st_size:
-        raise DamagedFile(f"{journal} is empty; a journal never is")
+    if journal.stat().st_size < _PAGE_BYTES:
+        # Not even looked at: SQLite would take it for a new database and remove the log.
+        raise DamagedFile(f"{journal} is cut off")
     try:
         # mode=ro: SQLite must not fold the log into the journal when this connection closes.
         with closing(sqlite3.connect(f"{journal.resolve().as_uri()}?mode=ro", uri=True)) as connection:
