@@ -9,7 +9,7 @@ from pathlib import Path
 from bpbroker.errors import ConfigurationError
 from bpbroker.service.templates import MARK
 
-_TOOLS = ("systemctl", "update-rc.d", "chkconfig", "chroot")
+_TOOLS = ("systemctl", "update-rc.d", "chkconfig")
 _TOOL_FOLDERS = ("usr/sbin", "usr/bin", "sbin", "bin", "usr/local/sbin", "usr/local/bin")
 _LINKS_MAX = 40
 

@@ -1,0 +1,123 @@
+"""Windows: plans with its paths, and an executable that records its arguments in nssm's place."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path, PureWindowsPath
+
+import pytest
+
+from bpbroker.errors import ConfigurationError, StartError
+from bpbroker.service import windows
+from bpbroker.service.execute import execute
+from bpbroker.service.plan import MakeFolder, Plan, Run, Service
+
+HOME = PureWindowsPath(r"C:\Program Files\bpbroker")
+SERVICE = Service(
+    name="bpbroker",
+    program=(r"C:\Python 3\python.exe", "-P", "-m", "bpbroker"),
+    config=HOME / "etc" / "bpbroker.json",
+    home=HOME,
+)
+NSSM = windows.nssm_path(HOME)
+
+
+def commands(plan: Plan) -> list[tuple[str, ...]]:
+    return [step.argv[1:] for step in plan.steps if isinstance(step, Run) and step.argv[0] == str(NSSM)]
+
+
+def test_nssm_is_where_the_seed_says() -> None:
+    assert str(NSSM) == r"C:\Program Files\bpbroker\bin\nssm.exe"
+
+
+def test_install() -> None:
+    plan = windows.plan_install(NSSM, SERVICE, installed=False)
+    said = commands(plan)
+    assert said[0] == ("install", "bpbroker", r"C:\Python 3\python.exe")
+    settings = {words[2]: words[3:] for words in said[1:] if words[0] == "set" and words[2] != "AppExit"}
+    arguments = r'-P -m bpbroker --config "C:\Program Files\bpbroker\etc\bpbroker.json" start'
+    assert settings["Application"] == (r"C:\Python 3\python.exe",)
+    assert settings["AppParameters"] == (arguments,)
+    assert settings["AppDirectory"] == (str(HOME),)
+    assert settings["Start"] == ("SERVICE_AUTO_START",)
+    assert settings["AppStdout"] == settings["AppStderr"] == (r"C:\Program Files\bpbroker\logs\bpbroker.log",)
+    assert settings["AppRotateFiles"] == ("1",)
+    assert ("set", "bpbroker", "AppExit", "Default", "Restart") in said
+    assert ("set", "bpbroker", "AppExit", "78", "Exit") in said
+    assert not any("start" in words for words in said)
+    folders = [str(step.path) for step in plan.steps if isinstance(step, MakeFolder)]
+    assert folders == [str(HOME), *(rf"{HOME}\{name}" for name in ("lib", "etc", "backups", "logs"))]
+    assert any(step.argv[-1] == "prepare" for step in plan.steps if isinstance(step, Run))
+    assert any("net start bpbroker" in note for note in plan.notes)
+
+
+def test_again_it_is_set_up_anew_but_not_made() -> None:
+    first = commands(windows.plan_install(NSSM, SERVICE, installed=False))
+    again = commands(windows.plan_install(NSSM, SERVICE, installed=True))
+    assert again == first[1:]
+
+
+def test_another_name() -> None:
+    said = commands(windows.plan_install(NSSM, replace(SERVICE, name="second"), installed=False))
+    assert {words[1] for words in said} == {"second"}
+
+
+def test_uninstall_stops_and_removes() -> None:
+    assert commands(windows.plan_uninstall(NSSM, SERVICE, installed=True)) == [
+        ("stop", "bpbroker"),
+        ("remove", "bpbroker", "confirm"),
+    ]
+    nothing = windows.plan_uninstall(NSSM, SERVICE, installed=False)
+    assert not nothing.steps
+    assert "No service named bpbroker" in nothing.notes[0]
+
+
+def test_a_user_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"services\.msc"):
+        windows.plan_install(NSSM, replace(SERVICE, user="me"), installed=False)
+
+
+def test_a_missing_nssm_says_where_to_put_it() -> None:
+    assert r"C:\Program Files\bpbroker\bin\nssm.exe is missing" in str(windows.missing(NSSM))
+
+
+@pytest.fixture
+def nssm(tmp_path: Path) -> Path:
+    """Give a program that records its arguments as JSON, and fails as nssm does when told to."""
+    path = tmp_path / "nssm.exe"
+    path.write_text(
+        f"#!{sys.executable}\n"
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        'with (folder / "calls").open("a") as file: file.write(json.dumps(sys.argv[1:]) + "\\n")\n'
+        'if (folder / "fail").exists(): sys.stdout.buffer.write("Access denied!".encode("utf-16-le")); sys.exit(5)\n'
+    )
+    path.chmod(0o755)
+    return path
+
+
+def test_nssm_gets_every_argument_whole(tmp_path: Path, nssm: Path) -> None:
+    plan = windows.plan_install(PureWindowsPath("nssm"), SERVICE, installed=False)
+    runs = tuple(
+        replace(step, argv=(str(nssm), *step.argv[1:]))
+        for step in plan.steps
+        if isinstance(step, Run) and step.argv[0] == "nssm"
+    )
+    execute(Plan(runs), Path("/"), lambda _: None)
+    received = [tuple(json.loads(line)) for line in (tmp_path / "calls").read_text().splitlines()]
+    assert received == commands(windows.plan_install(NSSM, SERVICE, installed=False))
+
+
+def test_what_nssm_says_when_it_fails_is_shown(tmp_path: Path, nssm: Path) -> None:
+    (tmp_path / "fail").touch()
+    with pytest.raises(StartError, match=r"exit code 5 and said: Access denied!"):
+        execute(Plan((Run((str(nssm), "remove"), "remove it"),)), Path("/"), lambda _: None)
+    execute(Plan((Run((str(nssm), "stop"), "stop it", may_fail=True),)), Path("/"), lambda _: None)
+
+
+def test_a_program_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="Could not remove it"):
+        execute(Plan((Run((str(tmp_path / "nope"),), "remove it"),)), Path("/"), lambda _: None)
