@@ -1,15 +1,21 @@
-"""The client: ``Client`` for Python, ``bpclient`` for shells.
+"""The client: :class:`Client` for Python, ``bpclient`` for shells.
 
-    from bpbroker.client import Client
+An example::
 
-    with Client("10.0.0.5:20443", access_key="secret") as broker:
-        broker.register("node-7", {"role": "replica"})
+    from bpbroker.client import Client, discover
+
+    broker = discover("foo-cluster1", key="secret")
+    with Client(broker.address, access_key="secret", fingerprint=broker.fingerprint) as client:
+        client.register("node-7", {"role": "replica"})
+        master = client.get("master", wait=300)
 
 Nothing of the server is loaded.
 """
 
 from __future__ import annotations
 
-from bpbroker.client.api import Client
+from bpbroker.client.api import Client, Entry, Result
+from bpbroker.client.discover import discover, discover_all
+from bpbroker.client.responders import Broker
 
-__all__ = ["Client"]
+__all__ = ["Broker", "Client", "Entry", "Result", "discover", "discover_all"]

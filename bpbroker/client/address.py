@@ -1,47 +1,65 @@
-"""A broker's address as people write it. Pure."""
+"""Broker addresses as people write them. Pure."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from bpbroker.datagram import DEFAULT_PORT
 from bpbroker.errors import UsageError
 
-DEFAULT_PORT = 20443
 
-
-class Address(NamedTuple):
-    """Host and port."""
+class BrokerAddress(NamedTuple):
+    """Host and port of a broker."""
 
     host: str
-    """Name or IP address; IPv6 without brackets."""
-    port: int
+    """A name, an IPv4 address, or an IPv6 address without brackets, perhaps with a scope (``fe80::1%eth0``)."""
+    port: int = DEFAULT_PORT
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def parse_address(text: str) -> Address:
-    """Read ``host``, ``host:port``, ``[ipv6]:port`` or a bare IPv6 address; the port is 20443 if not given.
+def parse_address(text: str, default_port: int = DEFAULT_PORT) -> BrokerAddress:
+    """Read ``host``, ``host:port``, ``[ipv6]:port``, ``[ipv6]`` or a bare IPv6 address.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: it is none of these; the message says what is wrong.
     """
     text = text.strip()
     if text.startswith("["):
-        host, closed, rest = text[1:].partition("]")
-        if not closed or (rest and not rest.startswith(":")):
-            raise UsageError(f"'{text}' is no address: an IPv6 address is written [::1]:20443")
-        port = rest[1:]
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or ":" not in host or (rest and not rest.startswith(":")):
+            raise _fault(text, "an IPv6 address is written [address]:port")
+        port = rest[1:] if rest else None
     elif text.count(":") > 1:
-        host, rest, port = text, "", ""
+        host, port = text, None
     else:
-        host, rest, port = text.partition(":")
-    if not host or any(character.isspace() or character in "/@?#" for character in host):
-        raise UsageError(f"'{text}' is no address: it must be host:port, such as 10.0.0.5:20443")
-    if rest and not port:
-        raise UsageError(f"'{text}' has no port after the colon")
-    if not port:
-        return Address(host, DEFAULT_PORT)
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise UsageError(f"'{text}': the port must be a number from 1 to 65535")
-    return Address(host, int(port))
+        host, colon, rest = text.partition(":")
+        port = rest if colon else None
+    if not host:
+        raise _fault(text, "the host is missing")
+    if "://" in text or any(character in "/@?#[]\\" or character.isspace() for character in host):
+        raise _fault(text, "only host and port, no URL")
+    if not host.isascii():
+        try:
+            host = host.encode("idna").decode()
+        except UnicodeError:
+            raise _fault(text, "the host is no name that can be looked up") from None
+    return BrokerAddress(host.lower(), default_port if port is None else parse_port(port, text))
+
+
+def parse_port(text: str, whole: str = "") -> int:
+    """Read a port number.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536):
+        raise _fault(whole or text, f"the port {text!r} is no number from 1 to 65535")
+    return int(text)
+
+
+def _fault(text: str, why: str) -> UsageError:
+    return UsageError(
+        f"The broker address {text[:200]!r} cannot be used: {why}; write HOST:PORT, such as 10.0.0.5:20443"
+    )

@@ -1,248 +1,287 @@
 """``Client``: everything that a broker offers, as methods.
 
-Each method takes what it needs, waits no longer than it is told, and raises the
-errors of :mod:`bpbroker.errors`: ``NotFound``, ``AlreadyExists``,
-``PreconditionFailed``, ``Unauthorized``, ``BadRequest``, ``TooLarge``,
-``TooManyRequests``, ``Unavailable`` and ``TimedOut`` for what the broker says;
-``CannotConnect``, ``NotTrusted`` and ``GaveUp`` for what happens before or
-without an answer.
+Errors are those of :mod:`bpbroker.errors`: what the broker answers is a
+``RequestError`` (``NotFound``, ``AlreadyExists``, ``PreconditionFailed``,
+``Unauthorized``, …), what happens before or without an answer a
+``ClientError`` (``CannotConnect``, ``NotTrusted``, ``GaveUp``, …).
 """
 
 from __future__ import annotations
 
 import json
-import random
-import time
+import os
+import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
 
-from bpbroker.client.address import parse_address
-from bpbroker.client.transport import Cut, Reply, Transport, Trust
-from bpbroker.errors import (
-    BadRequest,
-    CannotConnect,
-    GaveUp,
-    NotFound,
-    NotTrusted,
-    RequestError,
-    Unavailable,
-    from_status,
-)
+from bpbroker import entry
+from bpbroker.client.address import BrokerAddress, parse_address
+from bpbroker.client.answers import Registered, json_value
+from bpbroker.client.calls import Calls
+from bpbroker.client.pins import KnownBrokers
+from bpbroker.client.transport import Transport, Trust
+from bpbroker.errors import AlreadyExists, CannotConnect, RequestError, UsageError
+from bpbroker.jointoken import canonical_fingerprint, parse_token
 
-Data = Mapping[str, Any] | str
+TIMEOUT_SECS: Final = 60.0
+RETRIES: Final = 4
 
-WAIT_AT_ONCE_SECS = 300.0
-"""A longer wait is made of several requests, so that a lost connection is noticed."""
-_SLACK_SECS = 15.0
-_FIRST_PAUSE_SECS = 0.1
-_LONGEST_PAUSE_SECS = 3.0
+Data = str | Mapping[str, Any]
+"""What an entry is made of: an object, or text. Text that is a JSON object counts as that object."""
 
 
 class Entry(dict[str, Any]):
-    """A registry entry as the broker gave it, with its entity tag."""
+    """A registry entry: a dictionary, with what the answer said beside it."""
 
     def __init__(self, content: Mapping[str, Any], etag: str = "") -> None:
         super().__init__(content)
         self.etag = etag
-        """For ``if_match`` and ``changed_from``; empty for entries of a list."""
+        """Its entity tag, for ``if_match`` and ``changed_from``; empty in a list."""
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """What was registered: without ``last_write_ip`` and ``last_write_ts``."""
+        return entry.without_stamp(self)
+
+
+class Result(NamedTuple):
+    """What an extension's method answered."""
+
+    body: bytes
+    content_type: str
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+        return self.body.decode("utf-8", "replace")
+
+    def json(self) -> Any:
+        """Give the body's JSON value.
+
+        Raises:
+            ValueError: it is none.
+        """
+        return json.loads(self.body)
 
 
 class Client:
-    """One broker.
+    """One broker, by one connection that is made when first needed and kept.
+
+    A client may be used again after any error. It is not for several threads at once: give each its own.
 
     Args:
-        address: ``host:port``; the port is 20443 if not given.
-        access_key: of the namespaces that will be used.
-        timeout_secs: for one call, connecting and retries included.
+        address: ``host``, ``host:port``, ``[ipv6]:port``; the port is 20443 if absent.
+        access_key: sent with every request.
+        token: a join token of the broker: its certificate's fingerprint and a key in one.
         fingerprint: SHA-256 of the broker's certificate.
-        cacert: file of certificate authorities, if the certificate comes from one.
-        insecure: trust any certificate. Without these three the certificate of the first contact is remembered.
-        known_brokers: where it is remembered, if not in the user's own file.
-        retry: try again when the broker cannot be reached or is overloaded, where that is safe.
-        said: called with what a person may want to know.
+        cacert: PEM file of the authorities that may have signed it.
+        insecure: take any certificate. Without any of these four the first contact's is pinned.
+        timeout: seconds for one call, retries included, its own ``wait`` not.
+        retries: how often a call that is safe to repeat is tried again.
+        known_brokers: the file of pins; by default the user's own.
+        tell: gets sentences for a person, such as that a certificate was pinned.
+
+    Raises:
+        UsageError: something in these cannot be used.
     """
 
     def __init__(
         self,
-        address: str,
-        access_key: str | None = None,
+        address: str | BrokerAddress,
         *,
-        timeout_secs: float = 30.0,
-        fingerprint: str | None = None,
-        cacert: str | None = None,
+        access_key: str = "",
+        token: str = "",
+        fingerprint: str = "",
+        cacert: str | os.PathLike[str] = "",
         insecure: bool = False,
-        known_brokers: str | None = None,
-        retry: bool = True,
-        said: Callable[[str], None] = lambda _: None,
+        timeout: float = TIMEOUT_SECS,
+        retries: int = RETRIES,
+        known_brokers: str | os.PathLike[str] | None = None,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.address = parse_address(address)
-        self._access_key = access_key
-        self._timeout_secs = timeout_secs
-        self._retry = retry
-        self._transport = Transport(self.address, Trust(fingerprint, cacert, insecure, known_brokers), said)
+        self.address = address if isinstance(address, BrokerAddress) else parse_address(address)
+        if token:
+            joined = parse_token(token)
+            access_key, fingerprint = access_key or joined.key, fingerprint or joined.fingerprint
+        if not access_key.isprintable():
+            raise UsageError("The access key has control characters in it, so it cannot be sent")
+        headers = {"Authorization": f"Bearer {access_key}".encode()} if access_key else {}
+        trust = Trust(canonical_fingerprint(fingerprint) if fingerprint else "", os.fspath(cacert), insecure)
+        transport = Transport(self.address, trust, KnownBrokers(known_brokers, tell))
+        self._calls = Calls(transport, headers, timeout, retries)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
-        self._transport.close()
+        """Close the connection, if there is one."""
+        self._calls.transport.close()
 
-    # --- operations ---
+    @property
+    def response(self) -> Mapping[str, Any]:
+        """The registry's last answer as it came: ``success``, ``message``, ``data``, perhaps more."""
+        return self._calls.last.response if self._calls.last else {}
+
+    # --- registry ---
+
+    def register(self, name: str, data: Data, *, idempotent: bool = False) -> Entry:
+        """Create an entry.
+
+        Args:
+            name: at most 256 bytes; not beginning with ``_``.
+            data: see :data:`Data`.
+            idempotent: an entry with the same data, written by this host, counts as success.
+
+        Raises:
+            AlreadyExists: the name is taken.
+        """
+        sent = {"name": name, "data": _text(data)}
+        try:
+            return _entry(self._calls.registry("Register", sent, repeatable=idempotent))
+        except AlreadyExists:
+            if idempotent:
+                there = self.get(name)
+                if there.own == entry.parse(sent["data"], max_bytes=sys.maxsize) and self._is_mine(there):
+                    return there
+            raise
+
+    def replace(self, name: str, data: Data, *, if_match: str = "") -> Entry:
+        """Create or overwrite an entry; with ``if_match`` only if its tag is that one.
+
+        Raises:
+            PreconditionFailed: it is another.
+        """
+        return _entry(self._write("Replace", {"name": name, "data": _text(data)}, if_match))
+
+    def update(self, name: str, data: Data, *, if_match: str = "") -> Entry:
+        """Merge into an entry at every depth, creating it if absent; ``if_match`` as of :meth:`replace`."""
+        return _entry(self._write("Update", {"name": name, "data": _text(data)}, if_match))
+
+    def delete(self, name: str, *, if_match: str = "") -> None:
+        """Remove an entry, present or not; ``if_match`` as of :meth:`replace`."""
+        self._write("Delete", {"name": name}, if_match)
+
+    def get(self, name: str, *, wait: float = 0.0, changed_from: str = "") -> Entry:
+        """Read an entry.
+
+        Args:
+            name: the entry's name.
+            wait: seconds to wait until it exists, also for a broker that is not there yet.
+            changed_from: a tag; wait until the entry's is another.
+
+        Raises:
+            NotFound: it does not exist, and ``wait`` is 0.
+            GaveUp: it did not exist, or not change, within ``wait``.
+        """
+        headers = {"If-None-Match": _quoted(changed_from)} if changed_from else {}
+        tag = headers.get("If-None-Match", b"").decode()
+
+        def found(answer: Registered) -> Entry | None:
+            return _entry(answer) if answer.modified and answer.etag != (tag or None) else None
+
+        verb = "change" if changed_from else "appear"
+        return self._calls.poll("Get", {"name": name}, headers, wait, found, f"Entry '{name}' did not {verb}")
+
+    def list(self, prefix: str = "", *, at_least: int = 0, wait: float = 0.0) -> dict[str, Entry]:
+        """Read all entries whose name begins with ``prefix``, sorted by name.
+
+        Args:
+            prefix: may be empty.
+            at_least: how many there must be.
+            wait: seconds to wait for them.
+
+        Raises:
+            GaveUp: there were fewer, all the time.
+        """
+        sent: dict[str, Any] = {"prefix": prefix, "count": at_least} if at_least else {"prefix": prefix}
+
+        def found(answer: Registered) -> dict[str, Entry] | None:
+            entries = {name: Entry(item) for name, item in answer.data.items() if isinstance(item, dict)}
+            return entries if len(entries) >= at_least else None
+
+        return self._calls.poll("List", sent, {}, wait, found, f"There were fewer than {at_least} entries '{prefix}…'")
+
+    # --- ping and extensions ---
 
     def ping(self, data: Data = "") -> dict[str, Any]:
-        """Have ``data`` echoed; gives an object with ``src``, this client's address, and ``data``."""
-        return self.call("ping/Ping", {"data": data}, safe=True).json()
+        """Have ``data`` echoed: gives ``{"src": <this host's address as the broker sees it>, "data": {…}}``."""
+        value = json_value(self._calls.send("ping/Ping", {"data": _text(data)}, repeatable=True))
+        if not isinstance(value, dict) or not isinstance(value.get("data"), dict):
+            raise CannotConnect(f"{self.address} is not a bpbroker: its answer to a ping is not one of ours")
+        return value
 
-    def register(self, name: str, data: Data) -> Entry:
-        """Create an entry. Raises AlreadyExists if the name is taken."""
-        return _entry(self.call("services/Register", {"name": name, "data": data}))
+    def execute(self, method: str, data: Data | None = None, **parameters: str) -> Result:
+        """Call an extension.
 
-    def replace(self, name: str, data: Data, *, if_match: str | None = None) -> Entry:
-        """Create or overwrite an entry; with ``if_match`` only if its tag is that one."""
-        reply = self.call("services/Replace", {"name": name, "data": data}, _if_match(if_match), safe=if_match is None)
-        return _entry(reply)
-
-    def update(self, name: str, data: Data, *, if_match: str | None = None) -> Entry:
-        """Merge into an entry at every depth, creating it if absent."""
-        reply = self.call("services/Update", {"name": name, "data": data}, _if_match(if_match), safe=if_match is None)
-        return _entry(reply)
-
-    def delete(self, name: str, *, if_match: str | None = None) -> None:
-        """Remove an entry, present or not."""
-        self.call("services/Delete", {"name": name}, _if_match(if_match), safe=if_match is None)
-
-    def get(self, name: str, *, wait_secs: float = 0.0, changed_from: str | None = None) -> Entry:
-        """Give an entry.
+        A call that had no answer is tried again under the same ``Idempotency-Key``: the broker runs it once.
 
         Args:
-            name: its name.
-            wait_secs: how long to wait until it exists, or differs.
-            changed_from: wait until its tag is another one than this.
+            method: namespace and function with a dot, such as ``ossec.AddAgent``.
+            data: the parameter ``data``.
+            parameters: further ones.
 
         Raises:
-            NotFound: it does not exist, and no wait was asked for.
-            GaveUp: it did not exist, or change, within ``wait_secs``.
-        """
-        return _entry(self.wait_for_entry(name, wait_secs, changed_from))
-
-    def list(self, prefix: str = "", *, at_least: int = 0, wait_secs: float = 0.0) -> dict[str, Entry]:
-        """Give all entries whose name begins with ``prefix``, sorted by name.
-
-        Raises:
-            GaveUp: there were not ``at_least`` so many within ``wait_secs``.
-        """
-        deadline = time.monotonic() + wait_secs
-        while True:
-            left = max(0.0, deadline - time.monotonic())
-            parameters: dict[str, Any] = {"prefix": prefix}
-            if at_least:
-                parameters.update(count=at_least, wait=min(left, WAIT_AT_ONCE_SECS))
-            content = self.call("services/List", parameters, safe=True, wait_secs=left).json().get("data", {})
-            if len(content) >= at_least:
-                return {name: Entry(value) for name, value in content.items()}
-            if time.monotonic() >= deadline:
-                raise GaveUp(f"There are {len(content)} of {at_least} entries whose name begins with '{prefix}'")
-
-    def execute(self, method: str, data: str = "", *, idempotency_key: str | None = None) -> bytes:
-        """Call an extension's method, such as ``ossec.AddAgent``; gives the answer's body as it came.
-
-        With an ``idempotency_key`` of your choice a repeated call runs only once.
+            ExtensionFailed, Unauthorized, TimedOut, …: what the broker answered.
         """
         namespace, dot, function = method.rpartition(".")
-        if not dot or not namespace or not function:
-            raise BadRequest(f"'{method}' is no method: it must be module.Method, such as ossec.AddAgent")
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        return self.call(f"{namespace}/{function}", {"data": data}, headers, safe=bool(idempotency_key)).body
+        if not dot or not namespace or not all(part.isidentifier() and part.isascii() for part in method.split(".")):
+            raise UsageError(f"The method {method[:80]!r} must be namespace.Function, such as ossec.AddAgent")
+        sent: dict[str, Any] = dict(parameters)
+        if data is not None:
+            sent["data"] = _text(data)
+        headers = {"Idempotency-Key": os.urandom(16).hex().encode()} if self._calls.retries else {}
+        answer = self._calls.send(f"{namespace}/{function}", sent, headers, repeatable=bool(headers))
+        return Result(answer.body, answer.headers.get("content-type", ""))
 
-    # --- below the operations ---
+    # --- how ---
 
-    def wait_for_entry(self, name: str, wait_secs: float, changed_from: str | None) -> Reply:
-        """Do :meth:`get`; gives the whole answer."""
-        deadline = time.monotonic() + wait_secs
-        headers = {"If-None-Match": changed_from} if changed_from else {}
-        while True:
-            left = max(0.0, deadline - time.monotonic())
-            parameters: dict[str, Any] = {"name": name}
-            if wait_secs:
-                parameters["wait"] = min(left, WAIT_AT_ONCE_SECS)
-            over = "changed" if changed_from else "appeared"
-            try:
-                reply = self.call("services/Get", parameters, headers, safe=True, wait_secs=left)
-            except NotFound:
-                if not wait_secs:
-                    raise
-            else:
-                if reply.status != 304:
-                    return reply
-                over = "changed"
-            if time.monotonic() >= deadline:
-                raise GaveUp(f"Entry '{name}' has not {over} within {wait_secs:g} s")
+    def _is_mine(self, there: Entry) -> bool:
+        """Whether this host wrote it; the broker may see us by another address than we do (NAT)."""
+        writer = there.get("last_write_ip")
+        if writer == self._calls.transport.own_ip:
+            return True
+        try:
+            return bool(writer == self.ping().get("src"))
+        except RequestError:  # ping may need another key
+            return False
 
-    def call(
-        self,
-        path: str,
-        parameters: Mapping[str, Any],
-        headers: Mapping[str, str] | None = None,
-        *,
-        safe: bool = False,
-        wait_secs: float = 0.0,
-    ) -> Reply:
-        """Send one request and give its answer if that is a success.
-
-        Args:
-            path: ``namespace/Method``.
-            parameters: as a JSON object; the access key is added as a header.
-            headers: further ones.
-            safe: whether doing it twice does no harm.
-            wait_secs: how long the broker may wait before it answers.
-
-        Raises:
-            RequestError: what the broker answered.
-            ClientError: there was no answer.
-        """
-        body = json.dumps(parameters).encode()
-        sent = dict(headers or {})
-        if self._access_key:
-            sent["Authorization"] = f"Bearer {self._access_key.encode().decode('latin-1')}"
-        deadline = time.monotonic() + self._timeout_secs + wait_secs
-        pause = _FIRST_PAUSE_SECS
-        while True:
-            try:
-                reply = self._transport.exchange(f"/{path}/", sent, body, deadline + _SLACK_SECS * bool(wait_secs))
-                if reply.status in (200, 304):
-                    return reply
-                error: RequestError | CannotConnect = _refusal(reply)
-                again = isinstance(error, Unavailable) and (safe or "retry-after" in reply.headers)
-            except (NotTrusted, GaveUp):
-                raise
-            except CannotConnect as met:
-                error = met
-                again = safe or not isinstance(met, Cut)
-            if not again or not self._retry or time.monotonic() + pause >= deadline:
-                raise error
-            # Jitter: a hundred machines that boot together must not come back together.
-            time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
-            pause = min(pause * 2, _LONGEST_PAUSE_SECS)
+    def _write(self, method: str, sent: Mapping[str, Any], if_match: str) -> Registered:
+        headers = {"If-Match": _quoted(if_match)} if if_match else {}
+        # With a condition a second try would fail on the first one's success.
+        return self._calls.registry(method, sent, headers, repeatable=not if_match)
 
 
-def _if_match(tag: str | None) -> dict[str, str]:
-    return {"If-Match": tag} if tag else {}
+def _text(data: Data) -> str:
+    """Give data as the text that is sent.
 
-
-def _entry(reply: Reply) -> Entry:
-    content = reply.json().get("data")
-    return Entry(content if isinstance(content, dict) else {}, reply.headers.get("etag", ""))
-
-
-def _refusal(reply: Reply) -> RequestError:
-    """Give the error that an answer is; the message of its body, else of its status line."""
+    Raises:
+        UsageError: it cannot be written as JSON.
+    """
+    if isinstance(data, str):
+        return data
     try:
-        content = json.loads(reply.body)
-    except ValueError:
-        content = None
-    message = content.get("message") if isinstance(content, dict) else None
-    return from_status(reply.status, str(message or reply.reason or f"The broker answered {reply.status}"))
+        return json.dumps(data, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"The data cannot be written as JSON: {error}") from None
+
+
+def _entry(answer: Registered) -> Entry:
+    return Entry(answer.data, answer.etag)
+
+
+def _quoted(tag: str) -> bytes:
+    """Give an entity tag as a header wants it; taken with or without its quotes.
+
+    Raises:
+        UsageError: it is none.
+    """
+    bare = tag.strip().removeprefix('"').removesuffix('"')
+    if not bare or not bare.isascii() or not bare.isprintable() or '"' in bare:
+        raise UsageError(f"{tag[:80]!r} is no entity tag; `bpclient service get --etag` prints one")
+    return b"*" if bare == "*" else f'"{bare}"'.encode()

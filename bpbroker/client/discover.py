@@ -4,189 +4,206 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
+import selectors
 import socket
 import struct
-import sys
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple, Self
 
-from bpbroker import datagram
-from bpbroker.client.address import Address
-from bpbroker.errors import GaveUp, SeveralBrokers, UsageError
+from bpbroker.client.responders import Broker, Responders
+from bpbroker.client.retry import pauses
+from bpbroker.datagram import (
+    DEFAULT_PORT,
+    MULTICAST_GROUP,
+    PLAIN_REPLY,
+    Question,
+    decode_answer,
+    plain_question,
+    signed_question,
+)
+from bpbroker.entry import check_name
+from bpbroker.errors import BadRequest, GaveUp, UsageError
+from bpbroker.interfaces import Interface, interfaces
 
-DEFAULT_TIMEOUT_SECS = 3.0
-SETTLE_SECS = 0.2
-"""How long to listen for a second broker after the first answer."""
-_FIRST_PAUSE_SECS = 0.25
-_LONGEST_PAUSE_SECS = 5.0
+TIMEOUT_SECS: Final = 3.0
+_EVERYBODY: Final = "255.255.255.255"
+_REPLY_MAX_BYTES: Final = 2048
+_PLACES_MAX: Final = 128
 
 
-class Found(NamedTuple):
-    """One responder."""
+class Credentials(NamedTuple):
+    """By what an answer is known to come from the right broker."""
 
-    host: str
-    port: int
-    registry: str
-    """The registry's id; empty when the broker speaks the old format only."""
-    fingerprint: str
-    signed: bool
-
-    @property
-    def address(self) -> Address:
-        """Where to reach it."""
-        return Address(self.host, self.port)
+    key: str = ""
+    """An access key of the broker; with one, unsigned, forged and passed-on answers are ignored."""
+    fingerprint: str = ""
+    """SHA-256 of the broker's certificate, canonical; with one, other answers are ignored."""
 
 
 def discover(
     name: str,
     *,
-    port: int = 20443,
-    timeout_secs: float = DEFAULT_TIMEOUT_SECS,
-    interface: str | None = None,
-    key: str | None = None,
+    key: str = "",
+    fingerprint: str = "",
+    port: int = DEFAULT_PORT,
+    timeout_secs: float = TIMEOUT_SECS,
+    interface: str = "",
     first: bool = False,
-) -> Found:
+) -> Broker:
     """Find the broker whose registry holds ``name``.
 
     Args:
-        name: a registered name.
-        port: UDP port of the brokers.
+        name: of an entry; what one cluster shares, and no other.
+        key: an access key of the broker; makes question and answer authenticated.
+        fingerprint: of the broker's certificate, 64 hexadecimal digits.
+        port: UDP port to ask on.
         timeout_secs: how long to ask.
-        interface: only through this network interface.
-        key: take only answers that prove knowledge of this access key.
+        interface: only on this interface, by its name or by this host's address there.
         first: take the first answer, whoever else answers.
 
     Raises:
         GaveUp: nobody answered.
-        SeveralBrokers: different registries answered; ``addresses`` has them.
+        SeveralBrokers: brokers with different registries answered.
+        UsageError: no such interface, or no name that an entry can have.
     """
-    answers: list[Found] = []
-    for found in listen(name, port=port, timeout_secs=timeout_secs, interface=interface, key=key, settle=True):
-        answers.append(found)
-        if first:
-            return found
-    chosen = one_each(answers)
-    if not chosen:
-        raise GaveUp(f"No broker that holds '{name}' answered within {timeout_secs:g} s")
-    if len(chosen) > 1:
-        addresses = tuple(str(found.address) for found in chosen)
-        raise SeveralBrokers(
-            f"Different brokers answer for '{name}': {', '.join(addresses)}. Use a name that only one of them holds, "
-            "or --first",
-            addresses,
-        )
-    return chosen[0]
+    responders = Responders(first=first)
+    _ask(name, Credentials(key, fingerprint), port, timeout_secs, interface, responders)
+    return responders.the_one(name)
 
 
-def one_each(answers: list[Found]) -> list[Found]:
-    """Give one responder for each registry: the one that other machines can reach best, in order of arrival.
+def discover_all(
+    name: str,
+    *,
+    key: str = "",
+    fingerprint: str = "",
+    port: int = DEFAULT_PORT,
+    timeout_secs: float = TIMEOUT_SECS,
+    interface: str = "",
+) -> list[Broker]:
+    """Find everybody who answers for ``name`` within ``timeout_secs``; arguments and errors as of :func:`discover`."""
+    responders = Responders(everybody=True)
+    _ask(name, Credentials(key, fingerprint), port, timeout_secs, interface, responders)
+    return responders.everybody()
 
-    An answer in the old format counts only if its sender gave no other one,
-    and a loopback address only if nothing else is known.
+
+def _ask(
+    name: str, credentials: Credentials, port: int, timeout_secs: float, interface: str, responders: Responders
+) -> None:
+    """Ask until ``responders`` have heard enough.
+
+    Raises:
+        GaveUp: nobody answered in time.
     """
-    new = [found for found in answers if found.registry]
-    hosts = {found.host for found in new}
-    old = [found for found in answers if not found.registry and found.host not in hosts]
-    best: dict[str, Found] = {}
-    for found in (*new, *old):
-        group = found.registry or f"host {found.host}"
-        if group not in best or (_is_loopback(best[group].host) and not _is_loopback(found.host)):
-            best[group] = found
-    if any(not _is_loopback(found.host) for found in best.values()):
-        # A broker of the old kind on this machine answers from its own address too.
-        best = {group: found for group, found in best.items() if found.registry or not _is_loopback(found.host)}
-    return list(best.values())
-
-
-def _is_loopback(host: str) -> bool:
-    return host.startswith("127.") or host == "::1"
-
-
-def listen(
-    name: str, *, port: int, timeout_secs: float, interface: str | None, key: str | None, settle: bool
-) -> Iterator[Found]:
-    """Ask again and again, and give each responder once, as they answer; with ``settle`` end soon after the first."""
-    nonce = os.urandom(16).hex()
-    asked = [datagram.question(name, nonce)]
-    if key is None:
-        asked.append(name.encode() + b"\n")
-    deadline = time.monotonic() + timeout_secs
-    seen: set[Found] = set()
-    with contextlib.ExitStack() as stack:
-        ways = [(stack.enter_context(sock), target) for sock, target in _ways(port, interface)]
-        if not ways:
-            raise UsageError(f"There is no network interface {interface}" if interface else "There is no network here")
-        sockets = list({id(sock): sock for sock, _ in ways}.values())
-        pause, next_time = _FIRST_PAUSE_SECS, 0.0
-        while (now := time.monotonic()) < deadline:
-            if now >= next_time:
-                for sock, target in ways:
-                    for content in asked:
-                        with contextlib.suppress(OSError):  # an interface that is down, or does no broadcast
-                            sock.sendto(content, target)
-                next_time, pause = now + pause, min(pause * 2, _LONGEST_PAUSE_SECS)
-            ready, _, _ = select.select(sockets, [], [], max(0.0, min(next_time, deadline) - now))
-            for sock in ready:
-                found = _receive(sock, name, nonce, port, key)
-                if found is not None and found not in seen:
-                    if not seen and settle:
-                        deadline = min(deadline, time.monotonic() + SETTLE_SECS)
-                    seen.add(found)
-                    yield found
-
-
-def _receive(sock: socket.socket, name: str, nonce: str, port: int, key: str | None) -> Found | None:
     try:
-        content, sender = sock.recvfrom(datagram.REQUEST_MAX_BYTES + 1)
-    except OSError:
-        return None
-    host = str(sender[0])
-    said = datagram.read_answer(content, nonce)
-    if said is not None:
-        signed = key is not None and datagram.is_signed(key, name, nonce, said)
-        if key is not None and not signed:
-            return None
-        return Found(host, said.port, said.registry, said.fingerprint, signed)
-    if content == datagram.EXISTS and key is None:
-        return Found(host, port, "", "", signed=False)
-    return None
+        check_name(name, max_bytes=4096)
+    except BadRequest as error:
+        raise UsageError(f"No broker can hold {name[:80]!r}: {error}") from None
+    question = Question(name, os.urandom(16).hex())
+    signed = signed_question(name, question.nonce, credentials.key)
+    # With credentials a plain answer counts for nothing, so it is not asked for.
+    wanted = [signed] if any(credentials) else [signed, plain_question(name)]
+    found = interfaces()
+    responders.own_addresses = {item.address for item in found}
+    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+        outlets = [stack.enter_context(outlet) for outlet in _outlets(_chosen(found, interface), port)]
+        for outlet in outlets:
+            selector.register(outlet.sock, selectors.EVENT_READ)
+        end = time.monotonic() + timeout_secs
+        again = 0.0
+        pause = pauses(jitter=False)
+        failures: list[str] = []
+        while (now := time.monotonic()) < min(end, responders.enough_at):
+            if now >= again:
+                failures = [failure for outlet in outlets for failure in outlet.send(wanted)]
+                again = now + next(pause)
+            for key, _ in selector.select(max(0.0, min(end, again, responders.enough_at) - now)):
+                assert isinstance(key.fileobj, socket.socket)  # noqa: S101 - nothing else was registered
+                _hear(key.fileobj, question, credentials, responders)
+    if not responders.any():
+        why = f" ({failures[0]})" if failures and len(failures) >= len(outlets) * len(wanted) else ""
+        raise GaveUp(
+            f"No broker that holds '{name}' answered within {timeout_secs:g} s{why}; "
+            "is one running on this network, is the name registered there, is UDP allowed?"
+        )
 
 
-def _ways(
-    port: int, interface: str | None
-) -> Iterator[tuple[socket.socket, tuple[str, int] | tuple[str, int, int, int]]]:
-    """Give sockets and where to send from each: every broadcast address, every IPv6 link, this machine."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-    sock.setblocking(False)
-    if interface is None:
-        yield sock, ("127.0.0.1", port)
-        yield sock, ("255.255.255.255", port)
-    names = [(index, name) for index, name in socket.if_nameindex() if interface in (None, name)]
-    if sys.platform == "linux":
-        for _, name in names:
-            for target in _broadcast(sock, name):
-                yield sock, (target, port)
-    if interface in ("lo", "127.0.0.1"):
-        yield sock, ("127.0.0.1", port)
-    if not socket.has_ipv6:
+def _hear(sock: socket.socket, question: Question, credentials: Credentials, responders: Responders) -> None:
+    try:
+        payload, sender = sock.recvfrom(_REPLY_MAX_BYTES)
+    except OSError:  # an earlier question met a closed port
         return
-    with contextlib.suppress(OSError):
-        sock6 = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-        sock6.setblocking(False)
-        for index, name in names:
-            if name != "lo":
-                yield sock6, (datagram.GROUP, port, 0, index)
+    address = str(sender[0])
+    if payload == PLAIN_REPLY:
+        if not any(credentials):
+            responders.heard(Broker(address, int(sender[1])), time.monotonic())
+        return
+    answer = decode_answer(payload, question, credentials.key)
+    if answer is None or (credentials.fingerprint and answer.fingerprint != credentials.fingerprint):
+        return
+    if credentials.key and answer.address != address.partition("%")[0]:
+        return  # honest words, passed on by somebody else
+    authentic = bool(credentials.key)
+    responders.heard(Broker(address, answer.port, answer.registry, answer.fingerprint, authentic), time.monotonic())
 
 
-def _broadcast(sock: socket.socket, name: str) -> Iterator[str]:
-    """Give the broadcast address of an interface, if it has one (netdevice(7))."""
-    import fcntl
+class _Outlet:
+    """A socket on one interface and everybody whom it reaches."""
 
-    request = struct.pack("256s", name.encode()[:15])
-    with contextlib.suppress(OSError):
-        flags = struct.unpack("H", fcntl.ioctl(sock, 0x8913, request)[16:18])[0]  # SIOCGIFFLAGS
-        if flags & 0x3 == 0x3:  # up, and with broadcast
-            yield socket.inet_ntoa(fcntl.ioctl(sock, 0x8919, request)[20:24])  # SIOCGIFBRDADDR
+    def __init__(self, sock: socket.socket, places: list[tuple[str, int] | tuple[str, int, int, int]]) -> None:
+        self.sock = sock
+        self._places = places
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def send(self, payloads: list[bytes]) -> Iterator[str]:
+        """Send each payload everywhere; gives what went wrong, which is common: an interface may just go down."""
+        for payload in payloads:
+            problem = ""
+            reached = False
+            for place in self._places:
+                try:
+                    self.sock.sendto(payload, place)
+                    reached = True
+                except OSError as error:
+                    problem = error.strerror or str(error)
+            if not reached:
+                yield problem
+
+
+def _chosen(found: list[Interface], wanted: str) -> list[Interface]:
+    if not wanted:
+        return found
+    chosen = [item for item in found if wanted in (item.name, item.address)]
+    if not chosen:
+        known = ", ".join(sorted({item.name or item.address for item in found}))
+        raise UsageError(f"There is no interface {wanted[:80]!r} here; there are: {known}")
+    return chosen
+
+
+def _outlets(found: list[Interface], port: int) -> Iterator[_Outlet]:
+    """Make a socket for each interface, bound to its address: that is how a broadcast leaves through it."""
+    for item in found[:_PLACES_MAX]:
+        if item.ipv6 and not item.link_local:
+            continue
+        family = socket.AF_INET6 if item.ipv6 else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            sock.setblocking(False)
+            if item.ipv6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, struct.pack("@I", item.number))
+                sock.bind((item.address, 0, 0, item.number))
+                yield _Outlet(sock, [(MULTICAST_GROUP, port, 0, item.number)])
+            elif item.loopback:
+                sock.bind((item.address, 0))
+                yield _Outlet(sock, [(item.address, port)])
+            else:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+                sock.bind((item.address, 0))
+                yield _Outlet(sock, [(place, port) for place in (item.broadcast, _EVERYBODY) if place])
+        except OSError:  # the address went away, or is still being checked (IPv6 duplicate detection)
+            sock.close()

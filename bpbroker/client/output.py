@@ -1,92 +1,219 @@
-"""How results look on standard output. Pure: values to text."""
+"""How results look on standard output. Pure: values to bytes."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final, NamedTuple
 
+from bpbroker.client.api import Entry
+from bpbroker.client.responders import Broker
 from bpbroker.entry import STAMP_KEYS, TEXT_KEY
+from bpbroker.errors import UsageError
 
-FORMATS = ("json", "text", "csv", "csv-noheader", "shell", "powershell")
+FORMATS: Final = ("json", "text", "csv", "csv-noheader", "shell", "powershell")
+
+Row = Mapping[str, Any]
 
 
-def show(value: Any, form: str, cols: Sequence[str] = ()) -> str:
-    """Give one result, with the newline at its end.
+class Output(NamedTuple):
+    """A command's result in every form it may be asked for."""
+
+    text: bytes | None
+    """As it is, its last newline included; None: one row's JSON, so that ``cols`` can choose from it."""
+    value: Any
+    """What ``json`` shows."""
+    rows: Sequence[Row]
+    """What the tables and the shells show."""
+    many: bool = False
+    """Whether there may be another number of rows than one."""
+
+
+def render(output: Output, form: str, cols: Sequence[str] = ()) -> bytes:
+    """Give the bytes to print, the newline at the end included.
 
     Args:
-        value: an entry, or another JSON value.
+        output: what.
         form: one of :data:`FORMATS`.
-        cols: only these keys, in this order.
+        cols: only these keys of every row, in this order.
+
+    Raises:
+        UsageError: a shell could not hold it.
     """
+    rows = [_chosen(row, cols) for row in output.rows]
+    if form == "text":
+        return _line(json.dumps(rows[0])) if output.text is None else output.text
+    if form == "json":
+        value = _chosen_value(output.value, cols)
+        return _line(json.dumps(value))
+    if form in ("csv", "csv-noheader"):
+        return _csv(rows, cols, header=form == "csv")
+    lines = _assignments(rows, output.many, _POWERSHELL if form == "powershell" else _SHELL)
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
+
+
+# --- what commands give ---
+
+
+def of_entry(entry: Row) -> Output:
+    """Show an entry, or a ping's echo: text alone as that text, an object as JSON."""
+    own = [key for key in entry if key not in STAMP_KEYS]
+    plain = own == [TEXT_KEY] and isinstance(entry[TEXT_KEY], str)
+    return Output(_line(entry[TEXT_KEY]) if plain else None, entry, [entry])
+
+
+def of_ping(answer: Row) -> Output:
+    """Show the echo; who asked is in the other forms."""
+    shown = of_entry(answer["data"])
+    text = _line(json.dumps(answer["data"])) if shown.text is None else shown.text
+    return Output(text, answer, [{"src": answer.get("src"), **answer["data"]}])
+
+
+def of_value(name: str, value: Any) -> Output:
+    """Show one value: text as it is, anything else as JSON."""
+    return Output(_line(_cell(value) if value is not None else "null"), value, [{name: value}])
+
+
+def of_entries(entries: Mapping[str, Entry]) -> Output:
+    """Show entries: a line each, name and value with a tab between."""
+    text = b"".join(_line(f"{_one_line(name)}\t{_one_line(_entry_text(item))}") for name, item in entries.items())
+    return Output(text, entries, [{"name": name, **item} for name, item in entries.items()], many=True)
+
+
+def of_names(names: Sequence[str]) -> Output:
+    """Show names, a line each."""
+    return Output(b"".join(map(_line, names)), list(names), [{"name": name} for name in names], many=True)
+
+
+def of_broker(broker: Broker) -> Output:
+    """Show a broker by its address alone."""
+    row = broker._asdict()
+    return Output(_line(broker.address), row, [row])
+
+
+def of_brokers(brokers: Sequence[Broker]) -> Output:
+    """Show brokers by their addresses, a line each."""
+    rows = [broker._asdict() for broker in brokers]
+    return Output(b"".join(_line(broker.address) for broker in brokers), rows, rows, many=True)
+
+
+def of_response(response: Row, text: bytes) -> Output:
+    """Show a call that has no result: ``text``, or in the other forms the broker's whole response."""
+    rows = [{key: value for key, value in response.items() if key != "data"}]
+    return Output(text, response, rows)
+
+
+def of_raw(response: Row) -> Output:
+    """Show a whole response."""
+    return Output(_line(json.dumps(response)), response, [response])
+
+
+def of_body(body: bytes) -> Output:
+    """Show an extension's answer as it came; in the other forms what it means as JSON, or its text."""
+    text = body.decode("utf-8", "replace")
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        value = text
+    if isinstance(value, dict):
+        return Output(body, value, [value])
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        return Output(body, value, value, many=True)
+    return Output(body, value, [{"data": value}])
+
+
+def _entry_text(entry: Row) -> str:
+    text = of_entry(entry).text
+    return json.dumps(entry) if text is None else text.decode("utf-8", "surrogateescape")[:-1]
+
+
+def _one_line(text: str) -> str:
+    """Give text that is a cell of its line: as JSON if it would break out of that."""
+    return json.dumps(text) if any(character in "\t\n\r" for character in text) else text
+
+
+def _line(text: str) -> bytes:
+    return f"{text}\n".encode("utf-8", "surrogateescape")
+
+
+def _chosen(row: Row, cols: Sequence[str]) -> Row:
+    return {col: row[col] for col in cols if col in row} if cols else row
+
+
+def _chosen_value(value: Any, cols: Sequence[str]) -> Any:
+    """Choose from an object, from each of a list of objects, or from each entry of an object of entries."""
+    if not cols:
+        return value
+    if isinstance(value, list):
+        return [_chosen(item, cols) if isinstance(item, Mapping) else item for item in value]
     if not isinstance(value, Mapping):
-        return f"{json.dumps(value)}\n" if form == "json" else f"{_cell(value)}\n"
-    if form == "text":
-        if cols:
-            return "\t".join(_cell(value.get(col, "")) for col in cols) + "\n"
-        return f"{text_of(value)}\n"
-    chosen = {col: value.get(col) for col in cols} if cols else dict(value)
-    if form == "json":
-        return f"{json.dumps(chosen)}\n"
-    if form in ("shell", "powershell"):
-        quote = _shell if form == "shell" else _powershell
-        return "".join(f"{quote(key, item)}\n" for key, item in chosen.items())
-    return table([chosen], list(chosen), header=form == "csv")
-
-
-def show_many(entries: Mapping[str, Mapping[str, Any]], form: str, cols: Sequence[str] = ()) -> str:
-    """Give several entries by name, one a line."""
-    if form == "json":
-        chosen = {name: {col: item.get(col) for col in cols} if cols else dict(item) for name, item in entries.items()}
-        return f"{json.dumps(chosen)}\n"
-    if form == "text":
-        return "".join(f"{name}\t{show(item, 'text', cols)}" for name, item in entries.items())
-    if form in ("shell", "powershell"):
-        quote = _shell if form == "shell" else _powershell
-        return "".join(f"{quote(name, text_of(item))}\n" for name, item in entries.items())
-    columns = list(cols) or list(dict.fromkeys(key for item in entries.values() for key in item))
-    rows = [{"name": name, **item} for name, item in entries.items()]
-    return table(rows, ["name", *columns], header=form == "csv")
-
-
-def text_of(value: Mapping[str, Any]) -> str:
-    """Give an entry as text: the text itself if that is all it holds, else JSON on one line."""
-    own = [key for key in value if key not in STAMP_KEYS]
-    if own == [TEXT_KEY] and isinstance(value[TEXT_KEY], str):
-        return str(value[TEXT_KEY])
-    return json.dumps(value)
-
-
-def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, header: bool) -> str:
-    """Give rows as CSV (RFC 4180, with newlines as on this system)."""
-    import csv
-    import io
-
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if header:
-        writer.writerow(columns)
-    writer.writerows([_cell(row.get(column, "")) for column in columns] for row in rows)
-    return text.getvalue()
+        return value
+    if value and all(isinstance(item, Entry) for item in value.values()):
+        return {name: _chosen(item, cols) for name, item in value.items()}
+    return _chosen(value, cols)
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, str):
         return value
-    return "" if value is None else json.dumps(value)
+    return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def _name(key: str) -> str:
-    """Give a variable's name: what a registry holds must not be able to set PATH."""
-    return "bp_" + re.sub(r"[^A-Za-z0-9_]", "_", key)
+# --- tables ---
 
 
-def _shell(key: str, value: Any) -> str:
-    quoted = _cell(value).replace("'", "'\\''")
-    return f"{_name(key)}='{quoted}'"
+def _csv(rows: Sequence[Row], cols: Sequence[str], *, header: bool) -> bytes:
+    """Give rows as CSV (RFC 4180 but for the line ends, which are what shells read)."""
+    import csv
+    import io
+
+    columns = list(cols) or list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if header and columns:
+        writer.writerow(columns)
+    writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
-def _powershell(key: str, value: Any) -> str:
-    quoted = _cell(value).replace("'", "''")
-    return f"${_name(key)} = '{quoted}'"
+# --- shells ---
+
+
+class _Dialect(NamedTuple):
+    """How a shell assigns text to a variable."""
+
+    assignment: str
+    quotes: Mapping[str, str]
+    """What stands for each character that would end the quoted text."""
+
+
+_SHELL: Final = _Dialect("{name}='{value}'", {"'": "'\\''"})
+# PowerShell takes typographic single quotes for the plain one; each is written twice.
+_POWERSHELL: Final = _Dialect("${name} = '{value}'", {quote: quote * 2 for quote in "'\u2018\u2019\u201a\u201b"})
+
+
+def _assignments(rows: Sequence[Row], many: bool, dialect: _Dialect) -> list[str]:
+    """Give assignments to variables named ``bp_<key>``.
+
+    The prefix is there because keys come from whoever may write to the
+    registry: an entry must not be able to set ``PATH``.
+    """
+    variables: dict[str, Any] = {"bp_count": len(rows)} if many else {}
+    for number, row in enumerate(rows, 1):
+        for key, value in row.items():
+            name = ("bp_" + (f"{number}_" if many else "")) + _identifier(key)
+            if name in variables:
+                raise UsageError(f"Two keys would both be the variable {name}; choose one with --cols, or use json")
+            variables[name] = value
+    return [dialect.assignment.format(name=name, value=_quoted(value, dialect)) for name, value in variables.items()]
+
+
+def _identifier(key: str) -> str:
+    return "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in key).lstrip("_") or "_"
+
+
+def _quoted(value: Any, dialect: _Dialect) -> str:
+    text = _cell(value)
+    if "\0" in text:
+        raise UsageError("A value has a NUL character in it, which no shell can hold; use json")
+    return "".join(dialect.quotes.get(letter, letter) for letter in text)

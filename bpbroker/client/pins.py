@@ -1,85 +1,149 @@
-"""Which certificate each broker had at first contact: ``known_brokers``, a line a broker, as ssh does it."""
+"""Known brokers: which certificate was seen at which address, and whether this one may be trusted.
+
+As ssh does with ``accept-new``: the first contact pins the certificate's
+SHA-256, later ones must show the same. The file has one line a broker,
+``host:port SHA256:<digits>``; any line may be removed with an editor.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
 
-from bpbroker.client.address import Address
-from bpbroker.errors import ClientError, NotTrusted
+from bpbroker.errors import NotTrusted, UsageError
+from bpbroker.jointoken import shown_fingerprint
+
+_HEADER: Final = (
+    "# Certificates of brokers by first contact (bpclient). Remove a line to accept a new certificate there.\n"
+)
+_ALGORITHM: Final = "SHA256:"
 
 
-def default_path() -> str:
-    """Give the path of ``known_brokers``: ``BPBROKER_KNOWN_BROKERS``, else in the user's configuration folder."""
-    given = os.environ.get("BPBROKER_KNOWN_BROKERS")
-    if given:
-        return given
+def default_path() -> Path:
+    """Give the file of this user; ``BPBROKER_KNOWN_BROKERS`` moves it."""
+    moved = os.environ.get("BPBROKER_KNOWN_BROKERS")
+    if moved:
+        return Path(moved)
     if sys.platform == "win32":
-        base = os.environ.get("APPDATA") or os.path.expanduser("~")  # noqa: PTH111 - pathlib costs 10 ms to import
-    else:
-        base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")  # noqa: PTH111 - as above
-    return os.path.join(base, "bpbroker", "known_brokers")  # noqa: PTH118 - as above
+        folder = os.environ.get("APPDATA") or str(Path("~").expanduser() / "AppData" / "Roaming")
+        return Path(folder) / "bpbroker" / "known_brokers"
+    folder = os.environ.get("XDG_CONFIG_HOME", "")
+    return (Path(folder) if folder.startswith("/") else _home() / ".config") / "bpbroker" / "known_brokers"
 
 
-class Pins:
-    """The pins of one user."""
+def _home() -> Path:
+    try:
+        return Path("~").expanduser()
+    except RuntimeError:  # no HOME and no such user: a bare container
+        return Path("/")
 
-    def __init__(self, path: str | None = None) -> None:
-        self._path = path or default_path()
 
-    def check(self, address: Address, fingerprint: str) -> bool:
-        """Compare a fingerprint with the pin of this address; True if there was none and it is pinned now.
+class KnownBrokers:
+    """The pins in one file; any number of processes may use it at once.
+
+    Args:
+        path: the file; it and its folder are made when the first pin is.
+        tell: gets a sentence for the person, when a pin is made or cannot be kept.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, tell: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.path = Path(path) if path else default_path()
+        self._tell = tell
+
+    def check(self, address: str, fingerprint: str) -> None:
+        """Compare with the pin of ``address``, or make one.
 
         Raises:
-            NotTrusted: the pin is another one.
-            ClientError: the pins cannot be read or written.
+            NotTrusted: another certificate is pinned there.
         """
-        pinned = self.of(address)
-        if pinned is None:
-            self._add(address, fingerprint)
-            return True
-        if pinned != fingerprint:
+        if self._matches(self._read(), address, fingerprint):
+            return
+        try:
+            self._pin(address, fingerprint)
+        except OSError as error:
+            self._tell(f"Cannot remember the certificate of {address} in {self.path}: {error.strerror or error}")
+
+    def _matches(self, lines: list[str], address: str, fingerprint: str) -> bool:
+        """Whether there is a pin, and it is this one.
+
+        Raises:
+            NotTrusted: there is another one.
+        """
+        for number, line in enumerate(lines, 1):
+            name, _, digits = line.strip().partition(" ")
+            if name != address or not digits.startswith(_ALGORITHM):
+                continue
+            pinned = digits.removeprefix(_ALGORITHM).strip()
+            if pinned == fingerprint:
+                return True
             raise NotTrusted(
-                f"The certificate of {address} is not the one seen before, so nothing was sent to it. "
-                f"Seen before: {pinned}. Now: {fingerprint}. If the broker was given a new certificate, "
-                f"remove the line of {address} from {self._path}; if not, somebody may be in between"
+                f"The certificate of {address} is not the one seen before; nothing was sent. "
+                f"Expected SHA-256 {_shown(pinned)}, found {_shown(fingerprint)}. "
+                f"If the broker really has a new certificate, remove line {number} of {self.path}"
             )
         return False
 
-    def of(self, address: Address) -> str | None:
-        """Give the pinned fingerprint of an address."""
-        wanted = str(address)
-        for name, fingerprint in self._lines():
-            if name == wanted:
-                return fingerprint
-        return None
-
-    def _lines(self) -> Iterator[tuple[str, str]]:
+    def _read(self) -> list[str]:
         try:
-            with open(self._path, encoding="utf-8") as file:  # noqa: PTH123 - as above
-                for line in file:
-                    fields = line.split()
-                    if len(fields) == 2:
-                        yield fields[0], fields[1]
+            return self.path.read_text("utf-8", "replace").splitlines()
         except FileNotFoundError:
-            return
-        except (OSError, ValueError) as error:
-            raise ClientError(f"Cannot read {self._path}: {error}") from None
-
-    def _add(self, address: Address, fingerprint: str) -> None:
-        """Append a line; one write of a short line is whole even when many clients start at once."""
-        try:
-            with contextlib.suppress(FileExistsError):
-                os.makedirs(os.path.dirname(self._path) or ".", mode=0o700)  # noqa: PTH103, PTH120 - as above
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            try:
-                os.write(descriptor, f"{address} {fingerprint}\n".encode())
-            finally:
-                os.close(descriptor)
+            return []
         except OSError as error:
-            raise ClientError(
-                f"Cannot write {self._path}: {error.strerror}; set BPBROKER_KNOWN_BROKERS to a file that can be "
-                "written, or use --fingerprint"
+            raise NotTrusted(
+                f"The known brokers in {self.path} cannot be read: {error.strerror or error}; "
+                "mend that, or use --fingerprint, --cacert or --token"
             ) from None
+
+    def _pin(self, address: str, fingerprint: str) -> None:
+        import tempfile  # only the first contact needs it, and it is large
+
+        folder = self.path.parent
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _locked(self.path.with_name(f"{self.path.name}.lock")):
+            lines = self._read()  # again: another process may have been faster
+            if self._matches(lines, address, fingerprint):
+                return
+            text = "".join(f"{line}\n" for line in lines) or _HEADER
+            # mkstemp makes it 0600; the rename makes it whole for every reader.
+            handle, temporary = tempfile.mkstemp(prefix=f"{self.path.name}.", dir=folder)
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    file.write(f"{text}{address} {_ALGORITHM}{fingerprint}\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                Path(temporary).replace(self.path)
+            except OSError:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+        self._tell(f"First contact with {address}: its certificate is pinned, SHA-256 {_shown(fingerprint)}")
+
+
+def _shown(digits: str) -> str:
+    try:
+        return shown_fingerprint(digits)
+    except UsageError:
+        return repr(digits[:80])
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a file's lock; it goes with the process, whatever happens to that."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(handle, msvcrt.LK_LOCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -1,309 +1,274 @@
-"""HTTPS to one broker: one connection, kept open, with the certificate checked before anything is sent.
+"""One TLS connection to a broker: made when needed, kept, with a time limit for everything.
 
-Requests are written and answers read here instead of by ``http.client``: it
-takes a third of a one-shot call's time only to be imported.
+Nothing is sent before the server's certificate has been found to be the
+expected one.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import socket
-import ssl
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from bpbroker.client.address import Address
-from bpbroker.client.pins import Pins
-from bpbroker.errors import CannotConnect, ClientError, GaveUp, NotTrusted
+from bpbroker.client.address import BrokerAddress
+from bpbroker.client.http1 import Answer, AnswerReader, CutOff, NotHttp, request_bytes
+from bpbroker.client.pins import KnownBrokers
+from bpbroker.errors import CannotConnect, GaveUp, NotTrusted, UsageError
+from bpbroker.jointoken import shown_fingerprint
 
-ANSWER_MAX_BYTES = 256 * 1024 * 1024
-_HEAD_MAX_BYTES = 64 * 1024
-_CONNECT_SECS = 10.0
+if TYPE_CHECKING:
+    import ssl
+
+CONNECT_SECS: Final = 10.0
+"""For one attempt to reach one address."""
+_SEND_BYTES: Final = 64 * 1024
 
 
-class Reply(NamedTuple):
-    """One answer."""
+class NotReached(CannotConnect):
+    """Nothing was sent: whatever was asked for may be tried again."""
 
-    status: int
-    reason: str
-    headers: Mapping[str, str]
-    """By lower-case name."""
-    body: bytes
 
-    def json(self) -> dict[str, Any]:
-        """Give the body as a JSON object.
-
-        Raises:
-            ClientError: it is none, so this is hardly a broker.
-        """
-        try:
-            value = json.loads(self.body)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            raise ClientError(
-                f"The server answered {self.status} with something that is no JSON object; is it a broker?"
-            )
-        return value
+class Interrupted(CannotConnect):
+    """The connection ended after the request was sent: it may have been carried out, or not."""
 
 
 class Trust(NamedTuple):
-    """How the server proves who it is; without any of these, by the pin of the first contact."""
+    """By what a server is recognised; with neither of the first three, by the pin of its first contact."""
 
-    fingerprint: str | None = None
-    """SHA-256 of its certificate."""
-    cacert: str | None = None
-    """File of certificate authorities; host name and chain are checked."""
+    fingerprint: str = ""
+    """SHA-256 of its certificate, canonical."""
+    cacert: str = ""
+    """PEM file of the authorities that may have signed its certificate, whose names must fit, too."""
     insecure: bool = False
-    known_brokers: str | None = None
-    """Path of the pins, if not the user's own."""
+    """Take any certificate."""
 
 
-class Cut(CannotConnect):
-    """The connection ended before a whole answer came."""
+class Deadline:
+    """A moment until which something must be done."""
 
+    def __init__(self, secs: float, what: str) -> None:
+        self._end = time.monotonic() + secs
+        self._secs = secs
+        self._what = what
 
-def normal_fingerprint(text: str) -> str:
-    """Give a SHA-256 fingerprint as pairs of upper-case digits with colons, however it was written.
+    def remaining(self) -> float:
+        """Give the seconds left.
 
-    Raises:
-        NotTrusted: it is none.
-    """
-    digits = text.strip().lower().removeprefix("sha256:").replace(":", "")
-    if len(digits) != 64 or any(digit not in "0123456789abcdef" for digit in digits):
-        raise NotTrusted(f"'{text}' is no SHA-256 fingerprint: 64 hexadecimal digits, with or without colons")
-    return ":".join(digits[index : index + 2] for index in range(0, 64, 2)).upper()
+        Raises:
+            GaveUp: there are none.
+        """
+        left = self.left()
+        if left <= 0:
+            raise self.over()
+        return left
+
+    def left(self) -> float:
+        """Give the seconds left, 0 or less when it is over."""
+        return self._end - time.monotonic()
+
+    def over(self) -> GaveUp:
+        """Give the error that says so."""
+        return GaveUp(f"{self._what} did not answer within {self._secs:g} s; --timeout gives it longer")
 
 
 class Transport:
-    """The connection to one broker; made when it is first needed."""
+    """Exchanges requests for answers with one broker. Not for several threads at once.
 
-    def __init__(self, address: Address, trust: Trust, said: Callable[[str], None]) -> None:
-        self._address = address
+    Args:
+        address: of the broker.
+        trust: by what it is recognised.
+        pins: the certificates seen before.
+    """
+
+    def __init__(self, address: BrokerAddress, trust: Trust, pins: KnownBrokers) -> None:
+        self.address = address
         self._trust = trust
-        self._said = said
-        self._socket: ssl.SSLSocket | None = None
-        self._rest = b""
+        self._pins = pins
+        self._context: ssl.SSLContext | None = None
+        self._sock: ssl.SSLSocket | None = None
+        self.own_ip = ""
+        """This host's address on the last connection."""
 
-    def close(self) -> None:
-        """Close the connection."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        self._rest = b""
-
-    def exchange(self, path: str, headers: Mapping[str, str], body: bytes, deadline: float) -> Reply:
-        """Send one POST and give its answer.
-
-        Args:
-            path: with the slashes.
-            headers: beside those that every request has.
-            body: JSON.
-            deadline: monotonic time after which to give up.
+    def exchange(
+        self, method: str, path: str, headers: Mapping[str, bytes], body: bytes | None, deadline: Deadline
+    ) -> Answer:
+        """Send a request and give the answer, whatever its status.
 
         Raises:
-            CannotConnect: no connection, or it ended half-way.
-            NotTrusted: the certificate is not the expected one.
-            GaveUp: the time is over.
+            NotReached: no connection; nothing was sent.
+            NotTrusted: the server is not the expected one; nothing was sent.
+            Interrupted: the connection ended.
+            CannotConnect: what came is no HTTP answer.
+            GaveUp: no answer in time.
         """
-        kept = self._socket is not None
+        if self._sock is not None and _is_stale(self._sock):
+            self.close()
+        if self._sock is None:
+            self._sock = self._connect(deadline)
+        reader = AnswerReader(_receiver(self._sock, deadline))
+        request = request_bytes(method, path, self._host_header(), headers, body)
+        keep = False
         try:
-            return self._once(path, headers, body, deadline)
-        except Cut:
-            self.close()
-            if not kept:
-                raise
-            # The server closed an idle connection as we were about to use it.
-            return self._once(path, headers, body, deadline)
+            broken = _send(self._sock, request, deadline)
+            answer = reader.answer()
+            keep = answer.keep_alive and broken is None and reader.drained
+        except TimeoutError:
+            raise deadline.over() from None
+        except (CutOff, OSError) as error:
+            how = "in the middle of its answer" if reader.started else "without an answer"
+            why = f" ({error.strerror or error})" if isinstance(error, OSError) else ""
+            raise Interrupted(
+                f"{self.address} ended the connection {how}{why}; whether something was changed is not known"
+            ) from None
+        except NotHttp as error:
+            raise CannotConnect(f"{self.address} is not a bpbroker: what it answers is no HTTP, {error}") from None
+        finally:
+            if not keep:
+                self.close()
+        return answer
+
+    def close(self) -> None:
+        """Close the connection, if there is one; the next exchange makes a new one."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            sock.close()
+
+    def _host_header(self) -> str:
+        return str(self.address._replace(host=self.address.host.partition("%")[0]))
+
+    def _connect(self, deadline: Deadline) -> ssl.SSLSocket:
+        raw = self._dial(deadline)
+        try:
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.own_ip = str(raw.getsockname()[0]).partition("%")[0]
+            return self._secure(raw, deadline)
         except BaseException:
-            self.close()
+            raw.close()
             raise
 
-    def _once(self, path: str, headers: Mapping[str, str], body: bytes, deadline: float) -> Reply:
-        sock = self._connected(deadline)
-        lines = [
-            f"POST {path} HTTP/1.1",
-            f"Host: {self._address}",
-            "Content-Type: application/json",
-            f"Content-Length: {len(body)}",
-            *(f"{name}: {value}" for name, value in headers.items()),
-        ]
+    def _dial(self, deadline: Deadline) -> socket.socket:
+        host, port = self.address
         try:
-            sock.settimeout(_left(deadline))
-            sock.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
-            return self._read(sock, deadline)
-        except TimeoutError:
-            raise GaveUp(f"{self._address} did not answer in time") from None
-        except OSError as error:
-            raise Cut(f"The connection to {self._address} broke: {error.strerror or error}") from None
-
-    def _connected(self, deadline: float) -> ssl.SSLSocket:
-        if self._socket is None:
-            self._socket = self._connect(deadline)
-            self._rest = b""
-        return self._socket
-
-    def _connect(self, deadline: float) -> ssl.SSLSocket:
-        trust = self._trust
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if trust.cacert is None:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE  # the fingerprint is compared below, before anything is sent
-        else:
+            places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            kind = NotReached if error.errno == socket.EAI_AGAIN else CannotConnect
+            raise kind(f"The host name {host!r} cannot be looked up: {error.strerror}; check the address") from None
+        except UnicodeError:
+            raise UsageError(f"The host name {host[:200]!r} cannot be looked up: check the address") from None
+        last: OSError | None = None
+        for family, kind_, protocol, _, where in places:
+            sock = socket.socket(family, kind_, protocol)
             try:
-                context.load_verify_locations(trust.cacert)
-            except (OSError, ssl.SSLError) as error:
-                raise NotTrusted(f"Cannot use --cacert {trust.cacert}: {error}") from None
+                sock.settimeout(min(CONNECT_SECS, deadline.remaining()))
+                sock.connect(where)
+            except OSError as error:
+                sock.close()
+                last = error
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                return sock
+        why = "no answer" if isinstance(last, TimeoutError) else last.strerror if last else "no address"
+        raise NotReached(f"Cannot connect to {self.address}: {why}; is the broker running, and is this its address?")
+
+    def _secure(self, raw: socket.socket, deadline: Deadline) -> ssl.SSLSocket:
+        """Make TLS of a TCP connection and see who is there."""
+        import ssl  # here, because it is half of what a client loads, and `bpclient discover` needs none of it
+
+        context = self._context = self._context or self._make_context()
+        raw.settimeout(deadline.remaining())
+        host = self.address.host.partition("%")[0]
+        sock = context.wrap_socket(raw, server_hostname=host, do_handshake_on_connect=False)
         try:
-            plain = socket.create_connection(self._address, timeout=min(_CONNECT_SECS, _left(deadline)))
-        except socket.gaierror:
-            raise CannotConnect(f"There is no host {self._address.host}; check the name given with -b") from None
-        except TimeoutError:
-            raise CannotConnect(f"{self._address} does not answer; check the address and the firewall") from None
-        except OSError as error:
-            raise CannotConnect(
-                f"Cannot connect to {self._address}: {error.strerror or error}; is the broker running there?"
-            ) from None
-        try:
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            plain.settimeout(min(_CONNECT_SECS, _left(deadline)))
-            sock = context.wrap_socket(plain, server_hostname=self._address.host)
-        except ssl.SSLCertVerificationError as error:
-            plain.close()
-            raise NotTrusted(f"The certificate of {self._address} is not trusted: {error.verify_message}") from None
-        except TimeoutError:
-            plain.close()
-            raise CannotConnect(f"{self._address} accepts connections but does not speak TLS in time") from None
-        except OSError as error:
-            plain.close()
-            reason = getattr(error, "reason", None) or error.strerror or error
-            raise CannotConnect(f"{self._address} does not speak TLS as a broker does: {reason}") from None
-        try:
-            self._check(sock)
-        except BaseException:
+            sock.do_handshake()
+            self._check(sock.getpeercert(binary_form=True))
+        except BaseException as error:
             sock.close()
+            if isinstance(error, TimeoutError):
+                raise deadline.over() from None
+            if isinstance(error, ssl.SSLCertVerificationError):
+                raise NotTrusted(
+                    f"The certificate of {self.address} is not good by {self._trust.cacert}: "
+                    f"{error.verify_message}; nothing was sent"
+                ) from None
+            if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+                raise CannotConnect(
+                    f"{self.address} is not a bpbroker: it does not speak TLS as one does ({error.reason or error})"
+                ) from None
+            if isinstance(error, OSError):
+                raise NotReached(f"{self.address} ended the connection before it said who it is") from None
             raise
         return sock
 
-    def _check(self, sock: ssl.SSLSocket) -> None:
-        """Compare the certificate with what is expected.
+    def _make_context(self) -> ssl.SSLContext:
+        import ssl
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self._trust.cacert:
+            try:
+                context.load_verify_locations(self._trust.cacert)
+            except OSError as error:
+                why = getattr(error, "reason", "") or error.strerror
+                raise UsageError(f"The file {self._trust.cacert!r} of --cacert cannot be used: {why}") from None
+        else:
+            # The certificate is compared with the one expected, byte for byte, before anything is sent.
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def _check(self, certificate: bytes | None) -> None:
+        """See that the server is the expected one.
 
         Raises:
-            NotTrusted: it is another one.
+            NotTrusted: it is not.
         """
-        trust = self._trust
-        if trust.cacert is not None:
-            return
-        digest = hashlib.sha256(sock.getpeercert(binary_form=True) or b"").hexdigest()
-        fingerprint = normal_fingerprint(digest)
-        if trust.fingerprint is not None:
-            wanted = normal_fingerprint(trust.fingerprint)
-            if fingerprint != wanted:
-                raise NotTrusted(
-                    f"The certificate of {self._address} has another fingerprint, so nothing was sent. "
-                    f"Expected: {wanted}. Found: {fingerprint}"
-                )
-        elif not trust.insecure and Pins(trust.known_brokers).check(self._address, fingerprint):
-            self._said(f"First contact with {self._address}: its certificate {fingerprint} is trusted from now on")
+        import hashlib
 
-    # --- reading ---
+        found = hashlib.sha256(certificate or b"").hexdigest()
+        expected = self._trust.fingerprint
+        if expected and found != expected:
+            raise NotTrusted(
+                f"The certificate of {self.address} is not the expected one; nothing was sent. "
+                f"Expected SHA-256 {shown_fingerprint(expected)}, found {shown_fingerprint(found)}"
+            )
+        if not (expected or self._trust.cacert or self._trust.insecure):
+            self._pins.check(str(self.address), found)
 
-    def _more(self, sock: ssl.SSLSocket, deadline: float) -> bytes:
-        sock.settimeout(_left(deadline))
+
+def _receiver(sock: ssl.SSLSocket, deadline: Deadline) -> Callable[[int], bytes]:
+    def receive(size: int) -> bytes:
+        sock.settimeout(deadline.remaining())
+        return sock.recv(size)
+
+    return receive
+
+
+def _send(sock: ssl.SSLSocket, data: bytes, deadline: Deadline) -> OSError | None:
+    """Send all; gives the error of a server that stopped reading, which may have answered all the same."""
+    rest = memoryview(data)
+    while rest:
+        sock.settimeout(deadline.remaining())
         try:
-            return sock.recv(256 * 1024)
-        except ssl.SSLEOFError:
-            return b""
-
-    def _read(self, sock: ssl.SSLSocket, deadline: float) -> Reply:
-        content = self._rest
-        while b"\r\n\r\n" not in content:
-            received = self._more(sock, deadline)
-            if not received:
-                raise Cut(f"{self._address} closed the connection without an answer")
-            content += received
-            if len(content) > _HEAD_MAX_BYTES and b"\r\n\r\n" not in content:
-                raise ClientError(f"{self._address} does not answer as a broker does: its header does not end")
-        head, _, rest = content.partition(b"\r\n\r\n")
-        version, status, reason, headers = _parse_head(head, self._address)
-        if status == 100:
-            self._rest = rest
-            return self._read(sock, deadline)
-        body, self._rest = self._read_body(sock, headers, rest, deadline, no_body=status == 304)
-        ends = "close" in headers.get("connection", "").lower() or (version == "HTTP/1.0")
-        if ends or ("content-length" not in headers and "transfer-encoding" not in headers):
-            self.close()
-        return Reply(status, reason, headers, body)
-
-    def _read_body(
-        self, sock: ssl.SSLSocket, headers: Mapping[str, str], rest: bytes, deadline: float, *, no_body: bool
-    ) -> tuple[bytes, bytes]:
-        """Give the body, and what came behind it."""
-        if no_body:
-            return b"", rest
-        if headers.get("transfer-encoding", "").lower() == "chunked":
-            return self._read_chunks(sock, rest, deadline)
-        length = headers.get("content-length")
-        if length is not None and not (length.isascii() and length.isdigit()):
-            raise ClientError(f"{self._address} does not answer as a broker does: its Content-Length is no number")
-        wanted = int(length) if length is not None else None
-        if (wanted or 0) > ANSWER_MAX_BYTES:
-            raise ClientError(f"The answer of {self._address} is larger than {ANSWER_MAX_BYTES} bytes")
-        parts, size = [rest], len(rest)
-        while wanted is None or size < wanted:
-            received = self._more(sock, deadline)
-            if not received:
-                if wanted is None:
-                    break
-                raise Cut(f"{self._address} closed the connection in the middle of its answer")
-            parts.append(received)
-            size += len(received)
-            if size > ANSWER_MAX_BYTES:
-                raise ClientError(f"The answer of {self._address} is larger than {ANSWER_MAX_BYTES} bytes")
-        content = b"".join(parts)
-        return (content, b"") if wanted is None else (content[:wanted], content[wanted:])
-
-    def _read_chunks(self, sock: ssl.SSLSocket, content: bytes, deadline: float) -> tuple[bytes, bytes]:
-        body = b""
-        while True:
-            line, found, rest = content.partition(b"\r\n")
-            try:
-                size = int(line.partition(b";")[0], 16) if found else None
-            except ValueError:
-                raise ClientError(f"{self._address} does not answer as a broker does: a chunk has no size") from None
-            if size is not None and len(rest) >= size + 2:
-                if size == 0:
-                    return body, rest[2:]
-                body, content = body + rest[:size], rest[size + 2 :]
-                continue
-            received = self._more(sock, deadline)
-            if not received:
-                raise Cut(f"{self._address} closed the connection in the middle of its answer")
-            content += received
-            if len(body) + len(content) > ANSWER_MAX_BYTES:
-                raise ClientError(f"The answer of {self._address} is larger than {ANSWER_MAX_BYTES} bytes")
+            rest = rest[sock.send(rest[:_SEND_BYTES]) :]
+        except TimeoutError:
+            raise
+        except OSError as error:
+            return error
+    return None
 
 
-def _parse_head(head: bytes, address: Address) -> tuple[str, int, str, dict[str, str]]:
-    lines = head.decode("latin-1").split("\r\n")
-    version, _, rest = lines[0].partition(" ")
-    status, _, reason = rest.partition(" ")
-    if not version.startswith("HTTP/1.") or not (status.isascii() and status.isdigit()):
-        raise ClientError(f"{address} does not answer as a broker does: it does not speak HTTP")
-    fields = (line.partition(":") for line in lines[1:])
-    return version, int(status), reason, {name.strip().lower(): value.strip() for name, _, value in fields}
+def _is_stale(sock: ssl.SSLSocket) -> bool:
+    """Whether an idle connection has ended, or holds something that nobody asked for."""
+    import ssl
 
-
-def _left(deadline: float) -> float:
-    """Give the seconds left.
-
-    Raises:
-        GaveUp: none are.
-    """
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise GaveUp("The time is over")
-    return left
+    sock.settimeout(0)
+    try:
+        sock.recv(1)
+    except ssl.SSLWantReadError:
+        return False
+    except OSError:
+        return True
+    return True

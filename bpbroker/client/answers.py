@@ -1,0 +1,78 @@
+"""What a broker's answers mean. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from bpbroker.client.http1 import Answer
+from bpbroker.errors import CannotConnect, RequestError, from_status
+
+HTTP_NOT_MODIFIED: Final = 304
+_MESSAGE_MAX: Final = 1000
+_RETRY_AFTER_MAX_SECS: Final = 30
+
+# 0.22 answers 200 with "success": false; what it means is known from the method.
+_STATUS_OF_NO_SUCCESS: Final = {"services/Register": 409, "services/Get": 404}
+
+
+def one_line(text: str) -> str:
+    """Give text fit for a terminal: what a server says may not move its cursor."""
+    return "".join(character if character.isprintable() else " " for character in text[:_MESSAGE_MAX]).strip()
+
+
+def json_value(answer: Answer) -> Any:
+    """Give the body's JSON value; None if it is none."""
+    try:
+        return json.loads(answer.body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def refusal(answer: Answer) -> RequestError:
+    """Give the error that an answer is: its message from the body, else from the reason phrase."""
+    value = json_value(answer)
+    message = value.get("message") if isinstance(value, dict) else None
+    text = one_line(message if isinstance(message, str) else "") or one_line(answer.reason)
+    error = from_status(answer.status, text or f"The broker answered with HTTP status {answer.status}")
+    after = answer.headers.get("retry-after", "")
+    if after.isascii() and after.isdigit():
+        error.retry_after_secs = min(int(after[:6]), _RETRY_AFTER_MAX_SECS)
+    return error
+
+
+class Registered(NamedTuple):
+    """A registry's answer that is no error."""
+
+    response: Mapping[str, Any]
+    """The whole object; empty when ``modified`` is False."""
+    etag: str
+    modified: bool = True
+    """False: the entry still has the tag that it was asked to differ from."""
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The entry, or the entries by name."""
+        data = self.response.get("data")
+        return data if isinstance(data, dict) else {}
+
+
+def registered(path: str, answer: Answer, address: object) -> Registered:
+    """Read a registry's answer of status 404 or of success.
+
+    Any web server says 404; taking that for "no such entry" would make a script go the wrong way.
+
+    Raises:
+        CannotConnect: it is not a registry's.
+        RequestError: it says in its own way that the call had no success.
+    """
+    etag = answer.headers.get("etag", "")
+    if answer.status == HTTP_NOT_MODIFIED:
+        return Registered({}, etag, modified=False)
+    value = json_value(answer)
+    if not isinstance(value, dict) or not isinstance(value.get("success"), bool):
+        raise CannotConnect(f"{address} is not a bpbroker: its answer (HTTP status {answer.status}) is not one of ours")
+    if answer.status < 400 and not value["success"]:
+        raise refusal(answer._replace(status=_STATUS_OF_NO_SUCCESS.get(path, 400)))
+    return Registered(value, etag)

@@ -1,0 +1,149 @@
+"""Calls to a broker: one request and its answer, tried again where safe, or repeated until something is there."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+from bpbroker.client.answers import Registered, refusal, registered
+from bpbroker.client.http1 import Answer
+from bpbroker.client.retry import pauses
+from bpbroker.client.transport import Deadline, Interrupted, NotReached, Transport
+from bpbroker.errors import BpbrokerError, CannotConnect, GaveUp, NotFound, NotTrusted, Unavailable, UsageError
+
+POLL_SECS: Final = 60.0
+"""How long one request waits for an entry; a longer wait is several, so that a dead connection is noticed."""
+_POLL_SLACK_SECS: Final = 10.0
+"""How much later than asked for the broker's answer to a wait may come."""
+
+T = TypeVar("T")
+
+
+class Calls:
+    """What carries the calls of one client.
+
+    Args:
+        transport: to the broker.
+        headers: of every request.
+        timeout_secs: for one call, retries included, the broker's waiting not.
+        retries: how often one is tried again.
+    """
+
+    def __init__(self, transport: Transport, headers: Mapping[str, bytes], timeout_secs: float, retries: int) -> None:
+        self.transport = transport
+        self.retries = retries
+        self.last: Registered | None = None
+        """The registry's last answer."""
+        self._headers = headers
+        self._timeout = timeout_secs
+
+    def registry(
+        self,
+        method: str,
+        sent: Mapping[str, Any],
+        headers: Mapping[str, bytes] | None = None,
+        *,
+        repeatable: bool,
+        wait: float = 0.0,
+    ) -> Registered:
+        """Send a request to the registry and see that a registry answered; arguments as of :meth:`send`."""
+        path = f"services/{method}"
+        answer = self.send(path, sent, headers, repeatable=repeatable, wait=wait)
+        self.last = registered(path, answer, self.transport.address)
+        return self.last
+
+    def poll(
+        self,
+        method: str,
+        sent: Mapping[str, Any],
+        headers: Mapping[str, bytes],
+        wait: float,
+        found: Callable[[Registered], T | None],
+        failure: str,
+    ) -> T:
+        """Ask, and let the broker wait, until ``found`` gives something.
+
+        A broker that is away, restarting or overloaded is part of what is waited for.
+
+        Raises:
+            GaveUp: not within ``wait`` seconds.
+        """
+        end = time.monotonic() + wait
+        pause = pauses()
+        problem = ""
+        while True:
+            began = time.monotonic()
+            poll = min(max(0.0, end - began), POLL_SECS)
+            try:
+                waiting = {**sent, "wait": round(poll, 3)} if poll else sent
+                result = found(self.registry(method, waiting, headers, repeatable=True, wait=poll))
+                if result is not None:
+                    return result
+                problem = ""
+            except NotTrusted:
+                raise
+            except (NotFound, CannotConnect, Unavailable, GaveUp) as error:
+                if not wait:
+                    raise
+                problem = "" if isinstance(error, NotFound) else f"; the last try: {error}"
+            now = time.monotonic()
+            if now >= end:
+                raise GaveUp(f"{failure} within {wait:g} s{problem}")
+            if now - began < poll / 2:  # it did not wait: it failed, or the broker does not know how
+                time.sleep(min(next(pause), max(0.0, end - now)))
+            else:
+                pause = pauses()
+
+    def send(
+        self,
+        path: str,
+        sent: Mapping[str, Any],
+        headers: Mapping[str, bytes] | None = None,
+        *,
+        repeatable: bool,
+        wait: float = 0.0,
+    ) -> Answer:
+        """Send a request; gives the answer if that is no error.
+
+        Args:
+            path: namespace and method.
+            sent: the parameters.
+            headers: further ones.
+            repeatable: whether to try again when it is not known if it was carried out.
+            wait: seconds for which the broker is asked to wait.
+        """
+        try:
+            body = json.dumps(sent, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise UsageError("What is to be sent is not valid UTF-8") from None
+        every = {"Content-Type": b"application/json", **self._headers, **(headers or {})}
+        # While it polls, the loop around this is what tries again.
+        deadline = Deadline(
+            min(self._timeout, _POLL_SLACK_SECS) + wait if wait else self._timeout, str(self.transport.address)
+        )
+        retries = 0 if wait else self.retries
+        pause = pauses()
+        while True:
+            error: BpbrokerError
+            after = 0
+            try:
+                answer = self.transport.exchange("POST", f"/{path}/", every, body, deadline)
+                if answer.status < 400:
+                    return answer
+                if answer.status == 404 and path.startswith("services/"):
+                    registered(path, answer, self.transport.address)
+                refused = refusal(answer)
+                after = refused.retry_after_secs or 0
+                # With Retry-After the broker says that nothing was done.
+                again = refused.status == 503 and (repeatable or bool(after))
+                error = refused
+            except (NotReached, Interrupted) as met:
+                again = repeatable or isinstance(met, NotReached)
+                error = met
+            secs = max(next(pause), after)
+            if not again or retries <= 0 or secs >= deadline.left():
+                raise error
+            retries -= 1
+            time.sleep(secs)

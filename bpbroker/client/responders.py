@@ -1,0 +1,108 @@
+"""Who answered a discovery, and whether they are one broker or several. Pure: time is given."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from bpbroker.errors import SeveralBrokers
+
+SETTLE_SECS: Final = 0.3
+"""How long to listen for a second broker after the first answer: longer than until the question is repeated."""
+DISPUTE_SECS: Final = 0.8
+"""How long, when answers seem to come from different brokers: a lost reply may yet show that it is one."""
+_RESPONDERS_MAX: Final = 1000
+
+
+class Broker(NamedTuple):
+    """A broker that answered."""
+
+    address: str
+    """Where its answer came from; IPv6 link-local with its scope."""
+    port: int
+    registry: str = ""
+    """Same for all brokers with the same registry; empty for one that knows only the plain form."""
+    fingerprint: str = ""
+    """SHA-256 of its certificate as it says, 64 hexadecimal digits; may be empty."""
+    authentic: bool = False
+    """Whether the answer was signed with the access key, so that all of this is true."""
+
+
+class Responders:
+    """Collects answers.
+
+    Args:
+        first: one answer is enough.
+        everybody: no number of answers is.
+    """
+
+    def __init__(self, *, first: bool = False, everybody: bool = False) -> None:
+        self.own_addresses: set[str] = set()
+        """This host's addresses: what answers from several of them is one and the same."""
+        self.enough_at = float("inf")
+        """Monotonic time at which to stop listening."""
+        self._first = first
+        self._everybody = everybody
+        self._began = 0.0
+        self._by_address: dict[str, Broker] = {}
+
+    def heard(self, broker: Broker, now: float) -> None:
+        """Take an answer in."""
+        before = self._by_address.get(broker.address)
+        if before is None and len(self._by_address) >= _RESPONDERS_MAX:
+            return
+        # A signed answer tells more than a plain one from the same address.
+        if before is None or not before.registry:
+            self._by_address[broker.address] = broker
+        self._began = self._began or now
+        if self._first:
+            self.enough_at = now
+        elif not self._everybody:
+            self.enough_at = self._began + (SETTLE_SECS if len(self._groups()) == 1 else DISPUTE_SECS)
+
+    def any(self) -> bool:
+        """Whether there was an answer."""
+        return bool(self._by_address)
+
+    def everybody(self) -> list[Broker]:
+        """Give all who answered, in the order of their first answers."""
+        return list(self._by_address.values())
+
+    def the_one(self, name: str) -> Broker:
+        """Give the broker, by its most useful address.
+
+        Raises:
+            SeveralBrokers: there are several with different registries.
+        """
+        groups = list(self._groups().values())
+        if len(groups) > 1 and not self._first:
+            addresses = tuple(_best(group).address for group in groups)
+            raise SeveralBrokers(
+                f"Different brokers hold '{name}': {', '.join(addresses)}; use a name that only one of them has, "
+                "or --all to see them, or --first to take any",
+                addresses,
+            )
+        return _best(groups[0]) if not self._first else next(iter(self._by_address.values()))
+
+    def _groups(self) -> dict[str, list[Broker]]:
+        """Give the answers by the registry that they speak for."""
+        local = [item for item in self._by_address.values() if self._is_own(item)]
+        local_registry = next((item.registry for item in local if item.registry), "this host")
+        groups: dict[str, list[Broker]] = {}
+        for item in self._by_address.values():
+            whose = item.registry or (local_registry if self._is_own(item) else item.address)
+            groups.setdefault(whose, []).append(item)
+        return groups
+
+    def _is_own(self, broker: Broker) -> bool:
+        return broker.address.partition("%")[0] in self.own_addresses
+
+
+def _best(group: list[Broker]) -> Broker:
+    """Give the answer whose address is of use to most: not loopback, not link-local."""
+
+    def rank(broker: Broker) -> int:
+        if broker.address.startswith("127."):
+            return 2
+        return 0 if ":" not in broker.address else 3 if "%" in broker.address else 1
+
+    return min(group, key=rank)

@@ -1,0 +1,19 @@
+"""How long to wait before trying again. Pure but for chance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+FIRST_SECS: Final = 0.25
+LONGEST_SECS: Final = 5.0
+
+
+def pauses(*, jitter: bool = True) -> Iterator[float]:
+    """Give the pauses between attempts, in seconds: doubling, with ``jitter`` so that clients do not come in step."""
+    import random  # it loads a good deal, and most calls never pause
+
+    pause = FIRST_SECS
+    while True:
+        yield pause * (random.uniform(0.5, 1.0) if jitter else 1.0)  # noqa: S311 - spreads load, protects nothing
+        pause = min(pause * 2, LONGEST_SECS)
