@@ -14,20 +14,10 @@ from bpbroker.errors import UsageError
 F = TypeVar("F", bound=Callable[..., Any])
 
 FLAGS: Final = frozenset(
-    [
-        "-h",
-        "--help",
-        "--version",
-        "-q",
-        "--quiet",
-        "--insecure",
-        "--raw",
-        "--all",
-        "--first",
-        "--keys",
-        "--idempotent",
-        "--etag",
-    ]
+    (
+        *("-h", "--help", "--version", "-q", "--quiet", "--insecure"),
+        *("--raw", "--all", "--first", "--keys", "--idempotent", "--etag"),
+    )
 )
 """Every option without a value; see :func:`bpbroker.client.words.split_cols`."""
 
