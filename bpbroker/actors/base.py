@@ -164,9 +164,12 @@ class Actor(pykka.ThreadingActor):
         except BaseException:
             logger.exception("%s: error while stopping", type(self).__name__)
         while not self.actor_inbox.empty():
-            inner = self.actor_inbox.get().message
+            envelope = self.actor_inbox.get()
+            inner = envelope.message
             if isinstance(inner, Envelope) and inner.reply is not None:
                 messages.fail(inner.reply, Unavailable("The broker is stopping"))
+            elif envelope.reply_to is not None:  # pykka's: somebody else asked it to stop, too
+                envelope.reply_to.set(None)
 
     def on_receive(self, message: Any) -> None:
         """Take one envelope: deadline, dispatch, containment."""

@@ -153,3 +153,26 @@ def test_a_fresh_actor_takes_the_place_of_a_stopped_one() -> None:
     address.replace(base.launch(Worker))
     assert ask(address, 1) == 1
     assert address.stop(5)
+
+
+def test_who_asked_it_to_stop_twice_does_not_wait_in_vain() -> None:
+    address = base.ActorAddress("worker", base.launch(Worker))
+    gate, inside = threading.Event(), threading.Event()
+
+    def hold(_: Worker) -> None:
+        inside.set()
+        gate.wait(5)
+
+    address.tell(Do(hold))
+    assert inside.wait(5)
+    assert not address.stop(0.01)
+    second: list[bool] = []
+    stopping = threading.Thread(target=lambda: second.append(address.stop(60)))
+    stopping.start()
+    while address._ref is not None and address._ref.is_alive() and address._ref.actor_inbox.qsize() < 2:  # type: ignore[attr-defined]  # the base's own inbox
+        time.sleep(0.001)
+    begun = time.monotonic()
+    gate.set()
+    stopping.join(30)
+    assert second == [True]
+    assert time.monotonic() - begun < 30
