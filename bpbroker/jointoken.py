@@ -53,7 +53,8 @@ def make_token(fingerprint: str, key: str) -> str:
         UsageError: the fingerprint is none, or the key cannot stand in a token (control characters, surrounding space).
     """
     token = f"{_PREFIX}:{canonical_fingerprint(fingerprint)}:{key}"
-    parse_token(token)
+    if parse_token(token).key != key:
+        raise UsageError("The key has white space around it, so it cannot stand in a join token")
     return token
 
 

@@ -91,6 +91,7 @@ class Discovery(Actor):
         self._fingerprint = canonical_fingerprint(fingerprint)
         self._registry_id = registry_id or secrets.token_hex(16)
         self._port: int = sockets[0].getsockname()[1]
+        self._read = 0
         self._answered = 0
         self._receiver: _Receiver | None = None
         self._apply(settings)
@@ -117,7 +118,7 @@ class Discovery(Actor):
         """Tell whether datagrams are being read."""
         receiver = self._receiver
         running = receiver is not None and receiver.is_alive()
-        figures = {"mode": self._mode, "read": receiver.read if receiver else 0, "answered": self._answered}
+        figures = {"mode": self._mode, "read": self._read, "answered": self._answered}
         return Pong(running, "" if running else "The thread that reads datagrams has ended", figures)
 
     def _apply(self, settings: Settings) -> None:
@@ -140,6 +141,7 @@ class Discovery(Actor):
 
     def _batch(self, batch: _Batch) -> None:
         """Echo pings; ask the registry once for each name that is asked for."""
+        self._read += len(batch.items)
         if self._mode == "off":
             return
         by_name: dict[str, list[_Asked]] = {}
@@ -238,8 +240,6 @@ class _Receiver(threading.Thread):
         self._buffer = bytearray(_DATAGRAM_MAX)
         self._allowed = float(DATAGRAMS_PER_SEC)
         self._refilled = time.monotonic()
-        self.read = 0
-        """Datagrams read since the start."""
 
     def stop(self) -> None:
         """End the thread; the sockets may be closed or read by another one afterwards."""
@@ -283,5 +283,4 @@ class _Receiver(threading.Thread):
                     break
                 items.append((sock, Datagram(bytes(self._buffer[:size]), sender)))
         self._allowed -= len(items)
-        self.read += len(items)
         return tuple(items)

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from bpbroker import config
+from bpbroker.actors.base import ActorAddress, launch, wait_for
+from bpbroker.actors.discovery import DATAGRAMS_PER_SEC, Discovery, bind_udp
+from bpbroker.datagram import (
+    GROWTH_MAX,
+    PLAIN_REPLY,
+    Answer,
+    Question,
+    decode_answer,
+    plain_question,
+    signed_question,
+)
+from bpbroker.errors import Overloaded
+from bpbroker.messages import CertificateChanged, Exists, Ping, SettingsChanged
+
+NONCE = "0f" * 16
+QUESTION = Question("foo", NONCE)
+FINGERPRINT = "ab" * 32
+REGISTRY = "cd" * 16
+ALIVE = b"ping/Ping?data=alive"
+
+
+class Registry:
+    """Holds ``foo``; answers at once, late, or not at all."""
+
+    name = "registry"
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.late: list[Future[bool]] | None = None
+        self.overloaded = False
+
+    def ask(self, message: Exists, timeout_secs: float) -> Future[Any]:
+        assert timeout_secs > 0
+        if self.overloaded:
+            raise Overloaded("too many")
+        self.asked.append(message.name)
+        reply: Future[bool] = Future()
+        if self.late is not None:
+            self.late.append(reply)
+        else:
+            reply.set_result(message.name == "foo")
+        return reply
+
+    def tell(self, message: Any) -> None:
+        raise AssertionError(message)
+
+
+def settings(**sections: Any) -> Any:
+    return config.freeze(config.layered(config.DEFAULTS, sections))
+
+
+class Running:
+    """A discovery actor and a client's socket."""
+
+    def __init__(self, address: ActorAddress, registry: Registry, port: int, client: socket.socket) -> None:
+        self.address = address
+        self.registry = registry
+        self.port = port
+        self.client = client
+
+    def ask(self, payload: bytes) -> bytes:
+        self.client.sendto(payload, ("127.0.0.1", self.port))
+        return self.client.recv(4096)
+
+    def is_silent(self, payload: bytes) -> bool:
+        """Whether nothing is answered: what is asked next is the next answer."""
+        self.client.sendto(payload, ("127.0.0.1", self.port))
+        return self.ask(ALIVE) == b"alive"
+
+    def configure(self, **sections: Any) -> None:
+        self.address.tell(SettingsChanged(settings(**sections)))
+        wait_for(self.address.ask(Ping(), 10), 10)
+
+
+@pytest.fixture
+def run() -> Iterator[Callable[..., Running]]:
+    undo: list[Callable[[], object]] = []
+
+    def make(**sections: Any) -> Running:
+        sockets = bind_udp("127.0.0.1", 0)
+        registry = Registry()
+        address = ActorAddress(
+            "discovery", launch(Discovery, sockets, registry, settings(**sections), FINGERPRINT, REGISTRY)
+        )
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        client.settimeout(20)
+        undo.extend((lambda: address.stop(10), client.close, *(sock.close for sock in sockets)))
+        return Running(address, registry, sockets[0].getsockname()[1], client)
+
+    yield make
+    for step in undo:
+        step()
+
+
+def test_a_held_name_is_answered_as_0_22_did(run: Callable[..., Running]) -> None:
+    running = run()
+    for payload in (b"foo", b"foo\n", b"  foo \r\n"):
+        assert running.ask(payload) == PLAIN_REPLY
+
+
+@pytest.mark.parametrize("payload", [b"bar", b"", b" \n", b"_access_key", b"_x", b"\xff", b"foo\0", b"x" * 65000])
+def test_anything_else_meets_silence(run: Callable[..., Running], payload: bytes) -> None:
+    assert run().is_silent(payload)
+
+
+def test_the_udp_ping_comes_back_and_not_more(run: Callable[..., Running]) -> None:
+    running = run()
+    assert running.ask(b"ping/Ping?data=X") == b"X"
+    assert running.is_silent(b"ping/Ping?data=")
+    large = b"y" * 8000
+    running.client.sendto(b"ping/Ping?data=" + large, ("127.0.0.1", running.port))
+    assert running.client.recv(65535) == large
+
+
+def test_a_signed_question_gets_an_authentic_answer(run: Callable[..., Running]) -> None:
+    running = run(services={"_access_key": ["old", "new"]}, ossec={"_access_key": "third"})
+    for key in ("old", "new", "third"):
+        request = signed_question("foo", NONCE, key)
+        reply = running.ask(request)
+        assert decode_answer(reply, QUESTION, key) == Answer(REGISTRY, FINGERPRINT, running.port, "127.0.0.1")
+        assert len(reply) <= len(request) + GROWTH_MAX
+    assert running.is_silent(signed_question("foo", NONCE, "wrong"))
+
+
+def test_without_a_key_the_same_is_said_unsigned(run: Callable[..., Running]) -> None:
+    running = run(services={"_access_key": "k"})
+    reply = running.ask(signed_question("foo", NONCE))
+    assert decode_answer(reply, QUESTION) is not None
+    assert decode_answer(reply, QUESTION, "k") is None
+
+
+def test_a_question_that_is_too_short_for_its_answer_meets_silence(run: Callable[..., Running]) -> None:
+    assert run().is_silent(signed_question("foo", NONCE).rstrip())
+
+
+def test_authenticated_answers_only_who_has_a_key(run: Callable[..., Running]) -> None:
+    running = run(_global={"discovery": "authenticated"}, services={"_access_key": "k"})
+    assert running.is_silent(plain_question("foo"))
+    assert running.is_silent(signed_question("foo", NONCE))
+    assert decode_answer(running.ask(signed_question("foo", NONCE, "k")), QUESTION, "k") is not None
+
+
+def test_off_answers_nobody(run: Callable[..., Running]) -> None:
+    running = run(_global={"discovery": "off"}, services={"_access_key": "k"})
+    for payload in (plain_question("foo"), signed_question("foo", NONCE, "k"), ALIVE):
+        running.client.sendto(payload, ("127.0.0.1", running.port))
+    while wait_for(running.address.ask(Ping(), 10), 10).figures["read"] < 3:
+        time.sleep(0.005)
+    running.configure(services={"_access_key": "k"})
+    assert running.ask(plain_question("foo")) == PLAIN_REPLY
+
+
+def test_a_key_of_ping_silences_the_udp_ping(run: Callable[..., Running]) -> None:
+    running = run(ping={"_access_key": "k"})
+    running.client.sendto(ALIVE, ("127.0.0.1", running.port))
+    assert running.ask(plain_question("foo")) == PLAIN_REPLY
+
+
+def test_a_new_certificate_is_told_of(run: Callable[..., Running]) -> None:
+    running = run()
+    running.address.tell(CertificateChanged(":".join(["EF"] * 32)))
+    answer = decode_answer(running.ask(signed_question("foo", NONCE)), QUESTION)
+    assert answer is not None
+    assert answer.fingerprint == "ef" * 32
+
+
+def test_a_slow_registry_does_not_keep_the_actor_from_its_ping(run: Callable[..., Running]) -> None:
+    running = run()
+    running.registry.late = []
+    running.client.sendto(plain_question("foo"), ("127.0.0.1", running.port))
+    assert running.ask(ALIVE) == b"alive"
+    assert wait_for(running.address.ask(Ping(), 10), 10).ok
+    running.registry.late[0].set_result(True)
+    assert running.client.recv(100) == PLAIN_REPLY
+
+
+def test_a_registry_in_trouble_means_silence_not_an_error(run: Callable[..., Running]) -> None:
+    running = run()
+    running.registry.overloaded = True
+    assert running.is_silent(plain_question("foo"))
+    running.registry.overloaded = False
+    running.registry.late = []
+    running.client.sendto(plain_question("foo"), ("127.0.0.1", running.port))
+    assert running.ask(ALIVE) == b"alive"
+    running.registry.late[0].set_exception(Overloaded("too many"))
+    running.registry.late = None
+    assert running.ask(plain_question("foo")) == PLAIN_REPLY
+
+
+def test_a_burst_for_one_name_asks_the_registry_far_fewer_times(run: Callable[..., Running]) -> None:
+    running = run()
+    running.registry.late = []
+    running.client.sendto(plain_question("foo"), ("127.0.0.1", running.port))
+    assert running.ask(ALIVE) == b"alive"
+    for _ in range(100):
+        running.client.sendto(plain_question("foo"), ("127.0.0.1", running.port))
+    assert running.ask(ALIVE) == b"alive"
+    assert len(running.registry.asked) < 60
+
+
+def test_a_flood_is_read_only_within_the_allowance(run: Callable[..., Running]) -> None:
+    running = run()
+    end = time.monotonic() + 1.5
+    sent = 0
+    while time.monotonic() < end:
+        running.client.sendto(b"nobody", ("127.0.0.1", running.port))
+        sent += 1
+    pong = wait_for(running.address.ask(Ping(), 10), 10)
+    assert pong.ok
+    # The first burst, what one and a half seconds allow, and wide room for a machine that stumbles.
+    assert pong.figures["read"] <= min(sent, DATAGRAMS_PER_SEC * 5)
+    for _ in range(50):
+        running.client.sendto(plain_question("foo"), ("127.0.0.1", running.port))
+        running.client.settimeout(0.25)
+        try:
+            assert running.client.recv(100) == PLAIN_REPLY
+            break
+        except TimeoutError:  # the system's buffer is full still: clients ask again, too
+            continue
+    else:
+        pytest.fail("it did not recover from the flood")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_it_is_not_well_when_its_thread_has_ended(run: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
+    running = run()
+    assert wait_for(running.address.ask(Ping(), 10), 10).ok
+
+    def broken(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("bpbroker.actors.discovery._Receiver._read", broken)
+    running.client.sendto(b"foo", ("127.0.0.1", running.port))
+    while (pong := wait_for(running.address.ask(Ping(), 10), 10)).ok:
+        time.sleep(0.005)
+    assert "has ended" in pong.detail
+
+
+def test_another_actor_can_take_the_sockets_over() -> None:
+    sockets = bind_udp("127.0.0.1", 0)
+    try:
+        for _ in range(2):
+            address = ActorAddress("discovery", launch(Discovery, sockets, Registry(), settings(), FINGERPRINT))
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.settimeout(20)
+                client.sendto(b"foo", sockets[0].getsockname())
+                assert client.recv(100) == PLAIN_REPLY
+            assert address.stop(10)
+    finally:
+        for sock in sockets:
+            sock.close()
