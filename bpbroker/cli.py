@@ -33,6 +33,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "check": "state",
         "validate": "configuration",
     },
+    "Extensions": {"extensions": "extension", "uninstall-extension": "extension", "run-extension": "extension"},
     "Trust": {"certificate": "trust", "token": "trust"},
 }
 """Heading to commands to the module of :mod:`bpbroker.commands` that has it; only what is called is loaded."""

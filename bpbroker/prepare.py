@@ -75,7 +75,7 @@ def prepare(plan: Plan, undo: ExitStack) -> Prepared:
     loaded = plan.sources.load()
     for warning in loaded.warnings:
         logger.warning("%s", warning)
-    loaded = _with_certificate(loaded, own)
+    loaded = with_certificate(loaded, own)
     api = loaded.effective["api"]
     cert, key = Path(api["ssl_cert"]), Path(api["ssl_key"])
     tls.check_pair(cert, key)
@@ -87,7 +87,7 @@ def prepare(plan: Plan, undo: ExitStack) -> Prepared:
     return Prepared(lock, loaded, cert, key, context, tcp, udp, secrets.token_urlsafe(32))
 
 
-def _with_certificate(loaded: Loaded, own: Path) -> Loaded:
+def with_certificate(loaded: Loaded, own: Path) -> Loaded:
     """Make this host's own pair at the first start, and point the settings there."""
     api = loaded.effective["api"]
     if (api["ssl_cert"], api["ssl_key"]) != (config.DEFAULT_CERT, config.DEFAULT_KEY):

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -16,6 +16,7 @@ from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.errors import BadRequest, ConfigurationError, InUse
 from bpbroker.lock import FileLock, holder
 
+EMPTY: Final[Mapping[str, bytes]] = {}
 _DOCUMENT_MAX_BYTES = 256 * 1024 * 1024
 
 
@@ -41,26 +42,37 @@ def configure(scope: Scope, *, config_file: str | None, dry_run: bool) -> None:
     """
     extra = _document(config_file)
     own = scope.own
-    scope.act_as_owner()
     if dry_run:
         note = holder(own)
         if note is not None:
             raise _in_use(scope, note)
         _report(merge(own, *extra), own, dry_run=True)
         return
+    _report(add_offline(scope, *extra), own, dry_run=False)
+
+
+def add_offline(scope: Scope, extra: Mapping[str, Any], extra_entries: Mapping[str, bytes] = EMPTY) -> Merged:
+    """Add settings and entries to the configuration file of a stopped broker.
+
+    Raises:
+        InUse: a broker runs.
+        ConfigurationError: something cannot be used, or not written.
+    """
+    own = scope.own
+    scope.act_as_owner()
     try:
         own.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"Cannot make the folder {own.parent}: {error.strerror}") from None
     try:
         with FileLock(own):
-            merged = merge(own, *extra)
+            merged = merge(own, extra, extra_entries)
             if merged.added:
                 snapshot.write(own, merged.settings, merged.entries)
                 offline.empty_journal(own)
     except InUse:
         raise _in_use(scope, holder(own) or {}) from None
-    _report(merged, own, dry_run=False)
+    return merged
 
 
 def merge(own: Path, extra: Mapping[str, Any], extra_entries: Mapping[str, bytes]) -> Merged:

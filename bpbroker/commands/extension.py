@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import click
 
+from bpbroker.commands.configuration import add_offline
+from bpbroker.commands.local import running
 from bpbroker.commands.scope import Scope, command, pass_scope
+from bpbroker.commands.tables import echo_json, echo_table, format_option
+from bpbroker.errors import CannotConnect, GaveUp, StartError, UsageError
+from bpbroker.extensions import ExtensionRecord, Status, catalogue
 
 
 @command("install-extension", short_help="Install custom extension")
@@ -14,13 +23,146 @@ from bpbroker.commands.scope import Scope, command, pass_scope
     "--script", required=True, metavar="FILE_OR_DIRECTORY", type=click.Path(path_type=Path),
     help="The Python module, or package folder, to install.",
 )  # fmt: skip
+@click.option("--enable", is_flag=True, help="Add the section that lets clients call it.")
 @pass_scope
-def install_extension(scope: Scope, *, script: Path) -> None:
+def install_extension(scope: Scope, *, script: Path, enable: bool) -> None:
     """Copy an extension module into the lib folder, where the broker finds it.
 
     Clients can call it once the configuration has a section of its name.
     """
-    from bpbroker import extensions
+    from bpbroker.installing import install
 
-    installed = extensions.install(script, scope.home.lib)
-    click.echo(str(installed))
+    installed = install(script, scope.home.lib)
+    click.echo(f"installed {installed.path}")
+    if installed.kept:
+        click.echo(f"The version that was there is kept as {installed.kept}", err=True)
+    for record in installed.modules:
+        click.echo(f"{record.namespace}: {', '.join(record.methods) or 'no methods'}")
+    if enable:
+        _enable(scope, [record.namespace for record in installed.modules])
+    else:
+        sections = ", ".join(f'"{record.namespace}": {{}}' for record in installed.modules)
+        click.echo(
+            f"To let clients call it, the configuration needs: {{{sections}}} (or install with --enable)", err=True
+        )
+    if running(scope) is not None:
+        click.echo(f"The running broker takes a changed module up at: {scope.command_line('reload')}", err=True)
+
+
+def _enable(scope: Scope, namespaces: list[str]) -> None:
+    document: dict[str, Any] = {namespace: {} for namespace in namespaces}
+    broker = running(scope)
+    if broker is not None:
+        added = broker.ask("ApplyConfiguration", document)["added"]
+    else:
+        added = add_offline(scope, document).added
+    for namespace in namespaces:
+        click.echo(f"enabled {namespace}" if namespace in added else f"{namespace} was enabled already")
+
+
+@command("uninstall-extension", short_help="Remove an extension")
+@click.argument("name")
+@pass_scope
+def uninstall_extension(scope: Scope, *, name: str) -> None:
+    """Remove the extension module or package NAME from the lib folder; its section in the configuration stays."""
+    from bpbroker.installing import uninstall
+
+    for path in uninstall(name, scope.home.lib):
+        click.echo(f"removed {path}")
+    if running(scope) is not None:
+        click.echo(f"The running broker lets go of it at: {scope.command_line('reload')}", err=True)
+
+
+@command("extensions", short_help="List the extensions")
+@format_option
+@pass_scope
+def extensions(scope: Scope, *, form: str) -> None:
+    """List the extension modules and the sections that enable them: methods, problems, and calls so far."""
+    settings = scope.sources().load().effective
+    parts = _parts(scope)
+    records = catalogue(settings, scope.home.lib)
+    if form == "json":
+        echo_json(
+            [
+                {
+                    "namespace": record.namespace,
+                    "enabled": record.enabled,
+                    "status": record.status.value,
+                    "path": str(record.path) if record.path else None,
+                    "methods": record.methods,
+                    "problem": record.problem,
+                    "running": parts.get(record.namespace),
+                }
+                for record in records
+            ]
+        )
+    elif not records:
+        click.echo(f"There are no extensions in {scope.home.lib}, and none is enabled.", err=True)
+    else:
+        echo_table(
+            ("NAMESPACE", "ENABLED", "STATE", "CALLS", "METHODS"),
+            [_row(record, parts.get(record.namespace, {})) for record in records],
+        )
+
+
+def _row(record: ExtensionRecord, part: Mapping[str, Any]) -> tuple[object, ...]:
+    methods = ", ".join(record.methods)
+    problems = "; ".join(dict.fromkeys(text for text in (record.problem, part.get("detail", "")) if text))
+    state = "FAIL" if record.status is not Status.USABLE or part.get("ok") is False else "ok"
+    said = "; ".join(text for text in (methods, problems) if text)
+    return record.namespace, "yes" if record.enabled else "no", state, part.get("figures", {}).get("calls", "-"), said
+
+
+def _parts(scope: Scope) -> dict[str, dict[str, Any]]:
+    """Give what the running broker says of each of its extensions; nothing when none answers."""
+    broker = running(scope)
+    if broker is None:
+        return {}
+    try:
+        report = broker.ask("Status", timeout_secs=10.0)
+    except (CannotConnect, GaveUp) as error:
+        click.echo(f"warning: the running broker does not say how they are: {error}", err=True)
+        return {}
+    prefix = "extension "
+    return {part["name"].removeprefix(prefix): part for part in report["parts"] if part["name"].startswith(prefix)}
+
+
+@command("run-extension", short_help="Try a method of an extension, without a broker")
+@click.argument("method", metavar="NAMESPACE.METHOD")
+@click.option("--data", metavar="TEXT", help="The request's data.")
+@click.option(
+    "--param", "parameters", multiple=True, metavar="NAME=VALUE", help="A further parameter; can be repeated."
+)
+@click.option("--from", "source", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Who asks.")
+@click.option(
+    "--lib", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
+    help="Where the module is; default is the lib folder.",
+)  # fmt: skip
+@pass_scope
+def run_extension(
+    scope: Scope, *, method: str, data: str | None, parameters: tuple[str, ...], source: str, lib: Path | None
+) -> None:
+    """Run one method as the broker would, in a process of its own, and print the answer's body.
+
+    For authors: no broker is needed, and the registry that the module sees is
+    made up. Exit code 0 when the method answered with status 200.
+    """
+    from bpbroker import trial
+    from bpbroker.logs import LogOptions, setup_logging
+
+    qs: dict[str, str] = {} if data is None else {"data": data}
+    for parameter in parameters:
+        name, equals, value = parameter.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--param {parameter!r} is not of the form NAME=VALUE")
+        qs[name] = value
+    setup_logging(LogOptions(level="debug" if scope.debug else "info"))
+    settings = scope.sources().load().effective
+    folder = (lib or scope.home.lib).absolute()
+    result = trial.run_extension(method, qs, source=source, lib=folder, settings=settings)
+    click.echo(f"status {result.status} {result.message}, {result.content_type}", err=True)
+    sys.stdout.flush()
+    sys.stdout.buffer.write(result.body)
+    sys.stdout.buffer.flush()
+    if result.status != HTTPStatus.OK:
+        raise StartError(f"{method} refused: {result.status} {result.message}")

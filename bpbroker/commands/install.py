@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 
 import click
 
-from bpbroker import config, snapshot
+from bpbroker import snapshot
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.errors import InUse, StartError, UsageError
 from bpbroker.lock import FileLock, holder
@@ -87,7 +87,7 @@ def uninstall_service(scope: Scope, *, purge: bool, name: str, root: Path, dry_r
 @pass_scope
 def prepare(scope: Scope) -> None:
     """Make the configuration with all defaults, and a certificate for this host, where they are missing."""
-    from bpbroker import tls
+    from bpbroker.prepare import with_certificate
 
     own = scope.own
     scope.act_as_owner()
@@ -95,14 +95,9 @@ def prepare(scope: Scope) -> None:
         return  # a broker runs on it, so both are there
     with FileLock(own):
         loaded = scope.sources().load()
-        api = loaded.effective["api"]
-        pair = {}
-        if (api["ssl_cert"], api["ssl_key"]) == (config.DEFAULT_CERT, config.DEFAULT_KEY):
-            cert, key = own.with_suffix(".crt"), own.with_suffix(".key")
-            tls.ensure_pair(cert, key)
-            pair = {"api.ssl_cert": str(cert), "api.ssl_key": str(key)}
-        if pair or not own.exists():
-            snapshot.write(own, config.override(loaded.saved, pair), loaded.entries)
+        ready = with_certificate(loaded, own)
+        if ready is not loaded or not own.exists():
+            snapshot.write(own, ready.saved, ready.entries)
 
 
 def _service(scope: Scope, name: str, user: str) -> Service:

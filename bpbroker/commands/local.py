@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from bpbroker.client.address import BrokerAddress
@@ -68,15 +69,11 @@ class LocalBroker:
             message, data = str(content["message"]), content.get("data")
         except (ValueError, TypeError, KeyError):
             raise CannotConnect(f"The broker (process {self.pid}) answered something unexpected") from None
-        if answer.status == UNUSABLE:
+        if answer.status == HTTPStatus.UNPROCESSABLE_ENTITY:
             raise ConfigurationError(message)
-        if answer.status != OK:
+        if answer.status != HTTPStatus.OK:
             raise from_status(answer.status, message)
         return data
-
-
-OK = 200
-UNUSABLE = 422
 
 
 def running(scope: Scope) -> LocalBroker | None:

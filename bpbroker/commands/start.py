@@ -53,7 +53,8 @@ def start(
     writes the configuration and ends. Every option can be given by an
     environment variable too, such as BPBROKER_LISTEN_PORT.
     """
-    from bpbroker.broker import RunOptions, run
+    from bpbroker.broker import run
+    from bpbroker.plan import RunOptions
 
     log = LogOptions(
         file=log_file.absolute() if log_file else None,
