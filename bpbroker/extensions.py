@@ -1,34 +1,47 @@
-"""Extension modules: where they are, what they offer, and what their authors may use.
+"""Extension modules: what their authors use, where they are, what they offer, how they get there.
 
 A module ``ossec.py`` in the lib folder is the namespace ``ossec``; it can be
 called when the configuration has a section of that name. A section
-``pkg.module`` is the module ``module`` of the package ``pkg`` there.
+``pkg.module`` is the module ``module`` of the package ``pkg`` there. Nothing
+here runs a module; that is done in :mod:`bpbroker.sandbox` alone.
+
+For authors: :class:`Error`, :class:`Request`, :class:`Registry`.
 """
 
 from __future__ import annotations
 
 import ast
+import hashlib
+import keyword
+import os
 import re
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-_PART: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
+from bpbroker import config
+from bpbroker.rh import Error, Registry, Request, one_line
 
+__all__ = [
+    "Error",
+    "ExtensionRecord",
+    "Registry",
+    "Request",
+    "Status",
+    "catalogue",
+    "find",
+    "look_at",
+    "name_problem",
+    "offered",
+    "signature",
+]
 
-class Error(Exception):
-    """What a method raises to refuse a request: ``raise Error(409, "The host is registered already")``.
-
-    Args:
-        status: the HTTP status, 400 to 599.
-        message: one line for the client.
-    """
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
+SOURCE_MAX_BYTES: Final = 16 * 1024 * 1024
+_FILES_MAX: Final = 10_000
+_PART: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 class Status(Enum):
@@ -37,6 +50,8 @@ class Status(Enum):
     USABLE = "usable"
     MISSING = "missing"
     BROKEN = "broken"
+    REFUSED = "refused"
+    """Its name can be no extension's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,51 +60,157 @@ class ExtensionRecord:
 
     namespace: str
     status: Status
-    path: Path | None
+    path: Path | None = None
     methods: tuple[str, ...] = ()
-    """Functions that it will offer, by its source; imports may take some away, never add any."""
+    """Functions that its source defines for clients."""
     problem: str = ""
-    """Why it cannot be used; one line, for the operator."""
+    """Why it cannot be used; one line, nothing secret, empty when it can."""
+    enabled: bool = False
+    """Whether the configuration has its section."""
+
+
+def name_problem(namespace: str) -> str:
+    """Say why a namespace can be no extension's; empty when it can."""
+    parts = namespace.split(".")
+    top = parts[0]
+    if not all(_PART.fullmatch(part) for part in parts):
+        return f"{one_line(namespace)[:60]!r} is no name of a Python module (letters, digits and _, a letter first)"
+    if any(keyword.iskeyword(part) for part in parts):
+        return f"{namespace!r} is a word of Python's own and cannot be imported"
+    if top in sys.stdlib_module_names:
+        return f"{top!r} is a module of Python's standard library"
+    if top == "bpbroker" or namespace in config.DEFAULTS:
+        return f"{namespace!r} is the broker's own"
+    return ""
 
 
 def find(namespace: str, lib: Path) -> Path | None:
-    """Give the file of a namespace's module in the lib folder, or None."""
-    parts = namespace.split(".")
-    if not all(_PART.match(part) for part in parts):
-        return None
-    stem = lib.joinpath(*parts)
-    for path in (stem.with_name(f"{stem.name}.py"), stem / "__init__.py"):
-        # A link that leads out of the folder would run what nobody installed.
-        if path.is_file() and path.resolve().is_relative_to(lib.resolve()):
+    """Give the file of a namespace's module, or None; a package goes before a module, as in Python."""
+    stem = lib.joinpath(*namespace.split("."))
+    for path in (stem / "__init__.py", stem.with_name(f"{stem.name}.py")):
+        if path.is_file():
             return path
     return None
 
 
 def look_at(namespace: str, lib: Path) -> ExtensionRecord:
     """Look at a namespace's module without running it."""
+    problem = name_problem(namespace)
+    if problem:
+        return ExtensionRecord(namespace, Status.REFUSED, problem=problem)
     path = find(namespace, lib)
     if path is None:
         wanted = "/".join(namespace.split("."))
-        return ExtensionRecord(namespace, Status.MISSING, None, problem=f"there is no {wanted}.py in the lib folder")
+        return ExtensionRecord(namespace, Status.MISSING, problem=f"there is no {wanted}.py in the lib folder")
     try:
-        methods = offered(path.read_bytes(), str(path))
-    except (SyntaxError, ValueError) as error:
-        return ExtensionRecord(namespace, Status.BROKEN, path, problem=f"it does not parse: {one_line(error)}")
+        return ExtensionRecord(namespace, Status.USABLE, path, methods=offered(read_source(path)))
+    except SyntaxError as error:
+        said = f"it does not parse: {error.msg}, line {error.lineno}"
     except OSError as error:
-        return ExtensionRecord(namespace, Status.BROKEN, path, problem=f"it cannot be read: {error.strerror}")
-    return ExtensionRecord(namespace, Status.USABLE, path, methods)
+        said = f"it cannot be read: {error.strerror}"
+    except ValueError as error:
+        said = f"it does not parse: {error}"
+    return ExtensionRecord(namespace, Status.BROKEN, path, problem=one_line(said))
 
 
-def offered(source: bytes, name: str) -> tuple[str, ...]:
-    """Give the methods that a module's source defines: top-level functions whose name has no ``_`` in front.
+def catalogue(settings: Mapping[str, Any], lib: Path) -> tuple[ExtensionRecord, ...]:
+    """Give all namespaces that are enabled or have a module in the lib folder, by name."""
+    enabled = set(config.namespaces(settings))
+    names = enabled | {name for name in _modules(lib) if not name_problem(name)}
+    records = []
+    for name in sorted(names):
+        found = look_at(name, lib)
+        if name in enabled or found.methods or found.status is Status.BROKEN:
+            records.append(
+                ExtensionRecord(name, found.status, found.path, found.methods, found.problem, enabled=name in enabled)
+            )
+    return tuple(records)
+
+
+def _modules(lib: Path) -> Iterator[str]:
+    """Give the names of all modules in the lib folder, packages' modules included."""
+    for path in _files(lib):
+        parts = path.relative_to(lib).with_suffix("").parts
+        if path.suffix == ".py":
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _files(lib: Path) -> Iterator[Path]:
+    """Give the files below the lib folder, in order, compiled and hidden ones left out; bounded."""
+    count = 0
+    for folder, folders, names in os.walk(lib):
+        folders[:] = sorted(name for name in folders if name != "__pycache__" and not name.startswith("."))
+        for name in sorted(names):
+            count += 1
+            if count > _FILES_MAX:
+                return
+            if not name.startswith("."):
+                yield Path(folder, name)
+
+
+def signature(lib: Path) -> bytes:
+    """Give a digest that changes when any file of the lib folder does: modules may import each other."""
+    digest = hashlib.sha256()
+    for path in _files(lib):
+        try:
+            state = path.stat()
+        except OSError:
+            continue
+        digest.update(f"{path}\0{state.st_mtime_ns}\0{state.st_size}\0{state.st_ino}\n".encode("utf-8", "replace"))
+    return digest.digest()
+
+
+def read_source(path: Path) -> bytes:
+    """Read a module's source.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger than any module.
+    """
+    with path.open("rb") as file:
+        source = file.read(SOURCE_MAX_BYTES + 1)
+    if len(source) > SOURCE_MAX_BYTES:
+        raise ValueError(f"it is larger than {SOURCE_MAX_BYTES} bytes")
+    return source
+
+
+def offered(source: bytes) -> tuple[str, ...]:
+    """Give the methods that a module's source defines: functions whose name has no ``_`` in front.
 
     Raises:
         SyntaxError, ValueError: it does not parse.
     """
-    tree = ast.parse(source, name)
-    return tuple(node.name for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"))
+    try:
+        tree = ast.parse(source)
+    except (RecursionError, MemoryError):
+        raise ValueError("it is nested too deeply") from None
+    return tuple(
+        dict.fromkeys(
+            node.name
+            for node in _statements(tree.body)
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and not _yields(node)
+        )
+    )
 
 
-def one_line(error: BaseException) -> str:
-    """Give an error as one line: its type and what it says."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Give the statements of a module's top level, those under ``if`` and ``try`` too."""
+    for node in body:
+        yield node
+        if isinstance(node, (ast.If, ast.Try, ast.With)):
+            yield from _statements(node.body)
+            yield from _statements(getattr(node, "orelse", []))
+            for handler in getattr(node, "handlers", []):
+                yield from _statements(handler.body)
+
+
+def _yields(function: ast.FunctionDef) -> bool:
+    """Whether a function is a generator: calling one runs nothing."""
+    nodes: list[ast.AST] = list(function.body)
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, (ast.Yield, ast.YieldFrom)):
+            return True
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
+            nodes.extend(ast.iter_child_nodes(node))
+    return False

@@ -1,263 +1,271 @@
-"""The child process that imports one extension module and runs its calls, one at a time.
+"""Inside the child process of one extension: import its module, run its calls one after the other.
 
-It speaks with the broker over its standard input and output: each frame is
-four bytes of length, then a JSON object. Before the module is imported these
-two are moved to other descriptors; what the module prints goes to standard
-error, which the broker writes to its log line by line.
+The broker's side is :mod:`bpbroker.child`. The two speak in frames
+(:mod:`bpbroker.channel`) over what were the standard input and output of this
+process; they are moved out of the module's reach first, and what the module
+prints goes to the broker's log.
 """
 
 from __future__ import annotations
 
-import base64
+import atexit
 import importlib
+import importlib.abc
 import inspect
-import json
-import logging
 import os
-import struct
+import queue
+import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from types import FunctionType, ModuleType
+from typing import Any, Final
 
-from bpbroker import config, errors
-from bpbroker.extensions import Error, one_line
+from bpbroker import channel, config
+from bpbroker.errors import RequestError, Unavailable
+from bpbroker.messages import CallResult
+from bpbroker.provided import ReadOnly, SharedLock, log_to_broker
+from bpbroker.rh import Error, Registry, Request, Unsendable, one_line, refusal, result_of
 
-FRAME_MAX_BYTES: Final = 32 * 1024 * 1024
-BODY_MAX_BYTES: Final = 16 * 1024 * 1024
-_LENGTH: Final = struct.Struct(">I")
+Method = Callable[[Request], object]
 
-
-def write_frame(stream: BinaryIO, message: Mapping[str, Any]) -> None:
-    """Write one frame.
-
-    Raises:
-        OSError: the other side has gone.
-    """
-    content = json.dumps(message).encode()
-    stream.write(_LENGTH.pack(len(content)) + content)
-    stream.flush()
-
-
-def read_frame(stream: BinaryIO) -> dict[str, Any] | None:
-    """Read one frame; None at the end of the stream, or when what comes is no frame."""
-    head = stream.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        return None
-    (size,) = _LENGTH.unpack(head)
-    if size > FRAME_MAX_BYTES:
-        return None
-    content = stream.read(size)
-    if len(content) < size:
-        return None
-    try:
-        message = json.loads(content)
-    except ValueError:
-        return None
-    return message if isinstance(message, dict) else None
-
-
-class Registry:
-    """The running broker's registry, for extensions: ``rh.registry``.
-
-    Every method raises an error of :mod:`bpbroker.errors` as the client would
-    see it: NotFound, AlreadyExists, BadRequest, Unavailable.
-    """
-
-    def __init__(self, ask: Any) -> None:
-        self._ask = ask
-
-    def register(self, name: str, data: Mapping[str, Any] | str) -> dict[str, Any]:
-        """Create an entry; give it as stored."""
-        return dict(self._ask("Register", name, data))
-
-    def replace(self, name: str, data: Mapping[str, Any] | str) -> dict[str, Any]:
-        """Create or overwrite an entry; give it as stored."""
-        return dict(self._ask("Replace", name, data))
-
-    def update(self, name: str, data: Mapping[str, Any] | str) -> dict[str, Any]:
-        """Merge into an entry, creating it if absent; give it as stored."""
-        return dict(self._ask("Update", name, data))
-
-    def get(self, name: str) -> dict[str, Any]:
-        """Give an entry."""
-        return dict(self._ask("Get", name, None))
-
-    def delete(self, name: str) -> None:
-        """Remove an entry, present or not."""
-        self._ask("Delete", name, None)
-
-    def list(self, prefix: str = "") -> dict[str, dict[str, Any]]:
-        """Give all entries whose name begins with ``prefix``."""
-        return dict(self._ask("List", prefix, None))
-
-
-class RequestHandler:
-    """What a method gets: the request, and where to put the answer.
-
-    Attributes:
-        qs: first value of each parameter; the access key is never among them.
-        data: the answer when ``status`` is 200: text, bytes, or a JSON value.
-        status: HTTP status of the answer.
-        status_message: one line for the client when ``status`` is not 200.
-        content_type: of the answer.
-        config: the extension's own section of the configuration.
-        registry: the running broker's registry.
-        log: a logger whose lines go to the broker's log.
-        request_id: the id under which the broker logs this request.
-    """
-
-    def __init__(
-        self, call: Mapping[str, Any], own: Mapping[str, Any], registry: Registry, log: logging.Logger
-    ) -> None:
-        self.qs: dict[str, str] = dict(call["qs"])
-        self.data: Any = None
-        self.status: Any = 200
-        self.status_message: str = ""
-        self.content_type: Any = "application/json"
-        self.config = own
-        self.registry = registry
-        self.log = log
-        self.request_id: str = call["request_id"]
-        self._source: str = call["source"]
-
-    def RequestingHost(self) -> str:  # noqa: N802 - the name that modules written for 0.22 use
-        """Give the client's address."""
-        return self._source
-
-
-def answer_of(rh: RequestHandler) -> dict[str, Any]:
-    """Give the result frame of what a method left in its handler.
-
-    Raises:
-        TypeError, ValueError: it is nothing that can be sent.
-    """
-    status = rh.status
-    if type(status) is not int or not 200 <= status <= 599:
-        raise ValueError(f"rh.status is {status!r}, not an HTTP status from 200 to 599")
-    message = " ".join(str(rh.status_message or "").split()) or f"The extension answered {status}"
-    kind = rh.content_type
-    if not (type(kind) is str and kind and kind.isascii() and kind.isprintable()):
-        raise ValueError("rh.content_type is not a media type")
-    body = _body(rh.data) if status == 200 else b""
-    if len(body) > BODY_MAX_BYTES:
-        raise ValueError(f"rh.data is larger than {BODY_MAX_BYTES} bytes")
-    return {
-        "kind": "result",
-        "status": status,
-        "message": message[:1000],
-        "content_type": kind,
-        "body": base64.b64encode(body).decode(),
-    }
-
-
-def _body(data: Any) -> bytes:
-    if data is None:
-        return b""
-    if isinstance(data, (bytes, bytearray, memoryview)):
-        return bytes(data)
-    if isinstance(data, str):
-        return data.encode()
-    return json.dumps(data).encode()
-
-
-class _Child:
-    """The child's side of the conversation."""
-
-    def __init__(self, inward: BinaryIO, outward: BinaryIO) -> None:
-        self._inward = inward
-        self._outward = outward
-        self._methods: dict[str, Any] = {}
-        self._registry = Registry(self._ask_registry)
-        self._own: Mapping[str, Any] = {}
-        self._log = logging.getLogger("extension")
-
-    def run(self) -> None:
-        """Import the module, then run calls until the broker closes the stream."""
-        begin = read_frame(self._inward)
-        if begin is None:
-            return
-        _limit_memory(begin["memory_max_bytes"])
-        config.data = config.freeze(begin["settings"])
-        self._own = config.freeze(begin["settings"].get(begin["namespace"], {}))
-        self._log = logging.getLogger(begin["namespace"])
-        try:
-            self._methods = _load(begin["namespace"], Path(begin["lib"]))
-        except BaseException as error:  # noqa: BLE001 - a module may raise anything, SystemExit too
-            traceback.print_exc()
-            write_frame(self._outward, {"kind": "broken", "problem": one_line(error)})
-            return
-        write_frame(self._outward, {"kind": "ready", "methods": sorted(self._methods)})
-        while True:
-            call = read_frame(self._inward)
-            if call is None:
-                return
-            write_frame(self._outward, self._run_call(call))
-
-    def _run_call(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        method = self._methods.get(call["method"])
-        if method is None:
-            return {"kind": "unknown"}
-        rh = RequestHandler(call, self._own, self._registry, self._log)
-        try:
-            method(rh)
-            return answer_of(rh)
-        except Error as error:
-            rh.status, rh.status_message = error.status, error.message
-            try:
-                return answer_of(rh)
-            except ValueError:
-                return _failed()
-        except BaseException:  # noqa: BLE001 - SystemExit and MemoryError fail this call only
-            return _failed()
-
-    def _ask_registry(self, kind: str, name: str, data: Any) -> Any:
-        write_frame(self._outward, {"kind": "registry", "method": kind, "name": name, "data": data})
-        reply = read_frame(self._inward)
-        if reply is None:
-            raise errors.Unavailable("The broker has gone")
-        if "status" in reply:
-            raise errors.from_status(reply["status"], reply["message"])
-        return reply["value"]
-
-
-def _failed() -> dict[str, Any]:
-    return {"kind": "failed", "trace": traceback.format_exc()[-8000:]}
-
-
-def _limit_memory(limit: int | None) -> None:
-    if limit is not None and sys.platform != "win32":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-
-def _load(namespace: str, lib: Path) -> dict[str, Any]:
-    """Import the module and give its methods: functions defined in it whose name has no ``_`` in front."""
-    sys.path.insert(0, str(lib))
-    module = importlib.import_module(namespace)
-    file = Path(getattr(module, "__file__", None) or "/")
-    if not file.resolve().is_relative_to(lib.resolve()):
-        raise ImportError(f"{namespace} is a module of Python's own, not the one in {lib}")
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if not name.startswith("_") and inspect.isfunction(value) and value.__module__ == module.__name__
-    }
+_TRACE_MAX: Final = 16_000
+_BEYOND_MEMORY_BYTES: Final = 1 << 30
+"""Address space that is granted beyond ``_memory_max_bytes``: libraries and reserved but unused ranges."""
 
 
 def main() -> None:
-    """Take standard input and output for the conversation, and run."""
-    inward = os.fdopen(os.dup(0), "rb")
-    outward = os.fdopen(os.dup(1), "wb")
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
+    """Take standard input and output for the conversation with the broker, then serve it."""
+    requests, answers = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
     os.dup2(2, 1)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # it is a TextIOWrapper in a fresh process
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    _Child(inward, outward).run()
+    sys.stdout = os.fdopen(1, "w", buffering=1, errors="backslashreplace", closefd=False)
+    atexit.register(_end_group)  # the first to be registered is the last to run
+    broker = _Broker(requests, answers)
+    begin = broker.next()
+    if begin is not None:
+        _Extension(broker, begin).run()
+    sys.stdout.flush()
+
+
+class _Broker:
+    """The broker as seen from here. A thread reads, so that the broker's end is noticed in the middle of a call."""
+
+    def __init__(self, requests: int, answers: int) -> None:
+        self._requests = requests
+        self._answers = answers
+        self._calls: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._replies: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._turn = threading.Lock()
+        """Held while a question to the registry is open; the final answer of a call waits for it."""
+        self._open = False
+        self.timeout_secs = 30.0
+        threading.Thread(target=self._read, name="broker", daemon=True).start()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                frame = channel.read(lambda count: os.read(self._requests, count), 0)
+            except (OSError, channel.Broken):
+                frame = None
+            if frame is None:
+                break
+            (self._replies if frame[0]["kind"] == "reply" else self._calls).put(frame[0])
+        self._calls.put(None)
+        self._replies.put(None)
+        # The broker has gone. A call in hand may end well, but not hang for ever.
+        time.sleep(self.timeout_secs)
+        _end_group()
+
+    def next(self) -> dict[str, Any] | None:
+        """Wait for the next thing to do; None when the broker wants no more."""
+        frame = self._calls.get()
+        self._open = frame is not None
+        return frame
+
+    def answer(self, head: Mapping[str, Any], body: bytes = b"") -> None:
+        """Give the final word on what :meth:`next` gave."""
+        with self._turn:
+            self._open = False
+            channel.write(self._answers, channel.pack(head, body))
+
+    def ask(self, head: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask for something in the middle of a call.
+
+        Raises:
+            Unavailable: the broker has gone.
+            RuntimeError: no call is running.
+        """
+        with self._turn:
+            if not self._open:
+                raise RuntimeError("rh.registry can be used during a call only")
+            channel.write(self._answers, channel.pack(head))
+            reply = self._replies.get()
+        if reply is None:
+            raise Unavailable("The broker has gone")
+        return reply
+
+
+class _Extension:
+    """The module, and what its methods are given."""
+
+    def __init__(self, broker: _Broker, begin: Mapping[str, Any]) -> None:
+        self._broker = broker
+        self._namespace: str = begin["namespace"]
+        self._lib = Path(begin["lib"])
+        self._log = log_to_broker(self._namespace)
+        self._registry = Registry(broker.ask)
+        broker.timeout_secs = begin["timeout_secs"]
+        config.data = ReadOnly.of(begin["settings"])
+        self._config: Mapping[str, Any] = config.data.get(self._namespace, ReadOnly())
+        if begin["lock"] is not None:
+            config.rlock = SharedLock(begin["lock"])  # type: ignore[assignment]  # it has RLock's methods
+        if begin["memory_max_bytes"] is not None:
+            _limit_memory(begin["memory_max_bytes"])
+
+    def run(self) -> None:
+        """Import the module, then serve until the broker wants no more."""
+        try:
+            methods = methods_of(load(self._namespace, self._lib))
+        except BaseException as error:  # noqa: BLE001 - a module may raise anything, SystemExit too
+            self._broker.answer({"kind": "broken", "problem": _problem(error, self._lib), "trace": _trace()})
+            return
+        self._broker.answer({"kind": "ready", "methods": sorted(methods)})
+        while (call := self._broker.next()) is not None:
+            if not self._serve(methods.get(call["method"]), call):
+                return
+
+    def _serve(self, method: Method | None, call: Mapping[str, Any]) -> bool:
+        """Run one call; False if this process is not to be used again."""
+        if method is None:
+            self._broker.answer({"kind": "unknown"})
+            return True
+        try:
+            result = self._run(method, call)
+        except BaseException as error:  # noqa: BLE001 - a method may raise anything, SystemExit too
+            spent = isinstance(error, MemoryError) or not isinstance(error, Exception)
+            trace = str(error) if isinstance(error, Unsendable) else _trace()
+            failed = {"kind": "failed", "problem": type(error).__name__, "trace": trace, "spent": spent}
+            self._broker.answer(failed)
+            return not spent
+        head = {
+            "kind": "answer",
+            "status": result.status,
+            "message": result.message,
+            "content_type": result.content_type,
+        }
+        self._broker.answer(head, result.body)
+        return True
+
+    def _run(self, method: Method, call: Mapping[str, Any]) -> CallResult:
+        rh = Request(
+            qs=call["qs"], source=call["source"], request_id=call["request_id"],
+            config=self._config, registry=self._registry, log=self._log,
+        )  # fmt: skip
+        try:
+            method(rh)
+            return result_of(rh)
+        except (Error, RequestError) as error:
+            return refusal(error.status, error)
+
+
+# --- the module ---
+
+
+class _LibFinder(importlib.abc.MetaPathFinder):
+    """Finds the extension's own package in the lib folder and nowhere else, whatever else has that name."""
+
+    def __init__(self, top: str, lib: Path) -> None:
+        self._top = top
+        self._lib = str(lib)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname.partition(".")[0] != self._top:
+            return None
+        spec = PathFinder.find_spec(fullname, [self._lib] if path is None else path, target)
+        if spec is None:
+            raise ModuleNotFoundError(f"No module named {fullname!r} in the lib folder", name=fullname)
+        return spec
+
+
+def load(namespace: str, lib: Path) -> ModuleType:
+    """Import a namespace's module from the lib folder; it may import others that lie there.
+
+    Raises:
+        BaseException: whatever the module raises.
+    """
+    top = namespace.partition(".")[0]
+    sys.meta_path.insert(0, _LibFinder(top, lib))
+    sys.path.append(str(lib))  # last: a module of the lib folder must not stand in for one of Python's own
+    for name in [name for name in sys.modules if name == top or name.startswith(f"{top}.")]:
+        del sys.modules[name]
+    return importlib.import_module(namespace)
+
+
+def methods_of(module: ModuleType) -> dict[str, Method]:
+    """Give what clients may call: functions defined in the module itself whose name has no ``_`` in front."""
+    return {name: value for name, value in vars(module).items() if not name.startswith("_") and _is_own(value, module)}
+
+
+def _is_own(value: object, module: ModuleType) -> bool:
+    if not isinstance(value, FunctionType) or value.__module__ != module.__name__:
+        return False
+    own = inspect.unwrap(value)  # a decorator's wrapper belongs to the module whose function it wraps
+    return (
+        isinstance(own, FunctionType)
+        and own.__globals__ is vars(module)
+        and not inspect.iscoroutinefunction(value)
+        and not inspect.isgeneratorfunction(value)
+        and not inspect.isasyncgenfunction(value)
+    )
+
+
+# --- the process ---
+
+
+def _limit_memory(limit: int) -> None:
+    """Let allocations beyond ``limit`` bytes fail with MemoryError."""
+    if sys.platform != "win32":
+        import resource
+
+        for kind, value in ((resource.RLIMIT_DATA, limit), (resource.RLIMIT_AS, limit + _BEYOND_MEMORY_BYTES)):
+            hard = resource.getrlimit(kind)[1]
+            value = value if hard == resource.RLIM_INFINITY else min(value, hard)  # noqa: PLW2901 - clamped
+            resource.setrlimit(kind, (value, value))
+
+
+def _end_group() -> None:
+    """Kill what this process leaves behind in its group, and itself."""
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+        sys.stdout.flush()
+        os.killpg(os.getpid(), signal.SIGKILL)
+    else:
+        os._exit(0)
+
+
+def _trace() -> str:
+    try:
+        return traceback.format_exc()[-_TRACE_MAX:]
+    except MemoryError:
+        return "MemoryError"
+
+
+def _problem(error: BaseException, lib: Path) -> str:
+    """Say why a module cannot be imported, without the error's own text: health shows it to everybody."""
+    said = type(error).__name__
+    if isinstance(error, ImportError) and error.name:
+        said += f" of {error.name}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(lib)]
+    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
+    return one_line(f"{said}, line {line}" if line else said)
 
 
 if __name__ == "__main__":

@@ -1,39 +1,40 @@
 """An example extension module.
 
-Install it and enable it, then call it::
+Copy it into the broker's lib folder, enable it, call it::
 
     bpbroker install-extension --script example_extension_module.py
     echo '{"example_extension_module": {"_access_key": "secret"}}' | bpbroker configure
     bpclient -b HOST:20443 -a secret execute --method example_extension_module.Test --data hello
+
+Or try a method without a broker::
+
+    bpbroker run-extension example_extension_module.Test --data hello --from 10.0.0.7
 """
 
-from __future__ import annotations
-
 import json
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from bpbroker.sandbox import RequestHandler
+from bpbroker.extensions import Error, Request
 
 
-def Test(rh: RequestHandler) -> None:  # noqa: N802 - methods are named as clients call them
+def Test(rh: Request) -> None:
     """Echo the parameters and the client's address."""
     rh.data = json.dumps({**rh.qs, "from": rh.RequestingHost()})
 
-    # To refuse a request, set a status and a line for the client:
-    #   rh.status = 409
-    #   rh.status_message = "This host is registered already"
+    # This is how a request is refused:
+    # rh.status = 409
+    # rh.status_message = "What the client is told"
 
 
-def Count(rh: RequestHandler) -> None:  # noqa: N802 - as above
-    """Count the calls in an entry of the broker's registry."""
-    name = "example-count"
-    entries = rh.registry.list(name)
-    count = int(entries.get(name, {}).get("count", 0)) + 1
-    rh.registry.replace(name, {"count": count})
-    rh.log.info("call number %d", count)
-    rh.data = {"count": count}
+def Enlist(rh: Request) -> None:
+    """Keep the host named in ``data`` in the broker's registry, unless there is one of that name."""
+    name = rh.qs.get("data", "")
+    if not _is_host_name(name):
+        raise Error(400, "data must be a host name")  # the short way to refuse
+    # Whatever the registry refuses, such as a name that is taken (409), the client is told.
+    rh.data = rh.registry.register(f"host-{name}", {"role": rh.config.get("role", "any")})
+    rh.log.info("%s is enlisted", name)
 
 
-def _helper() -> None:
+def _is_host_name(name: str) -> bool:
     """Is no method: its name begins with an underscore."""
+    return name.replace("-", "").isalnum() and name.isascii()

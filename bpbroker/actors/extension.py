@@ -1,306 +1,316 @@
-"""The actor of one extension namespace: owns its queue of calls and, by driver threads, its child processes.
+"""The actor of one extension namespace: owns the queue of its calls, and through drivers its child processes.
 
-The actor never waits for a child: a driver thread runs one call at a time,
-answers the caller, and tells the actor that it is free again. So a ping is
-answered at once while a call hangs.
+The actor never waits for a child, so it answers a ping at once whatever the
+module does; it keeps the time limits, and what a driver tells it after a limit
+has passed is too late.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import queue
-import threading
+import tempfile
+import time
 from collections import deque
-from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Final
 
-from bpbroker import config, entry, extensions, schema
-from bpbroker.actors.base import DEFERRED, Actor, wait_for
-from bpbroker.child import Child, Launch, NoMethod, NotImportable
-from bpbroker.errors import BpbrokerError, ExtensionFailed, Overloaded, RequestError, Unauthorized, Unavailable
-from bpbroker.messages import (
-    Address,
-    Call,
-    CallResult,
-    Delete,
-    Get,
-    List,
-    Pong,
-    Record,
-    Register,
-    Replace,
-    Settings,
-    SettingsChanged,
-    Update,
-    fail,
-    settle,
-)
+from bpbroker import config, extensions, schema
+from bpbroker.actors.base import DEFERRED, Actor, Wake
+from bpbroker.actors.crew import NEVER, Crew, Job
+from bpbroker.actors.driver import Done, Gone, Ready
+from bpbroker.actors.judgement import ChildTrace, Judge
+from bpbroker.actors.registry_access import RegistryAccess
+from bpbroker.answers import Answers, Keyed
+from bpbroker.child import Ended, Launch
+from bpbroker.errors import Overloaded, RequestError, TimedOut, Unauthorized, Unavailable
+from bpbroker.messages import Address, Call, CallResult, Pong, Settings, SettingsChanged, fail, settle
 
 logger = logging.getLogger(__name__)
 
-REGISTRY_SECS = 10.0
+RETRY_IMPORT_SECS: Final = 5.0
+"""How long a failed import is not tried again: each try costs a process."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A call and the place for its answer; None as the call only starts the child."""
-
-    call: Call | None
-    reply: Future[CallResult] | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Free:
-    """A driver to its actor: done with a job."""
-
-    driver: Driver
-    problem: str | None
-    """Why the module cannot be imported; empty when it can; None when this job did not find out."""
-    failed: bool = False
+_TRIES_MAX: Final = 3
+"""How often a call is given to a child when the one before had died without beginning it."""
 
 
 class Extension(Actor):
-    """Runs the calls of one namespace, in order, ``_workers`` at a time.
+    """Runs the calls of one namespace in order, ``_workers`` at a time.
 
     Args:
         namespace: the section's name.
         lib: the folder of extension modules.
         settings: the settings in force.
         registry: serves ``rh.registry``.
+        answers: file in which answers to calls with an ``Idempotency-Key`` last; None keeps them in memory.
     """
 
-    def __init__(self, namespace: str, lib: Path, settings: Settings, registry: Address) -> None:
+    def __init__(
+        self, namespace: str, lib: Path, settings: Settings, registry: Address, answers: Path | None = None
+    ) -> None:
         super().__init__()
         self._namespace = namespace
         self._lib = lib
-        self._registry = registry
-        self._waiting: deque[_Job] = deque()
-        self._free: list[Driver] = []
-        self._drivers: list[Driver] = []
+        self._settings = settings
+        self._answers = Answers(answers)
+        self._judge = Judge(namespace)
+        self._crew = Crew(RegistryAccess(registry).serve, self.tell_self)
+        self._waiting: deque[Job] = deque()
+        self._keyed: dict[str, Job] = {}
+        """Calls with an Idempotency-Key that wait or run."""
+        self._methods: frozenset[str] | None = None
+        """What the imported module offers; None until that is known."""
+        self._usable = False
+        """Whether the module can be used as far as can be told without running it."""
         self._problem = ""
-        self._signature: tuple[int, int] | None = None
-        self._calls = 0
-        self._failures = 0
-        self._apply(settings)
+        self._closed: tuple[type[RequestError], str] | None = None
+        """The error that calls get until ``_retry_at``, when the module or its process did not start."""
+        self._retry_at = 0.0
+        self._lock: IO[bytes] | None = None
         self.handlers = {
             Call: self._call,
-            _Free: self._freed,
-            SettingsChanged: lambda message: self._settings_changed(message.settings),
+            Ready: self._child_ready,
+            Done: self._call_done,
+            Gone: self._child_gone,
+            SettingsChanged: self._settings_changed,
+            Wake: lambda _: self._check_time(),
         }
 
     def started(self) -> None:
-        """Look at the module without running it, and start the child if it shall be there from the beginning."""
-        self._look()
-        self._make_drivers()
+        """Look at the module without running it, and preload it if it shall be."""
+        self._lock = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stopped()
+        self._take(self._settings)
 
     def stopped(self) -> None:
-        """Refuse what waits and end the children."""
-        for job in self._waiting:
-            if job.reply is not None:
-                fail(job.reply, Unavailable("The broker is stopping"))
-        for driver in self._drivers:
-            driver.end()
+        """Refuse what waits, end the children."""
+        for job in [*self._waiting, *(worker.job for worker in self._crew if worker.job)]:
+            error = Unavailable("The broker is stopping")
+            error.outcome_known = not job.begun
+            self._answer(job, error)
+        self._crew.end(1.5)
+        self._answers.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def status(self) -> Pong:
-        """Give the namespace's figures, and why its module cannot be used if it cannot."""
+        """Give figures of its calls, and why its module cannot be used if it cannot."""
         figures = {
-            "calls": self._calls,
-            "failures": self._failures,
+            **self._judge.figures(),
+            "running": self._crew.running,
             "waiting": len(self._waiting),
-            "running": len(self._drivers) - len(self._free),
-            "methods": list(self._record.methods),
+            "processes": self._crew.processes,
         }
         return Pong(ok=not self._problem, detail=self._problem, figures=figures)
 
     # --- settings and module ---
 
-    def _apply(self, settings: Settings) -> None:
+    def _take(self, settings: Settings) -> None:
+        """Work by these settings and the module as it is now; calls that wait go to fresh children."""
         self._settings = settings
-        self._queue_max: int = schema.option(settings, self._namespace, "_queue_max")
-        self._timeout_secs: float = schema.option(settings, self._namespace, "_timeout_secs")
+        self._view = config.for_extension(settings, self._namespace)
+        self._signature = extensions.signature(self._lib)
+        self._timeout_secs: float = self._option("_timeout_secs")
+        self._workers_max: int = self._option("_workers")
+        record = extensions.look_at(self._namespace, self._lib)
+        self._usable = record.status is extensions.Status.USABLE
+        self._note_problem(record.problem)
+        self._methods = None
+        self._closed = None
+        self._crew.outdate()
+        if self._usable and self._option("_preload"):
+            self._start_child()
+        self._go_on()
 
-    def _look(self) -> None:
-        self._record = extensions.look_at(self._namespace, self._lib)
-        self._signature = _signature(self._record.path)
-        self._problem = self._record.problem
-        if self._problem:
-            logger.error("The extension %s cannot be used: %s", self._namespace, self._problem)
+    def _settings_changed(self, message: SettingsChanged) -> None:
+        view = config.for_extension(message.settings, self._namespace)
+        if view != self._view or extensions.signature(self._lib) != self._signature:
+            self._take(message.settings)
 
-    def _settings_changed(self, settings: Settings) -> None:
-        """Take new settings or a changed module up; calls that run or wait are not touched."""
-        own = [config.for_extension(each, self._namespace) for each in (self._settings, settings)]
-        changed = own[0] != own[1] or _signature(extensions.find(self._namespace, self._lib)) != self._signature
-        self._apply(settings)
-        if changed:
-            self._look()
-            for driver in self._drivers:
-                driver.retire()
-            self._drivers, self._free = [], []
-            self._make_drivers()
-        self._run_waiting()
+    def _option(self, key: str) -> Any:
+        return schema.option(self._settings, self._namespace, key)
 
-    def _make_drivers(self) -> None:
-        section = self._settings.get(self._namespace, {})
-        launch = Launch(
-            self._namespace,
-            self._lib,
-            config.for_extension(self._settings, self._namespace),
-            section.get("_user"),
-            section.get("_memory_max_bytes"),
-            dict(section.get("_env", {})),
-        )
-        for number in range(schema.option(self._settings, self._namespace, "_workers")):
-            driver = Driver(f"extension-{self._namespace}-{number}", launch, self)
-            self._drivers.append(driver)
-            if schema.option(self._settings, self._namespace, "_preload") and not self._problem:
-                driver.run(_Job(None, None), self._timeout_secs)
-            else:
-                self._free.append(driver)
+    def _note_problem(self, problem: str, trace: str = "") -> None:
+        if problem and problem != self._problem:
+            error = (ChildTrace, ChildTrace(trace), None) if trace else None
+            logger.error("The extension %s cannot be used: %s", self._namespace, problem, exc_info=error)
+        self._problem = problem
 
-    # --- calls ---
+    # --- calls: from the inbox to a child ---
 
     def _call(self, message: Call) -> Any:
-        if self._problem:
+        if self.reply is None:
+            return None
+        if not self._usable or message.method.startswith("_") or not message.method.isidentifier():
             raise Unauthorized("Unauthorized method")
-        if len(self._waiting) >= max(self._queue_max, 1) and not self._free:
-            raise Overloaded(f"{len(self._waiting)} calls of {self._namespace} wait already; try again in a moment")
-        if self._queue_max == 0 and not self._free:
-            raise Overloaded(f"{self._namespace} is busy; try again in a moment")
-        self._waiting.append(_Job(message, self.reply))
-        self._run_waiting()
+        keyed = Keyed.of(self._namespace, message)
+        if keyed is not None:
+            before = self._keyed.get(keyed.key)
+            if before is not None and before.keyed is not None:
+                before.keyed.check_repeat(keyed.request)
+                before.replies.append(self.reply)
+                return DEFERRED
+            answer = self._answers.find(keyed)
+            if isinstance(answer, RequestError):
+                raise answer
+            if answer is not None:
+                return answer
+        self._admit(message)
+        # Time for an import and for one call before it; who waits behind more has to ask again.
+        job = Job(message, [self.reply], time.monotonic() + 2 * self._timeout_secs, keyed)
+        if keyed is not None:
+            self._keyed[keyed.key] = job
+        self._waiting.append(job)
+        self._go_on()
         return DEFERRED
 
-    def _run_waiting(self) -> None:
-        while self._waiting and self._free:
+    def _admit(self, message: Call) -> None:
+        """See that a call may be queued.
+
+        Raises:
+            Unauthorized, Unavailable, Overloaded: it may not.
+        """
+        if self._methods is not None and message.method not in self._methods:
+            raise Unauthorized("Unauthorized method")
+        if self._closed is not None and time.monotonic() < self._retry_at:
+            kind, text = self._closed
+            raise kind(text)
+        soon = max(0, self._workers_max - self._crew.running)
+        if len(self._waiting) >= self._option("_queue_max") + soon:
+            raise Overloaded(f"{len(self._waiting)} calls of {self._namespace} wait already; nothing was done")
+
+    def _go_on(self) -> None:
+        """Give waiting calls to free children, and start children for those that remain."""
+        for worker in self._crew.free():
+            job = self._next()
+            if job is None:
+                break
+            self._judge.calls += not job.begun
+            self._crew.give(worker, job, self._timeout_secs)
+        room = self._workers_max - len(self._crew)
+        for _ in range(min(room, len(self._waiting) - self._crew.starting)):
+            self._start_child()
+        soonest = min(self._crew.deadline, self._waiting[0].deadline if self._waiting else NEVER)
+        if soonest != NEVER:
+            self.wake_at(soonest)
+
+    def _next(self) -> Job | None:
+        """Take the next waiting call that is to be begun, answering those that are not."""
+        while self._waiting:
             job = self._waiting.popleft()
-            if job.reply is not None and job.reply.cancelled():
-                continue
-            self._calls += 1
-            self._free.pop().run(job, self._timeout_secs)
-
-    def _freed(self, message: _Free) -> None:
-        self._failures += message.failed
-        if message.driver in self._drivers:
-            if message.problem is not None and message.problem != self._problem:
-                self._problem = message.problem
-                if self._problem:
-                    logger.error("The extension %s cannot be used: %s", self._namespace, self._problem)
-            self._free.append(message.driver)
-        if self._problem:
-            while self._waiting:
-                waiting = self._waiting.popleft().reply
-                if waiting is not None:
-                    fail(waiting, Unauthorized("Unauthorized method"))
-        self._run_waiting()
-
-    # --- for drivers, in their threads ---
-
-    def tell_free(self, driver: Driver, problem: str | None, *, failed: bool) -> None:
-        """Hear that a driver is done."""
-        self.tell_self(_Free(driver, problem, failed))
-
-    def ask_registry(self, frame: Mapping[str, Any]) -> dict[str, Any]:
-        """Serve ``rh.registry``; never raises."""
-        try:
-            reply = self._registry.ask(_registry_message(frame, self._namespace), REGISTRY_SECS)
-            value = wait_for(reply, REGISTRY_SECS)
-        except RequestError as error:
-            return {"status": error.status, "message": str(error)}
-        except Exception:
-            logger.exception("The registry failed for the extension %s", self._namespace)
-            return {"status": 503, "message": "The registry failed"}
-        if isinstance(value, tuple):
-            return {"value": {record.name: json.loads(record.json) for record in value}}
-        return {"value": json.loads(value.json) if isinstance(value, Record) else None}
-
-
-class Driver:
-    """A thread that drives one child process; it belongs to one actor."""
-
-    def __init__(self, name: str, launch: Launch, actor: Extension) -> None:
-        self._launch = launch
-        self._actor = actor
-        self._jobs: queue.SimpleQueue[tuple[_Job, float] | None] = queue.SimpleQueue()
-        self._child: Child | None = None
-        self._ending = False
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
-
-    def run(self, job: _Job, timeout_secs: float) -> None:
-        """Have a job run; the actor hears when it is done."""
-        self._jobs.put((job, timeout_secs))
-
-    def retire(self) -> None:
-        """Have the thread and its child end when the current job is done."""
-        self._jobs.put(None)
-
-    def end(self) -> None:
-        """Kill the child, in the middle of a job if need be, and end the thread."""
-        self._ending = True
-        self._jobs.put(None)
-        child = self._child
-        if child is not None:
-            child.kill()
-        self._thread.join(2.0)
-
-    def _work(self) -> None:
-        while (item := self._jobs.get()) is not None:
-            problem, failed = self._do(*item)
-            self._actor.tell_free(self, problem, failed=failed)
-        if self._child is not None:
-            self._child.end()
-
-    def _do(self, job: _Job, timeout_secs: float) -> tuple[str | None, bool]:
-        """Run a job and answer its caller; give what was learnt of the module, and whether the call failed."""
-        reply: Future[CallResult] = job.reply or Future()
-        try:
-            if self._child is None or not self._child.alive:
-                self._child = Child(self._launch, self._actor.ask_registry)
-            if job.call is not None:
-                settle(reply, self._child.call(job.call, timeout_secs))
-        except NotImportable as error:
-            fail(reply, Unauthorized("Unauthorized method"))
-            return str(error), True
-        except NoMethod:
-            fail(reply, Unauthorized("Unauthorized method"))
-            return "", False
-        except BpbrokerError as error:
-            fail(reply, Unavailable("The broker is stopping") if self._ending else error)
-            return None, True
-        except Exception:
-            logger.exception("Error while driving the extension %s", self._launch.namespace)
-            fail(reply, ExtensionFailed("The extension failed; the broker's log has more"))
-            return None, True
-        return "", False
-
-
-def _signature(path: Path | None) -> tuple[int, int] | None:
-    """Give what changes when a module's file does."""
-    try:
-        state = path.stat() if path else None
-    except OSError:
+            if job.abandoned:
+                self._answer(job, TimedOut("Nobody waits any more; nothing was done"))
+            elif self._methods is not None and job.call.method not in self._methods:
+                self._answer(job, Unauthorized("Unauthorized method"))
+            else:
+                try:
+                    if job.keyed is not None and not job.begun:
+                        self._answers.begin(job.keyed)
+                except RequestError as error:
+                    self._answer(job, error)
+                else:
+                    return job
         return None
-    return (state.st_mtime_ns, state.st_size) if state else None
+
+    def _start_child(self) -> None:
+        section = self._settings.get(self._namespace, {})
+        self._crew.start(
+            Launch(
+                self._namespace,
+                self._lib,
+                settings=self._view,
+                timeout_secs=self._timeout_secs,
+                user=section.get("_user"),
+                memory_max_bytes=section.get("_memory_max_bytes"),
+                environment=dict(section.get("_env", {})),
+                lock=self._lock.fileno() if self._lock is not None and self._workers_max > 1 else None,
+            )
+        )
+
+    # --- what drivers tell ---
+
+    def _child_ready(self, message: Ready) -> None:
+        worker = self._crew.get(message.driver)
+        if worker is not None:
+            worker.ready = True
+            self._crew.rest(worker)
+            self._methods = frozenset(message.methods)
+            self._closed = None
+            self._note_problem("")
+            self._go_on()
+
+    def _call_done(self, message: Done) -> None:
+        worker = self._crew.get(message.driver)
+        job = self._crew.rest(worker) if worker is not None else None
+        if worker is None or job is None:
+            return  # it was answered at its time limit
+        self._finish(job, self._judge.judge(job.call, message.outcome))
+        if message.last or not worker.current:
+            self._crew.dismiss(worker)
+        self._go_on()
+
+    def _child_gone(self, message: Gone) -> None:
+        worker = self._crew.gone(message.driver)
+        if worker is None:
+            pass  # it was dismissed
+        elif worker.job is not None and message.idle and worker.job.begun < _TRIES_MAX:
+            self._waiting.appendleft(worker.job)
+        elif worker.job is not None:
+            self._finish(worker.job, self._judge.judge(worker.job.call, Ended("it died again and again")))
+        elif message.problem is not None:
+            self._not_started(message.problem)
+        self._go_on()
+
+    def _not_started(self, problem: Exception) -> None:
+        """Refuse what waits: the module cannot be imported, or no process can be started."""
+        self._retry_at = time.monotonic() + RETRY_IMPORT_SECS
+        if isinstance(problem, OSError):
+            self._closed = Unavailable, "The extension's process cannot be started; the broker's log says why"
+            self._note_problem(f"its process cannot be started: {problem.strerror or problem}")
+        else:
+            self._closed = Unauthorized, "Unauthorized method"
+            self._note_problem(f"it cannot be imported: {problem}", getattr(problem, "trace", ""))
+        kind, text = self._closed
+        while self._waiting:
+            self._answer(self._waiting.popleft(), kind(text))
+
+    # --- time ---
+
+    def _check_time(self) -> None:
+        """Kill what takes too long, refuse what waits too long."""
+        now = time.monotonic()
+        for worker in [worker for worker in self._crew if worker.deadline <= now]:
+            self._crew.dismiss(worker, kill=True)
+            if worker.job is not None:
+                self._finish(worker.job, self._judge.too_late(worker.job.call, self._timeout_secs))
+            else:
+                self._not_started(RuntimeError(f"that takes longer than {self._timeout_secs:g} s"))
+        while self._waiting and self._waiting[0].deadline <= now:
+            late = TimedOut(f"{self._namespace} was busy for {2 * self._timeout_secs:g} s; nothing was done")
+            self._answer(self._waiting.popleft(), late)
+        self._go_on()
+
+    # --- answers ---
+
+    def _finish(self, job: Job, answer: CallResult | RequestError) -> None:
+        """Keep the answer to a call that was begun if its client may ask again, then give it."""
+        if job.keyed is not None:
+            try:
+                self._answers.finish(job.keyed, answer)
+            except RequestError as error:
+                logger.warning("The answer to request %s is not kept: %s", job.call.request_id, error)
+        self._answer(job, answer)
+
+    def _answer(self, job: Job, answer: CallResult | RequestError) -> None:
+        """Answer all who wait for a call."""
+        if job.keyed is not None:
+            self._keyed.pop(job.keyed.key, None)
+        for reply in job.replies:
+            _give(reply, answer)
 
 
-def _registry_message(frame: Mapping[str, Any], namespace: str) -> Any:
-    """Make the registry's message of what a module asked.
-
-    Raises:
-        RequestError: it asked for something that cannot be.
-    """
-    kind, name, data = frame["method"], frame["name"], frame["data"]
-    if kind == "List":
-        return List(str(name))
-    entry.check_name(name)
-    if kind == "Get":
-        return Get(name)
-    if kind == "Delete":
-        return Delete(name)
-    own = entry.parse(data) if isinstance(data, str) else entry.check_object(data)
-    writes = {"Register": Register, "Replace": Replace, "Update": Update}
-    return writes[kind](name, own, f"extension {namespace}")
+def _give(reply: Future[Any], answer: CallResult | RequestError) -> None:
+    if isinstance(answer, CallResult):
+        settle(reply, answer)
+    else:
+        fail(reply, answer)

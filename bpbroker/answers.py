@@ -1,0 +1,215 @@
+"""Answers of extension calls that came with an ``Idempotency-Key``, kept for a day so that each such call runs once.
+
+A key is noted durably before its call runs and gets its answer durably before
+the client does. So a repeat finds the answer, or that the call is under way,
+or that the broker ended in the middle of it: then nobody can know what the
+call did, and it is not run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bpbroker.errors import BadRequest, Overloaded, RequestError, StorageFull, Unavailable, from_status
+from bpbroker.messages import Call, CallResult
+
+logger = logging.getLogger(__name__)
+
+KEPT_SECS: Final = 24 * 3600.0
+KEYS_MAX: Final = 100_000
+BYTES_MAX: Final = 256 * 1024 * 1024
+"""Size of the file beyond which no new key is taken: throwing an answer away early would let its call run twice."""
+
+_KEY: Final = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?")
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS answers (
+    namespace TEXT NOT NULL, key TEXT NOT NULL, request BLOB NOT NULL, begun REAL NOT NULL,
+    ok INTEGER, status INTEGER, message TEXT, content_type TEXT, body BLOB,
+    PRIMARY KEY (namespace, key)
+);
+CREATE INDEX IF NOT EXISTS age ON answers (begun);
+"""
+
+Outcome = CallResult | RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Keyed:
+    """One key with the request that it stands for."""
+
+    namespace: str
+    key: str
+    request: bytes
+    """Digest of what was asked and by whom: nobody else gets the answer, nothing else is taken for a repeat."""
+
+    @classmethod
+    def of(cls, namespace: str, call: Call) -> Keyed | None:
+        """Give a call's key, None if it has none.
+
+        Raises:
+            BadRequest: it cannot be a key.
+        """
+        key = call.idempotency_key
+        if key is None:
+            return None
+        if not _KEY.fullmatch(key):
+            raise BadRequest("The Idempotency-Key must be 1 to 255 visible ASCII characters")
+        asked = json.dumps([namespace, call.method, sorted(call.qs.items()), call.source])
+        return cls(namespace, key, hashlib.sha256(asked.encode()).digest())
+
+    def check_repeat(self, request: bytes) -> None:
+        """See that a repeat asks the same.
+
+        Raises:
+            BadRequest: it does not.
+        """
+        if request != self.request:
+            raise BadRequest("This Idempotency-Key was used with another request; nothing was done")
+
+
+class Answers:
+    """The file of answers; used by one thread. Several may be open on the same file.
+
+    Args:
+        path: the SQLite file, made when needed; None keeps the answers in memory only.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+
+    def find(self, keyed: Keyed) -> Outcome | None:
+        """Give the answer that a key's call got, None if there was no such call in the last day.
+
+        Raises:
+            BadRequest: the key stands for another request.
+            Unavailable: that is not known.
+        """
+        with self._file() as connection:
+            row = connection.execute(
+                "SELECT request, ok, status, message, content_type, body FROM answers"
+                " WHERE namespace = ? AND key = ? AND begun > ?",
+                (keyed.namespace, keyed.key, time.time() - KEPT_SECS),
+            ).fetchone()
+        if row is None:
+            return None
+        request, ok, status, message, content_type, body = row
+        keyed.check_repeat(request)
+        if status is None:
+            error = RequestError(
+                "The call with this Idempotency-Key was cut off when the broker ended; what it did is not known."
+                " It is not run again: look, then use a new key"
+            )
+            error.outcome_known = False
+            return error
+        if ok:
+            return CallResult(status, message, content_type, body)
+        return from_status(status, message)
+
+    def begin(self, keyed: Keyed) -> None:
+        """Note durably that a key's call is about to run.
+
+        Raises:
+            Overloaded, StorageFull, Unavailable: it could not be noted, so it must not run.
+        """
+        now = time.time()
+        with self._file() as connection, _transaction(connection):
+            connection.execute(
+                "DELETE FROM answers WHERE rowid IN (SELECT rowid FROM answers WHERE begun <= ? LIMIT 500)",
+                (now - KEPT_SECS,),
+            )
+            (count,) = connection.execute("SELECT count(*) FROM answers").fetchone()
+            if count >= KEYS_MAX or _used_bytes(connection) >= BYTES_MAX:
+                raise Overloaded("Too many calls with an Idempotency-Key in one day; nothing was done")
+            connection.execute(
+                "INSERT INTO answers (namespace, key, request, begun) VALUES (?, ?, ?, ?)",
+                (keyed.namespace, keyed.key, keyed.request, now),
+            )
+
+    def finish(self, keyed: Keyed, outcome: Outcome) -> None:
+        """Keep durably what a key's call was answered.
+
+        Raises:
+            StorageFull, Unavailable: it could not be kept; a repeat will hear that the outcome is not known.
+        """
+        if isinstance(outcome, CallResult):
+            fields = (1, outcome.status, outcome.message, outcome.content_type, outcome.body)
+        else:
+            fields = (0, outcome.status, str(outcome), "", b"")
+        with self._file() as connection, _transaction(connection):
+            connection.execute(
+                "UPDATE answers SET ok = ?, status = ?, message = ?, content_type = ?, body = ?"
+                " WHERE namespace = ? AND key = ?",
+                (*fields, keyed.namespace, keyed.key),
+            )
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._connection is not None:
+            with suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+
+    @contextmanager
+    def _file(self) -> Iterator[sqlite3.Connection]:
+        """Give the open file; what goes wrong inside becomes an error of ours."""
+        try:
+            if self._connection is None:
+                self._connection = _open(self._path)
+            yield self._connection
+        except sqlite3.IntegrityError:
+            raise Unavailable("The call with this Idempotency-Key is under way already") from None
+        except (sqlite3.Error, OSError) as error:
+            self.close()
+            logger.error("%s cannot be used: %s", self._path, error)  # noqa: TRY400 - the operator needs no traceback
+            if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL:
+                raise StorageFull("The disk is full, so this key cannot be kept; nothing was done") from None
+            raise Unavailable(
+                "Calls with an Idempotency-Key cannot be served at the moment, their file cannot be used"
+            ) from None
+
+
+def _open(path: Path | None) -> sqlite3.Connection:
+    if path is None:
+        connection = sqlite3.connect(":memory:", isolation_level=None)
+    else:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # answers may hold keys
+        connection = sqlite3.connect(path, isolation_level=None, timeout=5)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.executescript(_SCHEMA)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _used_bytes(connection: sqlite3.Connection) -> int:
+    values = [
+        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    ]
+    return int((values[0] - values[1]) * values[2])
