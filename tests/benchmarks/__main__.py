@@ -1,0 +1,37 @@
+"""``python -m tests.benchmarks``: our broker beside its peers, in one run on one machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import TextIO
+
+from tests.benchmarks import report, rows
+
+
+def main() -> None:
+    """Measure, print the table, keep the figures if asked to."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep all figures there")
+    parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds; its figures mean nothing")
+    parser.add_argument("--folder", type=Path, help="where all servers keep their data: on the disk that counts")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=chosen.folder) as folder:
+        of = report.machine(Path(folder))
+        extent = rows.QUICK if chosen.quick else rows.FULL
+        results = rows.measure(Path(folder), extent, lambda text: _line(sys.stderr, text))
+    _line(sys.stdout, report.table(results, of))
+    if chosen.json:
+        chosen.json.write_text(json.dumps(report.document(results, of), indent=1) + "\n")
+
+
+def _line(stream: TextIO, text: str) -> None:
+    stream.write(f"{text}\n")
+    stream.flush()
+
+
+if __name__ == "__main__":
+    main()

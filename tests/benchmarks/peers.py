@@ -1,0 +1,280 @@
+"""Who is compared: our broker, and what a user would pick instead, each as its makers run it.
+
+All serve TLS with a certificate of the same kind (ECDSA P-256) and call a write
+done when it is on disk. A peer that is not installed is left out.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from bpbroker import __version__, tls
+from tests.benchmarks.client import Failed, Job, run
+from tests.running import RunningBroker
+
+NAMES: Final = tuple(f"node-{number:04}" for number in range(1000))
+DATA: Final = json.dumps({"role": "replica", "address": "192.0.2.17", "note": "x" * 32})
+ROOT: Final = Path(__file__).parents[2]
+_START_SECS: Final = 30.0
+
+
+class Absent(Exception):
+    """A peer cannot take part; ``str()`` says why."""
+
+
+def free_port() -> int:
+    """Give a port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def https_post(path: str, document: Mapping[str, Any]) -> bytes:
+    """Give an HTTP request with a JSON body, as small as clients make them."""
+    body = json.dumps(document)
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n{body}"
+    ).encode()
+
+
+class Peer:
+    """One server under load, with a folder of its own."""
+
+    name = ""
+    protocol = "http"
+    greeting = b""
+    writes: Sequence[bytes] = ()
+    """Requests that write, one a name; empty if it cannot."""
+    reads: Sequence[bytes] = ()
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / self.name.replace(" ", "-")
+        self.folder.mkdir()
+        self.port = 0
+        self.process: subprocess.Popen[bytes] | None = None
+        self.cert, self.key = self.folder / "cert.pem", self.folder / "key.pem"
+
+    def version(self) -> str:
+        """Give its version in a word or two."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Start it and wait until it answers; its names exist then.
+
+        Raises:
+            Absent: it is not installed, or does not start.
+        """
+        self.port = free_port()
+        tls.make_pair(self.cert, self.key, ["localhost", "127.0.0.1"])
+        with (self.folder / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                self.command(), cwd=self.folder, env=self.environ(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        self.await_answer()
+
+    def command(self) -> list[str]:
+        """Give the words that start it."""
+        raise NotImplementedError
+
+    def environ(self) -> dict[str, str]:
+        """Give the environment that it runs in."""
+        return dict(os.environ)
+
+    def await_answer(self) -> None:
+        """Write each name once, so that reads find them; try again while it is starting.
+
+        Raises:
+            Absent: it does not answer in time.
+        """
+        deadline = time.monotonic() + _START_SECS
+        while True:
+            try:
+                run(self.job(self.writes or self.reads, 4))
+            except Failed as error:
+                ended = self.process is not None and self.process.poll() is not None
+                if ended or time.monotonic() > deadline:
+                    raise Absent(f"does not start: {error}") from None
+                time.sleep(0.1)
+            else:
+                return
+
+    def job(self, requests: Sequence[bytes], connections: int, secs: float = 0.0, *, reconnect: bool = False) -> Job:
+        """Give the client's job for some requests to this peer."""
+        return Job(self.port, self.protocol, requests, connections, secs, self.greeting, reconnect)
+
+    def memory_mib(self) -> float:
+        """Give the resident memory of it and its children."""
+        if self.process is None:
+            return 0.0
+        whole = psutil.Process(self.process.pid)
+        size: int = sum(each.memory_info().rss for each in (whole, *whole.children(recursive=True)))
+        return size / 2**20
+
+    def stop(self) -> None:
+        """End it."""
+        if self.process is not None:
+            self.process.terminate()
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            self.process = None
+
+
+class Ours(Peer):
+    """A whole bpbroker with a fresh home, nothing configured."""
+
+    name = "bpbroker"
+    writes = tuple(https_post("/services/Replace/", {"name": name, "data": DATA}) for name in NAMES)
+    reads = tuple(https_post("/services/Get/", {"name": name}) for name in NAMES)
+
+    def __init__(self, folder: Path, entries: int = 0) -> None:
+        super().__init__(folder)
+        extra = {f"other-{number:06}": json.loads(DATA) for number in range(entries)}
+        self.broker = RunningBroker(self.folder, {"services": extra})
+        # Warnings as errors are for tests; nobody runs it so.
+        del self.broker.environ["PYTHONWARNINGS"]
+
+    def version(self) -> str:
+        return __version__
+
+    def start(self) -> None:
+        self.broker.start()
+        self.process, self.port = self.broker.process, self.broker.port
+        self.await_answer()
+
+    def stop(self) -> None:
+        self.broker.kill()
+        self.process = None
+
+
+class Hello(Peer):
+    """Our server alone, with an application that does nothing."""
+
+    name = "hello"
+    reads = Ours.reads
+
+    def version(self) -> str:
+        return "on our server"
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "tests.benchmarks.hello", str(self.port), str(self.cert), str(self.key)]
+
+    def environ(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+
+
+class Etcd(Peer):
+    """One etcd, over its HTTPS/JSON gateway; its reads are linearizable, as ours are."""
+
+    name = "etcd"
+    writes = tuple(
+        https_post(
+            "/v3/kv/put",
+            {"key": base64.b64encode(name.encode()).decode(), "value": base64.b64encode(DATA.encode()).decode()},
+        )
+        for name in NAMES
+    )
+    reads = tuple(https_post("/v3/kv/range", {"key": base64.b64encode(name.encode()).decode()}) for name in NAMES)
+
+    def version(self) -> str:
+        return _first_line("etcd", "--version").removeprefix("etcd Version: ")
+
+    def command(self) -> list[str]:
+        peer, client = f"http://127.0.0.1:{free_port()}", f"https://127.0.0.1:{self.port}"
+        return [
+            *_installed("etcd"),
+            *("--name", "one", "--data-dir", "data", "--cert-file", str(self.cert), "--key-file", str(self.key)),
+            *("--listen-client-urls", client, "--advertise-client-urls", client),
+            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"one={peer}"),
+        ]
+
+
+class Redis(Peer):
+    """Redis with TLS, its append-only file synced before each answer."""
+
+    name = "redis"
+    protocol = "redis"
+    writes = tuple(
+        b"*3\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % (len(name), name.encode(), len(DATA), DATA.encode())
+        for name in NAMES
+    )
+    reads = tuple(b"*2\r\n$3\r\nGET\r\n$%d\r\n%s\r\n" % (len(name), name.encode()) for name in NAMES)
+
+    def version(self) -> str:
+        return _first_line("redis-server", "--version").partition("v=")[2].partition(" ")[0]
+
+    def command(self) -> list[str]:
+        return [
+            *_installed("redis-server"),
+            *("--bind", "127.0.0.1", "--port", "0", "--tls-port", str(self.port), "--tls-auth-clients", "no"),
+            *("--tls-cert-file", str(self.cert), "--tls-key-file", str(self.key)),
+            *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--dir", str(self.folder)),
+        ]
+
+
+class Pyro(Peer):
+    """Pyro5's name server with SQL storage, spoken to with the very bytes that its own proxy sends."""
+
+    name = "pyro5"
+    protocol = "pyro"
+
+    def version(self) -> str:
+        return importlib.metadata.version("Pyro5")
+
+    def start(self) -> None:
+        if importlib.util.find_spec("Pyro5") is None:
+            raise Absent("not installed (pip install Pyro5)")
+        wire = importlib.import_module("Pyro5.protocol")
+        serpent = importlib.import_module("Pyro5.serializers").serializers["serpent"]
+        server = "Pyro.NameServer"
+
+        def call(method: str, *arguments: str) -> bytes:
+            content = serpent.dumpsCall(server, method, arguments, {})
+            return bytes(wire.SendingMessage(wire.MSG_INVOKE, 0, 0, serpent.serializer_id, content).data)
+
+        hand = serpent.dumps({"handshake": "hello", "object": server})
+        self.greeting = bytes(wire.SendingMessage(wire.MSG_CONNECT, 0, 0, serpent.serializer_id, hand).data)
+        self.writes = tuple(call("register", name, f"PYRO:{name}@192.0.2.17:4444") for name in NAMES)
+        self.reads = tuple(call("lookup", name) for name in NAMES)
+        super().start()
+
+    def command(self) -> list[str]:
+        port = str(self.port)
+        return [sys.executable, "-m", "Pyro5.nameserver", "-n", "127.0.0.1", "-p", port, "-x", "-s", "sql:names.db"]
+
+    def environ(self) -> dict[str, str]:
+        files = {"PYRO_SSL_SERVERCERT": str(self.cert), "PYRO_SSL_SERVERKEY": str(self.key)}
+        return {**os.environ, "PYRO_SSL": "1", **files}
+
+
+def _installed(program: str) -> list[str]:
+    found = shutil.which(program)
+    if found is None:
+        raise Absent("not installed")
+    return [found]
+
+
+def _first_line(*words: str) -> str:
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=20).stdout.partition("\n")[0]
+
+
+ALL: Final[tuple[type[Peer], ...]] = (Ours, Hello, Etcd, Redis, Pyro)
