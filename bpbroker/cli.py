@@ -32,6 +32,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "restore": "state",
         "check": "state",
         "validate": "configuration",
+        "doctor": "doctor",
     },
     "Extensions": {"extensions": "extension", "uninstall-extension": "extension", "run-extension": "extension"},
     "Trust": {"certificate": "trust", "token": "trust"},

@@ -56,6 +56,14 @@ class KnownBrokers:
         self.path = Path(path) if path else default_path()
         self._tell = tell
 
+    def known(self, address: str, fingerprint: str) -> bool:
+        """Whether ``address`` is pinned to this certificate; makes no pin.
+
+        Raises:
+            NotTrusted: another certificate is pinned there.
+        """
+        return self._matches(self._read(), address, fingerprint)
+
     def check(self, address: str, fingerprint: str) -> None:
         """Compare with the pin of ``address``, or make one.
 
@@ -92,7 +100,7 @@ class KnownBrokers:
     def _read(self) -> list[str]:
         try:
             return self.path.read_text("utf-8", "replace").splitlines()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
             raise NotTrusted(

@@ -1,0 +1,157 @@
+"""``bpbroker doctor``: everything that a tired operator needs to know at night, each with what to do about it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from bpbroker import config, offline
+from bpbroker.client.address import BrokerAddress
+from bpbroker.client.doctor import FAIL, OK, WARNING, Finding, examine, networks
+from bpbroker.client.pins import KnownBrokers
+from bpbroker.client.transport import Trust
+from bpbroker.commands.local import LocalBroker, running
+from bpbroker.commands.scope import Scope, command, pass_scope
+from bpbroker.commands.tables import echo_json, format_option, shown_size
+from bpbroker.errors import BpbrokerError, ClientError, ConfigurationError, RequestError
+from bpbroker.extensions import Status, catalogue
+from bpbroker.jointoken import canonical_fingerprint
+from bpbroker.sources import Loaded
+
+_DISK_WARN_BYTES = 256 * 1024 * 1024
+_DISK_FAIL_BYTES = 16 * 1024 * 1024
+
+
+@command("doctor", short_help="Look for what is wrong, and what to do")
+@format_option
+@pass_scope
+def doctor(scope: Scope, *, form: str) -> None:
+    """Look at configuration, files, disk, network, certificate, extensions and the running broker.
+
+    Each line says ok, warning or fail, and what to do. Exit code 0 when nothing failed, else 1.
+    """
+    findings = []
+    for finding in diagnose(scope):
+        findings.append(finding)
+        if form == "table":
+            click.echo(f"{finding.level:<8} {finding.what}: {finding.detail}")
+            if finding.advice:
+                click.echo(f"{'':<8} -> {finding.advice}")
+    if form == "json":
+        echo_json([finding._asdict() for finding in findings])
+    sys.exit(1 if any(finding.level == FAIL for finding in findings) else 0)
+
+
+def diagnose(scope: Scope) -> Iterator[Finding]:
+    """Give what is found, one thing after the other."""
+    try:
+        loaded: Loaded | None = scope.sources().load()
+    except ConfigurationError as error:
+        loaded = None
+        yield Finding(
+            "configuration", FAIL, str(error), "correct the file, or go back to a backup with `bpbroker restore`"
+        )
+    else:
+        yield Finding("configuration", OK, f"{scope.own} can be used")
+    for warning in loaded.warnings if loaded else ():
+        yield Finding("configuration", WARNING, warning, "correct it if it is not meant so")
+    yield from _files(scope)
+    yield from _disk(scope.own)
+    yield networks()
+    if loaded is None:
+        return
+    yield from _access(loaded)
+    yield from _extensions(scope, loaded)
+    try:
+        broker = running(scope)
+    except ConfigurationError as error:
+        yield Finding("broker", WARNING, str(error), "run this as root or as the service's user")
+        return
+    if broker is None:
+        yield Finding("broker", WARNING, "it does not run", f"start it: {scope.command_line('start')}, or the service")
+        yield from _ports(loaded)
+    else:
+        yield from _broker(broker, loaded)
+
+
+def _files(scope: Scope) -> Iterator[Finding]:
+    for found in offline.check(scope.own):
+        advice = {OK: "", WARNING: "", FAIL: f"see {scope.command_line('backups')} and restore"}[found.level]
+        yield Finding(found.what, found.level, found.detail, advice)
+
+
+def _disk(own: Path) -> Iterator[Finding]:
+    folder = next(folder for folder in own.parents if folder.exists())
+    if not os.access(folder, os.W_OK):
+        yield Finding(
+            "folder", FAIL, f"{folder} cannot be written by this user", "run this as root or the service's user"
+        )
+    free = shutil.disk_usage(folder).free
+    level = FAIL if free < _DISK_FAIL_BYTES else WARNING if free < _DISK_WARN_BYTES else OK
+    advice = "" if level == OK else "make room; without it the broker refuses writes"
+    yield Finding("disk", level, f"{shown_size(free)} free in {folder}", advice)
+
+
+def _access(loaded: Loaded) -> Iterator[Finding]:
+    namespaces = ["services", *config.namespaces(loaded.effective)]
+    unguarded = [name for name in namespaces if not config.access_keys(loaded.effective, name)]
+    if unguarded:
+        yield Finding("keys", WARNING, f"open to everybody: {', '.join(unguarded)}", "give them an _access_key")
+    else:
+        yield Finding("keys", OK, "every namespace needs an access key")
+
+
+def _extensions(scope: Scope, loaded: Loaded) -> Iterator[Finding]:
+    for record in catalogue(loaded.effective, scope.home.lib):
+        what = f"extension {record.namespace}"
+        if not record.enabled:
+            yield Finding(what, OK, "installed, not enabled")
+        elif record.status is Status.USABLE:
+            yield Finding(what, OK, f"methods: {', '.join(record.methods) or 'none'}")
+        else:
+            advice = "install it with install-extension, or take its section out of the configuration"
+            yield Finding(what, FAIL, record.problem, advice)
+
+
+def _ports(loaded: Loaded) -> Iterator[Finding]:
+    """See whether both ports could be had by a start."""
+    from bpbroker.server import bind_tcp
+    from bpbroker.udp import bind_udp
+
+    ip, port = loaded.effective["api"]["listen_ip"], loaded.effective["api"]["listen_port"]
+    for protocol, bind in (("TCP", lambda: [bind_tcp(ip, port)]), ("UDP", lambda: bind_udp(ip, port))):
+        try:
+            sockets = bind()
+        except (BpbrokerError, OSError) as error:
+            yield Finding(f"{protocol} port", FAIL, str(error), "stop what uses it, or set api.listen_port")
+            continue
+        for sock in sockets:
+            sock.close()
+        yield Finding(f"{protocol} port", OK, f"{port} is free")
+
+
+def _broker(broker: LocalBroker, loaded: Loaded) -> Iterator[Finding]:
+    note = broker.note
+    if "fingerprint" not in note:
+        yield Finding("broker", WARNING, f"process {broker.pid} is just starting", "try again in a moment")
+        return
+    yield Finding("broker", OK, f"version {note['version']} runs as process {broker.pid}")
+    keys = config.access_keys(loaded.effective, "services")
+    trust = Trust(fingerprint=canonical_fingerprint(note["fingerprint"]))
+    target = BrokerAddress(note["address"], note["port"])
+    yield from examine(target, trust, KnownBrokers(os.devnull), key=keys[0] if keys else "")
+    try:
+        report = broker.ask("Status", timeout_secs=10.0)
+    except (ClientError, RequestError) as error:
+        yield Finding("parts", FAIL, str(error), "see its log; restart it if it does not recover")
+        return
+    for part in report["parts"]:
+        if not part["ok"]:
+            yield Finding(f"part {part['name']}", FAIL, part["detail"] or "not well", "see the broker's log")
+    if report["ok"]:
+        yield Finding("parts", OK, f"all {len(report['parts'])} are well")
