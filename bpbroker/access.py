@@ -43,18 +43,27 @@ class WrongKeys:
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
+        self._limit = limit
         self._times: dict[str, deque[float]] = {}
+
+    @property
+    def limit(self) -> int:
+        """How many an address may bring in a minute; a new limit begins to count afresh."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        if limit != self._limit:
+            self._limit = limit
+            self._times = {}
 
     def pause_secs(self, address: str, now: float) -> int | None:
         """Give the seconds that an address has to wait before its key is looked at again, or None."""
         times = self._times.get(address)
-        if times is None:
+        if times is None or len(times) < self._limit:
             return None
-        recent = [moment for moment in times if moment > now - _WINDOW_SECS]
-        if len(recent) < self.limit:
-            return None
-        return max(1, math.ceil(recent[-self.limit] + _WINDOW_SECS - now))
+        left = times[0] + _WINDOW_SECS - now
+        return max(1, math.ceil(left)) if left > 0 else None
 
     def count(self, address: str, now: float) -> None:
         """Count a wrong key of an address at this monotonic time."""
@@ -62,11 +71,12 @@ class WrongKeys:
         if times is None:
             if len(self._times) >= _ADDRESSES_MAX:
                 self._forget_old(now)
-            times = self._times.setdefault(address, deque(maxlen=self.limit))
+            times = self._times.setdefault(address, deque(maxlen=self._limit))
         times.append(now)
 
     def _forget_old(self, now: float) -> None:
-        """Make room, in one go for many: this must not cost anything much for each address that tries."""
-        fresh = [item for item in list(self._times.items()) if item[1] and item[1][-1] > now - _WINDOW_SECS]
-        # When that many addresses try in one minute, those that began first get away.
-        self._times = dict(fresh[-_ADDRESSES_MAX // 2 :])
+        fresh = {address: times for address, times in list(self._times.items()) if times[-1] > now - _WINDOW_SECS}
+        # More addresses than that in one minute: the half that came first gets away.
+        for address in list(fresh)[: max(0, len(fresh) - _ADDRESSES_MAX // 2)]:
+            del fresh[address]
+        self._times = fresh

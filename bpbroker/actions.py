@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from bpbroker import entry, messages, responses
+from bpbroker.errors import BadRequest
 from bpbroker.messages import Condition, Record
 from bpbroker.parameters import Parameters
 from bpbroker.responses import Response
 
 _WAIT_SLACK_SECS: Final = 30.0
+_TAG: Final = re.compile(r'[ \t]*((?:W/)?"[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?:,|\Z)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +27,16 @@ class Limits:
     depth: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """A message for an actor and how its reply is shown."""
 
     message: Any
     show: Callable[[Any], Response]
-    timeout_secs: float | None = None
+    timeout_secs: float = 30.0
+    heavy: bool = False
+    """Whether ``show`` may take more than a millisecond."""
+    patient: bool = False
+    """Whether the client means to wait."""
 
 
 Decide = Callable[[Parameters, Mapping[str, Any], str, Limits], Ask | Response]
@@ -63,23 +69,26 @@ def _delete(parameters: Parameters, environ: Mapping[str, Any], _source: str, li
 def _get(parameters: Parameters, environ: Mapping[str, Any], _source: str, limits: Limits) -> Ask:
     name = parameters.name(limits.name_bytes)
     wait = parameters.seconds("wait")
-    tags = _tags(environ.get("HTTP_IF_NONE_MATCH"))
-    if not tags:
-        return Ask(messages.Get(name, wait), responses.entry, wait + _WAIT_SLACK_SECS)
+    header = environ.get("HTTP_IF_NONE_MATCH")
+    if header is None:
+        return Ask(messages.Get(name, wait), responses.entry, wait + _WAIT_SLACK_SECS, patient=wait > 0)
+    # For a read, a tag that was made weak on its way still names what it did (RFC 9110, section 13.1.2).
+    tags = tuple(tag.removeprefix("W/") for tag in _tags("If-None-Match", header))
+    if wait and len(tags) > 1:
+        raise BadRequest("With wait, If-None-Match takes one entity tag")
 
     def show(record: Record) -> Response:
         if record.etag in tags or "*" in tags:
             return Response(304, b"", headers=(("ETag", record.etag),))
         return responses.entry(record)
 
-    return Ask(messages.Get(name, wait, tags[0]), show, wait + _WAIT_SLACK_SECS)
+    return Ask(messages.Get(name, wait, tags[0]), show, wait + _WAIT_SLACK_SECS, patient=wait > 0)
 
 
 def _list(parameters: Parameters, _environ: Mapping[str, Any], _source: str, _limits: Limits) -> Ask:
     wait = parameters.seconds("wait")
-    prefix = parameters.text("prefix") or ""
-    message = messages.List(prefix, parameters.count("count"), wait)
-    return Ask(message, responses.entries, wait + _WAIT_SLACK_SECS)
+    message = messages.List(parameters.text("prefix") or "", parameters.count("count"), wait)
+    return Ask(message, responses.entries, wait + _WAIT_SLACK_SECS, heavy=True, patient=wait > 0)
 
 
 def _ping(parameters: Parameters, _environ: Mapping[str, Any], source: str, limits: Limits) -> Response:
@@ -106,12 +115,29 @@ def _condition(environ: Mapping[str, Any]) -> Condition:
     match, none_match = environ.get("HTTP_IF_MATCH"), environ.get("HTTP_IF_NONE_MATCH")
     if match is None and none_match is None:
         return messages.ALWAYS
-    return Condition(_tags(match) or None, _tags(none_match) or None)
+    return Condition(
+        None if match is None else _tags("If-Match", match),
+        None if none_match is None else _tags("If-None-Match", none_match),
+    )
 
 
-def _tags(header: str | None) -> tuple[str, ...]:
-    """Give the entity tags in a header; a weak one (``W/``) never matches, ours are strong."""
-    return tuple(tag for tag in (part.strip() for part in (header or "").split(",")) if tag)
+def _tags(field: str, header: str) -> tuple[str, ...]:
+    """Give the entity tags in a header field; never none: a condition that was meant must not be lost.
+
+    Raises:
+        BadRequest: there is something else in it.
+    """
+    if header.strip() == "*":
+        return ("*",)
+    tags: list[str] = []
+    position = 0
+    while position < len(header) or not tags:
+        match = _TAG.match(header, position)
+        if match is None:
+            raise BadRequest(f'{field} must be * or entity tags in double quotes, such as "0123abcd"')
+        tags.append(match[1])
+        position = match.end()
+    return tuple(tags)
 
 
 _READ: Final = ("GET", "POST")

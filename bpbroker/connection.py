@@ -1,40 +1,45 @@
-"""One connection: its phases, and the request and answer on it.
+"""One connection: its phases, and the requests and answers on it.
 
-It belongs to the selector's thread, but for the time in which its phase is
-``WORKING``: then a worker has it, or an actor owes its answer.
+It belongs to the selector's thread, but for the time in which a worker has it:
+from :attr:`Turn.WORKER` until the worker hands it back.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import socket
 import time
-import urllib.parse
+from concurrent.futures import Future
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
-from cheroot.server import HTTPRequest
-from cheroot.wsgi import Gateway_10
-
-from bpbroker import responses, tls
-from bpbroker.framing import Framer, Head, Rejected
-from bpbroker.responses import Later, Response
+from bpbroker import accesslog, exchange, responses, tls
+from bpbroker.exchange import Exchange
+from bpbroker.framing import Fields, Framer, Head, Rejected
+from bpbroker.responses import Later
 
 if TYPE_CHECKING:
     from bpbroker.server import BrokerServer
 
 logger = logging.getLogger(__name__)
 
-_READ_BYTES: Final = 64 * 1024
+_RECORD_BYTES: Final = 16 * 1024
+"""The most that one TLS record holds: reading that much leaves nothing behind that the selector cannot see."""
+_RECORDS_AT_ONCE: Final = 16
 _SEND_AT_ONCE: Final = 256 * 1024
-"""What the selector's thread sends of one answer before it looks at others."""
+"""What the selector's thread reads and sends for one connection before it looks at others."""
+_SLICE_BYTES: Final = 64 * 1024
+INLINE_BODY_BYTES: Final = 16 * 1024
+"""A request with a larger body goes to a worker: parsing it takes longer than handing it over."""
+_AHEAD_MAX_BYTES: Final = 64 * 1024
+"""What a client may send ahead while its request is served."""
+_SLOWEST_BYTES_PER_SEC: Final = 32 * 1024
+"""A client that takes its answer more slowly than that, all in all, is let go."""
 _LINGER_SECS: Final = 2.0
 _LINGER_BYTES: Final = 4 * 1024 * 1024
 _TLS_HANDSHAKE: Final = 0x16
-_TCP_CLOSE_WAIT: Final = 8
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_ESCAPED_SLASH: Final = b"%2F"
+_NO_FIELDS: Final = Fields({}, 0, "", expects_continue=False)
 
 
 class Phase(Enum):
@@ -42,10 +47,10 @@ class Phase(Enum):
 
     HANDSHAKE = "handshake"
     READING = "reading"
-    WORKING = "working"
+    SERVING = "serving"
     SENDING = "sending"
     LINGERING = "lingering"
-    CLOSING = "closing"
+    BROKEN = "broken"
 
 
 class Turn(Enum):
@@ -54,6 +59,10 @@ class Turn(Enum):
     READ = "read"
     WRITE = "write"
     WORKER = "worker"
+    NOTHING = "nothing"
+    """An actor's answer, and no word of the client before that."""
+    AGAIN = "again"
+    """The others' turn; there is more to do right now."""
     CLOSE = "close"
 
 
@@ -63,86 +72,121 @@ _TURN: Final = {tls.Want.READ: Turn.READ, tls.Want.WRITE: Turn.WRITE}
 class Connection:
     """One client's connection."""
 
-    # What cheroot's request looks for on a connection.
-    ssl_env: Any = None
-    rfile: Any = None
-
     def __init__(self, server: BrokerServer, sock: socket.socket, address: tuple[Any, ...]) -> None:
-        self.server = server
         self.socket = sock
         self.peer: str = address[0]
-        self.remote_addr = self.peer
-        self.remote_port: int = address[1]
         self.phase = Phase.HANDSHAKE
         self.watched: Turn | None = None
-        """What the selector watches it for; the selector's thread's own note."""
+        """What the selector watches it for; the selector's own note."""
+        self.lent = False
+        """Whether a worker has it: set by the selector's thread, cleared by the worker."""
         self.deadline = time.monotonic() + server.handshake_secs
+        self._server = server
+        self._address = (self.peer, int(address[1]))
         self._stream: tls.Stream | None = None
-        self._buffer = bytearray()
         self._framer = Framer(server.limits)
-        self._in_request = False
-        self._out: list[bytes] = []
-        self._unsent = memoryview(b"")
-        self._lingered = 0
-        self._keep_alive = False
-        self._request: Request | None = None
+        self._request: tuple[Head, bytes] | None = None
+        self._environ_of = _NO_FIELDS
+        self._environ: dict[str, Any] = {}
+        self._exchange: Exchange | None = None
         self._later: Later | None = None
         self._later_deadline = 0.0
-        self.wfile = self
+        self._unsent = memoryview(b"")
+        self._keep_alive = False
+        self._send_until = 0.0
+        self._has_left = False
+        self._lingered = 0
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @property
-    def waits(self) -> bool:
-        """Whether an actor owes it an answer."""
-        return self._later is not None
+    def idle(self) -> bool:
+        """Whether it is open between two requests, or before its first."""
+        return self.phase is Phase.HANDSHAKE or (self.phase is Phase.READING and not self._framer.begun)
 
     @property
-    def idle(self) -> bool:
-        """Whether it is open between two requests."""
-        return self.phase is Phase.READING and not self._in_request
+    def busy(self) -> bool:
+        """Whether a request is being served or answered."""
+        return self.phase in (Phase.SERVING, Phase.SENDING)
+
+    @property
+    def held_bytes(self) -> int:
+        """How much memory its client has it keep."""
+        request = self._request
+        return self._framer.held_bytes + len(self._unsent) + (len(request[1]) if request else 0)
 
     # --- the selector's thread ---
 
     def move_on(self) -> Turn:
         """Do what can be done without blocking."""
         try:
-            if self.phase is Phase.HANDSHAKE:
-                return self._shake_hands()
             if self.phase is Phase.READING:
                 return self._read()
+            if self.phase is Phase.SERVING:
+                return self._listen_while_serving()
             if self.phase is Phase.SENDING:
                 return self._send()
+            if self.phase is Phase.HANDSHAKE:
+                return self._shake_hands()
             if self.phase is Phase.LINGERING:
                 return self._drain()
+        except BlockingIOError:
+            return Turn.READ
+        except (tls.Broken, OSError):
+            pass
+        return Turn.CLOSE
+
+    def ask(self) -> None:
+        """Ask for the answer that is owed; the others have been taken in too now."""
+        if self._later is not None:
+            self._later.begin(self.hand_back)
+
+    def resume(self) -> Turn:
+        """Go on after a worker, an actor, or the others have had their turn."""
+        if self.phase is not Phase.SERVING:
+            return self.move_on()
+        later = self._later
+        if later is None or not later.done:
+            return Turn.NOTHING if self._has_left else Turn.READ
+        if later.heavy:
+            return Turn.WORKER
+        try:
+            self._complete()
+            return self._send()
         except (tls.Broken, OSError):
             return Turn.CLOSE
-        return Turn.CLOSE
 
     def too_late(self) -> Turn:
         """End a phase whose time is over; a request that has begun is told so."""
-        if self.phase is Phase.READING and self._in_request:
+        if self.phase is Phase.READING and self._framer.begun:
             return self._reject(408, "The request did not come in time (api.request_timeout_secs)")
         return Turn.CLOSE
 
     def watch_over(self, now: float) -> None:
-        """See that an answer that is owed does not keep the connection for ever, nor for a client that has gone."""
+        """See that an answer that is owed does not keep the connection for ever."""
         later = self._later
-        if later is not None and (now >= self._later_deadline or self._has_gone()):
+        if later is not None and now >= self._later_deadline:
             later.give_up()
 
-    def give_up(self) -> None:
-        """Let go of an answer that is owed."""
+    def stop(self) -> None:
+        """Let a request that means to wait be answered now: the broker is stopping."""
         later = self._later
         if later is not None:
-            later.give_up()
+            later.stop()
+
+    def shed(self) -> Turn:
+        """Let go of what is kept for the client: the server keeps too much."""
+        if self.phase is Phase.READING:
+            return self._reject(503, "The broker has too many large requests at the moment; try again later")
+        return Turn.CLOSE
 
     def close(self) -> None:
         """Say goodbye and close the socket."""
-        if self._stream is not None and self.phase is not Phase.HANDSHAKE:
+        if self._later is not None:
+            self._later.give_up()
+        if self._stream is not None and self.phase not in (Phase.HANDSHAKE, Phase.LINGERING):
             # cheroot sends no close_notify: OpenSSL 3 clients that read to the end then report an error.
             self._stream.say_goodbye()
-        self.phase = Phase.CLOSING
         self.socket.close()
 
     def _shake_hands(self) -> Turn:
@@ -152,88 +196,106 @@ class Connection:
                 return Turn.CLOSE
             if first[0] != _TLS_HANDSHAKE:
                 return self._reject_plain()
-            self._stream = tls.Stream(self.server.context, self.socket)
+            self._stream = tls.Stream(self._server.context, self.socket)
         want = self._stream.handshake()
         if want is not None:
             return _TURN[want]
         self.phase = Phase.READING
-        self._begin_request(first=True)
-        return self._read()
-
-    def _begin_request(self, *, first: bool = False) -> None:
-        self.phase = Phase.READING
-        self._framer = Framer(self.server.limits)
-        self._in_request = False
         # A client that has connected means to ask something; between requests it may take its time.
-        self.deadline = time.monotonic() + (self.server.request_secs if first else self.server.keep_alive_secs)
+        self.deadline = time.monotonic() + self._server.request_secs
+        return self._read()
 
     def _read(self) -> Turn:
         stream = self._stream
         if stream is None:
             return Turn.CLOSE
-        while True:
-            if self._buffer:
-                turn = self._frame()
-                if turn is not None:
-                    return turn
-            received = stream.receive(_READ_BYTES)
+        turn = self._frame(b"") if self._framer.begun else None
+        for _ in range(_RECORDS_AT_ONCE):
+            if turn is not None:
+                return turn
+            received = stream.receive(_RECORD_BYTES)
             if isinstance(received, tls.Want):
                 return _TURN[received]
             if not received:
                 return Turn.CLOSE
-            self._buffer += received
+            turn = self._frame(received)
+        return turn or Turn.READ
 
-    def _frame(self) -> Turn | None:
-        """See whether the request is complete; None if more has to come."""
-        if not self._in_request:
-            self._in_request = True
+    def _frame(self, received: bytes) -> Turn | None:
+        """Take in what came, and serve the request if that completes it; None if more has to come."""
+        framer = self._framer
+        if received and not framer.begun:
             # One deadline for the whole request, however its bytes trickle in.
-            self.deadline = time.monotonic() + self.server.request_secs
+            self.deadline = time.monotonic() + self._server.request_secs
         try:
-            had_head = self._framer.head is not None
-            complete = self._framer.feed(self._buffer)
+            request = framer.feed(received)
         except Rejected as rejected:
             return self._reject(rejected.status, str(rejected))
-        if complete is not None:
-            self._request = Request(self.server, self, *complete)
-            self.phase = Phase.WORKING
+        if request is None:
+            if framer.wants_go_ahead() and self._stream is not None:
+                self._stream.send(_CONTINUE)
+            return None
+        self.phase = Phase.SERVING
+        self._request = request
+        if len(request[1]) > INLINE_BODY_BYTES:
             return Turn.WORKER
-        head = self._framer.head
-        if not had_head and head is not None and head.expects_continue and self._stream is not None:
-            self._stream.send(_CONTINUE)
-        return None
+        return self._serve() or self._send()
+
+    def _listen_while_serving(self) -> Turn:
+        """Take in what a client sends ahead, and notice when it leaves."""
+        if self._stream is None:
+            return Turn.CLOSE
+        try:
+            received = self._stream.receive(_RECORD_BYTES)
+        except tls.Broken:
+            received = b""
+        if isinstance(received, tls.Want):
+            return _TURN[received]
+        if received:
+            self._framer.keep(received)
+            return Turn.READ if self._framer.held_bytes < _AHEAD_MAX_BYTES else Turn.NOTHING
+        self._has_left = True
+        if self._later is not None and self._later.patient:
+            self._later.give_up()
+        return Turn.NOTHING
 
     def _send(self) -> Turn:
-        """Send what a worker could not get rid of; progress moves the deadline on."""
+        """Send what is to be sent; progress moves the deadline on."""
         if self._stream is None:
             return Turn.CLOSE
         budget = _SEND_AT_ONCE
         while self._unsent:
             if budget <= 0:
                 return Turn.WRITE
-            sent = self._stream.send(self._unsent[:_READ_BYTES])
+            sent = self._stream.send(self._unsent[:_SLICE_BYTES])
             if isinstance(sent, tls.Want):
                 return _TURN[sent]
             self._unsent = self._unsent[sent:]
             budget -= sent
-            self.deadline = time.monotonic() + self.server.request_secs
+            self.deadline = min(time.monotonic() + self._server.request_secs, self._send_until)
         if not self._keep_alive:
             return self._linger()
-        self._begin_request()
-        return self._read()
+        if self._has_left:
+            return Turn.CLOSE
+        server, begun = self._server, self._framer.begun
+        self.phase = Phase.READING
+        self.deadline = time.monotonic() + (server.request_secs if begun else server.keep_alive_secs)
+        self._framer.limits = server.limits
+        return Turn.AGAIN if begun else Turn.READ
 
     def _reject(self, status: int, message: str) -> Turn:
         """Answer what cannot be served, and close."""
-        self._unsent = memoryview(_raw(responses.failure(status, message)))
+        answer = responses.failure(status, message)
+        accesslog.write(accesslog.Line(address=self.peer, status=status, sent_bytes=len(answer.body)))
+        self._unsent = memoryview(exchange.whole(answer))
         self._keep_alive = False
         self.phase = Phase.SENDING
-        self.deadline = time.monotonic() + _LINGER_SECS
-        return self._send()
+        self.deadline = self._send_until = time.monotonic() + _LINGER_SECS
+        return self.move_on()
 
     def _reject_plain(self) -> Turn:
         """Answer a client that does not speak TLS, in the clear, and close."""
-        answer = _raw(responses.failure(400, "This port speaks HTTPS only; use https://"))
-        self.socket.send(answer)
+        self.socket.send(exchange.whole(responses.failure(400, "This port speaks HTTPS only; use https://")))
         self._begin_lingering()
         return Turn.READ
 
@@ -250,128 +312,85 @@ class Connection:
         self.deadline = time.monotonic() + _LINGER_SECS
 
     def _drain(self) -> Turn:
-        while self._lingered < _LINGER_BYTES:
-            try:
-                received = self.socket.recv(_READ_BYTES)
-            except BlockingIOError:
-                return Turn.READ
-            if not received:
-                break
+        for _ in range(_RECORDS_AT_ONCE):
+            received = self.socket.recv(_SLICE_BYTES)
             self._lingered += len(received)
-        return Turn.CLOSE
+            if not received or self._lingered > _LINGER_BYTES:
+                return Turn.CLOSE
+        return Turn.READ
 
-    def _has_gone(self) -> bool:
-        """Whether the client has closed its end (Linux knows; elsewhere it is found when the answer is sent)."""
-        try:
-            info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-        except (OSError, AttributeError):
-            return False
-        return bool(info[0] == _TCP_CLOSE_WAIT)
-
-    # --- a worker's thread ---
+    # --- the selector's thread, or a worker's ---
 
     def work(self) -> None:
-        """Serve the request, or go on with one whose answer is there now."""
-        request = self._request
-        later = self._later
-        if request is None:
-            return
-        if later is None:
-            self._out = []
-            later = request.serve()
-            if later is not None:
-                self._later_deadline = time.monotonic() + later.timeout_secs
-                self._later = later
-                later.when_done(self._answer_is_there)  # from here on another thread may have it
-                return
-        else:
-            self._later = None
-            request.finish(later)
-        self._answer(request)
-
-    def _answer_is_there(self) -> None:
-        self.server.requests.put(self)
-
-    def _answer(self, request: Request) -> None:
-        """Send the answer as far as it goes at once, and hand the connection back."""
-        self._keep_alive = not request.close_connection
-        self._request = None
-        content = memoryview(b"".join(self._out))
-        self._out = []
-        self.deadline = time.monotonic() + self.server.request_secs
+        """Serve the request, or complete its answer, in a worker's thread."""
         try:
-            while content and self._stream is not None:
-                sent = self._stream.send(content[:_READ_BYTES])
-                if isinstance(sent, tls.Want):
-                    break
-                content = content[sent:]
-        except tls.Broken:
-            self._keep_alive = False
-            content = memoryview(b"")
-            self.phase = Phase.CLOSING
-            self.hand_back()
-            return
-        self._unsent = content
-        self.phase = Phase.SENDING
-        self.hand_back()
+            if self._later is not None:
+                self._complete()
+            elif self._serve() is not None:
+                return  # an actor owes the answer
+            self._send_at_once()
+        except (tls.Broken, OSError):
+            self.phase = Phase.BROKEN
 
-    def hand_back(self) -> None:
-        """Give the connection back to the selector's thread."""
-        self.server.selecting.hand_back(self)
+    def hand_back(self, _reply: Future[Any] | None = None) -> None:
+        """Let the selector's thread go on with it; may be said too often."""
+        self._server.selecting.hand_back(self)
 
-    def write(self, content: bytes) -> None:
-        """Take a piece of the answer; cheroot's request writes here."""
-        self._out.append(content)
-
-
-class Request(HTTPRequest):
-    """cheroot's request with a head that was parsed already and a body that is all there."""
-
-    def __init__(self, server: BrokerServer, connection: Connection, head: Head, body: bytes) -> None:
-        super().__init__(server, connection)
-        target, _, query = head.target.partition(b"?")
-        self.method = head.method
-        self.uri = head.target
-        self.path = _ESCAPED_SLASH.join(
-            urllib.parse.unquote_to_bytes(part) for part in target.replace(b"%2f", _ESCAPED_SLASH).split(_ESCAPED_SLASH)
-        )
-        self.qs = query
-        self.request_protocol = b"HTTP/%d.%d" % head.version
-        self.response_protocol = "HTTP/1.1" if head.version >= (1, 1) else "HTTP/1.0"
-        self.close_connection = not head.keeps_alive
-        self.chunked_read = head.length < 0
-        self.inheaders = head.fields
-        self.rfile = io.BytesIO(body)
-        self.started_request = self.ready = True
-        self._gateway: Gateway_10 | None = None
-
-    def serve(self) -> Later | None:
-        """Run the application; give its answer if an actor still owes it."""
-        gateway = self._gateway = Gateway_10(self)
-        result = self.server.wsgi_app(gateway.env, gateway.start_response)
+    def _serve(self) -> Turn | None:
+        """Run the application; None when there is an answer to send."""
+        request = self._request
+        if request is None:
+            return Turn.CLOSE
+        self._request = None
+        head, body = request
+        if head.fields is not self._environ_of:
+            self._environ_of = head.fields
+            self._environ = exchange.environ_of(head.fields, self._address, self._server.port)
+        current = self._exchange = Exchange(self._environ, head, body)
+        if self._server.selecting.stopping:
+            current.close_after()
+        try:
+            result = current.serve(self._server.wsgi_app)
+        except BaseException as error:  # noqa: BLE001 - SystemExit too: it would end the server's loop
+            self._failed(error)
+            return None
         if isinstance(result, Later):
-            return result
-        self._write(result)
+            self._later_deadline = time.monotonic() + result.timeout_secs
+            self._later = result
+            self._server.selecting.ask_soon(self)
+            return Turn.READ
+        self._answer(result, keep_alive=current.keeps_alive)
         return None
 
-    def finish(self, later: Later) -> None:
-        """Write an answer that was owed."""
-        self._write(later)
+    def _complete(self) -> None:
+        """Make the answer that was owed."""
+        later, current = self._later, self._exchange
+        self._later = None
+        if later is None or current is None:
+            raise tls.Broken
+        try:
+            content = current.answer((later.body(),))
+        except BaseException as error:  # noqa: BLE001 - as above
+            self._failed(error)
+        else:
+            self._answer(content, keep_alive=current.keeps_alive)
 
-    def _write(self, chunks: Any) -> None:
-        gateway = self._gateway
-        for chunk in chunks:
-            if chunk and gateway is not None and self.method != b"HEAD":
-                gateway.write(chunk)
-        self.ensure_headers_sent()
-        if self.chunked_write:
-            self.conn.wfile.write(b"0\r\n\r\n")
+    def _failed(self, error: BaseException) -> None:
+        logger.error("Error while serving %s", self.peer, exc_info=error)
+        self._answer(exchange.whole(responses.failure(500, "Internal error; see the broker's log")), keep_alive=False)
 
+    def _answer(self, content: bytes, *, keep_alive: bool) -> None:
+        self._exchange = None
+        self._keep_alive = keep_alive
+        self._unsent = memoryview(content)
+        self.deadline = time.monotonic() + self._server.request_secs
+        self._send_until = self.deadline + len(content) / _SLOWEST_BYTES_PER_SEC
+        self.phase = Phase.SENDING
 
-def _raw(response: Response) -> bytes:
-    """Give a whole answer that ends its connection, for what never becomes a request."""
-    head = (
-        f"HTTP/1.1 {response.status_line}\r\nContent-Type: {response.content_type}\r\n"
-        f"Content-Length: {len(response.body)}\r\nConnection: close\r\n\r\n"
-    )
-    return head.encode("latin-1") + response.body
+    def _send_at_once(self) -> None:
+        """Send what the socket takes, in a worker's thread; the rest is the selector's."""
+        while self._unsent and self._stream is not None:
+            sent = self._stream.send(self._unsent[:_SLICE_BYTES])
+            if isinstance(sent, tls.Want):
+                return
+            self._unsent = self._unsent[sent:]

@@ -15,7 +15,7 @@ def _show(value: Any) -> Response:
 
 
 def _simple(actor: str, message: Callable[[], Any], timeout_secs: float = 60.0) -> _Action:
-    return lambda _document: (actor, Ask(message(), _show, timeout_secs))
+    return lambda _document: (actor, Ask(message(), _show, timeout_secs, heavy=True))
 
 
 _Action = Callable[[Mapping[str, Any]], tuple[str, Ask]]
@@ -28,7 +28,7 @@ CONTROL: Final[Mapping[str, _Action]] = {
     "Stop": _simple("broker", messages.Stop),
     "ApplyConfiguration": lambda document: (
         "config store",
-        Ask(messages.ApplyConfiguration(document), _show, 60.0),
+        Ask(messages.ApplyConfiguration(document), _show, 60.0, heavy=True),
     ),
 }
 """Method to what it asks of which actor; each takes the request's JSON object."""

@@ -3,22 +3,25 @@
 cheroot accepts lengths that are negative, signed, given twice or beside a
 transfer coding, and NUL in fields (measured on 11.1.2); two parties that read
 such a request differently are how requests are smuggled. So the head is parsed
-here, strictly (RFC 9112), and cheroot gets the result.
+here, strictly (RFC 9112). Every step is linear in what came in: this runs in
+the one thread that everybody's connection depends on.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-_REQUEST_LINE: Final = re.compile(rb"([A-Z]{1,20}) ([!-~]+) HTTP/([0-9])\.([0-9])\Z")
-_FIELD: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*\Z")
-_LENGTH: Final = re.compile(rb"[0-9]{1,18}\Z")
+_REQUEST_LINE: Final = re.compile(r"([A-Z]{1,20}) ([!-~]+) HTTP/([0-9])\.([0-9])\Z")
+_TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
+_FORBIDDEN: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_LENGTH: Final = re.compile(r"[0-9]{1,18}\Z")
 _CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\Z")
 _CHUNK_LINE_MAX: Final = 256
 _BLANK_LINES_MAX: Final = 4
-_ONCE: Final = frozenset({b"content-length", b"host", b"transfer-encoding", b"content-type"})
+_ONCE: Final = frozenset({"content-length", "host", "transfer-encoding", "content-type"})
 
 
 class Rejected(Exception):
@@ -39,167 +42,247 @@ class Limits:
 
 
 @dataclass(slots=True)
+class Fields:
+    """The header fields of a request, and what they say of its framing. Several requests may share one."""
+
+    values: Mapping[str, str]
+    """By lower-case name; fields given several times are joined with a comma."""
+    length: int
+    """Of the body, 0 when there is none; -1 when it is chunked."""
+    options: str
+    """The field ``Connection`` in lower case."""
+    expects_continue: bool
+
+
+@dataclass(slots=True)
 class Head:
     """A request's line and fields."""
 
-    method: bytes
-    target: bytes
+    method: str
+    target: str
     version: tuple[int, int]
-    fields: dict[bytes, bytes]
-    """By lower-case name; fields given several times are joined with a comma."""
-    size: int
-    """Bytes up to and including the blank line."""
-    length: int
-    """Of the body, 0 when there is none; -1 when it is chunked."""
+    fields: Fields
 
     @property
     def keeps_alive(self) -> bool:
         """Whether the client wants the connection to go on."""
-        options = self.fields.get(b"connection", b"").lower()
-        return b"keep-alive" in options if self.version < (1, 1) else b"close" not in options
-
-    @property
-    def expects_continue(self) -> bool:
-        """Whether the client waits for a go-ahead before it sends the body."""
-        return self.version >= (1, 1) and self.fields.get(b"expect", b"").lower() == b"100-continue"
+        options = self.fields.options
+        return "keep-alive" in options if self.version < (1, 1) else "close" not in options
 
 
 class Framer:
-    """Follows one request as its bytes come in; begin a new one for each."""
+    """Cuts the bytes that come in on one connection into requests.
+
+    A client that keeps its connection sends the same fields with each request:
+    fields that are the same to the byte as those before are not parsed again.
+    """
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self.head: Head | None = None
+        self.limits = limits
+        self._buffer = bytearray()
+        self._head: Head | None = None
+        self._body_start = 0
         self._searched = 0
-        self._position = 0
-        """Up to where a chunked body was followed."""
-        self._chunks: list[bytes] = []
-        self._decoded = 0
+        self._blank = 0
+        self._chunks: bytearray | None = None
+        """A chunked body as far as it is decoded."""
+        self._last: tuple[str, tuple[int, int], Limits, Fields] | None = None
 
-    def feed(self, buffer: bytearray) -> tuple[Head, bytes] | None:
-        """Look at all bytes so far; give head and body when the request is complete, and take it out of ``buffer``.
+    @property
+    def begun(self) -> bool:
+        """Whether a part of a request is there."""
+        return bool(self._buffer) or self._head is not None
+
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes are kept."""
+        return len(self._buffer) + (len(self._chunks) if self._chunks is not None else 0)
+
+    def wants_go_ahead(self) -> bool:
+        """Whether to send ``100 Continue`` now: true once for a request whose client waits for it with the body."""
+        head = self._head
+        if head is None or not head.fields.expects_continue or head.version < (1, 1):
+            return False
+        expects = len(self._buffer) <= self._body_start
+        head.fields.expects_continue = False
+        return expects
+
+    def keep(self, received: bytes) -> None:
+        """Take in what came, without a look at it."""
+        self._buffer += received
+
+    def feed(self, received: bytes) -> tuple[Head, bytes] | None:
+        """Take in what came (or nothing, to see what is there already); give head and body of a complete request.
 
         Raises:
-            Rejected: it never will be.
+            Rejected: it never will be one.
         """
-        if self.head is None:
-            self.head = self._find_head(buffer)
-            if self.head is None:
+        if received:
+            self._buffer += received
+        buffer = self._buffer
+        head = self._head
+        if head is None:
+            if not buffer:
                 return None
-            self._position = self.head.size
-        head = self.head
-        if head.length >= 0:
-            end = head.size + head.length
+            head = self._find_head(buffer)
+            if head is None:
+                return None
+            self._head = head
+        if head.fields.length >= 0:
+            end = self._body_start + head.fields.length
             if len(buffer) < end:
                 return None
-            body = bytes(buffer[head.size : end])
+            body = bytes(buffer[self._body_start : end]) if head.fields.length else b""
         else:
             if not self._follow_chunks(buffer):
                 return None
-            end = self._position
-            body = b"".join(self._chunks)
+            end = self._body_start
+            body = bytes(self._chunks or b"")
         del buffer[:end]
+        self._head = self._chunks = None
+        self._searched = self._blank = 0
         return head, body
 
     def _find_head(self, buffer: bytearray) -> Head | None:
-        blank = 0
         while buffer.startswith(b"\r\n"):
             del buffer[:2]
-            blank += 1
-            if blank > _BLANK_LINES_MAX:
+            self._searched = 0
+            self._blank += 1
+            if self._blank > _BLANK_LINES_MAX:
                 raise Rejected(400, "Too many blank lines before the request")
-        end = buffer.find(b"\r\n\r\n", max(0, self._searched - 3))
-        limit = self._limits.head_bytes
+        limit = self.limits.head_bytes
+        end = buffer.find(b"\r\n\r\n", max(0, self._searched - 3), limit)
         if end < 0:
-            self._searched = len(buffer)
-            if len(buffer) > limit:
+            if len(buffer) >= limit:
                 raise Rejected(431, f"The request's head is larger than {limit} bytes (api.max_header_bytes)")
-            if self._searched and not 65 <= buffer[0] <= 90:  # A to Z
+            if buffer and not 65 <= buffer[0] <= 90 and buffer != b"\r":  # A to Z
                 raise Rejected(400, "This is not an HTTP request")
+            if _has_bare_newline(buffer, self._searched):
+                raise Rejected(400, "A line of the request's head ends without a carriage return")
+            self._searched = len(buffer)
             return None
-        if end + 4 > limit:
-            raise Rejected(431, f"The request's head is larger than {limit} bytes (api.max_header_bytes)")
-        return parse_head(bytes(buffer[:end]), self._limits)
+        self._body_start = end + 4
+        return self._parse(buffer[:end].decode("latin-1"))
+
+    def _parse(self, text: str) -> Head:
+        line, _, rest = text.partition("\r\n")
+        method, target, version = parse_request_line(line)
+        last = self._last
+        if last is not None and last[0] == rest and last[1] == version and last[2] is self.limits:
+            return Head(method, target, version, last[3])
+        fields = parse_fields(rest, version, self.limits)
+        # What waits for a go-ahead is changed while it is followed, so it is not shared.
+        self._last = None if fields.expects_continue else (rest, version, self.limits, fields)
+        return Head(method, target, version, fields)
 
     def _follow_chunks(self, buffer: bytearray) -> bool:
         """Follow a chunked body as far as it is there; True at its end."""
-        while True:
-            line_end = buffer.find(b"\r\n", self._position)
-            if line_end < 0 or line_end - self._position > _CHUNK_LINE_MAX:
-                if len(buffer) - self._position > _CHUNK_LINE_MAX:
-                    raise Rejected(400, "A chunk's first line is too long")
-                return False
-            match = _CHUNK.match(bytes(buffer[self._position : line_end]))
-            if match is None:
-                raise Rejected(400, "A chunk's size is not a hexadecimal number")
-            size = int(match[1], 16)
-            if size == 0:
-                return self._skip_trailers(buffer, line_end + 2)
-            if self._decoded + size > self._limits.body_bytes:
-                raise Rejected(413, f"The body is larger than {self._limits.body_bytes} bytes (api.max_body_bytes)")
-            end = line_end + 2 + size
-            if len(buffer) < end + 2:
-                return False
-            if buffer[end : end + 2] != b"\r\n":
-                raise Rejected(400, "A chunk does not end where its size says")
-            self._chunks.append(bytes(buffer[line_end + 2 : end]))
-            self._decoded += size
-            # Framing that is done with is dropped, so that tiny chunks cannot pile it up.
-            head_size = self.head.size if self.head else 0
-            del buffer[head_size : end + 2]
-            self._position = head_size
+        if self._chunks is None:
+            self._chunks = bytearray()
+        position = self._body_start
+        try:
+            while True:
+                line_end = buffer.find(b"\r\n", position, position + _CHUNK_LINE_MAX)
+                if line_end < 0:
+                    if len(buffer) - position >= _CHUNK_LINE_MAX:
+                        raise Rejected(400, "A chunk's first line is too long")
+                    return False
+                match = _CHUNK.match(buffer[position:line_end])
+                if match is None:
+                    raise Rejected(400, "A chunk's size is not a hexadecimal number")
+                size = int(match[1], 16)
+                if size == 0:
+                    end = self._end_of_trailers(buffer, line_end + 2)
+                    if end < 0:
+                        return False
+                    position = end
+                    return True
+                if len(self._chunks) + size > self.limits.body_bytes:
+                    raise Rejected(413, f"The body is larger than {self.limits.body_bytes} bytes (api.max_body_bytes)")
+                end = line_end + 2 + size
+                if len(buffer) < end + 2:
+                    return False
+                if buffer[end : end + 2] != b"\r\n":
+                    raise Rejected(400, "A chunk does not end where its size says")
+                self._chunks += buffer[line_end + 2 : end]
+                position = end + 2
+        finally:
+            # What is decoded is dropped, once for all chunks that came together: each time moves the rest.
+            del buffer[self._body_start : position]
 
-    def _skip_trailers(self, buffer: bytearray, start: int) -> bool:
+    def _end_of_trailers(self, buffer: bytearray, start: int) -> int:
+        """Give where the request ends, -1 if that is not there yet; trailers are of no use and dropped."""
         if buffer[start : start + 2] == b"\r\n":
-            self._position = start + 2
-            return True
+            return start + 2
         end = buffer.find(b"\r\n\r\n", start)
-        if end < 0:
-            if len(buffer) - start > self._limits.head_bytes:
-                raise Rejected(431, "The request's trailer is too large")
-            return False
-        self._position = end + 4
-        return True
+        if end < 0 and len(buffer) - start > self.limits.head_bytes:
+            raise Rejected(431, f"The request's trailer is larger than {self.limits.head_bytes} bytes")
+        return end + 4 if end >= 0 else -1
 
 
-def parse_head(head: bytes, limits: Limits) -> Head:
-    """Parse a request's line and fields; ``head`` is without the blank line at its end.
+def _has_bare_newline(buffer: bytearray, start: int) -> bool:
+    """Whether a line ends without a carriage return in what came after ``start``."""
+    found = buffer.find(b"\n", start)
+    while found >= 0:
+        if found == 0 or buffer[found - 1] != 13:
+            return True
+        found = buffer.find(b"\n", found + 1)
+    return False
+
+
+def parse_request_line(line: str) -> tuple[str, str, tuple[int, int]]:
+    """Give method, target and version.
 
     Raises:
-        Rejected: it is malformed, or larger than its limits.
+        Rejected: it is malformed, or another version of HTTP.
     """
-    lines = head.split(b"\r\n")
-    line = _REQUEST_LINE.match(lines[0])
-    if line is None:
+    match = _REQUEST_LINE.match(line)
+    if match is None:
         raise Rejected(400, "The request line is malformed")
-    version = (int(line[3]), int(line[4]))
-    if version[0] != 1:
+    method, target, major, minor = match.groups()
+    if major != "1":
         raise Rejected(505, "Only HTTP/1.0 and HTTP/1.1 are spoken here")
-    if not line[2].startswith(b"/"):
+    if target[0] != "/":
         raise Rejected(400, "The request's target must begin with /")
-    if len(lines) - 1 > limits.fields:
+    return method, target, (1, int(minor))
+
+
+def parse_fields(text: str, version: tuple[int, int], limits: Limits) -> Fields:
+    """Parse header fields; ``text`` is without the line end after the last one.
+
+    Raises:
+        Rejected: one is malformed, there are too many, or they contradict each other.
+    """
+    lines = text.split("\r\n") if text else []
+    if len(lines) > limits.fields:
         raise Rejected(431, f"The request has more than {limits.fields} header fields (api.max_headers)")
-    fields: dict[bytes, bytes] = {}
-    for text in lines[1:]:
-        match = _FIELD.match(text)
-        if match is None:
+    values: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        # A name that begins or ends with a space (a folded line, RFC 9112 section 5.2) is no token.
+        if not colon or not _TOKEN.match(name) or _FORBIDDEN.search(value):
             raise Rejected(400, "A header field is malformed")
-        name, value = match[1].lower(), match[2]
-        if name in fields:
+        name, value = name.lower(), value.strip(" \t")
+        if name in values:
             if name in _ONCE:
-                raise Rejected(400, f"The header field {name.decode()} is given twice")
-            value = fields[name] + b", " + value
-        fields[name] = value
-    return Head(line[1], line[2], version, fields, len(head) + 4, _body_length(fields, version, limits))
+                raise Rejected(400, f"The header field {name} is given twice")
+            value = f"{values[name]}, {value}"
+        values[name] = value
+    return Fields(
+        values,
+        _body_length(values, version, limits),
+        values.get("connection", "").lower(),
+        values.get("expect", "").lower() == "100-continue",
+    )
 
 
-def _body_length(fields: dict[bytes, bytes], version: tuple[int, int], limits: Limits) -> int:
+def _body_length(values: Mapping[str, str], version: tuple[int, int], limits: Limits) -> int:
     """Give the body's length, -1 for a chunked one."""
-    coding, length = fields.get(b"transfer-encoding"), fields.get(b"content-length")
+    coding, length = values.get("transfer-encoding"), values.get("content-length")
     if coding is not None:
         if length is not None:
             raise Rejected(400, "The request has both Content-Length and Transfer-Encoding")
-        if coding.lower() != b"chunked" or version < (1, 1):
+        if coding.lower() != "chunked" or version < (1, 1):
             raise Rejected(400, "The only transfer coding taken here is chunked, in HTTP/1.1")
         return -1
     if length is None:

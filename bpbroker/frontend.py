@@ -6,6 +6,7 @@ A WSGI application that never waits: what an actor has to answer is returned as
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
-from bpbroker import access, config, entry, messages, responses, schema
+from bpbroker import access, accesslog, config, messages, responses, schema
 from bpbroker.actions import BUILT_IN, Ask, Limits
 from bpbroker.control import CONTROL
 from bpbroker.errors import (
@@ -30,15 +31,17 @@ from bpbroker.errors import (
     Unauthorized,
 )
 from bpbroker.openapi import description
-from bpbroker.parameters import Parameters, parse
+from bpbroker.parameters import Parameters, json_object, parse
 from bpbroker.responses import Later, Response
 
 logger = logging.getLogger(__name__)
-access_log = logging.getLogger("bpbroker.access")
 
 StartResponse = Callable[..., Any]
 
 ASK_TIMEOUT_SECS: Final = 30.0
+_IDEMPOTENCY_KEY_MAX: Final = 255
+_CONTROL_DEPTH_MAX: Final = 200
+_CALL_WITH: Final = ("POST", "GET", "DELETE")
 _METHOD_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}\Z")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 
@@ -81,7 +84,7 @@ class Application:
         self._derived = _Derived.of(settings)
         self._wrong_keys = access.WrongKeys(schema.option(settings, "api", "wrong_keys_per_minute"))
         self._id_prefix = os.urandom(6).hex()
-        self._id_number = 0
+        self._id_numbers = itertools.count(1)
 
     def settings_changed(self, settings: messages.Settings) -> None:
         """Serve by these settings from the next request on."""
@@ -98,39 +101,41 @@ class Application:
         except Exception as error:  # noqa: BLE001 - the edge: everything becomes an answer
             result = call.broken(error)
         if isinstance(result, Response):
-            call.send(result)
-            return [result.body]
-        if result.reply.done():
-            response = result.render(result.reply)
-            call.send(response)
-            return [response.body]
+            return [call.send(result)]
         return result
 
     def _request_id(self, environ: Mapping[str, Any]) -> str:
         given = environ.get("HTTP_X_REQUEST_ID", "")
         if given and _REQUEST_ID.match(given):
             return str(given)
-        self._id_number += 1
-        return f"{self._id_prefix}{self._id_number:06x}"
+        return f"{self._id_prefix}{next(self._id_numbers):06x}"
 
     def _serve(self, environ: dict[str, Any], call: _Call) -> Response | Later:
         _check_origin(environ)
+        verb: str = environ["REQUEST_METHOD"]
+        if verb == "HEAD":
+            verb = "GET"  # the server keeps the body back
         path: str = environ["PATH_INFO"]
-        if path.startswith("/_control/"):
-            return self._control(path[10:].strip("/"), environ, call)
-        page = _PAGES.get(path)
-        if page is not None:
-            if environ["REQUEST_METHOD"] != "GET":
-                raise MethodNotAllowed(f"{path} is read with GET", ("GET",))
-            return page(self, call)
         namespace, _, method = path.removeprefix("/").removesuffix("/").partition("/")
+        if not method and namespace in _PAGES:
+            if verb != "GET":
+                raise MethodNotAllowed(f"{path} is read with GET", ("GET", "HEAD"))
+            return _PAGES[namespace](self, call)
         if not namespace:
             raise NotFound("This is a bpbroker: requests go to /<namespace>/<Method>/")
         call.namespace, call.method = namespace, method
+        if namespace == "_control":
+            return self._control(method, verb, environ, call)
+        return self._call(namespace, method, verb, environ, call)
+
+    def _call(self, namespace: str, method: str, verb: str, environ: dict[str, Any], call: _Call) -> Response | Later:
+        """Serve a call of a namespace's method: section, key and method are looked at in this order."""
         derived = self._derived
         keys = derived.keys.get(namespace)
         if keys is None:
             raise Unauthorized("Unauthorized package")
+        if keys:
+            self._check_pause(call.source)
         parameters = parse(
             environ.get("QUERY_STRING", ""), environ.get("CONTENT_TYPE", ""), _body(environ), derived.limits.depth
         )
@@ -138,11 +143,11 @@ class Application:
             self._check_key(keys, _candidates(environ, parameters), call.source)
         actions = BUILT_IN.get(namespace)
         if actions is None:
-            return self._extension(namespace, method, parameters, environ, call)
+            return self._extension(namespace, method, parameters, verb, environ, call)
         action = actions.get(method)
         if action is None:
             raise Unauthorized("Unauthorized method")
-        if environ["REQUEST_METHOD"] not in action.allow:
+        if verb not in action.allow:
             raise MethodNotAllowed(f"{namespace}/{method} is called with {' or '.join(action.allow)}", action.allow)
         call.name = parameters.values.get("name")
         outcome = action.decide(parameters, environ, call.source, derived.limits)
@@ -150,72 +155,66 @@ class Application:
             return outcome
         return self._ask("registry", outcome, call)
 
-    def _check_key(self, keys: tuple[str, ...], candidates: list[object], source: str) -> None:
-        now = time.monotonic()
-        pause = self._wrong_keys.pause_secs(source, now)
+    def _check_pause(self, source: str) -> None:
+        pause = self._wrong_keys.pause_secs(source, time.monotonic())
         if pause is not None:
             error = TooManyRequests(f"Too many wrong access keys from {source}; try again in {pause} s")
             error.retry_after_secs = pause
             raise error
+
+    def _check_key(self, keys: tuple[str, ...], candidates: list[object], source: str) -> None:
         if not access.matches(candidates, keys):
             if candidates:
-                self._wrong_keys.count(source, now)
+                self._wrong_keys.count(source, time.monotonic())
             raise Unauthorized("Incorrect access key")
 
     def _ask(self, name: str, ask: Ask, call: _Call) -> Later:
         address = self._addresses[name]
-        timeout = ask.timeout_secs or ASK_TIMEOUT_SECS
-        reply = address.ask(ask.message, timeout)
-        show = ask.show
+        message, show, timeout, heavy, patient = ask
 
-        def render(reply: Future[Any]) -> Response:
-            return responses.rendered(reply, show, call.broken)
+        def complete(reply: Future[Any]) -> bytes:
+            return call.send(responses.rendered(reply, show, call.broken))
 
-        return Later(reply, render, call.send, timeout)
+        return Later(lambda: address.ask(message, timeout), complete, timeout, heavy=heavy, patient=patient)
 
     def _extension(
-        self, namespace: str, method: str, parameters: Parameters, environ: Mapping[str, Any], call: _Call
+        self, namespace: str, method: str, parameters: Parameters, verb: str, environ: Mapping[str, Any], call: _Call
     ) -> Later:
         if not _METHOD_NAME.match(method):
             raise Unauthorized("Unauthorized method")
-        if environ["REQUEST_METHOD"] not in ("POST", "GET"):
-            raise MethodNotAllowed(f"{namespace}/{method} is called with POST or GET", ("POST", "GET"))
+        if verb not in _CALL_WITH:
+            raise MethodNotAllowed(f"{namespace}/{method} is called with {' or '.join(_CALL_WITH)}", _CALL_WITH)
         key = environ.get("HTTP_IDEMPOTENCY_KEY") or None
-        if key is not None and len(key) > 255:
-            raise BadRequest("The Idempotency-Key is longer than 255 characters")
+        if key is not None and len(key) > _IDEMPOTENCY_KEY_MAX:
+            raise BadRequest(f"The Idempotency-Key is longer than {_IDEMPOTENCY_KEY_MAX} characters")
         name = f"extension {namespace}"
         if name not in self._addresses:  # its section was added a moment ago and its actor is about to start
             raise Unauthorized("Unauthorized method")
         message = messages.Call(method, parameters.texts(), call.source, call.id, key)
-        options = self._derived.settings.get(namespace, {})
-        limit: float = options.get("_timeout_secs", 30)
-        waits: int = options.get("_queue_max", 64)
+        limit: float = schema.option(self._derived.settings, namespace, "_timeout_secs")
+        waits: int = schema.option(self._derived.settings, namespace, "_queue_max")
         # The actor answers each call, however it ends; this is only for an actor that broke.
         return self._ask(name, Ask(message, _called, limit * (waits + 2) + ASK_TIMEOUT_SECS), call)
 
-    def _control(self, method: str, environ: dict[str, Any], call: _Call) -> Response | Later:
+    def _control(self, method: str, verb: str, environ: dict[str, Any], call: _Call) -> Response | Later:
         """Serve the local ``bpbroker`` command, which has read the token from the lock file."""
-        call.namespace, call.method = "_control", method
-        if environ["REQUEST_METHOD"] != "POST":
-            raise MethodNotAllowed("The control interface is called with POST")
         scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         if scheme.lower() != "bearer" or not access.matches([token], (self._control_token,)):
             raise Unauthorized("Unauthorized package")
         action = CONTROL.get(method)
         if action is None:
             raise Unauthorized("Unauthorized method")
+        if verb != "POST":
+            raise MethodNotAllowed("The control interface is called with POST")
         body = _body(environ)
-        document = entry.strict_json(body.decode(), what="The request body", max_depth=200) if body else {}
-        if not isinstance(document, dict):
-            raise BadRequest("The request body must be a JSON object")
-        name, ask = action(document)
+        name, ask = action(json_object(body, _CONTROL_DEPTH_MAX) if body else {})
         return self._ask(name, ask, call)
 
     def _health(self, call: _Call) -> Later:
-        return self._ask("healthcheck", Ask(messages.Health(), _health, 5.0), call)
+        return self._ask("healthcheck", Ask(messages.Health(), _health, 5.0, heavy=True), call)
 
     def _ready(self, call: _Call) -> Later:
-        return self._ask("healthcheck", Ask(messages.Health(), _ready, 5.0), call)
+        return self._ask("healthcheck", Ask(messages.Health(), _ready, 5.0, heavy=True), call)
 
     def _live(self, _call: _Call) -> Response:
         return responses.success_with({"live": True})
@@ -225,11 +224,12 @@ class Application:
 
 
 _PAGES: Final[Mapping[str, Callable[[Application, _Call], Response | Later]]] = {
-    "/health": Application._health,  # noqa: SLF001 - this table is the class's own
-    "/ready": Application._ready,  # noqa: SLF001 - as above
-    "/live": Application._live,  # noqa: SLF001 - as above
-    "/openapi.json": Application._openapi,  # noqa: SLF001 - as above
+    "health": Application._health,  # noqa: SLF001 - this table is the class's own
+    "ready": Application._ready,  # noqa: SLF001 - as above
+    "live": Application._live,  # noqa: SLF001 - as above
+    "openapi.json": Application._openapi,  # noqa: SLF001 - as above
 }
+"""What is read without a key; no namespace may have one of these names."""
 
 
 class _Call:
@@ -247,32 +247,30 @@ class _Call:
         self.method = ""
         self.name: Any = None
 
-    def send(self, response: Response) -> None:
-        """Give status and headers to the server, and write the access log."""
+    def send(self, response: Response) -> bytes:
+        """Give status and headers to the server, write the access log, and give the body."""
         headers = [("X-Request-Id", self.id), ("Cache-Control", "no-store"), *response.headers]
         if response.status != HTTPStatus.NOT_MODIFIED:
             headers[:0] = [("Content-Type", response.content_type), ("Content-Length", str(len(response.body)))]
         self._start_response(response.status_line, headers)
-        if access_log.isEnabledFor(logging.INFO):
-            access_log.info("%s", json.dumps(self._line(response)))
+        accesslog.write(
+            accesslog.Line(
+                self.source,
+                response.status,
+                len(response.body),
+                self.id,
+                self.namespace,
+                self.method,
+                self.name if isinstance(self.name, str) else None,
+                self._started,
+            )
+        )
+        return response.body
 
     def broken(self, error: BaseException) -> Response:
         """Answer what nobody foresaw: the client gets an id, the log everything."""
         logger.error("Request %s failed", self.id, exc_info=error)
         return responses.failure(500, f"Internal error; the broker's log has it under id {self.id}")
-
-    def _line(self, response: Response) -> dict[str, Any]:
-        return {
-            "time": round(time.time(), 3),
-            "id": self.id,
-            "address": self.source,
-            "namespace": self.namespace[:128],
-            "method": self.method[:128],
-            "name": self.name[:256] if isinstance(self.name, str) else None,
-            "status": response.status,
-            "ms": round((time.monotonic() - self._started) * 1000, 2),
-            "bytes": len(response.body),
-        }
 
 
 def plain_address(address: str) -> str:

@@ -164,6 +164,12 @@ def one_line(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def ready_lines(record: logging.LogRecord) -> list[str] | None:
+    """Give the lines of a record that are JSON already and stay as they are in every format (the access log)."""
+    lines: list[str] | None = getattr(record, "lines", None)
+    return lines
+
+
 def _time(record: logging.LogRecord) -> str:
     moment = datetime.fromtimestamp(record.created, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -181,6 +187,9 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Give the line."""
+        ready = ready_lines(record)
+        if ready is not None:
+            return "\n".join(ready)
         level = f"{record.levelname:<7}"
         if self._colour and record.levelname in _COLOURS:
             level = f"\x1b[{_COLOURS[record.levelname]}m{level}\x1b[0m"
@@ -197,9 +206,11 @@ class JournalFormatter(TextFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Give the line; each line of a traceback has the priority too, as journald reads line by line."""
-        line = self.with_trace(f"{record.name}: {one_line(record.getMessage())}", record)
+        ready = ready_lines(record)
+        if ready is None:
+            ready = self.with_trace(f"{record.name}: {one_line(record.getMessage())}", record).splitlines()
         prefix = f"<{_priority(record.levelno)}>"
-        return "\n".join(prefix + part for part in line.splitlines())
+        return "\n".join(prefix + line for line in ready)
 
 
 class JsonFormatter(logging.Formatter):
@@ -207,6 +218,9 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Give the line."""
+        ready = ready_lines(record)
+        if ready is not None:
+            return "\n".join(ready)
         fields: dict[str, Any] = {
             "time": _time(record),
             "level": record.levelname.lower(),

@@ -66,7 +66,9 @@ class Parameters:
         if isinstance(value, str):
             return entry.parse(value, max_bytes=max_bytes, max_depth=max_depth)
         if not isinstance(value, dict):
-            return {entry.TEXT_KEY: json.dumps(value, ensure_ascii=False)}
+            text = json.dumps(value, ensure_ascii=False)
+            # Text that does not begin as an object is kept as it is, after the same checks.
+            return entry.parse(text, max_bytes=max_bytes, max_depth=max_depth)
         if entry.too_deep(value, max_depth):
             raise BadRequest(f"The data cannot be used: it is nested deeper than {max_depth}")
         own = entry.check_object(value)
@@ -124,9 +126,9 @@ def parse(query: str, content_type: str, body: bytes, max_depth: int) -> Paramet
         return _json(body, max_depth)
     if kind in ("application/x-www-form-urlencoded", ""):
         try:
-            return _pairs(body.decode("ascii"))
+            return _pairs(body.decode())
         except UnicodeDecodeError:
-            raise BadRequest("The form is not URL-encoded") from None
+            raise BadRequest("The form is not valid UTF-8") from None
     raise BadRequest("The body must be JSON (application/json) or a form (application/x-www-form-urlencoded)")
 
 
@@ -145,8 +147,19 @@ def _pairs(text: str) -> Parameters:
 
 
 def _json(body: bytes, max_depth: int) -> Parameters:
+    value = json_object(body, max_depth + 1)
+    keys = tuple(value.pop(name) for name in _KEY_NAMES if name in value)
+    return Parameters(value, tuple(key for key in keys if key != "" and key is not None))
+
+
+def json_object(body: bytes, max_depth: int) -> dict[str, Any]:
+    """Read a body that must be a JSON object.
+
+    Raises:
+        BadRequest: it is not.
+    """
     try:
-        value = entry.strict_json(body.decode(), what="The request body", max_depth=max_depth + 1)
+        value = entry.strict_json(body.decode(), what="The request body", max_depth=max_depth)
     except UnicodeDecodeError:
         raise BadRequest("The request body is not valid UTF-8") from None
     except json.JSONDecodeError as error:
@@ -155,8 +168,7 @@ def _json(body: bytes, max_depth: int) -> Parameters:
         ) from None
     if not isinstance(value, dict):
         raise BadRequest("The request body must be a JSON object")
-    keys = tuple(value.pop(name) for name in _KEY_NAMES if name in value)
-    return Parameters(value, tuple(key for key in keys if key != "" and key is not None))
+    return value
 
 
 _NONE: Final = Parameters({}, ())

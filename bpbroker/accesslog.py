@@ -1,0 +1,102 @@
+"""The access log: one JSON line for each request, never with its query, data or key.
+
+Lines are collected and given to the logger ``bpbroker.access`` every
+twentieth of a second by a thread of its own: logging each one on its own cost
+a third of a small request (measured: 30 of 90 µs), and a log that cannot be
+written for a moment must not hold up who is served.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from typing import Final, NamedTuple
+
+logger: Final = logging.getLogger("bpbroker.access")
+
+_COLLECT_SECS: Final = 0.05
+_LINES_MAX: Final = 100_000
+"""Lines kept while the log cannot be written; beyond that the oldest are lost."""
+_TEXT_MAX: Final = 256
+
+_quoted = json.encoder.encode_basestring_ascii
+
+
+class Line(NamedTuple):
+    """What is logged of a request."""
+
+    address: str
+    status: int
+    sent_bytes: int
+    """Of the answer's body."""
+    request_id: str = ""
+    namespace: str = ""
+    method: str = ""
+    name: str | None = None
+    """The entry's name, when there is one."""
+    started: float | None = None
+    """Monotonic time at which the request was taken up."""
+
+
+class _Book:
+    """Lines that are not written yet, and who writes them."""
+
+    def __init__(self) -> None:
+        self._lines: deque[tuple[float, float, Line]] = deque(maxlen=_LINES_MAX)
+        self._some = threading.Event()
+        self._writing = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def add(self, line: Line) -> None:
+        self._lines.append((time.time(), time.monotonic(), line))
+        if not self._some.is_set():
+            self._some.set()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
+                self._thread.start()
+
+    def write(self) -> None:
+        with self._writing:
+            self._some.clear()
+            lines = []
+            while self._lines:
+                lines.append(as_json(*self._lines.popleft()))
+            if lines:
+                logger.info("%s", "\n".join(lines), extra={"lines": lines})
+
+    def _run(self) -> None:
+        while True:
+            self._some.wait()
+            time.sleep(_COLLECT_SECS)
+            self.write()
+
+
+_book: Final = _Book()
+
+
+def write(line: Line) -> None:
+    """Log a request that was just answered."""
+    if logger.isEnabledFor(logging.INFO):
+        _book.add(line)
+
+
+def flush() -> None:
+    """Give everything to the logger now."""
+    _book.write()
+
+
+def as_json(now: float, monotonic: float, line: Line) -> str:
+    """Give the line for a request that was answered at this Unix and monotonic time."""
+    seconds = int(now)
+    moment = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int((now - seconds) * 1000):03d}Z"
+    name = "null" if line.name is None else _quoted(line.name[:_TEXT_MAX])
+    millis = 0.0 if line.started is None else (monotonic - line.started) * 1000
+    return (
+        f'{{"time": "{moment}", "logger": "bpbroker.access", "id": {_quoted(line.request_id)}, '
+        f'"address": {_quoted(line.address)}, "namespace": {_quoted(line.namespace[:_TEXT_MAX])}, '
+        f'"method": {_quoted(line.method[:_TEXT_MAX])}, "name": {name}, "status": {line.status}, '
+        f'"ms": {millis:.2f}, "bytes": {line.sent_bytes}}}'
+    )
