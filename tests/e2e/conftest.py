@@ -1,0 +1,43 @@
+"""Brokers for those who attack them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.running import RunningBroker
+from tests.witness import CANARY, Attacked
+
+
+@pytest.fixture(scope="module")
+def keyed_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
+    """Give a running broker whose registry has the canary as its access key; one for all tests of a module."""
+    broker = RunningBroker(tmp_path_factory.mktemp("keyed"), {"services": {"_access_key": CANARY}}).start()
+    try:
+        yield broker
+    finally:
+        broker.kill()
+
+
+@pytest.fixture
+def attacked(keyed_broker: RunningBroker) -> Iterator[Attacked]:
+    """Give the module's broker; after the test it must be as if nothing had been."""
+    subject = Attacked(keyed_broker)
+    yield subject
+    subject.unharmed()
+
+
+@pytest.fixture
+def attack(make_broker: Callable[..., RunningBroker]) -> Iterator[Callable[..., Attacked]]:
+    """Give a maker of a broker of the test's own, with settings for ``api``; checked after the test in the same way."""
+    made: list[Attacked] = []
+
+    def make(**api: Any) -> Attacked:
+        made.append(Attacked(make_broker({"api": api, "services": {"_access_key": CANARY}}).start()))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.unharmed()
