@@ -1,0 +1,197 @@
+"""The backup actor: cases B1 and B3 at the actor; schedule, rotation, what it says of itself."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bpbroker import backups, config, snapshot
+from bpbroker.actors.backup import Backup
+from bpbroker.actors.base import Actor
+from bpbroker.errors import StorageFailed, Unavailable
+from bpbroker.messages import BackupInfo, BackupNow, Document, GetDocument, ListBackups, Ping, SettingsChanged
+
+if TYPE_CHECKING:
+    from tests.actors.conftest import Asked
+
+HOUR = {"_config": {"backup_freq_secs": 3600, "backup_retain_n": 3}}
+
+
+class State:
+    """What the pretended config store gives."""
+
+    def __init__(self) -> None:
+        self.document = Document(config.freeze({"services": {}}), {"n": b'{"v": 0}'}, 0)
+        self.asked = 0
+        self.error: Unavailable | None = None
+
+    def change(self) -> None:
+        number = self.document.sequence + 1
+        self.document = Document(self.document.settings, {"n": b'{"v": %d}' % number}, number)
+
+
+class Pretended(Actor):
+    def __init__(self, state: State, *, changing: bool) -> None:
+        super().__init__()
+        self._state = state
+        self._changing = changing
+        self.handlers = {GetDocument: self.document}
+
+    def document(self, _: GetDocument) -> Document:
+        self._state.asked += 1
+        if self._state.error:
+            raise self._state.error
+        if self._changing:
+            self._state.change()
+        return self._state.document
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "etc").mkdir()
+    path = tmp_path / "etc" / "bpbroker.json"
+    path.write_text("{}")
+    return path
+
+
+@pytest.fixture
+def state() -> State:
+    return State()
+
+
+@pytest.fixture
+def start(file: Path, run: Callable[..., Asked], state: State) -> Callable[..., Asked]:
+    """Starts a backup actor with these settings of ``_config``."""
+
+    def start(*, changing: bool = False, **options: Any) -> Asked:
+        class Store(Pretended):
+            def __init__(self) -> None:
+                super().__init__(state, changing=changing)
+
+        store = run(Store)
+        return run(Backup, file, store.address, settings_of(**options))
+
+    return start
+
+
+def settings_of(**options: Any) -> Mapping[str, Any]:
+    settings: Mapping[str, Any] = config.freeze({"_config": {**HOUR["_config"], **options}})
+    return settings
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def content(info: BackupInfo) -> dict[str, bytes]:
+    return snapshot.read(Path(info.path))[1]
+
+
+def test_the_first_is_made_at_once_when_there_is_none(start: Callable[..., Asked], file: Path, state: State) -> None:
+    start()
+    until(lambda: len(backups.found(file)) == 1)
+    assert content(backups.found(file)[0]) == state.document.entries
+
+
+def test_the_first_is_made_when_the_newest_is_old_enough(start: Callable[..., Asked], file: Path, state: State) -> None:
+    backups.make(file, snapshot.chunks({"services": {}}, {}))
+    begun = time.time()
+    backup = start(backup_freq_secs=1.0)
+    until(lambda: len(backups.found(file)) == 2)
+    assert time.time() - begun > 0.5
+    assert content(backup(ListBackups())[0]) == state.document.entries
+
+
+def test_exactly_as_many_as_wanted_are_kept_each_a_committed_state(start: Callable[..., Asked], file: Path) -> None:
+    backup = start(changing=True, backup_freq_secs=0.1, backup_retain_n=3)
+    seen = set[str]()
+
+    def enough() -> bool:
+        found = backups.found(file)
+        seen.update(info.path for info in found)
+        return len(seen) >= 8
+
+    until(enough)
+    found = backup(ListBackups())
+    assert len(found) == 3
+    numbers = [json.loads(content(info)["n"])["v"] for info in found]
+    assert numbers[0] > numbers[1] > numbers[2]
+    for info in found:
+        assert Path(info.path).stat().st_mode & 0o777 == 0o600
+        assert backups.check(info).problem == ""
+
+
+def test_nothing_is_made_when_nothing_changed(start: Callable[..., Asked], file: Path, state: State) -> None:
+    backup = start(backup_freq_secs=0.1)
+    until(lambda: state.asked >= 3)
+    assert len(backup(ListBackups())) == 1
+    state.change()
+    until(lambda: len(backups.found(file)) == 2)
+
+
+def test_nothing_is_made_when_nothing_changed_since_an_earlier_run(
+    start: Callable[..., Asked], file: Path, state: State
+) -> None:
+    backups.make(file, snapshot.chunks(state.document.settings, state.document.entries))
+    start(backup_freq_secs=0.1)
+    until(lambda: state.asked >= 3)
+    assert len(backups.found(file)) == 1
+
+
+def test_on_request_one_is_made_in_any_case(start: Callable[..., Asked], file: Path) -> None:
+    backup = start()
+    until(lambda: len(backups.found(file)) == 1)
+    made = [backup(BackupNow()), backup(BackupNow())]
+    assert [info.path for info in backup(ListBackups())][:2] == [made[1].path, made[0].path]
+    assert made[0].size_bytes == Path(made[0].path).stat().st_size
+    backup(BackupNow())
+    assert len(backup(ListBackups())) == 3
+
+
+def test_new_settings_count_at_once(start: Callable[..., Asked], file: Path) -> None:
+    backup = start(changing=True)
+    until(lambda: len(backups.found(file)) == 1)
+    backup(SettingsChanged(settings_of(backup_freq_secs=0.1, backup_retain_n=2)))
+    until(lambda: len(backups.found(file)) == 2)
+    backup(SettingsChanged(settings_of(backup_retain_n=1)))
+    backup(BackupNow())
+    assert len(backup(ListBackups())) == 1
+
+
+def test_status_tells_the_age(start: Callable[..., Asked], file: Path) -> None:
+    backups.make(file, snapshot.chunks({"services": {}}, {}))
+    status = start()(Ping())
+    assert status.ok
+    assert 0 <= status.figures["newest_backup_age_secs"] < 60
+
+
+def test_an_error_is_said_and_the_next_one_may_work(
+    start: Callable[..., Asked], file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """B3: something else has the folder's name."""
+    folder = backups.folder_for(file)
+    folder.write_text("not a folder")
+    backup = start(backup_freq_secs=0.1)
+    until(lambda: not backup(Ping()).ok)
+    assert "The last backup failed: Cannot make the backups folder" in backup(Ping()).detail
+    assert "ERROR" in caplog.text
+    with pytest.raises(StorageFailed):
+        backup(BackupNow())
+    folder.unlink()
+    until(lambda: bool(backup(Ping()).ok))
+    assert len(backup(ListBackups())) == 1
+
+
+def test_a_config_store_that_does_not_answer_is_said(start: Callable[..., Asked], state: State) -> None:
+    state.error = Unavailable("not running")
+    backup = start()
+    until(lambda: not backup(Ping()).ok)
+    assert backup(Ping()).detail == "The last backup failed: not running"

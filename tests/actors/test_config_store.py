@@ -1,0 +1,215 @@
+"""The config store: the settings in force, and the file that it owns."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bpbroker import backups, config, snapshot
+from bpbroker.actors.config_store import ConfigStore
+from bpbroker.actors.registry import Registry
+from bpbroker.errors import ConfigurationError, StorageFailed, StorageFull, Unavailable
+from bpbroker.messages import (
+    ApplyConfiguration,
+    GetDocument,
+    GetSettings,
+    Ping,
+    Register,
+    ReloadSettings,
+    Save,
+    Settings,
+)
+from bpbroker.sources import Sources
+from bpbroker.stores.embedded import EmbeddedStore
+from bpbroker.stores.journal import journal_path, read_journal
+
+if TYPE_CHECKING:
+    from tests.actors.conftest import Asked
+
+START = {"services": {"_access_key": "k", "old": {"x": 1}}, "_future": {"kept": True}}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "etc").mkdir()
+    path = tmp_path / "etc" / "bpbroker.json"
+    path.write_text(json.dumps(START))
+    return path
+
+
+@pytest.fixture
+def published() -> list[Settings]:
+    return []
+
+
+@pytest.fixture
+def registry(file: Path, run: Callable[..., Asked]) -> Asked:
+    return run(Registry, lambda: EmbeddedStore(journal_path(file), lambda: snapshot.read(file)[1]), config.DEFAULTS)
+
+
+@pytest.fixture
+def store(file: Path, run: Callable[..., Asked], registry: Asked, published: list[Settings]) -> Asked:
+    sources = Sources(file, overrides={"api.listen_port": 7})
+    return run(ConfigStore, sources, sources.load(), registry.address, published.append)
+
+
+def test_the_settings_in_force_have_the_overrides_and_the_file_has_not(store: Asked, file: Path) -> None:
+    assert store(GetSettings())["api"]["listen_port"] == 7
+    store(Save())
+    settings, entries = snapshot.read(file)
+    assert settings["api"] == config.DEFAULTS["api"]
+    assert settings["_future"] == {"kept": True}
+    assert settings["services"] == {"_access_key": "k"}
+    assert entries == {"old": b'{"x": 1}'}
+
+
+def test_saving_empties_the_journal(store: Asked, registry: Asked, file: Path) -> None:
+    registry(Register("new", {"y": 2}, "i"))
+    assert set(read_journal(journal_path(file)).changes) == {"new"}
+    store(Save())
+    assert read_journal(journal_path(file)).changes == {}
+    assert set(snapshot.read(file)[1]) == {"old", "new"}
+
+
+def test_a_configuration_is_added_saved_and_published(store: Asked, file: Path, published: list[Settings]) -> None:
+    applied = store(ApplyConfiguration({"ossec": {"_access_key": "s"}, "services": {"_access_key": "other"}}))
+    assert applied.added == ("ossec",)
+    assert applied.kept == ("services._access_key",)
+    assert snapshot.read(file)[0]["ossec"] == {"_access_key": "s"}
+    assert snapshot.read(file)[0]["services"] == {"_access_key": "k"}
+    assert [settings["ossec"]["_access_key"] for settings in published] == ["s"]
+    assert published[0]["api"]["listen_port"] == 7
+    again = store(ApplyConfiguration({"ossec": {"_access_key": "s"}}))
+    assert (again.added, again.kept) == ((), ())
+    assert len(published) == 1
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"_config": {"backup_retain_n": "many"}, "api": {"workers": 0}}, "backup_retain_n.*\n.*workers"),
+        ({"x": 1}, "x is 1: a section must be an object"),
+        ({"services": {"name": {}}}, "registered with bpclient while the broker runs: name"),
+    ],
+)
+def test_what_cannot_be_used_changes_nothing(
+    store: Asked, file: Path, published: list[Settings], document: dict[str, Any], message: str
+) -> None:
+    before, settings = file.read_bytes(), store(GetSettings())
+    with pytest.raises(ConfigurationError, match=message):
+        store(ApplyConfiguration(document))
+    assert file.read_bytes() == before
+    assert store(GetSettings()) is settings
+    assert published == []
+
+
+def failing(error: Unavailable) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
+
+
+def test_a_configuration_that_cannot_be_saved_is_not_applied(
+    store: Asked, file: Path, published: list[Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "write", failing(StorageFull("full")))
+    with pytest.raises(StorageFailed, match="Nothing was changed: full"):
+        store(ApplyConfiguration({"ossec": {}}))
+    assert "ossec" not in store(GetSettings())
+    assert published == []
+    assert store(Ping()).detail == "full"
+    monkeypatch.undo()
+    store(ApplyConfiguration({"ossec": {}}))
+    assert store(Ping()).ok
+    assert "ossec" in snapshot.read(file)[0]
+
+
+def test_a_save_that_fails_leaves_everything_in_the_journal(
+    store: Asked, registry: Asked, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry(Register("new", {}, "i"))
+    monkeypatch.setattr(snapshot, "write", failing(StorageFailed("broken")))
+    with pytest.raises(StorageFailed):
+        store(Save())
+    assert not store(Ping()).ok
+    assert set(read_journal(journal_path(file)).changes) == {"new"}
+
+
+def test_reload_takes_settings_from_the_file_and_leaves_the_entries(
+    store: Asked, file: Path, published: list[Settings]
+) -> None:
+    edited = {"_config": {"backup_retain_n": 5}, "services": {"sneaked in": {}}}
+    file.write_text(json.dumps(edited))
+    settings = store(ReloadSettings())
+    assert settings["_config"]["backup_retain_n"] == 5
+    assert settings["api"]["listen_port"] == 7
+    assert published == [settings]
+    store(Save())
+    assert set(snapshot.read(file)[1]) == {"old"}
+    assert snapshot.read(file)[0]["_config"]["backup_retain_n"] == 5
+
+
+def test_a_reload_of_what_cannot_be_used_changes_nothing(store: Asked, file: Path, published: list[Settings]) -> None:
+    before = store(GetSettings())
+    for text in ("{", '{"api": {"listen_port": "x"}}'):
+        file.write_text(text)
+        with pytest.raises(ConfigurationError):
+            store(ReloadSettings())
+    assert store(GetSettings()) is before
+    assert published == []
+
+
+def test_a_document_is_a_complete_state_and_shortens_the_journal(store: Asked, registry: Asked, file: Path) -> None:
+    registry(Register("new", {}, "i"))
+    document = store(GetDocument())
+    assert set(document.entries) == {"old", "new"}
+    assert document.settings["services"] == {"_access_key": "k"}
+    assert document.sequence == 1
+    store(Ping())
+    assert read_journal(journal_path(file)).changes == {}
+    assert set(snapshot.read(file)[1]) == {"old", "new"}
+    written = file.stat().st_mtime_ns
+    store(GetDocument())
+    store(Ping())
+    assert file.stat().st_mtime_ns == written
+
+
+def test_an_edit_while_the_broker_runs_is_not_lost(
+    store: Asked, registry: Asked, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The seed: changes are overwritten at exit. But no backup does it before, and a copy is kept."""
+    edited = '{"_config": {"backup_retain_n": 9}}'
+    file.write_text(edited)
+    registry(Register("new", {}, "i"))
+    store(GetDocument())
+    store(Ping())
+    assert file.read_text() == edited
+    with caplog.at_level(logging.WARNING):
+        store(Save())
+    copies = list(backups.folder_for(file).glob("bpbroker.json.edited-*"))
+    assert [copy.read_text() for copy in copies] == [edited]
+    assert "was changed while the broker ran" in caplog.text
+    assert set(snapshot.read(file)[1]) == {"old", "new"}
+    store(Save())
+    assert len(list(backups.folder_for(file).iterdir())) == 1
+
+
+def test_a_registry_that_cannot_forget_does_not_fail_the_save(
+    store: Asked, registry: Asked, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry(Register("new", {}, "i"))
+
+    def failing_forget(_: EmbeddedStore, __: int) -> bool:
+        raise StorageFull("full")
+
+    monkeypatch.setattr(EmbeddedStore, "forget", failing_forget)
+    with caplog.at_level(logging.WARNING):
+        store(Save())
+    assert "The journal could not be emptied: full" in caplog.text
+    assert set(snapshot.read(file)[1]) == {"old", "new"}
