@@ -38,7 +38,7 @@ def parse_address(text: str, default_port: int = DEFAULT_PORT) -> BrokerAddress:
         port = rest if colon else None
     if not host:
         raise _fault(text, "the host is missing")
-    if "://" in text or any(character in "/@?#[]\\" or character.isspace() for character in host):
+    if "://" in text or any(character in "/@?#[]\\ " or not character.isprintable() for character in host):
         raise _fault(text, "only host and port, no URL")
     if not host.isascii():
         try:

@@ -11,7 +11,16 @@ from bpbroker.client.answers import Registered, refusal, registered
 from bpbroker.client.http1 import Answer
 from bpbroker.client.retry import pauses
 from bpbroker.client.transport import Deadline, Interrupted, NotReached, Transport
-from bpbroker.errors import BpbrokerError, CannotConnect, GaveUp, NotFound, NotTrusted, Unavailable, UsageError
+from bpbroker.errors import (
+    BpbrokerError,
+    CannotConnect,
+    GaveUp,
+    NotFound,
+    NotTrusted,
+    TimedOut,
+    Unavailable,
+    UsageError,
+)
 
 POLL_SECS: Final = 60.0
 """How long one request waits for an entry; a longer wait is several, so that a dead connection is noticed."""
@@ -46,7 +55,7 @@ class Calls:
         headers: Mapping[str, bytes] | None = None,
         *,
         repeatable: bool,
-        wait: float = 0.0,
+        wait: float | None = None,
     ) -> Registered:
         """Send a request to the registry and see that a registry answered; arguments as of :meth:`send`."""
         path = f"services/{method}"
@@ -78,13 +87,13 @@ class Calls:
             poll = min(max(0.0, end - began), POLL_SECS)
             try:
                 waiting = {**sent, "wait": round(poll, 3)} if poll else sent
-                result = found(self.registry(method, waiting, headers, repeatable=True, wait=poll))
+                result = found(self.registry(method, waiting, headers, repeatable=True, wait=poll if wait else None))
                 if result is not None:
                     return result
                 problem = ""
             except NotTrusted:
                 raise
-            except (NotFound, CannotConnect, Unavailable, GaveUp) as error:
+            except (NotFound, CannotConnect, Unavailable, TimedOut, GaveUp) as error:
                 if not wait:
                     raise
                 problem = "" if isinstance(error, NotFound) else f"; the last try: {error}"
@@ -103,7 +112,7 @@ class Calls:
         headers: Mapping[str, bytes] | None = None,
         *,
         repeatable: bool,
-        wait: float = 0.0,
+        wait: float | None = None,
     ) -> Answer:
         """Send a request; gives the answer if that is no error.
 
@@ -112,18 +121,17 @@ class Calls:
             sent: the parameters.
             headers: further ones.
             repeatable: whether to try again when it is not known if it was carried out.
-            wait: seconds for which the broker is asked to wait.
+            wait: seconds for which the broker is asked to wait; None if this is no part of a longer wait.
         """
         try:
             body = json.dumps(sent, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise UsageError("What is to be sent is not valid UTF-8") from None
         every = {"Content-Type": b"application/json", **self._headers, **(headers or {})}
-        # While it polls, the loop around this is what tries again.
-        deadline = Deadline(
-            min(self._timeout, _POLL_SLACK_SECS) + wait if wait else self._timeout, str(self.transport.address)
-        )
-        retries = 0 if wait else self.retries
+        secs, retries = self._timeout, self.retries
+        if wait is not None:  # the loop around this is what tries again
+            secs, retries = min(secs, _POLL_SLACK_SECS) + wait, 0
+        deadline = Deadline(secs, str(self.transport.address))
         pause = pauses()
         while True:
             error: BpbrokerError
@@ -142,8 +150,8 @@ class Calls:
             except (NotReached, Interrupted) as met:
                 again = repeatable or isinstance(met, NotReached)
                 error = met
-            secs = max(next(pause), after)
-            if not again or retries <= 0 or secs >= deadline.left():
+            pause_secs = max(next(pause), after)
+            if not again or retries <= 0 or pause_secs >= deadline.left():
                 raise error
             retries -= 1
-            time.sleep(secs)
+            time.sleep(pause_secs)

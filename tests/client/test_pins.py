@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bpbroker.client.pins import KnownBrokers, default_path
+from bpbroker.errors import NotTrusted
+
+A, B = "aa" * 32, "bb" * 32
+
+
+def test_the_first_contact_is_pinned_and_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    path = tmp_path / "new" / "known_brokers"
+    KnownBrokers(path, said.append).check("10.0.0.5:20443", A)
+    assert path.read_text().splitlines()[-1] == f"10.0.0.5:20443 SHA256:{A}"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    (sentence,) = said
+    assert "10.0.0.5:20443" in sentence
+    assert "AA:AA" in sentence
+    KnownBrokers(path, said.append).check("10.0.0.5:20443", A)
+    assert len(said) == 1
+
+
+def test_another_certificate_is_refused_with_both_fingerprints_and_where_the_pin_is(tmp_path: Path) -> None:
+    path = tmp_path / "known_brokers"
+    pins = KnownBrokers(path)
+    pins.check("h:1", A)
+    before = path.read_bytes()
+    with pytest.raises(NotTrusted) as caught:
+        pins.check("h:1", B)
+    assert caught.value.exit_code == 6
+    for part in ("AA:AA", "BB:BB", "line 2", str(path)):
+        assert part in str(caught.value)
+    assert path.read_bytes() == before
+
+
+def test_brokers_are_kept_apart_and_other_lines_alone(tmp_path: Path) -> None:
+    path = tmp_path / "known_brokers"
+    path.write_text(f"# mine\n\nh:1 SHA256:{A}\nnonsense\nh:2 MD5:xx\n")
+    pins = KnownBrokers(path)
+    pins.check("h:2", B)
+    pins.check("h:1", A)
+    assert path.read_text() == f"# mine\n\nh:1 SHA256:{A}\nnonsense\nh:2 MD5:xx\nh:2 SHA256:{B}\n"
+
+
+def test_a_pin_that_was_spoilt_by_hand_is_no_pin_for_anything(tmp_path: Path) -> None:
+    path = tmp_path / "known_brokers"
+    path.write_text("h:1 SHA256:spoilt\n")
+    with pytest.raises(NotTrusted, match="spoilt"):
+        KnownBrokers(path).check("h:1", A)
+
+
+def test_a_pin_that_cannot_be_kept_is_said_and_no_error(tmp_path: Path) -> None:
+    said: list[str] = []
+    (tmp_path / "file").write_text("")
+    KnownBrokers(tmp_path / "file" / "known_brokers", said.append).check("h:1", A)
+    assert "Cannot remember" in said[0]
+
+
+def test_a_file_that_cannot_be_read_trusts_nobody(tmp_path: Path) -> None:
+    (tmp_path / "known_brokers").mkdir()
+    with pytest.raises(NotTrusted, match="cannot be read"):
+        KnownBrokers(tmp_path / "known_brokers").check("h:1", A)
+
+
+def test_many_processes_pin_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "known_brokers"
+    code = (
+        "import sys; from bpbroker.client.pins import KnownBrokers\n"
+        "for n in range(10): KnownBrokers(sys.argv[1]).check(f'h:{sys.argv[2]}{n}', 'aa' * 32)\n"
+        "KnownBrokers(sys.argv[1]).check('shared:1', 'aa' * 32)\n"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code, str(path), str(number)]) for number in range(8)]
+    assert [process.wait(60) for process in running] == [0] * 8
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    assert len(lines) == len(set(lines)) == 81
+    assert not list(tmp_path.glob("known_brokers.??*[!k]"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the paths are Unix's")
+def test_where_the_file_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BPBROKER_KNOWN_BROKERS", raising=False)
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    assert default_path() == Path("/home/me/.config/bpbroker/known_brokers")
+    monkeypatch.setenv("XDG_CONFIG_HOME", "relative")
+    assert default_path() == Path("/home/me/.config/bpbroker/known_brokers")
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/etc/me")
+    assert default_path() == Path("/etc/me/bpbroker/known_brokers")
+    monkeypatch.setenv("BPBROKER_KNOWN_BROKERS", "/x/y")
+    assert default_path() == Path("/x/y")
