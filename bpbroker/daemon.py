@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,7 +66,9 @@ def _background(serve: Callable[[Callable[[], None]], int], log_file: Path, writ
 
     code = 1
     try:
-        Daemonizer.daemonize(stdout=str(log_file), stderr=str(log_file))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # it leaves three files open for a moment
+            Daemonizer.daemonize(stdout=str(log_file), stderr=str(log_file))
         os.umask(0o022)  # the daemoniser leaves 0: files of extensions would be writable by all
         os.chdir("/")
         code = serve(lambda: say(READY))

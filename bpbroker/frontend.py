@@ -23,6 +23,7 @@ from bpbroker.actions import BUILT_IN, Ask, Limits
 from bpbroker.control import CONTROL
 from bpbroker.errors import (
     BadRequest,
+    ConfigurationError,
     Forbidden,
     MethodNotAllowed,
     NotFound,
@@ -168,12 +169,14 @@ class Application:
                 self._wrong_keys.count(source, time.monotonic())
             raise Unauthorized("Incorrect access key")
 
-    def _ask(self, name: str, ask: Ask, call: _Call) -> Later:
+    def _ask(
+        self, name: str, ask: Ask, call: _Call, broken: Callable[[BaseException], Response] | None = None
+    ) -> Later:
         address = self._addresses[name]
         message, show, timeout, heavy, patient = ask
 
         def complete(reply: Future[Any]) -> bytes:
-            return call.send(responses.rendered(reply, show, call.broken))
+            return call.send(responses.rendered(reply, show, broken or call.broken))
 
         return Later(lambda: address.ask(message, timeout), complete, timeout, heavy=heavy, patient=patient)
 
@@ -208,7 +211,7 @@ class Application:
             raise MethodNotAllowed("The control interface is called with POST")
         body = _body(environ)
         name, ask = action(json_object(body, _CONTROL_DEPTH_MAX) if body else {})
-        return self._ask(name, ask, call)
+        return self._ask(name, ask, call, call.unusable)
 
     def _health(self, call: _Call) -> Later:
         return self._ask("healthcheck", Ask(messages.Health(), _health, 5.0, heavy=True), call)
@@ -266,6 +269,12 @@ class _Call:
             )
         )
         return response.body
+
+    def unusable(self, error: BaseException) -> Response:
+        """Answer the operator on this host, who may read what is wrong with the configuration."""
+        if isinstance(error, ConfigurationError):
+            return responses.failure(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+        return self.broken(error)
 
     def broken(self, error: BaseException) -> Response:
         """Answer what nobody foresaw: the client gets an id, the log everything."""

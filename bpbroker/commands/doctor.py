@@ -124,9 +124,9 @@ def _ports(loaded: Loaded) -> Iterator[Finding]:
     from bpbroker.udp import bind_udp
 
     ip, port = loaded.effective["api"]["listen_ip"], loaded.effective["api"]["listen_port"]
-    for protocol, bind in (("TCP", lambda: [bind_tcp(ip, port)]), ("UDP", lambda: bind_udp(ip, port))):
+    for protocol in ("TCP", "UDP"):
         try:
-            sockets = bind()
+            sockets = [bind_tcp(ip, port)] if protocol == "TCP" else bind_udp(ip, port)
         except (BpbrokerError, OSError) as error:
             yield Finding(f"{protocol} port", FAIL, str(error), "stop what uses it, or set api.listen_port")
             continue

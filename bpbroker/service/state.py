@@ -14,13 +14,9 @@ Where = Callable[[str], Path]
 def files_of(service: Service, where: Where) -> list[Path]:
     """Give the files of this configuration that are there, its backups included."""
     config = where(str(service.config))
-    patterns = (
-        config.name,
-        f"{config.name}.lock",
-        f"{config.name}.journal*",
-        f"{config.stem}.crt",
-        f"{config.stem}.key",
-    )
+    # With what `certificate --renew` and a broker in the background leave beside them.
+    beside = (f"{config.stem}.{end}" for end in ("crt", "crt.old", "key", "key.old", "log", "log.?"))
+    patterns = (config.name, f"{config.name}.lock", f"{config.name}.journal*", *beside)
     backups = where(str(service.backups))
     return [
         *(path for pattern in patterns for path in sorted(config.parent.glob(pattern))),
@@ -35,6 +31,6 @@ def plan_purge(service: Service, logs: PurePath, where: Where) -> Plan:
     if config.is_relative_to(home):
         folders += [home / "lib", home]
     steps: list[Step] = [Remove(path) for path in files_of(service, where)]
-    steps.append(Remove(where(str(logs))))
+    steps += [Remove(where(str(logs))), Remove(home / "lib" / "__pycache__")]
     steps += [Remove(folder, only_if_empty=True) for folder in folders]
     return Plan(tuple(steps), ("Configuration, entries, backups and logs are gone.",))
