@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -123,6 +123,17 @@ def override(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str
         section, _, key = path.partition(".")
         result.setdefault(section, {})[key] = value
     return result
+
+
+def has_shipped_pair(settings: Mapping[str, Any]) -> bool:
+    """Whether the settings name the pair that 0.22 shipped, of which everybody has the key.
+
+    It is known by its names: the folder is wherever some version was installed.
+    """
+    return all(
+        PureWindowsPath(settings["api"][key]).name == PureWindowsPath(default).name  # reads both kinds of slashes
+        for key, default in (("ssl_cert", DEFAULT_CERT), ("ssl_key", DEFAULT_KEY))
+    )
 
 
 def namespaces(settings: Mapping[str, Any]) -> Iterator[str]:

@@ -89,9 +89,11 @@ def prepare(plan: Plan, undo: ExitStack) -> Prepared:
 
 def with_certificate(loaded: Loaded, own: Path) -> Loaded:
     """Make this host's own pair at the first start, and point the settings there."""
-    api = loaded.effective["api"]
-    if (api["ssl_cert"], api["ssl_key"]) != (config.DEFAULT_CERT, config.DEFAULT_KEY):
+    if not config.has_shipped_pair(loaded.effective):
         return loaded
+    named = loaded.effective["api"]["ssl_cert"]
+    if named != config.DEFAULT_CERT:
+        logger.warning("%s is not used any more: everybody has the key of the pair that 0.22 shipped", named)
     cert, key = own.with_suffix(".crt"), own.with_suffix(".key")
     tls.ensure_pair(cert, key)
     pair = {"api.ssl_cert": str(cert), "api.ssl_key": str(key)}

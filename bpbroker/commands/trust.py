@@ -61,7 +61,7 @@ def _pair(scope: Scope, loaded: Loaded) -> tuple[Path, Path]:
         ConfigurationError: there are none yet.
     """
     api = loaded.effective["api"]
-    if (api["ssl_cert"], api["ssl_key"]) == (config.DEFAULT_CERT, config.DEFAULT_KEY):
+    if config.has_shipped_pair(loaded.effective):
         own = _own_pair(scope)
         if not own[0].exists():
             raise ConfigurationError("There is no certificate yet; the first start of the broker makes one")
