@@ -35,6 +35,8 @@ _AHEAD_MAX_BYTES: Final = 64 * 1024
 """What a client may send ahead while its request is served."""
 _SLOWEST_BYTES_PER_SEC: Final = 32 * 1024
 """A client that takes its answer more slowly than that, all in all, is let go."""
+_HALF_CLOSED_SECS: Final = 1.0
+"""How long the answer is still made for a client that has closed its end: perhaps it closed but one direction."""
 _LINGER_SECS: Final = 2.0
 _LINGER_BYTES: Final = 4 * 1024 * 1024
 _TLS_HANDSHAKE: Final = 0x16
@@ -94,7 +96,7 @@ class Connection:
         self._unsent = memoryview(b"")
         self._keep_alive = False
         self._send_until = 0.0
-        self._has_left = False
+        self._left_at: float | None = None
         self._lingered = 0
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -147,7 +149,7 @@ class Connection:
             return self.move_on()
         later = self._later
         if later is None or not later.done:
-            return Turn.NOTHING if self._has_left else Turn.READ
+            return Turn.READ if self._left_at is None else Turn.NOTHING
         if later.heavy:
             return Turn.WORKER
         try:
@@ -163,9 +165,10 @@ class Connection:
         return Turn.CLOSE
 
     def watch_over(self, now: float) -> None:
-        """See that an answer that is owed does not keep the connection for ever."""
+        """See that an answer that is owed does not keep the connection for ever, nor for a client that has gone."""
         later = self._later
-        if later is not None and now >= self._later_deadline:
+        gone = self._left_at is not None and now >= self._left_at + _HALF_CLOSED_SECS
+        if later is not None and (gone or now >= self._later_deadline):
             later.give_up()
 
     def stop(self) -> None:
@@ -254,9 +257,7 @@ class Connection:
         if received:
             self._framer.keep(received)
             return Turn.READ if self._framer.held_bytes < _AHEAD_MAX_BYTES else Turn.NOTHING
-        self._has_left = True
-        if self._later is not None and self._later.patient:
-            self._later.give_up()
+        self._left_at = time.monotonic()
         return Turn.NOTHING
 
     def _send(self) -> Turn:
@@ -275,7 +276,7 @@ class Connection:
             self.deadline = min(time.monotonic() + self._server.request_secs, self._send_until)
         if not self._keep_alive:
             return self._linger()
-        if self._has_left:
+        if self._left_at is not None:
             return Turn.CLOSE
         server, begun = self._server, self._framer.begun
         self.phase = Phase.READING

@@ -101,8 +101,8 @@ class Later:
             headers to the server, and returns the body.
         timeout_secs: how long the actor may take.
         heavy: whether ``complete`` may take more than a millisecond.
-        patient: whether the client means to wait, so that its leaving, or the
-            broker's stopping, ends it.
+        patient: whether the client means to wait, so that a broker that stops
+            need not.
     """
 
     __slots__ = ("_ask", "_complete", "heavy", "patient", "reply", "timeout_secs")

@@ -89,18 +89,23 @@ def make_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
     private = ec.generate_private_key(ec.SECP256R1())
     names = list(hosts) or own_names()
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
+    public = private.public_key()
     now = datetime.datetime.now(datetime.UTC)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
-        .public_key(private.public_key())
+        .public_key(public)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))  # clocks of machines that boot for the first time are off
         .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
         .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        # Python 3.13 verifies strictly (RFC 5280): who trusts this file as a CA needs the following three in it.
+        .add_extension(_key_usage(), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
         .sign(private, hashes.SHA256())
     )
     key_pem = private.private_bytes(
@@ -111,6 +116,13 @@ def make_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
         _write(cert, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
     except OSError as error:
         raise ConfigurationError(f"Cannot write {error.filename or cert}: {error.strerror}") from None
+
+
+def _key_usage() -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True, key_cert_sign=True, content_commitment=False, key_encipherment=False,
+        data_encipherment=False, key_agreement=False, crl_sign=False, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
