@@ -278,5 +278,6 @@ class Broker:
         for name, namespace in wanted.items():
             if name not in self._addresses:
                 self._start_extension(namespace)
-        for address in list(self._addresses.values()):
-            address.tell(messages.SettingsChanged(settings))
+        for name, address in list(self._addresses.items()):
+            if name not in ("broker", "config store"):  # who tells this, and who published it
+                address.tell(messages.SettingsChanged(settings))
