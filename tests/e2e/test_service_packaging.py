@@ -1,0 +1,78 @@
+"""What is handed out: the wheel, the client in one file, the bundle for isolated networks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.running import RunningBroker
+
+TOP = Path(__file__).parents[2]
+DEPLOY = TOP / "deploy"
+
+
+def run(*words: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a program with little more than a path in its environment."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith(("PATH", "HOME", "PIP", "SSL", "TMP"))}
+    done = subprocess.run(
+        words,
+        env={**kept, "PYTHON": sys.executable, **environ},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def test_the_wheel_has_deploy_and_no_private_key(tmp_path: Path) -> None:
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, TOP)
+    (wheel,) = tmp_path.glob("bpbroker-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        for file in DEPLOY.iterdir():
+            assert archive.read(f"bpbroker/deploy/{file.name}") == file.read_bytes()
+        assert "bpbroker/py.typed" in names
+        assert not [name for name in names if name.endswith((".key", ".pem", ".crt"))]
+        for name in names:
+            assert b"-----BEGIN PRIVATE KEY-----\n" not in archive.read(name)
+            assert b"-----BEGIN EC PRIVATE KEY-----\n" not in archive.read(name)
+    folders = {path.parent for path in (TOP / "bpbroker").rglob("*.py")}
+    packages = {f"bpbroker/{folder.relative_to(TOP / 'bpbroker')}/".replace("/./", "/") for folder in folders}
+    for package in packages:
+        assert f"{package}__init__.py" in names, f"{package} is not in pyproject.toml's list of packages"
+
+
+def test_the_client_in_one_file_runs_with_nothing_installed(broker: RunningBroker, tmp_path: Path) -> None:
+    file = tmp_path / "bpclient.pyz"
+    run(DEPLOY / "build-zipapp", file)
+    with zipfile.ZipFile(file) as archive:
+        assert not [name for name in archive.namelist() if name.endswith((".so", ".pyd", ".pyc"))]
+    # -I and -S: neither the environment, nor the folder, nor what is installed
+    words = (sys.executable, "-I", "-S", file, "-b", f"127.0.0.1:{broker.port}", "--insecure", "service")
+    assert run(*words, "register", "--name", "foo", "--data", "bar").stdout == "bar\n"
+    assert run(*words, "get", "--name", "foo").stdout == "bar\n"
+
+
+@pytest.mark.skipif(os.environ.get("BPBROKER_LONG") != "1", reason="downloads every dependency")
+def test_the_bundle_installs_without_an_index(tmp_path: Path) -> None:
+    run(DEPLOY / "build-bundle", tmp_path / "bundle.tar.gz")
+    with tarfile.open(tmp_path / "bundle.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    nowhere = {"PIP_NO_INDEX": "1", "PIP_INDEX_URL": "http://127.0.0.1:1/", "LINKS": str(tmp_path / "bin")}
+    run(tmp_path / "bpbroker-offline" / "install", tmp_path / "installed", **nowhere)
+    assert run(tmp_path / "bin" / "bpbroker", "--version").stdout.startswith("bpbroker ")
+    assert run(tmp_path / "bin" / "bpclient", "--version").stdout.startswith("bpclient ")
+
+
+@pytest.mark.parametrize("name", ["build-zipapp", "build-bundle", "install-offline"])
+def test_shellcheck_has_no_complaint(name: str) -> None:
+    assert os.access(DEPLOY / name, os.X_OK)
+    run("shellcheck", DEPLOY / name)
