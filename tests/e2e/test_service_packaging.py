@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -33,7 +34,12 @@ def run(*words: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_wheel_has_deploy_and_no_private_key(tmp_path: Path) -> None:
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, TOP)
+    # From a copy: setuptools would leave a build folder, whose old files get into the next wheel.
+    for folder in ("bpbroker", "deploy"):
+        shutil.copytree(TOP / folder, tmp_path / "source" / folder)
+    for file in ("pyproject.toml", "README.md"):
+        shutil.copy(TOP / file, tmp_path / "source")
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, tmp_path / "source")
     (wheel,) = tmp_path.glob("bpbroker-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
