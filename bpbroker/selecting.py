@@ -244,6 +244,7 @@ class Selecting:
         """Keep deadlines and the bound on memory; begin to accept again; let go of idle connections when stopping."""
         if self.stopping:
             self._listen(on=False)
+            self._listener.close()  # who connects now shall hear at once that nobody is there
         elif not self._listening and now >= self._accept_again:
             self._listen(on=True)
         held = 0
