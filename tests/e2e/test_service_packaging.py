@@ -43,8 +43,8 @@ def test_the_wheel_has_deploy_and_no_private_key(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("bpbroker-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        for file in DEPLOY.iterdir():
-            assert archive.read(f"bpbroker/deploy/{file.name}") == file.read_bytes()
+        for shipped in DEPLOY.iterdir():
+            assert archive.read(f"bpbroker/deploy/{shipped.name}") == shipped.read_bytes()
         assert "bpbroker/py.typed" in names
         assert not [name for name in names if name.endswith((".key", ".pem", ".crt"))]
         for name in names:
