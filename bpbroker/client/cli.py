@@ -247,9 +247,14 @@ def _run(arguments: list[str]) -> int:
     given: dict[str, Any] = {}
     try:
         words = list(split_cols(arguments, _COMMANDS, FLAGS))
-        result = bpclient.main(words, prog_name="bpclient", standalone_mode=False, obj=given)
-        if isinstance(result, Output):
-            _print(output.render(result, given.get("format", "text"), given.get("cols", ())))
+        if "_BPCLIENT_COMPLETE" in os.environ:  # a shell asks what could be typed next
+            bpclient.main(words, prog_name="bpclient")
+        # Not main(): it answers an interrupt with an empty line.
+        with bpclient.make_context("bpclient", words, obj=given) as context:
+            result = bpclient.invoke(context)
+        _print(output.render(result, given.get("format", "text"), given.get("cols", ())))
+    except click.exceptions.Exit as done:
+        return done.exit_code
     except BpbrokerError as error:
         return _failed(str(error), error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -259,7 +264,7 @@ def _run(arguments: list[str]) -> int:
         return _failed(f"{error.format_message().rstrip('.')} (bpclient --help shows what there is)", error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return _failed("Interrupted", 130)
-    return result if isinstance(result, int) else 0
+    return 0
 
 
 def _print(data: bytes) -> None:

@@ -24,7 +24,7 @@ FLAGS: Final = frozenset(
 
 def _remember(context: click.Context, option: click.Parameter, value: Any) -> None:
     """Keep an option of every command where :class:`bpbroker.client.session.Session` finds it; the last one counts."""
-    if value not in (None, (), False):
+    if value is not None and value is not False and value != ():
         context.find_root().ensure_object(dict)[option.name] = value
 
 

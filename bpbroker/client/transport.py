@@ -138,11 +138,12 @@ class Transport:
         return str(self.address._replace(host=self.address.host.partition("%")[0]))
 
     def _connect(self, deadline: Deadline) -> ssl.SSLSocket:
+        context = self._context = self._context or self._make_context()
         raw = self._dial(deadline)
         try:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.own_ip = str(raw.getsockname()[0]).partition("%")[0]
-            return self._secure(raw, deadline)
+            return self._secure(raw, context, deadline)
         except BaseException:
             raw.close()
             raise
@@ -173,11 +174,10 @@ class Transport:
         why = "no answer" if isinstance(last, TimeoutError) else last.strerror if last else "no address"
         raise NotReached(f"Cannot connect to {self.address}: {why}; is the broker running, and is this its address?")
 
-    def _secure(self, raw: socket.socket, deadline: Deadline) -> ssl.SSLSocket:
+    def _secure(self, raw: socket.socket, context: ssl.SSLContext, deadline: Deadline) -> ssl.SSLSocket:
         """Make TLS of a TCP connection and see who is there."""
-        import ssl  # here, because it is half of what a client loads, and `bpclient discover` needs none of it
+        import ssl
 
-        context = self._context = self._context or self._make_context()
         raw.settimeout(deadline.remaining())
         host = self.address.host.partition("%")[0]
         sock = context.wrap_socket(raw, server_hostname=host, do_handshake_on_connect=False)
@@ -203,7 +203,7 @@ class Transport:
         return sock
 
     def _make_context(self) -> ssl.SSLContext:
-        import ssl
+        import ssl  # here, because it is half of what a client loads, and `bpclient discover` needs none of it
 
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2

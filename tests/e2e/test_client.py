@@ -1,0 +1,439 @@
+"""``bpclient`` as a process against a real broker: what it prints, where, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bpbroker.jointoken import make_token
+from tests.running import RunningBroker
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+Ended = subprocess.CompletedProcess[str]
+
+
+def value(ended: Ended) -> str:
+    """Give what a successful command printed."""
+    assert ended.returncode == 0, ended
+    return ended.stdout
+
+
+def fails(ended: Ended, code: int, says: str) -> None:
+    """See that a command failed with one line that says why, and printed nothing."""
+    assert ended.returncode == code, ended
+    assert ended.stdout == ""
+    lines = [line for line in ended.stderr.splitlines() if not line.startswith("First contact")]
+    assert len(lines) == 1, ended
+    assert lines[0].startswith("Fatal error: ")
+    assert says in lines[0]
+
+
+def here(broker: RunningBroker) -> str:
+    return f"127.0.0.1:{broker.port}"
+
+
+def run(broker: RunningBroker, *arguments: str, stdin: str = "", **environ: str) -> Ended:
+    """Run ``bpclient`` without telling it which broker."""
+    return subprocess.run(
+        broker.command("bpbroker.client", *arguments),
+        env={**broker.environ, **environ},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_every_row_of_the_protocols_table(broker: RunningBroker) -> None:
+    client = broker.bpclient
+    assert value(client("ping", "--data", "foo")) == "foo\n"
+    assert value(client("service", "register", "--name", "foo", "--data", "bar")) == "bar\n"
+    again = client("service", "register", "--name", "foo", "--data", "bar")
+    assert (again.stdout, again.stderr, again.returncode) == ("", "Fatal error: Entry 'foo' already exists\n", 4)
+    registered = value(client("service", "register", "--name", "foo3", "--data", '{"key": "x"}'))
+    assert value(client("service", "get", "--name", "foo3")) == registered
+    assert registered.startswith('{"key": "x", "last_write_ip": "127.0.0.1", "last_write_ts": ')
+    assert registered.endswith("}\n")
+    updated = json.loads(value(client("service", "update", "--name", "foo3", "--data", '{"new": "y"}')))
+    assert (updated["key"], updated["new"]) == ("x", "y")
+    missing = client("service", "get", "--name", "nope")
+    assert (missing.stdout, missing.stderr, missing.returncode) == ("", "Fatal error: Entry 'nope' not found\n", 3)
+    for _ in range(2):
+        assert value(client("service", "delete", "--name", "foo")) == ""
+    raw = json.loads(value(client("service", "get", "--name", "foo3", "--raw")))
+    assert raw == {"success": True, "message": "Success", "data": updated}
+    assert value(client("--port", str(broker.port), "discover", "--name", "foo3")).count(".") == 3
+    fails(client("--port", str(broker.port), "--timeout", "300ms", "discover", "--name", "nope"), 124, "'nope'")
+
+
+def test_an_extensions_answer_comes_as_it_is(make_broker: Callable[..., RunningBroker]) -> None:
+    broker = make_broker({"example_extension_module": {"_access_key": "k"}})
+    shutil.copy(EXAMPLES / "example_extension_module.py", broker.lib)
+    broker.start()
+    method = ("execute", "--method", "example_extension_module.Test", "--data", "h")
+    assert json.loads(value(broker.bpclient("-a", "k", *method))) == {"data": "h", "from": "127.0.0.1"}
+    fails(broker.bpclient("-a", "wrong", *method), 5, "Incorrect access key")
+    fails(broker.bpclient("execute", "--method", "nope.Test", "--data", "h"), 5, "Unauthorized package")
+
+
+def test_options_may_stand_where_0_22s_users_put_them_and_anywhere_else(broker: RunningBroker) -> None:
+    where = here(broker)
+    broker.register("foo", '{"a": 1, "b": 2}')
+    for arguments in (
+        ("-b", where, "--cols", "a", "b", "-f", "csv", "service", "get", "--name", "foo"),
+        ("service", "-b", where, "-f", "csv", "get", "--name", "foo", "--cols", "a", "b"),
+        ("service", "get", "--name", "foo", "--bpbroker", where, "--format=csv", "--cols", "a", "--cols", "b"),
+    ):
+        assert value(run(broker, *arguments)) == "a,b\n1,2\n"
+    assert value(run(broker, "service", "get", "--name", "foo", "--field", "a", BPBROKER=where)) == "1\n"
+    assert value(run(broker, "-b", where, "ping", "--data", "x", BPBROKER="127.0.0.1:1")) == "x\n"
+
+
+# --- exit codes ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("service", "get"), "--name"),
+        (("service", "register", "--name", "x"), "--data"),
+        (("service", "register", "--name", "x", "--data", "1", "--data-raw", "2"), "--data-raw"),
+        (("service", "nonsense"), "nonsense"),
+        (("--nonsense", "ping"), "--nonsense"),
+        (("-f", "xml", "ping"), "xml"),
+        (("--timeout", "soon", "ping"), "duration"),
+        (("--timeout", "0", "ping"), "--timeout"),
+        (("--retry", "-1", "ping"), "-1"),
+        (("--port", "x", "discover", "--name", "foo"), "port"),
+        (("--interface", "nonsense0", "discover", "--name", "foo"), "nonsense0"),
+        (("discover", "--name", "_access_key"), "_access_key"),
+        (("discover", "--name", "x", "--all", "--first"), "--all"),
+        (("--discover", "x", "ping"), "--discover"),
+        (("--fingerprint", "abc", "ping"), "64 hexadecimal"),
+        (("--token", "hush-hush", "ping"), "bpb1:"),
+        (("--access-key-file", "/nowhere", "ping"), "/nowhere"),
+        (("--cacert", "/nowhere", "ping"), "/nowhere"),
+        (("service", "register", "--name", "x", "--data", "@/nowhere"), "/nowhere"),
+        (("execute", "--method", "nodot", "--data", "x"), "nodot"),
+        (("service", "replace", "--name", "x", "--data", "y", "--if-match", 'a"b'), "entity tag"),
+    ],
+)
+def test_2_the_words_make_no_sense(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+    broker = RunningBroker(tmp_path / "home")
+    broker.port = 1  # nobody is there, and nobody is asked
+    ended = broker.bpclient(*arguments)
+    fails(ended, 2, says)
+    assert "hush-hush" not in ended.stderr
+
+
+@pytest.mark.parametrize("address", ["host:", "host:abc", "host:0", "host:65536", ":1", "[::1", "https://host", "a b"])
+def test_2_an_address_that_is_none(tmp_path: Path, address: str) -> None:
+    fails(run(RunningBroker(tmp_path / "home"), "-b", address, "ping"), 2, "HOST:PORT")
+
+
+def test_2_which_broker(tmp_path: Path) -> None:
+    fails(run(RunningBroker(tmp_path / "home"), "ping"), 2, "BPBROKER")
+
+
+def test_2_nothing_to_do_shows_the_help(tmp_path: Path) -> None:
+    ended = run(RunningBroker(tmp_path / "home"))
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "Usage: bpclient" in ended.stderr
+
+
+def test_0_help_and_version(tmp_path: Path) -> None:
+    broker = RunningBroker(tmp_path / "home")
+    for arguments in (("-h",), ("--help",), ("service", "--help"), ("service", "get", "-h"), ("discover", "-h")):
+        assert "Usage: bpclient" in value(run(broker, *arguments))
+    assert value(run(broker, "--version")).startswith("bpclient ")
+
+
+def test_1_what_the_broker_cannot_do(broker: RunningBroker) -> None:
+    fails(broker.bpclient("service", "get", "--name", "_access_key"), 1, "_")
+    fails(broker.bpclient("service", "register", "--name", "x", "--data", '{"last_write_ip": 1}'), 1, "reserved")
+    fails(broker.bpclient("service", "register", "--name", "x", "--data", '{"a": NaN}'), 1, "NaN")
+
+
+def test_1_a_result_that_cannot_be_written(broker: RunningBroker) -> None:
+    broker.register("foo")
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            broker.command("bpbroker.client", "-b", f"127.0.0.1:{broker.port}", "service", "get", "--name", "foo"),
+            env=broker.environ, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert ended.returncode == 1
+    assert "standard output" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_3_and_4_what_is_and_what_is_not_there(broker: RunningBroker) -> None:
+    fails(broker.bpclient("service", "get", "--name", "foo"), 3, "not found")
+    value(broker.bpclient("service", "register", "--name", "foo", "--data", "x"))
+    fails(broker.bpclient("service", "get", "--name", "foo", "--field", "role"), 3, "no field 'role'")
+    fails(broker.bpclient("service", "register", "--name", "foo", "--data", "x"), 4, "already exists")
+    fails(broker.bpclient("service", "delete", "--name", "foo", "--if-match", "other"), 4, "")
+    tag = value(broker.bpclient("service", "get", "--name", "foo", "--etag")).strip()
+    new = value(broker.bpclient("service", "replace", "--name", "foo", "--data", "y", "--if-match", tag, "--etag"))
+    assert new.strip() != tag
+    fails(broker.bpclient("service", "update", "--name", "foo", "--data", "z", "--if-match", tag), 4, "")
+    assert value(broker.bpclient("service", "delete", "--name", "foo", "--if-match", new.strip())) == ""
+
+
+def test_5_and_6_nobody_there_and_somebody_else(broker: RunningBroker, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+    fails(run(broker, "-b", f"127.0.0.1:{port}", "--retry", "0", "ping"), 6, "Cannot connect")
+    fails(run(broker, "-b", "no.such.host.invalid", "--retry", "0", "ping"), 6, "looked up")
+    fails(broker.bpclient("--fingerprint", "00" * 32, "ping"), 6, "nothing was sent")
+    known = tmp_path / "known"
+    known.write_text(f"127.0.0.1:{broker.port} SHA256:{'00' * 32}\n")
+    changed = run(broker, "-b", f"127.0.0.1:{broker.port}", "ping", BPBROKER_KNOWN_BROKERS=str(known))
+    fails(changed, 6, "00:00")
+    assert broker.note["fingerprint"] in changed.stderr
+    assert str(known) in changed.stderr
+
+
+def test_6_servers_that_are_no_brokers(tmp_path: Path) -> None:
+    broker = RunningBroker(tmp_path / "home")
+    for content in (b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"):
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+
+            def serve(content: bytes = content, listening: socket.socket = listening) -> None:
+                sock, _ = listening.accept()
+                with sock:
+                    sock.sendall(content)
+                    sock.recv(1000)
+
+            thread = threading.Thread(target=serve)
+            thread.start()
+            ended = run(broker, "-b", f"127.0.0.1:{listening.getsockname()[1]}", "--retry", "0", "ping")
+            thread.join(10)
+        fails(ended, 6, "")
+
+
+def test_7_several_brokers_hold_the_name(make_broker: Callable[..., RunningBroker]) -> None:
+    one = make_broker(None, "--listen-ip", "127.0.0.1").start()
+    two = make_broker(None, "--listen-ip", "127.0.0.2")
+    two.port = one.port
+    two.start()
+    # Our own discovery asks every loopback address that the host has; give it a second one.
+    added = subprocess.run(["ip", "address", "add", "127.0.0.2/8", "dev", "lo"], check=False, capture_output=True)
+    if added.returncode not in (0, 2):
+        pytest.skip(f"a second loopback address needs root: {added.stderr.decode()}")
+    try:
+        one.register("foo")
+        register = run(two, "-b", f"127.0.0.2:{two.port}", "service", "register", "--name", "foo", "--data", "x")
+        assert register.returncode == 0, register
+        port = ("--port", str(one.port))
+        both = run(one, *port, "discover", "--name", "foo")
+        fails(both, 7, "--first")
+        assert "127.0.0.1" in both.stderr
+        assert "127.0.0.2" in both.stderr
+        everybody = value(run(one, *port, "--timeout", "1s", "discover", "--name", "foo", "--all"))
+        assert sorted(everybody.split()) == ["127.0.0.1", "127.0.0.2"]
+        assert value(run(one, *port, "discover", "--name", "foo", "--first")).strip() in everybody
+        fails(run(one, *port, "--discover", "foo", "ping"), 7, "Different brokers")
+    finally:
+        subprocess.run(["ip", "address", "del", "127.0.0.2/8", "dev", "lo"], check=False, capture_output=True)
+
+
+def test_124_a_server_that_never_answers(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        began = time.monotonic()
+        ended = run(RunningBroker(tmp_path / "home"), "-b", address, "--timeout", "500ms", "ping")
+    fails(ended, 124, "did not answer within 0.5 s")
+    assert time.monotonic() - began < 20
+
+
+def test_124_what_did_not_come_in_time(broker: RunningBroker) -> None:
+    fails(broker.bpclient("service", "get", "--name", "foo", "--wait", "300ms"), 124, "did not appear within 0.3 s")
+    fails(
+        broker.bpclient("service", "wait", "--prefix", "node-", "--count", "2", "--timeout", "300ms"),
+        124,
+        "fewer than 2",
+    )
+    broker.register("foo")
+    tag = value(broker.bpclient("service", "get", "--name", "foo", "--etag")).strip()
+    fails(broker.bpclient("service", "get", "--name", "foo", "--wait", "300ms", "--changed-from", tag), 124, "change")
+
+
+def test_130_an_interrupt_is_no_traceback(broker: RunningBroker) -> None:
+    process = subprocess.Popen(
+        broker.command("bpbroker.client", "-b", here(broker), "service", "get", "--name", "x", "--wait", "1m"),
+        env=broker.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("First contact")
+    process.send_signal(2)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, "", "Fatal error: Interrupted\n")
+
+
+# --- no loop needed ---
+
+
+def test_a_wait_ends_the_moment_that_the_entry_is_there(broker: RunningBroker) -> None:
+    waiting = subprocess.Popen(
+        broker.command("bpbroker.client", "-b", here(broker), "service", "get", "--name", "m", "--wait", "1m"),
+        env=broker.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert waiting.stderr is not None
+    assert waiting.stderr.readline().startswith("First contact")
+    broker.register("m", "10.0.0.5")
+    began = time.monotonic()
+    assert waiting.communicate(timeout=60) == ("10.0.0.5\n", "")
+    assert time.monotonic() - began < 20
+
+
+def test_a_wait_and_a_plain_call_outlive_a_broker_that_starts_later(make_broker: Callable[..., RunningBroker]) -> None:
+    broker = make_broker().start()
+    broker.register("foo", "bar")
+    assert broker.stop() == 0
+    commands = (
+        ("service", "get", "--name", "foo", "--wait", "1m"),
+        ("--retry", "30", "service", "get", "--name", "foo"),
+    )
+    waiting = [
+        subprocess.Popen(
+            broker.command("bpbroker.client", "-q", "-b", f"127.0.0.1:{broker.port}", *command),
+            env=broker.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for command in commands
+    ]  # fmt: skip
+    broker.start()
+    for process in waiting:
+        assert process.communicate(timeout=90) == ("bar\n", "")
+
+
+def test_a_barrier(broker: RunningBroker) -> None:
+    waiting = subprocess.Popen(
+        broker.command(
+            "bpbroker.client", "-b", f"127.0.0.1:{broker.port}",
+            "service", "wait", "--prefix", "node-", "--count", "3", "--timeout", "1m",
+        ),
+        env=broker.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for number in (3, 1, 2):
+        broker.register(f"node-{number}")
+    out, _ = waiting.communicate(timeout=60)
+    assert out == "node-1\nnode-2\nnode-3\n"
+
+
+def test_running_the_same_script_twice(broker: RunningBroker) -> None:
+    register = ("service", "register", "--name", "node", "--data", '{"role": "replica"}', "--idempotent")
+    assert value(broker.bpclient(*register)) == value(broker.bpclient(*register))
+    fails(broker.bpclient("service", "register", "--name", "node", "--data", "other", "--idempotent"), 4, "exists")
+
+
+def test_find_then_do_in_one_call(broker: RunningBroker) -> None:
+    broker.register("foo-cluster1", "here")
+    found = run(
+        broker, "--port", str(broker.port), "--discover", "foo-cluster1", "service", "get", "--name", "foo-cluster1"
+    )
+    assert value(found) == "here\n"
+    # A flag beats the environment.
+    value(run(broker, "--port", str(broker.port), "--discover", "foo-cluster1", "ping", BPBROKER="127.0.0.1:1"))
+
+
+# --- trust ---
+
+
+def test_a_join_token_is_all_that_a_machine_needs(make_broker: Callable[..., RunningBroker], tmp_path: Path) -> None:
+    broker = make_broker({"services": {"_access_key": "canary"}, "_global": {"discovery": "authenticated"}}).start()
+    token = make_token(broker.note["fingerprint"], "canary")
+    (tmp_path / "token").write_text(f"{token}\n")
+    where, port = here(broker), ("--port", str(broker.port))
+    value(run(broker, "-b", where, "--token", token, "service", "register", "--name", "foo", "--data", "bar"))
+    for how, environ in (
+        (("--token", token), {}),
+        (("--token", f"@{tmp_path / 'token'}"), {}),
+        ((), {"BPBROKER_TOKEN": token}),
+        ((), {"BPBROKER_TOKEN": f"@{tmp_path / 'token'}"}),
+    ):
+        ended = run(broker, *port, *how, "--discover", "foo", "service", "get", "--name", "foo", **environ)
+        assert (ended.stdout, ended.stderr, ended.returncode) == ("bar\n", "", 0)
+    assert not Path(broker.environ["BPBROKER_KNOWN_BROKERS"]).exists()
+    # Who has no key, or another, is not answered; who expects another certificate does not take the answer.
+    quick = (*port, "--timeout", "400ms")
+    fails(run(broker, *quick, "discover", "--name", "foo"), 124, "answered")
+    fails(run(broker, *quick, "-a", "wrong", "discover", "--name", "foo"), 124, "answered")
+    other = make_token("00" * 32, "canary")
+    fails(run(broker, *quick, "--token", other, "discover", "--name", "foo"), 124, "answered")
+    fails(run(broker, "-b", where, "--token", other, "ping"), 6, "nothing was sent")
+    assert "canary" not in broker.text
+
+
+def test_the_key_alone_makes_discovery_vouch_for_the_certificate(make_broker: Callable[..., RunningBroker]) -> None:
+    broker = make_broker({"services": {"_access_key": "canary"}}).start()
+    port = ("--port", str(broker.port))
+    value(broker.bpclient("-q", "-a", "canary", "service", "register", "--name", "foo", "--data", "bar"))
+    Path(broker.environ["BPBROKER_KNOWN_BROKERS"]).unlink()
+    found = run(broker, *port, "--discover", "foo", "service", "get", "--name", "foo", BPBROKER_ACCESS_KEY="canary")
+    assert (found.stdout, found.stderr) == ("bar\n", "")
+    assert not Path(broker.environ["BPBROKER_KNOWN_BROKERS"]).exists()
+
+
+def test_insecure_warns_and_a_ca_file_is_enough(broker: RunningBroker) -> None:
+    ended = broker.bpclient("--insecure", "ping", "--data", "x")
+    assert value(ended) == "x\n"
+    assert "not checked" in ended.stderr
+    assert broker.bpclient("--insecure", "-q", "ping").stderr == ""
+    ended = broker.bpclient("--cacert", str(broker.config.with_suffix(".crt")), "ping", "--data", "x")
+    assert (ended.stdout, ended.stderr) == ("x\n", "")
+
+
+def test_the_first_contact_is_said_once(broker: RunningBroker) -> None:
+    first, second = broker.bpclient("ping"), broker.bpclient("ping")
+    assert broker.note["fingerprint"] in first.stderr
+    assert first.stderr.count("\n") == 1
+    assert second.stderr == ""
+
+
+def test_no_secret_is_in_the_log_or_in_an_error(make_broker: Callable[..., RunningBroker], tmp_path: Path) -> None:
+    broker = make_broker({"services": {"_access_key": "right"}}).start()
+    (tmp_path / "key").write_text("canary\n")
+    for how, environ in (
+        (("-a", "canary"), {}),
+        (("-a", f"@{tmp_path / 'key'}"), {}),
+        (("--access-key-file", str(tmp_path / "key")), {}),
+        ((), {"BPBROKER_ACCESS_KEY": "canary"}),
+    ):
+        ended = run(broker, "-b", f"127.0.0.1:{broker.port}", *how, "service", "get", "--name", "x", **environ)
+        fails(ended, 5, "Incorrect access key")
+        assert "canary" not in ended.stderr
+    assert value(run(broker, "-b", f"127.0.0.1:{broker.port}", "-a", "-", "service", "list", stdin="right\n")) == ""
+    assert "canary" not in broker.text
+
+
+def test_a9_too_many_wrong_keys_end_with_a_clear_word(make_broker: Callable[..., RunningBroker]) -> None:
+    broker = make_broker({"services": {"_access_key": "right"}, "api": {"wrong_keys_per_minute": 2}}).start()
+    for _ in range(2):
+        fails(broker.bpclient("-a", "wrong", "service", "list"), 5, "Incorrect access key")
+    fails(broker.bpclient("-a", "wrong", "service", "list"), 1, "Too many wrong access keys")
+
+
+def test_progress_is_for_terminals(broker: RunningBroker) -> None:
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        broker.command("bpbroker.client", "-b", here(broker), "service", "get", "--name", "m", "--wait", "3s"),
+        env={**broker.environ, "TERM": "xterm"}, stdout=subprocess.PIPE, stderr=follower, text=True,
+    )  # fmt: skip
+    os.close(follower)
+    shown = ""
+    while "\n" not in shown.partition("Waiting for entry 'm'")[2]:
+        shown += os.read(leader, 1000).decode()
+    assert process.communicate(timeout=30)[0] == ""
+    os.close(leader)
+    assert process.returncode == 124
