@@ -130,7 +130,8 @@ def join_groups(sockets: list[socket.socket]) -> None:
     for sock in sockets:
         if sock.family != socket.AF_INET6 or sock.getsockname()[0] != "::":
             continue
-        for index in {interface.number for interface in interfaces() if interface.ipv6}:
+        # Also those that have no IPv6 address yet: a broker may boot before its network.
+        for index, _ in socket.if_nameindex():
             try:
                 _join(sock, index)
             except OSError:  # joined already, or an interface without multicast

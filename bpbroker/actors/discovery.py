@@ -38,7 +38,7 @@ _BATCHES_WAITING_MAX: Final = 8
 _DATAGRAM_MAX: Final = 65535
 _PAUSE_SECS: Final = 0.01
 _EXISTS_TIMEOUT_SECS: Final = 2.0
-_REJOIN_SECS: Final = 30.0
+_REJOIN_SECS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class Discovery(Actor):
         self._fingerprint = canonical_fingerprint(news.fingerprint)
 
     def _rejoin(self) -> None:
-        """Take interfaces in that came up after the start: a VPN, or all of them when the broker booted first."""
+        """Take interfaces in that came up after the start: such as a VPN."""
         join_groups(self._sockets)
         self.wake_at(time.monotonic() + _REJOIN_SECS)
 

@@ -9,7 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from bpbroker.client.responders import Broker, Responders
 from bpbroker.client.retry import pauses
@@ -133,7 +133,7 @@ def _hear(sock: socket.socket, question: Question, credentials: Credentials, res
         payload, sender = sock.recvfrom(_REPLY_MAX_BYTES)
     except OSError:  # an earlier question met a closed port
         return
-    address = str(sender[0])
+    address = _scoped(sender)
     if payload == PLAIN_REPLY:
         if not any(credentials):
             responders.heard(Broker(address, int(sender[1])), time.monotonic())
@@ -145,6 +145,17 @@ def _hear(sock: socket.socket, question: Question, credentials: Credentials, res
         return  # honest words, passed on by somebody else
     authentic = bool(credentials.key)
     responders.heard(Broker(address, answer.port, answer.registry, answer.fingerprint, authentic), time.monotonic())
+
+
+def _scoped(sender: tuple[Any, ...]) -> str:
+    """Give a socket address's host, with the interface where it means nothing without that."""
+    address = str(sender[0])
+    if len(sender) < 4 or not sender[3] or "%" in address:
+        return address
+    try:
+        return f"{address}%{socket.if_indextoname(sender[3])}"
+    except OSError:  # the interface is gone
+        return f"{address}%{sender[3]}"
 
 
 class _Outlet:

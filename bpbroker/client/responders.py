@@ -64,8 +64,18 @@ class Responders:
         return bool(self._by_address)
 
     def everybody(self) -> list[Broker]:
-        """Give all who answered, in the order of their first answers."""
-        return list(self._by_address.values())
+        """Give all who answered, in the order of their first answers.
+
+        Loopback and link-local addresses are left out where the same broker
+        answered from a better one.
+        """
+        answers = list(self._by_address.values())
+        known = {(item.registry, item.fingerprint) for item in answers if _rank(item) < _LOOPBACK_RANK}
+        return [
+            item
+            for item in answers
+            if _rank(item) < _LOOPBACK_RANK or not item.registry or (item.registry, item.fingerprint) not in known
+        ]
 
     def the_one(self, name: str) -> Broker:
         """Give the broker, by its most useful address.
@@ -98,11 +108,17 @@ class Responders:
 
 
 def _best(group: list[Broker]) -> Broker:
-    """Give the answer whose address is of use to most: not loopback, not link-local."""
+    """Give the answer whose address is of use to most."""
+    return min(group, key=_rank)
 
-    def rank(broker: Broker) -> int:
-        if broker.address.startswith("127."):
-            return 2
-        return 0 if ":" not in broker.address else 3 if "%" in broker.address else 1
 
-    return min(group, key=rank)
+_LOOPBACK_RANK: Final = 2
+
+
+def _rank(broker: Broker) -> int:
+    """Give how little use an address is to others: IPv4, IPv6, loopback, link-local."""
+    if broker.address.startswith("127."):
+        return _LOOPBACK_RANK
+    if ":" not in broker.address:
+        return 0
+    return 3 if "%" in broker.address else 1

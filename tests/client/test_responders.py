@@ -97,6 +97,19 @@ def test_everybody_is_never_enough() -> None:
     assert [broker.address for broker in responders.everybody()] == ["10.0.0.5", "10.0.0.6"]
 
 
+def test_everybody_is_listed_by_useful_addresses() -> None:
+    responders = Responders(everybody=True)
+    for broker in (
+        signed("fe80::1%eth0"),
+        signed("127.0.0.1", R2),
+        signed("10.0.0.5"),
+        signed("10.0.1.5"),
+        plain("127.0.0.3"),
+    ):
+        responders.heard(broker, 100.0)
+    assert [broker.address for broker in responders.everybody()] == ["127.0.0.1", "10.0.0.5", "10.0.1.5", "127.0.0.3"]
+
+
 def test_nobody() -> None:
     assert not Responders().any()
 
