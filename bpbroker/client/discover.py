@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import selectors
 import socket
-import struct
 import time
-from collections.abc import Iterator
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
+from bpbroker.client.outlets import Outlets
 from bpbroker.client.responders import Broker, Responders
 from bpbroker.client.retry import pauses
 from bpbroker.datagram import (
     DEFAULT_PORT,
-    MULTICAST_GROUP,
     PLAIN_REPLY,
     Question,
     decode_answer,
@@ -24,12 +21,9 @@ from bpbroker.datagram import (
 )
 from bpbroker.entry import check_name
 from bpbroker.errors import BadRequest, GaveUp, UsageError
-from bpbroker.interfaces import Interface, interfaces
 
 TIMEOUT_SECS: Final = 3.0
-_EVERYBODY: Final = "255.255.255.255"
 _REPLY_MAX_BYTES: Final = 2048
-_PLACES_MAX: Final = 128
 
 
 class Credentials(NamedTuple):
@@ -103,25 +97,21 @@ def _ask(
     signed = signed_question(name, question.nonce, credentials.key)
     # With credentials a plain answer counts for nothing, so it is not asked for.
     wanted = [signed] if any(credentials) else [signed, plain_question(name)]
-    found = interfaces()
-    responders.own_addresses = {item.address for item in found}
-    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
-        outlets = [stack.enter_context(outlet) for outlet in _outlets(_chosen(found, interface), port)]
-        for outlet in outlets:
-            selector.register(outlet.sock, selectors.EVENT_READ)
+    with selectors.DefaultSelector() as selector, Outlets(selector, interface, port) as outlets:
         end = time.monotonic() + timeout_secs
         again = 0.0
         pause = pauses(jitter=False)
-        failures: list[str] = []
         while (now := time.monotonic()) < min(end, responders.enough_at):
             if now >= again:
-                failures = [failure for outlet in outlets for failure in outlet.send(wanted)]
+                # Anew each time: whoever waits at boot began before its network was there.
+                responders.own_addresses = outlets.refresh()
+                outlets.send(wanted)
                 again = now + next(pause)
             for key, _ in selector.select(max(0.0, min(end, again, responders.enough_at) - now)):
                 assert isinstance(key.fileobj, socket.socket)  # noqa: S101 - nothing else was registered
                 _hear(key.fileobj, question, credentials, responders)
+        why = f" ({outlets.failure})" if outlets.failure else ""
     if not responders.any():
-        why = f" ({failures[0]})" if failures and len(failures) >= len(outlets) * len(wanted) else ""
         raise GaveUp(
             f"No broker that holds '{name}' answered within {timeout_secs:g} s{why}; "
             "is one running on this network, is the name registered there, is UDP allowed?"
@@ -156,65 +146,3 @@ def _scoped(sender: tuple[Any, ...]) -> str:
         return f"{address}%{socket.if_indextoname(sender[3])}"
     except OSError:  # the interface is gone
         return f"{address}%{sender[3]}"
-
-
-class _Outlet:
-    """A socket on one interface and everybody whom it reaches."""
-
-    def __init__(self, sock: socket.socket, places: list[tuple[str, int] | tuple[str, int, int, int]]) -> None:
-        self.sock = sock
-        self._places = places
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.sock.close()
-
-    def send(self, payloads: list[bytes]) -> Iterator[str]:
-        """Send each payload everywhere; gives what went wrong, which is common: an interface may just go down."""
-        for payload in payloads:
-            problem = ""
-            reached = False
-            for place in self._places:
-                try:
-                    self.sock.sendto(payload, place)
-                    reached = True
-                except OSError as error:
-                    problem = error.strerror or str(error)
-            if not reached:
-                yield problem
-
-
-def _chosen(found: list[Interface], wanted: str) -> list[Interface]:
-    if not wanted:
-        return found
-    chosen = [item for item in found if wanted in (item.name, item.address)]
-    if not chosen:
-        known = ", ".join(sorted({item.name or item.address for item in found}))
-        raise UsageError(f"There is no interface {wanted[:80]!r} here; there are: {known}")
-    return chosen
-
-
-def _outlets(found: list[Interface], port: int) -> Iterator[_Outlet]:
-    """Make a socket for each interface, bound to its address: that is how a broadcast leaves through it."""
-    for item in found[:_PLACES_MAX]:
-        if item.ipv6 and not item.link_local:
-            continue
-        family = socket.AF_INET6 if item.ipv6 else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_DGRAM)
-        try:
-            sock.setblocking(False)
-            if item.ipv6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, struct.pack("@I", item.number))
-                sock.bind((item.address, 0, 0, item.number))
-                yield _Outlet(sock, [(MULTICAST_GROUP, port, 0, item.number)])
-            elif item.loopback:
-                sock.bind((item.address, 0))
-                yield _Outlet(sock, [(item.address, port)])
-            else:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-                sock.bind((item.address, 0))
-                yield _Outlet(sock, [(place, port) for place in (item.broadcast, _EVERYBODY) if place])
-        except OSError:  # the address went away, or is still being checked (IPv6 duplicate detection)
-            sock.close()

@@ -1,0 +1,337 @@
+"""Discovery over real networks: hosts as network namespaces, cables as veth pairs, a switch as a bridge.
+
+Two subnets, A (10.91.1.0/24) and B (10.91.2.0/24), each a bridge in a namespace of its own::
+
+    alpha   10.91.1.10                 broker
+    gate    10.91.1.20 + 10.91.2.20    on both
+    beta    10.91.2.30
+    rogue   10.91.1.66                 answers whatever it likes
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bpbroker.jointoken import make_token
+from tests.running import RunningBroker
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0 or shutil.which("ip") is None,
+    reason="network namespaces need Linux, root and iproute2",
+)
+
+Ended = subprocess.CompletedProcess[str]
+PORT = 20443
+
+ROGUE = """
+import socket, sys
+mode = sys.argv[1]
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+sock.bind(("0.0.0.0", 20443))
+upstream = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+upstream.settimeout(0.2)
+print("ready", flush=True)
+seen = b""
+while True:
+    data, sender = sock.recvfrom(4096)
+    if mode == "plain":
+        sock.sendto(b"Key Exists\\n", sender)
+    elif data.startswith(b"_bpb1 ? "):
+        nonce = data.split(b" ")[2]
+        if mode == "forge":
+            claims = b"00" * 16 + b" " + b"11" * 32 + b" 20443 10.91.1.66"
+            for mac in (b"-", b"22" * 32):
+                sock.sendto(b"_bpb1 ! " + nonce + b" " + mac + b" " + claims + b"\\n", sender)
+        else:  # pass the question on to the honest broker, and its answer back; or replay an older one
+            upstream.sendto(data, ("10.91.1.10", 20443))
+            try:
+                answer = upstream.recv(4096)
+            except TimeoutError:
+                continue
+            if mode == "relay":
+                sock.sendto(answer, sender)
+            elif mode == "replay":
+                if seen:
+                    sock.sendto(seen, sender)
+                seen = answer
+"""
+
+
+class Network:
+    """The hosts, and what runs on them."""
+
+    def __init__(self) -> None:
+        self.tag = f"bd{os.getpid() % 100000}"
+        self._links = 0
+        self._running: list[subprocess.Popen[str]] = []
+        self._made: list[str] = []
+
+    def ip(self, *arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=20, text=True)
+
+    def host(self, name: str) -> str:
+        full = f"{self.tag}{name}"
+        self.ip("netns", "add", full)
+        self._made.append(full)
+        self.ip("-n", full, "link", "set", "lo", "up")
+        return full
+
+    def switch(self, name: str) -> None:
+        self.ip("-n", self.host(name), "link", "add", "br0", "type", "bridge")
+        self.ip("-n", f"{self.tag}{name}", "link", "set", "br0", "up")
+
+    def cable(self, host: str, interface: str, switch: str, address: str) -> None:
+        self._links += 1
+        port = f"p{self._links}"
+        here, there = f"{self.tag}{host}", f"{self.tag}{switch}"
+        self.ip("link", "add", interface, "netns", here, "type", "veth", "peer", "name", port, "netns", there)
+        self.ip("-n", there, "link", "set", port, "master", "br0", "up")
+        # No "broadcast +": addresses are often added without, and must work all the same.
+        self.ip("-n", here, "address", "add", address, "dev", interface)
+        self.ip("-n", here, "link", "set", interface, "up")
+
+    def words(self, host: str) -> tuple[str, ...]:
+        return ("ip", "netns", "exec", f"{self.tag}{host}")
+
+    def rogue(self, mode: str) -> None:
+        process = subprocess.Popen(
+            [*self.words("rogue"), sys.executable, "-c", ROGUE, mode], stdout=subprocess.PIPE, text=True
+        )
+        self._running.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+
+    def quiet(self) -> None:
+        """End what runs on the hosts."""
+        for process in self._running:
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+        self._running.clear()
+
+    def close(self) -> None:
+        self.quiet()
+        for name in self._made:
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True, timeout=20)
+
+
+@pytest.fixture(scope="module")
+def wires() -> Iterator[Network]:
+    network = Network()
+    try:
+        for switch in ("swa", "swb"):
+            network.switch(switch)
+        for host in ("alpha", "gate", "beta", "rogue"):
+            network.host(host)
+        network.cable("alpha", "eth0", "swa", "10.91.1.10/24")
+        network.cable("gate", "eth0", "swa", "10.91.1.20/24")
+        network.cable("gate", "eth1", "swb", "10.91.2.20/24")
+        network.cable("beta", "eth0", "swb", "10.91.2.30/24")
+        network.cable("rogue", "eth0", "swa", "10.91.1.66/24")
+    except subprocess.CalledProcessError as error:
+        network.close()
+        pytest.skip(f"network namespaces cannot be made here: {error.stderr}")
+    yield network
+    network.close()
+
+
+@pytest.fixture
+def network(wires: Network) -> Iterator[Network]:
+    """Give the network with nothing running on it."""
+    yield wires
+    wires.quiet()
+
+
+Start = Callable[..., RunningBroker]
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def start(network: Network, make_broker: Callable[..., RunningBroker]) -> Start:
+    """Give a starter of a broker on a host, holding ``foo``."""
+
+    def run(
+        host: str, configuration: object = None, *options: str, name: str = "foo", at: str = "127.0.0.1"
+    ) -> RunningBroker:
+        broker = make_broker(configuration, *options)
+        broker.port = PORT
+        broker.prefix = network.words(host)
+        broker.start()
+        key = ("-a", "canary") if "canary" in json.dumps(configuration) else ()
+        done = client(
+            network, broker, host, "-q", "-b", at, *key, "service", "register", "--name", name, "--data", host
+        )
+        assert done.returncode == 0, done
+        return broker
+
+    return run
+
+
+def client(network: Network, broker: RunningBroker, host: str, *arguments: str, **environ: str) -> Ended:
+    """Run ``bpclient`` on a host."""
+    return subprocess.run(
+        [*network.words(host), *broker.command("bpbroker.client", *arguments)],
+        env={**broker.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def discovers(network: Network, broker: RunningBroker, host: str, *arguments: str) -> str:
+    ended = client(network, broker, host, *arguments, "discover", "--name", "foo")
+    assert ended.returncode == 0, ended
+    assert ended.stderr == ""
+    return ended.stdout
+
+
+def finds_nobody(network: Network, broker: RunningBroker, host: str, *arguments: str) -> None:
+    ended = client(network, broker, host, "--timeout", "1200ms", *arguments, "discover", "--name", "foo")
+    assert (ended.returncode, ended.stdout) == (124, ""), ended
+
+
+def test_found_from_the_next_host_and_from_its_own(network: Network, start: Start) -> None:
+    broker = start("alpha")
+    assert discovers(network, broker, "gate") == "10.91.1.10\n"
+    assert discovers(network, broker, "alpha") == "10.91.1.10\n"
+    finds_nobody(network, broker, "beta")
+
+
+def test_a_host_on_two_networks_asks_on_both(network: Network, start: Start) -> None:
+    broker = start("beta")
+    assert discovers(network, broker, "gate") == "10.91.2.30\n"
+    assert discovers(network, broker, "gate", "--interface", "eth1") == "10.91.2.30\n"
+    assert discovers(network, broker, "gate", "--interface", "10.91.2.20") == "10.91.2.30\n"
+    finds_nobody(network, broker, "gate", "--interface", "eth0")
+
+
+def test_a_broker_on_two_networks_is_found_on_both_and_is_one(network: Network, start: Start) -> None:
+    broker = start("gate")
+    assert discovers(network, broker, "alpha") == "10.91.1.20\n"
+    assert discovers(network, broker, "beta") == "10.91.2.20\n"
+    assert discovers(network, broker, "gate") in ("10.91.1.20\n", "10.91.2.20\n")
+
+
+def test_a_broker_on_one_address_is_found_there_and_nowhere_else(network: Network, start: Start) -> None:
+    broker = start("gate", None, "--listen-ip", "10.91.1.20", at="10.91.1.20")
+    assert discovers(network, broker, "alpha") == "10.91.1.20\n"
+    finds_nobody(network, broker, "beta")
+
+
+def test_find_and_do_in_one_call_from_another_host(network: Network, start: Start) -> None:
+    broker = start("alpha")
+    ended = client(network, broker, "gate", "--discover", "foo", "service", "register", "--name", "gate", "--data", "x")
+    assert (ended.returncode, ended.stdout) == (0, "x\n")
+    written = client(
+        network, broker, "gate", "-b", "10.91.1.10", "service", "get", "--name", "gate", "--field", "last_write_ip"
+    )
+    assert written.stdout == "10.91.1.20\n"
+
+
+def test_asking_goes_on_until_somebody_is_there(
+    network: Network, start: Start, make_broker: Callable[..., RunningBroker]
+) -> None:
+    command = RunningBroker.command("bpbroker.client", "discover", "--name", "foo", "--wait", "1m")
+    asking = subprocess.Popen(
+        [*network.words("gate"), *command],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=make_broker().environ,
+    )  # fmt: skip
+    start("alpha")
+    assert asking.communicate(timeout=90) == ("10.91.1.10\n", "")
+
+
+def test_two_brokers_for_one_name_are_a_split_brain(network: Network, start: Start) -> None:
+    broker = start("alpha")
+    start("beta")
+    ended = client(network, broker, "gate", "discover", "--name", "foo")
+    assert (ended.returncode, ended.stdout) == (7, "")
+    assert "10.91.1.10" in ended.stderr
+    assert "10.91.2.30" in ended.stderr
+    everybody = client(network, broker, "gate", "--timeout", "1s", "discover", "--name", "foo", "--all")
+    assert sorted(everybody.stdout.split()) == ["10.91.1.10", "10.91.2.30"]
+    first = client(network, broker, "gate", "discover", "--name", "foo", "--first")
+    assert first.stdout.strip() in everybody.stdout.split()
+    as_json = client(network, broker, "gate", "-f", "json", "--timeout", "1s", "discover", "--name", "foo", "--all")
+    assert {item["port"] for item in json.loads(as_json.stdout)} == {PORT}
+    # On one of its networks alone there is no doubt.
+    assert discovers(network, broker, "gate", "--interface", "eth0") == "10.91.1.10\n"
+
+
+def test_a_liar_makes_doubt_where_nothing_is_authenticated(network: Network, start: Start) -> None:
+    broker = start("alpha")
+    network.rogue("plain")
+    ended = client(network, broker, "gate", "discover", "--name", "foo")
+    assert ended.returncode == 7
+    assert "10.91.1.66" in ended.stderr
+
+
+@pytest.mark.parametrize("mode", ["plain", "forge", "relay", "replay"])
+def test_with_a_key_no_liar_is_believed(network: Network, start: Start, mode: str) -> None:
+    broker = start("alpha", {"services": {"_access_key": "canary"}})
+    network.rogue(mode)
+    for _ in range(2):
+        assert discovers(network, broker, "gate", "-a", "canary") == "10.91.1.10\n"
+    token = make_token(broker.note["fingerprint"], "canary")
+    assert discovers(network, broker, "gate", "--token", token) == "10.91.1.10\n"
+    ended = client(network, broker, "gate", "--token", token, "--discover", "foo", "service", "get", "--name", "foo")
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("alpha\n", "", 0)
+    broker.stop()
+    finds_nobody(network, broker, "gate", "-a", "canary")
+
+
+def test_a_token_without_a_key_still_tells_the_right_certificate(network: Network, start: Start) -> None:
+    broker = start("alpha")
+    network.rogue("forge")
+    token = make_token(broker.note["fingerprint"], "")
+    assert discovers(network, broker, "gate", "--token", token) == "10.91.1.10\n"
+
+
+def test_authenticated_brokers_tell_strangers_nothing(network: Network, start: Start) -> None:
+    broker = start("alpha", {"services": {"_access_key": "canary"}, "_global": {"discovery": "authenticated"}})
+    finds_nobody(network, broker, "gate")
+    finds_nobody(network, broker, "gate", "-a", "wrong")
+    assert discovers(network, broker, "gate", "-a", "canary") == "10.91.1.10\n"
+
+
+def test_ipv6_alone_is_enough(network: Network, make_broker: Callable[..., RunningBroker]) -> None:
+    host = network.tag
+    for name in ("six1", "six2"):
+        network.host(name)
+    network.ip(
+        "link", "add", "eth0", "netns", f"{host}six1", "type", "veth", "peer", "name", "eth0", "netns", f"{host}six2"
+    )
+    for name in ("six1", "six2"):
+        # Duplicate detection would take the address a second to become usable.
+        subprocess.run(
+            [*network.words(name), "sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad"], check=True
+        )
+        network.ip("-n", f"{host}{name}", "link", "set", "eth0", "up")
+    broker = make_broker()
+    broker.port = PORT
+    broker.prefix = network.words("six1")
+    broker.start()
+    ended = client(network, broker, "six1", "-q", "-b", "[::1]", "service", "register", "--name", "foo", "--data", "x")
+    assert ended.returncode == 0, ended
+    found = client(network, broker, "six2", "discover", "--name", "foo", "--wait", "30s")
+    assert found.returncode == 0, found
+    assert found.stdout.startswith("fe80::")
+    assert found.stdout.endswith("%eth0\n")
+    used = client(network, broker, "six2", "--discover", "foo", "service", "get", "--name", "foo")
+    assert (used.returncode, used.stdout) == (0, "x\n"), used
+
+
+def test_a_host_without_any_network_says_so_quickly(network: Network, tmp_path: Path) -> None:
+    network.host("alone")
+    broker = RunningBroker(tmp_path / "home")
+    finds_nobody(network, broker, "alone")
