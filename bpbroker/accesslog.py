@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 logger: Final = logging.getLogger("bpbroker.access")
@@ -90,13 +91,18 @@ def flush() -> None:
 
 def as_json(now: float, monotonic: float, line: Line) -> str:
     """Give the line for a request that was answered at this Unix and monotonic time."""
+    address, status, sent_bytes, request_id, namespace, method, name, started = line
     seconds = int(now)
-    moment = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int((now - seconds) * 1000):03d}Z"
-    name = "null" if line.name is None else _quoted(line.name[:_TEXT_MAX])
-    millis = 0.0 if line.started is None else (monotonic - line.started) * 1000
+    shown = "null" if name is None else _quoted(name[:_TEXT_MAX])
+    millis = 0.0 if started is None else (monotonic - started) * 1000
     return (
-        f'{{"time": "{moment}", "logger": "bpbroker.access", "id": {_quoted(line.request_id)}, '
-        f'"address": {_quoted(line.address)}, "namespace": {_quoted(line.namespace[:_TEXT_MAX])}, '
-        f'"method": {_quoted(line.method[:_TEXT_MAX])}, "name": {name}, "status": {line.status}, '
-        f'"ms": {millis:.2f}, "bytes": {line.sent_bytes}}}'
+        f'{{"time": "{_second(seconds)}.{int((now - seconds) * 1000):03d}Z", "logger": "bpbroker.access", '
+        f'"id": {_quoted(request_id)}, "address": {_quoted(address)}, "namespace": {_quoted(namespace[:_TEXT_MAX])}, '
+        f'"method": {_quoted(method[:_TEXT_MAX])}, "name": {shown}, "status": {status}, '
+        f'"ms": {millis:.2f}, "bytes": {sent_bytes}}}'
     )
+
+
+@lru_cache(maxsize=4)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))

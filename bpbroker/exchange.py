@@ -111,14 +111,10 @@ class Exchange:
             ValueError: the application's status or headers cannot be sent.
         """
         body = b"".join([*self._written, *chunks])
-        lines = [f"HTTP/1.1 {self._status}"]
-        has_length = False
-        for name, value in self._headers:
-            lines.append(f"{name}: {value}")
-            has_length = has_length or name.lower() == "content-length"
+        lines = [f"HTTP/1.1 {self._status}", *(f"{name}: {value}" for name, value in self._headers)]
         if self._status.startswith(_BODILESS):
             body = b""
-        elif not has_length:
+        elif not any(name.lower() == "content-length" for name, _ in self._headers):
             lines.append(f"Content-Length: {len(body)}")
         lines.append(_date_and_server())
         if not self._keep_alive:
