@@ -92,6 +92,25 @@ def discover(context: click.Context, name: str, everyone: bool, first: bool, wai
     return output.of_broker(session.discover(name, seconds(wait) if wait else 0.0, first=first))
 
 
+@bpclient.command()
+@everywhere()
+@click.pass_context
+def doctor(context: click.Context) -> None:
+    """Look at everything on the way to a broker; exit code 1 when something failed."""
+    from bpbroker.client.doctor import FAIL, examine, networks, of_findings
+    from bpbroker.client.pins import KnownBrokers
+    from bpbroker.client.transport import Trust
+
+    session = _session(context)
+    given = context.find_root().ensure_object(dict)
+    key, fingerprint = session.secrets
+    target = session.client()[0].address
+    trust = Trust(fingerprint, given.get("cacert", ""), bool(given.get("insecure")))
+    found = [networks(), *examine(target, trust, KnownBrokers(), key=key)]
+    _print(output.render(of_findings(found), given.get("format", "text"), given.get("cols", ())))
+    context.exit(1 if any(finding.level == FAIL for finding in found) else 0)
+
+
 @bpclient.group()
 @everywhere()
 def service() -> None:

@@ -12,13 +12,14 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
 from bpbroker.client.address import BrokerAddress
+from bpbroker.client.output import Output
 from bpbroker.client.pins import KnownBrokers
 from bpbroker.client.transport import Deadline, Transport, Trust
 from bpbroker.errors import ClientError, NotTrusted
@@ -49,6 +50,17 @@ class Finding(NamedTuple):
     detail: str
     advice: str = ""
     """What to do about it; empty when all is well."""
+
+
+def of_findings(found: Sequence[Finding]) -> Output:
+    """Give findings as a command's result."""
+    lines = []
+    for finding in found:
+        lines.append(f"{finding.level:<8} {finding.what}: {finding.detail}\n")
+        if finding.advice:
+            lines.append(f"{'':<8} -> {finding.advice}\n")
+    rows = [finding._asdict() for finding in found]
+    return Output("".join(lines).encode(), rows, rows, many=True)
 
 
 def networks() -> Finding:
