@@ -16,7 +16,7 @@ from bpbroker.service.linux import plan_install, plan_uninstall
 from bpbroker.service.machine import Machine, look
 from bpbroker.service.plan import Plan, Run, Service
 from bpbroker.service.state import plan_purge
-from bpbroker.service.templates import init_script, unit
+from bpbroker.service.templates import init_script, template, unit
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="chroot and chown need root")
 
@@ -297,3 +297,24 @@ def test_systemd_has_no_complaint_and_finds_it_hardened(tmp_path: Path, user: st
     )  # fmt: skip
     assert "Overall exposure level" in done.stdout
     assert done.returncode == 0, done.stdout
+
+
+def test_systemd_takes_the_example_of_a_drop_in(tmp_path: Path) -> None:
+    program = tmp_path / "bpbroker"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    file = tmp_path / "bpbroker.service"
+    file.write_text(unit(replace(SERVICE, program=(str(program),))))
+    folder = tmp_path / "bpbroker.service.d"
+    folder.mkdir()
+    (folder / "extensions.conf").write_text(template("bpbroker-extensions.conf"))
+    environ = {**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"}
+    done = subprocess.run(
+        ["systemd-analyze", "verify", file], capture_output=True, text=True, timeout=60, check=False, env=environ
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    (folder / "extensions.conf").write_text("[Service]\nNoSuchOption=1\n")  # it is the drop-in that is looked at
+    done = subprocess.run(
+        ["systemd-analyze", "verify", file], capture_output=True, text=True, timeout=60, check=False, env=environ
+    )
+    assert "NoSuchOption" in done.stderr
