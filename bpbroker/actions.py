@@ -92,12 +92,13 @@ def _list(parameters: Parameters, _environ: Mapping[str, Any], _source: str, _li
 
 
 def _ping(parameters: Parameters, _environ: Mapping[str, Any], source: str, limits: Limits) -> Response:
-    if "data" not in parameters.values:
-        echoed: dict[str, Any] = {entry.TEXT_KEY: ""}
+    value = parameters.values.get("data", "")
+    if isinstance(value, dict):
+        echoed: dict[str, Any] = value  # it holds no entry, so the keys reserved in entries are fine here
+    elif isinstance(value, str):
+        echoed = _echo(value, limits)
     else:
-        value = parameters.values["data"]
-        # The echo holds no entry, so the keys reserved in entries are fine here.
-        echoed = value if isinstance(value, dict) else _echo(str(parameters.text("data")), limits)
+        echoed = {entry.TEXT_KEY: json.dumps(value, ensure_ascii=False)}
     return Response(200, json.dumps({"src": source, "data": echoed}, ensure_ascii=False).encode("utf-8", "replace"))
 
 

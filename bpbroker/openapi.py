@@ -13,10 +13,14 @@ def _text(description: str, **more: Any) -> dict[str, Any]:
     return {"type": "string", "description": description, **more}
 
 
-_NAME = _text("The entry's name", minLength=1, maxLength=256, pattern="^[^_\\s]")
+_NAME = _text(
+    "The entry's name, at most 256 bytes",
+    minLength=1,
+    maxLength=256,
+    pattern=r"^[^_\s\u0000-\u001f\u007f](?:[^\u0000-\u001f\u007f]*[^\s\u0000-\u001f\u007f])?$",
+)
 _DATA = {
-    "description": "An object, or text: a JSON object in text becomes the entry, other text is kept under _str",
-    "oneOf": [{"type": "object"}, {"type": "string"}],
+    "description": "An object, or text that is a JSON object, is the entry; anything else is kept as text in _str",
 }
 _WAIT = {"type": "number", "minimum": 0, "maximum": 600, "description": "Seconds to wait for it"}
 _COUNT = {"type": "integer", "minimum": 0, "description": "How many entries to wait for"}
@@ -50,21 +54,35 @@ def description() -> dict[str, Any]:
     pong = {"type": "object", "properties": {"src": {"type": "string"}, "data": {"type": "object"}}}
     paths: dict[str, Any] = {}
     for namespace, actions in BUILT_IN.items():
-        for method in actions:
+        for method, action in actions.items():
             properties, required = _PARAMETERS[method]
-            body = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-            operation = {
+            body = {"type": "object", "properties": properties, "required": required}
+            responses = {
+                status: {
+                    "description": text,
+                    **_content(pong if (namespace, status) == ("ping", "200") else result, status),
+                }
+                for status, text in _ANSWERS.items()
+            }
+            post = {
                 "operationId": f"{namespace}{method}",
                 "requestBody": {"required": bool(required), "content": {"application/json": {"schema": body}}},
-                "responses": {
-                    status: {
-                        "description": text,
-                        **_content(pong if (namespace, status) == ("ping", "200") else result, status),
-                    }
-                    for status, text in _ANSWERS.items()
-                },
+                "responses": responses,
             }
-            paths[f"/{namespace}/{method}/"] = {"post": operation}
+            query = [
+                {"name": name, "in": "query", "required": name in required, "schema": schema}
+                for name, schema in properties.items()
+            ]
+            others = {
+                verb.lower(): {
+                    "operationId": f"{namespace}{method}By{verb.title()}",
+                    "parameters": query,
+                    "responses": responses,
+                }
+                for verb in action.allow
+                if verb != "POST"
+            }
+            paths[f"/{namespace}/{method}/"] = {"post": post, **others}
     return {
         "openapi": "3.1.0",
         "info": {"title": "bpbroker", "version": __version__},

@@ -30,8 +30,10 @@ class Parameters:
         Raises:
             BadRequest: it is a JSON value of another kind.
         """
-        value = self.values.get(name)
-        if value is None or isinstance(value, str):
+        if name not in self.values:
+            return None
+        value = self.values[name]
+        if isinstance(value, str):
             return value
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return str(value)
@@ -133,6 +135,10 @@ def parse(query: str, content_type: str, body: bytes, max_depth: int) -> Paramet
 
 
 def _pairs(text: str) -> Parameters:
+    if "%" not in text and "+" not in text and "&" not in text:  # one plain parameter, as most reads have
+        name, equals, value = text.partition("=")
+        if equals and name not in _KEY_NAMES:
+            return Parameters({name: value}, ())
     try:
         pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_FIELDS_MAX)
     except UnicodeDecodeError:

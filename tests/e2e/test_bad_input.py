@@ -298,6 +298,20 @@ def test_a_wait_that_is_no_number_of_seconds(attacked: Attacked, parameter: str,
     assert "wait" in refused(attacked.call("Get", **parameters), 400)
 
 
+@pytest.mark.parametrize("parameter", ["wait", "count", "prefix"])
+@pytest.mark.parametrize("value", [None, True, [], {}])
+def test_a_parameter_of_another_kind(attacked: Attacked, parameter: str, value: Any) -> None:
+    assert refused(attacked.call("List", **{parameter: value}), 400) == f"The parameter {parameter} must be text"
+
+
+@pytest.mark.parametrize(
+    ("data", "echo"), [(None, "null"), (1, "1"), ([1, "\u00e9"], '[1, "\u00e9"]'), ("", ""), ("{", "{"), ("[1]", "[1]")]
+)
+def test_ping_echoes_what_is_no_object_as_text(attacked: Attacked, data: Any, echo: str) -> None:
+    answer = attacked.broker.call("/ping/Ping/", data=data)
+    assert (answer.status, answer.json["data"]) == (200, {"_str": echo})
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "OPTIONS", "BREW"])
 def test_a_change_needs_post(attacked: Attacked, method: str) -> None:
     before = attacked.entries()
