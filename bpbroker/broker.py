@@ -30,6 +30,7 @@ from bpbroker.actors.healthcheck import Healthcheck
 from bpbroker.actors.registry import Registry
 from bpbroker.daemon import in_background
 from bpbroker.errors import BpbrokerError, ConfigurationError
+from bpbroker.expiry import CertificateWatch
 from bpbroker.frontend import Application
 from bpbroker.logs import reopen_logs, setup_logging
 from bpbroker.mainloop import MainLoop
@@ -125,7 +126,7 @@ class Broker:
         )
         for namespace in config.namespaces(settings):
             self._start_extension(namespace)
-        probes = {"frontend": self._probe_frontend}
+        probes = {"frontend": self._probe_frontend, "certificate": CertificateWatch(lambda: self._cert)}
         self._start("healthcheck", lambda: launch(Healthcheck, self._addresses, self._restart, self._settings, probes))
 
     def _start(self, name: str, factory: Callable[[], pykka.ActorRef[Any]]) -> None:
