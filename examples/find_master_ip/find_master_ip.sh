@@ -1,0 +1,38 @@
+#!/bin/sh
+# Run on every server of a database cluster while it is being installed.
+#
+#   find_master_ip.sh CLUSTER master      on the master: makes itself known
+#   find_master_ip.sh CLUSTER replica     on a replica: prints the master's IP address
+#
+# Nothing needs to be configured: the broker is found on the local network by
+# the entry CLUSTER, which was registered there once:
+#
+#   bpclient -b localhost service register --name CLUSTER --data '{}' --idempotent
+#
+# Who needs a key sets BPBROKER_ACCESS_KEY or BPBROKER_TOKEN. Servers may boot in
+# any order: each step waits for what it needs, for at most five minutes (WAIT).
+set -eu
+
+usage() { echo "usage: $0 CLUSTER master|replica" >&2; exit 2; }
+[ $# -eq 2 ] || usage
+cluster=$1
+role=$2
+wait=${WAIT:-5m}
+
+broker=$(bpclient --port "${BPBROKER_PORT:-20443}" discover --name "$cluster" --wait "$wait")
+case $broker in *:*) broker="[$broker]" ;; esac
+BPBROKER="$broker:${BPBROKER_PORT:-20443}"
+export BPBROKER
+
+case $role in
+    master)
+        # The broker notes who registers: last_write_ip is this server's address.
+        # --idempotent: running the installation again on the same server is no error.
+        bpclient service register --name "$cluster-master" --data '{"role": "master"}' --idempotent \
+            --cols last_write_ip --format csv-noheader
+        ;;
+    replica)
+        bpclient service get --name "$cluster-master" --wait "$wait" --field last_write_ip
+        ;;
+    *) usage ;;
+esac
