@@ -1,0 +1,154 @@
+"""Discovery against real sockets on loopback; over real networks it is tested end to end."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from bpbroker.client import discover, discover_all
+from bpbroker.datagram import PLAIN_REPLY, Answer, Question, decode, signed_answer
+from bpbroker.errors import GaveUp, UsageError
+
+ANSWER = Answer("ab" * 16, "cd" * 32, 20443, "127.0.0.1")
+Reply = Callable[[Question], list[bytes]]
+
+
+class Responder:
+    """Answers on a loopback port as a test likes it."""
+
+    def __init__(self) -> None:
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.bind(("127.0.0.1", 0))
+        self.port: int = self.sock.getsockname()[1]
+        self.heard: list[tuple[float, bytes]] = []
+        self.reply: Reply = lambda _: []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            payload, sender = self.sock.recvfrom(65535)
+            if payload == b"stop":
+                return
+            self.heard.append((time.monotonic(), payload))
+            question = decode(payload)
+            if isinstance(question, Question):
+                for reply in self.reply(question):
+                    self.sock.sendto(reply, sender)
+
+    def close(self) -> None:
+        self.sock.sendto(b"stop", self.sock.getsockname())
+        self._thread.join(10)
+        self.sock.close()
+
+
+@pytest.fixture
+def responder() -> Iterator[Responder]:
+    each = Responder()
+    yield each
+    each.close()
+
+
+def signed(key: str = "", answer: Answer = ANSWER) -> Reply:
+    return lambda question: [signed_answer(question, answer, key)] if question.nonce else []
+
+
+def plain(question: Question) -> list[bytes]:
+    return [] if question.nonce else [PLAIN_REPLY]
+
+
+def nobody(responder: Responder, *, key: str = "", fingerprint: str = "") -> None:
+    with pytest.raises(GaveUp, match="'foo'") as caught:
+        discover("foo", port=responder.port, timeout_secs=0.3, key=key, fingerprint=fingerprint)
+    assert caught.value.exit_code == 124
+
+
+def test_a_broker_of_0_22_is_found(responder: Responder) -> None:
+    responder.reply = plain
+    assert discover("foo", port=responder.port) == ("127.0.0.1", responder.port, "", "", False)
+
+
+def test_a_signed_answer_tells_more(responder: Responder) -> None:
+    responder.reply = lambda question: plain(question) + signed()(question)
+    assert discover("foo", port=responder.port) == ("127.0.0.1", 20443, "ab" * 16, "cd" * 32, False)
+
+
+def test_an_authentic_answer_is_known_as_such(responder: Responder) -> None:
+    responder.reply = signed("key")
+    assert discover("foo", key="key", port=responder.port).authentic
+
+
+@pytest.mark.parametrize(
+    "reply", [plain, signed(), signed("other"), signed("key", ANSWER._replace(address="10.0.0.9"))]
+)
+def test_with_a_key_nothing_else_counts(responder: Responder, reply: Reply) -> None:
+    responder.reply = reply
+    nobody(responder, key="key")
+    assert all(payload.startswith(b"_bpb1 ? ") for _, payload in responder.heard)  # and nothing plain was asked
+
+
+@pytest.mark.parametrize("reply", [plain, signed(answer=ANSWER._replace(fingerprint="00" * 32))])
+def test_with_a_fingerprint_no_other_counts(responder: Responder, reply: Reply) -> None:
+    responder.reply = reply
+    nobody(responder, fingerprint="cd" * 32)
+    responder.reply = signed()
+    assert discover("foo", fingerprint="cd" * 32, port=responder.port).port == 20443
+
+
+def test_an_old_answer_is_none(responder: Responder) -> None:
+    old = signed_answer(Question("foo", "00" * 16), ANSWER, "key")
+    responder.reply = lambda _: [old]
+    nobody(responder, key="key")
+
+
+def test_rubbish_is_ignored(responder: Responder) -> None:
+    responder.reply = lambda question: [b"", b"\xff" * 3000, b"_bpb1 ! x", b"Key Exists", *plain(question)]
+    assert discover("foo", port=responder.port).address == "127.0.0.1"
+
+
+def test_it_asks_again_after_growing_pauses(responder: Responder) -> None:
+    with pytest.raises(GaveUp):
+        discover("foo", port=responder.port, timeout_secs=1.2)
+    times = [moment for moment, payload in responder.heard if payload == b"foo\n"]
+    assert len(times) == 3  # at 0, 0.25 and 0.75 s
+    assert times[1] - times[0] >= 0.2
+    assert times[2] - times[1] >= 0.4
+
+
+def test_a_lost_question_does_no_harm(responder: Responder) -> None:
+    def second(question: Question) -> list[bytes]:
+        return plain(question) if len(responder.heard) > 2 else []
+
+    responder.reply = second
+    assert discover("foo", port=responder.port).address == "127.0.0.1"
+
+
+def test_the_first_answer_ends_it_at_once(responder: Responder) -> None:
+    responder.reply = plain
+    began = time.monotonic()
+    discover("foo", port=responder.port, first=True, timeout_secs=60)
+    assert time.monotonic() - began < 10
+
+
+def test_everybody_is_waited_for(responder: Responder) -> None:
+    responder.reply = plain
+    began = time.monotonic()
+    assert [broker.address for broker in discover_all("foo", port=responder.port, timeout_secs=0.5)] == ["127.0.0.1"]
+    assert time.monotonic() - began >= 0.5
+
+
+@pytest.mark.parametrize("name", ["", " ", "_x", "a\nb", "..", "\udcff"])
+def test_what_no_entry_can_be_called_is_not_asked_for(name: str) -> None:
+    with pytest.raises(UsageError):
+        discover(name, timeout_secs=0.1)
+
+
+def test_an_interface_that_is_not_there_is_named(responder: Responder) -> None:
+    with pytest.raises(UsageError, match="nonsense0"):
+        discover("foo", port=responder.port, interface="nonsense0")
+    responder.reply = plain
+    assert discover("foo", port=responder.port, interface="127.0.0.1").address == "127.0.0.1"
