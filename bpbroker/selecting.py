@@ -27,7 +27,7 @@ _TICK_SECS: Final = 0.25
 _PAUSE_SECS: Final = 0.1
 """How long not to accept when the process has no file descriptor left."""
 _EVICT_AT_ONCE: Final = 64
-_HELD_MAX_BYTES: Final = 512 * 1024 * 1024
+_HELD_MAX_BYTES: Final = 256 * 1024 * 1024
 """What all clients together may have the server keep: requests on their way in, answers on their way out."""
 
 _EVENTS: Final = {Turn.READ: selectors.EVENT_READ, Turn.WRITE: selectors.EVENT_WRITE}

@@ -1,115 +1,16 @@
 from __future__ import annotations
 
-import io
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from bpbroker import accesslog, config, messages, responses
 from bpbroker.errors import AlreadyExists, NotFound, Overloaded, PreconditionFailed
-from bpbroker.frontend import Application, plain_address
-from bpbroker.messages import Condition, Record
-
-RECORD = Record("foo", b'{"_str": "bar", "last_write_ip": "10.0.0.7", "last_write_ts": 1420068290}', '"0123"')
-TOKEN = "control-token"
-SETTINGS = {
-    "services": {},
-    "ping": {},
-    "ossec": {"_access_key": "secret"},
-    "pkg.sub": {},
-    "_config": {},
-    "api": {},
-    "worker": {},
-}
-
-
-class Address:
-    """An actor that answers what it is told to, at once, and remembers what it was asked."""
-
-    def __init__(self, name: str, outcome: Any = None) -> None:
-        self.name = name
-        self.outcome = outcome
-        self.asked: list[Any] = []
-
-    def tell(self, message: Any) -> None:
-        self.asked.append(message)
-
-    def ask(self, message: Any, timeout_secs: float) -> Future[Any]:
-        assert timeout_secs > 0
-        self.asked.append(message)
-        reply: Future[Any] = Future()
-        if isinstance(self.outcome, BaseException):
-            reply.set_exception(self.outcome)
-        elif self.outcome is not Ellipsis:
-            reply.set_result(self.outcome)
-        return reply
-
-
-class Answer(NamedTuple):
-    status: int
-    reason: str
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def message(self) -> str:
-        found = self.json
-        assert (found["success"], found["data"]) == (False, {})
-        message: str = found["message"]
-        return message
-
-
-class Broker:
-    """The application with actors that do what a test wants."""
-
-    def __init__(self, settings: Mapping[str, Any] = SETTINGS) -> None:
-        self.registry = Address("registry", RECORD)
-        self.ossec = Address("extension ossec", messages.CallResult(200, "", "text/plain", b"done"))
-        self.healthcheck = Address("healthcheck")
-        self.backup = Address("backup")
-        self.store = Address("config store")
-        named = {
-            "registry": self.registry,
-            "extension ossec": self.ossec,
-            "extension pkg.sub": Address("extension pkg.sub", messages.CallResult(200, "", "text/plain", b"sub")),
-            "healthcheck": self.healthcheck,
-            "backup": self.backup,
-            "config store": self.store,
-        }
-        self.application = Application(config.freeze(settings), named, TOKEN)
-
-    def call(
-        self, target: str, method: str = "POST", body: bytes = b"", *, source: str = "10.0.0.7", **headers: str
-    ) -> Answer:
-        path, _, query = target.partition("?")
-        environ: dict[str, Any] = {
-            "REQUEST_METHOD": method,
-            "PATH_INFO": path,
-            "QUERY_STRING": query,
-            "REMOTE_ADDR": source,
-            "CONTENT_LENGTH": str(len(body)),
-            "HTTP_HOST": "broker:20443",
-            "wsgi.input": io.BytesIO(body),
-            **({"CONTENT_TYPE": headers.pop("CONTENT_TYPE")} if "CONTENT_TYPE" in headers else {}),
-            **{f"HTTP_{name}": value for name, value in headers.items()},
-        }
-        started: list[tuple[str, list[tuple[str, str]]]] = []
-        body = b"".join(self.application(environ, lambda status, headers: started.append((status, headers))))
-        ((status, given),) = started
-        code, _, reason = status.partition(" ")
-        assert len({name for name, _ in given}) == len(given)
-        return Answer(int(code), reason, dict(given), body)
-
-    def post(self, target: str, **parameters: Any) -> Answer:
-        return self.call(target, body=json.dumps(parameters).encode(), CONTENT_TYPE="application/json")
+from bpbroker.frontend import plain_address
+from bpbroker.messages import Condition
+from tests.application import RECORD, SETTINGS, TOKEN, Broker
 
 
 @pytest.fixture
@@ -257,115 +158,6 @@ def test_only_reads_that_wait_are_patient_and_only_lists_are_heavy(broker: Broke
         assert (later.heavy, later.patient) == (heavy, patient)
         assert later.timeout_secs >= 30
     assert not broker.registry.asked
-
-
-# --- who may call what ---
-
-
-@pytest.mark.parametrize(
-    "path",
-    ["/_config/X", "/_global/X", "/api/X", "/worker/X", "/os/system", "/subprocess/run", "/pkg/sub.F", "/pkg/X", "/a/"],
-)
-def test_only_enabled_sections_are_namespaces(broker: Broker, path: str) -> None:
-    answer = broker.call(path)
-    assert (answer.status, answer.message) == (401, "Unauthorized package")
-    assert answer.headers["WWW-Authenticate"] == "Bearer"
-
-
-@pytest.mark.parametrize(
-    "method", ["", "_x", "__class__", "a.b", "..%2Fx", "/", "Get//", "get", "Snapshot", "Get/x", "\xff"]
-)
-def test_only_methods_are_called(broker: Broker, method: str) -> None:
-    for namespace in ("services", "ping", "pkg.sub"):
-        if namespace == "pkg.sub" and method in ("get", "Snapshot"):
-            continue  # that is for the module to say
-        answer = broker.call(f"/{namespace}/{method}")
-        assert (answer.status, answer.message) == (401, "Unauthorized method")
-
-
-def test_a_section_is_looked_at_before_the_key_and_the_key_before_the_method(broker: Broker) -> None:
-    assert broker.call("/nope/_x").message == "Unauthorized package"
-    assert broker.call("/ossec/_x").message == "Incorrect access key"
-    assert broker.call("/ossec/_x?access_key=secret").message == "Unauthorized method"
-
-
-def keyed() -> Iterator[Callable[[Broker, str], Answer]]:
-    yield lambda broker, key: broker.call("/ossec/AddAgent/", AUTHORIZATION=f"Bearer {key}")
-    yield lambda broker, key: broker.call("/ossec/AddAgent/", AUTHORIZATION=f"bearer  {key}")
-    yield lambda broker, key: broker.call("/ossec/AddAgent/", X_ACCESS_KEY=key)
-    yield lambda broker, key: broker.call(f"/ossec/AddAgent/?access_key={key}")
-    yield lambda broker, key: broker.call(f"/ossec/AddAgent/?access-key={key}&access_key=")
-    yield lambda broker, key: broker.post("/ossec/AddAgent/", access_key=key)
-    yield lambda broker, key: broker.post("/ossec/AddAgent/", **{"access-key": key})
-    yield lambda broker, key: broker.call(
-        "/ossec/AddAgent/", body=f"access_key={key}".encode(), CONTENT_TYPE="application/x-www-form-urlencoded"
-    )
-
-
-@pytest.mark.parametrize("call", list(keyed()))
-def test_a_key_is_taken_from_anywhere(broker: Broker, call: Callable[[Broker, str], Answer]) -> None:
-    assert call(broker, "secret").body == b"done"
-    (message,) = broker.ossec.asked
-    assert message.qs == {}
-    for wrong in ("Secret", "secret ", "secre", "", "x" * 2000, "None"):
-        answer = call(broker, wrong) if wrong != "secret " else call(broker, "secretx")
-        assert (answer.status, answer.message) == (401, "Incorrect access key")
-    assert len(broker.ossec.asked) == 1
-
-
-@pytest.mark.parametrize("key", [["secret"], {"secret": 1}, 1, True, False, 0, [], {}])
-def test_a_key_that_is_no_text_is_wrong(broker: Broker, key: Any) -> None:
-    assert broker.post("/ossec/AddAgent/", access_key=key).status == 401
-
-
-def test_a_key_given_twice_is_wrong_even_if_both_are_right(broker: Broker) -> None:
-    assert broker.call("/ossec/AddAgent/?access_key=secret&access_key=secret").status == 401
-    assert broker.call("/ossec/AddAgent/?access_key=secret", X_ACCESS_KEY="secret").status == 401
-    assert broker.post("/ossec/AddAgent/", **{"access_key": "secret", "access-key": "secret"}).status == 401
-    assert not broker.ossec.asked
-
-
-def test_any_of_several_keys_is_right_and_a_header_is_utf_8() -> None:
-    broker = Broker({**SETTINGS, "ossec": {"_access_key": ["old", "schlüssel"]}})
-    for key in ("old", "schlüssel".encode().decode("latin-1")):
-        assert broker.call("/ossec/AddAgent/", X_ACCESS_KEY=key).status == 200
-    # Another normal form looks the same but is not.
-    assert broker.call("/ossec/AddAgent/", X_ACCESS_KEY="schlu\u0308ssel".encode().decode("latin-1")).status == 401
-
-
-def test_an_open_namespace_takes_any_key(broker: Broker) -> None:
-    assert broker.call("/services/Get/?name=foo&access_key=whatever&access_key=x").status == 200
-
-
-def test_guessing_is_slowed_down_for_who_guesses(broker: Broker) -> None:
-    for _ in range(100):
-        assert broker.call("/ossec/AddAgent/?access_key=guess").status == 401
-    answer = broker.call("/ossec/AddAgent/?access_key=secret")
-    assert answer.status == 429
-    assert 0 < int(answer.headers["Retry-After"]) <= 60
-    assert broker.call("/ossec/AddAgent/?access_key=secret", source="10.0.0.8").status == 200
-    assert broker.call("/services/Get/?name=foo").status == 200
-    broker.application.settings_changed(config.freeze({**SETTINGS, "api": {"wrong_keys_per_minute": 1000}}))
-    assert broker.call("/ossec/AddAgent/?access_key=secret").status == 200
-
-
-def test_a_missing_key_is_no_guess(broker: Broker) -> None:
-    for _ in range(101):
-        assert broker.call("/ossec/AddAgent/").status == 401
-    assert broker.call("/ossec/AddAgent/?access_key=secret").status == 200
-
-
-def test_settings_that_change_are_in_force_at_once(broker: Broker) -> None:
-    broker.application.settings_changed(config.freeze({**SETTINGS, "services": {"_access_key": "new"}}))
-    assert broker.call("/services/Get/?name=foo").status == 401
-    assert broker.call("/services/Get/?name=foo", X_ACCESS_KEY="new").status == 200
-
-
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "", "http://broker:20443", "https://broker"])
-def test_a_page_of_another_origin_is_not_served(broker: Broker, origin: str) -> None:
-    for target in ("/services/Replace/?name=a&data=b", "/health", "/nope", "/_control/Stop"):
-        assert broker.call(target, ORIGIN=origin).status == 403
-    assert broker.call("/services/Get/?name=foo", ORIGIN="https://broker:20443").status == 200
 
 
 # --- extensions ---
