@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from bpbroker import durable, snapshot
-from bpbroker.errors import BpbrokerError, ConfigurationError
+from bpbroker.errors import BpbrokerError, Unavailable
 from bpbroker.messages import BackupInfo
 
 _TIME_FORM: Final = "%Y%m%dT%H%M%S.%fZ"
@@ -45,7 +45,7 @@ def make(config_file: Path, chunks: Iterable[bytes]) -> BackupInfo:
     It is always the newest one by name, also when the clock was set back.
 
     Raises:
-        StorageFull, StorageFailed: it could not be written; no half backup is left.
+        StorageFull, StorageFailed, Unavailable: it could not be written; no half backup is left.
     """
     folder = folder_for(config_file)
     try:
@@ -70,7 +70,7 @@ def found(config_file: Path) -> list[BackupInfo]:
     """Give the backups of a configuration file, newest first.
 
     Raises:
-        ConfigurationError: their folder cannot be read.
+        Unavailable: their folder cannot be read.
     """
     result = []
     folder = folder_for(config_file)
@@ -79,7 +79,7 @@ def found(config_file: Path) -> list[BackupInfo]:
     except (FileNotFoundError, NotADirectoryError):
         paths = []
     except OSError as error:
-        raise ConfigurationError(f"Cannot read the backups folder {folder}: {error.strerror}") from None
+        raise Unavailable(f"Cannot read the backups folder {folder}: {error.strerror}") from None
     for path in paths:
         stamp = _STAMP.search(path.name)
         if stamp is None or path.name[: stamp.start()] != config_file.stem:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bpbroker import backups, snapshot
-from bpbroker.errors import ConfigurationError, StorageFailed
+from bpbroker.errors import StorageFailed, Unavailable
 
 SETTINGS = {"services": {}, "api": {"listen_port": 1}}
 
@@ -136,7 +136,7 @@ def test_a_folder_that_cannot_be_read_is_named(file: Path, monkeypatch: pytest.M
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(ConfigurationError, match="Cannot read the backups folder"):
+    with pytest.raises(Unavailable, match="Cannot read the backups folder"):
         backups.found(file)
     assert "Cannot read the backups folder" in backups.advice(file)
 

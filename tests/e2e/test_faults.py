@@ -1,0 +1,176 @@
+"""Each system call of a write, a backup and a clean exit fails once: with EIO, with ENOSPC, by SIGKILL.
+
+The calls are counted in one calm run; then a run for each call and fault, with
+``strace --inject``. Whatever happens: what was acknowledged is there, what was
+refused is not, the rest is wholly old or wholly new, and the next start works.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bpbroker import backups, snapshot
+from bpbroker.stores.embedded import EmbeddedStore
+from bpbroker.stores.journal import journal_path, read_journal
+
+LONG = os.environ.get("BPBROKER_LONG") == "1"
+DRIVER = Path(__file__).with_name("fault_driver.py")
+CALLS = "openat,write,writev,pwrite64,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,ftruncate,mkdir"
+FAULTS = ("error=EIO", "error=ENOSPC", "signal=KILL")
+PHASES = ("write a 1", "backup", "save", "exit")
+"""Of a save, the last one: it belongs to the clean exit."""
+LINE = re.compile(r"^(?P<thread>\d+) +(?P<call>\w+)\((?P<rest>.*)$")
+START = {"_config": {"backup_freq_secs": 100_000}, "services": {"old": {"v": 0}}}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The ``number``-th call of this name in some thread; strace counts in each thread for itself."""
+
+    call: str
+    number: int
+
+
+@dataclass(frozen=True)
+class Run:
+    file: Path
+    steps: tuple[str, ...]
+    code: int
+    complaints: str
+
+
+def run(home: Path, *strace: str) -> Run:
+    """Run the driver on a fresh home under strace."""
+    file = home / "etc" / "b.json"
+    file.parent.mkdir(parents=True)
+    snapshot.write(file, {**START, "services": {}}, {"old": b'{"v": 0}'})
+    backups.make(file, snapshot.chunks({"services": {}}, {}))  # so that none is due when the driver starts
+    EmbeddedStore(journal_path(file), dict).load()
+    done = subprocess.run(
+        ["strace", "-f", "-qq", *strace, sys.executable, str(DRIVER), str(file)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+    )
+    return Run(file, tuple(done.stdout.splitlines()), done.returncode, done.stderr)
+
+
+def targets(trace: Path, home: Path) -> Iterator[tuple[str, Target]]:
+    """Give the calls on files below ``home``, each with the step that it belongs to."""
+    phase, counts = "start", Counter[tuple[str, str]]()
+    for line in trace.read_text(errors="replace").splitlines():
+        match = LINE.match(line)
+        if match is None:
+            continue
+        thread, call, rest = match.groups()
+        counts[thread, call] += 1
+        said = re.search(r'"begin ([^"\\]*)', rest)
+        if call == "writev" and said:
+            phase = said[1]
+        elif str(home) in rest:
+            yield phase, Target(call, counts[thread, call])
+
+
+def possible(steps: tuple[str, ...]) -> dict[str, set[str | None]]:
+    """Give the values that each name may have, by what the driver was told."""
+    states: dict[str, set[str | None]] = {"a": {None}, "b": {None}}
+    for step in steps:
+        outcome, _, rest = step.partition(" ")
+        words = rest.split()
+        if words[:1] != ["write"]:
+            continue
+        _, name, value = words
+        after = None if value == "gone" else value
+        if outcome == "ok":
+            states[name] = {after}
+        elif outcome in ("begin", "unknown"):
+            states[name] |= {after}
+        elif outcome == "refused":
+            states[name] -= {after}
+    return states
+
+
+def entries_of(file: Path) -> Mapping[str, bytes]:
+    store = EmbeddedStore(journal_path(file), lambda: snapshot.read(file)[1])
+    try:
+        return store.load()
+    finally:
+        store.close()
+
+
+def check(result: Run, killed: bool) -> None:
+    said = "\n".join(result.steps)
+    assert "Traceback" not in result.complaints, said + result.complaints
+    assert "stuck" not in result.steps
+    if not killed:
+        assert result.steps[-1] == "end" or result.steps[-1].startswith("no start 78"), said + result.complaints
+        assert result.code == 0
+    read_journal(journal_path(result.file))
+    entries = entries_of(result.file)
+    assert entries["old"] == b'{"v": 0}'
+    for name, values in possible(result.steps).items():
+        found = str(json.loads(entries[name])["v"]) if name in entries else None
+        assert found in values, f"{name} is {found}, not one of {values}:\n{said}"
+    assert set(entries) <= {"old", "a", "b"}
+    assert [checked.problem for checked in map(backups.check, backups.found(result.file))] == [""] * len(
+        backups.found(result.file)
+    )
+    if "ok backup" in result.steps:
+        assert len(backups.found(result.file)) == 2
+
+
+@pytest.fixture
+def traced(tmp_path: Path) -> list[tuple[str, Target]]:
+    """The calls of a calm run, with their steps."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    trace = tmp_path / "trace"
+    calm = run(tmp_path / "calm", "-y", "-s", "256", "-o", str(trace), "-e", f"trace={CALLS}")
+    if "ptrace" in calm.complaints.lower():
+        pytest.skip("this machine does not let strace trace")
+    assert calm.steps[-1] == "end", calm.complaints
+    check(calm, killed=False)
+    assert read_journal(journal_path(calm.file)).changes == {}
+    return list(targets(trace, tmp_path / "calm"))
+
+
+def test_each_system_call_fails_once(traced: list[tuple[str, Target]], tmp_path: Path) -> None:
+    last_save = max(number for number, (phase, _) in enumerate(traced) if phase == "save")
+    first_backup = min(number for number, (phase, _) in enumerate(traced) if phase == "backup")
+    wanted = [
+        target
+        for number, (phase, target) in enumerate(traced)
+        if LONG or (phase in PHASES and (phase != "save" or first_backup < number <= last_save))
+    ]
+    assert {"pwrite64", "fdatasync", "write", "fsync", "openat"} <= {target.call for target in wanted}
+    cases = [(target, fault) for target in dict.fromkeys(wanted) for fault in FAULTS]
+    assert len(cases) > 60
+
+    def one(case: tuple[int, tuple[Target, str]]) -> str | None:
+        number, (target, fault) = case
+        home = tmp_path / f"case-{number}"
+        inject = f"inject={target.call}:{fault}:when={target.number}"
+        try:
+            check(run(home, "-o", "/dev/null", "-e", f"trace={target.call}", "-e", inject), killed="KILL" in fault)
+        except Exception as error:  # noqa: BLE001 - of several threads; told below
+            return f"{inject}: {error!r}"
+        shutil.rmtree(home)
+        return None
+
+    with ThreadPoolExecutor(2) as pool:
+        failed = [failure for failure in pool.map(one, enumerate(cases)) if failure]
+    assert not failed, "\n".join(failed)
