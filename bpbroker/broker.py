@@ -227,30 +227,38 @@ class Broker:
     # --- reload ---
 
     def _reload(self) -> None:
-        """Take configuration, certificate and extension modules up anew, or leave everything as it was."""
+        """Take configuration, certificate and extension modules up anew.
+
+        Raises:
+            ConfigurationError: the configuration cannot be used, and nothing changed; or the
+                certificate cannot, and the one before stays in use.
+        """
         sdnotify.notify(sdnotify.reloading())
         try:
             reopen_logs()
             reply = self._addresses["config store"].ask(messages.ReloadSettings(), ASK_TIMEOUT_SECS)
             settings: messages.Settings = wait_for(reply, ASK_TIMEOUT_SECS)
-            self._reload_certificate(settings)
+            problem = self._reload_certificate(settings)
             self._apply(settings, again=True)
+            if problem is not None:
+                raise problem
             logger.info("Reloaded %s", self._own)
         finally:
             sdnotify.notify(sdnotify.READY)
 
-    def _reload_certificate(self, settings: messages.Settings) -> None:
+    def _reload_certificate(self, settings: messages.Settings) -> ConfigurationError | None:
+        """Serve with the certificate that is there now; if it cannot be used keep the one before, and give why."""
         cert, key = Path(settings["api"]["ssl_cert"]), Path(settings["api"]["ssl_key"])
         try:
             tls.check_pair(cert, key)
             context = tls.context(cert, key)
         except ConfigurationError as error:
-            logger.error("The certificate was not reloaded, the one before stays in use: %s", error)  # noqa: TRY400 - as above
-            return
+            return ConfigurationError(f"The certificate was not reloaded, the one before stays in use: {error}")
         self._cert, self._context = cert, context
         self._describe()
         self._addresses["discovery"].tell(messages.CertificateChanged(tls.fingerprint(cert)))
         logger.info("The certificate in use is %s, SHA-256 %s", cert, tls.fingerprint(cert))
+        return None
 
     def _settings_published(self, settings: messages.Settings) -> None:
         """Hear from the config store, in its thread; the main thread does the work."""

@@ -19,6 +19,8 @@ from typing import Any, Self
 from bpbroker import durable
 from bpbroker.errors import ConfigurationError, InUse
 
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+"""Started by root in a folder of somebody else's, the broker must not be led to another file by a link."""
 _TRIES = 20
 _PAUSE_SECS = 0.02
 """A look at the lock takes it for a moment; who wants it for good tries a little longer than that."""
@@ -42,7 +44,7 @@ class FileLock:
             ConfigurationError: the lock file cannot be made.
         """
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o600)
             durable.adopt_owner(descriptor, self._config_file)
         except OSError as error:
             raise ConfigurationError(f"Cannot write {self._path}: {error.strerror}") from None
@@ -97,7 +99,7 @@ def holder(config_file: Path) -> dict[str, Any] | None:
         ConfigurationError: the lock file is there but may not be read by this user.
     """
     try:
-        descriptor = os.open(lock_path(config_file), os.O_RDWR)
+        descriptor = os.open(lock_path(config_file), os.O_RDWR | _NO_LINK)
     except FileNotFoundError:
         return None
     except OSError as error:
