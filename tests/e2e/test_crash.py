@@ -120,6 +120,7 @@ def one_round(broker: RunningBroker, before: dict[str, State], seed: int) -> tup
         writer.join(30)
         assert not writer.is_alive()
         assert writer.stray == []
+    broker.port = 0  # the old one may have been taken meanwhile
     broker.start()
     return history, read_back(broker)
 
