@@ -142,9 +142,10 @@ class Broker:
 
     def _start_extension(self, namespace: str) -> None:
         registry = self._addresses["registry"]
+        answers = self._own.with_name(f"{self._own.name}.answers")
         self._start(
             f"extension {namespace}",
-            lambda: launch(Extension, namespace, self._plan.home.lib, self._settings, registry),
+            lambda: launch(Extension, namespace, self._plan.home.lib, self._settings, registry, answers),
         )
 
     def _stop_actors(self) -> None:

@@ -1,0 +1,97 @@
+"""What the README says: its Quickstart runs as it stands, and it knows every command."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.running import RunningBroker
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+QUICKSTART = README[README.index("## Quickstart") : README.index("## The registry")]
+
+
+def session() -> Iterator[tuple[str, list[str]]]:
+    """Give each command of the Quickstart's shell blocks with the output that the README shows."""
+    for block in re.findall(r"```shell\n(.*?)```", QUICKSTART, re.DOTALL):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, *shown = part.strip().split("\n")
+            yield command, shown
+
+
+def alike(printed: str, shown: str) -> bool:
+    """Whether a line is what the README shows, but for what differs from run to run: addresses and times."""
+    varying = re.compile(r"\d+\.\d+\.\d+\.\d+|\b1[0-9]{9}\b")
+    return varying.sub("#", printed) == varying.sub("#", shown)
+
+
+def test_the_quickstart_runs_as_it_stands(tmp_path: Path) -> None:
+    scripts = Path(sys.executable).parent
+    if not (scripts / "bpclient").exists():
+        pytest.skip("the package is not installed beside this interpreter")
+    broker = RunningBroker(tmp_path / "home").start()
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    environ = {
+        **broker.environ,
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        "BPBROKER_LISTEN_PORT": str(broker.port),
+    }
+    commands = 0
+    try:
+        for command, shown in session():
+            on_this_port = command.replace("-b 127.0.0.1 ", f"-b 127.0.0.1:{broker.port} ").replace(
+                "bpclient discover", f"bpclient --port {broker.port} discover"
+            )
+            done = subprocess.run(
+                ["bash", "-c", on_this_port],
+                cwd=tmp_path,
+                env=environ,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=120,
+            )
+            assert done.returncode == 0, (command, done.stderr)
+            printed = done.stdout.splitlines()
+            if shown:
+                assert len(printed) == len(shown), (command, printed)
+                assert all(map(alike, printed, shown)), (command, printed)
+            commands += 1
+    finally:
+        subprocess.run(["bash", "-c", "bpbroker stop"], env=environ, check=False, capture_output=True, timeout=60)
+        broker.kill()
+    assert commands >= 10
+
+
+@pytest.mark.parametrize("module", ["bpbroker", "bpbroker.client"])
+def test_every_command_has_its_place(module: str) -> None:
+    listed = subprocess.run(
+        RunningBroker.command(module, "--help"), capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    commands = re.findall(r"^  ([a-z][a-z-]+)  +[A-Z]", listed, re.MULTILINE)
+    assert len(commands) >= 5
+    for command in commands:
+        assert re.search(rf"\b{re.escape(command)}\b", README), f"{command} is not in the README"
+
+
+def test_every_section_key_is_in_the_readme() -> None:
+    from bpbroker import schema
+
+    for section in ("api", "_global", "_config"):
+        for key in schema.KNOWN[section]:
+            assert f"`{key}`" in README or f'"{key}"' in README, f"{section}.{key} is not in the README"
+    for key in schema.EXTENSION:
+        assert f"`{key}`" in README, f"{key} is not in the README"
+
+
+def test_the_test_command_is_there_for_ci() -> None:
+    assert "    pip install -e '.[test]' && pytest\n" in README
+    assert "    pip install . && bpbroker start\n" in README
