@@ -1,7 +1,8 @@
 """The healthcheck actor: owns what is known of every part's health, and puts fresh actors in the place of bad ones.
 
-It never waits. Pings are all on their way at once, a fresh actor is made in a
-thread of its own, and what is known is there to be read at any moment.
+It never waits. Pings are all on their way at once and a fresh actor is made in
+a thread of its own. Who asks for the health gets what new pings say, or what is
+known when not all have been answered a moment later.
 """
 
 from __future__ import annotations
@@ -18,9 +19,20 @@ from typing import Any, Final
 import pykka
 
 from bpbroker import schema
-from bpbroker.actors.base import Actor, ActorAddress, Wake
-from bpbroker.errors import BpbrokerError
-from bpbroker.messages import Address, Health, HealthReport, PartHealth, Ping, Pong, Settings, SettingsChanged
+from bpbroker.actors.base import DEFERRED, Actor, ActorAddress, Wake
+from bpbroker.errors import BpbrokerError, Unavailable
+from bpbroker.messages import (
+    Address,
+    Health,
+    HealthReport,
+    PartHealth,
+    Ping,
+    Pong,
+    Settings,
+    SettingsChanged,
+    fail,
+    settle,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +40,9 @@ LATE_SECS: Final = 1.0
 """A ping unanswered for this long, and for a whole period, is told in health."""
 STUCK_SECS: Final = 10.0
 """After this long, and a whole period, the actor is replaced: replacing a slow one costs more than its slowness."""
+
+FRESH_SECS: Final = 0.25
+"""How long the answer to who asks for the health waits for pings."""
 
 RESTARTS_MAX: Final = 5
 RESTARTS_WINDOW_SECS: Final = 600.0
@@ -37,6 +52,13 @@ BACKOFF_SECS: Final = 1.0
 
 Probe = Callable[[], Pong]
 Restart = Callable[[str], pykka.ActorRef[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """The actor to itself: a ping was answered."""
+
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +88,8 @@ class _Part:
     """Monotonic times of the last ones."""
     restarted: int = 0
     restarting: bool = False
+    problem: str = ""
+    """Why the last try to start it again failed."""
 
     def learn(self, *, ok: bool, detail: str, figures: Mapping[str, Any] | None = None) -> None:
         """Note how the part is now, and log a change."""
@@ -125,11 +149,15 @@ class Healthcheck(Actor):
         self._stuck_secs = stuck_secs
         self._parts: dict[str, _Part] = {}
         self._next_round = 0.0
+        self._asking: list[Future[Any]] = []
+        """Who asked for the health and waits for the pings on their way."""
+        self._asked_until = 0.0
         self._every_secs: float = schema.option(settings, "_global", "healthcheck_freq_sec")
         self.handlers = {
-            Health: lambda _: self._report(),
+            Health: lambda _: self._health(),
             SettingsChanged: self._settings_changed,
             Wake: lambda _: self._wake(),
+            _Heard: self._heard,
             _Restarted: self._replaced,
         }
 
@@ -137,15 +165,49 @@ class Healthcheck(Actor):
         """Send the first pings."""
         self._round()
 
+    def stopped(self) -> None:
+        """Refuse who still waits."""
+        for reply in self._asking:
+            fail(reply, Unavailable("The broker is stopping"))
+
     def _settings_changed(self, message: SettingsChanged) -> None:
         self._every_secs = schema.option(message.settings, "_global", "healthcheck_freq_sec")
         self._round()
 
+    # --- who asks ---
+
+    def _health(self) -> Any:
+        if self.reply is None:
+            return None
+        if not self._asking:
+            now = time.monotonic()
+            self._asked_until = now + FRESH_SECS
+            for name, part in self._parts.items():
+                if part.ping is None and not part.restarting and name in self._addresses:
+                    self._send_ping(part, self._addresses[name], now)
+            self.wake_at(self._asked_until)
+        self._asking.append(self.reply)
+        self._tell_if_known()
+        return DEFERRED
+
+    def _heard(self, message: _Heard) -> None:
+        part = self._parts.get(message.name)
+        if part is not None:
+            self._hear(part)
+        self._tell_if_known()
+
+    def _tell_if_known(self) -> None:
+        """Answer who asked for the health when all pings are answered, or after a moment."""
+        late = time.monotonic() >= self._asked_until
+        if self._asking and (late or all(part.ping is None for part in self._parts.values())):
+            report = self._report()
+            for reply in self._asking:
+                settle(reply, report)
+            self._asking.clear()
+
     def _report(self) -> HealthReport:
-        """Give what is known, with the answers that have come since the last round."""
         now = time.monotonic()
         for part in self._parts.values():
-            self._hear(part)
             address = self._addresses.get(part.name)
             trouble = "" if address is None or part.restarting else self._trouble(part, address, now)
             if trouble:
@@ -158,6 +220,7 @@ class Healthcheck(Actor):
     # --- rounds ---
 
     def _wake(self) -> None:
+        self._tell_if_known()
         if time.monotonic() >= self._next_round:
             self._round()
         else:
@@ -201,12 +264,19 @@ class Healthcheck(Actor):
             part.learn(ok=pong.ok, detail=pong.detail, figures=pong.figures)
 
     def _trouble(self, part: _Part, address: Address, now: float) -> str:
-        if isinstance(address, ActorAddress) and not address.alive:
-            return "it has died"
+        """Say why an actor has to be replaced sooner or later; empty when it has not."""
         waited = now - part.pinged_at
-        if part.ping is not None and waited >= max(LATE_SECS, 0.9 * self._every_secs):
-            return f"it has not answered for {int(waited)} s"
-        return ""
+        if isinstance(address, ActorAddress) and not address.alive:
+            trouble = "it has died"
+        elif part.ping is not None and waited >= max(LATE_SECS, 0.9 * self._every_secs):
+            trouble = "it does not answer"
+        else:
+            return ""
+        if part.problem:
+            trouble += f" and could not be started again: {part.problem}"
+        if len(part.restarts) == RESTARTS_MAX and part.pause_secs(now) > 0:
+            trouble += "; it was replaced too often and rests for a while"
+        return trouble
 
     def _is_stuck(self, part: _Part, now: float) -> bool:
         return part.ping is not None and now - part.pinged_at >= max(self._stuck_secs, 0.9 * self._every_secs)
@@ -215,9 +285,12 @@ class Healthcheck(Actor):
         try:
             # It is to be answered however late: an actor that is only slow becomes well again by it.
             part.ping = address.ask(Ping(), 3600.0)
-            part.pinged_at = now
         except BpbrokerError as error:
             part.learn(ok=False, detail=str(error))
+        else:
+            part.pinged_at = now
+            heard = _Heard(part.name)
+            part.ping.add_done_callback(lambda _: self.tell_self(heard))
 
     def _probe(self) -> None:
         for name, probe in list(self._probes.items()):
@@ -265,8 +338,8 @@ class Healthcheck(Actor):
             return
         part.restarting = False
         part.ping = None
+        part.problem = message.problem
         if message.ref is None:
-            part.learn(ok=False, detail=f"it could not be started again: {message.problem}")
             return
         address.replace(message.ref)
         logger.warning("The %s was replaced", part.name)
