@@ -18,7 +18,7 @@ from tests.witness import FORM, LONG
 
 RESERVED = ("last_write_ip", "last_write_ts")
 EFFORT = settings(
-    max_examples=400 if LONG else 80,
+    max_examples=400 if LONG else 40,
     stateful_step_count=60 if LONG else 30,
     deadline=None,
     database=None,

@@ -221,7 +221,7 @@ def test_a_large_answer_arrives_whole_at_a_reader_that_pauses(attacked: Attacked
 @pytest.mark.skipif(shutil.which("slowhttptest") is None, reason="slowhttptest is not installed")
 def test_slowhttptest_cannot_make_it_unavailable(attack: Callable[..., Attacked], tmp_path: Path) -> None:
     attacked = attack(max_connections_per_address=4096)
-    connections, secs = (1000, 40) if LONG else (300, 8)
+    connections, secs = (1000, 40) if LONG else (300, 6)
     url = f"https://127.0.0.1:{attacked.broker.port}/services/Get/?name=witness"
     common = ["-c", str(connections), "-r", str(connections // 3), "-l", str(secs), "-i", "1", "-p", "5", "-u", url]
     modes = {
