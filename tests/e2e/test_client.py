@@ -222,30 +222,7 @@ def test_6_servers_that_are_no_brokers(tmp_path: Path) -> None:
         fails(ended, 6, "")
 
 
-def test_7_several_brokers_hold_the_name(make_broker: Callable[..., RunningBroker]) -> None:
-    one = make_broker(None, "--listen-ip", "127.0.0.1").start()
-    two = make_broker(None, "--listen-ip", "127.0.0.2")
-    two.port = one.port
-    two.start()
-    # Our own discovery asks every loopback address that the host has; give it a second one.
-    added = subprocess.run(["ip", "address", "add", "127.0.0.2/8", "dev", "lo"], check=False, capture_output=True)
-    if added.returncode not in (0, 2):
-        pytest.skip(f"a second loopback address needs root: {added.stderr.decode()}")
-    try:
-        one.register("foo")
-        register = run(two, "-b", f"127.0.0.2:{two.port}", "service", "register", "--name", "foo", "--data", "x")
-        assert register.returncode == 0, register
-        port = ("--port", str(one.port))
-        both = run(one, *port, "discover", "--name", "foo")
-        fails(both, 7, "--first")
-        assert "127.0.0.1" in both.stderr
-        assert "127.0.0.2" in both.stderr
-        everybody = value(run(one, *port, "--timeout", "1s", "discover", "--name", "foo", "--all"))
-        assert sorted(everybody.split()) == ["127.0.0.1", "127.0.0.2"]
-        assert value(run(one, *port, "discover", "--name", "foo", "--first")).strip() in everybody
-        fails(run(one, *port, "--discover", "foo", "ping"), 7, "Different brokers")
-    finally:
-        subprocess.run(["ip", "address", "del", "127.0.0.2/8", "dev", "lo"], check=False, capture_output=True)
+# 7, several brokers: test_discovery_netns.py, because it takes two hosts.
 
 
 def test_124_a_server_that_never_answers(tmp_path: Path) -> None:

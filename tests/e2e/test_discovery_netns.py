@@ -264,6 +264,8 @@ def test_two_brokers_for_one_name_are_a_split_brain(network: Network, start: Sta
     assert first.stdout.strip() in everybody.stdout.split()
     as_json = client(network, broker, "gate", "-f", "json", "--timeout", "1s", "discover", "--name", "foo", "--all")
     assert {item["port"] for item in json.loads(as_json.stdout)} == {PORT}
+    nothing_done = client(network, broker, "gate", "--discover", "foo", "service", "get", "--name", "foo")
+    assert (nothing_done.returncode, nothing_done.stdout) == (7, "")
     # On one of its networks alone there is no doubt.
     assert discovers(network, broker, "gate", "--interface", "eth0") == "10.91.1.10\n"
 
