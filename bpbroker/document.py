@@ -22,6 +22,8 @@ CHUNK_ENTRIES: Final = 200
 """Entries a chunk when writing: between two chunks other threads get their turn."""
 
 _SPACE = re.compile(r"[ \t\n\r]*")
+_PLAIN_KEY = re.compile(r'"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*')
+"""A key without escapes, up to its value; nearly all are."""
 _NOT_AS_IT_IS = re.compile(r"[\n\r\t]|\\u")
 """In an entry's text: it is spread over lines, or has escapes that may be lone surrogates; written anew then."""
 
@@ -103,22 +105,28 @@ class _Reader:
         if text[at : at + 1] == "}":
             return at + 1
         while True:
-            if text[at : at + 1] != '"':
-                raise self.fault("a key in double quotes must be here", at)
-            key, end = self.value(at)
+            plain = _PLAIN_KEY.match(text, at)
+            key, start = (plain[1], plain.end()) if plain else self._key(at)
             if key in seen:
                 raise self.fault(f"the key {json.dumps(key)[:64]} is there twice", at)
             seen.add(key)
-            end = self.skip(end)
-            if text[end : end + 1] != ":":
-                raise self.fault("a colon must be here", end)
-            at = self.skip(member(key, self.skip(end + 1)))
+            at = self.skip(member(key, start))
             mark = text[at : at + 1]
             if mark == "}":
                 return at + 1
             if mark != ",":
                 raise self.fault("a comma or the object's end must be here", at)
             at = self.skip(at + 1)
+
+    def _key(self, at: int) -> tuple[str, int]:
+        """Give a key that is not plain, or is none, and where its value begins."""
+        if self._text[at : at + 1] != '"':
+            raise self.fault("a key in double quotes must be here", at)
+        key, end = self.value(at)
+        end = self.skip(end)
+        if self._text[end : end + 1] != ":":
+            raise self.fault("a colon must be here", end)
+        return key, self.skip(end + 1)
 
     def value(self, at: int) -> tuple[Any, int]:
         value, end = self._decode(at)
