@@ -19,10 +19,10 @@ from bpbroker.client.answers import one_line
 from bpbroker.client.api import Entry
 from bpbroker.client.options import (
     FLAGS,
+    Group,
     data_of,
     data_options,
     etag_option,
-    everywhere,
     if_match_option,
     name_option,
     raw_option,
@@ -40,9 +40,8 @@ Exit codes: 0 done, 1 other, 2 usage, 3 not found, 4 exists or precondition fail
 Options of bpclient may also stand after the commands."""
 
 
-@click.group(name="bpclient", context_settings=_HELP, epilog=_EPILOG)
+@click.group(name="bpclient", cls=Group, context_settings=_HELP, epilog=_EPILOG)
 @click.version_option(__version__, prog_name="bpclient", message="%(prog)s %(version)s")
-@everywhere(hidden=False)
 def bpclient() -> None:
     """Talk to a bpbroker: find it, register services and look them up, call its extensions."""
 
@@ -50,7 +49,6 @@ def bpclient() -> None:
 @bpclient.command()
 @click.option("--data", default="", help="What the broker is to echo.")
 @raw_option
-@everywhere()
 @click.pass_context
 def ping(context: click.Context, data: str, raw: bool) -> Output:
     """See whether the broker answers; it echoes the data."""
@@ -64,7 +62,6 @@ def ping(context: click.Context, data: str, raw: bool) -> Output:
 @bpclient.command()
 @click.option("--method", required=True, metavar="PKG.FUNC", help="Namespace and method, such as ossec.AddAgent.")
 @data_options(required=False)
-@everywhere()
 @click.pass_context
 def execute(context: click.Context, method: str, data: str | None, data_raw: str | None) -> Output:
     """Call a method of an extension and print what it answers."""
@@ -80,7 +77,6 @@ def execute(context: click.Context, method: str, data: str | None, data_raw: str
 @click.option("--all", "everyone", is_flag=True, help="Print every broker that answers within the timeout.")
 @click.option("--first", is_flag=True, help="Take the first answer, even if another broker answers too.")
 @click.option("--wait", metavar="TIME", help="Keep asking for so long.")
-@everywhere()
 @click.pass_context
 def discover(context: click.Context, name: str, everyone: bool, first: bool, wait: str | None) -> Output:
     """Find the broker that holds a name, on the networks of this host, and print its address."""
@@ -93,7 +89,6 @@ def discover(context: click.Context, name: str, everyone: bool, first: bool, wai
 
 
 @bpclient.command()
-@everywhere()
 @click.pass_context
 def doctor(context: click.Context) -> None:
     """Look at everything on the way to a broker; exit code 1 when something failed."""
@@ -112,7 +107,6 @@ def doctor(context: click.Context) -> None:
 
 
 @bpclient.group()
-@everywhere()
 def service() -> None:
     """Register services and look them up."""
 
@@ -123,7 +117,6 @@ def service() -> None:
 @click.option("--idempotent", is_flag=True, help="The same data, registered by this host before, is success.")
 @etag_option
 @raw_option
-@everywhere()
 @click.pass_context
 def register(context: click.Context, /, name: str, idempotent: bool, **options: Any) -> Output:
     """Create an entry; it must not exist."""
@@ -136,7 +129,6 @@ def register(context: click.Context, /, name: str, idempotent: bool, **options: 
 @if_match_option
 @etag_option
 @raw_option
-@everywhere()
 @click.pass_context
 def replace(context: click.Context, /, name: str, if_match: str, **options: Any) -> Output:
     """Create an entry or overwrite it."""
@@ -149,7 +141,6 @@ def replace(context: click.Context, /, name: str, if_match: str, **options: Any)
 @if_match_option
 @etag_option
 @raw_option
-@everywhere()
 @click.pass_context
 def update(context: click.Context, /, name: str, if_match: str, **options: Any) -> Output:
     """Merge data into an entry at every depth, creating it if absent."""
@@ -163,7 +154,6 @@ def update(context: click.Context, /, name: str, if_match: str, **options: Any) 
 @click.option("--field", metavar="KEY", help="Print only the value of this key.")
 @etag_option
 @raw_option
-@everywhere()
 @click.pass_context
 def get(
     context: click.Context,
@@ -191,7 +181,6 @@ def get(
 @name_option
 @if_match_option
 @raw_option
-@everywhere()
 @click.pass_context
 def delete(context: click.Context, name: str, if_match: str, raw: bool) -> Output:
     """Remove an entry; one that does not exist is removed already."""
@@ -206,7 +195,6 @@ def delete(context: click.Context, name: str, if_match: str, raw: bool) -> Outpu
 @click.option("--prefix", default="", help="Only names that begin so.")
 @click.option("--keys", is_flag=True, help="Names only.")
 @raw_option
-@everywhere()
 @click.pass_context
 def list_(context: click.Context, prefix: str, keys: bool, raw: bool) -> Output:
     """Print the entries, sorted by name."""
@@ -222,7 +210,6 @@ def list_(context: click.Context, prefix: str, keys: bool, raw: bool) -> Output:
 @service.command()
 @click.option("--prefix", required=True, help="Names must begin so.")
 @click.option("--count", required=True, type=click.IntRange(1, 1_000_000), help="How many there must be.")
-@everywhere()
 @click.pass_context
 def wait(context: click.Context, prefix: str, count: int) -> Output:
     """Wait, for --timeout, until enough entries exist; then print their names."""
