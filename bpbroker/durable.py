@@ -6,7 +6,8 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,8 @@ from bpbroker.errors import StorageFailed, StorageFull, Unavailable
 
 SYNC_EVERY_BYTES: Final = 1024 * 1024
 """A large file goes to the disk in pieces: one big fsync would hold up the journal's on the same disk."""
+
+_BREATH_SECS: Final = 0.0005
 
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -45,6 +48,16 @@ def replace(path: Path, chunks: Iterable[bytes]) -> None:
                     temporary.unlink()
     except OSError as error:
         raise storage_error(f"Cannot write {path}", error, outcome_known=not renamed) from error
+
+
+def gently(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Give chunks with a short sleep behind each: long work in one thread must not slow the requests of others.
+
+    Without it a thread that computes keeps the interpreter's lock for 5 ms each time that another one wants it.
+    """
+    for chunk in chunks:
+        yield chunk
+        time.sleep(_BREATH_SECS)
 
 
 def _write(temporary: Path, path: Path, chunks: Iterable[bytes]) -> None:

@@ -42,16 +42,18 @@ def parse(content: bytes, where: str) -> tuple[dict[str, Any], dict[str, bytes]]
         raise DamagedFile(f"{where}: {fault}") from None
 
 
-def write(path: Path, settings: Mapping[str, Any], entries: Mapping[str, bytes]) -> None:
+def write(path: Path, settings: Mapping[str, Any], entries: Mapping[str, bytes], *, gently: bool = False) -> None:
     """Replace the file by this state, atomically and durably; mode 0600.
 
-    Either the old file is there whole or the new one, whatever happens.
+    Either the old file is there whole or the new one, whatever happens. With
+    ``gently`` it takes longer and does not slow down other threads.
 
     Raises:
         StorageFull: the disk is full; the old file is there.
         StorageFailed: anything else went wrong; the old file is there unless ``outcome_known`` is False.
     """
-    durable.replace(path, chunks(settings, entries))
+    content = chunks(settings, entries)
+    durable.replace(path, durable.gently(content) if gently else content)
 
 
 def chunks(settings: Mapping[str, Any], entries: Mapping[str, bytes]) -> Iterator[bytes]:

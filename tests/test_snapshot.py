@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpbroker import config, document, durable, entry, snapshot
-from bpbroker.errors import ConfigurationError, DamagedFile, StorageFailed, StorageFull
+from bpbroker import config, document, entry, snapshot
+from bpbroker.errors import ConfigurationError, DamagedFile
 
 SETTINGS = {"api": {"listen_port": 1}, "_config": {"backup_retain_n": 3}, "services": {"_access_key": "k"}}
 ENTRIES = {"b": b'{"x": 1}', "a": b'{"_str": "\xc3\xa4", "last_write_ts": 1}'}
@@ -152,71 +150,3 @@ def test_a_file_cut_at_any_offset_is_damaged_or_whole() -> None:
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"Cannot read .*Is a directory"):
         snapshot.read(tmp_path)
-
-
-# --- durable ---
-
-
-@pytest.mark.parametrize(
-    ("call", "number", "kind"),
-    [
-        ("open", errno.EACCES, StorageFailed),
-        ("open", errno.ENOSPC, StorageFull),
-        ("fsync", errno.ENOSPC, StorageFull),
-        ("fsync", errno.EIO, StorageFailed),
-        ("replace", errno.EROFS, StorageFailed),
-    ],
-)
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(
-    file: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, kind: type[Exception]
-) -> None:
-    snapshot.write(file, SETTINGS, ENTRIES)
-    before = file.read_bytes()
-
-    def failing(*_: object, **__: object) -> int:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, call, failing)
-    with pytest.raises(kind, match="Cannot write") as caught:
-        snapshot.write(file, {}, {})
-    monkeypatch.undo()
-    assert isinstance(caught.value, (StorageFull, StorageFailed))
-    assert caught.value.outcome_known
-    assert file.read_bytes() == before
-    assert [path.name for path in file.parent.iterdir()] == [file.name]
-
-
-def test_after_the_rename_the_outcome_is_not_known(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(_: Path) -> None:
-        raise OSError(errno.ENOSPC, "full")
-
-    monkeypatch.setattr(durable, "sync_folder", failing)
-    with pytest.raises(StorageFailed) as caught:
-        snapshot.write(file, SETTINGS, {})
-    assert not caught.value.outcome_known
-
-
-def test_what_a_crash_left_half_written_is_replaced(file: Path) -> None:
-    file.with_name("bpbroker.json.tmp").write_bytes(b"half")
-    snapshot.write(file, SETTINGS, ENTRIES)
-    assert snapshot.read(file) == (SETTINGS, ENTRIES)
-    assert [path.name for path in file.parent.iterdir()] == [file.name]
-
-
-def test_a_symbolic_link_is_followed(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    link = tmp_path / "bpbroker.json"
-    link.symlink_to(tmp_path / "real" / "b.json")
-    snapshot.write(link, SETTINGS, ENTRIES)
-    assert link.is_symlink()
-    assert snapshot.read(tmp_path / "real" / "b.json") == (SETTINGS, ENTRIES)
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
-def test_root_leaves_the_file_to_its_owner(file: Path, tmp_path: Path) -> None:
-    os.chown(tmp_path, 1234, 1234)
-    snapshot.write(file, SETTINGS, {})
-    assert (file.stat().st_uid, file.stat().st_gid) == (1234, 1234)
-    os.chown(file, 4321, 1234)
-    snapshot.write(file, SETTINGS, {})
-    assert (file.stat().st_uid, file.stat().st_gid) == (4321, 1234)

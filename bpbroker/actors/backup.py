@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from bpbroker import backups, schema, snapshot
+from bpbroker import backups, durable, schema, snapshot
 from bpbroker.actors.base import Actor, Wake, wait_for
 from bpbroker.errors import BpbrokerError
 from bpbroker.messages import (
@@ -100,15 +101,19 @@ class Backup(Actor):
         if self._last is not None:
             return document.sequence != self._last.sequence or document.settings != self._last.settings
         newest = next(iter(backups.found(self._config_file)), None)
-        return newest is None or not backups.holds(newest, snapshot.chunks(document.settings, document.entries))
+        return newest is None or not backups.holds(newest, self._content(document))
 
     def _document(self) -> Document:
         reply = self._config_store.ask(GetDocument(), DOCUMENT_TIMEOUT_SECS)
         document: Document = wait_for(reply, DOCUMENT_TIMEOUT_SECS)
         return document
 
+    @staticmethod
+    def _content(document: Document) -> Iterator[bytes]:
+        return durable.gently(snapshot.chunks(document.settings, document.entries))
+
     def _make(self, document: Document) -> BackupInfo:
-        info = backups.make(self._config_file, snapshot.chunks(document.settings, document.entries))
+        info = backups.make(self._config_file, self._content(document))
         self._last_made = info.made_at
         self._done(document)
         return info

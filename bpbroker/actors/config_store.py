@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 SNAPSHOT_TIMEOUT_SECS = 30.0
 
+COMMITS_MAX = 1000
+"""After this many commits the file is saved at the next backup, so that the journal of a long run stays short."""
+
 
 class ConfigStore(Actor):
     """Owns the settings; the entries that it writes beside them are the registry's.
@@ -74,13 +77,14 @@ class ConfigStore(Actor):
         return Document(self._saved, taken.entries, taken.sequence)
 
     def _get_document(self, _: GetDocument) -> Any:
-        """Give the state, and save it while it is at hand: so the journal stays short in a long run, too."""
+        """Give the state; a backup asks for it. Save it, too, when the journal has grown long meanwhile."""
         document = self._document()
         if self.reply is not None:
             settle(self.reply, document)
-        if document.sequence != self._sequence and _stamp(self._sources.own) == self._seen:
+        grown = document.sequence - self._sequence >= COMMITS_MAX
+        if grown and _stamp(self._sources.own) == self._seen:
             try:
-                self._write(document)
+                self._write(document, gently=True)
             except Unavailable as error:
                 logger.warning("The journal stays as long as it is: %s", error)
         return DEFERRED
@@ -91,10 +95,10 @@ class ConfigStore(Actor):
             self._keep_edited()
         self._write(self._document())
 
-    def _write(self, document: Document) -> None:
+    def _write(self, document: Document, *, gently: bool = False) -> None:
         own = self._sources.own
         try:
-            snapshot.write(own, document.settings, document.entries)
+            snapshot.write(own, document.settings, document.entries, gently=gently)
         except Unavailable as error:
             self._problem = str(error)
             raise

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bpbroker import backups, config, snapshot
+from bpbroker.actors import config_store
 from bpbroker.actors.config_store import ConfigStore
 from bpbroker.actors.registry import Registry
 from bpbroker.errors import ConfigurationError, StorageFailed, StorageFull, Unavailable
@@ -109,7 +110,7 @@ def test_what_cannot_be_used_changes_nothing(
 
 
 def failing(error: Unavailable) -> Callable[..., None]:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     return fail
@@ -165,15 +166,23 @@ def test_a_reload_of_what_cannot_be_used_changes_nothing(store: Asked, file: Pat
     assert published == []
 
 
-def test_a_document_is_a_complete_state_and_shortens_the_journal(store: Asked, registry: Asked, file: Path) -> None:
+def test_a_document_is_a_complete_state_and_shortens_a_long_journal(
+    store: Asked, registry: Asked, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(Save())
+    registry(Register("early", {}, "i"))
+    store(GetDocument())
+    store(Ping())
+    assert set(read_journal(journal_path(file)).changes) == {"early"}
+    monkeypatch.setattr(config_store, "COMMITS_MAX", 2)
     registry(Register("new", {}, "i"))
     document = store(GetDocument())
-    assert set(document.entries) == {"old", "new"}
+    assert set(document.entries) == {"old", "early", "new"}
     assert document.settings["services"] == {"_access_key": "k"}
-    assert document.sequence == 1
+    assert document.sequence == 2
     store(Ping())
     assert read_journal(journal_path(file)).changes == {}
-    assert set(snapshot.read(file)[1]) == {"old", "new"}
+    assert set(snapshot.read(file)[1]) == {"old", "early", "new"}
     written = file.stat().st_mtime_ns
     store(GetDocument())
     store(Ping())
@@ -181,9 +190,14 @@ def test_a_document_is_a_complete_state_and_shortens_the_journal(store: Asked, r
 
 
 def test_an_edit_while_the_broker_runs_is_not_lost(
-    store: Asked, registry: Asked, file: Path, caplog: pytest.LogCaptureFixture
+    store: Asked,
+    registry: Asked,
+    file: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The seed: changes are overwritten at exit. But no backup does it before, and a copy is kept."""
+    monkeypatch.setattr(config_store, "COMMITS_MAX", 1)
     edited = '{"_config": {"backup_retain_n": 9}}'
     file.write_text(edited)
     registry(Register("new", {}, "i"))
