@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from bpbroker import backups, durable, schema, snapshot
 from bpbroker.errors import BpbrokerError, ConfigurationError, DamagedFile
-from bpbroker.lock import FileLock
+from bpbroker.lock import FileLock, holder
 from bpbroker.messages import BackupInfo
 from bpbroker.stores.embedded import forget_all
 from bpbroker.stores.journal import Mark, files_of, journal_path, read_journal
@@ -196,7 +196,7 @@ def _findings(config_file: Path) -> Iterator[Finding]:
         yield Finding("journal", "fail", str(error))
     if state is not None:
         yield Finding("journal", "ok", f"{journal}: {len(state.changes)} changed entries")
-        if state.torn_bytes:
+        if state.torn_bytes and holder(config_file) is None:  # else it is a commit under way
             torn = f"{state.torn_bytes} bytes of a commit that was cut off and never acknowledged"
             yield Finding("journal's end", "warning", f"{journal} ends with {torn}; a start drops them")
     try:

@@ -21,6 +21,7 @@ _HEADER_BYTES: Final = 32
 _FRAME_HEADER_BYTES: Final = 24
 _MAGIC_LITTLE: Final = 0x377F0682
 _MAGIC_BIG: Final = 0x377F0683
+_TRIES: Final = 5
 _PAGE_BYTES: Final = frozenset(1 << power for power in range(9, 17))
 
 
@@ -46,14 +47,25 @@ class _Header:
 def examine(log: Path) -> Verdict:
     """Look at a ``-wal`` file, which need not exist; takes about 80 ms for each 1,000 pages in it.
 
+    A broker may be writing to it: when it began the log anew in between, what
+    was read is a mixture and says nothing, so it is read again.
+
     Raises:
         OSError: it cannot be read.
     """
+    verdict = Verdict()
     try:
-        with log.open("rb") as file:
-            return _examine(file)
+        for _ in range(_TRIES):
+            with log.open("rb") as file:
+                header = file.read(_HEADER_BYTES)
+                file.seek(0)
+                verdict = _examine(file)
+                file.seek(0)
+                if not verdict.damage or file.read(_HEADER_BYTES) == header:
+                    break
     except FileNotFoundError:
         return Verdict()
+    return verdict
 
 
 def _examine(file: BinaryIO) -> Verdict:

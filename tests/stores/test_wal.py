@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bpbroker.stores import wal
 from bpbroker.stores.wal import Verdict, examine
 
 FRAME = 4096 + 24
@@ -109,6 +110,26 @@ def test_a_damaged_header_is_damage_when_frames_follow(log: Path, where: int) ->
     flip(log, where)
     assert examine(log) == Verdict(damage="its header is damaged")
     assert cut(log, 32) == Verdict(torn_bytes=32)
+
+
+def test_a_log_that_is_begun_anew_while_it_is_read_is_read_again(
+    database: sqlite3.Connection, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = tmp_path / "db-wal"
+    parse = wal._parse_header
+    begun: list[bool] = []
+
+    def begin_anew(content: bytes) -> object:
+        if not begun:
+            begun.append(True)
+            database.execute("PRAGMA wal_checkpoint(RESTART)")
+            database.execute("INSERT INTO t (v) VALUES ('y')")
+        return parse(content)
+
+    monkeypatch.setattr(wal, "_parse_header", begin_anew)
+    assert live.read_bytes() == log.read_bytes()
+    assert examine(live) == Verdict()
+    assert live.read_bytes() != log.read_bytes()
 
 
 def test_both_byte_orders(log: Path) -> None:
