@@ -50,6 +50,8 @@ def install(script: Path, lib: Path) -> Installed:
     if package and not (script / "__init__.py").exists() and not any(script.glob("*.py")):
         raise UsageError(f"{script} has no Python module in it")
     problem = name_problem(namespace)
+    if "." in namespace:
+        problem = "a module of a package is installed with its package's folder"
     if problem:
         raise UsageError(f"{script.name} cannot be installed: {problem}")
     files = list(_checked(script)) if package else [_checked_file(script)]

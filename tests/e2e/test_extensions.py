@@ -1,0 +1,164 @@
+"""Extensions through a real broker: cases A5, A6, A8, E1, E2, E5, E7, E8 and reload."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.running import RunningBroker
+
+MODULE = """
+import json, os, signal, subprocess, sys, time
+from os import system
+CONSTANT = 1
+class Class:
+    def __init__(self, rh): pass
+def Test(rh): rh.data = json.dumps(rh.qs)
+def _hidden(rh): rh.data = "hidden"
+def Sleep(rh):
+    child = subprocess.Popen(["sleep", "1000"])
+    with open(rh.qs["data"], "w") as note:
+        note.write(str(child.pid))
+    time.sleep(1000)
+def Slow(rh): time.sleep(0.2)
+def Exit(rh): sys.exit(0)
+def OsExit(rh): os._exit(3)
+def Crash(rh): os.kill(os.getpid(), signal.SIGSEGV)
+def Raise(rh): raise ValueError("canary-7391")
+def Split(rh):
+    rh.status, rh.status_message = 418, "tea\\r\\nX-Bad: 1"
+def Sockets(rh):
+    names = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    rh.data = [os.readlink(name) for name in names if os.path.exists(name)]
+"""
+
+
+@pytest.fixture
+def make(make_broker: Callable[..., RunningBroker]) -> Callable[..., RunningBroker]:
+    def make(**section: Any) -> RunningBroker:
+        broker = make_broker({"demo": section, "other": {}, "os": {}, "pkg.sub": {}, "api": {}, "worker": {}})
+        (broker.lib / "pkg").mkdir()
+        for name in ("demo.py", "other.py", "os.py", "pkg/sub.py"):
+            (broker.lib / name).write_text(MODULE)
+        return broker.start()
+
+    return make
+
+
+def unharmed(broker: RunningBroker, pid: int) -> None:
+    """See that registry and other namespaces serve as before."""
+    begin = time.monotonic()
+    assert broker.request("/services/Replace/", name="fresh", data="x").status == 200
+    assert broker.get("fresh").status == 200
+    assert broker.request("/other/Test", data="x").json == {"data": "x"}
+    assert time.monotonic() - begin < 20  # 1 s on a quiet machine
+    assert broker.pid == pid
+    assert broker.request("/health", "GET").status == 200
+
+
+def ended(pid: int) -> bool:
+    for _ in range(1000):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_only_what_is_enabled_and_defined_there_is_called(make: Callable[..., RunningBroker]) -> None:
+    broker = make()
+    assert broker.request("/pkg.sub/Test", data="x").json == {"data": "x"}
+    paths = {
+        f"/{name}/Test": "Unauthorized package" for name in ("_config", "_global", "api", "worker", "subprocess", "pkg")
+    }
+    paths["/os/system"] = paths["/pkg/sub.Test"] = "Unauthorized"
+    for method in ("_hidden", "__class__", "%5fhidden", "a.b", "..%2f", "/", "Class", "CONSTANT", "system", "json"):
+        paths[f"/demo/{method}"] = "Unauthorized method"
+    for path, message in paths.items():
+        answer = broker.request(path, data="x")
+        assert (answer.status, answer.json["message"].startswith(message)) == (401, True), (path, answer)
+
+
+def test_a_hanging_call_ends_with_all_it_started(make: Callable[..., RunningBroker], tmp_path: Path) -> None:
+    broker, note = make(_timeout_secs=4), tmp_path / "note"
+    with ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(broker.request, "/demo/Sleep", data=str(note))
+        unharmed(broker, broker.pid)
+        answer = hanging.result(60)
+    assert answer.status == 504
+    assert ended(int(note.read_text()))
+    assert broker.request("/demo/Test", data="x").status == 200
+
+
+@pytest.mark.parametrize("method", ["Exit", "OsExit", "Crash"])
+def test_a_crash_hurts_its_own_call_only(make: Callable[..., RunningBroker], method: str) -> None:
+    broker = make()
+    answer = broker.request(f"/demo/{method}")
+    assert (answer.status, answer.json["success"]) == (500, False)
+    assert broker.request("/demo/Test", data="x").status == 200
+    unharmed(broker, broker.pid)
+
+
+def test_what_it_raises_is_in_the_log_only(make: Callable[..., RunningBroker]) -> None:
+    broker = make()
+    answer = broker.request("/demo/Raise", headers={"X-Request-Id": "request-of-mine"})
+    assert answer.status == 500
+    assert "request-of-mine" in answer.json["message"]
+    assert b"canary" not in answer.body + broker.request("/health", "GET").body
+    assert "canary-7391" in broker.text
+    assert "request-of-mine" in broker.text
+
+
+def test_no_header_is_injected_and_no_socket_inherited(make: Callable[..., RunningBroker]) -> None:
+    broker = make()
+    answer = broker.request("/demo/Split")
+    assert (answer.status, answer.reason) == (418, "tea X-Bad: 1")
+    assert "X-Bad" not in answer.headers
+    assert not [name for name in broker.request("/demo/Sockets").json if name.startswith("socket:")]
+
+
+def test_calls_beyond_the_queue_are_refused(make: Callable[..., RunningBroker]) -> None:
+    broker = make(_queue_max=5)
+    with ThreadPoolExecutor(100) as pool:
+        answers = list(pool.map(lambda _: broker.request("/demo/Slow"), range(100)))
+    statuses = [answer.status for answer in answers]
+    assert set(statuses) == {200, 503}
+    assert statuses.count(200) >= 6
+    refused = next(answer for answer in answers if answer.status == 503)
+    assert int(refused.headers["Retry-After"]) >= 1
+    unharmed(broker, broker.pid)
+
+
+def test_a_changed_module_takes_effect_at_the_reload(make: Callable[..., RunningBroker]) -> None:
+    broker = make()
+    assert broker.request("/demo/New").status == 401
+    (broker.lib / "demo.py").write_text(MODULE + "\ndef New(rh): rh.data = 'new'\n")
+    done = broker.bpbroker("reload")
+    assert done.returncode == 0, done.stderr
+    for _ in range(500):
+        if broker.request("/demo/New").status == 200:
+            break
+        time.sleep(0.02)
+    assert broker.request("/demo/New").body == b"new"
+
+
+def test_stopping_leaves_no_process(make: Callable[..., RunningBroker], tmp_path: Path) -> None:
+    broker, note = make(), tmp_path / "note"
+    with ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(broker.request, "/demo/Sleep", data=str(note))
+        while not (note.exists() and note.read_text()):
+            time.sleep(0.01)
+        begin = time.monotonic()
+        assert broker.stop() == 0
+        assert time.monotonic() - begin < 30
+        assert hanging.exception(60) is not None or hanging.result().status == 503
+    assert ended(int(note.read_text()))
+    assert not os.path.lexists(broker.lib / "__pycache__")

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bpbroker import answers
+from bpbroker.answers import Answers, Keyed
+from bpbroker.errors import BadRequest, ExtensionFailed, Overloaded, RequestError, StorageFull, Unavailable
+from bpbroker.messages import Call, CallResult
+
+RESULT = CallResult(200, "OK", "text/plain", b"\x00body")
+
+
+def keyed(key: str = "k", method: str = "F", source: str = "10.0.0.7") -> Keyed:
+    found = Keyed.of("demo", Call(method, {"data": "x"}, source, "id", key))
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[Answers]:
+    found = Answers(tmp_path / "answers")
+    yield found
+    found.close()
+
+
+def test_an_answer_is_found_by_whoever_opens_the_file_later(kept: Answers, tmp_path: Path) -> None:
+    assert kept.find(keyed()) is None
+    kept.begin(keyed())
+    kept.finish(keyed(), RESULT)
+    other = Answers(tmp_path / "answers")
+    assert other.find(keyed()) == RESULT
+    assert other.find(keyed("k2")) is None
+    other.close()
+    assert (tmp_path / "answers").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_failure_is_kept_with_its_status(kept: Answers) -> None:
+    kept.begin(keyed())
+    kept.finish(keyed(), ExtensionFailed("it crashed"))
+    found = kept.find(keyed())
+    assert isinstance(found, RequestError)
+    assert (found.status, str(found)) == (500, "it crashed")
+
+
+def test_a_call_without_an_answer_was_cut_off(kept: Answers) -> None:
+    kept.begin(keyed())
+    found = kept.find(keyed())
+    assert isinstance(found, RequestError)
+    assert not found.outcome_known
+
+
+def test_a_key_is_begun_once(kept: Answers) -> None:
+    kept.begin(keyed())
+    with pytest.raises(Unavailable):
+        kept.begin(keyed())
+
+
+@pytest.mark.parametrize("other", [keyed(method="G"), keyed(source="10.0.0.8")])
+def test_nobody_else_gets_the_answer(kept: Answers, other: Keyed) -> None:
+    kept.begin(keyed())
+    kept.finish(keyed(), RESULT)
+    with pytest.raises(BadRequest):
+        kept.find(other)
+
+
+def test_answers_are_kept_for_a_day(kept: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bpbroker.answers.time.time", lambda: 1_000_000.0)
+    kept.begin(keyed())
+    kept.finish(keyed(), RESULT)
+    monkeypatch.setattr("bpbroker.answers.time.time", lambda: 1_000_000.0 + 24 * 3600 - 1)
+    assert kept.find(keyed()) == RESULT
+    monkeypatch.setattr("bpbroker.answers.time.time", lambda: 1_000_000.0 + 24 * 3600)
+    assert kept.find(keyed()) is None
+    kept.begin(keyed())
+
+
+def test_too_many_keys_are_refused_and_none_is_forgotten(kept: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "KEYS_MAX", 2)
+    for key in ("a", "b"):
+        kept.begin(keyed(key))
+        kept.finish(keyed(key), RESULT)
+    with pytest.raises(Overloaded):
+        kept.begin(keyed("c"))
+    assert kept.find(keyed("a")) == kept.find(keyed("b")) == RESULT
+    monkeypatch.setattr(answers, "KEYS_MAX", 100)
+    monkeypatch.setattr(answers, "BYTES_MAX", 1)
+    with pytest.raises(Overloaded):
+        kept.begin(keyed("d"))
+
+
+def test_a_full_disk_is_said(kept: Answers) -> None:
+    kept.begin(keyed("a"))
+    assert kept._connection is not None
+    pages = kept._connection.execute("PRAGMA page_count").fetchone()[0]
+    kept._connection.execute(f"PRAGMA max_page_count = {pages}")
+    big = CallResult(200, "OK", "text/plain", b"x" * 1_000_000)
+    with pytest.raises(StorageFull):
+        kept.finish(keyed("a"), big)
+    kept.finish(keyed("a"), RESULT)  # there is space again
+    assert kept.find(keyed("a")) == RESULT
+
+
+def test_a_damaged_file_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "answers"
+    path.write_bytes(b"this is no database" * 100)
+    before = path.read_bytes()
+    kept = Answers(path)
+    with pytest.raises(Unavailable):
+        kept.find(keyed())
+    assert path.read_bytes() == before
+    kept.close()
+
+
+def test_no_key_is_no_key() -> None:
+    assert Keyed.of("demo", Call("F", {}, "10.0.0.7", "id")) is None
+    for key in ("", " k", "k ", "a\x7f", "x" * 256):
+        with pytest.raises(BadRequest):
+            Keyed.of("demo", Call("F", {}, "10.0.0.7", "id", key))
