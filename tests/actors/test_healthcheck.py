@@ -163,7 +163,8 @@ def test_a_dead_actor_is_replaced(ward: Ward) -> None:
 def test_a_stuck_actor_is_replaced_and_ends_when_it_comes_to_itself(ward: Ward) -> None:
     address = ward.add("worker")
     other = ward.add("other")
-    ward.start(every_secs=1.0, stuck_secs=1.0)
+    # Told after 1 s and replaced after 4: even a slow poll sees the broker unwell in between.
+    ward.start(every_secs=1.0, stuck_secs=4.0)
     ward.report()
     stuck = address._ref
     assert stuck is not None
