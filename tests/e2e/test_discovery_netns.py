@@ -1,4 +1,4 @@
-"""Discovery over real networks: hosts as network namespaces, cables as veth pairs, a switch as a bridge.
+"""Discovery over real networks (``tests/network.py``).
 
 Two subnets, A (10.91.1.0/24) and B (10.91.2.0/24), each a bridge in a namespace of its own::
 
@@ -11,8 +11,6 @@ Two subnets, A (10.91.1.0/24) and B (10.91.2.0/24), each a bridge in a namespace
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,12 +19,10 @@ from pathlib import Path
 import pytest
 
 from bpbroker.jointoken import make_token
+from tests.network import Network, needs_namespaces
 from tests.running import RunningBroker
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0 or shutil.which("ip") is None,
-    reason="network namespaces need Linux, root and iproute2",
-)
+pytestmark = needs_namespaces
 
 Ended = subprocess.CompletedProcess[str]
 PORT = 20443
@@ -66,63 +62,13 @@ while True:
 """
 
 
-class Network:
-    """The hosts, and what runs on them."""
-
-    def __init__(self) -> None:
-        self.tag = f"bd{os.getpid() % 100000}"
-        self._links = 0
-        self._running: list[subprocess.Popen[str]] = []
-        self._made: list[str] = []
-
-    def ip(self, *arguments: str) -> None:
-        subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=20, text=True)
-
-    def host(self, name: str) -> str:
-        full = f"{self.tag}{name}"
-        self.ip("netns", "add", full)
-        self._made.append(full)
-        self.ip("-n", full, "link", "set", "lo", "up")
-        return full
-
-    def switch(self, name: str) -> None:
-        self.ip("-n", self.host(name), "link", "add", "br0", "type", "bridge")
-        self.ip("-n", f"{self.tag}{name}", "link", "set", "br0", "up")
-
-    def cable(self, host: str, interface: str, switch: str, address: str) -> None:
-        self._links += 1
-        port = f"p{self._links}"
-        here, there = f"{self.tag}{host}", f"{self.tag}{switch}"
-        self.ip("link", "add", interface, "netns", here, "type", "veth", "peer", "name", port, "netns", there)
-        self.ip("-n", there, "link", "set", port, "master", "br0", "up")
-        # No "broadcast +": addresses are often added without, and must work all the same.
-        self.ip("-n", here, "address", "add", address, "dev", interface)
-        self.ip("-n", here, "link", "set", interface, "up")
-
-    def words(self, host: str) -> tuple[str, ...]:
-        return ("ip", "netns", "exec", f"{self.tag}{host}")
-
-    def rogue(self, mode: str) -> None:
-        process = subprocess.Popen(
-            [*self.words("rogue"), sys.executable, "-c", ROGUE, mode], stdout=subprocess.PIPE, text=True
-        )
-        self._running.append(process)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-
-    def quiet(self) -> None:
-        """End what runs on the hosts."""
-        for process in self._running:
-            process.kill()
-            process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
-        self._running.clear()
-
-    def close(self) -> None:
-        self.quiet()
-        for name in self._made:
-            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True, timeout=20)
+def rogue(network: Network, mode: str) -> None:
+    process = subprocess.Popen(
+        [*network.words("rogue"), sys.executable, "-c", ROGUE, mode], stdout=subprocess.PIPE, text=True
+    )
+    network.run(process)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +218,7 @@ def test_two_brokers_for_one_name_are_a_split_brain(network: Network, start: Sta
 
 def test_a_liar_makes_doubt_where_nothing_is_authenticated(network: Network, start: Start) -> None:
     broker = start("alpha")
-    network.rogue("plain")
+    rogue(network, "plain")
     ended = client(network, broker, "gate", "discover", "--name", "foo")
     assert ended.returncode == 7
     assert "10.91.1.66" in ended.stderr
@@ -281,7 +227,7 @@ def test_a_liar_makes_doubt_where_nothing_is_authenticated(network: Network, sta
 @pytest.mark.parametrize("mode", ["plain", "forge", "relay", "replay"])
 def test_with_a_key_no_liar_is_believed(network: Network, start: Start, mode: str) -> None:
     broker = start("alpha", {"services": {"_access_key": "canary"}})
-    network.rogue(mode)
+    rogue(network, mode)
     for _ in range(2):
         assert discovers(network, broker, "gate", "-a", "canary") == "10.91.1.10\n"
     token = make_token(broker.note["fingerprint"], "canary")
@@ -294,7 +240,7 @@ def test_with_a_key_no_liar_is_believed(network: Network, start: Start, mode: st
 
 def test_a_token_without_a_key_still_tells_the_right_certificate(network: Network, start: Start) -> None:
     broker = start("alpha")
-    network.rogue("forge")
+    rogue(network, "forge")
     token = make_token(broker.note["fingerprint"], "")
     assert discovers(network, broker, "gate", "--token", token) == "10.91.1.10\n"
 
