@@ -1,7 +1,9 @@
-"""Fixtures that all tests share: hypothesis' profile and real broker processes."""
+"""Fixtures that all tests share: hypothesis' profile, real broker processes, real etcd clusters."""
 
 from __future__ import annotations
 
+import itertools
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,16 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.etcd_cluster import PREFIX, EtcdCluster
+from tests.etcd_network import EtcdNetwork, wire
+from tests.network import Network
 from tests.running import RunningBroker
 
 # Shared machines are up to five times slower from one minute to the next: no test may fail for that.
 settings.register_profile("bpbroker", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("bpbroker")
+
+_REGISTRIES = itertools.count()
 
 
 @pytest.fixture
@@ -34,3 +41,58 @@ def make_broker(tmp_path: Path) -> Iterator[Callable[..., RunningBroker]]:
 def broker(make_broker: Callable[..., RunningBroker]) -> RunningBroker:
     """Give a running broker with nothing configured."""
     return make_broker().start()
+
+
+@pytest.fixture(scope="session")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
+    """Give a running etcd cluster that all tests share: who kills members needs one from :func:`make_etcd`."""
+    cluster = EtcdCluster(tmp_path_factory.mktemp("etcd"))
+    try:
+        yield cluster.start_all()
+    finally:
+        cluster.stop_all()
+
+
+@pytest.fixture
+def etcd_section(etcd: EtcdCluster) -> dict[str, Any]:
+    """Give the section ``_registry`` of an empty registry on the shared cluster."""
+    return etcd.configuration(f"{PREFIX}test{next(_REGISTRIES)}")
+
+
+@pytest.fixture
+def make_etcd(tmp_path: Path) -> Iterator[Callable[..., EtcdCluster]]:
+    """Give a maker of etcd clusters, not started. All are gone after the test."""
+    made: list[EtcdCluster] = []
+
+    def make(members: int = 3, **options: Any) -> EtcdCluster:
+        made.append(EtcdCluster(tmp_path / f"etcd{len(made)}", members, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop_all()
+
+
+@pytest.fixture(scope="session")
+def etcd_wires() -> Iterator[Network]:
+    """Give the hosts of ``tests/etcd_network.py`` with nothing running on them."""
+    network = Network("et")
+    try:
+        wire(network)
+    except subprocess.CalledProcessError as error:
+        network.close()
+        pytest.skip(f"network namespaces cannot be made here: {error.stderr}")
+    yield network
+    network.close()
+
+
+@pytest.fixture
+def etcd_network(etcd_wires: Network, tmp_path: Path) -> Iterator[EtcdNetwork]:
+    """Give a running etcd cluster on hosts of its own, whose cables may be cut."""
+    made = EtcdNetwork.on(etcd_wires, tmp_path / "etcd")
+    try:
+        made.etcd.start_all()
+        yield made
+    finally:
+        made.etcd.stop_all()
+        made.heal()

@@ -10,8 +10,8 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -40,6 +40,18 @@ def untrusting() -> ssl.SSLContext:
     return context
 
 
+class Connection(http.client.HTTPSConnection):
+    """A connection that is made where ``inside`` leads to, such as on another host."""
+
+    def __init__(self, port: int, timeout_secs: float, inside: Callable[[], AbstractContextManager[None]]) -> None:
+        super().__init__("127.0.0.1", port, timeout=timeout_secs, context=untrusting())
+        self._inside = inside
+
+    def connect(self) -> None:
+        with self._inside():
+            super().connect()
+
+
 class RunningBroker:
     """One broker with its own home, on a free port; :meth:`start` it, :meth:`stop` it, as often as you like."""
 
@@ -55,6 +67,8 @@ class RunningBroker:
         self.options = options
         self.prefix: tuple[str, ...] = ()
         """Words in front of the command, such as ``ip netns exec NAME``."""
+        self.inside: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Where its loopback address is."""
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
         self.environ = {
@@ -142,7 +156,7 @@ class RunningBroker:
     # --- talk ---
 
     def connect(self, timeout_secs: float = 30.0) -> http.client.HTTPSConnection:
-        return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=timeout_secs, context=untrusting())
+        return Connection(self.port, timeout_secs, self.inside)
 
     def request(
         self,
