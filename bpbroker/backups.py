@@ -7,6 +7,8 @@ UTC time at which it was made: ``bpbroker-20260131T235959.123456Z.json``.
 from __future__ import annotations
 
 import re
+import shlex
+import stat
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from bpbroker import durable, snapshot
+from bpbroker import durable, schema, snapshot
 from bpbroker.errors import BpbrokerError, Unavailable
 from bpbroker.messages import BackupInfo
 
@@ -85,7 +87,9 @@ def found(config_file: Path) -> list[BackupInfo]:
         if stamp is None or path.name[: stamp.start()] != config_file.stem:
             continue
         try:
-            result.append(BackupInfo(str(path), _time_of(path).timestamp(), path.stat().st_size))
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                result.append(BackupInfo(str(path), _time_of(path).timestamp(), status.st_size))
         except (ValueError, FileNotFoundError):  # no such day; or rotated away just now
             continue
     return sorted(result, key=lambda info: info.path, reverse=True)
@@ -139,12 +143,13 @@ def keep_aside(file: Path, why: str, folder_of: Path | None = None) -> Path | No
 
 
 def check(info: BackupInfo) -> Checked:
-    """Read a backup back."""
+    """Read a backup back and see whether a broker could start with it."""
     try:
         settings, entries = snapshot.read(Path(info.path))
     except BpbrokerError as error:
         return Checked(info, 0, str(error))
-    return Checked(info, len(entries), "" if settings else f"{info.path} holds nothing")
+    problems = list(schema.problems(settings)) if settings else ["it holds nothing"]
+    return Checked(info, len(entries), f"{info.path}: {'; '.join(problems)}" if problems else "")
 
 
 def newest_good(config_file: Path) -> Checked | None:
@@ -160,8 +165,12 @@ def advice(config_file: Path) -> str:
         return f"Nothing was changed. {error}"
     if good is None:
         return f"Nothing was changed. There is no good backup in {folder_for(config_file)}."
+    return f"Nothing was changed. {advised(config_file, good)}"
+
+
+def advised(config_file: Path, good: Checked) -> str:
+    """Give the sentence that names a good backup and how to restore it."""
     return (
-        f"Nothing was changed. The newest good backup is {good.info.path} ({good.entries} entries);"
-        " to go back to it:\n"
-        f"  bpbroker --config {config_file} restore {good.info.path}"
+        f"The newest good backup is {good.info.path} ({good.entries} entries); to go back to it:\n"
+        f"  {shlex.join(('bpbroker', '--config', str(config_file), 'restore', good.info.path))}"
     )

@@ -28,6 +28,9 @@ _NOT_AS_IT_IS = re.compile(r"[\n\r\t]|\\u")
 """In an entry's text: it is spread over lines, or has escapes that may be lone surrogates; written anew then."""
 
 
+_AT = re.compile(r"(?: starting)? at\Z")
+
+
 class Fault(ValueError):
     """What is wrong with a document, and where; ``line`` and ``column`` count from 1."""
 
@@ -152,7 +155,8 @@ class _Reader:
         try:
             return entry.strict_json_at(self._text, at, what="what begins here", max_depth=DEPTH_MAX)
         except JSONDecodeError as error:
-            message = "there must be a value here" if error.msg == "Expecting value" else error.msg
+            # "Unterminated string starting at" expects a position behind it; ours stands in front.
+            message = "there must be a value here" if error.msg == "Expecting value" else _AT.sub("", error.msg)
             raise self.fault(message[:1].lower() + message[1:], error.pos) from None
         except BadRequest as error:
             raise self.fault(str(error), at) from None

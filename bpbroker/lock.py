@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -62,7 +63,8 @@ class FileLock:
         note = _read_note(descriptor)
         os.close(descriptor)
         who = f"process {note['pid']}" if "pid" in note else "another process"
-        raise InUse(f"{self._config_file} is in use by {who}; stop that broker first (bpbroker stop)")
+        stop = shlex.join(("bpbroker", "--config", str(self._config_file), "stop"))
+        raise InUse(f"{self._config_file} is in use by {who}; stop that broker first: {stop}")
 
     def describe(self, **note: Any) -> None:
         """Write the note, replacing the one before. Only while the lock is held."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -51,10 +53,13 @@ def back_up(config_file: Path) -> BackupInfo:
         DamagedFile, ConfigurationError: the state cannot be read.
         StorageFull, StorageFailed: the backup cannot be written.
     """
+    missing = ConfigurationError(f"There is no {config_file} to back up")
+    if not config_file.parent.exists():
+        raise missing
     with FileLock(config_file):
         settings, entries = state_of(config_file)
         if not settings:
-            raise ConfigurationError(f"There is no {config_file} to back up")
+            raise missing
         info = backups.make(config_file, snapshot.chunks(settings, entries))
         backups.rotate(config_file, schema.option(settings, "_config", "backup_retain_n"))
         return info
@@ -88,7 +93,8 @@ def restore(config_file: Path, backup: Path, *, dry_run: bool = False) -> Restor
     """Put a backup's state, settings and entries, in the place of what is there.
 
     A crash half-way leaves files on which nothing starts until the restore is
-    done again; never a mixture.
+    done again; never a mixture. The folder is made when it is not there: on a
+    new machine a backup is all that one has.
 
     Args:
         config_file: what to restore.
@@ -100,9 +106,9 @@ def restore(config_file: Path, backup: Path, *, dry_run: bool = False) -> Restor
         ConfigurationError: the backup cannot be used; nothing was changed.
         StorageFull, StorageFailed: something cannot be written.
     """
-    with FileLock(config_file):
-        path = _find(config_file, backup)
-        settings, entries = _usable(path)
+    path = _find(config_file, backup)
+    settings, entries = _usable(config_file, path)
+    with _held(config_file, dry_run=dry_run):
         old: tuple[dict[str, Any], dict[str, bytes]] | None
         try:
             old = state_of(config_file)
@@ -119,20 +125,42 @@ def restore(config_file: Path, backup: Path, *, dry_run: bool = False) -> Restor
         return Restored(path, difference, kept)
 
 
+def _held(config_file: Path, *, dry_run: bool) -> AbstractContextManager[object]:
+    """Give the lock; makes its folder, or does without one where nothing is to be written and nobody can run."""
+    if not config_file.parent.exists():
+        if dry_run:
+            return nullcontext()
+        try:
+            config_file.parent.mkdir(parents=True)
+        except OSError as error:
+            raise ConfigurationError(f"Cannot make the folder {config_file.parent}: {error.strerror}") from None
+    return FileLock(config_file)
+
+
 def _find(config_file: Path, backup: Path) -> Path:
     for path in (backup, backups.folder_for(config_file) / backup.name):
         if path.is_file():
             return path
-    raise ConfigurationError(f"There is no backup {backup}; `bpbroker backups` lists what there is")
+    listing = shlex.join(("bpbroker", "--config", str(config_file), "backups"))
+    raise ConfigurationError(f"There is no backup {str(backup)!r}; to see what there is: {listing}")
 
 
-def _usable(backup: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    settings, entries = snapshot.read(backup)
-    problems = [f"{backup}: {problem}" for problem in schema.problems(settings)]
-    if not settings:
-        problems.append(f"{backup} holds nothing")
+def _usable(config_file: Path, backup: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    settings: dict[str, Any] = {}
+    entries: dict[str, bytes] = {}
+    try:
+        settings, entries = snapshot.read(backup)
+    except ConfigurationError as error:
+        problems = [str(error)]
+    else:
+        problems = [f"{backup}: {problem}" for problem in schema.problems(settings)]
+        if not settings:
+            problems.append(f"{backup} holds nothing")
     if problems:
-        raise ConfigurationError("This backup cannot be used:\n  " + "\n  ".join(problems), tuple(problems))
+        listed = "\n  ".join(problems)
+        raise ConfigurationError(
+            f"This backup cannot be used:\n  {listed}\n{backups.advice(config_file)}", tuple(problems)
+        )
     return settings, entries
 
 
@@ -199,22 +227,36 @@ def _findings(config_file: Path) -> Iterator[Finding]:
         if state.torn_bytes and holder(config_file) is None:  # else it is a commit under way
             torn = f"{state.torn_bytes} bytes of a commit that was cut off and never acknowledged"
             yield Finding("journal's end", "warning", f"{journal} ends with {torn}; a start drops them")
+    good = None
+    try:
+        good = backups.newest_good(config_file)
+    except BpbrokerError as error:
+        of_backups = Finding("backups", "warning", str(error))
+    else:
+        folder = backups.folder_for(config_file)
+        of_backups = (
+            Finding("backups", "warning", f"there is no good backup in {folder}")
+            if good is None
+            else Finding("backups", "ok", f"the newest good one is {good.info.path}: {good.entries} entries")
+        )
+    yield from _of_file(config_file, good, changed=state is not None and bool(state.changes))
+    yield of_backups
+
+
+def _of_file(config_file: Path, good: backups.Checked | None, *, changed: bool) -> Iterator[Finding]:
     try:
         settings, entries = snapshot.read(config_file)
     except BpbrokerError as error:
         yield Finding("file", "fail", str(error))
+        return
+    if settings:
+        yield Finding("file", "ok", f"{config_file}: {len(entries)} entries, {len(settings)} sections")
+    elif changed:
+        yield Finding("file", "fail", f"{config_file} is gone, but its journal has changes of it")
+    elif good is not None:
+        lost = f"{config_file} is not there, so a start makes a new one without entries"
+        yield Finding("file", "warning", f"{lost}. {backups.advised(config_file, good)}")
     else:
-        problems = [*schema.problems(settings)]
-        if settings:
-            yield Finding("file", "ok", f"{config_file}: {len(entries)} entries, {len(settings)} sections")
-        elif state is not None and state.changes:
-            yield Finding("file", "fail", f"{config_file} is gone, but its journal has changes of it")
-        else:
-            yield Finding("file", "warning", f"{config_file} is not there yet; the first start makes it")
-        for problem in problems:
-            yield Finding("settings", "fail", problem)
-    good = backups.newest_good(config_file)
-    if good is None:
-        yield Finding("backups", "warning", f"there is no good backup in {backups.folder_for(config_file)}")
-    else:
-        yield Finding("backups", "ok", f"the newest good one is {good.info.path}: {good.entries} entries")
+        yield Finding("file", "warning", f"{config_file} is not there yet; the first start makes it")
+    for problem in schema.problems(settings):
+        yield Finding("settings", "fail", problem)

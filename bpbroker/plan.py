@@ -48,5 +48,5 @@ class Plan:
         """Find home and files."""
         home = find_home()
         own = options.config.absolute() if options.config else home.config_file
-        below = home.config_file if own != home.config_file and home.config_file.exists() else None
+        below = home.config_file if own != home.config_file else None
         return cls(options, home, Sources(own, below, options.overrides()))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bpbroker import backups, config, schema, snapshot
-from bpbroker.errors import ConfigurationError, DamagedFile
+from bpbroker.errors import ConfigurationError, DamagedFile, Unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Sources:
     own: Path
     """The file that this broker reads, owns and writes."""
     below: Path | None = None
-    """The global file, when another one is the own file."""
+    """The global file, when another one is the own file; it need not exist."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Path to value, such as ``{"api.listen_port": 0}``; never written back."""
 
@@ -51,14 +51,51 @@ class Sources:
             own_settings, entries = snapshot.read(self.own)
         except DamagedFile as error:
             raise DamagedFile(f"{error}\n{backups.advice(self.own)}") from None
-        lower: Mapping[str, Any] = snapshot.read(self.below)[0] if self.below is not None else {}
+        lower, left_out = _lower(self.below)
+        warnings = [*left_out, *_lost(self.own)]
+        warnings += [f"{self.own}: {warning}" for warning in schema.warnings(own_settings)]
         problems = [f"{self.own}: {problem}" for problem in schema.problems(own_settings)]
         problems += [f"{self.below}: {problem}" for problem in schema.problems(lower)]
         saved = config.layered(config.DEFAULTS, lower, own_settings) if not problems else {}
         effective = config.override(saved, self.overrides)
         problems += [f"this run's options: {problem}" for problem in schema.problems(effective)]
         if problems:
-            listed = "\n  ".join(problems)
+            listed = "\n  ".join([*problems, *(f"warning: {warning}" for warning in warnings)])
             raise ConfigurationError(f"The configuration cannot be used:\n  {listed}", tuple(problems))
-        warnings = [f"{self.own}: {warning}" for warning in schema.warnings(own_settings)]
         return Loaded(config.freeze(saved), config.freeze(effective), entries, tuple(warnings))
+
+
+def _lower(below: Path | None) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """Give the settings of the global file, and what to warn of.
+
+    The pair that the global file's broker made for itself is left out: a broker
+    of its own file makes its own, whose key its user can read.
+    """
+    if below is None:
+        return {}, ()
+    try:
+        below.open("rb").close()
+    except PermissionError:
+        # It is somebody else's: a broker of root's, and this one runs as another user.
+        return {}, (f"{below} may not be read by this user; its settings are left out",)
+    except OSError:
+        pass  # not there; or reading it says better what is wrong
+    settings = snapshot.read(below)[0]
+    api = settings.get("api")
+    own_pair = {"ssl_cert": str(below.with_suffix(".crt")), "ssl_key": str(below.with_suffix(".key"))}
+    if isinstance(api, dict) and own_pair.items() <= api.items():
+        settings["api"] = {key: value for key, value in api.items() if key not in own_pair}
+    return settings, ()
+
+
+def _lost(own: Path) -> tuple[str, ...]:
+    """Warn when the file is not there although it was once: a start would begin with nothing."""
+    if own.exists():
+        return ()
+    try:
+        good = backups.newest_good(own)
+    except Unavailable:
+        return ()
+    if good is None:
+        return ()
+    return (f"{own} is not there, so a start makes a new one without entries. {backups.advised(own, good)}",)

@@ -87,9 +87,11 @@ def test_what_is_no_backup_is_left_alone(file: Path) -> None:
     folder = make(file).parent
     for name in ("bpbroker-20261399T000000.000000Z.json", "bpbroker-x.json", "bpbroker.json", "notes.txt"):
         (folder / name).write_text("mine")
+    (folder / "bpbroker-20260131T235959.000000Z.json").mkdir()
+    (folder / "bpbroker-20260131T235958.000000Z.json").symlink_to("/nowhere")
     backups.rotate(file, 0)
     assert paths(file) == []
-    assert len(list(folder.iterdir())) == 4
+    assert len(list(folder.iterdir())) == 6
 
 
 def test_none_yet(file: Path) -> None:
@@ -110,6 +112,24 @@ def test_a_backup_is_read_back(file: Path) -> None:
     assert newest is not None
     assert newest.info.path == str(good)
     assert f"bpbroker --config {file} restore {good}" in backups.advice(file)
+
+
+def test_a_backup_with_which_nothing_starts_is_not_good(file: Path) -> None:
+    good = make(file)
+    make(file).write_text('{"api": {"listen_port": "x"}, "_config": {"backup_retain_n": 0}}')
+    problem = backups.check(backups.found(file)[0]).problem
+    assert "api.listen_port" in problem
+    assert "_config.backup_retain_n" in problem
+    newest = backups.newest_good(file)
+    assert newest is not None
+    assert newest.info.path == str(good)
+
+
+def test_the_advice_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
+    (tmp_path / "my home").mkdir()
+    file = tmp_path / "my home" / "b.json"
+    backup = make(file)
+    assert f"bpbroker --config '{file}' restore '{backup}'" in backups.advice(file)
 
 
 def test_it_is_seen_whether_a_backup_holds_a_state(file: Path) -> None:

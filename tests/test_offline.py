@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from bpbroker import backups, durable, offline, snapshot
-from bpbroker.errors import ConfigurationError, DamagedFile, InUse, StorageFailed
+from bpbroker.errors import ConfigurationError, DamagedFile, InUse, StorageFailed, Unavailable
 from bpbroker.lock import FileLock
 from bpbroker.stores import Change
 from bpbroker.stores.embedded import EmbeddedStore
@@ -163,6 +164,24 @@ def test_what_is_no_good_backup_is_refused(file: Path, backup: Path, content: st
     assert {name: after[name] for name in before} == before
 
 
+def test_in_the_place_of_a_bad_backup_the_newest_good_one_is_named(file: Path, backup: Path) -> None:
+    newest = Path(backups.make(file, [b"{"]).path)
+    with pytest.raises(ConfigurationError, match=rf"Nothing was changed(.|\n)*restore {re.escape(str(backup))}"):
+        offline.restore(file, newest)
+
+
+def test_onto_a_new_machine(tmp_path: Path) -> None:
+    backup = tmp_path / "saved.json"
+    snapshot.write(backup, OTHER_SETTINGS, OTHER)
+    file = tmp_path / "new" / "etc" / "bpbroker.json"
+    would = offline.restore(file, backup, dry_run=True)
+    assert would.difference is not None
+    assert would.difference.entries_added == ("a", "b", "z")
+    assert not file.parent.parent.exists()
+    offline.restore(file, backup)
+    assert offline.state_of(file) == (OTHER_SETTINGS, OTHER)
+
+
 def test_onto_nothing(tmp_path: Path) -> None:
     file = tmp_path / "bpbroker.json"
     backup = backups.make(file, snapshot.chunks(OTHER_SETTINGS, OTHER))
@@ -294,6 +313,22 @@ def test_nothing_there_yet(tmp_path: Path) -> None:
 def test_damage_is_found(file: Path, damage: Callable[[Path], None], what: str) -> None:
     damage(file)
     assert levels(file)[what] == "fail"
+
+
+def test_a_file_that_is_gone_though_it_has_backups_is_missed(tmp_path: Path) -> None:
+    file = tmp_path / "b.json"
+    backup = backups.make(file, snapshot.chunks(OTHER_SETTINGS, OTHER))
+    (found,) = [finding for finding in offline.check(file) if finding.what == "file"]
+    assert found.level == "warning"
+    assert f"restore {backup.path}" in found.detail
+
+
+def test_backups_that_cannot_be_read_are_a_finding(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Path) -> None:
+        raise Unavailable("Cannot read the backups folder")
+
+    monkeypatch.setattr(backups, "newest_good", fail)
+    assert levels(file) == {"journal": "ok", "file": "ok", "backups": "warning"}
 
 
 def test_settings_that_cannot_be_used_are_found(file: Path) -> None:
