@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import shlex
 import socket
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -78,8 +79,15 @@ def prepare(plan: Plan, undo: ExitStack) -> Prepared:
     loaded = with_certificate(loaded, own)
     api = loaded.effective["api"]
     cert, key = Path(api["ssl_cert"]), Path(api["ssl_key"])
-    tls.check_pair(cert, key)
-    context = tls.context(cert, key)
+    try:
+        tls.check_pair(cert, key)
+        context = tls.context(cert, key)
+    except ConfigurationError as error:
+        if (cert, key) != (own.with_suffix(".crt"), own.with_suffix(".key")):
+            raise
+        # Its own: gone, as after a restore on a new machine, or damaged.
+        renew = shlex.join(("bpbroker", "--config", str(own), "certificate", "--renew"))
+        raise ConfigurationError(f"{error}\nTo make a new pair, which clients must be told of:\n  {renew}") from None
     raise_descriptor_limit()
     tcp, udp = _bind(api["listen_ip"], api["listen_port"])
     for sock in (tcp, *udp):

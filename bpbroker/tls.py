@@ -206,8 +206,13 @@ def check_pair(cert: Path, key: Path) -> None:
             cert,
             f"expires in {left} days" if left >= 0 else "has expired",
         )
-    if os.name != "nt" and key.stat().st_mode & (stat.S_IRWXO | stat.S_IRWXG):
+    if is_open(key):
         logger.warning("The private key %s can be read by others than its owner; chmod 600 it", key)
+
+
+def is_open(key: Path) -> bool:
+    """Whether others than its owner can use a key's file."""
+    return os.name != "nt" and bool(key.stat().st_mode & (stat.S_IRWXO | stat.S_IRWXG))
 
 
 # --- the server's side of a connection ---

@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 
 from bpbroker import config, entry, offline, schema, snapshot
-from bpbroker.commands.scope import Scope, command, pass_scope
+from bpbroker.commands.scope import FILE, Scope, command, pass_scope
 from bpbroker.errors import BadRequest, ConfigurationError, InUse
 from bpbroker.lock import FileLock, holder
 
@@ -31,10 +31,12 @@ class Merged:
 
 
 @command("configure", short_help="Apply additional configuration to bpbroker service")
-@click.option("--config-file", metavar="FILE", help="Configuration to add, JSON; standard input without it or with -.")
+@click.option(
+    "--config-file", type=FILE, metavar="FILE", help="Configuration to add, JSON; standard input without it or with -."
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be added.")
 @pass_scope
-def configure(scope: Scope, *, config_file: str | None, dry_run: bool) -> None:
+def configure(scope: Scope, *, config_file: Path | None, dry_run: bool) -> None:
     """Add configuration to the global configuration file, or to the one given with --config.
 
     Only what is not there yet is added, at every depth; what is there stays as
@@ -106,14 +108,14 @@ def _check(settings: Mapping[str, Any], entries: Iterable[str], what: str) -> No
         raise ConfigurationError(f"{what} cannot be used; nothing was changed:\n  {listed}", tuple(problems))
 
 
-def _document(file: str | None) -> tuple[dict[str, Any], dict[str, bytes]]:
-    if file in (None, "-"):
+def _document(file: Path | None) -> tuple[dict[str, Any], dict[str, bytes]]:
+    if file is None or file == Path("-"):
         if sys.stdin.isatty():
             click.echo("Reading the configuration from standard input; end it with Ctrl-D.", err=True)
         content, name = sys.stdin.buffer.read(_DOCUMENT_MAX_BYTES + 1), "Standard input"
     else:
         try:
-            with Path(str(file)).open("rb") as stream:
+            with file.open("rb") as stream:
                 content, name = stream.read(_DOCUMENT_MAX_BYTES + 1), str(file)
         except OSError as error:
             raise ConfigurationError(f"Cannot read {file}: {error.strerror}") from None

@@ -6,11 +6,12 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from bpbroker import config, offline
+from bpbroker import config, offline, tls
 from bpbroker.client.address import BrokerAddress
 from bpbroker.client.doctor import FAIL, OK, WARNING, Finding, examine, networks
 from bpbroker.client.pins import KnownBrokers
@@ -63,26 +64,30 @@ def diagnose(scope: Scope) -> Iterator[Finding]:
     yield from _files(scope)
     yield from _disk(scope.own)
     yield networks()
-    if loaded is None:
-        return
-    yield from _access(loaded)
-    yield from _extensions(scope, loaded)
     try:
         broker = running(scope)
     except ConfigurationError as error:
+        broker = None
         yield Finding("broker", WARNING, str(error), "run this as root or as the service's user")
-        return
-    if broker is None:
-        yield Finding("broker", WARNING, "it does not run", f"start it: {scope.command_line('start')}, or the service")
-        yield from _ports(loaded)
     else:
+        if broker is None:
+            start = f"start it: {scope.command_line('start')}, or the service"
+            yield Finding("broker", WARNING, "it does not run", start)
+    if loaded is not None:
+        yield from _access(loaded)
+        yield from _extensions(scope, loaded)
+        yield from _pair(scope, loaded, broker)
+    if broker is not None:
         yield from _broker(broker, loaded)
+    elif loaded is not None:
+        yield from _ports(loaded)
 
 
 def _files(scope: Scope) -> Iterator[Finding]:
     for found in offline.check(scope.own):
         advice = {OK: "", WARNING: "", FAIL: f"see {scope.command_line('backups')} and restore"}[found.level]
-        yield Finding(found.what, found.level, found.detail, advice)
+        if found.what != "settings":  # the configuration's finding has them
+            yield Finding(found.what, found.level, found.detail, advice)
 
 
 def _disk(own: Path) -> Iterator[Finding]:
@@ -118,6 +123,39 @@ def _extensions(scope: Scope, loaded: Loaded) -> Iterator[Finding]:
             yield Finding(what, FAIL, record.problem, advice)
 
 
+def _pair(scope: Scope, loaded: Loaded, broker: LocalBroker | None) -> Iterator[Finding]:
+    """Look at the files of certificate and key: what the next start or reload finds, whatever the broker has now."""
+    what = "certificate file"
+    api = loaded.effective["api"]
+    cert, key = Path(api["ssl_cert"]), Path(api["ssl_key"])
+    renew = f"{scope.command_line('certificate')} --renew, or put the right files there"
+    if config.has_shipped_pair(loaded.effective):
+        cert, key = scope.own.with_suffix(".crt"), scope.own.with_suffix(".key")
+        if not cert.exists() and not key.exists():
+            yield Finding(what, OK, "there is none yet; the first start makes it")
+            return
+    try:
+        tls.context(cert, key)
+        found = tls.read_certificate(cert)
+    except ConfigurationError as error:
+        yield Finding(what, FAIL, str(error), renew)
+        return
+    left = found.days_left(datetime.now(UTC))
+    detail = f"{cert}, SHA-256 {found.fingerprint}, {left} days left"
+    in_use = broker.note.get("fingerprint", found.fingerprint) if broker is not None else found.fingerprint
+    if left < 0:
+        yield Finding(what, FAIL, f"{cert} has expired", renew)
+    elif left < tls.WARN_DAYS:
+        yield Finding(what, WARNING, detail, renew)
+    elif in_use != found.fingerprint:
+        reload = f"have it taken up: {scope.command_line('reload')}"
+        yield Finding(what, WARNING, f"{detail}; the running broker has another one", reload)
+    elif tls.is_open(key):
+        yield Finding(what, WARNING, f"{key} can be read by others than its owner", f"chmod 600 {key}")
+    else:
+        yield Finding(what, OK, detail)
+
+
 def _ports(loaded: Loaded) -> Iterator[Finding]:
     """See whether both ports could be had by a start."""
     from bpbroker.server import bind_tcp
@@ -135,13 +173,13 @@ def _ports(loaded: Loaded) -> Iterator[Finding]:
         yield Finding(f"{protocol} port", OK, f"{port} is free")
 
 
-def _broker(broker: LocalBroker, loaded: Loaded) -> Iterator[Finding]:
+def _broker(broker: LocalBroker, loaded: Loaded | None) -> Iterator[Finding]:
     note = broker.note
     if "fingerprint" not in note:
-        yield Finding("broker", WARNING, f"process {broker.pid} is just starting", "try again in a moment")
+        yield Finding("broker", WARNING, "it is just starting", "try again in a moment")
         return
     yield Finding("broker", OK, f"version {note['version']} runs as process {broker.pid}")
-    keys = config.access_keys(loaded.effective, "services")
+    keys = config.access_keys(loaded.effective, "services") if loaded is not None else ()
     trust = Trust(fingerprint=canonical_fingerprint(note["fingerprint"]))
     target = BrokerAddress(note["address"], note["port"])
     yield from examine(target, trust, KnownBrokers(os.devnull), key=keys[0] if keys else "")

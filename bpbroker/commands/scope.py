@@ -14,7 +14,17 @@ import click
 from bpbroker.paths import Home, find_home
 from bpbroker.sources import Sources
 
-FILE = click.Path(dir_okay=False, path_type=Path)
+
+class _File(click.Path):
+    """A path of a file; an empty one, as an unset variable of a script gives it, is no path."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the name is empty", parameter, context)
+        return super().convert(value, parameter, context)
+
+
+FILE = _File(dir_okay=False, path_type=Path)
 """A file that need not exist."""
 
 
@@ -38,7 +48,7 @@ class Scope:
     def sources(self) -> Sources:
         """Give the files that a broker started with this ``--config`` reads."""
         below = self.home.config_file
-        return Sources(self.own, below if below != self.own and below.exists() else None)
+        return Sources(self.own, below if below != self.own else None)
 
     def act_as_owner(self) -> None:
         """Become, when run by root, the user to whom the configuration's folder belongs.

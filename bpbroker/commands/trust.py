@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from bpbroker import config, tls
+from bpbroker import config, durable, tls
 from bpbroker.commands.local import running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, format_option
@@ -50,7 +49,7 @@ def certificate(scope: Scope, *, renew: bool, hosts: tuple[str, ...], form: str)
     click.echo(f"names        {', '.join(found.names)}")
     click.echo(f"expires      {found.not_after:%Y-%m-%d %H:%M} UTC ({left} days left)")
     click.echo(f"fingerprint  {found.fingerprint}")
-    if left <= tls.WARN_DAYS:
+    if left < tls.WARN_DAYS:
         click.echo(f"warning: it expires in {left} days; renew it (--renew, if bpbroker made it)", err=True)
 
 
@@ -82,8 +81,8 @@ def _renew(scope: Scope, cert: Path, key: Path, hosts: tuple[str, ...]) -> None:
     scope.act_as_owner()
     for path in (cert, key):
         if path.exists():
-            shutil.copy2(path, path.with_name(f"{path.name}.old"))
-    tls.make_pair(cert, key, hosts)
+            durable.replace(path.with_name(f"{path.name}.old"), [path.read_bytes()])
+    tls.make_pair(cert, key, list(dict.fromkeys((*tls.own_names(), *hosts))))
     click.echo(
         "The certificate is new: clients that pinned the old one refuse this broker until their pin, "
         "token or --fingerprint is changed.",

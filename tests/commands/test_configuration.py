@@ -163,3 +163,12 @@ def test_validate(bpbroker: Run, tmp_path: Path) -> None:
     assert done.code == 0
     assert "did you mean _global?" in done.err
     assert done.out == ""
+
+
+def test_an_unset_variable_names_no_file(bpbroker: Run, home: Path, tmp_path: Path) -> None:
+    for words in (("-c", "", "validate"), ("validate", "--config", ""), ("configure", "--config-file", "")):
+        done = bpbroker(*words, stdin="{}")
+        assert done.code == 2
+        assert "the name is empty" in done.err
+    assert not home.exists()
+    assert not list(tmp_path.iterdir())
