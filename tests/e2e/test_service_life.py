@@ -338,7 +338,10 @@ def test_certificate_and_token(make_broker: Make) -> None:
     assert "pin" in renewed.stderr
     fresh = json.loads(renewed.stdout)
     assert fresh["fingerprint"] != fingerprint
-    assert "broker.example.org" in fresh["names"]
+    assert {"broker.example.org", "localhost", "127.0.0.1"} <= set(fresh["names"])  # a further one
+    found = {each["what"]: each for each in json.loads(broker.bpbroker("doctor", "--format", "json").stdout)}
+    assert found["certificate file"]["level"] == "warning"
+    assert "reload" in found["certificate file"]["advice"]
     assert broker.note["fingerprint"] == fingerprint  # until the reload
     assert broker.config.with_suffix(".key").stat().st_mode & 0o777 == 0o600
     assert broker.config.with_name("bpbroker.key.old").stat().st_mode & 0o777 == 0o600
@@ -385,9 +388,27 @@ def test_doctor(broker: RunningBroker) -> None:
     assert broker.note["token"] not in done.stdout
     text = broker.bpbroker("doctor").stdout
     assert "-> give them an _access_key" in text
-    broker.stop()
+    document = broker.config.read_text()
     broker.config.write_text("{")
     done = broker.bpbroker("doctor")
     assert done.returncode == 1
     assert "fail     configuration" in done.stdout
+    assert f"runs as process {broker.pid}" in done.stdout  # which is looked at all the same
+    assert "ok       health" in done.stdout
     assert "Traceback" not in done.stderr
+    broker.config.write_text(document)
+    broker.stop()
+    assert broker.bpbroker("doctor").returncode == 0
+    key = broker.config.with_suffix(".key")
+    key.chmod(0o644)
+    assert f"-> chmod 600 {key}" in broker.bpbroker("doctor").stdout
+    key.unlink()
+    done = broker.bpbroker("doctor")
+    assert done.returncode == 1
+    assert f"fail     certificate file: Cannot read the private key {key}" in done.stdout
+    start = broker.bpbroker("start", "--listen-port", "0")
+    assert start.returncode == 78
+    renew = f"bpbroker --config {broker.config} certificate --renew"
+    assert renew in start.stderr
+    assert broker.bpbroker("certificate", "--renew").returncode == 0
+    broker.start()
