@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path, PurePath
 
 import click
@@ -20,11 +21,13 @@ from bpbroker.service import linux, machine, windows
 from bpbroker.service.execute import execute
 from bpbroker.service.plan import Plan, Service
 from bpbroker.service.state import Where, plan_purge
+from bpbroker.service.templates import Recorded
 
+DEFAULT_NAME = "bpbroker"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
 
 _name_option = click.option(
-    "--name", default="bpbroker", show_default=True, metavar="NAME",
+    "--name", default=DEFAULT_NAME, show_default=True, metavar="NAME",
     help="Name of the service; another one for a second broker with another --config.",
 )  # fmt: skip
 _root_option = click.option(
@@ -51,7 +54,9 @@ def install_service(scope: Scope, *, user: str, name: str, root: Path, dry_run: 
         nssm = windows.nssm_path(service.home)
         plan = windows.plan_install(nssm, service, installed=_nssm_knows(nssm, name))
     else:
-        plan = linux.plan_install(machine.look(root), service)
+        _only_root(root, dry_run=dry_run)
+        found = machine.look(root)
+        plan = linux.plan_install(found, _as_installed(scope, service, linux.installed(found, name), user))
     _carry_out(plan, root, dry_run=dry_run)
 
 
@@ -64,6 +69,7 @@ def install_service(scope: Scope, *, user: str, name: str, root: Path, dry_run: 
 def uninstall_service(scope: Scope, *, purge: bool, name: str, root: Path, dry_run: bool) -> None:
     """Stop the service and remove what install-service made; data is kept."""
     service = _service(scope, name, "")
+    known: Recorded | None = None
     where: Where
     if sys.platform == "win32":
         nssm = windows.nssm_path(service.home)
@@ -71,8 +77,12 @@ def uninstall_service(scope: Scope, *, purge: bool, name: str, root: Path, dry_r
         where, logs = Path, windows.log_file(service).parent
     else:
         found = machine.look(root)
+        known = linux.installed(found, name)
         plan = linux.plan_uninstall(found, service)
         where, logs = found.path, linux.log_file(service).parent
+    if purge:
+        _see_whose_data(scope, service, known)
+    service = _as_installed(scope, service, known, "")
     _carry_out(plan, root, dry_run=dry_run)
     if purge:
         note = holder(where(str(service.config)))
@@ -80,7 +90,9 @@ def uninstall_service(scope: Scope, *, purge: bool, name: str, root: Path, dry_r
             raise InUse(f"A broker still runs on {service.config} (process {note.get('pid', '?')}); its data is kept")
         _carry_out(plan_purge(service, logs, where), root, dry_run=dry_run)
     elif not dry_run:
-        click.echo(f"Data is kept: {service.config}, {service.backups}, {logs}", err=True)
+        kept = [str(path) for path in (service.config, service.backups, logs) if os.access(where(str(path)), os.F_OK)]
+        if kept:
+            click.echo(f"Data is kept: {', '.join(kept)}", err=True)
 
 
 @command("prepare", hidden=True)
@@ -118,6 +130,38 @@ def _service(scope: Scope, name: str, user: str) -> Service:
     )
 
 
+def _as_installed(scope: Scope, service: Service, known: Recorded | None, user: str) -> Service:
+    """Give the service with what it was installed with where the command line says nothing.
+
+    Running install-service again, as after an upgrade, must not give a service
+    that ran as a user of its own to root, nor may a purge take the data of
+    another broker.
+    """
+    if known is None:
+        return service
+    config = service.config if scope.config is not None else known.config
+    return replace(service, config=config, user=service.user if user else known.user)
+
+
+def _see_whose_data(scope: Scope, service: Service, known: Recorded | None) -> None:
+    """Refuse to purge what may be another broker's.
+
+    Raises:
+        UsageError: --config names another file than the service's, or is needed.
+    """
+    if scope.config is not None and known is not None and known.config != service.config:
+        raise UsageError(
+            f"The service {service.name} runs on {known.config}, not on {service.config}; nothing was done"
+        )
+    if scope.config is None and known is None and service.name != DEFAULT_NAME:
+        raise UsageError(f"Whose data is to go? No service {service.name} is installed here: give --config FILE")
+
+
+def _only_root(root: Path, *, dry_run: bool) -> None:
+    if not dry_run and sys.platform != "win32" and os.geteuid() != 0 and root == Path("/"):
+        raise StartError("Only root can install or remove a service; nothing was done. Try with sudo, or --dry-run.")
+
+
 def _program() -> tuple[str, ...]:
     """Give how this very installation is started: by its script, or by its interpreter.
 
@@ -144,10 +188,8 @@ def _nssm_knows(nssm: PurePath, name: str) -> bool:
 
 def _carry_out(plan: Plan, root: Path, *, dry_run: bool) -> None:
     if not dry_run:
-        if sys.platform != "win32" and os.geteuid() != 0 and root == Path("/") and plan.steps:
-            raise StartError(
-                "Only root can install or remove a service; nothing was done. Try with sudo, or --dry-run."
-            )
+        if plan.steps:
+            _only_root(root, dry_run=dry_run)
         execute(plan, root, lambda done: click.echo(f"done: {done}"))
     else:
         for step in plan.steps:

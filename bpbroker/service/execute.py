@@ -15,6 +15,8 @@ from bpbroker.service.machine import within
 from bpbroker.service.plan import Adopt, MakeFolder, Plan, Remove, Run, SetAside, Step, WriteFile
 
 _PROGRAM_TIMEOUT_SECS = 120
+_AGAIN = "What was done before it stays; this can be run again."
+_NOTHING = "Nothing was done; this can be run again."
 
 
 def execute(plan: Plan, root: Path, say: Callable[[str], None]) -> None:
@@ -27,10 +29,9 @@ def execute(plan: Plan, root: Path, say: Callable[[str], None]) -> None:
         try:
             if _do(step, root):
                 say(str(step))
-        except OSError as error:
-            raise StartError(
-                f"Could not {step}: {error.strerror or error}.\nWhat was done before it stays; this can be run again."
-            ) from error
+        except (OSError, StartError) as error:
+            reason = str(error) if isinstance(error, StartError) else f"Could not {step}: {error.strerror or error}."
+            raise StartError(f"{reason}\n{_AGAIN if step is not plan.steps[0] else _NOTHING}") from error
 
 
 def _do(step: Step, root: Path) -> bool:

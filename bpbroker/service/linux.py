@@ -8,7 +8,7 @@ from bpbroker.errors import ConfigurationError, StartError
 from bpbroker.service.machine import Machine, is_ours
 from bpbroker.service.plan import Adopt, MakeFolder, Plan, Remove, Run, Service, SetAside, Step, WriteFile
 from bpbroker.service.state import files_of
-from bpbroker.service.templates import check_plain, init_script, unit
+from bpbroker.service.templates import Recorded, check_plain, init_script, recorded, unit
 
 
 def log_file(service: Service) -> PurePath:
@@ -37,6 +37,10 @@ def plan_install(machine: Machine, service: Service) -> Plan:
             f"  {' '.join(service.program)} --config {service.config} start"
         )
     steps: list[Step] = []
+    if service.user and not machine.foreign:
+        # First of all: a program in root's own folders is out of reach for everybody else.
+        trial = ("runuser", "-u", service.user, "--", *service.program, "--version")
+        steps.append(Run(trial, f"see that {service.user} can run it"))
     files = tuple(files_of(service, machine.path))
     if files:
         steps.append(Adopt(files, service.user or "root"))
@@ -51,6 +55,21 @@ def plan_install(machine: Machine, service: Service) -> Plan:
         _install_unit(machine, service, steps, notes)
     notes.append(_how_to_start(machine, service))
     return Plan(tuple(steps), tuple(notes))
+
+
+def installed(machine: Machine, name: str) -> Recorded | None:
+    """Give what the service of this name was installed with; None when none is, or it does not say."""
+    files = [machine.path(_unit_path(name))]
+    if machine.init_folder is not None:
+        files.append(machine.init_folder / name)
+    for file in files:
+        try:
+            found = recorded(file.read_text(encoding="utf-8", errors="replace"))
+        except OSError:
+            continue
+        if found is not None:
+            return found
+    return None
 
 
 def _folders(machine: Machine, service: Service) -> list[Step]:
@@ -80,7 +99,7 @@ def _install_init_script(machine: Machine, service: Service, folder: Path, steps
 
 
 def _install_unit(machine: Machine, service: Service, steps: list[Step], notes: list[str]) -> None:
-    file = machine.path(_unit_path(service))
+    file = machine.path(_unit_path(service.name))
     _make_room(file, steps, notes)
     steps.append(WriteFile(file, unit(service), 0o644))
     if "systemctl" not in machine.tools:
@@ -109,14 +128,14 @@ def _how_to_start(machine: Machine, service: Service) -> str:
     return f"Installed, and enabled at boot. It does not run yet; to start it: {start}"
 
 
-def _unit_path(service: Service) -> str:
-    return f"/etc/systemd/system/{service.name}.service"
+def _unit_path(name: str) -> str:
+    return f"/etc/systemd/system/{name}.service"
 
 
 def plan_uninstall(machine: Machine, service: Service) -> Plan:
     """Give what uninstall-service does; no steps when nothing is installed."""
     steps: list[Step] = []
-    file = machine.path(_unit_path(service))
+    file = machine.path(_unit_path(service.name))
     if is_ours(file):
         if "systemctl" in machine.tools:
             if not machine.foreign and machine.systemd:

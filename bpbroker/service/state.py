@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path, PurePath
 
@@ -16,18 +17,28 @@ def files_of(service: Service, where: Where) -> list[Path]:
     config = where(str(service.config))
     # With what `certificate --renew` and a broker in the background leave beside them.
     beside = (f"{config.stem}.{end}" for end in ("crt", "crt.old", "key", "key.old", "log", "log.?"))
-    patterns = (config.name, f"{config.name}.lock", f"{config.name}.journal*", *beside)
+    patterns = (config.name, *(f"{config.name}.{end}" for end in ("lock", "journal*", "answers*", "tmp")), *beside)
+    kept = (f"{config.name}*.{why}-????????T??????.*Z" for why in ("damaged", "edited"))
     backups = where(str(service.backups))
     return [
-        *(path for pattern in patterns for path in sorted(config.parent.glob(pattern))),
-        *sorted(backups.glob(f"{config.stem}-????????T??????.*Z.json")),
+        *(path for pattern in patterns for path in _matching(config.parent, pattern)),
+        *(
+            path
+            for pattern in (f"{config.stem}-????????T??????.*Z.json", *kept)
+            for path in _matching(backups, pattern)
+        ),
     ]
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    """Give what is there; nothing where this user may not look, for whom it is a rehearsal."""
+    return sorted(folder.glob(pattern)) if os.access(folder, os.R_OK | os.X_OK) else []
 
 
 def plan_purge(service: Service, logs: PurePath, where: Where) -> Plan:
     """Give what removes all data; folders only when nothing of anybody else's is left in them."""
     config, home = where(str(service.config)), where(str(service.home))
-    folders = [config.parent, where(str(service.backups))]
+    folders = [where(str(service.backups)), config.parent]
     if config.is_relative_to(home):
         folders += [home / "lib", home]
     steps: list[Step] = [Remove(path) for path in files_of(service, where)]

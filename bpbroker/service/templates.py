@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import bpbroker
 from bpbroker.errors import ConfigurationError
@@ -15,6 +16,7 @@ MARK = "Written by `bpbroker install-service`"
 """Whoever finds this in a file may overwrite or remove it."""
 
 _PLACE = re.compile(r"@([A-Z_]+)@")
+_RECORD = re.compile(r"^# Configuration: (?P<config>/.*)\n# Runs as: (?P<user>.+)$", re.MULTILINE)
 
 
 def template(name: str) -> str:
@@ -37,7 +39,10 @@ def init_script(service: Service) -> str:
         {
             "NAME": service.name,
             "CONFIG": shlex.quote(str(service.config)),
+            "CONFIG_PATH": str(service.config),
+            "HOME": shlex.quote(str(service.home)),
             "USER": shlex.quote(service.user),
+            "RUNS_AS": service.user or "root",
             "PROGRAM": shlex.join(service.program),
         },
     )
@@ -45,18 +50,38 @@ def init_script(service: Service) -> str:
 
 def unit(service: Service) -> str:
     """Give the systemd unit."""
-    folders = dict.fromkeys((str(service.config.parent), str(service.backups)))
+    # A folder that is not there would keep the unit from starting; without the one of backups the broker can serve.
+    folders = (str(service.config.parent), f"-{service.backups}")
     command = [*service.program, "--config", str(service.config)]
     return fill(
         template("bpbroker.service"),
         {
             "NAME": service.name,
             "COMMAND": " ".join(_word(word).replace("$", "$$") for word in command),
+            "CONFIG_PATH": str(service.config),
+            "HOME_VARIABLE": _word(f"BPBROKER_HOME={service.home}"),
             "USER": service.user or "root",
             "WRITABLE": " ".join(_word(folder) for folder in folders),
             "PROTECT_HOME": "read-only" if service.needs_home_folders else "yes",
         },
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What an installed service was told, as its own file says."""
+
+    config: PurePosixPath
+    user: str
+    """Empty is root."""
+
+
+def recorded(content: str) -> Recorded | None:
+    """Read it from an init script or a unit; None when it is not ours or of a version that did not write it."""
+    found = _RECORD.search(content) if MARK in content else None
+    if found is None:
+        return None
+    return Recorded(PurePosixPath(found["config"]), "" if found["user"] == "root" else found["user"])
 
 
 def check_plain(path: str) -> None:

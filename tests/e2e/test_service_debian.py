@@ -187,3 +187,36 @@ def test_only_root_may() -> None:
     assert done.returncode == 1
     assert "Only root" in done.stderr
     assert not SCRIPT.exists()
+    assert bpbroker("install-service").returncode == 0  # its folders are closed to others
+    done = run("runuser", "-u", "daemon", "--", BIN / "bpbroker", "install-service")
+    assert done.returncode == 1
+    assert "Only root" in done.stderr
+    done = run("runuser", "-u", "daemon", "--", BIN / "bpbroker", "doctor")
+    assert done.returncode == 1
+    assert "as root or the service's user" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.usefixtures("_reachable")
+def test_a_second_broker_of_another_user_beside_it(port: int) -> None:
+    config = HOME / "second" / "b.json"
+    second = free_port()
+    extra = json.dumps({"api": {"listen_port": second, "listen_ip": "127.0.0.1"}})
+    try:
+        assert bpbroker("install-service").returncode == 0
+        assert bpbroker("configure", "-c", str(config), stdin=extra).returncode == 0
+        done = bpbroker("install-service", "--name", "bpbroker2", "--user", "daemon", "-c", str(config))
+        assert done.returncode == 0, done.stderr
+        assert service("start") == 0
+        done = run("/usr/sbin/service", "bpbroker2", "start")
+        assert done.returncode == 0, done.stderr
+        client(port, "service", "register", "--name", "foo", "--data", "1")
+        client(second, "service", "register", "--name", "foo", "--data", "2")
+        assert service("stop") == 0
+        assert client(second, "service", "get", "--name", "foo") == "2\n"
+        assert config.with_suffix(".key").stat().st_uid == 1  # a pair of its own
+    finally:
+        done = bpbroker("uninstall-service", "--name", "bpbroker2", "--purge", "-c", str(config))
+    assert done.returncode == 0, done.stderr
+    assert not config.parent.exists()
+    assert (HOME / "etc" / "bpbroker.json").exists()

@@ -187,9 +187,11 @@ def test_purge_removes_its_own_data_only(make_tree: Callable[..., Path]) -> None
     home = root / "usr/local/bpbroker"
     mine = [
         home / "etc" / f"bpbroker.{end}"
-        for end in ("json", "json.lock", "json.journal", "json.journal-wal", "crt", "key")
+        for end in ("json", "json.lock", "json.journal", "json.journal-wal", "json.answers", "json.tmp", "crt", "key")
     ]
     mine.append(home / "backups/bpbroker-20260131T235959.123456Z.json")
+    mine.append(home / "backups/bpbroker.json.edited-20260131T235959.123456Z")
+    mine.append(home / "backups/bpbroker.json.journal.damaged-20260131T235959.123456Z")
     others = [home / "etc/second.json", home / "backups/second-20260131T235959.123456Z.json", home / "lib/ossec.py"]
     for path in (*mine, *others, root / "var/log/bpbroker/bpbroker.log"):
         path.write_text("x")
@@ -218,7 +220,9 @@ def test_a_foreign_script_is_not_removed(make_tree: Callable[..., Path]) -> None
 def test_a_tool_that_fails_ends_it_with_what_it_said(make_tree: Callable[..., Path]) -> None:
     root = make_tree("update-rc.d")
     (root / "usr/sbin/update-rc.d").write_text("#!/bin/sh\necho no such runlevel >&2\nexit 3\n")
-    with pytest.raises(StartError, match=r"start it at boot(.|\n)*exit code 3 and said: no such runlevel"):
+    with pytest.raises(
+        StartError, match=r"start it at boot(.|\n)*exit code 3 and said: no such runlevel\nWhat was done"
+    ):
         do(plan_install(look(root), SERVICE), root)
     (root / "usr/sbin/update-rc.d").write_text("#!/bin/sh\n")
     do(plan_install(look(root), SERVICE), root)  # and again works
@@ -232,6 +236,15 @@ def test_on_the_running_system_it_is_never_started() -> None:
         assert not any("start" in argv for argv in commands)
         assert (("systemctl", "daemon-reload") in commands) is systemd
         assert ((*SERVICE.program, "--config", str(SERVICE.config), "prepare")) in commands
+
+
+def test_a_program_that_the_user_cannot_reach_ends_it_before_anything_is_done() -> None:
+    plan = plan_install(HERE, replace(SERVICE, user="daemon"))
+    first = plan.steps[0]
+    assert isinstance(first, Run)
+    assert first.argv == ("runuser", "-u", "daemon", "--", *SERVICE.program, "--version")
+    with pytest.raises(StartError, match=r"see that daemon can run it(.|\n)*Nothing was done"):
+        execute(Plan((replace(first, argv=("false",)), *plan.steps[1:])), Path("/"), lambda _: None)
 
 
 # --- the files ---
@@ -262,7 +275,7 @@ def test_every_path_is_quoted_in_the_unit() -> None:
     command = r'''"/opt/my venv/bin/it's" -m "$$x%%h;" --config "/srv/a \"b\" $$HOME %%n/c\\d.json"'''
     assert f"ExecStart={command} start\n" in text
     assert f"ExecReload={command} reload\n" in text
-    assert r'ReadWritePaths="/srv/a \"b\" $HOME %%n" "/srv/a \"b\" $HOME %%n/backups"' in text
+    assert r'ReadWritePaths="/srv/a \"b\" $HOME %%n" "-/srv/a \"b\" $HOME %%n/backups"' in text
     assert "User=broker\n" in text
 
 

@@ -44,6 +44,7 @@ def test_install() -> None:
     assert settings["Start"] == ("SERVICE_AUTO_START",)
     assert settings["AppStdout"] == settings["AppStderr"] == (r"C:\Program Files\bpbroker\logs\bpbroker.log",)
     assert settings["AppRotateFiles"] == ("1",)
+    assert settings["AppEnvironmentExtra"] == ("PYTHONUNBUFFERED=1", rf"BPBROKER_HOME={HOME}")
     assert ("set", "bpbroker", "AppExit", "Default", "Restart") in said
     assert ("set", "bpbroker", "AppExit", "78", "Exit") in said
     assert not any("start" in words for words in said)

@@ -1,0 +1,80 @@
+"""``install-service`` and ``uninstall-service`` as commands, on a tree: whose data, whose user, what is said."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="chroot and chown need root")
+
+OTHER = "/srv/other/b.json"
+
+
+@pytest.fixture
+def tree(make_tree: Callable[..., Path]) -> Path:
+    return make_tree("update-rc.d", "systemctl", folders=("etc/init.d", "lib/systemd/systemd"))
+
+
+def run(tree: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("BPBROKER")}
+    return subprocess.run(
+        [sys.executable, "-m", "bpbroker", *words, "--root", str(tree)],
+        env={**kept, **environ}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def data(tree: Path, config: str) -> Path:
+    """Put data where a broker on this configuration would have it."""
+    path = tree / config.removeprefix("/")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
+    return path
+
+
+def test_a_purge_takes_the_data_of_the_service_that_it_names(tree: Path) -> None:
+    assert run(tree, "install-service").returncode == 0
+    assert run(tree, "install-service", "--name", "other", "-c", OTHER, "--user", "broker").returncode == 0
+    first, second = data(tree, "/usr/local/bpbroker/etc/bpbroker.json"), data(tree, OTHER)
+    refused = run(tree, "uninstall-service", "--name", "other", "--purge", "-c", str(first))
+    assert refused.returncode == 2
+    assert OTHER in refused.stderr
+    assert (tree / "etc/init.d/other").exists()
+    assert run(tree, "uninstall-service", "--name", "other", "--purge").returncode == 0
+    assert first.exists()
+    assert not second.parent.exists()
+    gone = run(tree, "uninstall-service", "--name", "other", "--purge")
+    assert gone.returncode == 2
+    assert "--config" in gone.stderr
+    assert first.exists()
+
+
+def test_data_that_is_not_there_is_not_kept(tree: Path) -> None:
+    nothing = run(tree, "uninstall-service")
+    assert (nothing.returncode, nothing.stderr) == (0, "No service named bpbroker is installed here.\n")
+    assert run(tree, "install-service", "-c", OTHER).returncode == 0
+    data(tree, OTHER)
+    removed = run(tree, "uninstall-service")
+    assert f"Data is kept: {OTHER}, " in removed.stderr
+
+
+def test_a_service_stays_what_it_was_when_it_is_installed_again(tree: Path) -> None:
+    assert run(tree, "install-service", "--user", "broker", "-c", OTHER).returncode == 0
+    unit, script = tree / "etc/systemd/system/bpbroker.service", tree / "etc/init.d/bpbroker"
+    before = unit.read_text(), script.read_text()
+    assert "\nUser=broker\n" in before[0]
+    assert run(tree, "install-service").returncode == 0
+    assert (unit.read_text(), script.read_text()) == before
+    assert run(tree, "install-service", "--user", "root").returncode == 0
+    assert "\nUser=root\n" in unit.read_text()
+    assert OTHER in unit.read_text()
+
+
+def test_the_home_that_was_meant_is_the_services_home(tree: Path) -> None:
+    assert run(tree, "install-service", BPBROKER_HOME="/opt/my home").returncode == 0
+    assert '\nEnvironment="BPBROKER_HOME=/opt/my home"\n' in (tree / "etc/systemd/system/bpbroker.service").read_text()
+    assert "\nBPBROKER_HOME='/opt/my home'\n" in (tree / "etc/init.d/bpbroker").read_text()
