@@ -65,6 +65,14 @@ def test_the_client_in_one_file_runs_with_nothing_installed(broker: RunningBroke
     words = (sys.executable, "-I", "-S", file, "-b", f"127.0.0.1:{broker.port}", "--insecure", "service")
     assert run(*words, "register", "--name", "foo", "--data", "bar").stdout == "bar\n"
     assert run(*words, "get", "--name", "foo").stdout == "bar\n"
+    with zipfile.ZipFile(file) as archive:
+        first = archive.read("__main__.py").decode()
+    # As an old Python would run it, which cannot even import the client.
+    old = f"import sys; sys.version_info = (2, 7, 18); exec({first!r})"
+    done = subprocess.run([sys.executable, "-c", old], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("bpclient needs Python 3.11 or newer; this is ")
+    assert done.stderr.endswith("Python 2.7\n")
 
 
 @pytest.mark.skipif(os.environ.get("BPBROKER_LONG") != "1", reason="downloads every dependency")
