@@ -33,7 +33,7 @@ from cheroot.server import HTTPServer
 
 from bpbroker import accesslog, schema
 from bpbroker.connection import Connection, Phase
-from bpbroker.errors import InUse
+from bpbroker.errors import InUse, StartError
 from bpbroker.exchange import SERVER_NAME
 from bpbroker.framing import Limits
 from bpbroker.messages import Settings
@@ -54,7 +54,8 @@ def bind_tcp(ip: str, port: int) -> socket.socket:
         port: 0 for any free one.
 
     Raises:
-        InUse: the port is taken or the address is not this machine's.
+        InUse: the port is taken.
+        StartError: the address is not this machine's, or the port is not allowed.
     """
     candidates = [(ip, socket.AF_INET6 if ":" in ip else socket.AF_INET)]
     if not ip:
@@ -78,13 +79,19 @@ def bind_tcp(ip: str, port: int) -> socket.socket:
             sock.close()
             if family == socket.AF_INET6 and not ip and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 continue  # IPv6 is compiled in but switched off
-            raise InUse(
-                f"Cannot listen on port {port} (TCP){f' of {ip}' if ip else ''}: {error.strerror}; "
-                "choose another with api.listen_port or --listen-port, or stop who uses it"
-            ) from None
+            raise _explained(error, ip, port) from None
         sock.setblocking(False)
         return sock
     raise InUse(f"Cannot listen on port {port} (TCP): this machine has no usable network")
+
+
+def _explained(error: OSError, ip: str, port: int) -> StartError:
+    what = f"Cannot listen on port {port} (TCP){f' of {ip}' if ip else ''}: {error.strerror or error}"
+    if error.errno == errno.EADDRINUSE:
+        return InUse(f"{what}; choose another with api.listen_port or --listen-port, or stop who uses it")
+    if error.errno == errno.EACCES:
+        return StartError(f"{what}; ports below 1024 need more rights")
+    return StartError(f"{what}; check api.listen_ip or --listen-ip")
 
 
 def descriptor_limit() -> int:

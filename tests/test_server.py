@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from bpbroker import config, connection, responses, selecting, tls
-from bpbroker.errors import InUse
+from bpbroker.errors import InUse, StartError
 from bpbroker.responses import Later, Response
 from bpbroker.server import BrokerServer, bind_tcp, raise_descriptor_limit
 
@@ -463,8 +463,9 @@ def test_a_port_in_use_is_named() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(InUse, match=rf"port {port} \(TCP\)"):
             bind_tcp("127.0.0.1", port)
-    with pytest.raises(InUse, match="TCP"):
-        bind_tcp("192.0.2.1", 0)
+    for nowhere in ("192.0.2.1", "no.such.host.invalid"):
+        with pytest.raises(StartError, match=rf"of {nowhere}: .*check api\.listen_ip"):
+            bind_tcp(nowhere, 0)
 
 
 def test_an_empty_address_is_all_interfaces() -> None:
