@@ -106,9 +106,11 @@ def restore(config_file: Path, backup: Path, *, dry_run: bool = False) -> Restor
         ConfigurationError: the backup cannot be used; nothing was changed.
         StorageFull, StorageFailed: something cannot be written.
     """
-    path = _find(config_file, backup)
-    settings, entries = _usable(config_file, path)
+    if not config_file.parent.exists():
+        _usable(config_file, _find(config_file, backup))  # before a folder is made for it
     with _held(config_file, dry_run=dry_run):
+        path = _find(config_file, backup)
+        settings, entries = _usable(config_file, path)
         old: tuple[dict[str, Any], dict[str, bytes]] | None
         try:
             old = state_of(config_file)

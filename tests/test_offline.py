@@ -174,6 +174,8 @@ def test_onto_a_new_machine(tmp_path: Path) -> None:
     backup = tmp_path / "saved.json"
     snapshot.write(backup, OTHER_SETTINGS, OTHER)
     file = tmp_path / "new" / "etc" / "bpbroker.json"
+    with pytest.raises(ConfigurationError, match="There is no backup 'nope'"):
+        offline.restore(file, Path("nope"))
     would = offline.restore(file, backup, dry_run=True)
     assert would.difference is not None
     assert would.difference.entries_added == ("a", "b", "z")
