@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,10 @@ from tests.etcd_cluster import PREFIX, EtcdCluster
 from tests.etcd_network import EtcdNetwork, wire
 from tests.network import Network
 from tests.running import RunningBroker
+
+# Who starts the tests in the background of a script has interrupts ignored, and every child would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Shared machines are up to five times slower from one minute to the next: no test may fail for that.
 settings.register_profile("bpbroker", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -193,6 +193,7 @@ def test_a_registry_in_trouble_means_silence_not_an_error(run: Callable[..., Run
     running.registry.late = []
     running.client.sendto(plain_question("foo"), ("127.0.0.1", running.port))
     assert running.ask(ALIVE) == b"alive"
+    assert wait_for(running.address.ask(Ping(), 10), 10).ok
     running.registry.late[0].set_exception(Overloaded("too many"))
     running.registry.late = None
     assert running.ask(plain_question("foo")) == PLAIN_REPLY

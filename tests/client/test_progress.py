@@ -4,6 +4,8 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -31,17 +33,30 @@ def on_a_terminal(*arguments: str, **environ: str) -> str:
     return shown.decode()
 
 
-def test_a_terminal_shows_what_is_waited_for_and_is_clean_afterwards() -> None:
-    shown = on_a_terminal()
-    assert "Waiting for entry x … 2 s" in shown
-    assert shown.endswith("\r\x1b[Kdone\r\n")
+@pytest.fixture(scope="module")
+def shown() -> dict[str, str]:
+    """What each of them shows; all at once, for they mostly wait."""
+    ways: dict[str, Callable[[], str]] = {
+        "terminal": on_a_terminal,
+        "quiet": lambda: on_a_terminal("quiet"),
+        "dumb": lambda: on_a_terminal(TERM="dumb"),
+        "pipe": lambda: (
+            subprocess.run([sys.executable, "-c", CODE], capture_output=True, timeout=60, check=True, text=True).stderr
+        ),
+    }
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(ways, pool.map(lambda way: way(), ways.values()), strict=True))
 
 
-@pytest.mark.parametrize(("arguments", "environ"), [(("quiet",), {}), ((), {"TERM": "dumb"})])
-def test_whoever_wants_none_gets_none(arguments: tuple[str, ...], environ: dict[str, str]) -> None:
-    assert on_a_terminal(*arguments, **environ) == "done\r\n"
+def test_a_terminal_shows_what_is_waited_for_and_is_clean_afterwards(shown: dict[str, str]) -> None:
+    assert "Waiting for entry x … 2 s" in shown["terminal"]
+    assert shown["terminal"].endswith("\r\x1b[Kdone\r\n")
 
 
-def test_what_is_no_terminal_shows_nothing() -> None:
-    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, timeout=60, check=True)
-    assert done.stderr == b"done\n"
+@pytest.mark.parametrize("way", ["quiet", "dumb"])
+def test_whoever_wants_none_gets_none(shown: dict[str, str], way: str) -> None:
+    assert shown[way] == "done\r\n"
+
+
+def test_what_is_no_terminal_shows_nothing(shown: dict[str, str]) -> None:
+    assert shown["pipe"] == "done\n"
