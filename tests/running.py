@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
@@ -69,6 +70,8 @@ class RunningBroker:
         """Words in front of the command, such as ``ip netns exec NAME``."""
         self.inside: Callable[[], AbstractContextManager[None]] = nullcontext
         """Where its loopback address is."""
+        self.program: tuple[str, ...] = tuple(self.command("bpbroker"))
+        """What is started; a test may name a program of its own that runs the broker's command line."""
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
         self.environ = {
@@ -87,7 +90,7 @@ class RunningBroker:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, self.log.open("ab") as log:
             ready.bind(str(notify))
             self.process = subprocess.Popen(
-                [*self.prefix, *self.command("bpbroker", "start", "--listen-port", str(self.port), *self.options)],
+                [*self.prefix, *self.program, "start", "--listen-port", str(self.port), *self.options],
                 env={**self.environ, "NOTIFY_SOCKET": str(notify)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -121,6 +124,13 @@ class RunningBroker:
     def text(self) -> str:
         """Everything that it has logged."""
         return self.log.read_text(errors="replace")
+
+    def await_logged(self, text: str) -> None:
+        """Wait until its log has this: what an extension prints comes there a moment after the call's answer."""
+        deadline = time.monotonic() + START_SECS
+        while text not in self.text:
+            assert time.monotonic() < deadline, f"{text!r} is not in the log:\n{self.text}"
+            time.sleep(0.02)
 
     @property
     def pid(self) -> int:
