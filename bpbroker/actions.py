@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from bpbroker import entry, messages, responses
-from bpbroker.errors import BadRequest
+from bpbroker.errors import BadRequest, RequestError
 from bpbroker.messages import Condition, Record
 from bpbroker.parameters import Parameters
 from bpbroker.responses import Response
@@ -37,6 +37,8 @@ class Ask(NamedTuple):
     """Whether ``show`` may take more than a millisecond."""
     patient: bool = False
     """Whether the client means to wait."""
+    late: RequestError = responses.LATE
+    """The answer when there was no reply in time."""
 
 
 Decide = Callable[[Parameters, Mapping[str, Any], str, Limits], Ask | Response]

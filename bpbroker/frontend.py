@@ -30,6 +30,7 @@ from bpbroker.errors import (
     RequestError,
     TooManyRequests,
     Unauthorized,
+    Unavailable,
 )
 from bpbroker.openapi import description
 from bpbroker.parameters import Parameters, json_object, parse
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 StartResponse = Callable[..., Any]
 
 ASK_TIMEOUT_SECS: Final = 30.0
+HEALTH_SECS: Final = 5.0
+_NOT_KNOWN: Final = Unavailable("The broker's healthcheck does not answer")
 _IDEMPOTENCY_KEY_MAX: Final = 255
 _CONTROL_DEPTH_MAX: Final = 200
 _CALL_WITH: Final = ("POST", "GET", "DELETE")
@@ -173,10 +176,10 @@ class Application:
         self, name: str, ask: Ask, call: _Call, broken: Callable[[BaseException], Response] | None = None
     ) -> Later:
         address = self._addresses[name]
-        message, show, timeout, heavy, patient = ask
+        message, show, timeout, heavy, patient, late = ask
 
         def complete(reply: Future[Any]) -> bytes:
-            return call.send(responses.rendered(reply, show, broken or call.broken))
+            return call.send(responses.rendered(reply, show, broken or call.broken, late))
 
         return Later(lambda: address.ask(message, timeout), complete, timeout, heavy=heavy, patient=patient)
 
@@ -214,10 +217,13 @@ class Application:
         return self._ask(name, ask, call, call.unusable)
 
     def _health(self, call: _Call) -> Later:
-        return self._ask("healthcheck", Ask(messages.Health(), _health, 5.0, heavy=True), call)
+        return self._look(responses.health, call)
 
     def _ready(self, call: _Call) -> Later:
-        return self._ask("healthcheck", Ask(messages.Health(), _ready, 5.0, heavy=True), call)
+        return self._look(_ready, call)
+
+    def _look(self, show: Callable[[messages.HealthReport], Response], call: _Call) -> Later:
+        return self._ask("healthcheck", Ask(messages.Health(), show, HEALTH_SECS, heavy=True, late=_NOT_KNOWN), call)
 
     def _live(self, _call: _Call) -> Response:
         return responses.success_with({"live": True})
@@ -232,7 +238,7 @@ _PAGES: Final[Mapping[str, Callable[[Application, _Call], Response | Later]]] = 
     "live": Application._live,  # noqa: SLF001 - as above
     "openapi.json": Application._openapi,  # noqa: SLF001 - as above
 }
-"""What is read without a key; no namespace may have one of these names."""
+"""What is read without a key; the methods of a namespace of such a name are below it."""
 
 
 class _Call:
@@ -328,11 +334,6 @@ def _called(result: messages.CallResult) -> Response:
     if result.status != 200:
         return responses.failure(result.status, result.message)
     return Response(200, result.body, content_type=result.content_type)
-
-
-def _health(report: messages.HealthReport) -> Response:
-    body = {"success": report.ok, "message": "Success" if report.ok else "Not healthy", "data": responses.plain(report)}
-    return Response(200 if report.ok else 503, json.dumps(body).encode(), "" if report.ok else "Not healthy")
 
 
 def _ready(report: messages.HealthReport) -> Response:

@@ -11,13 +11,15 @@ from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
 from bpbroker.errors import MethodNotAllowed, RequestError, TimedOut, Unavailable
-from bpbroker.messages import Record, fail
+from bpbroker.messages import HealthReport, Record, fail
 
 JSON_TYPE: Final = "application/json"
 _REASON_MAX: Final = 200
 _UNSAFE: Final = re.compile(r"[^\x20-\x7e\xa0-\xff]+")
 
 _SUCCESS: Final = b'{"success": true, "message": "Success", "data": '
+_FOLDERS: Final = re.compile(r"""(?:(?<![^\s'"(=])/|\b[A-Za-z]:[\\/])(?:[^:;"'\n]*[\\/])?""")
+"""An absolute path up to its last part."""
 _PHRASES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
 
@@ -164,16 +166,44 @@ class Later:
         yield self.body()
 
 
+LATE: Final = TimedOut("The broker did not answer in time; whether something was changed is not known")
+
+
 def rendered(
-    reply: Future[Any], show: Callable[[Any], Response], broken: Callable[[BaseException], Response]
+    reply: Future[Any],
+    show: Callable[[Any], Response],
+    broken: Callable[[BaseException], Response],
+    late: RequestError = LATE,
 ) -> Response:
-    """Make the answer of a reply that is done: ``show`` its value, tell its error, or say that something broke."""
+    """Make the answer of a reply that is done: ``show`` its value, tell its error, or say that something broke.
+
+    ``late`` is the error when nobody waits for the reply any more.
+    """
     if reply.cancelled():
-        return of_error(TimedOut("The broker did not answer in time; whether something was changed is not known"))
+        return of_error(late)
     error = reply.exception(0)
     if error is None:
         return show(reply.result(0))
     return of_error(error) if isinstance(error, RequestError) else broken(error)
+
+
+def health(report: HealthReport) -> Response:
+    """Give the health as everybody may see it; the folders of the paths in it are the operator's business."""
+    body = {
+        "success": report.ok,
+        "message": "Success" if report.ok else "Not healthy",
+        "data": _without_folders(plain(report)),
+    }
+    return Response(200 if report.ok else 503, json.dumps(body).encode(), "" if report.ok else "Not healthy")
+
+
+def _without_folders(value: Any) -> Any:
+    """Give JSON values with only the last part of each path in their texts."""
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    return _FOLDERS.sub("…/", value) if isinstance(value, str) else value
 
 
 def plain(value: Any) -> Any:
