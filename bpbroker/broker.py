@@ -20,12 +20,13 @@ import cherrypy
 import pykka
 from cherrypy.process.servers import ServerAdapter
 
-from bpbroker import __version__, config, messages, sdnotify, snapshot, tls
+from bpbroker import __version__, config, messages, schema, sdnotify, snapshot, tls
 from bpbroker.actors.backup import Backup
 from bpbroker.actors.base import ActorAddress, launch, wait_for
 from bpbroker.actors.config_store import ConfigStore
 from bpbroker.actors.discovery import Discovery
 from bpbroker.actors.extension import Extension
+from bpbroker.actors.guard import Guard
 from bpbroker.actors.healthcheck import Healthcheck
 from bpbroker.actors.registry import Registry
 from bpbroker.daemon import in_background
@@ -37,6 +38,7 @@ from bpbroker.mainloop import MainLoop
 from bpbroker.plan import Plan, RunOptions
 from bpbroker.prepare import prepare
 from bpbroker.server import BrokerServer
+from bpbroker.sources import Loaded
 from bpbroker.stores.embedded import EmbeddedStore
 from bpbroker.stores.journal import journal_path
 
@@ -89,12 +91,13 @@ class Broker:
         with self._undo:
             self._loop.watch_signals(self._undo)
             self._prepared = prepared = prepare(self._plan, self._undo)
+            self._loaded = prepared.loaded
             self._settings: messages.Settings = prepared.loaded.effective
             self._cert, self._context = prepared.cert, prepared.context
             self._start_actors()
             server = self._start_frontend()
             self._say_ready()
-            self._loop.serve(self._take, lambda: server.selecting.silent_secs() < LOOP_SILENT_SECS)
+            self._loop.serve(self._take, lambda: server.selecting.silent_secs() < LOOP_SILENT_SECS, self._tend)
             sdnotify.notify(sdnotify.STOPPING)
         logger.info("Stopped")
         return 0
@@ -115,7 +118,7 @@ class Broker:
         registry = self._addresses["registry"]
         self._start(
             "config store",
-            lambda: launch(ConfigStore, self._plan.sources, self._prepared.loaded, registry, self._settings_published),
+            lambda: launch(ConfigStore, self._plan.sources, self._loaded, registry, self._settings_published),
         )
         self._save()
         store = self._addresses["config store"]
@@ -127,14 +130,22 @@ class Broker:
         for namespace in config.namespaces(settings):
             self._start_extension(namespace)
         probes = {"frontend": self._probe_frontend, "certificate": CertificateWatch(lambda: self._cert)}
-        self._start("healthcheck", lambda: launch(Healthcheck, self._addresses, self._restart, self._settings, probes))
+        healthcheck = self._start(
+            "healthcheck", lambda: launch(Healthcheck, self._addresses, self._restart, self._settings, probes)
+        )
+        self._guard = Guard(healthcheck, lambda: self._restart("healthcheck"))
 
-    def _start(self, name: str, factory: Callable[[], pykka.ActorRef[Any]]) -> None:
+    def _tend(self) -> float:
+        """Look after the healthcheck, which looks after all others."""
+        return self._guard.look(time.monotonic(), schema.option(self._settings, "_global", "healthcheck_freq_sec"))
+
+    def _start(self, name: str, factory: Callable[[], pykka.ActorRef[Any]]) -> ActorAddress:
         """Start an actor, see that it answers, and keep how to make another one."""
         address = ActorAddress(name, factory())
         self._factories[name] = factory
         wait_for(address.ask(messages.Ping(), START_TIMEOUT_SECS), START_TIMEOUT_SECS)
         self._addresses[name] = address
+        return address
 
     def _restart(self, name: str) -> pykka.ActorRef[Any]:
         """Make a fresh actor for the healthcheck to put in a dead one's place."""
@@ -261,9 +272,10 @@ class Broker:
         logger.info("The certificate in use is %s, SHA-256 %s", cert, tls.fingerprint(cert))
         return None
 
-    def _settings_published(self, settings: messages.Settings) -> None:
+    def _settings_published(self, loaded: Loaded) -> None:
         """Hear from the config store, in its thread; the main thread does the work."""
-        self._loop.tell(messages.SettingsChanged(settings))
+        self._loaded = loaded
+        self._loop.tell(messages.SettingsChanged(loaded.effective))
 
     def _apply(self, settings: messages.Settings, *, again: bool = False) -> None:
         """Let everybody know the settings in force; start and stop extensions.

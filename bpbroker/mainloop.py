@@ -61,17 +61,19 @@ class MainLoop:
         if hasattr(signal, "SIGHUP"):
             handle(signal.SIGHUP, lambda *_: self.tell(messages.Reload()))
 
-    def serve(self, take: Callable[[Any], None], well: Callable[[], bool]) -> None:
+    def serve(self, take: Callable[[Any], None], well: Callable[[], bool], tend: Callable[[], float]) -> None:
         """Take events until one says stop.
 
         Args:
             take: does what an event asks for; what it raises is logged and told to who asked.
             well: whether to tell systemd's watchdog that all is well.
+            tend: looks after what nobody else does; gives the seconds until it has to be called again.
         """
         watchdog = sdnotify.watchdog_secs()
         # Windows does not interrupt a wait for Ctrl-C.
-        pause = min(watchdog / 3 if watchdog else 3600.0, 0.5 if sys.platform == "win32" else 3600.0)
+        longest = min(watchdog / 3 if watchdog else 3600.0, 0.5 if sys.platform == "win32" else 3600.0)
         while True:
+            pause = min(longest, tend())
             if watchdog and well():
                 sdnotify.notify(sdnotify.WATCHDOG)
             try:

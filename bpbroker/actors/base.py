@@ -87,6 +87,8 @@ class Inbox:
         self.qsize = self._queue.qsize
         self.wake_at: float | None = None
         """Monotonic time at which :meth:`get` gives a :class:`Wake` if nothing else; set by the actor itself."""
+        self.ending = False
+        """Whether the actor was told to stop, if it does not know it yet: it may be stuck."""
 
     def get(self) -> Any:
         """Give the next pykka envelope, or :data:`_WAKE` when the time for it has come."""
@@ -109,7 +111,9 @@ class Inbox:
             Overloaded: it holds a request and the inbox is full.
         """
         inner = envelope.message
-        if isinstance(inner, Envelope) and inner.reply is not None and self._queue.qsize() >= self._limit:
+        if not isinstance(inner, Envelope):
+            self.ending = True  # pykka's own: nobody else sends anything but envelopes
+        elif inner.reply is not None and self._queue.qsize() >= self._limit:
             raise Overloaded("The broker has too many requests waiting; try again in a moment")
         self._queue.put(envelope)
 
@@ -208,6 +212,11 @@ class Actor(pykka.ThreadingActor):
         return handler(message)
 
     # --- for handlers ---
+
+    @property
+    def in_use(self) -> bool:
+        """Whether this actor is alive and nobody has told it to stop; may be asked by any thread of its own."""
+        return not self.actor_inbox.ending and not self.actor_stopped.is_set()
 
     def tell_self(self, message: Any) -> None:
         """Queue a message to this actor behind what is in its inbox already."""

@@ -43,12 +43,11 @@ class ConfigStore(Actor):
         sources: the files and this run's overrides.
         loaded: what was read from them.
         registry: asked for a snapshot at every save.
-        publish: called, in this actor's thread, with the settings in force whenever they change.
+        publish: called, in this actor's thread, whenever the settings change; who takes this actor's place is
+            given what was published last.
     """
 
-    def __init__(
-        self, sources: Sources, loaded: Loaded, registry: Address, publish: Callable[[Settings], None]
-    ) -> None:
+    def __init__(self, sources: Sources, loaded: Loaded, registry: Address, publish: Callable[[Loaded], None]) -> None:
         super().__init__()
         self._sources = sources
         self._saved: Mapping[str, Any] = loaded.saved
@@ -164,7 +163,7 @@ class ConfigStore(Actor):
 
     def _take(self, effective: Settings) -> None:
         self._effective = effective
-        self._publish(effective)
+        self._publish(Loaded(self._saved, effective, {}, ()))
 
 
 def _stamp(file: Path) -> tuple[int, ...]:

@@ -105,7 +105,7 @@ class Discovery(Actor):
 
     def started(self) -> None:
         """Start to read."""
-        self._receiver = _Receiver(self._sockets, self._has_room, self.tell_self)
+        self._receiver = _Receiver(self._sockets, self._has_room, self.tell_self, lambda: self.in_use)
         self._receiver.start()
         self.wake_at(time.monotonic() + _REJOIN_SECS)
 
@@ -226,15 +226,22 @@ class _Receiver(threading.Thread):
         sockets: not blocking; never closed here.
         has_room: whether another batch may be read; asked before each.
         take: gets a batch.
+        wanted: whether anybody still waits for batches. When the actor has died, or another one took its place while
+            it was stuck, nobody stops this thread, and it must not take datagrams away from the next one.
     """
 
     def __init__(
-        self, sockets: Sequence[socket.socket], has_room: Callable[[], bool], take: Callable[[_Batch], None]
+        self,
+        sockets: Sequence[socket.socket],
+        has_room: Callable[[], bool],
+        take: Callable[[_Batch], None],
+        wanted: Callable[[], bool],
     ) -> None:
         super().__init__(name="discovery receiver", daemon=True)
         self._sockets = sockets
         self._has_room = has_room
         self._take = take
+        self._wanted = wanted
         self._stopping = False
         self._wake_read, self._wake_write = socket.socketpair()
         self._buffer = bytearray(_DATAGRAM_MAX)
@@ -256,7 +263,7 @@ class _Receiver(threading.Thread):
                 selector.register(sock, selectors.EVENT_READ)
             while True:
                 ready = [key.fileobj for key, _ in selector.select()]
-                if self._stopping:
+                if self._stopping or not self._wanted():
                     return
                 sockets = [sock for sock in ready if isinstance(sock, socket.socket)]
                 items = self._read(sockets) if self._has_room() else ()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import pykka
 
 from bpbroker import schema
 from bpbroker.actors.base import DEFERRED, Actor, ActorAddress, Wake
+from bpbroker.actors.restarts import RESTARTS_MAX, Restarts
 from bpbroker.errors import BpbrokerError, Unavailable
 from bpbroker.messages import (
     Address,
@@ -43,12 +43,6 @@ STUCK_SECS: Final = 10.0
 
 FRESH_SECS: Final = 0.25
 """How long the answer to who asks for the health waits for pings."""
-
-RESTARTS_MAX: Final = 5
-RESTARTS_WINDOW_SECS: Final = 600.0
-"""At most so many restarts of one part in so many seconds; after that it stays down until the window has moved on."""
-BACKOFF_SECS: Final = 1.0
-"""Pause between the first restart in the window and the second; doubles with each."""
 
 Probe = Callable[[], Pong]
 Restart = Callable[[str], pykka.ActorRef[Any]]
@@ -84,9 +78,9 @@ class _Part:
     ping: Future[Any] | None = None
     pinged_at: float = 0.0
     """Monotonic."""
-    restarts: deque[float] = field(default_factory=lambda: deque(maxlen=RESTARTS_MAX))
-    """Monotonic times of the last ones."""
-    restarted: int = 0
+    silent: bool = False
+    """Whether it is dead or does not answer: then the broker is not well, whatever the part does."""
+    restarts: Restarts = field(default_factory=Restarts)
     restarting: bool = False
     problem: str = ""
     """Why the last try to start it again failed."""
@@ -109,17 +103,7 @@ class _Part:
         figures = dict(self.figures)
         if self.last_error and "last_error" not in figures:
             figures.update(last_error=self.last_error, last_error_at=self.last_error_at)
-        return PartHealth(self.name, self.ok, self.since, self.detail, self.restarted, figures)
-
-    def pause_secs(self, now: float) -> float:
-        """Give how long to wait before the next restart; 0 when it may be now."""
-        while self.restarts and now - self.restarts[0] > RESTARTS_WINDOW_SECS:
-            self.restarts.popleft()
-        if not self.restarts:
-            return 0.0
-        if len(self.restarts) == RESTARTS_MAX:
-            return RESTARTS_WINDOW_SECS - (now - self.restarts[0])
-        return float(BACKOFF_SECS * 2 ** (len(self.restarts) - 1) - (now - self.restarts[-1]))
+        return PartHealth(self.name, self.ok, self.since, self.detail, self.restarts.count, figures)
 
 
 class Healthcheck(Actor):
@@ -183,8 +167,9 @@ class Healthcheck(Actor):
             now = time.monotonic()
             self._asked_until = now + FRESH_SECS
             for name, part in self._parts.items():
-                if part.ping is None and not part.restarting and name in self._addresses:
-                    self._send_ping(part, self._addresses[name], now)
+                address = self._addresses.get(name)
+                if address is not None and part.ping is None and not part.restarting and not _is_dead(address):
+                    self._send_ping(part, address, now)
             self.wake_at(self._asked_until)
         self._asking.append(self.reply)
         self._tell_if_known()
@@ -211,11 +196,13 @@ class Healthcheck(Actor):
             address = self._addresses.get(part.name)
             trouble = "" if address is None or part.restarting else self._trouble(part, address, now)
             if trouble:
+                part.silent = True
                 part.learn(ok=False, detail=trouble)
         self._probe()
         parts = tuple(part.shown() for part in self._parts.values())
-        # A broken extension is told, but the broker itself serves as before.
-        return HealthReport(all(part.ok or part.name.startswith("extension ") for part in parts), parts)
+        # A module that cannot be used is told, but the broker itself serves as before.
+        well = all(part.ok or (part.name.startswith("extension ") and not part.silent) for part in self._parts.values())
+        return HealthReport(well, parts)
 
     # --- rounds ---
 
@@ -241,6 +228,7 @@ class Healthcheck(Actor):
                 continue
             trouble = self._trouble(part, address, now)
             if trouble:
+                part.silent = True
                 part.learn(ok=False, detail=trouble)
             if trouble and isinstance(address, ActorAddress) and (not address.alive or self._is_stuck(part, now)):
                 self._replace(part, now)
@@ -254,6 +242,7 @@ class Healthcheck(Actor):
         if ping is None or not ping.done():
             return
         part.ping = None
+        part.silent = False
         try:
             answer = ping.result(0)
         except (Exception, CancelledError) as error:  # noqa: BLE001 - whatever a part answers, it has answered
@@ -266,7 +255,7 @@ class Healthcheck(Actor):
     def _trouble(self, part: _Part, address: Address, now: float) -> str:
         """Say why an actor has to be replaced sooner or later; empty when it has not."""
         waited = now - part.pinged_at
-        if isinstance(address, ActorAddress) and not address.alive:
+        if _is_dead(address):
             trouble = "it has died"
         elif part.ping is not None and waited >= max(LATE_SECS, 0.9 * self._every_secs):
             trouble = "it does not answer"
@@ -274,8 +263,8 @@ class Healthcheck(Actor):
             return ""
         if part.problem:
             trouble += f" and could not be started again: {part.problem}"
-        if len(part.restarts) == RESTARTS_MAX and part.pause_secs(now) > 0:
-            trouble += "; it was replaced too often and rests for a while"
+        if part.restarts.pause_secs(now) > 0 and part.restarts.too_many:
+            trouble += f"; it was replaced {RESTARTS_MAX} times and rests for a while"
         return trouble
 
     def _is_stuck(self, part: _Part, now: float) -> bool:
@@ -304,16 +293,11 @@ class Healthcheck(Actor):
 
     def _replace(self, part: _Part, now: float) -> None:
         """Have a fresh actor made, unless that was done too often lately."""
-        pause = part.pause_secs(now)
+        pause = part.restarts.pause_secs(now)
         if pause > 0:
-            if len(part.restarts) == RESTARTS_MAX:
-                part.learn(
-                    ok=False, detail=f"{part.detail}; it was replaced {RESTARTS_MAX} times and rests for a while"
-                )
             self.wake_at(now + pause)
             return
-        part.restarts.append(now)
-        part.restarted += 1
+        part.restarts.note(now)
         part.restarting = True
         logger.warning("The %s is being replaced: %s", part.name, part.detail)
         threading.Thread(target=self._make, args=(part.name,), name=f"restart {part.name}", daemon=True).start()
@@ -344,3 +328,7 @@ class Healthcheck(Actor):
         address.replace(message.ref)
         logger.warning("The %s was replaced", part.name)
         self._send_ping(part, address, time.monotonic())
+
+
+def _is_dead(address: Address) -> bool:
+    return isinstance(address, ActorAddress) and not address.alive

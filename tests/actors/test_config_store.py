@@ -56,7 +56,9 @@ def registry(file: Path, run: Callable[..., Asked]) -> Asked:
 @pytest.fixture
 def store(file: Path, run: Callable[..., Asked], registry: Asked, published: list[Settings]) -> Asked:
     sources = Sources(file, overrides={"api.listen_port": 7})
-    return run(ConfigStore, sources, sources.load(), registry.address, published.append)
+    return run(
+        ConfigStore, sources, sources.load(), registry.address, lambda loaded: published.append(loaded.effective)
+    )
 
 
 def test_the_settings_in_force_have_the_overrides_and_the_file_has_not(store: Asked, file: Path) -> None:

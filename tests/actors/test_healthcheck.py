@@ -13,7 +13,7 @@ import pykka
 import pytest
 
 from bpbroker import config
-from bpbroker.actors import healthcheck
+from bpbroker.actors import restarts
 from bpbroker.actors.base import Actor, ActorAddress, launch, wait_for
 from bpbroker.actors.healthcheck import Healthcheck, Probe
 from bpbroker.actors.registry import Registry
@@ -101,6 +101,10 @@ class Ward:
         address.tell(self.held)
 
 
+def refuse() -> pykka.ActorRef[Any]:
+    raise Unavailable("no journal")
+
+
 def settings(every_secs: float) -> Settings:
     changed = config.override(config.DEFAULTS, {"_global.healthcheck_freq_sec": every_secs})
     return config.freeze(changed)  # type: ignore[no-any-return]  # a frozen mapping is Settings
@@ -146,6 +150,19 @@ def test_an_extension_that_is_not_well_makes_the_broker_not_unwell(ward: Ward) -
     assert not report.parts[1].ok
 
 
+def test_an_extensions_actor_that_is_dead_or_stuck_makes_the_broker_unwell(ward: Ward) -> None:
+    dead, stuck = ward.add("extension dead"), ward.add("extension stuck")
+    ward.start(every_secs=1.0, stuck_secs=3600)
+    assert ward.report().ok
+    ward.hold(stuck)
+    ward.until(lambda report: not report.ok and report.parts[0].ok)
+    ward.held.set()
+    ward.until(lambda report: report.ok)
+    ward.factories["extension dead"] = refuse
+    assert dead.stop(WAIT_SECS)
+    ward.until(lambda report: not report.ok and report.parts[1].ok)
+
+
 def test_a_dead_actor_is_replaced(ward: Ward) -> None:
     address = ward.add("worker")
     ward.start(every_secs=0.1)
@@ -158,6 +175,15 @@ def test_a_dead_actor_is_replaced(ward: Ward) -> None:
     assert part.figures["born"] > first
     assert part.figures["last_error"] == "it has died"
     assert address.alive
+
+
+def test_a_dead_actor_is_logged_once_however_often_somebody_asks(ward: Ward, caplog: pytest.LogCaptureFixture) -> None:
+    address = ward.add("worker")
+    ward.start(every_secs=3600)
+    assert address.stop(WAIT_SECS)
+    for _ in range(5):
+        assert ward.report().parts[0].detail == "it has died"
+    assert caplog.text.count("is not well") == 1
 
 
 def test_a_stuck_actor_is_replaced_and_ends_when_it_comes_to_itself(ward: Ward) -> None:
@@ -206,7 +232,7 @@ def test_health_is_answered_while_actors_hang(ward: Ward) -> None:
 
 
 def test_restarts_are_limited(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(healthcheck, "BACKOFF_SECS", 0.05)
+    monkeypatch.setattr(restarts, "BACKOFF_SECS", 0.05)
     address = ward.add("worker")
     tried: list[float] = []
 
@@ -219,32 +245,15 @@ def test_restarts_are_limited(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> No
     address.stop(WAIT_SECS)
     ward.until(lambda report: "rests for a while" in report.parts[0].detail)
     time.sleep(0.2)
-    assert len(tried) == healthcheck.RESTARTS_MAX
-    monkeypatch.setattr(healthcheck, "RESTARTS_WINDOW_SECS", 0.1)
+    assert len(tried) == restarts.RESTARTS_MAX
+    monkeypatch.setattr(restarts, "RESTARTS_WINDOW_SECS", 0.1)
     ward.factories["worker"] = lambda: launch(Worker)
     ward.until(lambda report: report.ok)
-
-
-def test_the_pause_before_a_restart_grows_and_ends() -> None:
-    part = healthcheck._Part("worker")
-    assert part.pause_secs(1000.0) == 0
-    pauses = []
-    now = 1000.0
-    while len(part.restarts) < healthcheck.RESTARTS_MAX:
-        part.restarts.append(now)
-        pauses.append(part.pause_secs(now))
-        now += pauses[-1]
-    assert pauses[:-1] == [1, 2, 4, 8]
-    assert pauses[-1] == healthcheck.RESTARTS_WINDOW_SECS - 15
-    assert part.pause_secs(now + 0.1) <= 0
 
 
 def test_why_it_could_not_be_started_again_is_told(ward: Ward) -> None:
     address = ward.add("worker")
     ward.start(every_secs=0.05)
-
-    def refuse() -> pykka.ActorRef[Any]:
-        raise Unavailable("no journal")
 
     ward.factories["worker"] = refuse
     address.stop(WAIT_SECS)

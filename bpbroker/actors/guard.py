@@ -1,0 +1,83 @@
+"""Watching the healthcheck, which watches all others: done by the main thread, which has nothing else to wait for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Final
+
+import pykka
+
+from bpbroker.actors.base import ActorAddress
+from bpbroker.actors.restarts import Restarts
+from bpbroker.errors import BpbrokerError
+from bpbroker.messages import Ping
+
+logger = logging.getLogger(__name__)
+
+STUCK_SECS: Final = 10.0
+"""The healthcheck never waits, so this long without an answer is no slowness."""
+
+
+class Guard:
+    """Pings one actor; puts a fresh one in its place when it is dead or stuck.
+
+    Args:
+        address: the actor's.
+        restart: makes a fresh one; must be quick.
+        stuck_secs: see :data:`STUCK_SECS`.
+    """
+
+    def __init__(
+        self, address: ActorAddress, restart: Callable[[], pykka.ActorRef[Any]], stuck_secs: float = STUCK_SECS
+    ) -> None:
+        self._address = address
+        self._restart = restart
+        self._stuck_secs = stuck_secs
+        self._ping: Future[Any] | None = None
+        self._pinged_at = 0.0
+        self._next = 0.0
+        self._restarts = Restarts()
+
+    def look(self, now: float, every_secs: float) -> float:
+        """Look how it is if that was not done in the last ``every_secs``; gives the seconds until the next time.
+
+        ``now`` is the monotonic time.
+        """
+        if now >= self._next:
+            self._look(now)
+            self._next = now + every_secs
+        return self._next - now
+
+    def _look(self, now: float) -> None:
+        if self._ping is not None and self._ping.done():
+            self._ping = None
+        if not self._address.alive:
+            self._replace(now, "it has died")
+        elif self._ping is None:
+            self._send_ping(now)
+        elif now - self._pinged_at >= self._stuck_secs:
+            self._replace(now, "it does not answer")
+
+    def _send_ping(self, now: float) -> None:
+        try:
+            self._ping = self._address.ask(Ping(), 3600.0)
+        except BpbrokerError:
+            pass  # it died a moment ago, or its inbox is full: the next look tells
+        else:
+            self._pinged_at = now
+
+    def _replace(self, now: float, why: str) -> None:
+        if self._restarts.pause_secs(now) > 0:
+            return
+        self._restarts.note(now)
+        logger.warning("The %s is being replaced: %s", self._address.name, why)
+        try:
+            ref = self._restart()
+        except Exception:
+            logger.exception("The %s could not be started again", self._address.name)
+            return
+        self._address.replace(ref)
+        self._ping = None
+        logger.warning("The %s was replaced", self._address.name)

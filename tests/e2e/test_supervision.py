@@ -1,0 +1,164 @@
+"""A running broker whose actors are killed and held from inside: case S5."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.running import Answer, RunningBroker
+
+PERIOD_SECS = 4.0
+WAIT_SECS = 120.0
+PARTS = {
+    "Registry": "registry",
+    "ConfigStore": "config store",
+    "Backup": "backup",
+    "Discovery": "discovery",
+    "Extension": "extension demo",
+}
+"""Actors' class to the part's name in health."""
+
+
+class Sabotaged:
+    """A broker, and what harms it from inside."""
+
+    def __init__(self, broker: RunningBroker, address: Path) -> None:
+        self.broker = broker
+        self._address = address
+        self._written = 0
+
+    def tell(self, *words: str) -> str:
+        """Have the saboteur do something; comes back when it is done."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(WAIT_SECS)
+            client.connect(str(self._address))
+            with client.makefile("rw") as stream:
+                stream.write(" ".join(words) + "\n")
+                stream.flush()
+                return stream.readline().strip()
+
+    def health(self) -> Answer:
+        return self.broker.request("/health", "GET")
+
+    def part(self, name: str) -> dict[str, Any]:
+        (found,) = [part for part in self.health().json["data"]["parts"] if part["name"] == name]
+        return dict(found)
+
+    def until(self, status: int) -> float:
+        """Wait for a status of ``/health``; gives the seconds that it took."""
+        begin = time.monotonic()
+        while (answer := self.health()).status != status:
+            assert time.monotonic() < begin + WAIT_SECS, answer
+            time.sleep(0.02)
+        return time.monotonic() - begin
+
+    def write(self) -> None:
+        self._written += 1
+        assert self.broker.register(f"name-{self._written}").status == 200
+
+    def works(self) -> None:
+        """See that every part does its work, and that what was written before is there."""
+        self.write()
+        for number in range(1, self._written + 1):
+            assert self.broker.get(f"name-{number}").status == 200
+        assert self.broker.request("/demo/Hello").body == b"hello"
+        self.discovers()
+        done = self.broker.bpbroker("backup")
+        assert done.returncode == 0, done.stderr
+
+    def discovers(self) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(WAIT_SECS)
+            client.connect(("127.0.0.1", self.broker.port))
+            for _ in range(20):
+                client.send(b"name-1\n")
+                assert client.recv(100) == b"Key Exists\n"
+        # Nobody else may read from the port and keep what it reads to itself.
+        assert self.tell("threads", "discovery receiver") == "1"
+
+
+@pytest.fixture
+def sabotaged(make_broker: Callable[..., RunningBroker], tmp_path: Path) -> Sabotaged:
+    broker = make_broker({"_global": {"healthcheck_freq_sec": PERIOD_SECS}, "demo": {}})
+    address = tmp_path / "saboteur"
+    broker.program = (sys.executable, str(Path(__file__).with_name("saboteur.py")))
+    broker.environ["SABOTEUR"] = str(address)
+    (broker.lib / "demo.py").write_text("def Hello(rh): rh.data = 'hello'\n")
+    broker.start()
+    subject = Sabotaged(broker, address)
+    subject.works()
+    return subject
+
+
+@pytest.mark.parametrize("actor", PARTS)
+def test_a_killed_part_is_told_and_replaced(sabotaged: Sabotaged, actor: str) -> None:
+    assert sabotaged.until(200) < WAIT_SECS
+    sabotaged.tell("kill", actor)
+    assert sabotaged.until(503) < PERIOD_SECS
+    assert sabotaged.part(PARTS[actor])["detail"] == "it has died"
+    assert sabotaged.broker.request("/live", "GET").status == 200
+    assert sabotaged.until(200) < 5 * PERIOD_SECS  # one period on a quiet machine
+    part = sabotaged.part(PARTS[actor])
+    assert (part["ok"], part["restarts"]) == (True, 1)
+    sabotaged.works()
+    assert sabotaged.broker.stop() == 0
+    assert sabotaged.broker.text.count(f"The {PARTS[actor]} is not well") == 1  # however often somebody asked
+
+
+def test_stuck_parts_are_told_and_replaced(sabotaged: Sabotaged) -> None:
+    for actor in PARTS:
+        sabotaged.tell("hold", actor)
+    held = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        caught = pool.submit(sabotaged.broker.register, "caught")
+        sabotaged.until(503)
+        assert time.monotonic() - held < 5 * 2 * PERIOD_SECS  # two periods on a quiet machine
+        parts = {part["name"]: part for part in sabotaged.health().json["data"]["parts"]}
+        assert {parts[name]["detail"] for name in PARTS.values()} <= {"it does not answer", ""}
+        sabotaged.until(200)
+        assert [sabotaged.part(name)["restarts"] for name in PARTS.values()] == [1] * len(PARTS)
+        sabotaged.works()
+        sabotaged.tell("release")
+        assert caught.result(WAIT_SECS).status in (200, 503, 504)
+    for actor in PARTS:  # who was stuck ends when it comes to itself
+        while sabotaged.tell("count", actor) != "1":
+            assert time.monotonic() < held + 3 * WAIT_SECS, actor
+            time.sleep(0.05)
+    sabotaged.works()
+    assert sabotaged.broker.stop() == 0
+
+
+def test_settings_that_were_added_outlive_the_part_that_owns_them(sabotaged: Sabotaged) -> None:
+    broker = sabotaged.broker
+    script = broker.home / "late.py"
+    script.write_text("def Hello(rh): rh.data = 'late'\n")
+    done = broker.bpbroker("install-extension", "--script", str(script), "--enable")
+    assert done.returncode == 0, done.stderr
+    sabotaged.tell("kill", "ConfigStore")
+    sabotaged.until(503)
+    sabotaged.until(200)
+    assert broker.request("/late/Hello").body == b"late"
+    assert broker.stop() == 0
+    assert json.loads(broker.config.read_text())["late"] == {}
+
+
+@pytest.mark.parametrize("harm", ["kill", "hold"])
+def test_who_watches_is_watched(sabotaged: Sabotaged, harm: str) -> None:
+    sabotaged.tell(harm, "Healthcheck")
+    assert sabotaged.health().status == 503
+    sabotaged.until(200)
+    sabotaged.works()
+    sabotaged.tell("kill", "Registry")
+    sabotaged.until(503)
+    sabotaged.until(200)
+    assert sabotaged.part("registry")["restarts"] == 1
+    sabotaged.works()
+    assert sabotaged.broker.stop() == 0
