@@ -5,3 +5,6 @@ starting the client is most of what a one-shot call costs.
 """
 
 __version__ = "1.0.0"
+
+DEFAULT_PORT = 20443
+"""UDP and TCP."""

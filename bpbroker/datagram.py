@@ -28,8 +28,6 @@ from bpbroker.errors import BadRequest
 PLAIN_REPLY: Final = b"Key Exists\n"
 MULTICAST_GROUP: Final = "ff12::6270:6272:6f6b:6572"
 """Link-local, transient (RFC 4291, section 2.7); the rest spells ``bpbroker``."""
-DEFAULT_PORT: Final = 20443
-"""UDP and TCP."""
 
 GROWTH_MAX: Final = len(PLAIN_REPLY)
 """How many bytes a reply may be larger than its request."""

@@ -38,7 +38,9 @@ what happened, 78 is ``EX_CONFIG`` of ``sysexits.h``.
 
 from __future__ import annotations
 
-from typing import ClassVar
+TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 
 class BpbrokerError(Exception):

@@ -9,13 +9,38 @@ An example::
         client.register("node-7", {"role": "replica"})
         master = client.get("master", wait=300)
 
-Nothing of the server is loaded.
+Nothing of the server is loaded, and nothing of the client before it is needed:
+what a process loads is most of what a one-shot call of ``bpclient`` costs. That
+is why modules on its way do without ``typing``, ``pathlib``, ``dataclasses``
+and ``contextlib``, and load what only some calls need when those need it.
+``tests/client/test_imports.py`` holds the list.
 """
 
 from __future__ import annotations
 
-from bpbroker.client.api import Client, Entry, Result
-from bpbroker.client.discover import discover, discover_all
-from bpbroker.client.responders import Broker
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bpbroker.client.api import Client, Entry, Result
+    from bpbroker.client.discovery import discover, discover_all
+    from bpbroker.client.responders import Broker
 
 __all__ = ["Broker", "Client", "Entry", "Result", "discover", "discover_all"]
+
+
+_WHERE = {
+    "Broker": "responders",
+    "Client": "api",
+    "Entry": "api",
+    "Result": "api",
+    "discover": "discovery",
+    "discover_all": "discovery",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name when it is first asked for (PEP 562)."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from bpbroker.datagram import DEFAULT_PORT
+from bpbroker import DEFAULT_PORT
 from bpbroker.errors import UsageError
 
 
-class BrokerAddress(NamedTuple):
-    """Host and port of a broker."""
+class BrokerAddress:
+    """Host and port of a broker.
 
-    host: str
-    """A name, an IPv4 address, or an IPv6 address without brackets, perhaps with a scope (``fe80::1%eth0``)."""
-    port: int = DEFAULT_PORT
+    Args:
+        host: a name, an IPv4 address, or an IPv6 address without brackets, perhaps with a scope (``fe80::1%eth0``).
+        port: 1 to 65535.
+    """
+
+    __slots__ = ("host", "port")
+
+    def __init__(self, host: str, port: int = DEFAULT_PORT) -> None:
+        self.host = host
+        self.port = port
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BrokerAddress) and (self.host, self.port) == (other.host, other.port)
+
+    def __hash__(self) -> int:
+        return hash((self.host, self.port))
+
+    def __repr__(self) -> str:
+        return f"BrokerAddress({self.host!r}, {self.port})"
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
 
 from bpbroker.client.http1 import Answer
 from bpbroker.errors import CannotConnect, RequestError, from_status
+
+TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 HTTP_NOT_MODIFIED: Final = 304
 _MESSAGE_MAX: Final = 1000
@@ -30,26 +33,38 @@ def json_value(answer: Answer) -> Any:
         return None
 
 
-def refusal(answer: Answer) -> RequestError:
-    """Give the error that an answer is: its message from the body, else from the reason phrase."""
+def refusal(answer: Answer, status: int = 0) -> RequestError:
+    """Give the error that an answer is: its message from the body, else from the reason phrase.
+
+    Args:
+        answer: from the broker.
+        status: what it should have been; 0: what it is.
+    """
     value = json_value(answer)
     message = value.get("message") if isinstance(value, dict) else None
     text = one_line(message if isinstance(message, str) else "") or one_line(answer.reason)
-    error = from_status(answer.status, text or f"The broker answered with HTTP status {answer.status}")
+    error = from_status(status or answer.status, text or f"The broker answered with HTTP status {answer.status}")
     after = answer.headers.get("retry-after", "")
     if after.isascii() and after.isdigit():
         error.retry_after_secs = min(int(after[:6]), _RETRY_AFTER_MAX_SECS)
     return error
 
 
-class Registered(NamedTuple):
-    """A registry's answer that is no error."""
+class Registered:
+    """A registry's answer that is no error.
 
-    response: Mapping[str, Any]
-    """The whole object; empty when ``modified`` is False."""
-    etag: str
-    modified: bool = True
-    """False: the entry still has the tag that it was asked to differ from."""
+    Args:
+        response: the whole object; empty when ``modified`` is False.
+        etag: the entry's tag, or empty.
+        modified: False: the entry still has the tag that it was asked to differ from.
+    """
+
+    __slots__ = ("etag", "modified", "response")
+
+    def __init__(self, response: Mapping[str, Any], etag: str, *, modified: bool = True) -> None:
+        self.response = response
+        self.etag = etag
+        self.modified = modified
 
     @property
     def data(self) -> dict[str, Any]:
@@ -74,5 +89,5 @@ def registered(path: str, answer: Answer, address: object) -> Registered:
     if not isinstance(value, dict) or not isinstance(value.get("success"), bool):
         raise CannotConnect(f"{address} is not a bpbroker: its answer (HTTP status {answer.status}) is not one of ours")
     if answer.status < 400 and not value["success"]:
-        raise refusal(answer._replace(status=_STATUS_OF_NO_SUCCESS.get(path, 400)))
+        raise refusal(answer, _STATUS_OF_NO_SUCCESS.get(path, 400))
     return Registered(value, etag)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
 
 from bpbroker.client.answers import Registered, refusal, registered
 from bpbroker.client.http1 import Answer
@@ -22,12 +21,16 @@ from bpbroker.errors import (
     UsageError,
 )
 
+TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
+if TYPE_CHECKING:
+    from typing import Any, Final, TypeVar
+
+    T = TypeVar("T")
+
 POLL_SECS: Final = 60.0
 """How long one request waits for an entry; a longer wait is several, so that a dead connection is noticed."""
 _POLL_SLACK_SECS: Final = 10.0
 """How much later than asked for the broker's answer to a wait may come."""
-
-T = TypeVar("T")
 
 
 class Calls:

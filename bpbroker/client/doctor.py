@@ -60,7 +60,8 @@ def of_findings(found: Sequence[Finding]) -> Output:
         if finding.advice:
             lines.append(f"{'':<8} -> {finding.advice}\n")
     rows = [finding._asdict() for finding in found]
-    return Output("".join(lines).encode(), rows, rows, many=True)
+    failed = any(finding.level == FAIL for finding in found)
+    return Output("".join(lines).encode(), rows, rows, many=True, exit_code=int(failed))
 
 
 def networks() -> Finding:

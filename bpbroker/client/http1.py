@@ -8,7 +8,10 @@ answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+
+TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
+if TYPE_CHECKING:
+    from typing import Final
 
 HEAD_MAX_BYTES: Final = 64 * 1024
 BODY_MAX_BYTES: Final = 512 * 1024 * 1024
@@ -23,16 +26,25 @@ class CutOff(Exception):
     """The connection ended before the answer did."""
 
 
-class Answer(NamedTuple):
-    """One HTTP answer."""
+class Answer:
+    """One HTTP answer.
 
-    status: int
-    reason: str
-    headers: Mapping[str, str]
-    """By lower-case name; of a repeated one, the last."""
-    body: bytes
-    keep_alive: bool
-    """Whether the connection may carry another request."""
+    Args:
+        status: its number.
+        reason: the phrase behind that.
+        headers: by lower-case name; of a repeated one, the last.
+        body: without its transfer encoding.
+        keep_alive: whether the connection may carry another request.
+    """
+
+    __slots__ = ("body", "headers", "keep_alive", "reason", "status")
+
+    def __init__(self, status: int, reason: str, headers: Mapping[str, str], body: bytes, keep_alive: bool) -> None:
+        self.status = status
+        self.reason = reason
+        self.headers = headers
+        self.body = body
+        self.keep_alive = keep_alive
 
 
 def request_bytes(method: str, path: str, host: str, headers: Mapping[str, bytes], body: bytes | None) -> bytes:

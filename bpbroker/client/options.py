@@ -1,115 +1,115 @@
-"""The options of ``bpclient``: those of every command, and those that several commands share."""
+"""What may be typed: the options and commands of ``bpclient``, as data.
+
+Two readers work from it. :mod:`bpbroker.client.parser` reads well-formed
+command lines, and loads nothing for that; :mod:`bpbroker.client.tree` makes
+click's commands of it, for help, completion and whatever is not well-formed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
-
-import click
+from collections.abc import Callable, Mapping, Sequence
 
 from bpbroker.client.output import FORMATS
-from bpbroker.client.words import content
-from bpbroker.errors import UsageError
 
-F = TypeVar("F", bound=Callable[..., Any])
+TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
+if TYPE_CHECKING:
+    from typing import Any, Final, TypeAlias
 
-FLAGS: Final = frozenset(
-    (
-        *("-h", "--help", "--version", "-q", "--quiet", "--insecure"),
-        *("--raw", "--all", "--first", "--keys", "--idempotent", "--etag"),
-    )
-)
-"""Every option without a value; see :func:`bpbroker.client.words.split_cols`."""
+    from bpbroker.client.output import Output
 
 
-def _remember(context: click.Context, option: click.Parameter, value: Any) -> None:
-    """Keep an option of every command where :class:`bpbroker.client.session.Session` finds it; the last one counts."""
-    if value is not None and value is not False and value != ():
-        context.find_root().ensure_object(dict)[option.name] = value
+class Option:
+    """One option.
 
-
-_EVERYWHERE: Final[tuple[tuple[tuple[str, ...], dict[str, Any]], ...]] = (
-    (("-b", "--bpbroker"), {"metavar": "HOST:PORT", "help": "The broker; or set BPBROKER."}),
-    (("--discover",), {"metavar": "NAME", "help": "Find the broker that holds NAME, then use that."}),
-    (("-a", "--access-key"), {"metavar": "KEY", "help": "Access key, @FILE, or -; or set BPBROKER_ACCESS_KEY."}),
-    (("--access-key-file",), {"metavar": "FILE", "help": "File that holds the access key."}),
-    (("--token",), {"metavar": "TOKEN", "help": "Join token, @FILE, or -; or set BPBROKER_TOKEN."}),
-    (("--fingerprint",), {"metavar": "SHA256", "help": "The broker's certificate must be this one."}),
-    (("--cacert",), {"metavar": "FILE", "help": "The broker's certificate must be signed by one of these."}),
-    (("--insecure",), {"is_flag": True, "help": "Do not check the broker's certificate."}),
-    (("--timeout",), {"metavar": "TIME", "help": "Give up after this time, such as 500ms, 30s, 5m."}),
-    (
-        ("--retry",),
-        {"metavar": "N", "type": click.IntRange(0, 1000), "help": "Try again N times (4) where it is safe."},
-    ),
-    (("--port",), {"metavar": "PORT", "help": "Port for discovery, and of -b HOST (20443)."}),
-    (("--interface",), {"metavar": "NAME", "help": "Discover on this network interface only."}),
-    (("--cols",), {"metavar": "COL ...", "multiple": True, "help": "Only these columns, in this order."}),
-    (("-f", "--format"), {"type": click.Choice(FORMATS), "help": "Form of the output (text)."}),
-    (("-q", "--quiet"), {"is_flag": True, "help": "Nothing on stderr but errors."}),
-)
-
-
-def _everywhere(*, hidden: bool) -> list[click.Parameter]:
-    return [
-        click.Option(names, expose_value=False, callback=_remember, hidden=hidden, **how) for names, how in _EVERYWHERE
-    ]
-
-
-# One set for all commands: fifteen options for each of a dozen cost a third of a one-shot call.
-_HIDDEN: Final = _everywhere(hidden=True)
-
-
-class Command(click.Command):
-    """A command after or before whose name the options of every command may stand, too."""
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Give its own options, then those of every command; these are shown in the first help only."""
-        return [*super().get_params(ctx), *_HIDDEN]
-
-
-class Group(click.Group):
-    """A group of such commands; as the outermost one it shows the options of every command."""
-
-    command_class = Command
-    group_class = type
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Give its own options and those of every command."""
-        return [*super().get_params(ctx), *(_HIDDEN if ctx.parent else _everywhere(hidden=False))]
-
-
-name_option = click.option("--name", required=True, help="The entry's name.")
-raw_option = click.option("--raw", is_flag=True, help="Print the broker's whole response.")
-etag_option = click.option(
-    "--etag", is_flag=True, help="Print only the entry's tag, for --if-match and --changed-from."
-)
-if_match_option = click.option("--if-match", metavar="ETAG", default="", help="Only if the entry's tag is this one.")
-
-
-def data_options(*, required: bool) -> Callable[[F], F]:
-    """Add ``--data`` and ``--data-raw``; the function gets both as they were given."""
-
-    def add(function: F) -> F:
-        meaning = "Data: text, a JSON object, @FILE, or - for standard input."
-        function = click.option("--data-raw", metavar="TEXT", help="Data, never read as @FILE or -.")(function)
-        return click.option("--data", metavar="DATA", help=meaning + (" Required." if required else ""))(function)
-
-    return add
-
-
-def data_of(data: str | None, data_raw: str | None, *, required: bool) -> str | None:
-    """Give what ``--data`` or ``--data-raw`` means.
-
-    Raises:
-        UsageError: both, or none though it is required, or it cannot be read.
+    Args:
+        names: as typed; the first long one, without its dashes, is its key.
+        about: what the help says.
+        key: what its value is called, if not so.
+        metavar: what stands for the value in the help.
+        flag: whether it has no value; it is True when given.
+        multiple: whether it may be given again and again; the value is a tuple.
+        required: whether it must be given.
+        default: its value when absent.
+        choices: the only values; any text if empty.
+        bounds: smallest and largest value, which is then an integer.
     """
-    if data is not None and data_raw is not None:
-        raise UsageError("--data and --data-raw are both given; give one of them")
-    if data_raw is not None:
-        return data_raw
-    if data is None:
-        if required:
-            raise UsageError("Missing option '--data'")
-        return None
-    return content(data, "--data")
+
+    def __init__(
+        self,
+        *names: str,
+        about: str,
+        key: str = "",
+        metavar: str | None = None,
+        flag: bool = False,
+        multiple: bool = False,
+        required: bool = False,
+        default: str | None = None,
+        choices: Sequence[str] = (),
+        bounds: tuple[int, int] | None = None,
+    ) -> None:
+        self.names = names
+        self.about = about
+        self.key = key or next(name for name in names if name.startswith("--"))[2:].replace("-", "_")
+        self.metavar = metavar
+        self.flag = flag
+        self.multiple = multiple
+        self.required = required
+        self.default: Any = False if flag else () if multiple else default
+        self.choices = choices
+        self.bounds = bounds
+
+
+Action: TypeAlias = "Callable[..., Output]"
+"""What a command does: gets a Session and, by their keys, the values of its own options."""
+
+
+class Command:
+    """One command; what it does says in its docstring what its help shows."""
+
+    def __init__(self, path: tuple[str, ...], options: Sequence[Option], action: Action) -> None:
+        self.path = path
+        self.options = options
+        self.action = action
+
+
+class Call:
+    """A command line that has been understood.
+
+    Args:
+        command: what to do.
+        own: the values of all the command's own options, by key.
+        given: of the options of every command, those that were given.
+    """
+
+    def __init__(self, command: Command, own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+        self.command = command
+        self.own = own
+        self.given = given
+
+
+EVERYWHERE: Final = (
+    Option("-b", "--bpbroker", metavar="HOST:PORT", about="The broker; or set BPBROKER."),
+    Option("--discover", metavar="NAME", about="Find the broker that holds NAME, then use that."),
+    Option("-a", "--access-key", metavar="KEY", about="Access key, @FILE, or -; or set BPBROKER_ACCESS_KEY."),
+    Option("--access-key-file", metavar="FILE", about="File that holds the access key."),
+    Option("--token", metavar="TOKEN", about="Join token, @FILE, or -; or set BPBROKER_TOKEN."),
+    Option("--fingerprint", metavar="SHA256", about="The broker's certificate must be this one."),
+    Option("--cacert", metavar="FILE", about="The broker's certificate must be signed by one of these."),
+    Option("--insecure", flag=True, about="Do not check the broker's certificate."),
+    Option("--timeout", metavar="TIME", about="Give up after this time, such as 500ms, 30s, 5m."),
+    Option("--retry", metavar="N", bounds=(0, 1000), about="Try again N times (4) where it is safe."),
+    Option("--port", metavar="PORT", about="Port for discovery, and of -b HOST (20443)."),
+    Option("--interface", metavar="NAME", about="Discover on this network interface only."),
+    Option("--cols", metavar="COL ...", multiple=True, about="Only these columns, in this order."),
+    Option("-f", "--format", choices=FORMATS, about="Form of the output (text)."),
+    Option("-q", "--quiet", flag=True, about="Nothing on stderr but errors."),
+)
+"""Options that may stand before, between and after the words of any command."""
+
+NAME: Final = Option("--name", required=True, about="The entry's name.")
+DATA: Final = Option("--data", metavar="DATA", about="Data: text, a JSON object, @FILE, or - for standard input.")
+DATA_NEEDED: Final = Option("--data", metavar="DATA", about=f"{DATA.about} Required.")
+DATA_RAW: Final = Option("--data-raw", metavar="TEXT", about="Data, never read as @FILE or -.")
+RAW: Final = Option("--raw", flag=True, about="Print the broker's whole response.")
+ETAG: Final = Option("--etag", flag=True, about="Print only the entry's tag, for --if-match and --changed-from.")
+IF_MATCH: Final = Option("--if-match", metavar="ETAG", default="", about="Only if the entry's tag is this one.")

@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
 
 from bpbroker.client.api import Entry
-from bpbroker.client.responders import Broker
 from bpbroker.entry import STAMP_KEYS, TEXT_KEY
 from bpbroker.errors import UsageError
 
+TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
+if TYPE_CHECKING:
+    from typing import Any, Final, TypeAlias
+
+    from bpbroker.client.responders import Broker
+
 FORMATS: Final = ("json", "text", "csv", "csv-noheader", "shell", "powershell")
 
-Row = Mapping[str, Any]
+Row: TypeAlias = "Mapping[str, Any]"
 
 
-class Output(NamedTuple):
-    """A command's result in every form it may be asked for."""
+class Output:
+    """A command's result in every form it may be asked for.
 
-    text: bytes | None
-    """As it is, its last newline included; None: one row's JSON, so that ``cols`` can choose from it."""
-    value: Any
-    """What ``json`` shows."""
-    rows: Sequence[Row]
-    """What the tables and the shells show."""
-    many: bool = False
-    """Whether there may be another number of rows than one."""
+    Args:
+        text: as it is, its last newline included; None: one row's JSON, so that ``cols`` can choose from it.
+        value: what ``json`` shows.
+        rows: what the tables and the shells show.
+        many: whether there may be another number of rows than one.
+        exit_code: how the command ends once this is printed.
+    """
+
+    def __init__(
+        self, text: bytes | None, value: Any, rows: Sequence[Row], *, many: bool = False, exit_code: int = 0
+    ) -> None:
+        self.text = text
+        self.value = value
+        self.rows = rows
+        self.many = many
+        self.exit_code = exit_code
 
 
 def render(output: Output, form: str, cols: Sequence[str] = ()) -> bytes:
@@ -80,9 +92,10 @@ def of_entries(entries: Mapping[str, Entry]) -> Output:
     return Output(text, entries, [{"name": name, **item} for name, item in entries.items()], many=True)
 
 
-def of_names(names: Sequence[str]) -> Output:
-    """Show names, a line each."""
-    return Output(b"".join(map(_line, names)), list(names), [{"name": name} for name in names], many=True)
+def of_names(names: Sequence[str], value: Any = None) -> Output:
+    """Show names, a line each; in ``json`` show ``value`` if there is one."""
+    text = b"".join(map(_line, names))
+    return Output(text, list(names) if value is None else value, [{"name": name} for name in names], many=True)
 
 
 def of_broker(broker: Broker) -> Output:
@@ -179,12 +192,17 @@ def _csv(rows: Sequence[Row], cols: Sequence[str], *, header: bool) -> bytes:
 # --- shells ---
 
 
-class _Dialect(NamedTuple):
-    """How a shell assigns text to a variable."""
+class _Dialect:
+    """How a shell assigns text to a variable.
 
-    assignment: str
-    quotes: Mapping[str, str]
-    """What stands for each character that would end the quoted text."""
+    Args:
+        assignment: with ``{name}`` and ``{value}``.
+        quotes: what stands for each character that would end the quoted text.
+    """
+
+    def __init__(self, assignment: str, quotes: Mapping[str, str]) -> None:
+        self.assignment = assignment
+        self.quotes = quotes
 
 
 _SHELL: Final = _Dialect("{name}='{value}'", {"'": "'\\''"})

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Final
+from collections.abc import Callable
 
 from bpbroker.errors import NotTrusted, UsageError
-from bpbroker.jointoken import shown_fingerprint
+
+TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
+if TYPE_CHECKING:
+    from typing import Final
 
 _HEADER: Final = (
     "# Certificates of brokers by first contact (bpclient). Remove a line to accept a new certificate there.\n"
@@ -23,23 +23,26 @@ _HEADER: Final = (
 _ALGORITHM: Final = "SHA256:"
 
 
-def default_path() -> Path:
+def default_path() -> str:
     """Give the file of this user; ``BPBROKER_KNOWN_BROKERS`` moves it."""
     moved = os.environ.get("BPBROKER_KNOWN_BROKERS")
     if moved:
-        return Path(moved)
+        return moved
     if sys.platform == "win32":
-        folder = os.environ.get("APPDATA") or str(Path("~").expanduser() / "AppData" / "Roaming")
-        return Path(folder) / "bpbroker" / "known_brokers"
-    folder = os.environ.get("XDG_CONFIG_HOME", "")
-    return (Path(folder) if folder.startswith("/") else _home() / ".config") / "bpbroker" / "known_brokers"
+        folder = os.environ.get("APPDATA") or _join(_home(), "AppData", "Roaming")
+    else:
+        folder = os.environ.get("XDG_CONFIG_HOME", "")
+        folder = folder if folder.startswith("/") else _join(_home(), ".config")
+    return _join(folder, "bpbroker", "known_brokers")
 
 
-def _home() -> Path:
-    try:
-        return Path("~").expanduser()
-    except RuntimeError:  # no HOME and no such user: a bare container
-        return Path("/")
+def _home() -> str:
+    home = os.path.expanduser("~")  # noqa: PTH111
+    return "/" if home == "~" else home  # no HOME and no such user: a bare container
+
+
+def _join(*parts: str) -> str:
+    return os.path.join(*parts)  # noqa: PTH118 - pathlib costs a one-shot call more than all of this module
 
 
 class KnownBrokers:
@@ -53,7 +56,7 @@ class KnownBrokers:
     def __init__(
         self, path: str | os.PathLike[str] | None = None, tell: Callable[[str], None] = lambda _: None
     ) -> None:
-        self.path = Path(path) if path else default_path()
+        self.path = os.fspath(path) if path else default_path()
         self._tell = tell
 
     def known(self, address: str, fingerprint: str) -> bool:
@@ -99,7 +102,8 @@ class KnownBrokers:
 
     def _read(self) -> list[str]:
         try:
-            return self.path.read_text("utf-8", "replace").splitlines()
+            with open(self.path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+                return file.read().splitlines()
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
@@ -109,49 +113,50 @@ class KnownBrokers:
             ) from None
 
     def _pin(self, address: str, fingerprint: str) -> None:
-        import tempfile  # only the first contact needs it, and it is large
+        import tempfile  # only the first contact needs these, and they are large
+        from pathlib import Path
 
-        folder = self.path.parent
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(self.path.with_name(f"{self.path.name}.lock")):
+        path = Path(self.path)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        try:
+            _hold(lock)
             lines = self._read()  # again: another process may have been faster
             if self._matches(lines, address, fingerprint):
                 return
             text = "".join(f"{line}\n" for line in lines) or _HEADER
             # mkstemp makes it 0600; the rename makes it whole for every reader.
-            handle, temporary = tempfile.mkstemp(prefix=f"{self.path.name}.", dir=folder)
+            handle, temporary = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
             try:
                 with os.fdopen(handle, "w", encoding="utf-8") as file:
                     file.write(f"{text}{address} {_ALGORITHM}{fingerprint}\n")
                     file.flush()
                     os.fsync(file.fileno())
-                Path(temporary).replace(self.path)
+                Path(temporary).replace(path)
             except OSError:
                 Path(temporary).unlink(missing_ok=True)
                 raise
+        finally:
+            os.close(lock)
         self._tell(f"First contact with {address}: its certificate is pinned, SHA-256 {_shown(fingerprint)}")
 
 
 def _shown(digits: str) -> str:
+    from bpbroker.jointoken import shown_fingerprint
+
     try:
         return shown_fingerprint(digits)
     except UsageError:
         return repr(digits[:80])
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a file's lock; it goes with the process, whatever happens to that."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
-    try:
-        if sys.platform == "win32":
-            import msvcrt
+def _hold(handle: int) -> None:
+    """Wait for a file's lock and take it, until the file is closed or the process ends."""
+    if sys.platform == "win32":
+        import msvcrt
 
-            msvcrt.locking(handle, msvcrt.LK_LOCK, 1)
-        else:
-            import fcntl
+        msvcrt.locking(handle, msvcrt.LK_LOCK, 1)
+    else:
+        import fcntl
 
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+        fcntl.flock(handle, fcntl.LOCK_EX)

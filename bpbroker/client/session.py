@@ -6,17 +6,21 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
 
+from bpbroker import DEFAULT_PORT
 from bpbroker.client.address import parse_address, parse_port
 from bpbroker.client.api import RETRIES, TIMEOUT_SECS, Client
-from bpbroker.client.discover import TIMEOUT_SECS as DISCOVER_TIMEOUT_SECS
-from bpbroker.client.discover import discover, discover_all
+from bpbroker.client.output import Output, render
 from bpbroker.client.progress import Progress
-from bpbroker.client.responders import Broker
-from bpbroker.client.words import Secrets, seconds, secrets
-from bpbroker.datagram import DEFAULT_PORT
+from bpbroker.client.transport import Trust
+from bpbroker.client.words import seconds, secrets
 from bpbroker.errors import UsageError
+
+TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
+if TYPE_CHECKING:
+    from typing import Any
+
+    from bpbroker.client.responders import Broker
 
 
 class Session:
@@ -32,14 +36,23 @@ class Session:
         self._environ = environ
         self.quiet = bool(given.get("quiet"))
         self.port = parse_port(str(given["port"])) if "port" in given else DEFAULT_PORT
-        self._secrets: Secrets | None = None
+        self._secrets: tuple[str, str] | None = None
 
     @property
-    def secrets(self) -> Secrets:
+    def secrets(self) -> tuple[str, str]:
         """Key and fingerprint; read once, because one of them may come from standard input."""
         if self._secrets is None:
             self._secrets = secrets(self._given, self._environ)
         return self._secrets
+
+    @property
+    def trust(self) -> Trust:
+        """By what the broker is recognised."""
+        return Trust(self.secrets[1], self._given.get("cacert", ""), bool(self._given.get("insecure")))
+
+    def render(self, result: Output) -> bytes:
+        """Give a result in the form that was asked for."""
+        return render(result, self._given.get("format", "text"), self._given.get("cols", ()))
 
     def timeout(self, default: float) -> float:
         """Give ``--timeout`` in seconds, or the default."""
@@ -59,14 +72,18 @@ class Session:
 
     def discover(self, name: str, wait: float = 0.0, *, first: bool = False) -> Broker:
         """Find the broker that holds ``name``, asking for ``wait`` seconds if that is longer than the timeout."""
-        secs = max(self.timeout(DISCOVER_TIMEOUT_SECS), wait)
+        from bpbroker.client.discovery import TIMEOUT_SECS, discover  # a call to a known broker does without
+
+        secs = max(self.timeout(TIMEOUT_SECS), wait)
         with self.waiting_for(f"a broker that holds '{name}'"):
             return discover(name, timeout_secs=secs, first=first, **self._how_to_ask())
 
     def discover_all(self, name: str) -> list[Broker]:
         """Find every broker that holds ``name``."""
+        from bpbroker.client.discovery import TIMEOUT_SECS, discover_all
+
         with self.waiting_for(f"brokers that hold '{name}'"):
-            return discover_all(name, timeout_secs=self.timeout(DISCOVER_TIMEOUT_SECS), **self._how_to_ask())
+            return discover_all(name, timeout_secs=self.timeout(TIMEOUT_SECS), **self._how_to_ask())
 
     def _how_to_ask(self) -> dict[str, Any]:
         key, fingerprint = self.secrets
@@ -92,8 +109,7 @@ class Session:
         address = given.get("bpbroker") or (not name and self._environ.get("BPBROKER")) or ""
         if name:
             broker = self.discover(name, wait)
-            target = parse_address(f"[{broker.address}]" if ":" in broker.address else broker.address)
-            target = target._replace(port=broker.port)
+            target = parse_address(f"[{broker.address}]" if ":" in broker.address else broker.address, broker.port)
             # What a signed answer says of the certificate is as good as having been told.
             fingerprint = fingerprint or (broker.fingerprint if broker.authentic else "")
         elif address:

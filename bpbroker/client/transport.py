@@ -9,16 +9,16 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bpbroker.client.address import BrokerAddress
 from bpbroker.client.http1 import Answer, AnswerReader, CutOff, NotHttp, request_bytes
 from bpbroker.client.pins import KnownBrokers
 from bpbroker.errors import CannotConnect, GaveUp, NotTrusted, UsageError
-from bpbroker.jointoken import shown_fingerprint
 
+TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
     import ssl
+    from typing import Final
 
 CONNECT_SECS: Final = 10.0
 """For one attempt to reach one address."""
@@ -33,15 +33,21 @@ class Interrupted(CannotConnect):
     """The connection ended after the request was sent: it may have been carried out, or not."""
 
 
-class Trust(NamedTuple):
-    """By what a server is recognised; with neither of the first three, by the pin of its first contact."""
+class Trust:
+    """By what a server is recognised; with none of these, by the pin of its first contact.
 
-    fingerprint: str = ""
-    """SHA-256 of its certificate, canonical."""
-    cacert: str = ""
-    """PEM file of the authorities that may have signed its certificate, whose names must fit, too."""
-    insecure: bool = False
-    """Take any certificate."""
+    Args:
+        fingerprint: SHA-256 of its certificate, canonical.
+        cacert: PEM file of the authorities that may have signed its certificate, whose names must fit, too.
+        insecure: take any certificate.
+    """
+
+    __slots__ = ("cacert", "fingerprint", "insecure")
+
+    def __init__(self, fingerprint: str = "", cacert: str = "", insecure: bool = False) -> None:
+        self.fingerprint = fingerprint
+        self.cacert = cacert
+        self.insecure = insecure
 
 
 class Deadline:
@@ -135,7 +141,7 @@ class Transport:
             sock.close()
 
     def _host_header(self) -> str:
-        return str(self.address._replace(host=self.address.host.partition("%")[0]))
+        return str(BrokerAddress(self.address.host.partition("%")[0], self.address.port))
 
     def _connect(self, deadline: Deadline) -> ssl.SSLSocket:
         context = self._context = self._context or self._make_context()
@@ -149,9 +155,10 @@ class Transport:
             raise
 
     def _dial(self, deadline: Deadline) -> socket.socket:
-        host, port = self.address
+        host, port = self.address.host, self.address.port
         try:
-            places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            # As bytes: the address is ASCII by now, and text would load the IDNA tables, 3 ms.
+            places = socket.getaddrinfo(_host_bytes(host), port, type=socket.SOCK_STREAM)
         except socket.gaierror as error:
             kind = NotReached if error.errno == socket.EAI_AGAIN else CannotConnect
             raise kind(f"The host name {host!r} cannot be looked up: {error.strerror}; check the address") from None
@@ -179,7 +186,7 @@ class Transport:
         import ssl
 
         raw.settimeout(deadline.remaining())
-        host = self.address.host.partition("%")[0]
+        host = _host_bytes(self.address.host.partition("%")[0])
         sock = context.wrap_socket(raw, server_hostname=host, do_handshake_on_connect=False)
         try:
             sock.do_handshake()
@@ -230,12 +237,25 @@ class Transport:
         found = hashlib.sha256(certificate or b"").hexdigest()
         expected = self._trust.fingerprint
         if expected and found != expected:
+            from bpbroker.jointoken import shown_fingerprint
+
             raise NotTrusted(
                 f"The certificate of {self.address} is not the expected one; nothing was sent. "
                 f"Expected SHA-256 {shown_fingerprint(expected)}, found {shown_fingerprint(found)}"
             )
         if not (expected or self._trust.cacert or self._trust.insecure):
             self._pins.check(str(self.address), found)
+
+
+def _host_bytes(host: str) -> bytes:
+    """Give a host as the resolver and TLS take it.
+
+    Raises:
+        UnicodeError: it is no name, such as with two dots in a row.
+    """
+    if not all(0 < len(label) < 64 for label in host.removesuffix(".").split(".")):
+        raise UnicodeError("label empty or too long")
+    return host.encode("ascii")
 
 
 def _receiver(sock: ssl.SSLSocket, deadline: Deadline) -> Callable[[int], bytes]:

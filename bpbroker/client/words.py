@@ -6,11 +6,12 @@ import os
 import sys
 from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Final, NamedTuple
 
-from bpbroker.client.discover import Credentials
 from bpbroker.errors import UsageError
-from bpbroker.jointoken import JoinToken, canonical_fingerprint, parse_token
+
+TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
+if TYPE_CHECKING:
+    from typing import Final
 
 DATA_MAX_BYTES: Final = 16 * 1024 * 1024
 """The most that a broker can be set to take."""
@@ -95,21 +96,8 @@ def _decoded(data: bytes, what: str) -> str:
         raise UsageError(f"{what} is not UTF-8 text") from None
 
 
-class Secrets(NamedTuple):
-    """What authenticates both sides."""
-
-    key: str
-    fingerprint: str
-    """Canonical, or empty."""
-
-    @property
-    def credentials(self) -> Credentials:
-        """The same for discovery."""
-        return Credentials(self.key, self.fingerprint)
-
-
-def secrets(given: Mapping[str, str | None], environ: Mapping[str, str] = os.environ) -> Secrets:
-    """Work out key and fingerprint: options before the environment, the more particular before the token.
+def secrets(given: Mapping[str, str | None], environ: Mapping[str, str] = os.environ) -> tuple[str, str]:
+    """Work out key and canonical fingerprint: options before the environment, the more particular before the token.
 
     Args:
         given: the options ``access_key``, ``access_key_file``, ``token`` and ``fingerprint``, None where absent.
@@ -120,21 +108,29 @@ def secrets(given: Mapping[str, str | None], environ: Mapping[str, str] = os.env
     """
     given_token = given.get("token")
     token_word = given_token or environ.get("BPBROKER_TOKEN", "")
-    token = parse_token(secret(token_word, "the join token")) if token_word else JoinToken("", "")
+    token_key = token_fingerprint = ""
+    if token_word:
+        from bpbroker.jointoken import parse_token
+
+        token_fingerprint, token_key = parse_token(secret(token_word, "the join token"))
     key = given.get("access_key")
     key_file = given.get("access_key_file")
     if key is not None:
         key = secret(key, "--access-key")
     elif key_file:
         key = secret_file(key_file, "--access-key-file")
-    elif given_token and token.key:
-        key = token.key
+    elif given_token and token_key:
+        key = token_key
     elif environ.get("BPBROKER_ACCESS_KEY"):
         key = secret(environ["BPBROKER_ACCESS_KEY"], "BPBROKER_ACCESS_KEY")
     else:
-        key = token.key
+        key = token_key
     fingerprint = given.get("fingerprint")
-    return Secrets(key, canonical_fingerprint(fingerprint) if fingerprint else token.fingerprint)
+    if fingerprint:
+        from bpbroker.jointoken import canonical_fingerprint
+
+        fingerprint = canonical_fingerprint(fingerprint)
+    return key, fingerprint or token_fingerprint
 
 
 def split_cols(arguments: Sequence[str], commands: Container[str], flags: Container[str]) -> Iterator[str]:
@@ -162,5 +158,14 @@ def split_cols(arguments: Sequence[str], commands: Container[str], flags: Contai
         if collecting:
             continue
         yield argument
-        if argument.startswith("-") and "=" not in argument and argument not in flags:
+        if argument.startswith("-") and _wants_next(argument, flags):
             yield from islice(rest, 1)
+
+
+def _wants_next(option: str, flags: Container[str]) -> bool:
+    """Whether the value of an option is the next word."""
+    if option.startswith("--"):
+        return "=" not in option and option not in flags
+    # Flags together, as in -qf json; the first letter that is none takes what is left of the word, as in -fjson.
+    valued = next((at for at in range(1, len(option)) if f"-{option[at]}" not in flags), 0)
+    return valued == len(option) - 1 > 0

@@ -23,7 +23,7 @@ from bpbroker.errors import UsageError
     ],
 )
 def test_an_address_is_understood(text: str, host: str, port: int) -> None:
-    assert parse_address(text) == (host, port)
+    assert parse_address(text) == BrokerAddress(host, port)
 
 
 @pytest.mark.parametrize(

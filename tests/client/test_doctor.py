@@ -31,7 +31,7 @@ def test_a_broker_that_is_well(broker: RunningBroker, tmp_path: Path) -> None:
     assert {finding.level for finding in found.values()} == {"ok"}, found
     assert {"TCP", "certificate", "expiry", "health", "clock", "access", "UDP"} == set(found)
     assert "not seen before" in found["certificate"].detail
-    assert not pins.path.exists()  # looking pins nothing
+    assert not (tmp_path / "pins").exists()  # looking pins nothing
     right = Trust(fingerprint=canonical_fingerprint(broker.note["fingerprint"]))
     assert "as expected" in look(broker, pins, right)["certificate"].detail
 

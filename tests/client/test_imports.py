@@ -2,56 +2,90 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests.client.fake_broker import FakeBroker, success
+
+ROOT = Path(__file__).parents[2]
 SERVER = {"pykka", "cherrypy", "cheroot", "OpenSSL", "cryptography", "sqlite3"}
 COSTLY = {
-    "http.client",
-    "email",
-    "urllib.request",
-    "asyncio",
-    "logging",
-    "tempfile",
-    "random",
-    "csv",
-    "ctypes",
-    "dataclasses",
+    *("click", "typing", "dataclasses", "contextlib", "pathlib", "ipaddress", "inspect", "threading", "logging"),
+    *("http.client", "email", "urllib", "asyncio", "tempfile", "random", "csv", "ctypes", "datetime", "encodings.idna"),
 }
 
 
-def loaded_by(code: str) -> set[str]:
+def loaded_by(code: str, *arguments: str) -> set[str]:
+    """Give what code loads in a Python that has loaded nothing, not even ``site``, and so finds only ours."""
+    begin = f"import sys; sys.path.insert(0, {str(ROOT)!r}); before = set(sys.modules)"
+    end = "print('loaded:', *(set(sys.modules) - before))"
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; before = set(sys.modules)\n{code}\nprint(*(set(sys.modules) - before))"],
+        [sys.executable, "-S", "-c", f"{begin}\n{code.format(end=end)}", *arguments],
+        env={name: text for name, text in os.environ.items() if name in ("BPBROKER_KNOWN_BROKERS", "SYSTEMROOT")},
         capture_output=True,
         text=True,
         check=True,
         timeout=60,
     )
-    return set(done.stdout.split())
+    return set(done.stdout.rpartition("loaded:")[2].split())
 
 
-@pytest.mark.parametrize("module", ["bpbroker.client", "bpbroker.client.cli"])
-def test_nothing_of_the_server_is_loaded(module: str) -> None:
-    loaded = loaded_by(f"import {module}")
-    assert {name.partition(".")[0] for name in loaded}.isdisjoint(SERVER)
-    ours = {name for name in loaded if name.startswith("bpbroker.") and not name.startswith("bpbroker.client")}
-    assert ours == {
-        "bpbroker.errors",
-        "bpbroker.entry",
-        "bpbroker.datagram",
-        "bpbroker.jointoken",
-        "bpbroker.interfaces",
+def ours(loaded: set[str]) -> set[str]:
+    return {name.removeprefix("bpbroker.") for name in loaded if name.startswith("bpbroker.")}
+
+
+@pytest.mark.parametrize("module", ["bpbroker.client", "bpbroker.client.api", "bpbroker.client.parser"])
+def test_nothing_that_a_call_may_not_need_is_loaded(module: str) -> None:
+    loaded = loaded_by(f"import {module}\n{{end}}")
+    assert loaded.isdisjoint({*SERVER, *COSTLY, "ssl"})
+    assert {name for name in ours(loaded) if not name.startswith("client")} <= {"errors", "entry"}
+
+
+def test_the_public_names_are_there_and_load_nothing_of_the_server() -> None:
+    names = "Broker, Client, Entry, Result, discover, discover_all"
+    loaded = loaded_by(f"from bpbroker.client import {names}\nassert callable(discover)\n{{end}}")
+    assert loaded.isdisjoint({*SERVER, "click", "ssl", "http", "email"})
+    assert {name for name in ours(loaded) if not name.startswith("client")} == {
+        *("errors", "entry", "datagram", "interfaces"),
     }
 
 
-def test_the_library_loads_nothing_that_a_call_does_not_need() -> None:
-    loaded = loaded_by("import bpbroker.client")
-    assert loaded.isdisjoint({*COSTLY, "click", "ssl", "threading"})
+# The process ends in os._exit, where this looks.
+ONE_SHOT = """
+import os
+def look(code):
+    {end}
+    sys.stdout.flush()
+    end(code)
+end, os._exit = os._exit, look
+from bpbroker.client.cli import main
+main()
+"""
 
 
-def test_the_command_line_loads_nothing_costly_of_its_own() -> None:
-    ours = loaded_by("import click\nbefore = set(sys.modules)\nimport bpbroker.client.cli")
-    assert ours.isdisjoint({*COSTLY, "ssl"})
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("service", "get", "--name", "foo"),
+        ("service", "get", "--name", "foo", "-fjson", "--cols", "a", "b"),
+        ("service", "register", "--name", "foo", "--data", '{"a": 1}'),
+        ("-q", "service", "list", "--keys"),
+    ],
+)
+def test_all_that_a_one_shot_call_loads(fake: FakeBroker, known_brokers: Path, words: tuple[str, ...]) -> None:
+    fake.answers = [success({"a": {"b": 1}} if "list" in words else {"a": 1})]
+    known_brokers.parent.mkdir()
+    known_brokers.write_text(f"{fake.address} SHA256:{fake.fingerprint}\n")
+    loaded = loaded_by(ONE_SHOT, "-b", fake.address, *words)
+    assert loaded.isdisjoint({*SERVER, *COSTLY})
+    assert "ssl" in loaded
+    assert ours(loaded) == {
+        *("errors", "entry", "client", "client.cli", "client.parser", "client.options", "client.words"),
+        *("client.commands", "client.session", "client.progress", "client.output", "client.address"),
+        *("client.api", "client.calls", "client.retry", "client.answers", "client.http1"),
+        *("client.transport", "client.pins"),
+    }

@@ -87,10 +87,10 @@ def test_where_the_file_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BPBROKER_KNOWN_BROKERS", raising=False)
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    assert default_path() == Path("/home/me/.config/bpbroker/known_brokers")
+    assert default_path() == "/home/me/.config/bpbroker/known_brokers"
     monkeypatch.setenv("XDG_CONFIG_HOME", "relative")
-    assert default_path() == Path("/home/me/.config/bpbroker/known_brokers")
+    assert default_path() == "/home/me/.config/bpbroker/known_brokers"
     monkeypatch.setenv("XDG_CONFIG_HOME", "/etc/me")
-    assert default_path() == Path("/etc/me/bpbroker/known_brokers")
+    assert default_path() == "/etc/me/bpbroker/known_brokers"
     monkeypatch.setenv("BPBROKER_KNOWN_BROKERS", "/x/y")
-    assert default_path() == Path("/x/y")
+    assert default_path() == "/x/y"

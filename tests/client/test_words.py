@@ -116,8 +116,8 @@ def test_secrets_from_files(tmp_path: Path) -> None:
     (tmp_path / "t").write_text(f"{TOKEN}\n")
     (tmp_path / "k").write_text("k\n")
     assert secrets({}, {"BPBROKER_TOKEN": f"@{tmp_path / 't'}"}) == ("from-token", FINGERPRINT)
-    assert secrets({"access_key_file": str(tmp_path / "k")}, {}).key == "k"
-    assert secrets({"access_key": f"@{tmp_path / 'k'}"}, {}).key == "k"
+    assert secrets({"access_key_file": str(tmp_path / "k")}, {})[0] == "k"
+    assert secrets({"access_key": f"@{tmp_path / 'k'}"}, {})[0] == "k"
 
 
 COMMANDS, FLAGS = frozenset(("service", "get", "ping")), frozenset(("--raw", "-q"))
@@ -134,6 +134,10 @@ COMMANDS, FLAGS = frozenset(("service", "get", "ping")), frozenset(("--raw", "-q
         ("-q --cols a ping", "-q --cols=a ping"),
         ("--name --cols x", "--name --cols x"),
         ("--raw --cols x", "--raw --cols=x"),
+        ("-fjson --cols x", "-fjson --cols=x"),
+        ("-qfjson --cols x", "-qfjson --cols=x"),
+        ("-qf --cols x", "-qf --cols x"),
+        ("- --cols x", "- --cols=x"),
         ("--data=1 --cols x", "--data=1 --cols=x"),
         ("-- --cols a b", "-- --cols a b"),
         ("--cols a -- b", "--cols=a -- b"),

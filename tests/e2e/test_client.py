@@ -177,6 +177,51 @@ def test_1_a_result_that_cannot_be_written(broker: RunningBroker) -> None:
     assert "Traceback" not in ended.stderr
 
 
+def test_1_nobody_reads_the_result(broker: RunningBroker) -> None:
+    broker.register("foo")
+    command = broker.command("bpbroker.client", "-q", "-b", here(broker), "service", "get", "--name", "foo")
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(
+        command, env=broker.environ, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    os.close(writing)
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+    assert "standard output" in ended.stderr
+    closed = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command],
+        env=broker.environ, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (closed.returncode, closed.stderr.count("\n")) == (1, 1)
+    assert "standard output is closed" in closed.stderr
+
+
+def test_1_help_that_cannot_be_written(tmp_path: Path) -> None:
+    broker = RunningBroker(tmp_path / "home")
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            broker.command("bpbroker.client", "--help"),
+            env=broker.environ, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False,
+        )  # fmt: skip
+    assert ended.returncode != 0
+
+
+def test_3_without_standard_error(broker: RunningBroker) -> None:
+    command = broker.command("bpbroker.client", "-q", "-b", here(broker), "service", "get", "--name", "nope")
+    ended = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", *command],
+        env=broker.environ, stdout=subprocess.PIPE, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (3, "")
+
+
+def test_a_large_result_comes_whole_through_a_pipe(broker: RunningBroker) -> None:
+    """The process ends without an orderly end; nothing that it has written is lost."""
+    data = "x" * 400_000
+    assert broker.call("/services/Register/", name="big", data=data).status == 200
+    assert value(broker.bpclient("service", "get", "--name", "big")) == f"{data}\n"
+
+
 def test_3_and_4_what_is_and_what_is_not_there(broker: RunningBroker) -> None:
     fails(broker.bpclient("service", "get", "--name", "foo"), 3, "not found")
     value(broker.bpclient("service", "register", "--name", "foo", "--data", "x"))

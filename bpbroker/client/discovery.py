@@ -8,11 +8,11 @@ import socket
 import time
 from typing import Any, Final, NamedTuple
 
+from bpbroker import DEFAULT_PORT
 from bpbroker.client.outlets import Outlets
 from bpbroker.client.responders import Broker, Responders
 from bpbroker.client.retry import pauses
 from bpbroker.datagram import (
-    DEFAULT_PORT,
     PLAIN_REPLY,
     Question,
     decode_answer,
