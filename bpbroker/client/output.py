@@ -50,18 +50,17 @@ def render(output: Output, form: str, cols: Sequence[str] = ()) -> bytes:
         cols: only these keys of every row, in this order.
 
     Raises:
-        UsageError: a shell could not hold it.
+        UsageError: a shell could not hold it, or JSON not.
     """
     rows = [_chosen(row, cols) for row in output.rows]
     if form == "text":
         return _line(json.dumps(rows[0])) if output.text is None else output.text
     if form == "json":
-        value = _chosen_value(output.value, cols)
-        return _line(json.dumps(value))
+        return _line(_strict_json(_chosen_value(output.value, cols)))
     if form in ("csv", "csv-noheader"):
         return _csv(rows, cols, header=form == "csv")
     lines = _assignments(rows, output.many, _POWERSHELL if form == "powershell" else _SHELL)
-    return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
+    return _utf8("".join(f"{line}\n" for line in lines))
 
 
 # --- what commands give ---
@@ -126,6 +125,7 @@ def of_body(body: bytes) -> Output:
     text = body.decode("utf-8", "replace")
     try:
         value = json.loads(body)
+        json.dumps(value, allow_nan=False)  # what Python takes for JSON, such as NaN, others do not
     except (ValueError, RecursionError):
         value = text
     if isinstance(value, dict):
@@ -145,8 +145,23 @@ def _one_line(text: str) -> str:
     return json.dumps(text) if any(character in "\t\n\r" for character in text) else text
 
 
+def _strict_json(value: Any) -> str:
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise UsageError("The answer has a number that is NaN or infinite, or is too deep, for json; use text") from None
+
+
 def _line(text: str) -> bytes:
-    return f"{text}\n".encode("utf-8", "surrogateescape")
+    return _utf8(f"{text}\n")
+
+
+def _utf8(text: str) -> bytes:
+    """Give text as bytes; half a surrogate pair, which only JSON can write, becomes a question mark."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace")
 
 
 def _chosen(row: Row, cols: Sequence[str]) -> Row:
@@ -186,7 +201,7 @@ def _csv(rows: Sequence[Row], cols: Sequence[str], *, header: bool) -> bytes:
     if header and columns:
         writer.writerow(columns)
     writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    return _utf8(text.getvalue())
 
 
 # --- shells ---
@@ -217,11 +232,15 @@ def _assignments(rows: Sequence[Row], many: bool, dialect: _Dialect) -> list[str
     registry: an entry must not be able to set ``PATH``.
     """
     variables: dict[str, Any] = {"bp_count": len(rows)} if many else {}
+    taken = set(variables)
     for number, row in enumerate(rows, 1):
         for key, value in row.items():
             name = ("bp_" + (f"{number}_" if many else "")) + _identifier(key)
-            if name in variables:
+            # PowerShell takes Role and role for one variable.
+            unique = name.lower() if dialect is _POWERSHELL else name
+            if unique in taken:
                 raise UsageError(f"Two keys would both be the variable {name}; choose one with --cols, or use json")
+            taken.add(unique)
             variables[name] = value
     return [dialect.assignment.format(name=name, value=_quoted(value, dialect)) for name, value in variables.items()]
 

@@ -60,6 +60,11 @@ OUTPUTS = {
     "body": output.of_body(b"001 h 10.0.0.7 k"),
     "body object": output.of_body(b'{"a": 1}'),
     "body list": output.of_body(b'[{"a": 1}, {"b": 2}]'),
+    "body no JSON": output.of_body(b'{"a": NaN}'),
+    "body infinite": output.of_body(b"[1e999]"),
+    "half a pair": output.of_entry(Entry({"_str": "\ud800"})),
+    "half a pair in an object": output.of_entry(Entry({"a": "\ud800"})),
+    "half a pair in a name": output.of_names(["\ud800"]),
     "body binary": output.of_body(b"\xff\x00"),
 }
 
@@ -70,7 +75,7 @@ def test_json_is_json_on_one_line_for_everything(name: str, cols: tuple[str, ...
     shown = text(OUTPUTS[name], "json", cols)
     assert shown.endswith("\n")
     assert "\n" not in shown[:-1]
-    json.loads(shown)
+    json.loads(shown, parse_constant=pytest.fail)
 
 
 @pytest.mark.parametrize("name", [name for name in OUTPUTS if name != "body binary"])
@@ -141,3 +146,21 @@ def test_powershells_other_quotes_are_doubled_too() -> None:
 def test_what_a_shell_cannot_hold_is_refused(form: str, entry: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="json"):
         render(output.of_entry(entry), form)
+
+
+def test_powershells_variables_know_no_case() -> None:
+    entry = output.of_entry({"Role": 1, "role": 2})
+    assert text(entry, "shell") == "bp_Role='1'\nbp_role='2'\n"
+    with pytest.raises(UsageError, match="bp_role"):
+        render(entry, "powershell")
+
+
+def test_half_a_surrogate_pair_is_a_question_mark_where_there_is_text() -> None:
+    for form, shown in (("text", "a?b\n"), ("csv-noheader", "a?b\n"), ("shell", "bp_str='a?b'\n")):
+        assert text(output.of_entry({"_str": "a\ud800b"}), form) == shown
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_json_never_has_a_number_that_is_none(number: float) -> None:
+    with pytest.raises(UsageError, match="NaN"):
+        render(output.of_entry({"a": number}), "json")
