@@ -71,6 +71,16 @@ def test_the_quickstart_runs_as_it_stands(tmp_path: Path) -> None:
     assert commands >= 10
 
 
+def test_what_it_shows_in_python_runs_as_it_stands(broker: RunningBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BPBROKER_KNOWN_BROKERS", str(broker.home / "known_brokers"))
+    section = README[README.index("## From Python") : README.index("## What it promises")]
+    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    broker.register("db", '{"role": "master"}')
+    assert "10.0.0.5:20443" in block
+    exec(block.replace("10.0.0.5:20443", f"127.0.0.1:{broker.port}"), {})  # noqa: S102 - our own README
+    assert broker.get("node-7").json["data"]["role"] == "replica"
+
+
 @pytest.mark.parametrize("module", ["bpbroker", "bpbroker.client"])
 def test_every_command_has_its_place(module: str) -> None:
     listed = subprocess.run(
