@@ -149,7 +149,9 @@ def _strict_json(value: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except (ValueError, RecursionError):
-        raise UsageError("The answer has a number that is NaN or infinite, or is too deep, for json; use text") from None
+        raise UsageError(
+            "The answer has a number that is NaN or infinite, or is too deep, for json; use text"
+        ) from None
 
 
 def _line(text: str) -> bytes:
