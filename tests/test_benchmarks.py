@@ -14,6 +14,7 @@ import pytest
 from tests.benchmarks.client import Failed, http_complete, pyro_complete, redis_complete
 
 ROOT = Path(__file__).parents[1]
+OWN = ("bpbroker", "hello on ours", "hello on cheroot")
 
 
 def test_quick_run_fills_every_row_of_ours(tmp_path: Path) -> None:
@@ -29,12 +30,15 @@ def test_quick_run_fills_every_row_of_ours(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     document = json.loads(kept.read_text())
-    assert [failure for failure in document["failures"] if failure["peer"] in ("bpbroker", "hello")] == []
+    assert [failure for failure in document["failures"] if failure["peer"] in OWN] == []
     rows = {cell["row"] for cell in document["cells"] if cell["peer"] == "bpbroker"}
     assert rows == {
         "durable writes, keep-alive",
         "reads, keep-alive",
         "one read per new TLS connection",
+        "calls of a trivial extension, keep-alive",
+        "reads, no extension hangs",
+        "reads, an extension hangs",
         "one read as a whole process",
         "discovery round trips",
         "durable writes at 10 entries",
@@ -44,7 +48,7 @@ def test_quick_run_fills_every_row_of_ours(tmp_path: Path) -> None:
         assert row in done.stdout
     assert all(cell["median"]["per_second"] > 0 for cell in document["cells"])
     assert document["memory_mib"]["bpbroker"] > 1
-    assert any(each["what"] == "reads, keep-alive, 1 at a time, against hello" for each in document["reach"])
+    assert any(each["what"] == "reads, keep-alive, 1 at a time, against hello on cheroot" for each in document["reach"])
 
 
 HTTP = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -17,11 +18,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep all figures there")
     parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds; its figures mean nothing")
+    parser.add_argument("--rows", default="", metavar="PART", help="only rows that have this in their name")
     parser.add_argument("--folder", type=Path, help="where all servers keep their data: on the disk that counts")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-", dir=chosen.folder) as folder:
         of = report.machine(Path(folder))
-        extent = rows.QUICK if chosen.quick else rows.FULL
+        extent = replace(rows.QUICK if chosen.quick else rows.FULL, part=chosen.rows)
         results = rows.measure(Path(folder), extent, lambda text: _line(sys.stderr, text))
     _line(sys.stdout, report.table(results, of))
     if chosen.json:

@@ -17,7 +17,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +32,11 @@ from tests.running import RunningBroker
 NAMES: Final = tuple(f"node-{number:04}" for number in range(1000))
 DATA: Final = json.dumps({"role": "replica", "address": "192.0.2.17", "note": "x" * 32})
 ROOT: Final = Path(__file__).parents[2]
+HANG_SECS: Final = 5.0
+"""Time limit of the extension that hangs."""
 _START_SECS: Final = 30.0
+_TRIVIAL: Final = "def Echo(rh):\n    rh.data = rh.qs['data']\n"
+_HANGING: Final = "import time\n\n\ndef Hang(rh):\n    while True:\n        time.sleep(60)\n"
 
 
 class Absent(Exception):
@@ -63,6 +69,8 @@ class Peer:
     writes: Sequence[bytes] = ()
     """Requests that write, one a name; empty if it cannot."""
     reads: Sequence[bytes] = ()
+    calls: Sequence[bytes] = ()
+    """Requests that run an extension; empty if it has none."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / self.name.replace(" ", "-")
@@ -140,16 +148,20 @@ class Peer:
 
 
 class Ours(Peer):
-    """A whole bpbroker with a fresh home, nothing configured."""
+    """A whole bpbroker with a fresh home and two extensions, one of which hangs."""
 
     name = "bpbroker"
     writes = tuple(https_post("/services/Replace/", {"name": name, "data": DATA}) for name in NAMES)
     reads = tuple(https_post("/services/Get/", {"name": name}) for name in NAMES)
+    calls = (https_post("/trivial/Echo/", {"data": "x"}),)
 
     def __init__(self, folder: Path, entries: int = 0) -> None:
         super().__init__(folder)
         extra = {f"other-{number:06}": json.loads(DATA) for number in range(entries)}
-        self.broker = RunningBroker(self.folder, {"services": extra})
+        sections = {"trivial": {}, "hanging": {"_timeout_secs": HANG_SECS}}
+        self.broker = RunningBroker(self.folder, {"services": extra, **sections})
+        (self.broker.lib / "trivial.py").write_text(_TRIVIAL)
+        (self.broker.lib / "hanging.py").write_text(_HANGING)
         # Warnings as errors are for tests; nobody runs it so.
         del self.broker.environ["PYTHONWARNINGS"]
 
@@ -165,21 +177,50 @@ class Ours(Peer):
         self.broker.kill()
         self.process = None
 
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Let an extension hang for the time of the block, which must be shorter than :data:`HANG_SECS`.
+
+        Raises:
+            Failed: it did not hang all that time.
+        """
+        with closing(self.broker.connect()) as hung:
+            began = time.monotonic()
+            hung.request("POST", "/hanging/Hang/", "{}", {"Content-Type": "application/json"})
+            yield
+            lasted = time.monotonic() - began
+            status = hung.getresponse().status  # the next hang begins with a process of its own
+        if status != HTTPStatus.GATEWAY_TIMEOUT or lasted > HANG_SECS:
+            raise Failed(f"the extension did not hang for the {lasted:.1f} s that were measured: {status}")
+
 
 class Hello(Peer):
     """Our server alone, with an application that does nothing."""
 
-    name = "hello"
+    name = "hello on ours"
     reads = Ours.reads
+    server = "ours"
 
     def version(self) -> str:
-        return "on our server"
+        return "an application that does nothing, on our server: shows what application, actor and registry cost"
 
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "tests.benchmarks.hello", str(self.port), str(self.cert), str(self.key)]
+        words = (self.server, str(self.port), str(self.cert), str(self.key))
+        return [sys.executable, "-m", "tests.benchmarks.hello", *words]
 
     def environ(self) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+
+
+class StockHello(Hello):
+    """The same on cheroot as it is, with our TLS as its adapter."""
+
+    name = "hello on cheroot"
+    server = "cheroot"
+
+    def version(self) -> str:
+        cheroot = importlib.metadata.version("cheroot")
+        return f"the same on a stock cheroot {cheroot} with our TLS: the limit that its server and threads set"
 
 
 class Etcd(Peer):
@@ -277,4 +318,4 @@ def _first_line(*words: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True, timeout=20).stdout.partition("\n")[0]
 
 
-ALL: Final[tuple[type[Peer], ...]] = (Ours, Hello, Etcd, Redis, Pyro)
+ALL: Final[tuple[type[Peer], ...]] = (Ours, StockHello, Hello, Etcd, Redis, Pyro)

@@ -22,8 +22,28 @@ from tests.benchmarks.peers import NAMES, Absent, Etcd, Ours, Peer
 WRITES: Final = "durable writes, keep-alive"
 READS: Final = "reads, keep-alive"
 CONNECTIONS: Final = "one read per new TLS connection"
+EXTENSION: Final = "calls of a trivial extension, keep-alive"
+CALM: Final = "reads, no extension hangs"
+HANGING: Final = "reads, an extension hangs"
 ONE_SHOT: Final = "one read as a whole process"
 DISCOVERY: Final = "discovery round trips"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Requests that are sent to every peer that takes them."""
+
+    name: str
+    requests: Callable[[Peer], Sequence[bytes]]
+    reconnect: bool = False
+
+
+ROWS: Final = (
+    Row(WRITES, lambda peer: peer.writes),
+    Row(READS, lambda peer: peer.reads),
+    Row(CONNECTIONS, lambda peer: peer.reads, reconnect=True),
+    Row(EXTENSION, lambda peer: peer.calls),
+)
 
 
 class Cell(NamedTuple):
@@ -46,6 +66,12 @@ class Extent:
     """Numbers of entries at which a write's cost is taken."""
     processes: int
     """How many whole processes make one figure."""
+    part: str = ""
+    """Only rows whose name has this in it are taken."""
+
+    def takes(self, row: str) -> bool:
+        """Whether a row is to be taken."""
+        return self.part in row
 
 
 FULL: Final = Extent(3, 2.0, (1, 16, 64), (10, 1_000, 100_000), 15)
@@ -82,10 +108,14 @@ def measure(folder: Path, extent: Extent, say: Callable[[str], None]) -> Results
         for number in range(extent.rounds):
             say(f"round {number + 1} of {extent.rounds}")
             _against_each_other(running, extent, results)
-            _one_shots(running, extent, results)
-            _discovery(running, extent, results)
+            _beside_a_hang(running, extent, results)
+            if extent.takes(ONE_SHOT):
+                _one_shots(running, extent, results)
+            if extent.takes(DISCOVERY):
+                _discovery(running, extent, results)
         results.memory_mib = {peer.name: peer.memory_mib() for peer in running}
-    _cost_of_entries(folder, extent, results, say)
+    if any(extent.takes(at_entries(entries)) for entries in extent.entries):
+        _cost_of_entries(folder, extent, results, say)
     return results
 
 
@@ -112,13 +142,30 @@ def _running(candidates: Iterable[Peer], results: Results, say: Callable[[str], 
 
 def _against_each_other(running: Sequence[Peer], extent: Extent, results: Results) -> None:
     """Take each row of each peer once, the peers in turn so that a noisy minute hits all of them."""
-    for row in (WRITES, READS, CONNECTIONS):
+    for row in ROWS:
+        if not extent.takes(row.name):
+            continue
         for clients in extent.clients:
             for peer in running:
-                requests = peer.writes if row == WRITES else peer.reads
+                requests = row.requests(peer)
                 if requests:
-                    job = peer.job(requests, clients, extent.secs, reconnect=row == CONNECTIONS)
-                    results.take(Cell(row, peer.name, clients), partial(run, job))
+                    job = peer.job(requests, clients, extent.secs, reconnect=row.reconnect)
+                    results.take(Cell(row.name, peer.name, clients), partial(run, job))
+
+
+def _beside_a_hang(running: Sequence[Peer], extent: Extent, results: Results) -> None:
+    """Read while an extension hangs, just after reading while none does."""
+    for peer in running:
+        if isinstance(peer, Ours) and (extent.takes(CALM) or extent.takes(HANGING)):
+            for clients in extent.clients:
+                job = peer.job(peer.reads, clients, extent.secs)
+                results.take(Cell(CALM, peer.name, clients), partial(run, job))
+                results.take(Cell(HANGING, peer.name, clients), partial(_hanging, peer, job))
+
+
+def _hanging(peer: Ours, job: Job) -> Outcome:
+    with peer.hanging():
+        return run(job)
 
 
 def _one_shots(running: Sequence[Peer], extent: Extent, results: Results) -> None:
