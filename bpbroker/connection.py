@@ -1,4 +1,4 @@
-"""One connection: its phases, and the requests and answers on it.
+"""One connection: its phases, and the bytes that come and go on it.
 
 It belongs to the selector's thread, but for the time in which a worker has it:
 from :attr:`Turn.WORKER` until the worker hands it back.
@@ -14,9 +14,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 from bpbroker import accesslog, exchange, responses, tls
-from bpbroker.exchange import Exchange
-from bpbroker.framing import Fields, Framer, Head, Rejected
-from bpbroker.responses import Later
+from bpbroker.framing import Framer, Rejected
+from bpbroker.serving import Answer, Serving
 
 if TYPE_CHECKING:
     from bpbroker.server import BrokerServer
@@ -29,8 +28,6 @@ _RECORDS_AT_ONCE: Final = 16
 _SEND_AT_ONCE: Final = 256 * 1024
 """What the selector's thread reads and sends for one connection before it looks at others."""
 _SLICE_BYTES: Final = 64 * 1024
-INLINE_BODY_BYTES: Final = 16 * 1024
-"""A request with a larger body goes to a worker: parsing it takes longer than handing it over."""
 _AHEAD_MAX_BYTES: Final = 64 * 1024
 """What a client may send ahead while its request is served."""
 _SLOWEST_BYTES_PER_SEC: Final = 32 * 1024
@@ -41,7 +38,6 @@ _LINGER_SECS: Final = 2.0
 _LINGER_BYTES: Final = 4 * 1024 * 1024
 _TLS_HANDSHAKE: Final = 0x16
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_NO_FIELDS: Final = Fields({}, 0, "", expects_continue=False)
 
 
 class Phase(Enum):
@@ -84,15 +80,9 @@ class Connection:
         """Whether a worker has it: set by the selector's thread, cleared by the worker."""
         self.deadline = time.monotonic() + server.handshake_secs
         self._server = server
-        self._address = (self.peer, int(address[1]))
+        self._serving = Serving(server, (self.peer, int(address[1])))
         self._stream: tls.Stream | None = None
         self._framer = Framer(server.limits)
-        self._request: tuple[Head, bytes] | None = None
-        self._environ_of = _NO_FIELDS
-        self._environ: dict[str, Any] = {}
-        self._exchange: Exchange | None = None
-        self._later: Later | None = None
-        self._later_deadline = 0.0
         self._unsent = memoryview(b"")
         self._keep_alive = False
         self._send_until = 0.0
@@ -114,8 +104,7 @@ class Connection:
     @property
     def held_bytes(self) -> int:
         """How much memory its client has it keep."""
-        request = self._request
-        return self._framer.held_bytes + len(self._unsent) + (len(request[1]) if request else 0)
+        return self._framer.held_bytes + len(self._unsent) + self._serving.held_bytes
 
     # --- the selector's thread ---
 
@@ -140,20 +129,18 @@ class Connection:
 
     def ask(self) -> None:
         """Ask for the answer that is owed; the others have been taken in too now."""
-        if self._later is not None:
-            self._later.begin(self.hand_back)
+        self._serving.ask(self.hand_back)
 
     def resume(self) -> Turn:
         """Go on after a worker, an actor, or the others have had their turn."""
         if self.phase is not Phase.SERVING:
             return self.move_on()
-        later = self._later
-        if later is None or not later.done:
+        if not self._serving.done:
             return Turn.READ if self._left_at is None else Turn.NOTHING
-        if later.heavy:
+        if self._serving.heavy:
             return Turn.WORKER
         try:
-            self._complete()
+            self._answer(self._serving.complete())
             return self._send()
         except (tls.Broken, OSError):
             return Turn.CLOSE
@@ -166,16 +153,12 @@ class Connection:
 
     def watch_over(self, now: float) -> None:
         """See that an answer that is owed does not keep the connection for ever, nor for a client that has gone."""
-        later = self._later
-        gone = self._left_at is not None and now >= self._left_at + _HALF_CLOSED_SECS
-        if later is not None and (gone or now >= self._later_deadline):
-            later.give_up()
+        left = self._left_at is not None and now >= self._left_at + _HALF_CLOSED_SECS
+        self._serving.watch_over(now, left=left)
 
     def stop(self) -> None:
         """Let a request that means to wait be answered now: the broker is stopping."""
-        later = self._later
-        if later is not None:
-            later.stop()
+        self._serving.stop()
 
     def shed(self) -> Turn:
         """Let go of what is kept for the client: the server keeps too much."""
@@ -185,8 +168,7 @@ class Connection:
 
     def close(self) -> None:
         """Say goodbye and close the socket."""
-        if self._later is not None:
-            self._later.give_up()
+        self._serving.give_up()
         if self._stream is not None and self.phase not in (Phase.HANDSHAKE, Phase.LINGERING):
             # cheroot sends no close_notify: OpenSSL 3 clients that read to the end then report an error.
             self._stream.say_goodbye()
@@ -239,8 +221,8 @@ class Connection:
                 self._stream.send(_CONTINUE)
             return None
         self.phase = Phase.SERVING
-        self._request = request
-        if len(request[1]) > INLINE_BODY_BYTES:
+        self._serving.take(request)
+        if self._serving.heavy:
             return Turn.WORKER
         return self._serve() or self._send()
 
@@ -325,8 +307,8 @@ class Connection:
     def work(self) -> None:
         """Serve the request, or complete its answer, in a worker's thread."""
         try:
-            if self._later is not None:
-                self._complete()
+            if self._serving.owed:
+                self._answer(self._serving.complete())
             elif self._serve() is not None:
                 return  # an actor owes the answer
             self._send_at_once()
@@ -338,51 +320,16 @@ class Connection:
         self._server.selecting.hand_back(self)
 
     def _serve(self) -> Turn | None:
-        """Run the application; None when there is an answer to send."""
-        request = self._request
-        if request is None:
-            return Turn.CLOSE
-        self._request = None
-        head, body = request
-        if head.fields is not self._environ_of:
-            self._environ_of = head.fields
-            self._environ = exchange.environ_of(head.fields, self._address, self._server.port)
-        current = self._exchange = Exchange(self._environ, head, body)
-        if self._server.selecting.stopping:
-            current.close_after()
-        try:
-            result = current.serve(self._server.wsgi_app)
-        except BaseException as error:  # noqa: BLE001 - SystemExit too: it would end the server's loop
-            self._failed(error)
-            return None
-        if isinstance(result, Later):
-            self._later_deadline = time.monotonic() + result.timeout_secs
-            self._later = result
+        """Serve the request; None when there is an answer to send."""
+        answer = self._serving.serve()
+        if answer is None:
             self._server.selecting.ask_soon(self)
             return Turn.READ
-        self._answer(result, keep_alive=current.keeps_alive)
+        self._answer(answer)
         return None
 
-    def _complete(self) -> None:
-        """Make the answer that was owed."""
-        later, current = self._later, self._exchange
-        self._later = None
-        if later is None or current is None:
-            raise tls.Broken
-        try:
-            content = current.answer((later.body(),))
-        except BaseException as error:  # noqa: BLE001 - as above
-            self._failed(error)
-        else:
-            self._answer(content, keep_alive=current.keeps_alive)
-
-    def _failed(self, error: BaseException) -> None:
-        logger.error("Error while serving %s", self.peer, exc_info=error)
-        self._answer(exchange.whole(responses.failure(500, "Internal error; see the broker's log")), keep_alive=False)
-
-    def _answer(self, content: bytes, *, keep_alive: bool) -> None:
-        self._exchange = None
-        self._keep_alive = keep_alive
+    def _answer(self, answer: Answer) -> None:
+        content, self._keep_alive = answer
         self._unsent = memoryview(content)
         self.deadline = time.monotonic() + self._server.request_secs
         self._send_until = self.deadline + len(content) / _SLOWEST_BYTES_PER_SEC

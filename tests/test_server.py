@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from bpbroker import config, connection, responses, selecting, tls
+from bpbroker import config, responses, selecting, serving, tls
 from bpbroker.errors import InUse, StartError
 from bpbroker.responses import Later, Response
 from bpbroker.server import BrokerServer, bind_tcp, raise_descriptor_limit
@@ -177,7 +177,7 @@ def test_pipelined_requests_are_answered_in_order_even_around_one_that_is_owed(s
 
 def test_what_is_quick_is_served_by_the_loop_and_what_is_large_by_a_worker(serve: Serve, app: App) -> None:
     server = serve()
-    large = b"x" * (connection.INLINE_BODY_BYTES + 1)
+    large = b"x" * (serving.INLINE_BODY_BYTES + 1)
     head = b"POST /%b HTTP/1.1\r\nContent-Length: %d\r\n\r\n"
     with client(server) as sock:
         for path, body in ((b"small", b"x"), (b"large", large), (b"small", b"y")):
