@@ -70,10 +70,10 @@ def _delete(parameters: Parameters, environ: Mapping[str, Any], _source: str, li
 
 def _get(parameters: Parameters, environ: Mapping[str, Any], _source: str, limits: Limits) -> Ask:
     name = parameters.name(limits.name_bytes)
-    wait = parameters.seconds("wait")
+    wait, local = parameters.seconds("wait"), _is_local(parameters)
     header = environ.get("HTTP_IF_NONE_MATCH")
     if header is None:
-        return Ask(messages.Get(name, wait), responses.entry, wait + _WAIT_SLACK_SECS, patient=wait > 0)
+        return Ask(messages.Get(name, wait, local=local), responses.entry, wait + _WAIT_SLACK_SECS, patient=wait > 0)
     # For a read, a tag that was made weak on its way still names what it did (RFC 9110, section 13.1.2).
     tags = tuple(tag.removeprefix("W/") for tag in _tags("If-None-Match", header))
     if wait and len(tags) > 1:
@@ -84,12 +84,31 @@ def _get(parameters: Parameters, environ: Mapping[str, Any], _source: str, limit
             return Response(304, b"", headers=(("ETag", record.etag),))
         return responses.entry(record)
 
-    return Ask(messages.Get(name, wait, tags[0]), show, wait + _WAIT_SLACK_SECS, patient=wait > 0)
+    return Ask(messages.Get(name, wait, tags[0], local), show, wait + _WAIT_SLACK_SECS, patient=wait > 0)
+
+
+def _is_local(parameters: Parameters) -> bool:
+    """Whether what this broker knows is enough; by default a read asks a shared registry.
+
+    Raises:
+        BadRequest: the parameter is something else, or goes with ``wait``.
+    """
+    consistency = parameters.text("consistency") or "strong"
+    if consistency not in ("strong", "local"):
+        raise BadRequest("The parameter consistency must be strong or local")
+    if consistency == "local" and parameters.seconds("wait"):
+        raise BadRequest("With wait, consistency must be strong")
+    return consistency == "local"
 
 
 def _list(parameters: Parameters, _environ: Mapping[str, Any], _source: str, _limits: Limits) -> Ask:
-    wait = parameters.seconds("wait")
-    message = messages.List(parameters.text("prefix") or "", parameters.count("count"), wait)
+    wait, local = parameters.seconds("wait"), _is_local(parameters)
+    prefix = parameters.text("prefix") or ""
+    try:
+        prefix.encode()
+    except UnicodeEncodeError:
+        raise BadRequest("The prefix is not valid UTF-8") from None
+    message = messages.List(prefix, parameters.count("count"), wait, local)
     return Ask(message, responses.entries, wait + _WAIT_SLACK_SECS, heavy=True, patient=wait > 0)
 
 

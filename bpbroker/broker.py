@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -29,6 +30,7 @@ from bpbroker.actors.extension import Extension
 from bpbroker.actors.guard import Guard
 from bpbroker.actors.healthcheck import Healthcheck
 from bpbroker.actors.registry import Registry
+from bpbroker.actors.shared_registry import SharedRegistry
 from bpbroker.daemon import in_background
 from bpbroker.errors import BpbrokerError, ConfigurationError
 from bpbroker.expiry import CertificateWatch
@@ -40,6 +42,8 @@ from bpbroker.prepare import prepare
 from bpbroker.server import BrokerServer
 from bpbroker.sources import Loaded
 from bpbroker.stores.embedded import EmbeddedStore
+from bpbroker.stores.etcd import EtcdStore
+from bpbroker.stores.gateway import EtcdOptions
 from bpbroker.stores.journal import journal_path
 
 logger = logging.getLogger("bpbroker")
@@ -106,14 +110,7 @@ class Broker:
 
     def _start_actors(self) -> None:
         own, settings = self._own, self._settings
-        journal = journal_path(own)
-        first = [self._prepared.loaded.entries]
-
-        def base() -> Any:
-            # The file was read a moment ago; a registry that takes a dead one's place reads it again.
-            return first.pop() if first else snapshot.read(own)[1]
-
-        self._start("registry", lambda: launch(Registry, lambda: EmbeddedStore(journal, base), self._settings))
+        self._start("registry", self._registry_factory())
         self._undo.callback(self._stop_actors)
         registry = self._addresses["registry"]
         self._start(
@@ -138,6 +135,27 @@ class Broker:
     def _tend(self) -> float:
         """Look after the healthcheck, which looks after all others."""
         return self._guard.look(time.monotonic(), schema.option(self._settings, "_global", "healthcheck_freq_sec"))
+
+    def _registry_factory(self) -> Callable[[], pykka.ActorRef[Any]]:
+        """Give what makes a registry actor: on the store that the configuration names when the broker starts."""
+        own, entries = self._own, self._prepared.loaded.entries
+        if config.shares_registry(self._settings):
+            if entries:
+                logger.warning(
+                    "The %d entries in %s are not used: the registry is in etcd."
+                    " bpbroker migrate --to etcd copies them there",
+                    len(entries),
+                    own,
+                )
+            options = EtcdOptions.of(self._settings)
+            return lambda: launch(SharedRegistry, lambda: EtcdStore(options), self._settings)
+        journal, registry_id, first = journal_path(own), secrets.token_hex(16), [entries]
+
+        def base() -> Any:
+            # The file was read a moment ago; a registry that takes a dead one's place reads it again.
+            return first.pop() if first else snapshot.read(own)[1]
+
+        return lambda: launch(Registry, lambda: EmbeddedStore(journal, base), self._settings, registry_id)
 
     def _start(self, name: str, factory: Callable[[], pykka.ActorRef[Any]]) -> ActorAddress:
         """Start an actor, see that it answers, and keep how to make another one."""
@@ -213,6 +231,8 @@ class Broker:
         pong = wait_for(self._addresses["registry"].ask(messages.Ping(), ASK_TIMEOUT_SECS), ASK_TIMEOUT_SECS)
         extensions = ", ".join(config.namespaces(self._settings)) or "none"
         logger.info("%s entries; extensions: %s", pong.figures["entries"], extensions)
+        if not pong.ok:
+            logger.warning("Not ready yet: %s", pong.detail)
         listen = self._settings["api"]["listen_ip"] or "all interfaces"
         logger.info(
             "bpbroker %s is ready: listening on %s, port %d (TCP and UDP); certificate SHA-256 %s; configuration %s",
@@ -284,9 +304,13 @@ class Broker:
         """
         if settings == self._settings and not again:
             return
-        fixed = [key for key in ("listen_ip", "listen_port") if settings["api"][key] != self._settings["api"][key]]
+        fixed = [
+            f"api.{key}" for key in ("listen_ip", "listen_port") if settings["api"][key] != self._settings["api"][key]
+        ]
+        if settings.get("_registry") != self._settings.get("_registry"):
+            fixed.append("_registry")
         if fixed:
-            logger.warning("api.%s takes effect at the next start", " and api.".join(fixed))
+            logger.warning("%s takes effect at the next start", " and ".join(fixed))
         self._settings = settings
         self._application.settings_changed(settings)
         if self._server is not None:

@@ -143,6 +143,11 @@ def namespaces(settings: Mapping[str, Any]) -> Iterator[str]:
             yield name
 
 
+def shares_registry(settings: Mapping[str, Any]) -> bool:
+    """Whether the registry is in a store that other brokers use as well, and not beside the file."""
+    return bool(settings.get("_registry", {}).get("store") == "etcd")
+
+
 def access_keys(settings: Mapping[str, Any], section: str) -> tuple[str, ...]:
     """Give the keys of which a request to this section must bring one; none means it is open."""
     value = settings.get(section, {}).get("_access_key", "")

@@ -94,6 +94,8 @@ class Record:
     """The entry, its two ``last_write_*`` keys included, as a JSON object in UTF-8."""
     etag: str
     """Strong entity tag with its quotes; a digest of ``json``."""
+    age_secs: float | None = None
+    """Of a local read: how long ago this was surely the newest state. None where it is now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,8 @@ class Get:
     name: str
     wait_secs: float = 0.0
     unless_etag: str | None = None
+    local: bool = False
+    """Give what this broker knows, without asking a shared store; the record then has its age."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,11 +177,17 @@ class List:
     prefix: str = ""
     at_least: int = 0
     wait_secs: float = 0.0
+    local: bool = False
+    """As for :class:`Get`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exists:
-    """Reply: True if the registry holds this name durably."""
+    """Reply: the id of the registry if it holds this name durably, else empty.
+
+    Brokers that share one registry give the same id. A broker that is cut off
+    from a shared registry gives none, so that clients find one that is not.
+    """
 
     name: str
 

@@ -24,14 +24,18 @@ _DATA = {
 }
 _WAIT = {"type": "number", "minimum": 0, "maximum": 600, "description": "Seconds to wait for it"}
 _COUNT = {"type": "integer", "minimum": 0, "description": "How many entries to wait for"}
+_CONSISTENCY = _text("local: what this broker knows is enough, with its age", enum=["strong", "local"])
 
 _PARAMETERS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "Register": ({"name": _NAME, "data": _DATA}, ["name", "data"]),
     "Replace": ({"name": _NAME, "data": _DATA}, ["name", "data"]),
     "Update": ({"name": _NAME, "data": _DATA}, ["name", "data"]),
     "Delete": ({"name": _NAME}, ["name"]),
-    "Get": ({"name": _NAME, "wait": _WAIT}, ["name"]),
-    "List": ({"prefix": _text("Only names that begin so"), "wait": _WAIT, "count": _COUNT}, []),
+    "Get": ({"name": _NAME, "wait": _WAIT, "consistency": _CONSISTENCY}, ["name"]),
+    "List": (
+        {"prefix": _text("Only names that begin so"), "wait": _WAIT, "count": _COUNT, "consistency": _CONSISTENCY},
+        [],
+    ),
     "Ping": ({"data": _DATA}, []),
 }
 

@@ -58,13 +58,20 @@ def success_with(data: Any) -> Response:
 
 def entry(record: Record) -> Response:
     """Give one entry with its tag."""
-    return Response(200, b"%b%b}" % (_SUCCESS, record.json), "", JSON_TYPE, (("ETag", record.etag),))
+    age = b"" if record.age_secs is None else _age(record.age_secs)
+    return Response(200, b"%b%b%b}" % (_SUCCESS, record.json, age), "", JSON_TYPE, (("ETag", record.etag),))
 
 
 def entries(records: tuple[Record, ...]) -> Response:
     """Give several entries as one object, in their order."""
     pairs = [b"%b: %b" % (json.dumps(item.name, ensure_ascii=False).encode(), item.json) for item in records]
-    return success(b"{%b}" % b", ".join(pairs))
+    age = _age(records[0].age_secs) if records and records[0].age_secs is not None else b""
+    return Response(200, b"%b{%b}%b}" % (_SUCCESS, b", ".join(pairs), age))
+
+
+def _age(secs: float) -> bytes:
+    """Give the member beside ``data`` that says how old a local read may be."""
+    return b', "age_secs": %.3f' % secs
 
 
 DELETED: Final = Response(200, b'{"success": true, "message": "Success"}')

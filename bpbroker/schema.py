@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from bpbroker.entry import DATA_MAX_BYTES, DEPTH_MAX, NAME_MAX_BYTES
 
@@ -83,6 +84,32 @@ def _texts(value: Any) -> str | None:
     return "must be a list of texts"
 
 
+def _endpoints(value: Any) -> str | None:
+    if isinstance(value, (list, tuple)) and value and all(_is_endpoint(item) for item in value):
+        return None
+    return 'must be a list of addresses such as "https://10.0.0.5:2379"'
+
+
+def _is_endpoint(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        parts = urlsplit(value)
+        return (
+            parts.scheme in ("https", "http")
+            and bool(parts.hostname)
+            and parts.port != 0
+            and not (parts.path.strip("/") or parts.query or parts.username)
+        )
+    except ValueError:
+        return False
+
+
+def _prefix(value: Any) -> str | None:
+    fits = isinstance(value, str) and value.strip("/") and value.isprintable() and len(value) <= 256
+    return None if fits else "must be text such as /bpbroker, of at most 256 characters"
+
+
 def _optional(check: Check) -> Check:
     return lambda value: None if value is None else check(value)
 
@@ -122,6 +149,14 @@ KNOWN: Final[Mapping[str, Mapping[str, Key]]] = {
     },
     "_registry": {
         "store": Key(_choice("embedded", "etcd"), "embedded", "where acknowledged writes live"),
+        "endpoints": Key(_endpoints, (), "where the etcd cluster's members listen for clients"),
+        "prefix": Key(_prefix, "/bpbroker", "what all keys of this registry begin with"),
+        "ca_cert": Key(_optional(_path), None, "certificate of the authority that signed the members', PEM"),
+        "client_cert": Key(_optional(_path), None, "our certificate for the cluster, PEM"),
+        "client_key": Key(_optional(_path), None, "its private key, PEM"),
+        "user": Key(_optional(_text), None, "user of the cluster"),
+        "password": Key(_optional(_text), None, "that user's password"),
+        "timeout_secs": Key(_number(0.5, 60, whole=False), 5, "time for one change or read, all endpoints together"),
     },
     "ping": {"_access_key": _ACCESS_KEY},
     "services": {"_access_key": _ACCESS_KEY},
@@ -168,10 +203,34 @@ def problems(document: Mapping[str, Any]) -> Iterator[str]:
             if fault:
                 shown = "" if key in ("_access_key", "password") else f" is {_shown(section[key])}"
                 yield f"{name}.{key}{shown}: {fault}"
+        if name == "_registry":
+            yield from _registry_problems(section, document.get("api"))
         if name == "services":
             for key, value in section.items():
                 if not key.startswith("_") and not isinstance(value, Mapping):
                     yield f"services.{key} is {_shown(value)}: an entry must be an object"
+
+
+ETCD_DATA_MAX_BYTES: Final = _MIB
+"""Largest entry in an etcd cluster, whose own limit for a request is 1.5 MiB."""
+
+
+def _registry_problems(section: Mapping[str, Any], api: Any) -> Iterator[str]:
+    """Give what does not fit together."""
+    if section.get("store") == "etcd":
+        if "endpoints" not in section:
+            yield '_registry.endpoints is missing: with the store etcd it must be a list of addresses such as "https://10.0.0.5:2379"'
+        largest = api.get("max_data_bytes", 0) if isinstance(api, Mapping) else 0
+        if isinstance(largest, int) and largest > ETCD_DATA_MAX_BYTES:
+            yield f"api.max_data_bytes is {largest}: with the store etcd it must be at most {ETCD_DATA_MAX_BYTES}"
+    for one, other in (
+        ("client_cert", "client_key"),
+        ("client_key", "client_cert"),
+        ("user", "password"),
+        ("password", "user"),
+    ):
+        if section.get(one) is not None and section.get(other) is None:
+            yield f"_registry.{other} is missing: it goes with _registry.{one}"
 
 
 def warnings(document: Mapping[str, Any]) -> Iterator[str]:

@@ -53,6 +53,8 @@ class ConfigStore(Actor):
         self._saved: Mapping[str, Any] = loaded.saved
         self._effective: Settings = loaded.effective
         self._registry = registry
+        self._kept = loaded.entries if config.shares_registry(loaded.effective) else None
+        """Entries that stay in the file as they are while the registry is somewhere else."""
         self._publish = publish
         self._problem = ""
         self._sequence = -1
@@ -81,7 +83,7 @@ class ConfigStore(Actor):
         if self.reply is not None:
             settle(self.reply, document)
         grown = document.sequence - self._sequence >= COMMITS_MAX
-        if grown and _stamp(self._sources.own) == self._seen:
+        if self._kept is None and grown and _stamp(self._sources.own) == self._seen:
             try:
                 self._write(document, gently=True)
             except Unavailable as error:
@@ -89,12 +91,25 @@ class ConfigStore(Actor):
         return DEFERRED
 
     def _save(self) -> None:
-        """Write the file, then let the journal forget what is in it."""
+        """Write the file, with all entries that live beside it."""
         if _stamp(self._sources.own) != self._seen:
             self._keep_edited()
-        self._write(self._document())
+        if self._kept is None:
+            self._write(self._document())
+        else:
+            self._write_file(Document(self._saved, self._kept, 0))
 
     def _write(self, document: Document, *, gently: bool = False) -> None:
+        """Write the file and let the journal forget what is in it."""
+        self._write_file(document, gently=gently)
+        self._sequence = document.sequence
+        forgotten = self._registry.ask(SnapshotSaved(document.sequence), SNAPSHOT_TIMEOUT_SECS)
+        try:
+            wait_for(forgotten, SNAPSHOT_TIMEOUT_SECS)
+        except Unavailable as error:  # the file is complete; a start replays the journal over it, harmlessly
+            logger.warning("The journal could not be emptied: %s", error)
+
+    def _write_file(self, document: Document, *, gently: bool = False) -> None:
         own = self._sources.own
         try:
             snapshot.write(own, document.settings, document.entries, gently=gently)
@@ -103,12 +118,6 @@ class ConfigStore(Actor):
             raise
         self._problem = ""
         self._seen = _stamp(own)
-        self._sequence = document.sequence
-        forgotten = self._registry.ask(SnapshotSaved(document.sequence), SNAPSHOT_TIMEOUT_SECS)
-        try:
-            wait_for(forgotten, SNAPSHOT_TIMEOUT_SECS)
-        except Unavailable as error:  # the file is complete; a start replays the journal over it, harmlessly
-            logger.warning("The journal could not be emptied: %s", error)
 
     def _keep_edited(self) -> None:
         """Keep what somebody wrote into the file while the broker ran: it is about to be overwritten."""

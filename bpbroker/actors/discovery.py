@@ -9,7 +9,6 @@ broker nothing, and clients ask again.
 from __future__ import annotations
 
 import logging
-import secrets
 import selectors
 import socket
 import threading
@@ -64,6 +63,7 @@ class _Held:
     """The registry holds the name that all of these ask for."""
 
     asked: tuple[_Asked, ...]
+    registry_id: str
 
 
 class Discovery(Actor):
@@ -74,7 +74,6 @@ class Discovery(Actor):
         registry: asked whether it holds a name.
         settings: the settings in force.
         fingerprint: of the certificate that the broker serves with, SHA-256.
-        registry_id: 32 hexadecimal digits, the same for all brokers that share one registry; random by default.
     """
 
     def __init__(
@@ -83,13 +82,11 @@ class Discovery(Actor):
         registry: Address,
         settings: Settings,
         fingerprint: str,
-        registry_id: str = "",
     ) -> None:
         super().__init__()
         self._sockets = list(sockets)
         self._registry = registry
         self._fingerprint = canonical_fingerprint(fingerprint)
-        self._registry_id = registry_id or secrets.token_hex(16)
         self._port: int = sockets[0].getsockname()[1]
         self._read = 0
         self._answered = 0
@@ -172,12 +169,12 @@ class Discovery(Actor):
             return None
         return "" if self._mode == "open" else None
 
-    def _when_known(self, asked: tuple[_Asked, ...]) -> Callable[[Future[bool]], None]:
+    def _when_known(self, asked: tuple[_Asked, ...]) -> Callable[[Future[str]], None]:
         """Give the callback; it runs in the registry's thread, so it only passes the news on."""
 
-        def tell(reply: Future[bool]) -> None:
+        def tell(reply: Future[str]) -> None:
             if not reply.cancelled() and reply.exception() is None and reply.result():
-                self.tell_self(_Held(asked))
+                self.tell_self(_Held(asked, reply.result()))
 
         return tell
 
@@ -189,7 +186,7 @@ class Discovery(Actor):
             own = _own_address(self._sender(asked.sock), asked.datagram.sender)
             if own is None:
                 continue
-            answer = Answer(self._registry_id, self._fingerprint, self._port, own)
+            answer = Answer(news.registry_id, self._fingerprint, self._port, own)
             self._send(asked.sock, signed_answer(asked.question, answer, asked.key), asked.datagram)
 
     def _send(self, heard_on: socket.socket, payload: bytes, datagram: Datagram) -> None:

@@ -6,6 +6,9 @@ already. That flush commits everything staged in one transaction, then the
 entries change and all callers are answered. What was decided on a staged
 state, a refusal too, is answered only when that state is durable; a ``Get`` of
 a staged name waits for the flush.
+
+What is different in a store that other brokers write to as well is in
+:mod:`bpbroker.actors.shared_registry`.
 """
 
 from __future__ import annotations
@@ -13,9 +16,9 @@ from __future__ import annotations
 import logging
 import time
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bpbroker import schema
@@ -40,17 +43,14 @@ from bpbroker.messages import (
     fail,
     settle,
 )
-from bpbroker.stores import Change, Conflict, Store
+from bpbroker.stores import Change, Conflict, Outcome, Store
 from bpbroker.writes import Write, outcome, record
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 8
-"""How often a write is decided again when a shared store turns out to hold something newer."""
-
 
 @dataclass(frozen=True, slots=True)
-class _Flush:
+class Flush:
     """The registry to itself: commit what is staged."""
 
 
@@ -67,14 +67,27 @@ class _Left:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pending:
-    """A write that was decided and waits for the flush."""
+class Asked:
+    """A write and where its answer goes."""
 
     message: Write
     reply: Future[Any] | None
-    verdict: Record | RequestError | None
-    """What to answer once the state that it was decided on is durable."""
-    attempt: int
+    attempt: int = 1
+    sure: bool = False
+    """Whether the entry's state was looked at in a shared store since the write came."""
+
+
+Verdict = Record | RequestError | None
+"""What to answer once the state that it was decided on is durable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one commit carries."""
+
+    decided: list[tuple[Asked, Verdict]]
+    staged: dict[str, Record | None]
+    """Name to the entry as it will be, None for no entry."""
 
 
 class Registry(Actor):
@@ -83,17 +96,19 @@ class Registry(Actor):
     Args:
         open_store: makes the store; called in the actor's thread.
         settings: the settings in force.
+        registry_id: 32 hexadecimal digits.
     """
 
-    def __init__(self, open_store: Callable[[], Store], settings: Settings) -> None:
+    def __init__(self, open_store: Callable[[], Store], settings: Settings, registry_id: str = "0" * 32) -> None:
         super().__init__()
         self._open_store = open_store
         self._store: Store
+        self._id = registry_id
         self._entries: dict[str, Record] = {}
         self._names: list[str] = []
         """The names in order: a narrow List must not look at all entries."""
         self._staged: dict[str, Record | None] = {}
-        self._batch: list[_Pending] = []
+        self._decided: list[tuple[Asked, Verdict]] = []
         self._behind: list[tuple[Get, Future[Any]]] = []
         self._waiting = Waiting()
         self._saved = 0
@@ -109,12 +124,12 @@ class Registry(Actor):
             Delete: self._write,
             Get: self._get,
             List: self._list,
-            Exists: lambda message: message.name in self._entries,
+            Exists: self._exists,
             Snapshot: self._snapshot,
             SnapshotSaved: self._snapshot_saved,
             SettingsChanged: lambda message: self._apply_settings(message.settings),
-            Wake: lambda _: self._expire(),
-            _Flush: lambda _: self._flush(),
+            Wake: lambda _: self._wake(),
+            Flush: lambda _: self._flush(),
             _Forget: lambda _: self._forget(),
             _Left: lambda message: self._waiting.remove(message.waiter),
         }
@@ -129,7 +144,7 @@ class Registry(Actor):
         """Commit what is staged, answer who waits, let go of the store."""
         if not hasattr(self, "_store"):  # it could not be opened
             return
-        while self._batch:
+        while self._decided:
             self._flush()
         while self._forgetting:  # no traffic any more that it could hold up
             self._forget()
@@ -140,12 +155,7 @@ class Registry(Actor):
     def status(self) -> Pong:
         """Give figures, and why writes fail if they do."""
         if isinstance(self._problem, StorageFull):
-            try:
-                self._store.probe()  # nobody may write for a while, but health shall see that there is space again
-            except Unavailable as error:
-                self._problem = error
-            else:
-                self._problem = None
+            self._probe()  # nobody may write for a while, but health shall see that there is space again
         figures = {
             "entries": len(self._entries),
             "waiting": len(self._waiting),
@@ -154,6 +164,14 @@ class Registry(Actor):
         }
         return Pong(ok=self._problem is None, detail=str(self._problem or ""), figures=figures)
 
+    def _probe(self) -> None:
+        try:
+            self._store.probe()
+        except Unavailable as error:
+            self._problem = error
+        else:
+            self._problem = None
+
     def _apply_settings(self, settings: Settings) -> None:
         self._max_waiting: int = schema.option(settings, "api", "max_waiting")
         self._max_data_bytes: int = schema.option(settings, "api", "max_data_bytes")
@@ -161,83 +179,86 @@ class Registry(Actor):
     # --- writes ---
 
     def _write(self, message: Write) -> Any:
-        self._decide(message, self.reply, attempt=1)
+        self._decide(Asked(message, self.reply))
         return DEFERRED
 
-    def _decide(self, message: Write, reply: Future[Any] | None, attempt: int) -> None:
+    def _decide(self, asked: Asked) -> None:
         """Decide what a write does to the state as it will be after all writes before it, and stage that."""
-        name = message.name
+        name = asked.message.name
         staged = name in self._staged
         current = self._staged[name] if staged else self._entries.get(name)
-        verdict: Record | RequestError | None
+        verdict: Verdict
         try:
-            verdict = outcome(message, current, time.time(), self._max_data_bytes)
+            verdict = outcome(asked.message, current, time.time(), self._max_data_bytes)
         except RequestError as error:
             if not staged:
-                _answer(reply, error)
+                self._change_nothing(asked, error)
                 return
             verdict = error
         else:
             if verdict is not None or current is not None:
                 self._staged[name] = verdict
             elif not staged:  # deleting what is not there changes nothing
-                _answer(reply, None)
+                self._change_nothing(asked, None)
                 return
-        if not self._batch:
-            self.tell_self(_Flush())
-        self._batch.append(_Pending(message, reply, verdict, attempt))
+        if not self._decided:
+            self.tell_self(Flush())
+        self._decided.append((asked, verdict))
+
+    def _change_nothing(self, asked: Asked, verdict: RequestError | None) -> None:
+        """Answer a write that changes nothing and was decided on a durable state."""
+        answer(asked.reply, verdict)
 
     def _flush(self) -> None:
         """Commit everything staged, then let it be seen and answer."""
-        batch, staged, behind = self._batch, self._staged, self._behind
-        self._batch, self._staged, self._behind = [], {}, []
-        failure: Unavailable | None = None
-        lost: set[str] = set()
+        batch, behind = self._take_batch(), self._behind
+        self._behind = []
+        changes = [Change(name, after.json if after else None) for name, after in batch.staged.items()]
         try:
-            lost = self._commit(staged)
-        except Unavailable as error:
-            failure = error
-        except Exception:  # whatever it is, everybody who waits must hear of it
-            logger.exception("The store failed in a way that it should not")
-            failure = StorageFailed("Whether this was changed is not known; the broker's log has the reason")
-            failure.outcome_known = False
+            outcomes = self._store.commit(changes) if changes else ()
+        except Exception as error:  # noqa: BLE001 - whatever it is, everybody who waits must hear of it
+            failure = failure_of(error)
+            self._committed(batch, [failure] * len(changes), failure)
+        else:
+            self._committed(batch, outcomes)
+        for message, reply in behind:
+            self._get_now(message, reply)
+
+    def _take_batch(self) -> Batch:
+        batch = Batch(self._decided, self._staged)
+        self._decided, self._staged = [], {}
+        return batch
+
+    def _committed(self, batch: Batch, outcomes: Sequence[Outcome], failure: Unavailable | None = None) -> None:
+        """Let what is durable now be seen, and answer; ``failure`` is of the whole commit."""
+        met: dict[str, Outcome] = {}
+        """What stood in the way of single changes."""
+        for (name, after), result in zip(batch.staged.items(), outcomes, strict=True):
+            if isinstance(result, (Unavailable, Conflict)):
+                met[name] = result
+                failure = failure or (result if isinstance(result, Unavailable) else None)
+            self._settle(name, after, result)
         if failure is None:
             self._problem = None
         elif isinstance(failure, (StorageFull, StorageFailed)):
             self._problem = failure
-        for pending in batch:
-            if failure is not None:
-                _answer(pending.reply, _refusal(failure, decided=not isinstance(pending.verdict, RequestError)))
-            elif pending.message.name in lost:
-                self._again(pending)
+        for asked, verdict in batch.decided:
+            what = met.get(asked.message.name)
+            if isinstance(what, Unavailable):
+                answer(asked.reply, refusal(what, decided=not isinstance(verdict, RequestError)))
+            elif isinstance(what, Conflict):
+                self._again(asked)
             else:
-                _answer(pending.reply, pending.verdict)
-        for message, reply in behind:
-            self._get_now(message, reply)
+                answer(asked.reply, verdict)
 
-    def _commit(self, staged: Mapping[str, Record | None]) -> set[str]:
-        """Make changes durable and visible; give the names for which the store holds something newer than we knew."""
-        changes = []
-        for name, after in staged.items():
-            before = self._entries.get(name)
-            changes.append(Change(name, after.json if after else None, before.etag if before else None))
-        if not changes:
-            return set()
-        lost = set()
-        for change, result in zip(changes, self._store.commit(changes), strict=True):
-            if isinstance(result, Conflict):
-                lost.add(change.name)
-                self._put(change.name, None if result.value is None else record(change.name, result.value))
-            else:
-                self._put(change.name, staged[change.name])
-        return lost
+    def _settle(self, name: str, after: Record | None, result: Outcome) -> None:
+        """Take what became of one change."""
+        if not isinstance(result, (Unavailable, Conflict)):
+            self._put(name, after)
 
-    def _again(self, pending: _Pending) -> None:
-        if pending.attempt < _ATTEMPTS:
-            self._decide(pending.message, pending.reply, pending.attempt + 1)
-        else:
-            changing = f"Entry '{pending.message.name}' changes too fast; nothing was changed"
-            _answer(pending.reply, Overloaded(changing))
+    def _again(self, asked: Asked) -> None:
+        """Decide a write again whose entry is not what was expected; without other writers this cannot be."""
+        raise AssertionError(asked.message.name)
 
     def _put(self, name: str, after: Record | None) -> None:
         """Let a durable change be seen, and wake who waited for it."""
@@ -259,23 +280,42 @@ class Registry(Actor):
 
     # --- reads ---
 
+    def _exists(self, message: Exists) -> str:
+        return self._id if message.name in self._entries else ""
+
+    def _age_secs(self) -> float:
+        """Give how old the entries in memory may be."""
+        return 0.0
+
     def _get(self, message: Get) -> Any:
         if self.reply is not None:
-            if message.name in self._staged:
+            if message.local:
+                self._get_local(message, self.reply)
+            elif message.name in self._staged:
                 self._behind.append((message, self.reply))
             else:
                 self._get_now(message, self.reply)
         return DEFERRED
+
+    def _get_local(self, message: Get, reply: Future[Any]) -> None:
+        found, age = self._entries.get(message.name), round(self._age_secs(), 3)
+        if found is None:
+            fail(reply, NotFound(f"{not_found(message.name)}; this was so {age:g} s ago"))
+        else:
+            settle(reply, replace(found, age_secs=age))
 
     def _get_now(self, message: Get, reply: Future[Any]) -> None:
         found = self._entries.get(message.name)
         if message.wait_secs > 0 and (found is None or found.etag == message.unless_etag):
             self._wait(message, reply, 0)
         else:
-            _answer(reply, found or _not_found(message.name))
+            answer(reply, found or not_found(message.name))
 
     def _list(self, message: List) -> Any:
         records = self._matching(message.prefix)
+        if message.local:
+            age = round(self._age_secs(), 3)
+            return tuple(replace(found, age_secs=age) for found in records)
         if len(records) >= message.at_least or message.wait_secs <= 0 or self.reply is None:
             return records
         self._wait(message, self.reply, len(records))
@@ -297,6 +337,9 @@ class Registry(Actor):
         # Called in the thread of whoever gives up.
         reply.add_done_callback(lambda done: self.tell_self(_Left(waiter)) if done.cancelled() else None)
 
+    def _wake(self) -> None:
+        self._expire()
+
     def _expire(self) -> None:
         """Answer who has waited long enough with what there is."""
         for waiter in self._waiting.expired(time.monotonic()):
@@ -304,13 +347,13 @@ class Registry(Actor):
                 settle(waiter.reply, self._matching(waiter.message.prefix))
             else:
                 name = waiter.message.name
-                _answer(waiter.reply, self._entries.get(name) or _not_found(name))
+                answer(waiter.reply, self._entries.get(name) or not_found(name))
         if len(self._waiting):
             self.wake_at(self._waiting.next_deadline())
 
     # --- snapshots ---
 
-    def _snapshot(self, _: Snapshot) -> SnapshotTaken:
+    def _snapshot(self, _: Snapshot) -> Any:
         return SnapshotTaken(_Entries(self._entries.copy(), self._names.copy()), self._store.sequence)
 
     def _snapshot_saved(self, message: SnapshotSaved) -> Any:
@@ -335,7 +378,7 @@ class Registry(Actor):
                 self._problem = error
         waiting, self._forgetting = self._forgetting, []
         for reply in waiting:
-            _answer(reply, failure and _refusal(failure, decided=True))
+            answer(reply, failure and refusal(failure, decided=True))
 
 
 class _Entries(Mapping[str, bytes]):
@@ -355,18 +398,30 @@ class _Entries(Mapping[str, bytes]):
         return len(self._names)
 
 
-def _not_found(name: str) -> NotFound:
+def not_found(name: str) -> NotFound:
+    """Give the error that there is no such entry."""
     return NotFound(f"Entry '{name}' not found")
 
 
-def _refusal(failure: Unavailable, *, decided: bool) -> Unavailable:
+def failure_of(error: BaseException) -> Unavailable:
+    """Give what a failed commit means to its writers."""
+    if isinstance(error, Unavailable):
+        return error
+    logger.error("The store failed in a way that it should not", exc_info=error)
+    failure = StorageFailed("Whether this was changed is not known; the broker's log has the reason")
+    failure.outcome_known = False
+    return failure
+
+
+def refusal(failure: Unavailable, *, decided: bool) -> Unavailable:
     """Give each caller an error of its own; a write that was refused anyway has certainly changed nothing."""
     result = type(failure)(str(failure) if decided else "Nothing was changed; a write before it could not be stored")
     result.outcome_known = failure.outcome_known or not decided
     return result
 
 
-def _answer(reply: Future[Any] | None, verdict: Record | BaseException | None) -> None:
+def answer(reply: Future[Any] | None, verdict: Record | BaseException | None) -> None:
+    """Give a request its answer or its error."""
     if reply is None:
         return
     if isinstance(verdict, BaseException):

@@ -3,14 +3,21 @@
 The registry decides what a write does; a store makes it last. Both stores
 behind this protocol give the same promise: when :meth:`Store.commit` returns
 an outcome that says so, the change survives a crash and a power cut.
+
+The registry is the only writer of an embedded store, so what it has in memory
+is the truth, and a commit is a matter of microseconds. A *shared* store has
+other writers: a commit may meet something newer, a read has to ask the store,
+and both may take long, so the registry has them done outside its own thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
+
+from bpbroker.errors import Unavailable
 
 
 class Anything(Enum):
@@ -30,28 +37,49 @@ class Change:
     name: str
     value: bytes | None
     """The entry as JSON in UTF-8; None deletes."""
-    expects: str | Anything | None = ANYTHING
-    """What must be there for the change to happen: an entity tag, None for no entry, or :data:`ANYTHING`."""
+    expects: int | Anything = ANYTHING
+    """The version that must be there for the change to happen, 0 for no entry, or :data:`ANYTHING`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
     """The change is durable."""
 
+    version: int = 0
+    """The entry's version from now on; of a deletion, the one from which on there is no entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a shared store held for a name at one moment."""
+
+    name: str
+    value: bytes | None
+    """The entry as JSON in UTF-8; None for no entry."""
+    version: int
+    """The entry's version, 0 for no entry. Versions of one store grow with every change."""
+    as_of: int
+    """The store's own version at that moment; not below ``version``."""
+    fault: str = ""
+    """Why what is there cannot be an entry: somebody else wrote it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
     """The change did not happen: something else is there."""
 
-    value: bytes | None
-    """What is there now; None for no entry."""
+    seen: Seen
 
 
-Outcome = Committed | Conflict
+Outcome = Committed | Conflict | Unavailable
+"""What became of one change; an error where it alone failed."""
 
 
 class Store(Protocol):
-    """A durable map of names to entries with one writer, or with compare-and-swap."""
+    """A durable map of names to entries."""
+
+    shared: ClassVar[bool]
+    """Whether there may be other writers; then it is a :class:`SharedStore`."""
 
     def load(self) -> Mapping[str, bytes]:
         """Give all entries; called once, before the first commit.
@@ -69,6 +97,7 @@ class Store(Protocol):
             StorageFull: nothing was changed; a later commit may work.
             StorageFailed: this and every later commit fails; ``outcome_known``
                 says whether the changes may be there after a restart.
+            Unavailable: a later commit may work; ``outcome_known`` as above.
         """
 
     @property
@@ -90,3 +119,71 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Let go of files and connections; nothing is lost by not calling it."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything that a shared store held at one version."""
+
+    entries: tuple[Seen, ...]
+    """Sorted by name; no absent ones."""
+    version: int
+    registry_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The watch on a shared store broke off: what follows is tried again and again."""
+
+    why: str
+
+
+News = State | tuple[Seen, ...] | Broken
+"""What a watch tells: everything anew, changes in their order (none: the watch is up), or that it broke off."""
+
+
+class SharedStore(Store, Protocol):
+    """A store with other writers. Every method may block for some seconds.
+
+    Of :meth:`commit`, of the reading methods together, and of :meth:`follow`
+    one may run at a time, each in a thread of its own.
+    """
+
+    @property
+    def registry_id(self) -> str:
+        """32 hexadecimal digits, the same for all brokers that share this registry; known once it is open."""
+
+    def open(self) -> State:
+        """Reach the store, see whether it can be used, and give what it holds.
+
+        Raises:
+            ConfigurationError: it refuses us, or holds what is not ours.
+            Unavailable: it does not answer.
+        """
+
+    def read(self, names: Sequence[str]) -> Sequence[Seen]:
+        """Give what it holds now for some names, at most :data:`READ_MAX` of them, in their order.
+
+        Raises:
+            Unavailable: it does not answer.
+        """
+
+    def scan(self, prefix: str = "") -> State:
+        """Give all entries whose names begin with ``prefix``, as they are at one version.
+
+        Raises:
+            Unavailable: it does not answer.
+        """
+
+    def check(self) -> None:
+        """Raise what a read would raise now."""
+
+    def follow(self, after: int | None, take: Callable[[News], None]) -> None:
+        """Tell all changes later than the version ``after`` until :meth:`close`; with None, everything first."""
+
+    def hurry(self) -> None:
+        """Be told that the store answers again: a watch that has broken off need not wait any longer."""
+
+
+READ_MAX = 100
+"""Names in one :meth:`SharedStore.read`."""

@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from bpbroker import backups
 from bpbroker.errors import ConfigurationError, DamagedFile, StorageFailed, StorageFull, Unavailable
@@ -48,6 +48,8 @@ class EmbeddedStore:
         journal: the SQLite file, named after its configuration file; made when it is not there.
         base: gives the entries that the configuration file holds.
     """
+
+    shared: ClassVar[bool] = False
 
     def __init__(self, journal: Path, base: Callable[[], Mapping[str, bytes]]) -> None:
         self._journal = journal
