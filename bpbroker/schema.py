@@ -85,7 +85,7 @@ def _texts(value: Any) -> str | None:
 
 
 def _endpoints(value: Any) -> str | None:
-    if isinstance(value, (list, tuple)) and value and all(_is_endpoint(item) for item in value):
+    if isinstance(value, (list, tuple)) and all(_is_endpoint(item) for item in value):
         return None
     return 'must be a list of addresses such as "https://10.0.0.5:2379"'
 
@@ -218,8 +218,9 @@ ETCD_DATA_MAX_BYTES: Final = _MIB
 def _registry_problems(section: Mapping[str, Any], api: Any) -> Iterator[str]:
     """Give what does not fit together."""
     if section.get("store") == "etcd":
-        if "endpoints" not in section:
-            yield '_registry.endpoints is missing: with the store etcd it must be a list of addresses such as "https://10.0.0.5:2379"'
+        if not section.get("endpoints"):
+            wanted = 'a list of addresses such as "https://10.0.0.5:2379"'
+            yield f"_registry.endpoints is missing: with the store etcd it must be {wanted}"
         largest = api.get("max_data_bytes", 0) if isinstance(api, Mapping) else 0
         if isinstance(largest, int) and largest > ETCD_DATA_MAX_BYTES:
             yield f"api.max_data_bytes is {largest}: with the store etcd it must be at most {ETCD_DATA_MAX_BYTES}"
@@ -242,6 +243,8 @@ def warnings(document: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{name} is not known; did you mean {close[0]}?"
         if not isinstance(section, Mapping):
             continue
+        if name == "_registry" and any(_crosses_network_in_clear(item) for item in section.get("endpoints") or ()):
+            yield "_registry.endpoints has http:// addresses: entries and password cross the network for all to read"
         known = keys_of(name)
         for key in section:
             if key in known or (name == "services" and not key.startswith("_")):
@@ -249,6 +252,13 @@ def warnings(document: Mapping[str, Any]) -> Iterator[str]:
             close = difflib.get_close_matches(key, known, 1, 0.8)
             if close:
                 yield f"{name}.{key} is not known; did you mean {name}.{close[0]}?"
+
+
+def _crosses_network_in_clear(endpoint: Any) -> bool:
+    if not _is_endpoint(endpoint):
+        return False
+    parts = urlsplit(endpoint)
+    return parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1")
 
 
 def _shown(value: Any) -> str:

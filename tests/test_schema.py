@@ -69,3 +69,35 @@ def test_option_gives_the_setting_or_its_default() -> None:
     assert schema.option({"api": {"workers": 7}}, "api", "workers") == 7
     assert schema.option({}, "api", "max_headers") == 100
     assert schema.option({"ossec": {}}, "ossec", "_timeout_secs") == 30
+
+
+def test_the_registry_on_etcd_needs_what_goes_together() -> None:
+    faults = "\n".join(
+        schema.problems(
+            {
+                "_registry": {"store": "etcd", "user": "broker", "client_key": "/key", "prefix": "/"},
+                "api": {"max_data_bytes": 4 * 1024 * 1024},
+            }
+        )
+    )
+    for part in ("_registry.endpoints is missing", "_registry.password is missing", "_registry.client_cert is missing",
+                 '_registry.prefix is "/"', "api.max_data_bytes is 4194304: with the store etcd"):  # fmt: skip
+        assert part in faults
+    assert len(faults.splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["10.0.0.5:2379", "ftp://h:1", "https://", "https://h:99999", "https://h/path", "https://u:p@h:1", 7, ""],
+)
+def test_an_endpoint_is_an_address(endpoint: object) -> None:
+    assert list(schema.problems({"_registry": {"endpoints": [endpoint]}}))
+
+
+def test_a_password_is_never_shown_and_clear_text_is_warned_of() -> None:
+    section = {"store": "etcd", "endpoints": ["http://10.0.0.5:2379"], "user": "u", "password": 7}
+    faults = list(schema.problems({"_registry": section}))
+    assert faults == ["_registry.password: must be text"]
+    assert any("http://" in warning for warning in schema.warnings({"_registry": section}))
+    loopback = {"_registry": {**section, "endpoints": ["http://127.0.0.1:2379", "https://10.0.0.5:2379"]}}
+    assert not list(schema.warnings(loopback))

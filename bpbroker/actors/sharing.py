@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bpbroker.actors.base import Actor, ActorAddress, launch
-from bpbroker.errors import BpbrokerError, Unavailable
+from bpbroker.errors import BpbrokerError, StorageFull, Unavailable
 from bpbroker.stores import READ_MAX, Broken, Change, Outcome, Seen, SharedStore, State
 
 logger = logging.getLogger(__name__)
+
+AWAY: Final = "The registry's store does not answer"
 
 CHECK_SECS: Final = 1.0
 """A store that nobody has used for so long is asked whether it is there."""
@@ -194,8 +196,8 @@ class Sharing:
         def settled(result: Any) -> None:
             if not isinstance(result, BaseException):
                 self._answered(begun)
-            elif isinstance(result, Unavailable):
-                self._failed(str(result))
+            elif isinstance(result, Unavailable) and not isinstance(result, StorageFull):
+                self._failed(str(result) if result.outcome_known else AWAY)
             take(result)
 
         reply = self._lanes[kind].ask(_Work(call), float("inf"))

@@ -162,9 +162,9 @@ class EtcdStore:
         """See :meth:`bpbroker.stores.Store.close`."""
         self._closing.set()
         self._again.set()
-        self._watcher.hang_up()
+        self._watcher.close()
         self._commits.tidy_up()
-        for gateway in (self._writer, self._reader, self._scanner, self._watcher):
+        for gateway in (self._writer, self._reader, self._scanner):
             gateway.close()
 
     # --- following ---

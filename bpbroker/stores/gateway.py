@@ -68,6 +68,9 @@ class EtcdOptions:
         )  # fmt: skip
 
 
+AWAY: Final = "The registry's etcd cluster does not answer"
+
+
 class Unreachable(Unavailable):
     """No endpoint answered as it should; ``outcome_known`` is False when one may have got the request."""
 
@@ -118,6 +121,7 @@ class Gateway:
         self._clients = [_client(endpoint, options) for endpoint in options.endpoints]
         self._current = 0
         self._stream: requests.Response | None = None
+        self._closed = False
         self._told: set[str] = set()
         """What went wrong and was logged, until something goes right again."""
 
@@ -158,7 +162,7 @@ class Gateway:
             if tried % len(self._clients) == 0:
                 time.sleep(min(_PAUSE_SECS, max(0.0, deadline - time.monotonic())))
             if time.monotonic() >= deadline:
-                error = Unreachable("The registry's etcd cluster does not answer")
+                error = Unreachable(AWAY)
                 error.outcome_known = not sent
                 raise error
 
@@ -208,6 +212,7 @@ class Gateway:
 
     def close(self) -> None:
         """Let go of all connections."""
+        self._closed = True
         self.hang_up()
         for client in self._clients:
             client.session.close()
@@ -237,7 +242,7 @@ class Gateway:
     def _tell(self, failure: _Failed) -> None:
         """Log once what is wrong with an endpoint: clients must not see addresses, operators must."""
         text = f"etcd at {self.endpoint}: {failure}"
-        if text not in self._told:
+        if text not in self._told and not self._closed:
             self._told.add(text)
             logger.warning("%s", text)
 
@@ -332,6 +337,7 @@ _REASONS: Final = (
     (("Connection refused", "ECONNREFUSED"), "nothing listens there"),
     (("No route", "unreachable"), "there is no way to it"),
     (("timed out", "Timeout"), "it does not answer"),
+    (("Connection aborted", "Connection broken", "IncompleteRead", "EOF occurred", "reset by peer"), "it broke off"),
     (("Name or service", "getaddrinfo", "resolve"), "its name is not known"),
 )
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from bpbroker import config, entry
+from bpbroker import config
 from bpbroker.actors import base
 from bpbroker.actors.registry import Registry
-from bpbroker.stores import ANYTHING, Change, Committed, Conflict, Outcome
+from bpbroker.actors.shared_registry import SharedRegistry
+from bpbroker.stores import Change, Committed, Conflict, News, Outcome, Seen, State
 
 
 class Ledger:
-    """A store in memory. A test may hold its commits, make them fail, and write to it behind the registry's back."""
+    """A store in memory. A test may hold its commits and make them fail."""
+
+    shared: ClassVar[bool] = False
 
     def __init__(self, entries: Mapping[str, bytes] | None = None) -> None:
         self.entries = dict(entries or {})
@@ -28,8 +31,6 @@ class Ledger:
         self.pieces = 1
         """How many calls of forget() one SnapshotSaved takes."""
         self.forgotten: list[int] = []
-        self.shared = False
-        """Whether it looks what a change expects to find."""
         self.closed = False
         self._may_commit = threading.Event()
         self._may_commit.set()
@@ -60,10 +61,6 @@ class Ledger:
         return [self._change(change) for change in changes]
 
     def _change(self, change: Change) -> Outcome:
-        there = self.entries.get(change.name)
-        tag = None if there is None else entry.etag(there)
-        if self.shared and change.expects is not ANYTHING and change.expects != tag:
-            return Conflict(there)
         if change.value is None:
             self.entries.pop(change.name, None)
         else:
@@ -81,6 +78,127 @@ class Ledger:
 
     def close(self) -> None:
         self.closed = True
+
+
+class SharedLedger:
+    """A shared store in memory. A test is another broker, and may make the store fail or keep its news back."""
+
+    shared: ClassVar[bool] = True
+    registry_id = "5" * 32
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.entries: dict[str, tuple[bytes, int]] = {}
+        self.version = 1
+        self.commits: list[tuple[str, ...]] = []
+        self.reads: list[tuple[str, ...]] = []
+        self.failures: list[BaseException] = []
+        """Raised by the next commits, one each."""
+        self.away: BaseException | None = None
+        """Raised by every call."""
+        self.before_commit: Callable[[], None] = lambda: None
+        self.before_read: Callable[[], None] = lambda: None
+        self.sequence = 0
+        self.figures: Mapping[str, Any] = {}
+        self.closed = threading.Event()
+        self.quiet = False
+        """Whether changes by :meth:`put` are not told."""
+        self._take: Callable[[News], None] | None = None
+
+    # --- as another broker ---
+
+    def put(self, name: str, value: bytes | None) -> None:
+        """Change an entry; the registry hears of it unless the ledger is :attr:`quiet`."""
+        with self.lock:
+            seen = self._put(name, value)
+            if self._take is not None and not self.quiet:
+                self._take((seen,))
+
+    def tell(self, news: News) -> None:
+        assert self._take is not None
+        self._take(news)
+
+    def _put(self, name: str, value: bytes | None) -> Seen:
+        self.version += 1
+        if value is None:
+            self.entries.pop(name, None)
+        else:
+            self.entries[name] = value, self.version
+        return self._seen(name)
+
+    def _seen(self, name: str) -> Seen:
+        value, version = self.entries.get(name, (None, 0))
+        fault = "" if value is None or value.startswith(b"{") else f"Entry '{name}' in etcd is no JSON object"
+        return Seen(name, value, version, self.version, fault)
+
+    # --- a store ---
+
+    def _check_away(self) -> None:
+        if self.away is not None:
+            raise self.away
+
+    def open(self) -> State:
+        return self.scan()
+
+    def load(self) -> Mapping[str, bytes]:
+        return {name: value for name, (value, _) in self.entries.items()}
+
+    def scan(self, prefix: str = "") -> State:
+        self._check_away()
+        with self.lock:
+            names = sorted(name for name in self.entries if name.startswith(prefix))
+            return State(tuple(self._seen(name) for name in names), self.version, self.registry_id)
+
+    def read(self, names: Sequence[str]) -> Sequence[Seen]:
+        self.before_read()
+        self._check_away()
+        with self.lock:
+            self.reads.append(tuple(names))
+            return [self._seen(name) for name in names]
+
+    def check(self) -> None:
+        self._check_away()
+
+    def probe(self) -> None:
+        self._check_away()
+
+    def commit(self, changes: Sequence[Change]) -> Sequence[Outcome]:
+        self.before_commit()
+        self._check_away()
+        if self.failures:
+            raise self.failures.pop(0)
+        with self.lock:
+            self.commits.append(tuple(change.name for change in changes))
+            self.version += 1
+            return [self._change(change) for change in changes]
+
+    def _change(self, change: Change) -> Outcome:
+        there = self._seen(change.name)
+        if change.expects != there.version:
+            return Conflict(there)
+        if change.value is None:
+            del self.entries[change.name]
+        else:
+            self.entries[change.name] = change.value, self.version
+        return Committed(self.version)
+
+    def follow(self, after: int | None, take: Callable[[News], None]) -> None:
+        self._take = take
+        if after is None:
+            while self.away is not None and not self.closed.wait(0.01):
+                pass
+            take(self.scan())
+        take(())
+        self.closed.wait()
+
+    def hurry(self) -> None:
+        pass
+
+    def forget(self, sequence: int) -> bool:
+        raise AssertionError(sequence)
+
+    def close(self) -> None:
+        self.closed.set()
 
 
 class Asked:
@@ -122,3 +240,14 @@ def registry(ledger: Ledger, run: Callable[..., Asked]) -> Iterator[Asked]:
     """A registry on :func:`ledger`."""
     yield run(Registry, lambda: ledger, config.freeze(config.DEFAULTS))
     ledger.release()
+
+
+@pytest.fixture
+def shared_ledger() -> SharedLedger:
+    return SharedLedger()
+
+
+@pytest.fixture
+def shared_registry(shared_ledger: SharedLedger, run: Callable[..., Asked]) -> Asked:
+    """A registry on :func:`shared_ledger`."""
+    return run(SharedRegistry, lambda: shared_ledger, config.freeze(config.DEFAULTS))

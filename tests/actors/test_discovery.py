@@ -38,7 +38,7 @@ class Registry:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
-        self.late: list[Future[bool]] | None = None
+        self.late: list[Future[str]] | None = None
         self.overloaded = False
         self.free = threading.Event()
         """While this is not set, who asks is kept waiting."""
@@ -50,11 +50,11 @@ class Registry:
             raise Overloaded("too many")
         self.asked.append(message.name)
         assert self.free.wait(20)
-        reply: Future[bool] = Future()
+        reply: Future[str] = Future()
         if self.late is not None:
             self.late.append(reply)
         else:
-            reply.set_result(message.name == "foo")
+            reply.set_result(REGISTRY if message.name == "foo" else "")
         return reply
 
     def tell(self, message: Any) -> None:
@@ -103,9 +103,7 @@ def run() -> Iterator[Callable[..., Running]]:
     def make(**sections: Any) -> Running:
         sockets = bind_udp("127.0.0.1", 0)
         registry = Registry()
-        address = ActorAddress(
-            "discovery", launch(Discovery, sockets, registry, settings(**sections), FINGERPRINT, REGISTRY)
-        )
+        address = ActorAddress("discovery", launch(Discovery, sockets, registry, settings(**sections), FINGERPRINT))
         client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         client.settimeout(20)
         undo.extend((lambda: address.stop(10), client.close, *(sock.close for sock in sockets)))
@@ -194,7 +192,7 @@ def test_a_slow_registry_does_not_keep_the_actor_from_its_ping(run: Callable[...
     running.client.sendto(plain_question("foo"), ("127.0.0.1", running.port))
     assert running.ask(ALIVE) == b"alive"
     assert wait_for(running.address.ask(Ping(), 10), 10).ok
-    running.registry.late[0].set_result(True)
+    running.registry.late[0].set_result(REGISTRY)
     assert running.client.recv(100) == PLAIN_REPLY
 
 

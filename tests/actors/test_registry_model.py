@@ -137,7 +137,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(name=NAMES)
     def get(self, name: str) -> None:
-        assert self.ask(Exists(name)) is (name in self.model.entries)
+        assert bool(self.ask(Exists(name))) is (name in self.model.entries)
         try:
             record = self.ask(Get(name))
         except NotFound:

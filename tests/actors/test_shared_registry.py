@@ -1,0 +1,329 @@
+"""The registry on a store that others write to: what is decided on old knowledge, and what is served without it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bpbroker.actors.sharing import Versions
+from bpbroker.errors import AlreadyExists, NotFound, Overloaded, PreconditionFailed, StorageFull, Unavailable
+from bpbroker.messages import Condition, Delete, Exists, Get, List, Ping, Register, Replace, Snapshot, Update
+from bpbroker.stores import Broken, Seen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.actors.conftest import Asked, SharedLedger
+
+IP = "10.0.0.1"
+
+
+def own(record: Any) -> Any:
+    value = json.loads(record.json)
+    return {key: value[key] for key in value if not key.startswith("last_write_")}
+
+
+def until(seen: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not seen():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def quiet(shared_ledger: SharedLedger, shared_registry: Asked) -> SharedLedger:
+    """A store whose changes by others the registry does not hear of."""
+    shared_registry(Ping())
+    shared_ledger.quiet = True
+    return shared_ledger
+
+
+# --- decided on old knowledge ---
+
+
+def test_each_operation_is_decided_on_what_is_there(quiet: SharedLedger, shared_registry: Asked) -> None:
+    shared_registry(Register("a", {"x": 1}, IP))
+    shared_registry(Register("b", {"x": 1}, IP))
+    quiet.put("a", b'{"x": 9, "z": 9}')
+    quiet.put("b", None)
+    quiet.put("c", b'{"other": true}')
+    assert own(shared_registry(Update("a", {"x": 2}, IP))) == {"x": 2, "z": 9}
+    assert own(shared_registry(Update("b", {"y": 2}, IP))) == {"y": 2}
+    with pytest.raises(AlreadyExists):
+        shared_registry(Register("c", {}, IP))
+    assert own(shared_registry(Get("c"))) == {"other": True}
+
+
+def test_a_refusal_is_never_given_on_old_knowledge(quiet: SharedLedger, shared_registry: Asked) -> None:
+    tag = shared_registry(Register("a", {"x": 1}, IP)).etag
+    quiet.put("a", None)
+    assert own(shared_registry(Register("a", {"x": 2}, IP))) == {"x": 2}
+    quiet.put("a", b"{}")
+    with pytest.raises(PreconditionFailed):
+        shared_registry(Replace("a", {}, IP, Condition(match=(tag,))))
+    quiet.put("new", b"{}")
+    assert shared_registry(Delete("new")) is None
+    assert "new" not in quiet.entries
+    quiet.put("new", b'{"n": 1}')
+    assert own(shared_registry(Replace("new", {"n": 2}, IP, Condition(match=("*",))))) == {"n": 2}
+
+
+def test_a_read_asks_the_store_and_a_local_one_does_not(quiet: SharedLedger, shared_registry: Asked) -> None:
+    shared_registry(Register("a", {"x": 1}, IP))
+    quiet.put("a", b'{"x": 2}')
+    local = shared_registry(Get("a", local=True))
+    assert own(local) == {"x": 1}
+    assert 0 <= local.age_secs < 60
+    quiet.put("b", b"{}")
+    assert [record.name for record in shared_registry(List(local=True))] == ["a"]
+    assert [record.name for record in shared_registry(List())] == ["a", "b"]
+    assert own(shared_registry(Get("a"))) == {"x": 2}
+    assert own(shared_registry(Get("a", local=True))) == {"x": 2}
+    quiet.put("a", None)
+    with pytest.raises(NotFound):
+        shared_registry(Get("a"))
+
+
+def test_reads_that_come_together_are_one_read(quiet: SharedLedger, shared_registry: Asked) -> None:
+    for name in "abc":
+        quiet.put(name, b"{}")
+    hold, begun = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        assert hold.wait(10)
+
+    quiet.before_read = wait
+    first = shared_registry.send(Get("a"))
+    assert begun.wait(10)
+    others = [shared_registry.send(Get(name)) for name in "abcab"]
+    hold.set()
+    for reply in (first, *others):
+        reply.result(10)
+    assert quiet.reads == [("a",), ("a", "b", "c")]
+
+
+def test_a_conflict_without_end_is_given_up(quiet: SharedLedger, shared_registry: Asked) -> None:
+    quiet.before_commit = lambda: quiet.put("a", b'{"n": %d}' % quiet.version)
+    with pytest.raises(Overloaded, match="changes too fast; nothing was changed"):
+        shared_registry(Update("a", {"x": 1}, IP))
+    assert len(quiet.commits) == 8
+
+
+# --- commits ---
+
+
+def test_writes_that_come_while_a_commit_runs_are_the_next_one(quiet: SharedLedger, shared_registry: Asked) -> None:
+    hold, begun = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        assert hold.wait(10)
+
+    quiet.before_commit = wait
+    first = shared_registry.send(Update("a", {"n": {"1": 1}}, IP))
+    assert begun.wait(10)
+    more = [
+        shared_registry.send(message)
+        for message in (Update("a", {"n": {"2": 2}}, IP), Register("b", {}, IP), Update("a", {"n": {"3": 3}}, IP))
+    ]
+    hold.set()
+    for reply in (first, *more):
+        reply.result(10)
+    assert own(more[-1].result(10)) == {"n": {"1": 1, "2": 2, "3": 3}}
+    assert len(quiet.commits) <= 3
+
+
+def test_an_uncertain_commit_is_said_and_those_behind_it_changed_nothing(
+    quiet: SharedLedger, shared_registry: Asked
+) -> None:
+    hold, begun = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        assert hold.wait(10)
+
+    quiet.before_commit = wait
+    lost = Unavailable("Whether this was changed is not known: no answer")
+    lost.outcome_known = False
+    quiet.failures.append(lost)
+    first = shared_registry.send(Replace("a", {}, IP))
+    assert begun.wait(10)
+    behind = [shared_registry.send(Replace(name, {}, IP)) for name in "ab"]
+    shared_registry(Ping())
+    hold.set()
+    with pytest.raises(Unavailable, match="not known") as caught:
+        first.result(10)
+    assert not caught.value.outcome_known
+    for reply in behind:
+        with pytest.raises(Unavailable, match="Nothing was changed") as refused:
+            reply.result(10)
+        assert refused.value.outcome_known
+    assert not shared_registry(Ping()).ok
+    quiet.before_commit = lambda: None
+    assert own(shared_registry(Replace("a", {"n": 1}, IP))) == {"n": 1}
+    assert shared_registry(Ping()).ok
+
+
+def test_a_store_without_space_is_told_until_it_has_some(quiet: SharedLedger, shared_registry: Asked) -> None:
+    quiet.failures.append(StorageFull("The etcd cluster's space is used up: nothing was changed"))
+    with pytest.raises(StorageFull):
+        shared_registry(Replace("a", {}, IP))
+    assert "space" in shared_registry(Ping()).detail
+    until(lambda: shared_registry(Ping()).ok)
+
+
+def test_stopping_answers_everybody(quiet: SharedLedger, shared_registry: Asked) -> None:
+    hold, begun = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        hold.wait(10)
+
+    quiet.before_commit = wait
+    first = shared_registry.send(Replace("a", {}, IP))
+    assert begun.wait(10)
+    behind = shared_registry.send(Replace("b", {}, IP))
+    waiting = shared_registry.send(Get("later", wait_secs=60))
+    until(lambda: shared_registry(Ping()).figures["waiting"] == 1)
+    threading.Timer(0.2, hold.set).start()
+    assert shared_registry.address.stop(10)
+    assert own(first.result(10)) == {}
+    for reply in (behind, waiting):
+        with pytest.raises(Unavailable, match="stopping"):
+            reply.result(10)
+    assert quiet.closed.is_set()
+
+
+# --- what others change ---
+
+
+def test_a_waiting_read_wakes_up_on_a_change_by_others(shared_ledger: SharedLedger, shared_registry: Asked) -> None:
+    waiting = shared_registry.send(Get("a", wait_secs=60))
+    many = shared_registry.send(List("n", at_least=2, wait_secs=60))
+    until(lambda: shared_registry(Ping()).figures["waiting"] == 2)
+    shared_ledger.put("a", b'{"x": 1}')
+    assert own(waiting.result(10)) == {"x": 1}
+    changed = shared_registry.send(Get("a", 60, waiting.result(10).etag))
+    until(lambda: shared_registry(Ping()).figures["waiting"] == 2)
+    shared_ledger.put("a", b'{"x": 2}')
+    assert own(changed.result(10)) == {"x": 2}
+    shared_ledger.put("n1", b"{}")
+    shared_ledger.put("n2", b"{}")
+    assert [record.name for record in many.result(10)] == ["n1", "n2"]
+
+
+def test_news_that_come_late_change_nothing(quiet: SharedLedger, shared_registry: Asked) -> None:
+    quiet.put("a", b'{"x": 1}')
+    old = Seen("a", b'{"x": 1}', quiet.version, quiet.version)
+    quiet.put("a", None)
+    with pytest.raises(NotFound):
+        shared_registry(Get("a"))
+    waiting = shared_registry.send(Get("a", wait_secs=60))
+    until(lambda: shared_registry(Ping()).figures["waiting"] == 1)
+    quiet.tell((old,))
+    until(lambda: len(quiet.reads) == 3)  # it was looked up instead of being believed
+    assert not waiting.done()
+    with pytest.raises(NotFound):
+        shared_registry(Get("a", local=True))
+
+
+def test_everything_is_taken_anew_after_a_gap(quiet: SharedLedger, shared_registry: Asked) -> None:
+    for name in ("gone", "kept"):
+        shared_registry(Register(name, {"n": 1}, IP))
+    waiting = shared_registry.send(Get("new", wait_secs=60))
+    until(lambda: shared_registry(Ping()).figures["waiting"] == 1)
+    quiet.tell(Broken("the history was compacted"))
+    quiet.put("gone", None)
+    quiet.put("kept", b'{"n": 2}')
+    quiet.put("new", b'{"n": 3}')
+    quiet.tell(quiet.scan())
+    assert own(waiting.result(10)) == {"n": 3}
+    assert {record.name: own(record) for record in shared_registry(List(local=True))} == {
+        "kept": {"n": 2},
+        "new": {"n": 3},
+    }
+
+
+def test_what_is_no_entry_is_told_and_left_alone(quiet: SharedLedger, shared_registry: Asked) -> None:
+    quiet.put("a", b"rubbish")
+    for message in (Get("a"), Replace("a", {}, IP), Delete("a")):
+        with pytest.raises(Unavailable, match="Entry 'a' in etcd is no JSON object"):
+            shared_registry(message)
+    assert quiet.entries["a"][0] == b"rubbish"
+    assert "no JSON object" in shared_registry(Ping()).detail
+    assert shared_registry(List()) == ()
+    quiet.put("a", b'{"good": 1}')
+    assert own(shared_registry(Get("a"))) == {"good": 1}
+    assert shared_registry(Ping()).ok
+
+
+# --- a store that is away ---
+
+
+def test_it_starts_without_its_store_and_serves_when_it_comes(
+    shared_ledger: SharedLedger, run: Callable[..., Asked]
+) -> None:
+    from bpbroker import config
+    from bpbroker.actors.shared_registry import SharedRegistry
+
+    shared_ledger.put("a", b"{}")
+    shared_ledger.away = Unavailable("nobody there")
+    registry = run(SharedRegistry, lambda: shared_ledger, config.freeze(config.DEFAULTS))
+    assert registry(Ping()).detail == "nobody there"
+    assert registry(Exists("a")) == ""
+    for message in (Get("a"), Get("a", local=True), List(), Replace("a", {}, IP), Snapshot()):
+        with pytest.raises(Unavailable, match="nobody there"):
+            registry(message)
+    shared_ledger.away = None
+    until(lambda: bool(registry(Ping()).ok))
+    assert registry(Exists("a")) == shared_ledger.registry_id
+    assert own(registry(Get("a"))) == {}
+
+
+def test_a_broker_that_is_cut_off_says_so_and_is_not_discovered(quiet: SharedLedger, shared_registry: Asked) -> None:
+    shared_registry(Register("a", {}, IP))
+    assert shared_registry(Exists("a")) == quiet.registry_id
+    quiet.away = Unavailable("cut off")
+    for message in (Get("a"), Replace("a", {}, IP), List()):
+        with pytest.raises(Unavailable, match="cut off"):
+            shared_registry(message)
+    assert shared_registry(Exists("a")) == ""
+    assert shared_registry(Ping()).detail == "cut off"
+    assert own(shared_registry(Get("a", local=True))) == {}
+    quiet.away = None
+    until(lambda: bool(shared_registry(Ping()).ok))  # nobody has to ask for anything
+    assert shared_registry(Exists("a"))
+
+
+def test_a_snapshot_is_of_the_store(quiet: SharedLedger, shared_registry: Asked) -> None:
+    shared_registry(Register("a", {}, IP))
+    quiet.put("b", b'{"by": "others"}')
+    taken = shared_registry(Snapshot())
+    assert dict(taken.entries)["b"] == b'{"by": "others"}'
+    assert shared_registry(Snapshot()).sequence == taken.sequence
+    shared_registry(Delete("b"))
+    assert shared_registry(Snapshot()).sequence > taken.sequence
+
+
+# --- versions ---
+
+
+def test_versions_tell_news_from_what_came_late() -> None:
+    versions = Versions()
+    assert versions.take(Seen("a", b"{}", 5, 5)) is True
+    assert versions.take(Seen("a", b"{}", 5, 9)) is False
+    assert versions.take(Seen("a", b"{}", 4, 4)) is False
+    assert versions.take(Seen("a", None, 0, 4)) is False
+    assert versions["a"] == 5
+    assert versions.take(Seen("a", None, 0, 7)) is True
+    assert versions["a"] == 0
+    assert versions.take(Seen("a", None, 0, 8)) is False
+    assert versions.take(Seen("a", b"{}", 6, 6)) is None  # before or after it was seen to be absent?
+    assert versions.take(Seen("b", b"{}", 3, 3)) is None
+    assert versions.take(Seen("b", b"{}", 3, 8)) is True
+    assert versions.newest == 7
