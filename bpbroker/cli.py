@@ -31,6 +31,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "backups": "state",
         "restore": "state",
         "check": "state",
+        "migrate": "migrate",
         "validate": "configuration",
         "doctor": "doctor",
     },

@@ -200,6 +200,21 @@ def _put(config_file: Path, settings: dict[str, Any], entries: dict[str, bytes])
     durable.sync_folder(journal.parent)
 
 
+def put(config_file: Path, settings: dict[str, Any], entries: dict[str, bytes]) -> Path | None:
+    """Put another state in the place of what is there, and keep that as a backup; the caller has the lock.
+
+    Raises:
+        DamagedFile, ConfigurationError: what is there cannot be read.
+        StorageFull, StorageFailed: something cannot be written.
+    """
+    try:
+        kept = _keep(config_file, state_of(config_file))
+        _put(config_file, settings, entries)
+    except OSError as error:
+        raise durable.storage_error(f"Cannot write {error.filename or config_file}", error) from None
+    return kept[0] if kept else None
+
+
 # --- check ---
 
 

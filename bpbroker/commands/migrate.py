@@ -1,0 +1,56 @@
+"""``bpbroker migrate``: the registry of a stopped broker moves to an etcd cluster, or back."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+from bpbroker.commands.scope import Scope, command, pass_scope
+from bpbroker.migration import migrate as move
+
+_STEP_SECS = 0.2
+_NAMES_SHOWN = 10
+
+
+class _Counter:
+    """Shows on a terminal how many entries have been copied."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+        self._last = 0.0
+
+    def __call__(self, done: int, of: int) -> None:
+        now = time.monotonic()
+        if self._shown and (done == of or now - self._last >= _STEP_SECS):
+            self._last = now
+            click.echo(f"\r{done} of {of} entries copied", err=True, nl=done == of)
+
+
+@command("migrate", short_help="Move the registry to etcd, or back")
+@click.option("--to", "target", type=click.Choice(("etcd", "embedded")), required=True, help="Where it shall be.")
+@click.option("--merge", is_flag=True, help="Let other entries that are there already stay as they are.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@pass_scope
+def migrate(scope: Scope, *, target: str, merge: bool, dry_run: bool) -> None:
+    """Copy all entries between the configuration file and the etcd cluster that `_registry` names, and use that.
+
+    Only while no broker runs on the file. What was copied is read back before
+    `_registry.store` is changed. It may be done again at any time: entries that
+    are there already, just so, are not copied twice. The file as it was is kept
+    as a backup.
+    """
+    scope.act_as_owner()
+    done = move(scope.sources(), target, merge=merge, dry_run=dry_run, tell=_Counter())
+    click.echo(f"entries copied: {done.copied}")
+    click.echo(f"there already: {done.same}")
+    shown = ", ".join(done.left[:_NAMES_SHOWN]) + (", …" if len(done.left) > _NAMES_SHOWN else "")
+    click.echo(f"left as they are there: {len(done.left)}" + (f" ({shown})" if done.left else ""))
+    if dry_run:
+        click.echo("Nothing was changed.", err=True)
+        return
+    if done.kept is not None:
+        click.echo(f"The file as it was is kept as {done.kept}", err=True)
+    where = "in etcd" if target == "etcd" else f"beside {scope.own}"
+    click.echo(f"The registry is {where} now; to start the broker: {scope.command_line('start')}", err=True)
