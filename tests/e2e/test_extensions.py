@@ -1,14 +1,16 @@
-"""Extensions through a real broker: cases A5, A6, A8, E1, E2, E5, E7, E8 and reload."""
+"""Extensions through a real broker: cases A5, A6, A8, E1 to E8 and reload."""
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.running import RunningBroker
@@ -33,6 +35,12 @@ def Crash(rh): os.kill(os.getpid(), signal.SIGSEGV)
 def Raise(rh): raise ValueError("canary-7391")
 def Split(rh):
     rh.status, rh.status_message = 418, "tea\\r\\nX-Bad: 1"
+def Eat(rh):
+    held = []
+    while True:
+        held.append(bytearray(1 << 20))
+def Set(rh): rh.data = eval(rh.qs["data"])
+def Status(rh): rh.status = rh.qs["data"]
 def Sockets(rh):
     names = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
     rh.data = [os.readlink(name) for name in names if os.path.exists(name)]
@@ -125,6 +133,73 @@ def test_no_header_is_injected_and_no_socket_inherited(make: Callable[..., Runni
     assert not [name for name in broker.request("/demo/Sockets").json if name.startswith("socket:")]
 
 
+def test_who_eats_memory_hurts_its_own_call_only(make: Callable[..., RunningBroker]) -> None:
+    broker = make(_memory_max_bytes=256 << 20)
+    assert broker.request("/demo/Test", data="x").status == 200
+    process = psutil.Process(broker.pid)
+    before = process.memory_info().rss
+    answer = broker.request("/demo/Eat", headers={"X-Request-Id": "hungry"})
+    assert (answer.status, "hungry" in answer.json["message"]) == (500, True)
+    assert process.memory_info().rss < before + (32 << 20)
+    assert "MemoryError" in broker.text
+    assert broker.request("/demo/Test", data="x").status == 200
+    unharmed(broker, broker.pid)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (None, "there is no demo.py in the lib folder"),
+        ("def Test(rh:\n", "it does not parse: '(' was never closed, line 1"),
+        (
+            "import nothing_of_this_name\ndef Test(rh): pass\n",
+            "it cannot be imported: ModuleNotFoundError of nothing_of_this_name, line 1",
+        ),
+        ("from os import nothing_like_it\ndef Test(rh): pass\n", "it cannot be imported: ImportError of os, line 1"),
+    ],
+)
+def test_why_a_module_cannot_be_used_is_in_log_and_health(
+    make: Callable[..., RunningBroker], source: str | None, reason: str
+) -> None:
+    broker = make()
+    (broker.lib / "demo.py").unlink()
+    if source is not None:
+        (broker.lib / "demo.py").write_text(source)
+    assert broker.bpbroker("reload").returncode == 0
+    for _ in range(3):
+        answer = broker.request("/demo/Test", data="x")
+        assert (answer.status, answer.json["message"]) == (401, "Unauthorized method")
+    (part,) = [
+        part for part in broker.request("/health", "GET").json["data"]["parts"] if part["name"] == "extension demo"
+    ]
+    assert (part["ok"], part["detail"]) == (False, reason)
+    assert f"The extension demo cannot be used: {reason}" in broker.text
+    listed = broker.bpbroker("extensions")
+    assert reason in listed.stdout
+    (broker.lib / "demo.py").write_text(MODULE)
+    assert broker.bpbroker("reload").returncode == 0
+    assert broker.request("/demo/Test", data="x").status == 200
+    unharmed(broker, broker.pid)
+
+
+def test_whatever_a_method_answers_with(make: Callable[..., RunningBroker]) -> None:
+    broker = make()
+    process = psutil.Process(broker.pid)
+    sent = {"None": b"", "b'\\xff\\x00'": b"\xff\x00", "{'a': [1, None]}": b'{"a": [1, null]}', "'ü'": "ü".encode()}
+    for value, body in sent.items():
+        answer = broker.request("/demo/Set", data=value)
+        assert (answer.status, answer.body) == (200, body)
+        assert answer.headers["Content-Length"] == str(len(body))
+    before = process.memory_info().rss
+    for method, value in (("Set", "b'x' * (100 << 20)"), ("Set", "object()"), ("Set", "7"), ("Status", "x")):
+        answer = broker.request(f"/demo/{method}", data=value)
+        assert (answer.status, answer.json["success"]) == (500, False), value
+        assert "the broker's log says more under" in answer.json["message"]
+    assert process.memory_info().rss < before + (32 << 20)
+    assert broker.request("/demo/Status", data="204").status == 204
+    unharmed(broker, broker.pid)
+
+
 def test_calls_beyond_the_queue_are_refused(make: Callable[..., RunningBroker]) -> None:
     broker = make(_queue_max=5)
     with ThreadPoolExecutor(100) as pool:
@@ -143,11 +218,36 @@ def test_a_changed_module_takes_effect_at_the_reload(make: Callable[..., Running
     (broker.lib / "demo.py").write_text(MODULE + "\ndef New(rh): rh.data = 'new'\n")
     done = broker.bpbroker("reload")
     assert done.returncode == 0, done.stderr
-    for _ in range(500):
-        if broker.request("/demo/New").status == 200:
-            break
-        time.sleep(0.02)
     assert broker.request("/demo/New").body == b"new"
+
+
+def test_reloads_and_new_sections_drop_no_request(make: Callable[..., RunningBroker]) -> None:
+    broker = make()
+    ended = threading.Event()
+
+    def go_on(path: str) -> list[int]:
+        statuses = []
+        while not ended.is_set():
+            statuses.append(broker.request(path, data="x", name="kept").status)
+        return statuses
+
+    with ThreadPoolExecutor(3) as pool:
+        traffic = [pool.submit(go_on, path) for path in ("/demo/Slow", "/other/Test", "/services/Replace/")]
+        try:
+            for number in range(5):
+                (broker.lib / "demo.py").write_text(f"{MODULE}\ndef New{number}(rh): rh.data = 'new'\n")
+                assert broker.bpbroker("reload").returncode == 0
+                assert broker.request(f"/demo/New{number}").body == b"new"
+                script = broker.home / f"late{number}.py"
+                script.write_text("def Hello(rh): rh.data = 'late'\n")
+                done = broker.bpbroker("install-extension", "--script", str(script), "--enable")
+                assert done.returncode == 0, done.stderr
+                assert broker.request(f"/late{number}/Hello").body == b"late"  # at once, not a moment later
+        finally:
+            ended.set()
+    for each in traffic:
+        assert len(each.result()) > 3
+        assert set(each.result()) == {200}
 
 
 def test_stopping_leaves_no_process(make: Callable[..., RunningBroker], tmp_path: Path) -> None:
