@@ -50,6 +50,8 @@ logger = logging.getLogger("bpbroker")
 
 START_TIMEOUT_SECS = 60.0
 ASK_TIMEOUT_SECS = 10.0
+SAVE_TIMEOUT_SECS = 45.0
+"""Adding settings writes the file with all entries; less than who asks for it waits."""
 LOOP_SILENT_SECS = 5.0
 """The server's loop goes round four times a second; after this long it is taken for stuck."""
 
@@ -86,6 +88,7 @@ class Broker:
         self._own = plan.sources.own
         self._undo = ExitStack()
         self._loop = MainLoop()
+        self._started = int(time.time())
         self._addresses: dict[str, messages.Address] = {"broker": self._loop}
         self._factories: dict[str, Callable[[], pykka.ActorRef[Any]]] = {}
         self._server: BrokerServer | None = None
@@ -245,16 +248,26 @@ class Broker:
         """Leave a note in the lock file for the local ``bpbroker`` command."""
         self._prepared.lock.describe(
             pid=os.getpid(), port=self._prepared.port, address=self._prepared.local_address, token=self._prepared.token,
-            fingerprint=tls.fingerprint(self._cert), started=int(time.time()), version=__version__,
+            fingerprint=tls.fingerprint(self._cert), started=self._started, version=__version__,
         )  # fmt: skip
 
     # --- events ---
 
-    def _take(self, event: Any) -> None:
+    def _take(self, event: Any) -> Any:
+        if isinstance(event, messages.ApplyConfiguration):
+            return self._add(event)
         if isinstance(event, messages.Reload):
             self._reload()
         elif isinstance(event, messages.SettingsChanged):
             self._apply(event.settings)
+        return None
+
+    def _add(self, message: messages.ApplyConfiguration) -> messages.Applied:
+        """Have settings added; when this is over clients can call the extensions that are enabled by it."""
+        reply = self._addresses["config store"].ask(message, SAVE_TIMEOUT_SECS)
+        applied: messages.Applied = wait_for(reply, SAVE_TIMEOUT_SECS)
+        self._apply(self._loaded.effective)
+        return applied
 
     # --- reload ---
 

@@ -27,7 +27,7 @@ CONTROL: Final[Mapping[str, _Action]] = {
     "Reload": _simple("broker", messages.Reload),
     "Stop": _simple("broker", messages.Stop),
     "ApplyConfiguration": lambda document: (
-        "config store",
+        "broker",  # which asks the config store, and answers when all parts work by it
         Ask(messages.ApplyConfiguration(document), _show, 60.0, heavy=True),
     ),
 }

@@ -25,6 +25,8 @@ class Installed:
     namespace: str
     path: Path
     """The module, or the package's folder, in the lib folder."""
+    changed: bool
+    """False when the very same was there already; then nothing was done."""
     modules: tuple[ExtensionRecord, ...]
     """The namespaces that it brings, with their methods; a section of that name enables one."""
     kept: Path | None
@@ -55,13 +57,17 @@ def install(script: Path, lib: Path) -> Installed:
     if problem:
         raise UsageError(f"{script.name} cannot be installed: {problem}")
     files = list(_checked(script)) if package else [_checked_file(script)]
+    there = lib / f"{namespace}{'' if package else '.py'}"
+    if _is_same(script, files, there):
+        # Installed again, say with --enable: the older version that is kept must not be lost to a copy of this one.
+        return Installed(namespace, there, False, tuple(_brought(namespace, files, lib)), None)
     try:
         path, kept = _put(script, files, lib, f"{namespace}{'' if package else '.py'}")
     except OSError as error:
         raise ConfigurationError(
             f"{script.name} was not installed: {error.filename or lib}: {error.strerror or error}"
         ) from None
-    return Installed(namespace, path, tuple(_brought(namespace, files, lib)), kept)
+    return Installed(namespace, path, True, tuple(_brought(namespace, files, lib)), kept)
 
 
 def uninstall(namespace: str, lib: Path) -> tuple[Path, ...]:
@@ -72,9 +78,10 @@ def uninstall(namespace: str, lib: Path) -> tuple[Path, ...]:
         NotFound: it is not there.
         ConfigurationError: it cannot be removed.
     """
-    if "." in namespace:
+    problem = name_problem(namespace)
+    if "." in namespace and not problem:
         raise UsageError(f"{namespace} is part of a package; uninstall {namespace.partition('.')[0]}")
-    names = () if name_problem(namespace) else (namespace, f"{namespace}.py")
+    names = () if problem else (namespace, f"{namespace}.py")
     there = [lib / name for name in names if os.path.lexists(lib / name)]
     if not there:
         raise NotFound(f"{lib} has no extension {namespace}")
@@ -137,6 +144,16 @@ def _checked_file(path: Path) -> Path:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}; nothing was installed") from None
     return path
+
+
+def _is_same(source: Path, files: list[Path], target: Path) -> bool:
+    """Whether the lib folder has these very files under this name, and no others."""
+    if target.is_symlink() or any(path.is_symlink() for path in target.rglob("*")):
+        return False
+    if not source.is_dir():
+        return target.is_file() and source.read_bytes() == target.read_bytes()
+    there = {path.relative_to(target) for path in target.rglob("*") if path.is_file()}
+    return there == set(files) and all((source / path).read_bytes() == (target / path).read_bytes() for path in files)
 
 
 # --- putting it there ---

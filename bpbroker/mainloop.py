@@ -61,11 +61,11 @@ class MainLoop:
         if hasattr(signal, "SIGHUP"):
             handle(signal.SIGHUP, lambda *_: self.tell(messages.Reload()))
 
-    def serve(self, take: Callable[[Any], None], well: Callable[[], bool], tend: Callable[[], float]) -> None:
+    def serve(self, take: Callable[[Any], Any], well: Callable[[], bool], tend: Callable[[], float]) -> None:
         """Take events until one says stop.
 
         Args:
-            take: does what an event asks for; what it raises is logged and told to who asked.
+            take: does what an event asks for and gives the reply; what it raises is logged and told to who asked.
             well: whether to tell systemd's watchdog that all is well.
             tend: looks after what nobody else does; gives the seconds until it has to be called again.
         """
@@ -88,9 +88,9 @@ class MainLoop:
             self._take(event, reply, take)
 
     @staticmethod
-    def _take(event: Any, reply: Future[Any], take: Callable[[Any], None]) -> None:
+    def _take(event: Any, reply: Future[Any], take: Callable[[Any], Any]) -> None:
         try:
-            take(event)
+            result = take(event)
         except BpbrokerError as error:
             logger.error("%s", error)  # noqa: TRY400 - meant for the operator, who needs no traceback
             messages.fail(reply, error)
@@ -98,4 +98,4 @@ class MainLoop:
             logger.exception("Error in the main loop")
             messages.fail(reply, error)
         else:
-            messages.settle(reply, None)
+            messages.settle(reply, result)

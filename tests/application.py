@@ -74,6 +74,7 @@ class Broker:
         self.healthcheck = Address("healthcheck")
         self.backup = Address("backup")
         self.store = Address("config store")
+        self.loop = Address("broker")
         named = {
             "registry": self.registry,
             "extension ossec": self.ossec,
@@ -81,6 +82,7 @@ class Broker:
             "healthcheck": self.healthcheck,
             "backup": self.backup,
             "config store": self.store,
+            "broker": self.loop,
         }
         self.application = Application(config.freeze(settings), named, TOKEN)
 

@@ -287,11 +287,11 @@ def test_the_local_command_is_let_in_by_its_token_alone(broker: Broker) -> None:
     assert broker.call("/_control/Backups", "GET", AUTHORIZATION=f"Bearer {TOKEN}").status == 405
 
 
-def test_a_document_is_handed_to_the_config_store(broker: Broker) -> None:
-    broker.store.outcome = messages.Applied(("a.b",), ())
+def test_a_document_is_handed_to_the_main_loop(broker: Broker) -> None:
+    broker.loop.outcome = messages.Applied(("a.b",), ())
     answer = broker.call("/_control/ApplyConfiguration", body=b'{"a": {"b": 1}}', AUTHORIZATION=f"Bearer {TOKEN}")
     assert answer.json["data"] == {"added": ["a.b"], "kept": []}
-    assert broker.store.asked == [messages.ApplyConfiguration({"a": {"b": 1}})]
+    assert broker.loop.asked == [messages.ApplyConfiguration({"a": {"b": 1}})]
     for body in (b"[]", b"{", b"\xff", b'{"a": 1, "a": 2}'):
         assert broker.call("/_control/ApplyConfiguration", body=body, AUTHORIZATION=f"Bearer {TOKEN}").status == 400
 

@@ -55,6 +55,24 @@ def test_one_older_version_is_kept(work: Path, lib: Path) -> None:
     assert content(lib) == {"hello.py": f"{SOURCE}# 2\n".encode(), "hello.py.old": f"{SOURCE}# 1\n".encode()}
 
 
+def test_the_same_again_changes_nothing(work: Path, lib: Path) -> None:
+    """Else the version before would be lost to a copy of the present one."""
+    script(work, "pkg/__init__.py", "")
+    for number in range(2):
+        script(work, "pkg/one.py", f"{SOURCE}# {number}\n")
+        for path in (script(work, source=f"{SOURCE}# {number}\n"), work / "pkg"):
+            assert install(path, lib).changed
+    before = content(lib)
+    for path in (work / "hello.py", work / "pkg"):
+        again = install(path, lib)
+        assert (again.changed, again.kept) == (False, None)
+        assert [record.methods for record in again.modules] == [("Hello",)]
+    assert content(lib) == before
+    script(lib, "pkg/more.py")
+    assert install(work / "pkg", lib).changed
+    assert (lib / "pkg.old" / "more.py").exists()
+
+
 def test_a_package(work: Path, lib: Path) -> None:
     script(work, "pkg/__init__.py", "")
     script(work, "pkg/one.py")
@@ -201,15 +219,15 @@ def test_a_package_of_endless_size_is_refused(work: Path, lib: Path, monkeypatch
 
 
 def test_uninstall(work: Path, lib: Path) -> None:
-    for _ in range(2):
-        install(script(work), lib)
+    for number in range(2):
+        install(script(work, source=f"{SOURCE}# {number}\n"), lib)
     script(work, "pkg/__init__.py")
     install(work / "pkg", lib)
     assert uninstall("hello", lib) == (lib / "hello.py", lib / "hello.py.old")
     assert uninstall("pkg", lib) == (lib / "pkg",)
     assert content(lib) == {}
-    for name in ("hello", "", "..", "/etc/passwd", "a/b"):
-        with pytest.raises((NotFound, UsageError)):
+    for name in ("hello", "", "..", "../etc", "/etc/passwd", "a/b"):
+        with pytest.raises(NotFound, match="has no extension"):
             uninstall(name, lib)
     with pytest.raises(UsageError, match="uninstall pkg"):
         uninstall("pkg.one", lib)

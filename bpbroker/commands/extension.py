@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from http import HTTPStatus
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def install_extension(scope: Scope, *, script: Path, enable: bool) -> None:
     from bpbroker.installing import install
 
     installed = install(script, scope.home.lib)
-    click.echo(f"installed {installed.path}")
+    click.echo(f"installed {installed.path}" if installed.changed else f"{installed.path} is the same already")
     if installed.kept:
         click.echo(f"The version that was there is kept as {installed.kept}", err=True)
     for record in installed.modules:
@@ -45,7 +46,7 @@ def install_extension(scope: Scope, *, script: Path, enable: bool) -> None:
         click.echo(
             f"To let clients call it, the configuration needs: {{{sections}}} (or install with --enable)", err=True
         )
-    if running(scope) is not None:
+    if installed.changed and running(scope) is not None:
         click.echo(f"The running broker takes a changed module up at: {scope.command_line('reload')}", err=True)
 
 
@@ -107,10 +108,13 @@ def extensions(scope: Scope, *, form: str) -> None:
 
 def _row(record: ExtensionRecord, part: Mapping[str, Any]) -> tuple[object, ...]:
     methods = ", ".join(record.methods)
-    problems = "; ".join(dict.fromkeys(text for text in (record.problem, part.get("detail", "")) if text))
+    figures = part.get("figures", {})
+    last = figures.get("last_error", "")
+    told = (record.problem, part.get("detail", ""), f"last error: {last}" if last and part.get("ok") else "")
+    problems = "; ".join(dict.fromkeys(text for text in told if text))
     state = "FAIL" if record.status is not Status.USABLE or part.get("ok") is False else "ok"
     said = "; ".join(text for text in (methods, problems) if text)
-    return record.namespace, "yes" if record.enabled else "no", state, part.get("figures", {}).get("calls", "-"), said
+    return record.namespace, "yes" if record.enabled else "no", state, figures.get("calls", "-"), said
 
 
 def _parts(scope: Scope) -> dict[str, dict[str, Any]]:
@@ -150,6 +154,10 @@ def run_extension(
     from bpbroker import trial
     from bpbroker.logs import LogOptions, setup_logging
 
+    try:
+        source = str(ip_address(source))
+    except ValueError:
+        raise UsageError(f"--from {source!r} is no IP address") from None
     qs: dict[str, str] = {} if data is None else {"data": data}
     for parameter in parameters:
         name, equals, value = parameter.partition("=")

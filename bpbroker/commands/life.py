@@ -14,7 +14,7 @@ import click
 
 from bpbroker.commands.local import LocalBroker, must_run, running
 from bpbroker.commands.scope import Scope, command, pass_scope
-from bpbroker.commands.tables import echo_json, echo_table, format_option, shown_age, shown_time
+from bpbroker.commands.tables import echo_json, echo_table, format_option, shown_age, shown_size, shown_time
 from bpbroker.errors import CannotConnect, GaveUp, StartError
 from bpbroker.lock import holder
 
@@ -130,6 +130,19 @@ def status(scope: Scope, *, form: str) -> None:
 
 def _detail(part: dict[str, Any]) -> str:
     figures = ", ".join(
-        f"{key} {value}" for key, value in part["figures"].items() if not isinstance(value, (dict, list))
+        _figure(key, value) for key, value in part["figures"].items() if not isinstance(value, (dict, list))
     )
     return "; ".join(text for text in (part["detail"], figures) if text)
+
+
+def _figure(name: str, value: object) -> str:
+    """Give a figure as people read it; its name says its unit."""
+    if isinstance(value, (int, float)):
+        for ending, unit, shown in (
+            ("_at", "", shown_time),
+            ("_bytes", "_bytes", shown_size),
+            ("_age_secs", "_secs", shown_age),
+        ):
+            if name.endswith(ending):
+                return f"{name.removesuffix(unit)} {shown(value)}"
+    return f"{name} {value}"

@@ -1,0 +1,77 @@
+"""What the operator and the author are told by ``install-extension``, ``extensions``, ``run-extension``, ``status``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.running import RunningBroker
+
+Run = Callable[..., Any]
+
+MODULE = """
+def Hello(rh):
+    rh.data = {"hello": rh.qs.get("data"), "from": rh.RequestingHost()}
+def Fail(rh):
+    raise KeyError("canary-7391")
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "demo.py"
+    path.write_text(MODULE)
+    return path
+
+
+def test_installing_without_a_broker(bpbroker: Run, home: Path, script: Path) -> None:
+    done = bpbroker("install-extension", "--script", script)
+    target = home / "lib" / "demo.py"
+    assert (done.code, done.out) == (0, f"installed {target}\ndemo: Hello, Fail\n")
+    assert '{"demo": {}}' in done.err
+    again = bpbroker("install-extension", "--script", script, "--enable")
+    assert again == (0, f"{target} is the same already\ndemo: Hello, Fail\nenabled demo\n", "")
+    assert json.loads((home / "etc" / "bpbroker.json").read_text())["demo"] == {}
+    script.write_text(f"{MODULE}# newer\n")
+    newer = bpbroker("install-extension", "--script", script, "--enable")
+    assert newer.out.endswith("demo was enabled already\n")
+    assert f"kept as {target}.old" in newer.err
+
+
+def test_trying_a_method(bpbroker: Run, script: Path) -> None:
+    words = ("run-extension", "--lib", script.parent)
+    done = bpbroker(*words, "demo.Hello", "--data", "x", "--from", "10.0.0.7")
+    assert (done.code, json.loads(done.out)) == (0, {"hello": "x", "from": "10.0.0.7"})
+    assert done.err.startswith("status 200 OK, application/json")
+    failed = bpbroker(*words, "demo.Fail")
+    assert (failed.code, failed.out) == (1, "")
+    assert "KeyError: 'canary-7391'" in failed.err
+    refused = bpbroker(*words, "demo.Hello", "--from", "10.0.0.x")
+    assert refused == (2, "", "bpbroker: --from '10.0.0.x' is no IP address\n")
+
+
+def test_the_tables_of_a_running_broker(make_broker: Callable[..., RunningBroker], script: Path) -> None:
+    broker = make_broker().start()
+    done = broker.bpbroker("install-extension", "--script", str(script), "--enable")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "enabled demo")
+    assert broker.request("/demo/Fail").status == 500
+    time.sleep(1.1)
+    assert broker.bpbroker("reload").returncode == 0
+    (row,) = [line for line in broker.bpbroker("extensions").stdout.splitlines() if line.startswith("demo ")]
+    assert "last error: Fail failed: KeyError, request " in row
+    assert "canary" not in row
+    (listed,) = json.loads(broker.bpbroker("extensions", "--format", "json").stdout)
+    assert listed["running"]["figures"]["failures"] == 1
+    table = broker.bpbroker("status")
+    assert table.returncode == 0
+    assert ", up 0s," not in table.stdout  # a reload is no start
+    (row,) = [line for line in table.stdout.splitlines() if line.startswith("extension demo ")]
+    assert f"last_error_at {time.strftime('%Y-')}" in row
+    assert (
+        "B" in next(line for line in table.stdout.splitlines() if line.startswith("registry ")).split("disk_free ")[1]
+    )
