@@ -10,8 +10,8 @@ For authors: :class:`Error`, :class:`Request`, :class:`Registry`.
 
 from __future__ import annotations
 
-import ast
 import hashlib
+import inspect
 import keyword
 import os
 import re
@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from types import CodeType
 from typing import Any, Final
 
 from bpbroker import config
@@ -41,6 +42,8 @@ __all__ = [
 
 SOURCE_MAX_BYTES: Final = 16 * 1024 * 1024
 _FILES_MAX: Final = 10_000
+_RUNS_NOTHING: Final = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+"""Calling a function of such a kind runs nothing of it."""
 _PART: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -177,40 +180,23 @@ def read_source(path: Path) -> bytes:
 def offered(source: bytes) -> tuple[str, ...]:
     """Give the methods that a module's source defines: functions whose name has no ``_`` in front.
 
+    The compiled module tells: it holds the code of each function of its top
+    level, those under ``if`` and ``try`` too. A syntax tree would not do:
+    making one while another thread does the same fails now and then with
+    SystemError (seen on Python 3.11.7), and at a reload all namespaces' actors look.
+
     Raises:
         SyntaxError, ValueError: it does not parse.
     """
     try:
-        tree = ast.parse(source)
+        module = compile(source, "<module>", "exec", dont_inherit=True)
     except (RecursionError, MemoryError):
         raise ValueError("it is nested too deeply") from None
+    codes = [code for code in module.co_consts if isinstance(code, CodeType) and code.co_flags & inspect.CO_NEWLOCALS]
     return tuple(
         dict.fromkeys(
-            node.name
-            for node in _statements(tree.body)
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and not _yields(node)
+            code.co_name
+            for code in codes
+            if code.co_name.isidentifier() and not code.co_name.startswith("_") and not code.co_flags & _RUNS_NOTHING
         )
     )
-
-
-def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Give the statements of a module's top level, those under ``if`` and ``try`` too."""
-    for node in body:
-        yield node
-        if isinstance(node, (ast.If, ast.Try, ast.With)):
-            yield from _statements(node.body)
-            yield from _statements(getattr(node, "orelse", []))
-            for handler in getattr(node, "handlers", []):
-                yield from _statements(handler.body)
-
-
-def _yields(function: ast.FunctionDef) -> bool:
-    """Whether a function is a generator: calling one runs nothing."""
-    nodes: list[ast.AST] = list(function.body)
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, (ast.Yield, ast.YieldFrom)):
-            return True
-        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
-            nodes.extend(ast.iter_child_nodes(node))
-    return False

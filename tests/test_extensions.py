@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import gc
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,24 @@ except OSError:
     def Excepted(rh): pass
 """
     assert offered(source) == ("Plain", "Conditional", "Else", "Tried", "Excepted")
+
+
+def test_many_can_look_at_the_same_time() -> None:
+    """Each namespace's actor does at a reload; syntax trees made by several threads fail now and then (Python 3.11)."""
+    source = "".join(f"def F{number}(rh):\n    rh.data = [{{'a': rh.qs}}, 1 + 2]\n" for number in range(20)).encode()
+
+    def give_way(_phase: str, _info: object) -> None:
+        time.sleep(0.0001)
+
+    before = gc.get_threshold()
+    gc.callbacks.append(give_way)
+    gc.set_threshold(20)  # so that other threads go on in the middle of whatever allocates memory
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(lambda _: len(offered(source)), range(20))) == [20] * 20
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(give_way)
 
 
 @pytest.mark.parametrize("name", ["ossec", "pkg.module", "a1_b"])
