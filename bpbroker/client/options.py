@@ -97,7 +97,12 @@ EVERYWHERE: Final = (
     Option("--cacert", metavar="FILE", about="The broker's certificate must be signed by one of these."),
     Option("--insecure", flag=True, about="Do not check the broker's certificate."),
     Option("--timeout", metavar="TIME", about="Give up after this time, such as 500ms, 30s, 5m."),
-    Option("--retry", metavar="N", bounds=(0, 1000), about="Try again N times (4) where it is safe."),
+    Option(
+        "--retry",
+        metavar="N",
+        bounds=(0, 1000),
+        about="Try again N times where it is safe (4; with --timeout till then).",
+    ),
     Option("--port", metavar="PORT", about="Port for discovery, and of -b HOST (20443)."),
     Option("--interface", metavar="NAME", about="Discover on this network interface only."),
     Option("--cols", metavar="COL ...", multiple=True, about="Only these columns, in this order."),

@@ -18,9 +18,11 @@ from bpbroker.errors import UsageError
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Final
 
     from bpbroker.client.responders import Broker
+
+_UNTIL_TIMEOUT: Final = 1_000_000_000
 
 
 class Session:
@@ -126,7 +128,8 @@ class Session:
             cacert=given.get("cacert", ""),
             insecure=insecure,
             timeout=self.timeout(TIMEOUT_SECS),
-            retries=given.get("retry", RETRIES),
+            # Who says how long wants it tried for so long: a broker may be away for a restart, or for a reboot.
+            retries=given.get("retry", _UNTIL_TIMEOUT if "timeout" in given else RETRIES),
             tell=self.tell,
         )
         return client, max(0.0, wait - (time.monotonic() - began)) if name else wait
