@@ -107,7 +107,11 @@ def _ask(
                 responders.own_addresses = outlets.refresh()
                 outlets.send(wanted)
                 again = now + next(pause)
-            for key, _ in selector.select(max(0.0, min(end, again, responders.enough_at) - now)):
+            pause_secs = max(0.0, min(end, again, responders.enough_at) - now)
+            if not selector.get_map():  # no interface yet; Windows does not wait for nothing
+                time.sleep(pause_secs)
+                continue
+            for key, _ in selector.select(pause_secs):
                 assert isinstance(key.fileobj, socket.socket)  # noqa: S101 - nothing else was registered
                 _hear(key.fileobj, question, credentials, responders)
         why = f" ({outlets.failure})" if outlets.failure else ""

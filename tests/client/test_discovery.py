@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import selectors
 import socket
 import threading
 import time
@@ -152,3 +153,19 @@ def test_an_interface_that_is_not_there_is_named(responder: Responder) -> None:
         discover("foo", port=responder.port, interface="nonsense0")
     responder.reply = plain
     assert discover("foo", port=responder.port, interface="127.0.0.1").address == "127.0.0.1"
+
+
+class WindowsSelector(selectors.SelectSelector):
+    """As on Windows: to wait for no socket at all is an error (WSAEINVAL)."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if not self.get_map():
+            raise OSError(10022, "An invalid argument was supplied")
+        return super().select(timeout)
+
+
+def test_a_host_without_any_interface_waits_for_one_on_windows_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bpbroker.client.discovery.selectors.DefaultSelector", WindowsSelector)
+    monkeypatch.setattr("bpbroker.client.outlets.interfaces", list)
+    with pytest.raises(GaveUp, match="no network"):
+        discover("foo", timeout_secs=0.3)
