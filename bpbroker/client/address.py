@@ -59,7 +59,20 @@ def parse_address(text: str, default_port: int = DEFAULT_PORT) -> BrokerAddress:
             host = host.encode("idna").decode()
         except UnicodeError:
             raise _fault(text, "the host is no name that can be looked up") from None
-    return BrokerAddress(host.lower(), default_port if port is None else parse_port(port, text))
+    if ":" in host and not _is_ipv6(host):
+        raise _fault(text, "that is no IPv6 address, and one with a port is written [address]:port")
+    name, scoped, interface = host.partition("%")  # the name of an interface keeps its case
+    return BrokerAddress(f"{name.lower()}{scoped}{interface}", default_port if port is None else parse_port(port, text))
+
+
+def _is_ipv6(host: str) -> bool:
+    import socket  # most addresses have no colon
+
+    try:
+        socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    except OSError:
+        return False
+    return True
 
 
 def parse_port(text: str, whole: str = "") -> int:

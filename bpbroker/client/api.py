@@ -112,7 +112,7 @@ class Client:
             joined = parse_token(token)
             access_key, fingerprint = access_key or joined.key, fingerprint or joined.fingerprint
         if not access_key.isprintable():
-            raise UsageError("The access key has control characters in it, so it cannot be sent")
+            raise UsageError("The access key has control characters or invalid UTF-8 in it, so it cannot be sent")
         headers = {"Authorization": f"Bearer {access_key}".encode()} if access_key else {}
         if fingerprint:
             from bpbroker.jointoken import canonical_fingerprint

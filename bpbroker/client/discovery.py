@@ -93,6 +93,8 @@ def _ask(
         check_name(name, max_bytes=4096)
     except BadRequest as error:
         raise UsageError(f"No broker can hold {name[:80]!r}: {error}") from None
+    if not credentials.key.isprintable():
+        raise UsageError("The access key has control characters or invalid UTF-8 in it, so no broker can have it")
     question = Question(name, os.urandom(16).hex())
     signed = signed_question(name, question.nonce, credentials.key)
     # With credentials a plain answer counts for nothing, so it is not asked for.

@@ -169,3 +169,9 @@ def test_a_host_without_any_interface_waits_for_one_on_windows_too(monkeypatch: 
     monkeypatch.setattr("bpbroker.client.outlets.interfaces", list)
     with pytest.raises(GaveUp, match="no network"):
         discover("foo", timeout_secs=0.3)
+
+
+@pytest.mark.parametrize("key", ["\udcff", "a\nb"])
+def test_a_key_that_no_broker_can_have_is_refused(key: str) -> None:
+    with pytest.raises(UsageError, match="access key"):
+        discover("foo", key=key, timeout_secs=0.3)
