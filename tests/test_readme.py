@@ -105,3 +105,40 @@ def test_every_section_key_is_in_the_readme() -> None:
 def test_the_test_command_is_there_for_ci() -> None:
     assert "    pip install -e '.[test]' && pytest\n" in README
     assert "    pip install . && bpbroker start\n" in README
+
+
+def test_the_example_for_authors_works_as_it_stands(tmp_path: Path) -> None:
+    section = README[README.index("## Extensions") : README.index("## From Python")]
+    (source,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (tmp_path / "inventory.py").write_text(source)
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "inventory.py"],
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+    )
+    assert checked.returncode == 0, checked.stdout
+    broker = RunningBroker(tmp_path / "home").start()
+    try:
+        said = []
+        for line in re.findall(r"^    (bp(?:broker|client) .*)$", section, re.MULTILINE):
+            program, *words = line.replace("--lib .", f"--lib {tmp_path}").replace("-b 127.0.0.1 ", "").split()
+            words = [str(tmp_path / word) if word == "inventory.py" else word for word in words]
+            done = broker.bpbroker(*words) if program == "bpbroker" else broker.bpclient(*words)
+            assert done.returncode == 0, done.stderr
+            said.append(done.stdout)
+        assert said[0] == said[2] == '{"welcome": "node7"}'
+        assert broker.get("host-node7").json["data"]["address"] == "127.0.0.1"
+        again = broker.bpclient("execute", "--method", "inventory.AddHost", "--data", "node7")
+        assert (again.returncode, again.stderr.splitlines()[-1]) == (
+            4,
+            "Fatal error: Entry 'host-node7' already exists",
+        )
+        bad = broker.bpclient("execute", "--method", "inventory.AddHost", "--data", "node 7")
+        assert (bad.returncode, bad.stderr) == (1, "Fatal error: The host name must be an identifier\n")
+        broker.await_logged("bpbroker.extension.inventory: added node7")
+    finally:
+        broker.kill()
