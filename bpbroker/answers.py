@@ -27,6 +27,8 @@ from bpbroker.messages import Call, CallResult
 logger = logging.getLogger(__name__)
 
 KEPT_SECS: Final = 24 * 3600.0
+FORGOTTEN_AT_ONCE: Final = 500
+"""Answers past their day that one call makes room of, so that none takes long."""
 KEYS_MAX: Final = 100_000
 BYTES_MAX: Final = 256 * 1024 * 1024
 """Size of the file beyond which no new key is taken: throwing an answer away early would let its call run twice."""
@@ -126,8 +128,9 @@ class Answers:
         now = time.time()
         with self._file() as connection, _transaction(connection):
             connection.execute(
-                "DELETE FROM answers WHERE rowid IN (SELECT rowid FROM answers WHERE begun <= ? LIMIT 500)",
-                (now - KEPT_SECS,),
+                "DELETE FROM answers WHERE rowid IN (SELECT rowid FROM answers WHERE begun <= ? LIMIT ?)"
+                " OR (namespace = ? AND key = ? AND begun <= ?)",
+                (now - KEPT_SECS, FORGOTTEN_AT_ONCE, keyed.namespace, keyed.key, now - KEPT_SECS),
             )
             (count,) = connection.execute("SELECT count(*) FROM answers").fetchone()
             if count >= KEYS_MAX or _used_bytes(connection) >= BYTES_MAX:

@@ -77,6 +77,19 @@ def test_answers_are_kept_for_a_day(kept: Answers, monkeypatch: pytest.MonkeyPat
     kept.begin(keyed())
 
 
+def test_a_key_can_be_used_again_after_a_day_however_many_are_over(
+    kept: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bpbroker.answers.time.time", lambda: 1_000_000.0)
+    for number in range(answers.FORGOTTEN_AT_ONCE):
+        kept.begin(keyed(f"k{number}"))
+    monkeypatch.setattr("bpbroker.answers.time.time", lambda: 1_000_001.0)
+    kept.begin(keyed("last"))
+    monkeypatch.setattr("bpbroker.answers.time.time", lambda: 1_000_001.0 + 24 * 3600)
+    assert kept.find(keyed("last")) is None
+    kept.begin(keyed("last"))
+
+
 def test_too_many_keys_are_refused_and_none_is_forgotten(kept: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "KEYS_MAX", 2)
     for key in ("a", "b"):
