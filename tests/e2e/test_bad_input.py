@@ -323,6 +323,20 @@ def test_a_change_needs_post(attacked: Attacked, method: str) -> None:
     assert attacked.entries() == before
 
 
+def test_a_precondition_that_fails_changes_nothing(attacked: Attacked) -> None:
+    tag = attacked.call("Get", name="witness").headers["ETag"]
+    before = attacked.entries()
+    conditions = ({"If-Match": '"stale"'}, {"If-None-Match": "*"}, {"If-None-Match": tag})
+    for action in (*WRITES, "Delete"):
+        for condition in conditions:
+            answer = attacked.broker.call(f"/services/{action}/", {**KEY, **condition}, name="witness", data="y")
+            assert "witness" in refused(answer, 412)
+        answer = attacked.broker.call(f"/services/{action}/", {**KEY, "If-Match": "*"}, name="absent", data="y")
+        assert "absent" in refused(answer, 412)
+    assert attacked.entries() == before
+    assert attacked.broker.call("/services/Replace/", {**KEY, "If-Match": tag}, name="witness", data="x").status == 200
+
+
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "", "http://127.0.0.1", "https://127.0.0.1"])
 def test_a_web_page_of_another_origin_is_refused(attacked: Attacked, origin: str) -> None:
     before = attacked.entries()

@@ -1,4 +1,4 @@
-"""Clients that hold on to the broker harm nobody else (cases L2, L3, L4 and L15, and the rows of TLS traps).
+"""Clients that hold on to the broker harm nobody else (cases L1 to L4 and L15, and the rows of TLS traps).
 
 With ``BPBROKER_LONG=1`` the attacks have the size that the cases name.
 """
@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from tests.benchmarks import client as load
 from tests.running import RunningBroker, untrusting
 from tests.witness import CANARY, KEY, LONG, SLOWEST_SECS, Attacked, Witness, eventually
 
@@ -49,6 +50,21 @@ def is_closed(client: socket.socket) -> bool:
     except OSError:
         pass
     return True
+
+
+def test_two_hundred_clients_that_keep_their_connections(attack: Callable[..., Attacked]) -> None:
+    attacked = attack()
+    calls = [
+        f"POST /services/{method}/?name=kept-{number % 50}&data=x HTTP/1.1\r\nContent-Length: 0\r\n".encode() + REQUEST
+        for number in range(997)
+        for method in ("Replace", "Get")
+    ]
+    load.run(load.Job(attacked.broker.port, "http", calls[:100:2], 1))  # so that each name is there to be read
+    job = load.Job(attacked.broker.port, "http", calls, 200, 30.0 if LONG else 3.0)
+    with witnessed(attacked, "200 keep-alive clients"):
+        outcome = load.run(job)  # raises at any answer that is no success, and when a connection is closed
+    logger.info("200 keep-alive clients: %s", outcome)
+    assert outcome.per_second > 100
 
 
 def test_idle_tls_connections_and_the_cap_of_an_address(attack: Callable[..., Attacked]) -> None:
