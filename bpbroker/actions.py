@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from bpbroker import entry, messages, responses
 from bpbroker.errors import BadRequest, RequestError
-from bpbroker.messages import Condition, Record
+from bpbroker.messages import Condition, Known, Record
 from bpbroker.parameters import Parameters
 from bpbroker.responses import Response
 
@@ -109,7 +109,12 @@ def _list(parameters: Parameters, _environ: Mapping[str, Any], _source: str, _li
     except UnicodeEncodeError:
         raise BadRequest("The prefix is not valid UTF-8") from None
     message = messages.List(prefix, parameters.count("count"), wait, local)
-    return Ask(message, responses.entries, wait + _WAIT_SLACK_SECS, heavy=True, patient=wait > 0)
+    show = _show_known if local else responses.entries
+    return Ask(message, show, wait + _WAIT_SLACK_SECS, heavy=True, patient=wait > 0)
+
+
+def _show_known(known: Known) -> Response:
+    return responses.entries(known.records, known.age_secs)
 
 
 def _ping(parameters: Parameters, _environ: Mapping[str, Any], source: str, limits: Limits) -> Response:

@@ -171,7 +171,7 @@ class List:
     """Read all entries whose name begins with ``prefix``. Reply: a tuple of :class:`Record`, sorted by name.
 
     With ``wait_secs`` the reply comes when there are ``at_least`` of them, or
-    when the time is over with those there are.
+    when the time is over with those there are. When ``local``, the reply is :class:`Known`.
     """
 
     prefix: str = ""
@@ -179,6 +179,15 @@ class List:
     wait_secs: float = 0.0
     local: bool = False
     """As for :class:`Get`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a broker knows of several entries without asking anybody."""
+
+    records: tuple[Record, ...]
+    age_secs: float
+    """How long ago this was surely so."""
 
 
 @dataclass(frozen=True, slots=True)

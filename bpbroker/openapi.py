@@ -53,7 +53,12 @@ def description() -> dict[str, Any]:
     result = {
         "type": "object",
         "required": ["success", "message"],
-        "properties": {"success": {"type": "boolean"}, "message": {"type": "string"}, "data": {"type": "object"}},
+        "properties": {
+            "success": {"type": "boolean"},
+            "message": {"type": "string"},
+            "data": {"type": "object"},
+            "age_secs": {"type": "number", "description": "With consistency=local: how old the data may be"},
+        },
     }
     pong = {"type": "object", "properties": {"src": {"type": "string"}, "data": {"type": "object"}}}
     paths: dict[str, Any] = {}

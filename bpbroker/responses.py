@@ -62,10 +62,10 @@ def entry(record: Record) -> Response:
     return Response(200, b"%b%b%b}" % (_SUCCESS, record.json, age), "", JSON_TYPE, (("ETag", record.etag),))
 
 
-def entries(records: tuple[Record, ...]) -> Response:
-    """Give several entries as one object, in their order."""
+def entries(records: tuple[Record, ...], age_secs: float | None = None) -> Response:
+    """Give several entries as one object, in their order; with an age if they may be old."""
     pairs = [b"%b: %b" % (json.dumps(item.name, ensure_ascii=False).encode(), item.json) for item in records]
-    age = _age(records[0].age_secs) if records and records[0].age_secs is not None else b""
+    age = b"" if age_secs is None else _age(age_secs)
     return Response(200, b"%b{%b}%b}" % (_SUCCESS, b", ".join(pairs), age))
 
 

@@ -31,6 +31,14 @@ def test_several_entries_keep_their_order() -> None:
     assert json.loads(responses.entries(()).body)["data"] == {}
 
 
+def test_what_may_be_old_says_how_old() -> None:
+    record = Record("n", b'{"n": 1}', '"t"', age_secs=1.5)
+    assert json.loads(responses.entry(record).body)["age_secs"] == 1.5
+    assert json.loads(responses.entries((record,), 2.0).body)["age_secs"] == 2.0
+    assert json.loads(responses.entries((), 0.25).body)["age_secs"] == 0.25
+    assert "age_secs" not in json.loads(responses.entries((record,)).body)
+
+
 @given(st.text())
 def test_a_reason_phrase_is_always_one_safe_short_line(text: str) -> None:
     phrase = responses.reason_phrase(text)

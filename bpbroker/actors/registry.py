@@ -29,6 +29,7 @@ from bpbroker.messages import (
     Delete,
     Exists,
     Get,
+    Known,
     List,
     Pong,
     Record,
@@ -314,8 +315,7 @@ class Registry(Actor):
     def _list(self, message: List) -> Any:
         records = self._matching(message.prefix)
         if message.local:
-            age = round(self._age_secs(), 3)
-            return tuple(replace(found, age_secs=age) for found in records)
+            return Known(records, round(self._age_secs(), 3))
         if len(records) >= message.at_least or message.wait_secs <= 0 or self.reply is None:
             return records
         self._wait(message, self.reply, len(records))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_SECS: Final = 60.0
 RETRIES: Final = 4
+CONSISTENCIES: Final = ("strong", "local")
 
 Data: TypeAlias = "str | Mapping[str, Any]"
 """What an entry is made of: an object, or text. Text that is a JSON object counts as that object."""
@@ -178,13 +179,15 @@ class Client:
         """Remove an entry, present or not; ``if_match`` as of :meth:`replace`."""
         self._write("Delete", {"name": name}, if_match)
 
-    def get(self, name: str, *, wait: float = 0.0, changed_from: str = "") -> Entry:
+    def get(self, name: str, *, wait: float = 0.0, changed_from: str = "", consistency: str = "strong") -> Entry:
         """Read an entry.
 
         Args:
             name: the entry's name.
             wait: seconds to wait until it exists, also for a broker that is not there yet.
             changed_from: a tag; wait until the entry's is another.
+            consistency: ``local``: what the broker knows is enough, also when it cannot ask a registry that it
+                shares with others; ``response["age_secs"]`` says how old that may be. Goes not with ``wait``.
 
         Raises:
             NotFound: it does not exist, and ``wait`` is 0.
@@ -196,21 +199,27 @@ class Client:
         def found(answer: Registered) -> Entry | None:
             return _entry(answer) if answer.modified and answer.etag != (tag or None) else None
 
+        sent = {"name": name, **_consistency(consistency, wait)}
         verb = "change" if changed_from else "appear"
-        return self._calls.poll("Get", {"name": name}, headers, wait, found, f"Entry '{name}' did not {verb}")
+        return self._calls.poll("Get", sent, headers, wait, found, f"Entry '{name}' did not {verb}")
 
-    def list(self, prefix: str = "", *, at_least: int = 0, wait: float = 0.0) -> dict[str, Entry]:
+    def list(
+        self, prefix: str = "", *, at_least: int = 0, wait: float = 0.0, consistency: str = "strong"
+    ) -> dict[str, Entry]:
         """Read all entries whose name begins with ``prefix``, sorted by name.
 
         Args:
             prefix: may be empty.
             at_least: how many there must be.
             wait: seconds to wait for them.
+            consistency: as of :meth:`get`.
 
         Raises:
             GaveUp: there were fewer, all the time.
         """
-        sent: dict[str, Any] = {"prefix": prefix, "count": at_least} if at_least else {"prefix": prefix}
+        sent: dict[str, Any] = {"prefix": prefix, **_consistency(consistency, wait)}
+        if at_least:
+            sent["count"] = at_least
 
         def found(answer: Registered) -> dict[str, Entry] | None:
             entries = {name: Entry(item) for name, item in answer.data.items() if isinstance(item, dict)}
@@ -280,6 +289,19 @@ def _text(data: Data) -> str:
         return json.dumps(data, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"The data cannot be written as JSON: {error}") from None
+
+
+def _consistency(wanted: str, wait: float) -> dict[str, str]:
+    """Give the parameter for a read, none for the default.
+
+    Raises:
+        UsageError: it is no consistency, or does not go with waiting.
+    """
+    if wanted not in CONSISTENCIES:
+        raise UsageError(f"The consistency {wanted[:80]!r} must be strong or local")
+    if wanted == "local" and wait:
+        raise UsageError("A local read does not wait: give either wait or the consistency local")
+    return {} if wanted == "strong" else {"consistency": wanted}
 
 
 def _entry(answer: Registered) -> Entry:

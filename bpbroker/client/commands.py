@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from bpbroker.client import output
 from bpbroker.client.options import (
+    CONSISTENCY,
     DATA,
     DATA_NEEDED,
     DATA_RAW,
@@ -128,17 +129,29 @@ def update(session: Session, *, if_match: str, **options: Any) -> Output:
     Option("--wait", metavar="TIME", about="Wait so long for it to exist, or to change."),
     Option("--changed-from", metavar="ETAG", default="", about="Wait until its tag is not this one."),
     Option("--field", metavar="KEY", about="Print only the value of this key."),
+    CONSISTENCY,
     ETAG,
     RAW,
 )
 def get(
-    session: Session, *, name: str, wait: str | None, changed_from: str, field: str | None, etag: bool, raw: bool
+    session: Session,
+    *,
+    name: str,
+    wait: str | None,
+    changed_from: str,
+    field: str | None,
+    consistency: str,
+    etag: bool,
+    raw: bool,
 ) -> Output:
     """Print an entry."""
+    if wait and consistency == "local":
+        raise UsageError("--wait and --consistency local do not go together: a local read does not wait")
     client, left = session.client(seconds(wait) if wait else 0.0)
     with client, session.waiting_for(f"entry '{name}' on {client.address}"):
-        entry = client.get(name, wait=left, changed_from=changed_from)
+        entry = client.get(name, wait=left, changed_from=changed_from, consistency=consistency)
         response = client.response
+    _tell_age(session, response)
     if field is not None:
         if field not in entry:
             raise NotFound(f"Entry '{name}' has no field '{field}'")
@@ -159,13 +172,15 @@ def delete(session: Session, *, name: str, if_match: str, raw: bool) -> Output:
     "service list",
     Option("--prefix", default="", about="Only names that begin so."),
     Option("--keys", flag=True, about="Names only."),
+    CONSISTENCY,
     RAW,
 )
-def list_(session: Session, *, prefix: str, keys: bool, raw: bool) -> Output:
+def list_(session: Session, *, prefix: str, keys: bool, consistency: str, raw: bool) -> Output:
     """Print the entries, sorted by name."""
     client, _ = session.client()
     with client, session.waiting_for(f"broker {client.address}"):
-        entries = client.list(prefix)
+        entries = client.list(prefix, consistency=consistency)
+    _tell_age(session, client.response)
     if raw:
         return output.of_raw(client.response)
     return output.of_names(list(entries)) if keys else output.of_entries(entries)
@@ -216,6 +231,13 @@ def _data(data: str | None, data_raw: str | None) -> str | None:
     if data is not None and data_raw is not None:
         raise UsageError("--data and --data-raw are both given; give one of them")
     return data_raw if data is None else content(data, "--data")
+
+
+def _tell_age(session: Session, response: Mapping[str, Any]) -> None:
+    """Say how old a local read is, if that is worth a word."""
+    age = response.get("age_secs")
+    if isinstance(age, (int, float)) and age > 1:
+        session.tell(f"This was so {age:.0f} s ago")
 
 
 def _entry(entry: Entry, response: dict[str, Any], *, etag: bool, raw: bool) -> Output:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from bpbroker.client.api import CONSISTENCIES
 from bpbroker.client.output import FORMATS
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
@@ -117,4 +118,8 @@ DATA_NEEDED: Final = Option("--data", metavar="DATA", about=f"{DATA.about} Requi
 DATA_RAW: Final = Option("--data-raw", metavar="TEXT", about="Data, never read as @FILE or -.")
 RAW: Final = Option("--raw", flag=True, about="Print the broker's whole response.")
 ETAG: Final = Option("--etag", flag=True, about="Print only the entry's tag, for --if-match and --changed-from.")
+CONSISTENCY: Final = Option(
+    "--consistency", choices=CONSISTENCIES, default="strong",
+    about="local: what this broker knows is enough, even if it cannot reach a shared registry.",
+)  # fmt: skip
 IF_MATCH: Final = Option("--if-match", metavar="ETAG", default="", about="Only if the entry's tag is this one.")

@@ -79,7 +79,10 @@ def test_a_read_asks_the_store_and_a_local_one_does_not(quiet: SharedLedger, sha
     assert own(local) == {"x": 1}
     assert 0 <= local.age_secs < 60
     quiet.put("b", b"{}")
-    assert [record.name for record in shared_registry(List(local=True))] == ["a"]
+    known = shared_registry(List(local=True))
+    assert [record.name for record in known.records] == ["a"]
+    assert 0 <= known.age_secs < 60
+    assert 0 <= shared_registry(List("none", local=True)).age_secs < 60
     assert [record.name for record in shared_registry(List())] == ["a", "b"]
     assert own(shared_registry(Get("a"))) == {"x": 2}
     assert own(shared_registry(Get("a", local=True))) == {"x": 2}
@@ -243,7 +246,7 @@ def test_everything_is_taken_anew_after_a_gap(quiet: SharedLedger, shared_regist
     quiet.put("new", b'{"n": 3}')
     quiet.tell(quiet.scan())
     assert own(waiting.result(10)) == {"n": 3}
-    assert {record.name: own(record) for record in shared_registry(List(local=True))} == {
+    assert {record.name: own(record) for record in shared_registry(List(local=True)).records} == {
         "kept": {"n": 2},
         "new": {"n": 3},
     }

@@ -37,6 +37,9 @@ ENTRY = {"key": "x", "last_write_ip": "127.0.0.1", "last_write_ts": 1}
         (lambda c: c.delete("n"), "/services/Delete/", {"name": "n"}),
         (lambda c: c.get("n"), "/services/Get/", {"name": "n"}),
         (lambda c: c.list("p"), "/services/List/", {"prefix": "p"}),
+        (lambda c: c.get("n", consistency="strong"), "/services/Get/", {"name": "n"}),
+        (lambda c: c.get("n", consistency="local"), "/services/Get/", {"name": "n", "consistency": "local"}),
+        (lambda c: c.list("p", consistency="local"), "/services/List/", {"prefix": "p", "consistency": "local"}),
         (lambda c: c.execute("pkg.sub.F", "d", more="m"), "/pkg.sub/F/", {"data": "d", "more": "m"}),
         (lambda c: c.execute("pkg.F"), "/pkg/F/", {}),
     ],
@@ -81,6 +84,23 @@ def test_what_is_no_tag_is_refused(client: Client, tag: str) -> None:
 def test_what_is_no_method_is_refused(client: Client, method: str) -> None:
     with pytest.raises(UsageError, match=r"namespace\.Function"):
         client.execute(method)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda c: c.get("n", consistency="weak"), "'weak'"),
+        (lambda c: c.list(consistency=""), "strong or local"),
+        (lambda c: c.get("n", consistency="local", wait=1), "wait"),
+        (lambda c: c.list(consistency="local", at_least=1, wait=1), "wait"),
+    ],
+)
+def test_a_consistency_that_makes_no_sense_is_refused(
+    fake: FakeBroker, client: Client, call: Callable[[Client], object], says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        call(client)
+    assert not fake.requests
 
 
 @pytest.mark.parametrize("data", [{"a": float("nan")}, {"a": object()}])

@@ -146,6 +146,8 @@ def test_the_readme_has_calls() -> None:
         "--discover n -q service replace --name=x --data-raw=-y --if-match e",
         "service -b h update --name x --data @f --raw -f shell",
         "service list --prefix p --keys --format csv --cols a b",
+        "service get --name x --consistency local",
+        "service list --consistency=strong",
         "service wait --prefix p --count 5 --timeout 10m",
         "service delete --name x --retry 0",
         "ping --data --help",

@@ -73,6 +73,9 @@ def test_every_row_of_the_protocols_table(broker: RunningBroker) -> None:
         assert value(client("service", "delete", "--name", "foo")) == ""
     raw = json.loads(value(client("service", "get", "--name", "foo3", "--raw")))
     assert raw == {"success": True, "message": "Success", "data": updated}
+    local = json.loads(value(client("service", "get", "--name", "foo3", "--consistency", "local", "--raw")))
+    assert local == {**raw, "age_secs": 0.0}
+    assert value(client("service", "list", "--consistency", "local", "--keys")) == "foo3\n"
     assert value(client("--port", str(broker.port), "discover", "--name", "foo3")).count(".") == 3
     fails(client("--port", str(broker.port), "--timeout", "300ms", "discover", "--name", "nope"), 124, "'nope'")
 
@@ -127,6 +130,8 @@ def test_options_may_stand_where_0_22s_users_put_them_and_anywhere_else(broker: 
         (("service", "register", "--name", "x", "--data", "@/nowhere"), "/nowhere"),
         (("execute", "--method", "nodot", "--data", "x"), "nodot"),
         (("service", "replace", "--name", "x", "--data", "y", "--if-match", 'a"b'), "entity tag"),
+        (("service", "get", "--name", "x", "--consistency", "weak"), "weak"),
+        (("service", "get", "--name", "x", "--consistency", "local", "--wait", "1s"), "wait"),
     ],
 )
 def test_2_the_words_make_no_sense(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
