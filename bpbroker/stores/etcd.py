@@ -187,7 +187,7 @@ class EtcdStore:
                     after = upto
                     take(news)
             except Compacted:
-                logger.warning("The history of etcd was compacted meanwhile; all entries are read again")
+                take(Broken("its history was compacted meanwhile; all entries are read again"))
                 after = None
                 continue
             except BpbrokerError as error:

@@ -141,7 +141,7 @@ class Gateway:
         """
         limit = self._options.timeout_secs if timeout_secs is None else timeout_secs
         deadline = time.monotonic() + limit
-        tried, sent, refused = 0, False, 0
+        tried, sent, distrusting = 0, False, set[int]()
         while True:
             remaining = deadline - time.monotonic()
             try:
@@ -150,14 +150,15 @@ class Gateway:
                 raise _meaning(refusal, sent=sent) from None
             except _Failed as failure:
                 sent = sent or failure.sent
-                refused += failure.refused
+                if failure.refused:  # it may show only at the second try: TLS 1.3 refuses late
+                    distrusting.add(self._current)
                 self._tell(failure)
                 tried += 1
                 self._current = (self._current + 1) % len(self._clients)
             else:
                 self._told.clear()
                 return answer
-            if tried == len(self._clients) == refused:
+            if len(distrusting) == len(self._clients):
                 raise ConfigurationError("The registry's etcd cluster cannot be used: its certificate or ours is wrong")
             if tried % len(self._clients) == 0:
                 time.sleep(min(_PAUSE_SECS, max(0.0, deadline - time.monotonic())))
