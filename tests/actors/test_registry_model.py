@@ -65,6 +65,18 @@ class Model:
         return {key: self._merged(old.get(key), new[key]) if key in new else old[key] for key in (*old, *new)}
 
 
+def condition(kind: str, there: bool, tag: str) -> tuple[Condition, bool]:
+    """Give a condition of some kind on an entry that is there or not, and whether it holds."""
+    return {
+        "none": (Condition(), True),
+        "exists": (Condition(match=("*",)), there),
+        "absent": (Condition(none_match=("*",)), not there),
+        "same": (Condition(match=('"x"', tag)), there),
+        "other": (Condition(match=('"x"',)), False),
+        "not same": (Condition(none_match=(tag,)), not there),
+    }[kind]
+
+
 class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
@@ -92,18 +104,6 @@ class Machine(RuleBasedStateMachine):
     def ask(self, message: Any) -> Any:
         return base.wait_for(self.address.ask(message, 10), 10)
 
-    def condition(self, kind: str, name: str) -> tuple[Condition, bool]:
-        there = name in self.model.entries
-        tag = self.tags.get(name, '"none yet"')
-        return {
-            "none": (Condition(), True),
-            "exists": (Condition(match=("*",)), there),
-            "absent": (Condition(none_match=("*",)), not there),
-            "same": (Condition(match=('"x"', tag)), there),
-            "other": (Condition(match=('"x"',)), False),
-            "not same": (Condition(none_match=(tag,)), not there),
-        }[kind]
-
     @rule(
         writes=st.lists(
             st.tuples(st.sampled_from([Register, Replace, Update, Delete]), NAMES, DATA, CONDITIONS),
@@ -118,8 +118,8 @@ class Machine(RuleBasedStateMachine):
             # A tag is known only of what was answered; within a burst the others are used.
             if conditional in ("same", "not same") and len(writes) > 1:
                 conditional = "none"  # noqa: PLW2901 - the loop's own
-            condition, holds = self.condition(conditional, name)
-            message = Delete(name, condition) if kind is Delete else kind(name, data, "10.0.0.1", condition)
+            wanted, holds = condition(conditional, name in self.model.entries, self.tags.get(name, '"none yet"'))
+            message = Delete(name, wanted) if kind is Delete else kind(name, data, "10.0.0.1", wanted)
             replies.append((name, self.address.ask(message, 10), self.model.apply(message, holds)))
         for name, reply, expected in replies:
             error = reply.exception(10)
