@@ -140,7 +140,7 @@ def compare(entries: Mapping[str, bytes], there: Mapping[str, bytes]) -> tuple[l
 
 def _check_others(entries: Mapping[str, bytes], there: Mapping[str, bytes], where: str, terms: _Terms) -> None:
     others = sorted(name for name in there if entries.get(name) != there[name])
-    if others and not terms.merge:
+    if entries and others and not terms.merge:  # who brings nothing joins what is there
         raise StartError(
             f"{where} holds {len(others)} other entries ({_some(others)}). Nothing was changed;"
             " with --merge they stay as they are, and what is missing is added"

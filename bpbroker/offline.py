@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bpbroker import backups, durable, schema, snapshot
+from bpbroker import backups, config, durable, schema, snapshot
 from bpbroker.errors import BpbrokerError, ConfigurationError, DamagedFile
 from bpbroker.lock import FileLock, holder
 from bpbroker.messages import BackupInfo
+from bpbroker.stores import etcd
 from bpbroker.stores.embedded import forget_all
 from bpbroker.stores.journal import Mark, files_of, journal_path, read_journal
 
@@ -50,7 +51,7 @@ def back_up(config_file: Path) -> BackupInfo:
 
     Raises:
         InUse: a broker runs.
-        DamagedFile, ConfigurationError: the state cannot be read.
+        DamagedFile, ConfigurationError, Unavailable: the state cannot be read.
         StorageFull, StorageFailed: the backup cannot be written.
     """
     missing = ConfigurationError(f"There is no {config_file} to back up")
@@ -60,6 +61,8 @@ def back_up(config_file: Path) -> BackupInfo:
         settings, entries = state_of(config_file)
         if not settings:
             raise missing
+        if config.shares_registry(settings):
+            entries = etcd.read_all(settings)
         info = backups.make(config_file, snapshot.chunks(settings, entries))
         backups.rotate(config_file, schema.option(settings, "_config", "backup_retain_n"))
         return info
@@ -87,6 +90,8 @@ class Restored:
     """None when the replaced state was damaged and cannot be compared."""
     kept: tuple[Path, ...]
     """Where the replaced state is kept: one backup, or copies of the damaged files."""
+    unused: int = 0
+    """Entries of the backup that no broker uses, because its settings say that the registry is in etcd."""
 
 
 def restore(config_file: Path, backup: Path, *, dry_run: bool = False) -> Restored:
@@ -124,7 +129,7 @@ def restore(config_file: Path, backup: Path, *, dry_run: bool = False) -> Restor
                 _put(config_file, settings, entries)
             except OSError as error:
                 raise durable.storage_error(f"Cannot write {error.filename or config_file}", error) from None
-        return Restored(path, difference, kept)
+        return Restored(path, difference, kept, len(entries) if config.shares_registry(settings) else 0)
 
 
 def _held(config_file: Path, *, dry_run: bool) -> AbstractContextManager[object]:
@@ -275,5 +280,19 @@ def _of_file(config_file: Path, good: backups.Checked | None, *, changed: bool) 
         yield Finding("file", "warning", f"{lost}. {backups.advised(config_file, good)}")
     else:
         yield Finding("file", "warning", f"{config_file} is not there yet; the first start makes it")
-    for problem in schema.problems(settings):
+    problems = list(schema.problems(settings))
+    for problem in problems:
         yield Finding("settings", "fail", problem)
+    if config.shares_registry(settings) and not problems:
+        yield _of_etcd(settings, len(entries))
+
+
+def _of_etcd(settings: Mapping[str, Any], unused: int) -> Finding:
+    try:
+        found = len(etcd.read_all(settings))
+    except BpbrokerError as error:
+        return Finding("etcd", "fail", str(error))
+    if unused:
+        detail = f"the registry is there ({found} entries), so the {unused} in the file are not used"
+        return Finding("etcd", "warning", f"{detail}; bpbroker migrate --to etcd --merge adds them there")
+    return Finding("etcd", "ok", f"the registry is there: {found} entries")

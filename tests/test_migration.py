@@ -122,6 +122,15 @@ def test_others_are_not_touched(moving: Moving) -> None:
     assert moving.in_etcd == {**ENTRIES, "node-1": b'{"other": 1}', "theirs": b"{}"}
 
 
+def test_who_brings_nothing_joins_what_is_there(moving: Moving) -> None:
+    moving.move("etcd")
+    moving.write({})
+    done = moving.move("etcd")
+    assert (done.copied, done.same, done.left) == (0, 0, ())
+    assert moving.in_file == ("etcd", {})
+    assert moving.in_etcd == ENTRIES
+
+
 def test_a_file_with_other_entries_is_not_written_over(moving: Moving) -> None:
     moving.move("etcd")
     moving.write({"mine": b"{}", "node-1": b'{"mine": 1}'})

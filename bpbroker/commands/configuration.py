@@ -86,6 +86,10 @@ def merge(own: Path, extra: Mapping[str, Any], extra_entries: Mapping[str, bytes
     settings, entries = offline.state_of(own)
     _check(extra, extra_entries, "The configuration to add")
     merged, added, kept = config.add(settings, extra)
+    if extra_entries and config.shares_registry(merged):
+        raise ConfigurationError(
+            "The registry is in etcd, so entries are not added to the file: use bpclient service register"
+        )
     for name, value in extra_entries.items():
         before = {name: json.loads(entries[name])} if name in entries else {}
         after, more_added, more_kept = config.add(before, {name: json.loads(value)})

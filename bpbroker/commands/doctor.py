@@ -85,7 +85,8 @@ def diagnose(scope: Scope) -> Iterator[Finding]:
 
 def _files(scope: Scope) -> Iterator[Finding]:
     for found in offline.check(scope.own):
-        advice = {OK: "", WARNING: "", FAIL: f"see {scope.command_line('backups')} and restore"}[found.level]
+        mend = "see to the cluster, or to _registry" if found.what == "etcd" else "see {} and restore"
+        advice = mend.format(scope.command_line("backups")) if found.level == FAIL else ""
         if found.what != "settings":  # the configuration's finding has them
             yield Finding(found.what, found.level, found.detail, advice)
 

@@ -92,6 +92,12 @@ def restore(scope: Scope, *, backup: Path, dry_run: bool) -> None:
             click.echo(f"{what}: {len(names)}" + (f" ({shown})" if names else ""))
     for path in done.kept:
         click.echo(f"What was there is kept as {path}", err=True)
+    if done.unused:
+        click.echo(
+            f"By these settings the registry is in etcd, and the {done.unused} entries are in the file only;"
+            f" to bring those there that etcd lacks: {scope.command_line('migrate --to etcd --merge')}",
+            err=True,
+        )
     outcome = "Nothing was changed." if dry_run else f"{scope.own} is now as it was in {done.backup}."
     click.echo(outcome, err=True)
 

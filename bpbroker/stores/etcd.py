@@ -416,6 +416,19 @@ class _Commits:
                 return
 
 
+def read_all(settings: Mapping[str, Any]) -> dict[str, bytes]:
+    """Give all entries in the cluster that the settings name, as they are at one version; changes nothing.
+
+    Raises:
+        ConfigurationError, Unavailable: the cluster cannot be used.
+    """
+    store = EtcdStore(EtcdOptions.of(settings))
+    try:
+        return {seen.name: seen.value for seen in store.scan().entries if seen.value is not None and not seen.fault}
+    finally:
+        store.close()
+
+
 def _clear_left_over(gateway: Gateway, keys: Keys) -> None:
     """Remove the commits' numbers of brokers that crashed long ago."""
     begin, end = keys.commits()
