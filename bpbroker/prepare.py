@@ -84,7 +84,9 @@ def prepare(plan: Plan, undo: ExitStack) -> Prepared:
         context = tls.context(cert, key)
     except ConfigurationError as error:
         if (cert, key) != (own.with_suffix(".crt"), own.with_suffix(".key")):
-            raise
+            raise ConfigurationError(
+                f"{error}\nPut the right files there, or take ssl_cert and ssl_key out of {own} to have a pair made"
+            ) from None
         # Its own: gone, as after a restore on a new machine, or damaged.
         renew = shlex.join(("bpbroker", "--config", str(own), "certificate", "--renew"))
         raise ConfigurationError(f"{error}\nTo make a new pair, which clients must be told of:\n  {renew}") from None

@@ -24,6 +24,7 @@ from bpbroker.extensions import Status, catalogue
 from bpbroker.jointoken import canonical_fingerprint
 from bpbroker.sources import Loaded
 
+_AS_OWNER = "run this as root or the service's user"
 _DISK_WARN_BYTES = 256 * 1024 * 1024
 _DISK_FAIL_BYTES = 16 * 1024 * 1024
 
@@ -50,6 +51,11 @@ def doctor(scope: Scope, *, form: str) -> None:
 
 def diagnose(scope: Scope) -> Iterator[Finding]:
     """Give what is found, one thing after the other."""
+    folder = scope.own.parent
+    if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):  # noqa: PTH112 - is_dir raises in a closed one
+        yield Finding("folder", FAIL, f"{folder} cannot be read by this user", _AS_OWNER)
+        yield networks()
+        return
     try:
         loaded: Loaded | None = scope.sources().load()
     except ConfigurationError as error:
@@ -68,7 +74,7 @@ def diagnose(scope: Scope) -> Iterator[Finding]:
         broker = running(scope)
     except ConfigurationError as error:
         broker = None
-        yield Finding("broker", WARNING, str(error), "run this as root or as the service's user")
+        yield Finding("broker", WARNING, str(error), _AS_OWNER)
     else:
         if broker is None:
             start = f"start it: {scope.command_line('start')}, or the service"
@@ -94,9 +100,7 @@ def _files(scope: Scope) -> Iterator[Finding]:
 def _disk(own: Path) -> Iterator[Finding]:
     folder = next(folder for folder in own.parents if folder.exists())
     if not os.access(folder, os.W_OK):
-        yield Finding(
-            "folder", FAIL, f"{folder} cannot be written by this user", "run this as root or the service's user"
-        )
+        yield Finding("folder", FAIL, f"{folder} cannot be written by this user", _AS_OWNER)
     free = shutil.disk_usage(folder).free
     level = FAIL if free < _DISK_FAIL_BYTES else WARNING if free < _DISK_WARN_BYTES else OK
     advice = "" if level == OK else "make room; without it the broker refuses writes"
@@ -189,8 +193,8 @@ def _broker(broker: LocalBroker, loaded: Loaded | None) -> Iterator[Finding]:
     except (ClientError, RequestError) as error:
         yield Finding("parts", FAIL, str(error), "see its log; restart it if it does not recover")
         return
-    for part in report["parts"]:
-        if not part["ok"]:
-            yield Finding(f"part {part['name']}", FAIL, part["detail"] or "not well", "see the broker's log")
-    if report["ok"]:
+    ill = [part for part in report["parts"] if not part["ok"]]
+    for part in ill:
+        yield Finding(f"part {part['name']}", FAIL, part["detail"] or "not well", "see the broker's log")
+    if not ill:
         yield Finding("parts", OK, f"all {len(report['parts'])} are well")

@@ -17,6 +17,7 @@ usage() { echo "usage: $0 CLUSTER master|replica" >&2; exit 2; }
 [ $# -eq 2 ] || usage
 cluster=$1
 role=$2
+case $role in master | replica) ;; *) usage ;; esac
 wait=${WAIT:-5m}
 
 broker=$(bpclient --port "${BPBROKER_PORT:-20443}" discover --name "$cluster" --wait "$wait")
@@ -34,5 +35,4 @@ case $role in
     replica)
         bpclient service get --name "$cluster-master" --wait "$wait" --field last_write_ip
         ;;
-    *) usage ;;
 esac

@@ -77,10 +77,12 @@ def test_nodes_register_and_wait_for_each_other(script: Script, broker: RunningB
 
 @pytest.mark.parametrize("path", [FIND, REGISTER])
 def test_wrong_words_are_said(script: Script, path: Path) -> None:
-    wrong = script(path, "foo")
-    out, err = wrong.communicate(timeout=30)
-    assert (out, wrong.returncode) == ("", 2)
-    assert "usage:" in err
+    # Also when nobody answers: what is wrong is said before anything is waited for.
+    for words in (["foo"], ["nobody", "oops"]):
+        wrong = script(path, *words)
+        out, err = wrong.communicate(timeout=30)
+        assert (out, wrong.returncode) == ("", 2)
+        assert "usage:" in err
 
 
 @pytest.mark.parametrize("path", [FIND, REGISTER])

@@ -389,6 +389,15 @@ def test_doctor(broker: RunningBroker) -> None:
     text = broker.bpbroker("doctor").stdout
     assert "-> give them an _access_key" in text
     document = broker.config.read_text()
+    broker.config.write_text(document.replace('"ping": {}', '"ping": {}, "nothere": {}'))
+    assert broker.bpbroker("reload").returncode == 0
+    end = time.monotonic() + 60
+    while "part extension nothere" not in (done := broker.bpbroker("doctor")).stdout:
+        assert time.monotonic() < end, done.stdout
+    assert done.returncode == 1
+    assert "are well" not in done.stdout.replace("the broker is well", "")
+    broker.config.write_text(document)
+    assert broker.bpbroker("reload").returncode == 0
     broker.config.write_text("{")
     done = broker.bpbroker("doctor")
     assert done.returncode == 1

@@ -67,3 +67,6 @@ def test_another_pair_that_is_missing_is_an_error(make_broker: Make, tmp_path: P
     done = broker.bpbroker("start", "--listen-port", "0")
     assert done.returncode == 78
     assert str(tmp_path / "a.crt") in done.stderr
+    assert f"take ssl_cert and ssl_key out of {broker.config}" in done.stderr
+    broker.config.write_text('{"api": {}}')
+    broker.start()
