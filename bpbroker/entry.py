@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 
 from bpbroker.errors import BadRequest, TooLarge
@@ -25,6 +26,9 @@ DIGITS_MAX: Final = 4300
 STAMP_KEYS: Final = ("last_write_ip", "last_write_ts")
 TEXT_KEY: Final = "_str"
 """The one own key of an entry whose data is no JSON object."""
+
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def check_name(name: object, *, max_bytes: int = NAME_MAX_BYTES) -> str:
@@ -47,7 +51,7 @@ def check_name(name: object, *, max_bytes: int = NAME_MAX_BYTES) -> str:
         raise BadRequest("Names that begin with _ are the broker's own")
     if name in (".", ".."):
         raise BadRequest(f"'{name}' cannot be a name")
-    if any(ord(character) < 32 or ord(character) == 127 for character in name):
+    if _CONTROL.search(name):
         raise BadRequest("The name has a control character in it")
     if name != name.strip():
         raise BadRequest("The name begins or ends with white space")

@@ -45,6 +45,7 @@ HEALTH_SECS: Final = 5.0
 _NOT_KNOWN: Final = Unavailable("The broker's healthcheck does not answer")
 _IDEMPOTENCY_KEY_MAX: Final = 255
 _CONTROL_DEPTH_MAX: Final = 200
+_NO_STORE: Final = ("Cache-Control", "no-store")
 _CALL_WITH: Final = ("POST", "GET", "DELETE")
 _METHOD_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}\Z")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
@@ -258,15 +259,18 @@ class _Call:
 
     def send(self, response: Response) -> bytes:
         """Give status and headers to the server, write the access log, and give the body."""
-        headers = [("X-Request-Id", self.id), ("Cache-Control", "no-store"), *response.headers]
-        if response.status != HTTPStatus.NOT_MODIFIED:
-            headers[:0] = [("Content-Type", response.content_type), ("Content-Length", str(len(response.body)))]
+        status, body, _, content_type, extra = response
+        if status == HTTPStatus.NOT_MODIFIED:
+            headers = [("X-Request-Id", self.id), _NO_STORE, *extra]
+        else:
+            length = ("Content-Length", str(len(body)))
+            headers = [("Content-Type", content_type), length, ("X-Request-Id", self.id), _NO_STORE, *extra]
         self._start_response(response.status_line, headers)
         accesslog.write(
             accesslog.Line(
                 self.source,
-                response.status,
-                len(response.body),
+                status,
+                len(body),
                 self.id,
                 self.namespace,
                 self.method,
@@ -274,7 +278,7 @@ class _Call:
                 self._started,
             )
         )
-        return response.body
+        return body
 
     def unusable(self, error: BaseException) -> Response:
         """Answer the operator on this host, who may read what is wrong with the configuration."""

@@ -186,12 +186,15 @@ def rendered(
 
     ``late`` is the error when nobody waits for the reply any more.
     """
-    if reply.cancelled():
+    try:
+        value = reply.result(0)  # each look at a future locks it: one, then
+    except CancelledError:
         return of_error(late)
-    error = reply.exception(0)
-    if error is None:
-        return show(reply.result(0))
-    return of_error(error) if isinstance(error, RequestError) else broken(error)
+    except RequestError as error:
+        return of_error(error)
+    except Exception as error:  # noqa: BLE001 - the edge: it becomes an answer
+        return broken(error)
+    return show(value)
 
 
 def health(report: HealthReport) -> Response:
