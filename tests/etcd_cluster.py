@@ -300,6 +300,7 @@ class EtcdCluster:
 
     def compact(self, at: int = 0) -> int:
         """Let the cluster forget what was before its revision, and give that."""
+        self.etcdctl("put", "what is before this", "will be forgotten", at=at)  # nothing can be forgotten twice
         revision = self.revision(at)
         self.etcdctl("compact", str(revision), at=at)
         return revision
