@@ -48,6 +48,8 @@ class SharedRegistry(Registry):
         """Why there is nothing to serve; empty once there is."""
         self._under_way: tuple[Batch, Future[Any]] | None = None
         self._postponed: list[Asked] = []
+        self._decided_on: dict[str, int] = {}
+        """Name to the version on which its staged state was decided: news may come before the commit."""
         self.handlers |= {
             Done: lambda done: done.take(done.result),
             State: self._take_state,
@@ -117,6 +119,12 @@ class SharedRegistry(Registry):
             answer(asked.reply, Unavailable(f"Nothing was changed: {why}"))
         else:
             super()._decide(asked)
+            if name in self._staged:
+                self._decided_on.setdefault(name, self._sharing.versions[name])
+
+    def _take_batch(self) -> Batch:
+        self._decided_on = {}
+        return super()._take_batch()
 
     def _why_not(self, name: str) -> str:
         """Say why nothing can be done with a name; empty when something can."""
@@ -139,8 +147,8 @@ class SharedRegistry(Registry):
         """Have everything staged committed, unless a commit is under way: its end flushes again."""
         if self._under_way is not None or not self._decided:
             return
+        versions = self._decided_on
         batch = self._take_batch()
-        versions = self._sharing.versions
         changes = [Change(name, after.json if after else None, versions[name]) for name, after in batch.staged.items()]
         self._under_way = batch, self._sharing.commit(changes, self._commit_ended)
 

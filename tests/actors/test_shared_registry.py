@@ -110,6 +110,27 @@ def test_reads_that_come_together_are_one_read(quiet: SharedLedger, shared_regis
     assert quiet.reads == [("a",), ("a", "b", "c")]
 
 
+def test_news_that_come_between_a_decision_and_its_commit_are_not_lost(
+    shared_ledger: SharedLedger, shared_registry: Asked
+) -> None:
+    hold, begun = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        assert hold.wait(10)
+
+    shared_ledger.before_commit = wait
+    first = shared_registry.send(Update("b", {"x": 1}, IP))
+    assert begun.wait(10)
+    second = shared_registry.send(Update("a", {"y": 1}, IP))
+    shared_registry(Ping())  # it is decided
+    shared_ledger.put("a", b'{"x": 1}')
+    shared_registry(Ping())  # and the news are known
+    hold.set()
+    assert own(second.result(10)) == {"x": 1, "y": 1}
+    first.result(10)
+
+
 def test_a_conflict_without_end_is_given_up(quiet: SharedLedger, shared_registry: Asked) -> None:
     quiet.before_commit = lambda: quiet.put("a", b'{"n": %d}' % quiet.version)
     with pytest.raises(Overloaded, match="changes too fast; nothing was changed"):
