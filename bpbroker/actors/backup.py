@@ -24,6 +24,8 @@ from bpbroker.messages import (
 
 logger = logging.getLogger(__name__)
 
+_RETRY_SECS = 5.0
+"""After a backup that failed the next one is tried so soon; twice as long after each further one."""
 DOCUMENT_TIMEOUT_SECS = 60.0
 
 
@@ -44,6 +46,8 @@ class Backup(Actor):
         """What the newest backup holds, without the entries themselves."""
         self._last_made: float | None = None
         self._problem = ""
+        self._failed = 0
+        """How often in a row."""
         self._apply_settings(settings)
         self._due = 0.0
         """Monotonic, so that a clock that jumps neither skips backups nor makes a storm of them."""
@@ -94,6 +98,8 @@ class Backup(Actor):
             else:
                 self._done(document)
         except BpbrokerError as error:
+            self._failed += 1
+            self._sleep(min(self._every_secs, _RETRY_SECS * 2 ** min(self._failed - 1, 20)))
             self._problem = f"The last backup failed: {error}"
             logger.error("%s", self._problem)  # noqa: TRY400 - its reason is in the message, a traceback helps nobody
 
@@ -123,3 +129,4 @@ class Backup(Actor):
         self._last = Document(document.settings, {}, document.sequence)
         backups.rotate(self._config_file, self._keep)
         self._problem = ""
+        self._failed = 0

@@ -195,3 +195,17 @@ def test_a_config_store_that_does_not_answer_is_said(start: Callable[..., Asked]
     backup = start()
     until(lambda: not backup(Ping()).ok)
     assert backup(Ping()).detail == "The last backup failed: not running"
+
+
+def test_one_that_failed_is_tried_again_before_the_next_is_due(
+    start: Callable[..., Asked], state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that starts while its registry's cluster is away must not be ill for an hour."""
+    monkeypatch.setattr("bpbroker.actors.backup._RETRY_SECS", 0.05)
+    state.error = Unavailable("not running")
+    backup = start(backup_freq_secs=3600)
+    until(lambda: state.asked >= 3)
+    assert not backup(Ping()).ok
+    state.error = None
+    until(lambda: bool(backup(Ping()).ok))
+    assert len(backup(ListBackups())) == 1
