@@ -159,11 +159,14 @@ EtcdStore.commit = lambda store, changes: commit(store, [replace(change, expects
 """
 
 STALE = """
+import time
 from dataclasses import replace
 from bpbroker.actors.shared_registry import SharedRegistry
+from bpbroker.stores.etcd import EtcdStore
 
-get = SharedRegistry._get
+get, follow = SharedRegistry._get, EtcdStore.follow
 SharedRegistry._get = lambda registry, message: get(registry, replace(message, local=True))
+EtcdStore.follow = lambda store, after, take: follow(store, after, lambda news: (time.sleep(0.2), take(news)))
 """
 
 
