@@ -7,7 +7,7 @@ An example::
     broker = discover("foo-cluster1", key="secret")
     with Client(broker.address, access_key="secret", fingerprint=broker.fingerprint) as client:
         client.register("node-7", {"role": "replica"})
-        master = client.get("master", wait=300)
+        master = client.get("master", wait_secs=300)
 
 Nothing of the server is loaded, and nothing of the client before it is needed:
 what a process loads is most of what a one-shot call of ``bpclient`` costs. That

@@ -83,7 +83,7 @@ class Client:
         fingerprint: SHA-256 of the broker's certificate.
         cacert: PEM file of the authorities that may have signed it.
         insecure: take any certificate. Without any of these four the first contact's is pinned.
-        timeout: seconds for one call, retries included, its own ``wait`` not.
+        timeout_secs: for one call, retries included, its own ``wait_secs`` not.
         retries: how often a call that is safe to repeat is tried again.
         known_brokers: the file of pins; by default the user's own.
         tell: gets sentences for a person, such as that a certificate was pinned.
@@ -101,7 +101,7 @@ class Client:
         fingerprint: str = "",
         cacert: str | os.PathLike[str] = "",
         insecure: bool = False,
-        timeout: float = TIMEOUT_SECS,
+        timeout_secs: float = TIMEOUT_SECS,
         retries: int = RETRIES,
         known_brokers: str | os.PathLike[str] | None = None,
         tell: Callable[[str], None] = lambda _: None,
@@ -121,7 +121,7 @@ class Client:
             fingerprint = canonical_fingerprint(fingerprint)
         trust = Trust(fingerprint, os.fspath(cacert), insecure)
         transport = Transport(self.address, trust, KnownBrokers(known_brokers, tell))
-        self._calls = Calls(transport, headers, timeout, retries)
+        self._calls = Calls(transport, headers, timeout_secs, retries)
 
     def __enter__(self) -> Self:
         return self
@@ -179,19 +179,19 @@ class Client:
         """Remove an entry, present or not; ``if_match`` as of :meth:`replace`."""
         self._write("Delete", {"name": name}, if_match)
 
-    def get(self, name: str, *, wait: float = 0.0, changed_from: str = "", consistency: str = "strong") -> Entry:
+    def get(self, name: str, *, wait_secs: float = 0.0, changed_from: str = "", consistency: str = "strong") -> Entry:
         """Read an entry.
 
         Args:
             name: the entry's name.
-            wait: seconds to wait until it exists, also for a broker that is not there yet.
+            wait_secs: how long to wait until it exists, also for a broker that is not there yet.
             changed_from: a tag; wait until the entry's is another.
             consistency: ``local``: what the broker knows is enough, also when it cannot ask a registry that it
-                shares with others; ``response["age_secs"]`` says how old that may be. Goes not with ``wait``.
+                shares with others; ``response["age_secs"]`` says how old that may be. Goes not with ``wait_secs``.
 
         Raises:
-            NotFound: it does not exist, and ``wait`` is 0.
-            GaveUp: it did not exist, or not change, within ``wait``.
+            NotFound: it does not exist, and ``wait_secs`` is 0.
+            GaveUp: it did not exist, or not change, within ``wait_secs``.
         """
         headers = {"If-None-Match": _quoted(changed_from)} if changed_from else {}
         tag = headers.get("If-None-Match", b"").decode()
@@ -199,25 +199,25 @@ class Client:
         def found(answer: Registered) -> Entry | None:
             return _entry(answer) if answer.modified and answer.etag != (tag or None) else None
 
-        sent = {"name": name, **_consistency(consistency, wait)}
+        sent = {"name": name, **_consistency(consistency, wait_secs)}
         verb = "change" if changed_from else "appear"
-        return self._calls.poll("Get", sent, headers, wait, found, f"Entry '{name}' did not {verb}")
+        return self._calls.poll("Get", sent, headers, wait_secs, found, f"Entry '{name}' did not {verb}")
 
     def list(
-        self, prefix: str = "", *, at_least: int = 0, wait: float = 0.0, consistency: str = "strong"
+        self, prefix: str = "", *, at_least: int = 0, wait_secs: float = 0.0, consistency: str = "strong"
     ) -> dict[str, Entry]:
         """Read all entries whose name begins with ``prefix``, sorted by name.
 
         Args:
             prefix: may be empty.
             at_least: how many there must be.
-            wait: seconds to wait for them.
+            wait_secs: how long to wait for them.
             consistency: as of :meth:`get`.
 
         Raises:
             GaveUp: there were fewer, all the time.
         """
-        sent: dict[str, Any] = {"prefix": prefix, **_consistency(consistency, wait)}
+        sent: dict[str, Any] = {"prefix": prefix, **_consistency(consistency, wait_secs)}
         if at_least:
             sent["count"] = at_least
 
@@ -225,7 +225,9 @@ class Client:
             entries = {name: Entry(item) for name, item in answer.data.items() if isinstance(item, dict)}
             return entries if len(entries) >= at_least else None
 
-        return self._calls.poll("List", sent, {}, wait, found, f"There were fewer than {at_least} entries '{prefix}…'")
+        return self._calls.poll(
+            "List", sent, {}, wait_secs, found, f"There were fewer than {at_least} entries '{prefix}…'"
+        )
 
     # --- ping and extensions ---
 
@@ -291,7 +293,7 @@ def _text(data: Data) -> str:
         raise UsageError(f"The data cannot be written as JSON: {error}") from None
 
 
-def _consistency(wanted: str, wait: float) -> dict[str, str]:
+def _consistency(wanted: str, wait_secs: float) -> dict[str, str]:
     """Give the parameter for a read, none for the default.
 
     Raises:
@@ -299,8 +301,8 @@ def _consistency(wanted: str, wait: float) -> dict[str, str]:
     """
     if wanted not in CONSISTENCIES:
         raise UsageError(f"The consistency {wanted[:80]!r} must be strong or local")
-    if wanted == "local" and wait:
-        raise UsageError("A local read does not wait: give either wait or the consistency local")
+    if wanted == "local" and wait_secs:
+        raise UsageError("A local read does not wait: give either wait_secs or the consistency local")
     return {} if wanted == "strong" else {"consistency": wanted}
 
 

@@ -58,11 +58,11 @@ class Calls:
         headers: Mapping[str, bytes] | None = None,
         *,
         repeatable: bool,
-        wait: float | None = None,
+        wait_secs: float | None = None,
     ) -> Registered:
         """Send a request to the registry and see that a registry answered; arguments as of :meth:`send`."""
         path = f"services/{method}"
-        answer = self.send(path, sent, headers, repeatable=repeatable, wait=wait)
+        answer = self.send(path, sent, headers, repeatable=repeatable, wait_secs=wait_secs)
         self.last = registered(path, answer, self.transport.address)
         return self.last
 
@@ -71,7 +71,7 @@ class Calls:
         method: str,
         sent: Mapping[str, Any],
         headers: Mapping[str, bytes],
-        wait: float,
+        wait_secs: float,
         found: Callable[[Registered], T | None],
         failure: str,
     ) -> T:
@@ -80,9 +80,9 @@ class Calls:
         A broker that is away, restarting or overloaded is part of what is waited for.
 
         Raises:
-            GaveUp: not within ``wait`` seconds.
+            GaveUp: not within ``wait_secs``.
         """
-        end = time.monotonic() + wait
+        end = time.monotonic() + wait_secs
         pause = pauses()
         problem = ""
         while True:
@@ -90,19 +90,21 @@ class Calls:
             poll = min(max(0.0, end - began), POLL_SECS)
             try:
                 waiting = {**sent, "wait": round(poll, 3)} if poll else sent
-                result = found(self.registry(method, waiting, headers, repeatable=True, wait=poll if wait else None))
+                result = found(
+                    self.registry(method, waiting, headers, repeatable=True, wait_secs=poll if wait_secs else None)
+                )
                 if result is not None:
                     return result
                 problem = ""
             except NotTrusted:
                 raise
             except (NotFound, CannotConnect, Unavailable, TimedOut, GaveUp) as error:
-                if not wait:
+                if not wait_secs:
                     raise
                 problem = "" if isinstance(error, NotFound) else f"; the last try: {error}"
             now = time.monotonic()
             if now >= end:
-                raise GaveUp(f"{failure} within {wait:g} s{problem}")
+                raise GaveUp(f"{failure} within {wait_secs:g} s{problem}")
             if now - began < poll / 2:  # it did not wait: it failed, or the broker does not know how
                 time.sleep(min(next(pause), max(0.0, end - now)))
             else:
@@ -115,7 +117,7 @@ class Calls:
         headers: Mapping[str, bytes] | None = None,
         *,
         repeatable: bool,
-        wait: float | None = None,
+        wait_secs: float | None = None,
     ) -> Answer:
         """Send a request; gives the answer if that is no error.
 
@@ -124,7 +126,7 @@ class Calls:
             sent: the parameters.
             headers: further ones.
             repeatable: whether to try again when it is not known if it was carried out.
-            wait: seconds for which the broker is asked to wait; None if this is no part of a longer wait.
+            wait_secs: for how long the broker is asked to wait; None if this is no part of a longer wait.
         """
         try:
             body = json.dumps(sent, ensure_ascii=False).encode()
@@ -132,8 +134,8 @@ class Calls:
             raise UsageError("What is to be sent is not valid UTF-8") from None
         every = {"Content-Type": b"application/json", **self._headers, **(headers or {})}
         secs, retries = self._timeout, self.retries
-        if wait is not None:  # the loop around this is what tries again
-            secs, retries = min(secs, _POLL_SLACK_SECS) + wait, 0
+        if wait_secs is not None:  # the loop around this is what tries again
+            secs, retries = min(secs, _POLL_SLACK_SECS) + wait_secs, 0
         deadline = Deadline(secs, str(self.transport.address))
         pause = pauses()
         while True:

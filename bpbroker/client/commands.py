@@ -149,7 +149,7 @@ def get(
         raise UsageError("--wait and --consistency local do not go together: a local read does not wait")
     client, left = session.client(seconds(wait) if wait else 0.0)
     with client, session.waiting_for(f"entry '{name}' on {client.address}"):
-        entry = client.get(name, wait=left, changed_from=changed_from, consistency=consistency)
+        entry = client.get(name, wait_secs=left, changed_from=changed_from, consistency=consistency)
         response = client.response
     _tell_age(session, response)
     if field is not None:
@@ -195,7 +195,7 @@ def wait(session: Session, *, prefix: str, count: int) -> Output:
     """Wait, for --timeout, until enough entries exist; then print their names."""
     client, left = session.client(session.timeout(60.0))
     with client, session.waiting_for(f"{count} entries '{prefix}…' on {client.address}"):
-        entries = client.list(prefix, at_least=count, wait=left)
+        entries = client.list(prefix, at_least=count, wait_secs=left)
     return output.of_names(list(entries), entries)
 
 

@@ -72,11 +72,11 @@ class Session:
         """Show what is being waited for, while it is."""
         return Progress(what, quiet=self.quiet)
 
-    def discover(self, name: str, wait: float = 0.0, *, first: bool = False) -> Broker:
-        """Find the broker that holds ``name``, asking for ``wait`` seconds if that is longer than the timeout."""
+    def discover(self, name: str, wait_secs: float = 0.0, *, first: bool = False) -> Broker:
+        """Find the broker that holds ``name``, asking for ``wait_secs`` if that is longer than the timeout."""
         from bpbroker.client.discovery import TIMEOUT_SECS, discover  # a call to a known broker does without
 
-        secs = max(self.timeout(TIMEOUT_SECS), wait)
+        secs = max(self.timeout(TIMEOUT_SECS), wait_secs)
         with self.waiting_for(f"a broker that holds '{name}'"):
             return discover(name, timeout_secs=secs, first=first, **self._how_to_ask())
 
@@ -96,8 +96,8 @@ class Session:
             "interface": self._given.get("interface", ""),
         }
 
-    def client(self, wait: float = 0.0) -> tuple[Client, float]:
-        """Give a client of the broker that the options name or that is discovered, and what is left of ``wait``.
+    def client(self, wait_secs: float = 0.0) -> tuple[Client, float]:
+        """Give a client of the broker that the options name or that is discovered, and what is left of ``wait_secs``.
 
         Raises:
             UsageError: they name none.
@@ -110,7 +110,7 @@ class Session:
             raise UsageError("--bpbroker and --discover both say which broker; give one of them")
         address = given.get("bpbroker") or (not name and self._environ.get("BPBROKER")) or ""
         if name:
-            broker = self.discover(name, wait)
+            broker = self.discover(name, wait_secs)
             target = parse_address(f"[{broker.address}]" if ":" in broker.address else broker.address, broker.port)
             # What a signed answer says of the certificate is as good as having been told.
             fingerprint = fingerprint or (broker.fingerprint if broker.authentic else "")
@@ -127,9 +127,9 @@ class Session:
             fingerprint="" if insecure else fingerprint,
             cacert=given.get("cacert", ""),
             insecure=insecure,
-            timeout=self.timeout(TIMEOUT_SECS),
+            timeout_secs=self.timeout(TIMEOUT_SECS),
             # Who says how long wants it tried for so long: a broker may be away for a restart, or for a reboot.
             retries=given.get("retry", _UNTIL_TIMEOUT if "timeout" in given else RETRIES),
             tell=self.tell,
         )
-        return client, max(0.0, wait - (time.monotonic() - began)) if name else wait
+        return client, max(0.0, wait_secs - (time.monotonic() - began)) if name else wait_secs

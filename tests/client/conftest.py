@@ -39,7 +39,7 @@ def make_client(fake: FakeBroker, known_brokers: Path) -> Iterator[Callable[...,
     made: list[Client] = []
 
     def make(**options: Any) -> Client:
-        made.append(Client(fake.address, **{"fingerprint": fake.fingerprint, "timeout": 30, **options}))
+        made.append(Client(fake.address, **{"fingerprint": fake.fingerprint, "timeout_secs": 30, **options}))
         return made[-1]
 
     yield make

@@ -91,8 +91,8 @@ def test_what_is_no_method_is_refused(client: Client, method: str) -> None:
     [
         (lambda c: c.get("n", consistency="weak"), "'weak'"),
         (lambda c: c.list(consistency=""), "strong or local"),
-        (lambda c: c.get("n", consistency="local", wait=1), "wait"),
-        (lambda c: c.list(consistency="local", at_least=1, wait=1), "wait"),
+        (lambda c: c.get("n", consistency="local", wait_secs=1), "wait"),
+        (lambda c: c.list(consistency="local", at_least=1, wait_secs=1), "wait"),
     ],
 )
 def test_a_consistency_that_makes_no_sense_is_refused(
@@ -233,7 +233,7 @@ def test_the_time_for_a_call_bounds_its_retries(
 ) -> None:
     fake.answers = [failure(503, "Overloaded", Retry_After="20")]
     with pytest.raises(Unavailable):
-        make_client(timeout=5).get("n")
+        make_client(timeout_secs=5).get("n")
     assert not quick
 
 
@@ -312,49 +312,49 @@ def test_behind_nat_the_broker_says_who_we_are(fake: FakeBroker, client: Client)
 
 def test_waiting_for_an_entry_is_the_brokers_work(fake: FakeBroker, client: Client) -> None:
     fake.answers = [success(ENTRY)]
-    client.get("n", wait=300)
-    client.get("n", wait=10)
+    client.get("n", wait_secs=300)
+    client.get("n", wait_secs=10)
     assert [request.json["wait"] for request in fake.requests] == [60, pytest.approx(10, abs=0.1)]
 
 
 def test_a_wait_goes_on_over_several_requests(fake: FakeBroker, client: Client, quick: list[float]) -> None:
     fake.answers = [failure(404, "Entry 'n' not found")] * 3 + [success(ENTRY)]
-    assert client.get("n", wait=300) == ENTRY
+    assert client.get("n", wait_secs=300) == ENTRY
     assert len(quick) == 3  # this broker did not wait as it was asked to, so the client does
 
 
 def test_a_wait_outlives_restarts_and_overload(fake: FakeBroker, client: Client, quick: list[float]) -> None:
     fake.answers = [b"", failure(503, "Overloaded"), failure(504, "timed out"), success(ENTRY)]
-    assert client.get("n", wait=300) == ENTRY
+    assert client.get("n", wait_secs=300) == ENTRY
     assert quick
 
 
 def test_a_wait_does_not_outlive_a_wrong_key(fake: FakeBroker, client: Client) -> None:
     fake.answers = [failure(401, "Incorrect access key")]
     with pytest.raises(Unauthorized):
-        client.get("n", wait=300)
+        client.get("n", wait_secs=300)
 
 
 def test_a_wait_that_is_over_is_said(fake: FakeBroker, client: Client) -> None:
     fake.answers = [failure(404, "Entry 'n' not found")]
     with pytest.raises(GaveUp, match=r"'n' did not appear within 0\.3 s"):
-        client.get("n", wait=0.3)
+        client.get("n", wait_secs=0.3)
     fake.answers = [b""]
     with pytest.raises(GaveUp, match=r"did not appear.*the last try: .*ended the connection"):
-        client.get("n", wait=0.3)
+        client.get("n", wait_secs=0.3)
 
 
 def test_a_broker_that_is_not_there_yet_is_waited_for(make_client: Callable[..., Client], fake: FakeBroker) -> None:
     fake.answers = [success(ENTRY)]
-    with Client("127.0.0.1:1", timeout=5) as nobody, pytest.raises(GaveUp, match="the last try"):
-        nobody.get("n", wait=0.2)
-    assert make_client().get("n", wait=5) == ENTRY
+    with Client("127.0.0.1:1", timeout_secs=5) as nobody, pytest.raises(GaveUp, match="the last try"):
+        nobody.get("n", wait_secs=0.2)
+    assert make_client().get("n", wait_secs=5) == ENTRY
 
 
 @pytest.mark.usefixtures("quick")
 def test_waiting_for_a_change(fake: FakeBroker, client: Client) -> None:
     fake.answers = [answer(304, b"", ETag='"old"'), success(ENTRY, ETag='"old"'), success(ENTRY, ETag='"new"')]
-    assert client.get("n", wait=60, changed_from="old").etag == '"new"'
+    assert client.get("n", wait_secs=60, changed_from="old").etag == '"new"'
     assert {request.headers["if-none-match"] for request in fake.requests} == {'"old"'}
     fake.answers = [answer(304, b"", ETag='"new"')]
     with pytest.raises(GaveUp, match="did not change"):
@@ -364,11 +364,11 @@ def test_waiting_for_a_change(fake: FakeBroker, client: Client) -> None:
 @pytest.mark.usefixtures("quick")
 def test_a_barrier(fake: FakeBroker, client: Client) -> None:
     fake.answers = [success({"node-1": ENTRY}), success({"node-1": ENTRY, "node-2": ENTRY})]
-    assert list(client.list("node-", at_least=2, wait=60)) == ["node-1", "node-2"]
+    assert list(client.list("node-", at_least=2, wait_secs=60)) == ["node-1", "node-2"]
     assert fake.requests[0].json["count"] == 2
     fake.answers = [success({})]
     with pytest.raises(GaveUp, match=r"fewer than 2 entries 'node-…' within 0\.1 s"):
-        client.list("node-", at_least=2, wait=0.1)
+        client.list("node-", at_least=2, wait_secs=0.1)
 
 
 def test_no_call_lasts_longer_than_it_may(fake: FakeBroker, make_client: Callable[..., Client]) -> None:
@@ -378,7 +378,7 @@ def test_no_call_lasts_longer_than_it_may(fake: FakeBroker, make_client: Callabl
         over.wait(30)
 
     fake.handler = silent
-    client = make_client(timeout=0.3)
+    client = make_client(timeout_secs=0.3)
     for call in (client.ping, lambda: client.register("n", "d"), lambda: client.execute("a.B")):
         began = time.monotonic()
         with pytest.raises(GaveUp):

@@ -162,7 +162,7 @@ def test_a_server_that_hangs_up_at_once() -> None:
 
 def test_a_server_that_never_speaks() -> None:
     over = threading.Event()
-    with plain_server(lambda _: waiting(over)) as address, Client(address, timeout=0.3) as client:
+    with plain_server(lambda _: waiting(over)) as address, Client(address, timeout_secs=0.3) as client:
         began = time.monotonic()
         with pytest.raises(GaveUp) as caught:
             client.ping()
@@ -210,7 +210,7 @@ def test_an_answer_that_dribbles_meets_the_same_deadline(fake: FakeBroker, make_
     fake.handler = dribble
     began = time.monotonic()
     with pytest.raises(GaveUp):
-        make_client(timeout=0.5).ping()
+        make_client(timeout_secs=0.5).ping()
     assert time.monotonic() - began < 10
     over.set()
 
