@@ -156,7 +156,7 @@ KNOWN: Final[Mapping[str, Mapping[str, Key]]] = {
         "client_key": Key(_optional(_path), None, "its private key, PEM"),
         "user": Key(_optional(_text), None, "user of the cluster"),
         "password": Key(_optional(_text), None, "that user's password"),
-        "timeout_secs": Key(_number(0.5, 60, whole=False), 5, "time for one change or read, all endpoints together"),
+        "timeout_secs": Key(_number(0.5, 20, whole=False), 5, "time for one change or read, all endpoints together"),
     },
     "ping": {"_access_key": _ACCESS_KEY},
     "services": {"_access_key": _ACCESS_KEY},
