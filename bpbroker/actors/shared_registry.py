@@ -18,8 +18,9 @@ from dataclasses import replace
 from typing import Any
 
 from bpbroker.actors.base import DEFERRED
-from bpbroker.actors.registry import Asked, Batch, Flush, Registry, answer, failure_of, refusal
+from bpbroker.actors.registry import Asked, Batch, Flush, Registry
 from bpbroker.actors.sharing import Done, Sharing, unavailable
+from bpbroker.actors.verdicts import answer, failure_of, refusal
 from bpbroker.errors import Overloaded, RequestError, Unavailable
 from bpbroker.messages import Exists, Get, List, Pong, Record, Settings, Snapshot, SnapshotTaken, settle
 from bpbroker.stores import Broken, Change, Committed, Conflict, Outcome, Seen, SharedStore, State
@@ -219,20 +220,20 @@ class SharedRegistry(Registry):
     def _take_state(self, state: State) -> None:
         """Take everything that the store holds."""
         if self._id != state.registry_id:
-            if self._names:
+            if len(self._book):
                 logger.error("The registry in the store is another one than before")
             self._sharing.versions.forget()  # those of another registry say nothing
             self._id = state.registry_id
         self._learn_all(state, "")
         if self._away:
-            logger.info("The registry is there: %d entries", len(self._entries))
+            logger.info("The registry is there: %d entries", len(self._book))
             self._away = ""
         self._sharing.watching()
 
     def _learn_all(self, state: State, prefix: str) -> None:
         """Take all entries whose names begin with ``prefix``, and that there are no others."""
         present = {seen.name for seen in state.entries}
-        for known in self._matching(prefix):
+        for known in self._book.matching(prefix):
             if known.name not in present:
                 self._learn(Seen(known.name, None, 0, state.version))
         for seen in state.entries:
@@ -289,7 +290,7 @@ class SharedRegistry(Registry):
         )
         if len(records) < message.at_least and message.wait_secs > 0:
             self._learn_all(state, message.prefix)
-            records = self._matching(message.prefix)  # others may have come meanwhile
+            records = self._book.matching(message.prefix)  # others may have come meanwhile
             if len(records) < message.at_least:
                 self._wait(message, reply, len(records))
                 return
