@@ -186,6 +186,7 @@ class EtcdStore:
                 for news, upto in self._watch(after):
                     after = upto
                     take(news)
+                continue  # nothing has happened for a while: look whether the watch still works
             except Compacted:
                 take(Broken("its history was compacted meanwhile; all entries are read again"))
                 after = None

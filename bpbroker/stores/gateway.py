@@ -170,8 +170,11 @@ class Gateway:
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Send a request to one endpoint and give the messages of its answer as they come.
 
-        Ends with :class:`Unreachable` when the endpoint falls silent, or :meth:`hang_up` was called;
-        the next call tries the next endpoint.
+        Ends when the endpoint has been silent for a while, for good or ill; the next call tries the next one.
+
+        Raises:
+            Unreachable: the endpoint ended it, or :meth:`hang_up` was called.
+            ConfigurationError: the cluster refuses us.
         """
         client = self._clients[self._current]
         try:
@@ -194,6 +197,9 @@ class Gateway:
             self._current = (self._current + 1) % len(self._clients)
             raise _meaning(refusal, sent=False) from None
         except (OSError, ValueError, _Failed) as error:  # what requests raises is an OSError, too
+            if self._stream is not None and "Read timed out" in str(error):
+                self._current = (self._current + 1) % len(self._clients)
+                return
             self._tell(_Failed(_reason(error), sent=False))
             self._current = (self._current + 1) % len(self._clients)
             raise Unreachable("The registry's etcd cluster ended the watch") from None

@@ -256,8 +256,13 @@ class Follower:
 
     def __init__(self, store: EtcdStore, after: int | None) -> None:
         self.news: Queue[News] = Queue()
-        self._thread = threading.Thread(target=store.follow, args=(after, self.news.put))
+        self.told: list[News] = []
+        self._thread = threading.Thread(target=store.follow, args=(after, self._take))
         self._thread.start()
+
+    def _take(self, news: News) -> None:
+        self.told.append(news)
+        self.news.put(news)
 
     def until_up(self) -> None:
         while self.news.get(timeout=30) != ():
@@ -308,6 +313,23 @@ def test_no_change_is_missed_while_the_watch_is_broken(store: EtcdStore, make: M
     assert [each.name for each in follower.changes(3)] == ["n0", "n1", "n2"]
     store.close()
     assert follower.ended()
+
+
+def test_a_quiet_watch_is_begun_anew_and_that_is_no_break(
+    store: EtcdStore, make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gateways, "SILENT_SECS", 0.2)
+    follower = Follower(store, store.scan().version)
+    for _ in range(4):  # each time it is up again
+        follower.until_up()
+    writer = make()
+    writer.open()
+    writer.commit([Change("a", b"{}", 0)])
+    assert [each.name for each in follower.changes(1)] == ["a"]
+    store.close()
+    assert follower.ended()
+    assert not [news for news in follower.told if isinstance(news, Broken)]
+    assert not caplog.records
 
 
 def test_after_a_compaction_everything_is_told_anew(store: EtcdStore, make: Make, etcd: EtcdCluster) -> None:
