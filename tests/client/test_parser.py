@@ -119,7 +119,7 @@ def readme_lines() -> list[list[str]]:
     import shlex
 
     found = []
-    for line in re.findall(r"^(?:    |\$ ).*?bpclient (.*)$", README, re.MULTILINE):
+    for line in re.findall(r"^(?:    |[abc]*\$ ).*?bpclient (.*)$", README, re.MULTILINE):
         command = line.split(" #")[0].split(" > ")[0].rstrip(") ")
         if "[" not in command and "…" not in command:
             found.append(shlex.split(command))
