@@ -27,6 +27,7 @@ with sit on the class, so no caller translates one into the other::
     │   └── InUse                            1
     └── ClientError                          1
         ├── UsageError                       2
+        ├── NotShown                         1
         ├── CannotConnect                    6
         │   └── NotTrusted                   6
         ├── SeveralBrokers                   7
@@ -198,6 +199,10 @@ class UsageError(ClientError):
     """The command's words do not make sense together."""
 
     exit_code = 2
+
+
+class NotShown(ClientError):
+    """There is a result, but it cannot be given as it was asked for, or to nobody."""
 
 
 class CannotConnect(ClientError):

@@ -42,6 +42,7 @@ def _perform(arguments: list[str]) -> int:
     from bpbroker.client.parser import parse
     from bpbroker.client.session import Session
     from bpbroker.client.words import split_cols
+    from bpbroker.errors import NotShown
 
     words = list(split_cols(arguments, WORDS, FLAGS))
     if "_BPCLIENT_COMPLETE" in os.environ:
@@ -55,7 +56,12 @@ def _perform(arguments: list[str]) -> int:
         call = tree.parse(words)
     session = Session(call.given)
     result = call.command.action(session, **call.own)
-    _print(session.render(result))
+    try:
+        _print(session.render(result))
+    except NotShown as error:
+        if not call.command.acts:
+            raise
+        raise NotShown(f"The call was carried out, but its answer cannot be shown: {error}") from None
     return result.exit_code
 
 
@@ -63,17 +69,17 @@ def _print(data: bytes) -> None:
     """Write the result.
 
     Raises:
-        BpbrokerError: it did not get through, such as on a full disk.
+        NotShown: it did not get through, such as on a full disk.
     """
-    from bpbroker.errors import BpbrokerError
+    from bpbroker.errors import NotShown
 
     if sys.stdout is None:
-        raise BpbrokerError("The result cannot be written: standard output is closed")
+        raise NotShown("The result cannot be written: standard output is closed")
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     except OSError as error:
-        raise BpbrokerError(f"The result cannot be written to standard output: {error.strerror}") from None
+        raise NotShown(f"The result cannot be written to standard output: {error.strerror}") from None
 
 
 def _failed(message: str, exit_code: int) -> int:

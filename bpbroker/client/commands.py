@@ -36,12 +36,12 @@ GROUPS: Final = {("service",): "Register services and look them up."}
 """The words that begin several commands, and what their help says."""
 
 
-def _command(words: str, *options: Option) -> Callable[[Action], Action]:
+def _command(words: str, *options: Option, acts: bool = False) -> Callable[[Action], Action]:
     """Make a function the command of these words."""
 
     def add(action: Action) -> Action:
         path = tuple(words.split())
-        COMMANDS[path] = Command(path, options, action)
+        COMMANDS[path] = Command(path, options, action, acts=acts)
         return action
 
     return add
@@ -61,6 +61,7 @@ def ping(session: Session, *, data: str, raw: bool) -> Output:
     Option("--method", required=True, metavar="PKG.FUNC", about="Namespace and method, such as ossec.AddAgent."),
     DATA,
     DATA_RAW,
+    acts=True,
 )
 def execute(session: Session, *, method: str, data: str | None, data_raw: str | None) -> Output:
     """Call a method of an extension and print what it answers."""
@@ -105,19 +106,20 @@ def doctor(session: Session) -> Output:
     Option("--idempotent", flag=True, about="The same data, registered by this host before, is success."),
     ETAG,
     RAW,
+    acts=True,
 )
 def register(session: Session, *, idempotent: bool, **options: Any) -> Output:
     """Create an entry; it must not exist."""
     return _write(session, "register", options, idempotent=idempotent)
 
 
-@_command("service replace", NAME, DATA_NEEDED, DATA_RAW, IF_MATCH, ETAG, RAW)
+@_command("service replace", NAME, DATA_NEEDED, DATA_RAW, IF_MATCH, ETAG, RAW, acts=True)
 def replace(session: Session, *, if_match: str, **options: Any) -> Output:
     """Create an entry or overwrite it."""
     return _write(session, "replace", options, if_match=if_match)
 
 
-@_command("service update", NAME, DATA_NEEDED, DATA_RAW, IF_MATCH, ETAG, RAW)
+@_command("service update", NAME, DATA_NEEDED, DATA_RAW, IF_MATCH, ETAG, RAW, acts=True)
 def update(session: Session, *, if_match: str, **options: Any) -> Output:
     """Merge data into an entry at every depth, creating it if absent."""
     return _write(session, "update", options, if_match=if_match)
@@ -159,7 +161,7 @@ def get(
     return _entry(entry, dict(response), etag=etag, raw=raw)
 
 
-@_command("service delete", NAME, IF_MATCH, RAW)
+@_command("service delete", NAME, IF_MATCH, RAW, acts=True)
 def delete(session: Session, *, name: str, if_match: str, raw: bool) -> Output:
     """Remove an entry; one that does not exist is removed already."""
     client, _ = session.client()
@@ -216,6 +218,8 @@ def _write(session: Session, method: str, options: dict[str, Any], **how: Any) -
     data = _data(options["data"], options["data_raw"])
     if data is None:
         raise UsageError("Missing option '--data'")
+    if not (options["etag"] or options["raw"]):
+        session.see_that_a_shell_can_hold(data)
     client, _ = session.client()
     with client, session.waiting_for(f"broker {client.address}"):
         entry = getattr(client, method)(options["name"], data, **how)

@@ -65,12 +65,20 @@ Action: TypeAlias = "Callable[..., Output]"
 
 
 class Command:
-    """One command; what it does says in its docstring what its help shows."""
+    """One command.
 
-    def __init__(self, path: tuple[str, ...], options: Sequence[Option], action: Action) -> None:
+    Args:
+        path: its words.
+        options: of its own.
+        action: what it does; its docstring is what the help shows.
+        acts: whether something has happened once the broker has answered: a script must know.
+    """
+
+    def __init__(self, path: tuple[str, ...], options: Sequence[Option], action: Action, *, acts: bool) -> None:
         self.path = path
         self.options = options
         self.action = action
+        self.acts = acts
 
 
 class Call:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from bpbroker.client.api import Entry
 from bpbroker.entry import STAMP_KEYS, TEXT_KEY
-from bpbroker.errors import UsageError
+from bpbroker.errors import NotShown
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def render(output: Output, form: str, cols: Sequence[str] = ()) -> bytes:
         cols: only these keys of every row, in this order.
 
     Raises:
-        UsageError: a shell could not hold it, or JSON not.
+        NotShown: a shell could not hold it, or JSON not.
     """
     rows = [_chosen(row, cols) for row in output.rows]
     if form == "text":
@@ -149,9 +149,7 @@ def _strict_json(value: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except (ValueError, RecursionError):
-        raise UsageError(
-            "The answer has a number that is NaN or infinite, or is too deep, for json; use text"
-        ) from None
+        raise NotShown("The answer has a number that is NaN or infinite, or is too deep, for json; use text") from None
 
 
 def _line(text: str) -> bytes:
@@ -241,7 +239,7 @@ def _assignments(rows: Sequence[Row], many: bool, dialect: _Dialect) -> list[str
             # PowerShell takes Role and role for one variable.
             unique = name.lower() if dialect is _POWERSHELL else name
             if unique in taken:
-                raise UsageError(f"Two keys would both be the variable {name}; choose one with --cols, or use json")
+                raise NotShown(f"Two keys would both be the variable {name}; choose one with --cols, or use json")
             taken.add(unique)
             variables[name] = value
     return [dialect.assignment.format(name=name, value=_quoted(value, dialect)) for name, value in variables.items()]
@@ -254,5 +252,5 @@ def _identifier(key: str) -> str:
 def _quoted(value: Any, dialect: _Dialect) -> str:
     text = _cell(value)
     if "\0" in text:
-        raise UsageError("A value has a NUL character in it, which no shell can hold; use json")
+        raise NotShown("A value has a NUL character in it, which no shell can hold; use json")
     return "".join(dialect.quotes.get(letter, letter) for letter in text)

@@ -7,14 +7,14 @@ import sys
 import time
 from collections.abc import Mapping
 
-from bpbroker import DEFAULT_PORT
+from bpbroker import DEFAULT_PORT, entry
 from bpbroker.client.address import parse_address, parse_port
 from bpbroker.client.api import RETRIES, TIMEOUT_SECS, Client
-from bpbroker.client.output import Output, render
+from bpbroker.client.output import Output, of_entry, render
 from bpbroker.client.progress import Progress
 from bpbroker.client.transport import Trust
 from bpbroker.client.words import seconds, secrets
-from bpbroker.errors import UsageError
+from bpbroker.errors import NotShown, RequestError, UsageError
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
@@ -55,6 +55,21 @@ class Session:
     def render(self, result: Output) -> bytes:
         """Give a result in the form that was asked for."""
         return render(result, self._given.get("format", "text"), self._given.get("cols", ()))
+
+    def see_that_a_shell_can_hold(self, data: str) -> None:
+        """See, before data is sent, that the entry it makes can be shown, if it is a shell that wants to know.
+
+        Raises:
+            UsageError: it could not.
+        """
+        if self._given.get("format") not in ("shell", "powershell"):
+            return  # they show whatever a broker takes
+        try:
+            self.render(of_entry(entry.stamp(entry.parse(data, max_bytes=sys.maxsize), "", 0)))
+        except NotShown as error:
+            raise UsageError(f"{error}; nothing was sent") from None
+        except RequestError:
+            return  # saying what is wrong with it is for the broker, whose limits are its own
 
     def timeout(self, default: float) -> float:
         """Give ``--timeout`` in seconds, or the default."""

@@ -13,7 +13,7 @@ from bpbroker.client import output
 from bpbroker.client.api import Entry
 from bpbroker.client.output import FORMATS, render
 from bpbroker.client.responders import Broker
-from bpbroker.errors import UsageError
+from bpbroker.errors import NotShown
 
 STAMP = {"last_write_ip": "127.0.0.1", "last_write_ts": 1420068290}
 TEXT = {"_str": "bar", **STAMP}
@@ -144,14 +144,14 @@ def test_powershells_other_quotes_are_doubled_too() -> None:
 @pytest.mark.parametrize("form", ["shell", "powershell"])
 @pytest.mark.parametrize("entry", [{"a-b": 1, "a_b": 2}, {"x": "a\0b"}])
 def test_what_a_shell_cannot_hold_is_refused(form: str, entry: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="json"):
+    with pytest.raises(NotShown, match="json"):
         render(output.of_entry(entry), form)
 
 
 def test_powershells_variables_know_no_case() -> None:
     entry = output.of_entry({"Role": 1, "role": 2})
     assert text(entry, "shell") == "bp_Role='1'\nbp_role='2'\n"
-    with pytest.raises(UsageError, match="bp_role"):
+    with pytest.raises(NotShown, match="bp_role"):
         render(entry, "powershell")
 
 
@@ -162,5 +162,5 @@ def test_half_a_surrogate_pair_is_a_question_mark_where_there_is_text() -> None:
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_json_never_has_a_number_that_is_none(number: float) -> None:
-    with pytest.raises(UsageError, match="NaN"):
+    with pytest.raises(NotShown, match="NaN"):
         render(output.of_entry({"a": number}), "json")
