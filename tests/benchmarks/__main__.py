@@ -20,10 +20,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds; its figures mean nothing")
     parser.add_argument("--rows", default="", metavar="PART", help="only rows that have this in their name")
     parser.add_argument("--folder", type=Path, help="where all servers keep their data: on the disk that counts")
+    parser.add_argument(
+        "--bpclient", type=Path, metavar="FILE", help="time this one: an editable install starts slower than a wheel"
+    )
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-", dir=chosen.folder) as folder:
         of = report.machine(Path(folder))
-        extent = replace(rows.QUICK if chosen.quick else rows.FULL, part=chosen.rows)
+        extent = replace(rows.QUICK if chosen.quick else rows.FULL, part=chosen.rows, bpclient=chosen.bpclient)
         results = rows.measure(Path(folder), extent, lambda text: _line(sys.stderr, text))
     _line(sys.stdout, report.table(results, of))
     if chosen.json:

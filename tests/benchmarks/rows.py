@@ -68,6 +68,8 @@ class Extent:
     """How many whole processes make one figure."""
     part: str = ""
     """Only rows whose name has this in it are taken."""
+    bpclient: Path | None = None
+    """The client of the shell that is timed; by default the one beside this Python."""
 
     def takes(self, row: str) -> bool:
         """Whether a row is to be taken."""
@@ -173,7 +175,7 @@ def _one_shots(running: Sequence[Peer], extent: Extent, results: Results) -> Non
     commands: dict[str, tuple[list[str], Mapping[str, str]]] = {}
     for peer in running:
         if isinstance(peer, Ours):
-            script = Path(sys.executable).with_name("bpclient")
+            script = extent.bpclient or Path(sys.executable).with_name("bpclient")
             client = [str(script)] if script.exists() else peer.broker.command("bpbroker.client")
             call = [*client, "-b", f"127.0.0.1:{peer.port}", "service", "get", "--name", NAMES[0]]
             commands[peer.name] = call, peer.broker.environ
