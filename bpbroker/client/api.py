@@ -84,7 +84,7 @@ class Client:
         cacert: PEM file of the authorities that may have signed it.
         insecure: take any certificate. Without any of these four the first contact's is pinned.
         timeout_secs: for one call, retries included, its own ``wait_secs`` not.
-        retries: how often a call that is safe to repeat is tried again.
+        retries: how often a call that is safe to repeat is tried again; 0 makes a wait, too, end at the first trouble.
         known_brokers: the file of pins; by default the user's own.
         tell: gets sentences for a person, such as that a certificate was pinned.
 

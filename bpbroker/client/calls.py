@@ -77,7 +77,7 @@ class Calls:
     ) -> T:
         """Ask, and let the broker wait, until ``found`` gives something.
 
-        A broker that is away, restarting or overloaded is part of what is waited for.
+        A broker that is away, restarting or overloaded is part of what is waited for, unless there are no retries.
 
         Raises:
             GaveUp: not within ``wait_secs``.
@@ -99,7 +99,7 @@ class Calls:
             except NotTrusted:
                 raise
             except (NotFound, CannotConnect, Unavailable, TimedOut, GaveUp) as error:
-                if not wait_secs:
+                if not (wait_secs and (self.retries or isinstance(error, NotFound))):
                     raise
                 problem = "" if isinstance(error, NotFound) else f"; the last try: {error}"
             now = time.monotonic()

@@ -110,7 +110,7 @@ EVERYWHERE: Final = (
         "--retry",
         metavar="N",
         bounds=(0, 1000),
-        about="Try again N times where it is safe (4; with --timeout till then).",
+        about="Try again N times where it is safe (4; with --timeout or --wait till then; 0: never).",
     ),
     Option("--port", metavar="PORT", about="Port for discovery, and of -b HOST (20443)."),
     Option("--interface", metavar="NAME", about="Discover on this network interface only."),

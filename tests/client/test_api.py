@@ -15,6 +15,7 @@ from bpbroker.errors import (
     NotFound,
     PreconditionFailed,
     RequestError,
+    TimedOut,
     Unauthorized,
     Unavailable,
     UsageError,
@@ -327,6 +328,25 @@ def test_a_wait_outlives_restarts_and_overload(fake: FakeBroker, client: Client,
     fake.answers = [b"", failure(503, "Overloaded"), failure(504, "timed out"), success(ENTRY)]
     assert client.get("n", wait_secs=300) == ENTRY
     assert quick
+
+
+@pytest.mark.parametrize(
+    ("trouble", "kind"),
+    [(b"", CannotConnect), (failure(503, "Overloaded"), Unavailable), (failure(504, "timed out"), TimedOut)],
+)
+def test_a_wait_without_retries_ends_with_the_first_trouble(
+    fake: FakeBroker, make_client: Callable[..., Client], quick: list[float], trouble: bytes, kind: type[Exception]
+) -> None:
+    fake.answers = [failure(404, "Entry 'n' not found")] * 2 + [trouble]
+    with pytest.raises(kind):
+        make_client(retries=0).get("n", wait_secs=300)
+    assert len(fake.requests) == 3  # that it is not there yet is no trouble
+    assert len(quick) == 2
+
+
+def test_a_wait_without_retries_finds_nobody_at_once() -> None:
+    with Client("127.0.0.1:1", retries=0) as nobody, pytest.raises(CannotConnect, match="refused"):
+        nobody.get("n", wait_secs=300)
 
 
 def test_a_wait_does_not_outlive_a_wrong_key(fake: FakeBroker, client: Client) -> None:
