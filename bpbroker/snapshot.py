@@ -22,6 +22,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         ConfigurationError: it cannot be read.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # such as a device, which may never end
+            raise ConfigurationError(f"Cannot read {path}: it is no regular file")
         content = path.read_bytes()
     except FileNotFoundError:
         return {}, {}

@@ -37,6 +37,7 @@ VALID_DAYS: Final = 3650
 WARN_DAYS: Final = 30
 _CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
 _RELEASE_BUFFERS: Final = 0x10
+_PEM_MAX_BYTES: Final = 1024 * 1024
 """SSL_MODE_RELEASE_BUFFERS, which pyOpenSSL has no name for: saves 34 KiB for each idle connection."""
 
 
@@ -164,7 +165,8 @@ def read_certificate(cert: Path) -> Certificate:
         ConfigurationError: it cannot be read.
     """
     try:
-        found = x509.load_pem_x509_certificates(cert.read_bytes())[0]
+        with cert.open("rb") as file:
+            found = x509.load_pem_x509_certificates(file.read(_PEM_MAX_BYTES))[0]
     except OSError as error:
         raise ConfigurationError(f"Cannot read the certificate {cert}: {error.strerror}") from None
     except ValueError:

@@ -150,3 +150,9 @@ def test_a_file_cut_at_any_offset_is_damaged_or_whole() -> None:
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"Cannot read .*Is a directory"):
         snapshot.read(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="Unix")
+def test_a_device_is_no_configuration() -> None:
+    with pytest.raises(ConfigurationError, match="Cannot read /dev/zero: it is no regular file"):
+        snapshot.read(Path("/dev/zero"))

@@ -247,3 +247,9 @@ def test_what_is_no_tls_is_broken(pair: tuple[Path, Path]) -> None:
         theirs.sendall(b"\x16\x03\x01\x00\x05hello")
         with pytest.raises(tls.Broken):
             stream.handshake()
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="Unix")
+def test_a_device_is_no_certificate() -> None:
+    with pytest.raises(ConfigurationError, match="/dev/zero holds no certificate in PEM form"):
+        tls.read_certificate(Path("/dev/zero"))

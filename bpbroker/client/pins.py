@@ -8,6 +8,7 @@ SHA-256, later ones must show the same. The file has one line a broker,
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Callable
 
@@ -21,6 +22,8 @@ _HEADER: Final = (
     "# Certificates of brokers by first contact (bpclient). Remove a line to accept a new certificate there.\n"
 )
 _ALGORITHM: Final = "SHA256:"
+_FILE_MAX: Final = 1024 * 1024
+"""Characters; ten thousand brokers."""
 
 
 def default_path() -> str:
@@ -102,8 +105,13 @@ class KnownBrokers:
 
     def _read(self) -> list[str]:
         try:
+            if not stat.S_ISREG(os.stat(self.path).st_mode):  # noqa: PTH116
+                # One may never end, and a pin would put a file in its place: think of root and /dev/null.
+                raise OSError("it is no regular file")
             with open(self.path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123
-                return file.read().splitlines()
+                text = file.read(_FILE_MAX + 1)
+            if len(text) > _FILE_MAX:
+                raise OSError(f"it has more than {_FILE_MAX} characters")
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
@@ -111,6 +119,7 @@ class KnownBrokers:
                 f"The known brokers in {self.path} cannot be read: {error.strerror or error}; "
                 "mend that, or use --fingerprint, --cacert or --token"
             ) from None
+        return text.splitlines()
 
     def _pin(self, address: str, fingerprint: str) -> None:
         import tempfile  # only the first contact needs these, and they are large

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CONNECT_SECS: Final = 10.0
 """For one attempt to reach one address."""
 _SEND_BYTES: Final = 64 * 1024
+_BUNDLE_MAX_BYTES: Final = 16 * 1024 * 1024
 
 
 class NotReached(CannotConnect):
@@ -216,9 +217,11 @@ class Transport:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if self._trust.cacert:
             try:
-                context.load_verify_locations(self._trust.cacert)
-            except OSError as error:
-                why = getattr(error, "reason", "") or error.strerror
+                context.load_verify_locations(cadata=_bundle(self._trust.cacert))
+            except (OSError, ValueError) as error:
+                why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+                if isinstance(error, ssl.SSLError):
+                    why = "it holds no certificate in PEM form"
                 raise UsageError(f"The file {self._trust.cacert!r} of --cacert cannot be used: {why}") from None
         else:
             # The certificate is compared with the one expected, byte for byte, before anything is sent.
@@ -245,6 +248,22 @@ class Transport:
             )
         if not (expected or self._trust.cacert or self._trust.insecure):
             self._pins.check(str(self.address), found)
+
+
+def _bundle(path: str) -> str:
+    """Give the certificates in a file, and whatever stands between them.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is empty, or larger than any bundle.
+    """
+    with open(path, "rb") as file:  # noqa: PTH123
+        data = file.read(_BUNDLE_MAX_BYTES + 1)
+    if len(data) > _BUNDLE_MAX_BYTES:
+        raise ValueError(f"it is larger than {_BUNDLE_MAX_BYTES} bytes")
+    if not data:
+        raise ValueError("it is empty")
+    return data.decode("ascii", "replace").replace("\ufffd", "?")  # comments may be in any encoding
 
 
 def _host_bytes(host: str) -> bytes:

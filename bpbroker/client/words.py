@@ -37,16 +37,22 @@ def seconds(text: str) -> float:
     return value
 
 
-def content(text: str, what: str) -> str:
+def content(text: str, what: str, limit: int = 0) -> str:
     """Give an argument's content: ``-`` is standard input, ``@file`` is a file, anything else is itself.
+
+    Args:
+        text: the argument.
+        what: names it in messages.
+        limit: the most that is read, in bytes; 0: :data:`DATA_MAX_BYTES`.
 
     Raises:
         UsageError: it cannot be read, is too large, or is not UTF-8.
     """
+    limit = limit or DATA_MAX_BYTES
     if text == "-":
-        return _decoded(_standard_input(what), f"What standard input has for {what}")
+        return _decoded(_standard_input(what, limit), f"What standard input has for {what}")
     if text.startswith("@"):
-        return _decoded(_file(text[1:], what, DATA_MAX_BYTES), f"The file {text[1:]!r} for {what}")
+        return _decoded(_file(text[1:], what, limit), f"The file {text[1:]!r} for {what}")
     return text
 
 
@@ -56,7 +62,7 @@ def secret(text: str, what: str) -> str:
     Raises:
         UsageError: it cannot be read, or there is nothing in it.
     """
-    found = content(text, what)
+    found = content(text, what, _SECRET_MAX_BYTES)
     if found is text:
         return text
     found = found.rstrip("\r\n")
@@ -70,10 +76,10 @@ def secret_file(path: str, what: str) -> str:
     return secret(path if path == "-" else f"@{path}", what)
 
 
-def _standard_input(what: str) -> bytes:
-    data = sys.stdin.buffer.read(DATA_MAX_BYTES + 1)
-    if len(data) > DATA_MAX_BYTES:
-        raise UsageError(f"Standard input for {what} is larger than {DATA_MAX_BYTES} bytes")
+def _standard_input(what: str, limit: int) -> bytes:
+    data = sys.stdin.buffer.read(limit + 1)
+    if len(data) > limit:
+        raise UsageError(f"Standard input for {what} is larger than {limit} bytes")
     return data
 
 

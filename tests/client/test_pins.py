@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,28 @@ def test_a_file_that_cannot_be_read_trusts_nobody(tmp_path: Path) -> None:
     (tmp_path / "known_brokers").mkdir()
     with pytest.raises(NotTrusted, match="cannot be read"):
         KnownBrokers(tmp_path / "known_brokers").check("h:1", A)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="Unix")
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/full", "/dev/null"])
+def test_what_is_no_regular_file_has_no_pins(path: str) -> None:
+    with pytest.raises(NotTrusted, match=f"{path} cannot be read: it is no regular file; mend that, or use"):
+        KnownBrokers(path).check("h:1", "ab" * 32)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Unix")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "known_brokers")
+    with pytest.raises(NotTrusted, match="no regular file"):
+        KnownBrokers(tmp_path / "known_brokers").check("h:1", "ab" * 32)
+
+
+def test_a_file_that_is_larger_than_any_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "known_brokers"
+    with path.open("wb") as file:
+        file.truncate(4 * 1024**4)
+    with pytest.raises(NotTrusted, match="more than 1048576 characters"):
+        KnownBrokers(path).check("h:1", "ab" * 32)
 
 
 def test_many_processes_pin_at_once_and_nothing_is_lost(tmp_path: Path) -> None:

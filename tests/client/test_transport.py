@@ -105,12 +105,26 @@ def test_the_authority_must_fit_the_name_too(
         make_client(fingerprint="", cacert=tmp_path / "ca.pem").ping()
 
 
-@pytest.mark.parametrize("content", [None, "no certificate in here"])
+def test_a_bundle_may_have_words_in_any_encoding_and_several_authorities(
+    make_client: Callable[..., Client], authority: trustme.CA, tmp_path: Path
+) -> None:
+    certificates = [authority.cert_pem.bytes(), trustme.CA().cert_pem.bytes()]
+    (tmp_path / "ca.pem").write_bytes(b"# Caf\xe9 \xc3\xa9\n" + b"\n# next\n".join(certificates))
+    make_client(fingerprint="", cacert=tmp_path / "ca.pem").ping()
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="Unix")
+def test_authorities_that_never_end_are_given_up(make_client: Callable[..., Client]) -> None:
+    with pytest.raises(UsageError, match="'/dev/zero' of --cacert cannot be used: it is larger than"):
+        make_client(fingerprint="", cacert="/dev/zero").ping()
+
+
+@pytest.mark.parametrize("content", [None, "", "no certificate in here"])
 def test_a_file_of_authorities_that_cannot_be_used_is_named(
     make_client: Callable[..., Client], tmp_path: Path, content: str | None
 ) -> None:
     path = tmp_path / "ca.pem"
-    if content:
+    if content is not None:
         path.write_text(content)
     with pytest.raises(UsageError, match=r"ca\.pem"):
         make_client(fingerprint="", cacert=path).ping()

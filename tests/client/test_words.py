@@ -79,6 +79,22 @@ def test_content_that_cannot_be_read_is_named(
             content(text, "--data")
 
 
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="Unix")
+def test_what_never_ends_is_read_no_further_than_its_limit() -> None:
+    with pytest.raises(UsageError, match="larger than 16777216 bytes"):
+        content("@/dev/zero", "--data")
+    for read, text in ((secret, "@/dev/zero"), (secret_file, "/dev/zero")):
+        with pytest.raises(UsageError, match="larger than 65536 bytes"):
+            read(text, "--access-key")
+
+
+def test_a_secret_on_standard_input_is_short(stdin: io.BytesIO) -> None:
+    stdin.write(b"k" * 65537)
+    stdin.seek(0)
+    with pytest.raises(UsageError, match="larger than 65536 bytes"):
+        secret("-", "--access-key")
+
+
 def test_a_secret_loses_the_newline_at_its_end(tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_text(" s3cret \r\n\n")
