@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bpbroker import backups, durable, schema, snapshot
-from bpbroker.actors.base import Actor, Wake, wait_for
+from bpbroker.actors.base import Actor, wait_for
+from bpbroker.actors.inbox import Wake
 from bpbroker.errors import BpbrokerError
 from bpbroker.messages import (
     Address,

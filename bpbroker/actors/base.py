@@ -14,24 +14,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
 import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import pykka
 
 from bpbroker import messages
-from bpbroker.errors import BpbrokerError, Overloaded, TimedOut, Unavailable
+from bpbroker.actors.inbox import Envelope, Inbox
+from bpbroker.errors import BpbrokerError, TimedOut, Unavailable
 
 logger = logging.getLogger(__name__)
-
-INBOX_MAX = 10_000
-"""Requests that may wait in one inbox; the next one is refused with Overloaded."""
 
 Handler = Callable[[Any], Any]
 T = TypeVar("T")
@@ -47,75 +43,6 @@ class _Deferred:
 
 DEFERRED = _Deferred()
 """What a handler returns when it has kept ``self.reply`` and will settle it later."""
-
-
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """A message on its way, with the place for its reply and the moment after which it is pointless."""
-
-    message: Any
-    reply: Future[Any] | None = None
-    deadline: float = float("inf")
-
-
-@dataclass(frozen=True, slots=True)
-class Wake:
-    """What an actor gets at the moment that it set with :meth:`Actor.wake_at`."""
-
-
-class _WakeEnvelope:
-    """Looks to pykka's actor loop like an envelope of its own."""
-
-    message = Envelope(Wake())
-    reply_to = None
-
-
-_WAKE = _WakeEnvelope()
-
-
-class Inbox:
-    """A queue that refuses requests beyond its limit but always takes what has no asker.
-
-    What an actor tells itself (such as Flush) and pykka's stop message must
-    come through even when the inbox is full of requests.
-    """
-
-    def __init__(self, limit: int = INBOX_MAX) -> None:
-        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._limit = limit
-        self.empty = self._queue.empty
-        self.qsize = self._queue.qsize
-        self.wake_at: float | None = None
-        """Monotonic time at which :meth:`get` gives a :class:`Wake` if nothing else; set by the actor itself."""
-        self.ending = False
-        """Whether the actor was told to stop, if it does not know it yet: it may be stuck."""
-
-    def get(self) -> Any:
-        """Give the next pykka envelope, or :data:`_WAKE` when the time for it has come."""
-        wake_at = self.wake_at
-        if wake_at is None:
-            return self._queue.get()
-        remaining = wake_at - time.monotonic()
-        if remaining > 0:
-            try:
-                return self._queue.get(timeout=remaining)
-            except queue.Empty:
-                pass
-        self.wake_at = None
-        return _WAKE
-
-    def put(self, envelope: Any) -> None:
-        """Add a pykka envelope.
-
-        Raises:
-            Overloaded: it holds a request and the inbox is full.
-        """
-        inner = envelope.message
-        if not isinstance(inner, Envelope):
-            self.ending = True  # pykka's own: nobody else sends anything but envelopes
-        elif inner.reply is not None and self._queue.qsize() >= self._limit:
-            raise Overloaded("The broker has too many requests waiting; try again in a moment")
-        self._queue.put(envelope)
 
 
 class Actor(pykka.ThreadingActor):

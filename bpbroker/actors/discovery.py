@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bpbroker import config, schema
-from bpbroker.actors.base import Actor, Wake
+from bpbroker.actors.base import Actor
+from bpbroker.actors.inbox import Wake
 from bpbroker.datagram import GROWTH_MAX, PLAIN_REPLY, Answer, Echo, Question, decode, question_mac, signed_answer
 from bpbroker.errors import BpbrokerError
 from bpbroker.jointoken import canonical_fingerprint

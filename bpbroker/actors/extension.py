@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from bpbroker import config, extensions, schema
-from bpbroker.actors.base import DEFERRED, Actor, Wake
+from bpbroker.actors.base import DEFERRED, Actor
 from bpbroker.actors.crew import NEVER, Crew, Job
 from bpbroker.actors.driver import Done, Gone, Ready
+from bpbroker.actors.inbox import Wake
 from bpbroker.actors.judgement import ChildTrace, Judge
 from bpbroker.actors.registry_access import RegistryAccess
 from bpbroker.answers import Answers, Keyed

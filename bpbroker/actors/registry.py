@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bpbroker import schema
-from bpbroker.actors.base import DEFERRED, Actor, Wake
+from bpbroker.actors.base import DEFERRED, Actor
 from bpbroker.actors.book import Book
+from bpbroker.actors.inbox import Wake
 from bpbroker.actors.verdicts import answer, failure_of, not_found, refusal
 from bpbroker.actors.waiting import Waiter, Waiting
 from bpbroker.errors import NotFound, Overloaded, RequestError, StorageFailed, StorageFull, Unavailable

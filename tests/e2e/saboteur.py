@@ -21,7 +21,8 @@ from typing import Any, Final, NoReturn
 
 import pykka
 
-from bpbroker.actors.base import Actor, Envelope
+from bpbroker.actors.base import Actor
+from bpbroker.actors.inbox import Envelope
 from bpbroker.cli import main
 
 _ACTORS: Final[dict[str, list[Actor]]] = {}
