@@ -2,7 +2,7 @@
 
 A key is noted durably before its call runs and gets its answer durably before
 the client does. So a repeat finds the answer, or that the call is under way,
-or that the broker ended in the middle of it: then nobody can know what the
+or that the broker, or its part for it, ended in the middle: then nobody can know what the
 call did, and it is not run again.
 """
 
@@ -110,7 +110,8 @@ class Answers:
         keyed.check_repeat(request)
         if status is None:
             error = RequestError(
-                "The call with this Idempotency-Key was cut off when the broker ended; what it did is not known."
+                "The call with this Idempotency-Key was cut off when the broker, or its part for it, ended;"
+                " what it did is not known."
                 " It is not run again: look, then use a new key"
             )
             error.outcome_known = False

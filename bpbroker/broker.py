@@ -169,7 +169,10 @@ class Broker:
         return address
 
     def _restart(self, name: str) -> pykka.ActorRef[Any]:
-        """Make a fresh actor for the healthcheck to put in a dead one's place."""
+        """Make a fresh actor for the healthcheck to put in a dead or stuck one's place."""
+        before = self._addresses.get(name)
+        if isinstance(before, ActorAddress):
+            before.abandon()
         return self._factories[name]()
 
     def _start_extension(self, namespace: str) -> None:

@@ -33,8 +33,8 @@ Handler = Callable[[Any], Any]
 T = TypeVar("T")
 
 
-_starting: weakref.WeakValueDictionary[str, Future[None]] = weakref.WeakValueDictionary()
-"""Actor URN to the outcome of its start; pykka's ref does not lead to the actor."""
+_actors: weakref.WeakValueDictionary[str, Actor] = weakref.WeakValueDictionary()
+"""By URN; pykka's ref does not lead to the actor."""
 
 
 class _Deferred:
@@ -61,8 +61,9 @@ class Actor(pykka.ThreadingActor):
         super().__init__()
         self.handlers: dict[type, Handler] = {}
         self.reply: Future[Any] | None = None
-        self._ready: Future[None] = Future()
-        _starting[self.actor_urn] = self._ready
+        self.ready: Future[None] = Future()
+        """The outcome of its start."""
+        _actors[self.actor_urn] = self
 
     # --- hooks for subclasses ---
 
@@ -71,6 +72,12 @@ class Actor(pykka.ThreadingActor):
 
     def stopped(self) -> None:
         """Run in the actor's thread after the last message."""
+
+    def abandoned(self) -> None:
+        """Let go of what others must not wait for or meet: the actor died, or is stuck and is being replaced.
+
+        Runs in another thread while the actor's own is stuck, perhaps more than once, and must not wait for it.
+        """
 
     def status(self) -> messages.Pong:
         """Give the answer to a ping; it must be quick."""
@@ -83,10 +90,10 @@ class Actor(pykka.ThreadingActor):
         try:
             self.started()
         except BaseException as error:  # noqa: BLE001 - handed to launch(), which raises it
-            messages.fail(self._ready, error)
+            messages.fail(self.ready, error)
             self._stop()
         else:
-            messages.settle(self._ready, None)
+            messages.settle(self.ready, None)
 
     def on_stop(self) -> None:
         """Run :meth:`stopped` and refuse what is still in the inbox."""
@@ -101,6 +108,18 @@ class Actor(pykka.ThreadingActor):
                 messages.fail(inner.reply, Unavailable("The broker is stopping"))
             elif envelope.reply_to is not None:  # pykka's: somebody else asked it to stop, too
                 envelope.reply_to.set(None)
+
+    def on_failure(self, *_: Any) -> None:
+        """Let go of everything after a fault that ended the actor's thread, for :meth:`on_stop` is not called then."""
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Refuse what is in the inbox and run :meth:`abandoned`; from any thread, also while the actor is stuck."""
+        self.actor_inbox.refuse(Unavailable("The broker's part for this is being replaced; nothing was done"))
+        try:
+            self.abandoned()
+        except Exception:
+            logger.exception("%s: error while it was abandoned", type(self).__name__)
 
     def on_receive(self, message: Any) -> None:
         """Take one envelope: deadline, dispatch, containment."""
@@ -183,6 +202,12 @@ class ActorAddress:
         if before is not None:
             with contextlib.suppress(pykka.ActorDeadError):
                 before.stop(block=False)
+            _abandon(before)
+
+    def abandon(self) -> None:
+        """Have the actor let go of everything, before another one takes its place; see :meth:`Actor.abandoned`."""
+        if self._ref is not None:
+            _abandon(self._ref)
 
     @property
     def alive(self) -> bool:
@@ -221,6 +246,12 @@ class ActorAddress:
         return True
 
 
+def _abandon(ref: pykka.ActorRef[Any]) -> None:
+    actor = _actors.get(ref.actor_urn)
+    if actor is not None:
+        actor.abandon()
+
+
 def wait_for(reply: Future[T], timeout_secs: float) -> T:
     """Block for a reply; for callers below which no request of the frontend waits.
 
@@ -241,7 +272,7 @@ def launch(actor: type[Actor], *args: Any, timeout_secs: float = 30.0, **kwargs:
         Exception: whatever :meth:`Actor.started` raised (pykka itself would return a dead ref).
     """
     ref = actor.start(*args, **kwargs)
-    ready = _starting.get(ref.actor_urn)
-    if ready is not None:
-        wait_for(ready, timeout_secs)
+    made = _actors.get(ref.actor_urn)
+    if made is not None:
+        wait_for(made.ready, timeout_secs)
     return ref

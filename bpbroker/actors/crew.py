@@ -31,8 +31,8 @@ class Job:
 
     @property
     def abandoned(self) -> bool:
-        """Whether nobody waits for it any more."""
-        return all(reply.cancelled() for reply in self.replies)
+        """Whether nobody waits for it any more, or all were told already that it is not done."""
+        return all(reply.done() for reply in self.replies)
 
 
 @dataclass(slots=True, eq=False)
@@ -135,6 +135,11 @@ class Crew:
         """Note that a driver has ended; gives its worker if it was in use."""
         self._dying.discard(driver)
         return self._workers.pop(driver, None)
+
+    def kill(self) -> None:
+        """Kill all process groups; from any thread, while the actor's own is stuck or has ended."""
+        for driver in (*list(self._workers), *list(self._dying)):
+            driver.kill()
 
     def end(self, timeout_secs: float) -> None:
         """End all, the idle ones gently, and wait for it."""

@@ -85,14 +85,36 @@ class Extension(Actor):
 
     def stopped(self) -> None:
         """Refuse what waits, end the children."""
-        for job in [*self._waiting, *(worker.job for worker in self._crew if worker.job)]:
+        for job in self._jobs():
             error = Unavailable("The broker is stopping")
             error.outcome_known = not job.begun
             self._answer(job, error)
         self._crew.end(1.5)
+        self._close()
+
+    def on_failure(self, *fault: Any) -> None:
+        """Let go of the files too, which only this thread may do."""
+        super().on_failure(*fault)
+        self._close()
+
+    def _close(self) -> None:
         self._answers.close()
         if self._lock is not None:
             self._lock.close()
+
+    def abandoned(self) -> None:
+        """Kill the children and refuse what waits or runs, for this actor will never hear of them again."""
+        self._crew.kill()
+        for job in self._jobs():
+            what = f"{job.call.method} was begun; what it did is not known" if job.begun else "nothing was done"
+            error = Unavailable(f"The broker's part for {self._namespace} is being replaced; {what}")
+            error.outcome_known = not job.begun
+            for reply in list(job.replies):
+                fail(reply, error)
+
+    def _jobs(self) -> list[Job]:
+        """Give the calls that wait or run."""
+        return [*list(self._waiting), *(worker.job for worker in self._crew if worker.job)]
 
     def status(self) -> Pong:
         """Give figures of its calls, and why its module cannot be used if it cannot."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpbroker.errors import Overloaded
+from bpbroker.messages import fail
 
 INBOX_MAX = 10_000
 """Requests that may wait in one inbox; the next one is refused with Overloaded."""
@@ -81,3 +82,16 @@ class Inbox:
         elif inner.reply is not None and self._queue.qsize() >= self._limit:
             raise Overloaded("The broker has too many requests waiting; try again in a moment")
         self._queue.put(envelope)
+
+    def refuse(self, error: Exception) -> None:
+        """Answer all requests in it with an error; from any thread. What has no asker stays, in its order."""
+        for _ in range(self._queue.qsize()):
+            try:
+                envelope = self._queue.get_nowait()
+            except queue.Empty:
+                return
+            inner = envelope.message
+            if isinstance(inner, Envelope) and inner.reply is not None:
+                fail(inner.reply, error)
+            else:
+                self._queue.put(envelope)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.running import Answer, RunningBroker
+from tests.witness import eventually
 
 PERIOD_SECS = 4.0
 WAIT_SECS = 120.0
@@ -25,6 +26,15 @@ PARTS = {
     "Extension": "extension demo",
 }
 """Actors' class to the part's name in health."""
+MODULE = """
+import os, time
+from pathlib import Path
+def Hello(rh):
+    rh.data = "hello"
+def Begin(rh):
+    Path(__file__).with_name("pid").write_text(str(os.getpid()))
+    time.sleep(1000)
+"""
 
 
 class Sabotaged:
@@ -91,7 +101,7 @@ def sabotaged(make_broker: Callable[..., RunningBroker], tmp_path: Path) -> Sabo
     address = tmp_path / "saboteur"
     broker.program = (sys.executable, str(Path(__file__).with_name("saboteur.py")))
     broker.environ["SABOTEUR"] = str(address)
-    (broker.lib / "demo.py").write_text("def Hello(rh): rh.data = 'hello'\n")
+    (broker.lib / "demo.py").write_text(MODULE)
     broker.start()
     subject = Sabotaged(broker, address)
     subject.works()
@@ -134,6 +144,31 @@ def test_stuck_parts_are_told_and_replaced(sabotaged: Sabotaged) -> None:
             time.sleep(0.05)
     sabotaged.works()
     assert sabotaged.broker.stop() == 0
+
+
+@pytest.mark.parametrize("harm", ["kill", "hold"])
+def test_calls_and_processes_end_with_the_part_that_has_them(sabotaged: Sabotaged, harm: str) -> None:
+    broker = sabotaged.broker
+    pid, keyed = broker.lib / "pid", {"Idempotency-Key": "one"}
+    with ThreadPoolExecutor(2) as pool:
+        begun = pool.submit(broker.call, "/demo/Begin", keyed)
+        eventually(lambda: pid.exists() and pid.read_text() != "")
+        behind = pool.submit(broker.request, "/demo/Hello")
+        eventually(lambda: sabotaged.part("extension demo")["figures"]["waiting"] == 1)
+        harmed = time.monotonic()
+        sabotaged.tell(harm, "Extension")
+        answers = [begun.result(WAIT_SECS), behind.result(WAIT_SECS)]
+        assert time.monotonic() - harmed < 5 * 4 * PERIOD_SECS  # four periods on a quiet machine
+    assert [answer.status for answer in answers] == [503, 503]
+    assert "Begin was begun; what it did is not known" in answers[0].json["message"]
+    assert "nothing was done" in answers[1].json["message"]
+    eventually(lambda: not Path("/proc", pid.read_text()).exists())
+    sabotaged.until(200)
+    sabotaged.tell("release")
+    sabotaged.works()
+    again = broker.call("/demo/Begin", keyed)
+    assert again.status == 500
+    assert broker.stop() == 0
 
 
 def test_settings_that_were_added_outlive_the_part_that_owns_them(sabotaged: Sabotaged) -> None:
