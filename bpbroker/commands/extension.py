@@ -11,11 +11,12 @@ from typing import Any
 
 import click
 
+from bpbroker import config
 from bpbroker.commands.configuration import add_offline
 from bpbroker.commands.local import running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, echo_table, format_option
-from bpbroker.errors import CannotConnect, GaveUp, StartError, UsageError
+from bpbroker.errors import BpbrokerError, CannotConnect, GaveUp, StartError, UsageError
 from bpbroker.extensions import ExtensionRecord, Status, catalogue
 
 
@@ -42,10 +43,7 @@ def install_extension(scope: Scope, *, script: Path, enable: bool) -> None:
     if enable:
         _enable(scope, [record.namespace for record in installed.modules])
     else:
-        sections = ", ".join(f'"{record.namespace}": {{}}' for record in installed.modules)
-        click.echo(
-            f"To let clients call it, the configuration needs: {{{sections}}} (or install with --enable)", err=True
-        )
+        _tell_how_to_enable(scope, [record.namespace for record in installed.modules])
     if installed.changed and running(scope) is not None:
         click.echo(f"The running broker takes a changed module up at: {scope.command_line('reload')}", err=True)
 
@@ -59,6 +57,21 @@ def _enable(scope: Scope, namespaces: list[str]) -> None:
         added = add_offline(scope, document).added
     for namespace in namespaces:
         click.echo(f"enabled {namespace}" if namespace in added else f"{namespace} was enabled already")
+
+
+def _tell_how_to_enable(scope: Scope, namespaces: list[str]) -> None:
+    try:
+        enabled = set(config.namespaces(scope.sources().load().effective))
+    except BpbrokerError:
+        enabled = set()  # what is wrong with the configuration is not this command's to say
+    for namespace in namespaces:
+        if namespace in enabled:
+            click.echo(f"{namespace} was enabled already")
+    sections = ", ".join(f'"{namespace}": {{}}' for namespace in namespaces if namespace not in enabled)
+    if sections:
+        click.echo(
+            f"To let clients call it, the configuration needs: {{{sections}}} (or install with --enable)", err=True
+        )
 
 
 @command("uninstall-extension", short_help="Remove an extension")
@@ -133,7 +146,9 @@ def _parts(scope: Scope) -> dict[str, dict[str, Any]]:
 
 @command("run-extension", short_help="Try a method of an extension, without a broker")
 @click.argument("method", metavar="NAMESPACE.METHOD")
-@click.option("--data", metavar="TEXT", help="The request's data.")
+@click.option(
+    "--data", metavar="TEXT", help="The request's data; @FILE reads a file, - standard input, as with bpclient."
+)
 @click.option(
     "--param", "parameters", multiple=True, metavar="NAME=VALUE", help="A further parameter; can be repeated."
 )
@@ -152,13 +167,14 @@ def run_extension(
     made up. Exit code 0 when the method answered with status 200.
     """
     from bpbroker import trial
+    from bpbroker.client.words import content
     from bpbroker.logs import LogOptions, setup_logging
 
     try:
         source = str(ip_address(source))
     except ValueError:
         raise UsageError(f"--from {source!r} is no IP address") from None
-    qs: dict[str, str] = {} if data is None else {"data": data}
+    qs: dict[str, str] = {} if data is None else {"data": content(data, "--data")}
     for parameter in parameters:
         name, equals, value = parameter.partition("=")
         if not equals or not name:

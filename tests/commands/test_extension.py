@@ -42,6 +42,8 @@ def test_installing_without_a_broker(bpbroker: Run, home: Path, script: Path) ->
     newer = bpbroker("install-extension", "--script", script, "--enable")
     assert newer.out.endswith("demo was enabled already\n")
     assert f"kept as {target}.old" in newer.err
+    there = bpbroker("install-extension", "--script", script)
+    assert there == (0, f"{target} is the same already\ndemo: Hello, Fail\ndemo was enabled already\n", "")
 
 
 def test_trying_a_method(bpbroker: Run, script: Path) -> None:
@@ -49,6 +51,12 @@ def test_trying_a_method(bpbroker: Run, script: Path) -> None:
     done = bpbroker(*words, "demo.Hello", "--data", "x", "--from", "10.0.0.7")
     assert (done.code, json.loads(done.out)) == (0, {"hello": "x", "from": "10.0.0.7"})
     assert done.err.startswith("status 200 OK, application/json")
+    data = script.with_name("data")
+    data.write_text("from a file\n")
+    assert json.loads(bpbroker(*words, "demo.Hello", "--data", f"@{data}").out)["hello"] == "from a file\n"
+    assert json.loads(bpbroker(*words, "demo.Hello", "--data", "-", stdin="from input").out)["hello"] == "from input"
+    missing = bpbroker(*words, "demo.Hello", "--data", "@/no/such")
+    assert (missing.code, "/no/such" in missing.err) == (2, True)
     failed = bpbroker(*words, "demo.Fail")
     assert (failed.code, failed.out) == (1, "")
     assert "KeyError: 'canary-7391'" in failed.err
