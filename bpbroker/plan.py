@@ -49,4 +49,4 @@ class Plan:
         home = find_home()
         own = options.config.absolute() if options.config else home.config_file
         below = home.config_file if own != home.config_file else None
-        return cls(options, home, Sources(own, below, options.overrides()))
+        return cls(options, home, Sources(own, below, options.overrides(), home.lib))

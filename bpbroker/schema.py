@@ -234,12 +234,17 @@ def _registry_problems(section: Mapping[str, Any], api: Any) -> Iterator[str]:
             yield f"_registry.{other} is missing: it goes with _registry.{one}"
 
 
-def warnings(document: Mapping[str, Any]) -> Iterator[str]:
-    """Give what can be used but is probably not meant: keys that look like a known one with a typing error."""
+def warnings(document: Mapping[str, Any], is_installed: Callable[[str], bool] = lambda _: False) -> Iterator[str]:
+    """Give what can be used but is probably not meant: sections and keys that look like a known one mistyped.
+
+    Args:
+        document: the sections.
+        is_installed: whether there is an extension module of that name; then its section is meant.
+    """
     for name, section in document.items():
-        if name.startswith("_") and name not in KNOWN:
+        if name not in _OWN_SECTIONS:
             close = difflib.get_close_matches(name, _OWN_SECTIONS, 1, 0.8)
-            if close:
+            if close and not is_installed(name):
                 yield f"{name} is not known; did you mean {close[0]}?"
         if not isinstance(section, Mapping):
             continue

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bpbroker import backups, config, schema, snapshot
+from bpbroker import backups, config, extensions, schema, snapshot
 from bpbroker.errors import ConfigurationError, DamagedFile, Unavailable
 
 
@@ -40,6 +40,8 @@ class Sources:
     """The global file, when another one is the own file; it need not exist."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Path to value, such as ``{"api.listen_port": 0}``; never written back."""
+    lib: Path | None = None
+    """The folder of extension modules: a section that has one there is no known one mistyped."""
 
     def load(self) -> Loaded:
         """Read, check and lay over each other.
@@ -53,7 +55,7 @@ class Sources:
             raise DamagedFile(f"{error}\n{backups.advice(self.own)}") from None
         lower, left_out = _lower(self.below)
         warnings = [*left_out, *_lost(self.own)]
-        warnings += [f"{self.own}: {warning}" for warning in schema.warnings(own_settings)]
+        warnings += [f"{self.own}: {warning}" for warning in schema.warnings(own_settings, self._is_installed)]
         problems = [f"{self.own}: {problem}" for problem in schema.problems(own_settings)]
         problems += [f"{self.below}: {problem}" for problem in schema.problems(lower)]
         saved = config.layered(config.DEFAULTS, lower, own_settings) if not problems else {}
@@ -63,6 +65,9 @@ class Sources:
             listed = "\n  ".join([*problems, *(f"warning: {warning}" for warning in warnings)])
             raise ConfigurationError(f"The configuration cannot be used:\n  {listed}", tuple(problems))
         return Loaded(config.freeze(saved), config.freeze(effective), entries, tuple(warnings))
+
+    def _is_installed(self, namespace: str) -> bool:
+        return self.lib is not None and extensions.find(namespace, self.lib) is not None
 
 
 def _lower(below: Path | None) -> tuple[Mapping[str, Any], tuple[str, ...]]:

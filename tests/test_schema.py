@@ -65,6 +65,14 @@ def test_unknown_keys_are_kept_and_likely_typing_errors_are_warned_of() -> None:
     ]
 
 
+def test_a_section_that_is_no_extension_may_be_a_known_one_with_a_typing_error() -> None:
+    document: dict[str, Any] = {"servces": {"_access_key": "k"}, "pings": {}, "pinger": {}, "ossec": {}}
+    assert list(schema.warnings(document, lambda name: name == "pinger")) == [
+        "servces is not known; did you mean services?",
+        "pings is not known; did you mean ping?",
+    ]
+
+
 def test_option_gives_the_setting_or_its_default() -> None:
     assert schema.option({"api": {"workers": 7}}, "api", "workers") == 7
     assert schema.option({}, "api", "max_headers") == 100

@@ -77,6 +77,13 @@ def test_a_file_that_was_there_once_is_missed(own: Path) -> None:
     assert Sources(own).load().warnings == ()
 
 
+def test_a_mistyped_section_leaves_none_open_in_silence(own: Path, tmp_path: Path) -> None:
+    own.write_text('{"servces": {"_access_key": "k"}, "pings": {}}')
+    (tmp_path / "pings.py").write_text("")
+    (warning,) = Sources(own, lib=tmp_path).load().warnings
+    assert warning == f"{own}: servces is not known; did you mean services?"
+
+
 def test_what_is_only_doubtful_is_said_with_what_is_wrong(own: Path) -> None:
     own.write_text('{"api": {"listen_port": -1, "wrkers": 3}, "_config": {"backup_retain_n": "x"}}')
     with pytest.raises(ConfigurationError) as caught:

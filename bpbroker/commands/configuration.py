@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from bpbroker import config, entry, offline, schema, snapshot
+from bpbroker import config, entry, extensions, offline, schema, snapshot
 from bpbroker.commands.scope import FILE, Scope, command, pass_scope
 from bpbroker.errors import BadRequest, ConfigurationError, InUse
 from bpbroker.lock import FileLock, holder
@@ -44,6 +44,8 @@ def configure(scope: Scope, *, config_file: Path | None, dry_run: bool) -> None:
     """
     extra = _document(config_file)
     own = scope.own
+    for warning in schema.warnings(extra[0], lambda name: extensions.find(name, scope.home.lib) is not None):
+        click.echo(f"warning: {warning}", err=True)
     if dry_run:
         note = holder(own)
         if note is not None:

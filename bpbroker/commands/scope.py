@@ -48,7 +48,7 @@ class Scope:
     def sources(self) -> Sources:
         """Give the files that a broker started with this ``--config`` reads."""
         below = self.home.config_file
-        return Sources(self.own, below if below != self.own else None)
+        return Sources(self.own, below if below != self.own else None, lib=self.home.lib)
 
     def act_as_owner(self) -> None:
         """Become, when run by root, the user to whom the configuration's folder belongs.

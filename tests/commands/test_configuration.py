@@ -151,6 +151,16 @@ def test_beside_a_broker_it_refuses_and_names_it(bpbroker: Run, tmp_path: Path) 
     assert not own.exists()
 
 
+def test_a_section_that_looks_mistyped_is_warned_of(bpbroker: Run, tmp_path: Path) -> None:
+    own, extra = tmp_path / "own.json", '{"servces": {"_access_key": "k"}}'
+    told = "warning: servces is not known; did you mean services?\n"
+    for options in (["--dry-run"], []):
+        done = bpbroker("-c", own, "configure", *options, stdin=extra)
+        assert (done.code, told in done.err) == (0, True)
+    done = bpbroker("-c", own, "validate")
+    assert (done.code, "servces is not known; did you mean services?" in done.err) == (0, True)
+
+
 def test_validate(bpbroker: Run, tmp_path: Path) -> None:
     own = tmp_path / "own.json"
     own.write_text('{"api": {"listen_port": "x", "workers": 0}, "_globl": {}}')
