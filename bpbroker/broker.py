@@ -31,7 +31,7 @@ from bpbroker.actors.guard import Guard
 from bpbroker.actors.healthcheck import Healthcheck
 from bpbroker.actors.registry import Registry
 from bpbroker.actors.shared_registry import SharedRegistry
-from bpbroker.daemon import in_background
+from bpbroker.daemon import Ready, in_background
 from bpbroker.errors import BpbrokerError, ConfigurationError
 from bpbroker.expiry import CertificateWatch
 from bpbroker.frontend import Application
@@ -56,11 +56,11 @@ LOOP_SILENT_SECS = 5.0
 """The server's loop goes round four times a second; after this long it is taken for stuck."""
 
 
-def run(options: RunOptions) -> int:
+def run(options: RunOptions, tell: Callable[[str], None]) -> int:
     """Run a broker until it is told to stop; give its exit code.
 
     With ``options.daemon`` the caller's process waits until the broker in the
-    background is ready.
+    background is ready, and has ``tell`` say which one that is.
 
     Raises:
         BpbrokerError: it cannot start; nothing is left running or half made.
@@ -72,17 +72,18 @@ def run(options: RunOptions) -> int:
 
     log_file = (options.log.file or plan.sources.own.with_suffix(".log")).absolute()
 
-    def serve(ready: Callable[[], None]) -> int:
+    def serve(ready: Ready) -> int:
         setup_logging(replace(options.log, file=log_file))
         return Broker(plan, ready).run()
 
-    return in_background(serve, log_file)
+    tell(f"bpbroker is ready in the background: {in_background(serve, log_file)}, log {log_file}")
+    return 0
 
 
 class Broker:
     """One running broker. The main thread builds it, waits for events, and takes it down."""
 
-    def __init__(self, plan: Plan, ready: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, plan: Plan, ready: Ready = lambda _: None) -> None:
         self._plan = plan
         self._ready = ready
         self._own = plan.sources.own
@@ -245,7 +246,7 @@ class Broker:
             __version__, listen, self._prepared.port, tls.fingerprint(self._cert), self._own,
         )  # fmt: skip
         sdnotify.notify(sdnotify.READY)
-        self._ready()
+        self._ready(f"process {os.getpid()}, port {self._prepared.port}")
 
     def _describe(self) -> None:
         """Leave a note in the lock file for the local ``bpbroker`` command."""

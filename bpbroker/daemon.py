@@ -18,8 +18,12 @@ from bpbroker.errors import BpbrokerError, ConfigurationError, StartError
 READY = "ready"
 
 
-def in_background(serve: Callable[[Callable[[], None]], int], log_file: Path) -> int:
-    """Run ``serve(ready)`` in a background process of its own session; return 0 once it called ``ready``.
+Ready = Callable[[str], None]
+"""Is called once, when the broker is ready, with what its starter is told of it."""
+
+
+def in_background(serve: Callable[[Ready], int], log_file: Path) -> str:
+    """Run ``serve(ready)`` in a background process of its own session; give what it called ``ready`` with.
 
     Must be called before the first thread starts. Standard output and error of
     the background process go to ``log_file``.
@@ -43,15 +47,15 @@ def in_background(serve: Callable[[Callable[[], None]], int], log_file: Path) ->
     os.waitpid(pid, 0)
     with os.fdopen(reader, encoding="utf-8") as pipe:
         outcome = pipe.read()
-    if outcome == READY:
-        return 0
     code, _, message = outcome.partition("\n")
+    if code == READY:
+        return message
     if not message:
         raise StartError(f"The broker ended before it was ready; {log_file} may say why")
     raise ConfigurationError(message) if code == str(ConfigurationError.exit_code) else StartError(message)
 
 
-def _background(serve: Callable[[Callable[[], None]], int], log_file: Path, writer: int) -> None:
+def _background(serve: Callable[[Ready], int], log_file: Path, writer: int) -> None:
     """Become the background process, serve, and end; never returns."""
     from cherrypy.process.plugins import Daemonizer
 
@@ -71,7 +75,7 @@ def _background(serve: Callable[[Callable[[], None]], int], log_file: Path, writ
             Daemonizer.daemonize(stdout=str(log_file), stderr=str(log_file))
         os.umask(0o022)  # the daemoniser leaves 0: files of extensions would be writable by all
         os.chdir("/")
-        code = serve(lambda: say(READY))
+        code = serve(lambda told: say(f"{READY}\n{told}"))
     except BpbrokerError as error:
         code = error.exit_code
         say(f"{code}\n{error}")

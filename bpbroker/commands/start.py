@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -71,4 +72,9 @@ def start(
         pid_file=pid_file.absolute() if pid_file else None,
         log=log,
     )
-    sys.exit(run(options))
+    sys.exit(run(options, _tell))
+
+
+def _tell(line: str) -> None:
+    with suppress(OSError):  # that nobody listens does not change what is the case
+        click.echo(line, err=True)
