@@ -101,8 +101,10 @@ def token(scope: Scope, *, namespace: str) -> None:
     Whoever has it can use the namespace: hand it on as a secret.
     """
     loaded = scope.sources().load()
-    if namespace not in (*config.namespaces(loaded.effective), "services", "ping"):
-        raise ConfigurationError(f"{scope.own} has no section {namespace}")
+    there = ("services", "ping", *config.namespaces(loaded.effective))
+    if namespace not in there:
+        why = "is no namespace that clients can call" if namespace in loaded.effective else "is no section"
+        raise ConfigurationError(f"{namespace!r} {why} of {scope.own}; --namespace takes one of: {', '.join(there)}")
     keys = config.access_keys(loaded.effective, namespace)
     if not keys:
         click.echo(f"warning: {namespace} has no _access_key, so it is open to everybody", err=True)
