@@ -202,7 +202,8 @@ class Crowd:
         problems = self.history.problems()
         assert not problems, "\n".join(problems)
         for broker in self.brokers:
-            assert "Traceback" not in broker.text
+            traceback = broker.text.partition("Traceback")
+            assert not traceback[1], traceback[0][-500:] + "".join(traceback[1:])[:3000]
 
     def __str__(self) -> str:
         calls = self.history.calls

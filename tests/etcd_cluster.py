@@ -122,7 +122,7 @@ class EtcdCluster:
     """Members that know each other. Whoever makes one must :meth:`stop_all`, whatever happens.
 
     ``client_certificates``: whether clients must show one. ``users``: whether clients must be a user
-    that may do what they ask; there are ``root`` and :data:`USER`.
+    that may do what they ask; there are ``root`` and :data:`USER`. ``options``: more words for each ``etcd``.
     """
 
     def __init__(
@@ -133,11 +133,13 @@ class EtcdCluster:
         places: Sequence[Place] = (),
         client_certificates: bool = True,
         users: bool = True,
+        options: Sequence[str] = (),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.users = users
         self.client_certificates = client_certificates
+        self.options = tuple(options)
         places = places or [loopback() for _ in range(members)]
         self.members = [Member(f"etcd{number}", folder, place) for number, place in enumerate(places, 1)]
         self.ca_cert, self.client_cert, self.client_key = (folder / f"{name}.pem" for name in ("ca", "client", "key"))
@@ -205,6 +207,7 @@ class EtcdCluster:
             "--peer-cert-file", str(self._server_cert), "--peer-key-file", str(self._server_key),
             "--peer-client-cert-auth", "--peer-trusted-ca-file", str(self.ca_cert),
         ]  # fmt: skip
+        options += self.options
         if self.client_certificates:
             options += ["--client-cert-auth", "--trusted-ca-file", str(self.ca_cert)]
         self.members[number].start(options)

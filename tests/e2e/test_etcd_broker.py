@@ -140,6 +140,23 @@ def test_waiting_survives_dead_members_and_forgotten_history(
     assert local(waiter, "passing").status == 404
 
 
+@needs_namespaces
+def test_waiting_survives_a_member_that_is_cut_off(
+    etcd_network: EtcdNetwork, make_broker: Make, pool: ThreadPoolExecutor
+) -> None:
+    """Nobody tells the broker, whose watch is on the first member, that it will hear nothing more."""
+    network, etcd = etcd_network
+    section = etcd.configuration(f"{PREFIX}foo")
+    writer, waiter = (
+        etcd_network.place(make_broker(settings(section)), f"broker{number}").start() for number in (1, 2)
+    )
+    waiting = pool.submit(waiter.request, "/services/Get/", name="new", wait="120")
+    calm(waiter, 1)
+    network.cut("etcd1")
+    await_that(lambda: writer.register("new").status in (200, 409), "no quorum")
+    assert waiting.result(60).status == 200
+
+
 def test_a_paused_broker_misses_nothing(own_etcd: EtcdCluster, make_broker: Make, pool: ThreadPoolExecutor) -> None:
     """Its watch is behind history that is gone when it goes on."""
     section = own_etcd.configuration(f"{PREFIX}foo")
@@ -305,6 +322,50 @@ def test_one_member_after_the_other_and_nobody_notices(own_etcd: EtcdCluster, ma
         own_etcd.start(number)
     assert len(broker.request("/services/List/").json["data"]) == 15
     assert is_well(broker)
+
+
+def test_the_cluster_is_full_and_has_space_again(make_etcd: Callable[..., EtcdCluster], make_broker: Make) -> None:
+    etcd = make_etcd(options=("--quota-backend-bytes", str(4 * 1024 * 1024))).start_all()
+    broker = make_broker(settings(etcd.configuration(f"{PREFIX}foo"))).start()
+    large = "x" * 200_000
+    answers: list[Answer] = []
+    while not answers or answers[-1].status == 200:
+        assert len(answers) < 100, "it takes more than it has"
+        answers.append(broker.call("/services/Replace/", name=f"n{len(answers)}", data=large))
+    assert answers[-1].status == 503
+    assert "space" in answers[-1].json["message"]
+    await_that(partial(is_well, broker, 503), f"healthy: {health(broker)}")
+    assert "space" in json.dumps(health(broker)[1])
+    kept = len(broker.request("/services/List/").json["data"])
+    assert kept == len(answers) - 1
+    assert broker.get("n0").status == 200
+    # What an operator does: make room, and say so.
+    etcd.etcdctl("del", "--prefix", f"{PREFIX}foo/entries/n1")
+    revision = etcd.revision()
+    etcd.etcdctl("compact", str(revision))
+    etcd.etcdctl("defrag", "--cluster")
+    etcd.etcdctl("alarm", "disarm")
+    await_that(partial(is_well, broker), f"still ill: {health(broker)}")
+    assert broker.register("n1", "small").status == 200
+    left = [number for number in range(kept) if not str(number).startswith("1")]
+    assert len(broker.request("/services/List/").json["data"]) == len(left) + 1
+
+
+def test_users_change_while_it_runs(own_etcd: EtcdCluster, make_broker: Make) -> None:
+    broker = make_broker(settings(own_etcd.configuration(f"{PREFIX}foo"))).start()
+    assert broker.register("foo").status == 200
+    # Each change of users makes all tokens old.
+    own_etcd.etcdctl("user", "add", "somebody:else")
+    assert broker.request("/services/Replace/", name="foo", data="1").status == 200
+    assert broker.get("foo").status == 200
+    own_etcd.etcdctl("role", "revoke-permission", "--prefix=true", USER, PREFIX)
+    refusal = broker.request("/services/Replace/", name="foo", data="2")
+    assert refusal.status == 503
+    await_that(partial(is_well, broker, 503), f"healthy: {health(broker)}")
+    assert "permission denied" in json.dumps(health(broker)[1])
+    own_etcd.etcdctl("role", "grant-permission", "--prefix=true", USER, "readwrite", PREFIX)
+    await_that(partial(is_well, broker), f"still ill: {health(broker)}")
+    assert own(broker.get("foo").json["data"]) == {"_str": "1"}
 
 
 @needs_namespaces
