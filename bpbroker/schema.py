@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -99,7 +100,7 @@ def _is_endpoint(value: Any) -> bool:
             parts.scheme in ("https", "http")
             and bool(parts.hostname)
             and parts.port != 0
-            and not (parts.path.strip("/") or parts.query or parts.username)
+            and not (parts.path.strip("/") or parts.query or "@" in parts.netloc)
         )
     except ValueError:
         return False
@@ -266,6 +267,10 @@ def _crosses_network_in_clear(endpoint: Any) -> bool:
     return parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1")
 
 
+_USERINFO: Final = re.compile(r"//[^/\"]*@")
+"""A password in an address, where it may not be, is still a password."""
+
+
 def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str, ensure_ascii=True)
+    text = _USERINFO.sub("//…@", json.dumps(value, default=str, ensure_ascii=True))
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -109,3 +109,10 @@ def test_a_password_is_never_shown_and_clear_text_is_warned_of() -> None:
     assert any("http://" in warning for warning in schema.warnings({"_registry": section}))
     loopback = {"_registry": {**section, "endpoints": ["http://127.0.0.1:2379", "https://10.0.0.5:2379"]}}
     assert not list(schema.warnings(loopback))
+
+
+@pytest.mark.parametrize("user", ["", "u", "u%40x"])
+def test_a_password_in_an_endpoint_is_refused_and_not_shown(user: str) -> None:
+    (fault,) = schema.problems({"_registry": {"endpoints": [f"https://{user}:canary@h:2379"]}})
+    assert "canary" not in fault
+    assert "@h:2379" in fault
