@@ -242,8 +242,9 @@ class Broker:
             logger.warning("Not ready yet: %s", pong.detail)
         listen = self._settings["api"]["listen_ip"] or "all interfaces"
         logger.info(
-            "bpbroker %s is ready: listening on %s, port %d (TCP and UDP); certificate SHA-256 %s; configuration %s",
-            __version__, listen, self._prepared.port, tls.fingerprint(self._cert), self._own,
+            "bpbroker %s is %s: listening on %s, port %d (TCP and UDP); certificate SHA-256 %s; configuration %s",
+            __version__, "ready" if pong.ok else "up, but not ready yet",
+            listen, self._prepared.port, tls.fingerprint(self._cert), self._own,
         )  # fmt: skip
         sdnotify.notify(sdnotify.READY)
         self._ready(f"process {os.getpid()}, port {self._prepared.port}")

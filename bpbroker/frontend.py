@@ -341,7 +341,8 @@ def _called(result: messages.CallResult) -> Response:
 
 
 def _ready(report: messages.HealthReport) -> Response:
-    missing = [part.name for part in report.parts if not part.ok and part.name in ("registry", "config store")]
+    missing = [part for part in report.parts if not part.ok and part.name in ("registry", "config store")]
     if missing:
-        return responses.failure(503, f"Not ready: {', '.join(missing)}")
+        why = "; ".join(f"{part.name}: {part.detail}" if part.detail else part.name for part in missing)
+        return responses.failure(503, f"Not ready: {why}")
     return responses.success_with({"ready": True})

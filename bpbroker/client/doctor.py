@@ -19,6 +19,8 @@ from http import HTTPStatus
 from typing import Final, NamedTuple
 
 from bpbroker.client.address import BrokerAddress
+from bpbroker.client.answers import refusal
+from bpbroker.client.http1 import Answer
 from bpbroker.client.output import Output
 from bpbroker.client.pins import KnownBrokers
 from bpbroker.client.transport import Deadline, Transport, Trust
@@ -33,6 +35,7 @@ FAIL: Final = "fail"
 _EXPIRY_WARN_DAYS: Final = 30
 _CLOCK_WARN_SECS: Final = 60
 _RENEW: Final = "on the broker's host: bpbroker certificate --renew"
+_SEE_STATUS: Final = "on the broker's host: bpbroker status"
 _UDP_TRIES: Final = 3
 _UDP_WAIT_SECS: Final = 1.0
 
@@ -169,9 +172,7 @@ def _requests(target: BrokerAddress, fingerprint: str, key: str, timeout_secs: f
         if answer.status == HTTPStatus.OK:
             yield Finding("health", OK, f"the broker is well; it answered within {millis:.0f} ms")
         elif answer.status == HTTPStatus.SERVICE_UNAVAILABLE:
-            yield Finding(
-                "health", FAIL, "the broker says that a part of it is not well", "see `bpbroker status` there"
-            )
+            yield Finding("health", FAIL, "the broker says that a part of it is not well", _SEE_STATUS)
         else:
             yield Finding("health", FAIL, f"{target} answers {answer.status}", "it is no bpbroker of this kind")
             return
@@ -182,14 +183,15 @@ def _requests(target: BrokerAddress, fingerprint: str, key: str, timeout_secs: f
         name = f"doctor-{os.urandom(8).hex()}".encode()
         deadline = Deadline(timeout_secs, str(target))
         answer = transport.exchange("POST", "/services/Get/", headers, b"name=" + name, deadline)
-        yield _access(answer.status, given=bool(key))
+        yield _access(answer, given=bool(key))
     except ClientError as error:
         yield Finding("requests", FAIL, str(error), "see the broker's log")
     finally:
         transport.close()
 
 
-def _access(status: int, *, given: bool) -> Finding:
+def _access(answer: Answer, *, given: bool) -> Finding:
+    status = answer.status
     if status == HTTPStatus.NOT_FOUND:
         return Finding("access", OK, "the access key is accepted" if given else "the registry needs no access key")
     if status == HTTPStatus.UNAUTHORIZED:
@@ -197,7 +199,7 @@ def _access(status: int, *, given: bool) -> Finding:
         return Finding("access", FAIL, what, "see _access_key of services in the broker's configuration, or its token")
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return Finding("access", FAIL, "too many wrong keys came from this host", "wait a minute")
-    return Finding("access", FAIL, f"the registry answers {status}", "see the broker's log")
+    return Finding("access", FAIL, f"the registry answers {status}: {refusal(answer)}", _SEE_STATUS)
 
 
 def _clock(date: str) -> Finding:

@@ -24,6 +24,7 @@ from bpbroker.extensions import Status, catalogue
 from bpbroker.jointoken import canonical_fingerprint
 from bpbroker.sources import Loaded
 
+_MEND_ETCD = "see that most members of _registry.endpoints run, and that this host reaches them"
 _AS_OWNER = "run this as root or the service's user"
 _DISK_WARN_BYTES = 256 * 1024 * 1024
 _DISK_FAIL_BYTES = 16 * 1024 * 1024
@@ -91,7 +92,7 @@ def diagnose(scope: Scope) -> Iterator[Finding]:
 
 def _files(scope: Scope) -> Iterator[Finding]:
     for found in offline.check(scope.own):
-        mend = "see to the cluster, or to _registry" if found.what == "etcd" else "see {} and restore"
+        mend = _MEND_ETCD if found.what == "etcd" else "see {} and restore"
         advice = mend.format(scope.command_line("backups")) if found.level == FAIL else ""
         if found.what != "settings":  # the configuration's finding has them
             yield Finding(found.what, found.level, found.detail, advice)

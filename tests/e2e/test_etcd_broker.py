@@ -405,7 +405,8 @@ def test_it_starts_without_a_cluster_and_gets_ready(make_etcd: Callable[..., Etc
     assert local(broker, "foo").status == 503
     ready = broker.request("/ready", "GET")
     assert ready.status == 503
-    assert "registry" in ready.json["message"]
+    assert ready.json["message"] == "Not ready: registry: The registry's etcd cluster does not answer"
+    assert "is up, but not ready yet: listening on" in broker.text
     await_that(partial(is_well, broker, 503), "healthy without a cluster")
     assert "The registry's" in json.dumps(health(broker)[1])
     etcd.start_all()

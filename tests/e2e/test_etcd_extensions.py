@@ -90,6 +90,16 @@ def test_an_extension_is_told_that_the_registry_is_away(
     assert call(broker, "Add", "n1").status == 200
     for number in range(3):
         etcd.kill(number)
+    # Everything that a person may look at says what is wrong.
+    await_that(lambda: health(broker)[0] == 503, "healthy without a cluster")
+    ready = broker.request("/ready", "GET")
+    assert (ready.status, ready.json["message"]) == (
+        503,
+        "Not ready: registry: The registry's etcd cluster does not answer",
+    )
+    seen = broker.bpclient("doctor").stdout
+    assert "the registry answers 503: The registry's etcd cluster does not answer" in seen
+    assert "most members of _registry.endpoints" in broker.bpbroker("doctor").stdout
     # What it lets pass is the answer, with the registry's own words; it is no failure of the extension.
     passed = call(broker, "Write", "n1")
     assert passed.status == 503
