@@ -76,7 +76,7 @@ def run(options: RunOptions, tell: Callable[[str], None]) -> int:
         setup_logging(replace(options.log, file=log_file))
         return Broker(plan, ready).run()
 
-    tell(f"bpbroker is ready in the background: {in_background(serve, log_file)}, log {log_file}")
+    tell(f"bpbroker runs in the background: {in_background(serve, log_file)}, log {log_file}")
     return 0
 
 
@@ -237,7 +237,7 @@ class Broker:
                 logger.warning("%s is open to everybody: it has no _access_key", section)
         pong = wait_for(self._addresses["registry"].ask(messages.Ping(), ASK_TIMEOUT_SECS), ASK_TIMEOUT_SECS)
         extensions = ", ".join(config.namespaces(self._settings)) or "none"
-        logger.info("%s entries; extensions: %s", pong.figures["entries"], extensions)
+        logger.info("%s entries; extensions: %s", pong.figures["entries"] if pong.ok else "no", extensions)
         if not pong.ok:
             logger.warning("Not ready yet: %s", pong.detail)
         listen = self._settings["api"]["listen_ip"] or "all interfaces"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bpbroker import backups, config, durable, schema, snapshot
-from bpbroker.errors import BpbrokerError, ConfigurationError, DamagedFile
+from bpbroker.errors import BpbrokerError, ConfigurationError, DamagedFile, Unavailable
 from bpbroker.lock import FileLock, holder
 from bpbroker.messages import BackupInfo
 from bpbroker.stores import etcd
@@ -290,6 +290,8 @@ def _of_file(config_file: Path, good: backups.Checked | None, *, changed: bool) 
 def _of_etcd(settings: Mapping[str, Any], unused: int) -> Finding:
     try:
         found = len(etcd.read_all(settings))
+    except Unavailable as error:  # a start would work, and wait for it
+        return Finding("etcd", "warning", f"{error}; look at its members")
     except BpbrokerError as error:
         return Finding("etcd", "fail", str(error))
     if unused:

@@ -117,6 +117,15 @@ class EtcdStore:
         except ConfigurationError as error:
             raise _as_unavailable(error) from None
 
+    def peek(self) -> dict[str, bytes]:
+        """Give all entries without opening the store: nothing is written, not even who we are.
+
+        Raises:
+            ConfigurationError, Unavailable: the cluster cannot be used.
+        """
+        found = self._scan(self._scanner, "").entries
+        return {seen.name: seen.value for seen in found if seen.value is not None and not seen.fault}
+
     def check(self) -> None:
         """See :meth:`bpbroker.stores.SharedStore.check`."""
         try:
@@ -268,7 +277,7 @@ def read_all(settings: Mapping[str, Any]) -> dict[str, bytes]:
     """
     store = EtcdStore(EtcdOptions.of(settings))
     try:
-        return {seen.name: seen.value for seen in store.scan().entries if seen.value is not None and not seen.fault}
+        return store.peek()
     finally:
         store.close()
 

@@ -96,6 +96,16 @@ def test_backup_and_check_look_into_the_cluster(
     assert etcd_section["password"] not in failed.out
 
 
+def test_a_cluster_that_is_away_is_no_reason_not_to_start(bpbroker: Callable[..., Ran], file: Path) -> None:
+    assert bpbroker("migrate", "--to", "etcd").code == 0
+    document = json.loads(file.read_text())
+    document["_registry"] |= {"endpoints": ["https://127.0.0.1:1"], "timeout_secs": 0.5}
+    file.write_text(json.dumps(document))
+    checked = bpbroker("check")
+    assert checked.code == 0
+    assert "warning  etcd: The registry's etcd cluster does not answer; look at its members" in checked.out
+
+
 def test_entries_are_not_configured_into_a_file_that_nobody_reads(bpbroker: Callable[..., Ran], file: Path) -> None:
     assert bpbroker("migrate", "--to", "etcd").code == 0
     before = file.read_bytes()

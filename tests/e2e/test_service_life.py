@@ -145,9 +145,7 @@ def test_in_the_background_it_is_ready_when_the_command_ends(background: Running
     assert (done.returncode, done.stdout) == (0, "")
     note = background.note
     log = background.config.with_suffix(".log")
-    assert (
-        done.stderr == f"bpbroker is ready in the background: process {note['pid']}, port {note['port']}, log {log}\n"
-    )
+    assert done.stderr == f"bpbroker runs in the background: process {note['pid']}, port {note['port']}, log {log}\n"
     background.port = note["port"]
     assert (tmp_path / "pid").read_text() == f"{note['pid']}\n"
     assert note["pid"] != os.getpid()
