@@ -261,7 +261,7 @@ def _client(endpoint: str, options: EtcdOptions) -> Etcd3Client:
         raise ConfigurationError(
             "_registry.store is etcd, but its client is not installed: pip install 'bpbroker[etcd]'"
         ) from None
-    import requests
+    from bpbroker.stores.session import EtcdSession
 
     for path in (options.ca_cert, options.client_cert, options.client_key):
         if path is not None:
@@ -270,7 +270,7 @@ def _client(endpoint: str, options: EtcdOptions) -> Etcd3Client:
                     pass
             except OSError as error:
                 raise ConfigurationError(f"_registry: cannot read {path}: {error.strerror}") from None
-    session = requests.Session()
+    session = EtcdSession()
     session.trust_env = False  # a proxy, or a password in ~/.netrc, is not meant for the cluster
     if options.ca_cert is not None:
         session.verify = options.ca_cert
