@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 from tests.benchmarks.client import Failed, http_complete, pyro_complete, redis_complete
 
 ROOT = Path(__file__).parents[1]
-OWN = ("bpbroker", "hello on ours", "hello on cheroot")
+OWN = ("bpbroker", "bpbroker on etcd", "hello on ours", "hello on cheroot")
 
 
 def test_quick_run_fills_every_row_of_ours(tmp_path: Path) -> None:
@@ -48,6 +49,10 @@ def test_quick_run_fills_every_row_of_ours(tmp_path: Path) -> None:
         assert row in done.stdout
     assert all(cell["median"]["per_second"] > 0 for cell in document["cells"])
     assert document["memory_mib"]["bpbroker"] > 1
+    if shutil.which("etcd"):
+        held = {cell["row"]: cell["ours_to_it"] for cell in document["cells"] if cell["peer"] == "bpbroker on etcd"}
+        assert {"durable writes, keep-alive", "reads, keep-alive"} <= held.keys()
+        assert all(held.values())
     assert any(each["what"] == "reads, keep-alive, 1 at a time, against hello on cheroot" for each in document["reach"])
 
 

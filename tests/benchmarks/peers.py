@@ -249,6 +249,42 @@ class Etcd(Peer):
         ]
 
 
+class OnEtcd(Peer):
+    """A broker whose registry is on an etcd of its own, which runs as the one that is compared with."""
+
+    name = "bpbroker on etcd"
+    writes = Ours.writes
+    reads = Ours.reads
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.etcd = Etcd(self.folder)
+        section = {"store": "etcd", "endpoints": [], "ca_cert": str(self.etcd.cert)}
+        self.broker = RunningBroker(self.folder, {"_registry": section})
+        del self.broker.environ["PYTHONWARNINGS"]
+
+    def version(self) -> str:
+        return (
+            f"its registry on an etcd of its own, {self.etcd.version()}: held against etcd itself, not against bpbroker"
+        )
+
+    def start(self) -> None:
+        if importlib.util.find_spec("etcd3gw") is None:
+            raise Absent("not installed (pip install 'bpbroker[etcd]')")
+        self.etcd.start()
+        settings = json.loads(self.broker.config.read_text())
+        settings["_registry"]["endpoints"] = [f"https://127.0.0.1:{self.etcd.port}"]
+        self.broker.config.write_text(json.dumps(settings))
+        self.broker.start()
+        self.process, self.port = self.broker.process, self.broker.port
+        self.await_answer()
+
+    def stop(self) -> None:
+        self.broker.kill()
+        self.process = None
+        self.etcd.stop()
+
+
 class Redis(Peer):
     """Redis with TLS, its append-only file synced before each answer."""
 
@@ -318,4 +354,4 @@ def _first_line(*words: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True, timeout=20).stdout.partition("\n")[0]
 
 
-ALL: Final[tuple[type[Peer], ...]] = (Ours, StockHello, Hello, Etcd, Redis, Pyro)
+ALL: Final[tuple[type[Peer], ...]] = (Ours, StockHello, Hello, Etcd, OnEtcd, Redis, Pyro)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from tests.benchmarks import rows
 from tests.benchmarks.client import Outcome
-from tests.benchmarks.peers import Etcd, Ours, StockHello
+from tests.benchmarks.peers import Etcd, OnEtcd, Ours, StockHello
 from tests.benchmarks.rows import Cell, Results
 
 _BOTTLENECK: Final = 0.9
@@ -77,6 +77,13 @@ def ratio(results: Results, cell: Cell, to: Cell) -> float | None:
     return compared(results, cell, to, lambda ours, theirs: ours.per_second / theirs.per_second)
 
 
+def ours_to(results: Results, cell: Cell) -> float | None:
+    """Give the ratio of our broker to a peer; a broker that is on etcd is held against etcd itself."""
+    if cell.peer == OnEtcd.name:
+        return ratio(results, cell, cell._replace(peer=Etcd.name))
+    return ratio(results, cell._replace(peer=Ours.name), cell)
+
+
 def reach(results: Results) -> Iterator[Reach]:
     """Give what we want to reach, as far as this run can tell."""
     ours = Ours.name
@@ -117,7 +124,7 @@ def document(results: Results, of: dict[str, Any]) -> dict[str, Any]:
                 **cell._asdict(),
                 "median": asdict(median(outcomes)),
                 "rounds": [asdict(outcome) for outcome in outcomes],
-                "ours_to_it": ratio(results, cell._replace(peer=Ours.name), cell),
+                "ours_to_it": ours_to(results, cell),
             }
             for cell, outcomes in results.outcomes.items()
             if outcomes
@@ -153,7 +160,7 @@ def _figure(results: Results, cell: Cell) -> str:
         return "-"
     found = median(outcomes)
     text = f"{found.per_second:,.0f} ({found.p50_ms:.2f} / {found.p99_ms:.2f})"
-    against = ratio(results, cell._replace(peer=Ours.name), cell)
+    against = ours_to(results, cell)
     if cell.peer != Ours.name and against is not None:
         text += f" {against:.2f}"
     return text + (" client-bound" if found.client_cpu > _BOTTLENECK else "")
