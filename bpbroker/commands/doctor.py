@@ -92,8 +92,9 @@ def diagnose(scope: Scope) -> Iterator[Finding]:
 
 def _files(scope: Scope) -> Iterator[Finding]:
     for found in offline.check(scope.own):
-        mend = _MEND_ETCD if found.what == "etcd" else "see {} and restore"
-        advice = mend.format(scope.command_line("backups")) if found.level == FAIL else ""
+        advice = f"see {scope.command_line('backups')} and restore" if found.level == FAIL else ""
+        if found.what == "etcd" and found.level != OK:
+            advice = _MEND_ETCD
         if found.what != "settings":  # the configuration's finding has them
             yield Finding(found.what, found.level, found.detail, advice)
 
