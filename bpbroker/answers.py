@@ -28,10 +28,14 @@ logger = logging.getLogger(__name__)
 
 KEPT_SECS: Final = 24 * 3600.0
 FORGOTTEN_AT_ONCE: Final = 500
-"""Answers past their day that one call makes room of, so that none takes long."""
+"""Answers past their day that go at once, so that none takes long."""
 KEYS_MAX: Final = 100_000
+"""Keys of one day beyond which no new one is taken: throwing a key away early would let its call run twice."""
 BYTES_MAX: Final = 256 * 1024 * 1024
-"""Size of the file beyond which no new key is taken: throwing an answer away early would let its call run twice."""
+"""Size of the file beyond which the oldest answers are thrown away, but never their keys."""
+_SMALL_BYTES: Final = 1024
+"""Answers up to this size stay: as many as there may be keys fit into the file."""
+_WARN_FROM: Final = 0.8
 
 _KEY: Final = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?")
 _SCHEMA: Final = """
@@ -80,6 +84,21 @@ class Keyed:
             raise BadRequest("This Idempotency-Key was used with another request; nothing was done")
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How full the file is."""
+
+    keys: int
+    bytes: int
+
+    @property
+    def warning(self) -> str:
+        """What the operator should know; empty while there is room."""
+        if self.keys < _WARN_FROM * KEYS_MAX:
+            return ""
+        return f"{_WARN_FROM:.0%} of the {KEYS_MAX} calls with an Idempotency-Key that one day may have were made"
+
+
 class Answers:
     """The file of answers; used by one thread. Several may be open on the same file.
 
@@ -116,6 +135,11 @@ class Answers:
             )
             error.outcome_known = False
             return error
+        if ok and body is None:
+            return RequestError(
+                f"The call with this Idempotency-Key ran and ended with {status} {message};"
+                " its answer made room for newer ones. It is not run again"
+            )
         if ok:
             return CallResult(status, message, content_type, body)
         return from_status(status, message)
@@ -128,14 +152,20 @@ class Answers:
         """
         now = time.time()
         with self._file() as connection, _transaction(connection):
+            _forget(connection, now)
             connection.execute(
-                "DELETE FROM answers WHERE rowid IN (SELECT rowid FROM answers WHERE begun <= ? LIMIT ?)"
-                " OR (namespace = ? AND key = ? AND begun <= ?)",
-                (now - KEPT_SECS, FORGOTTEN_AT_ONCE, keyed.namespace, keyed.key, now - KEPT_SECS),
+                "DELETE FROM answers WHERE namespace = ? AND key = ? AND begun <= ?",
+                (keyed.namespace, keyed.key, now - KEPT_SECS),
             )
-            (count,) = connection.execute("SELECT count(*) FROM answers").fetchone()
+            _make_room(connection)
+            count, oldest = connection.execute("SELECT count(*), min(begun) FROM answers").fetchone()
             if count >= KEYS_MAX or _used_bytes(connection) >= BYTES_MAX:
-                raise Overloaded("Too many calls with an Idempotency-Key in one day; nothing was done")
+                hours, minutes = divmod(max(0, int(oldest + KEPT_SECS - now)) // 60 + 1, 60)
+                raise Overloaded(
+                    f"{count} calls with an Idempotency-Key in one day are the most that is kept; nothing was done;"
+                    f" the oldest is forgotten in {hours} h {minutes} min."
+                    " If running this call twice does no harm, send it without a key"
+                )
             connection.execute(
                 "INSERT INTO answers (namespace, key, request, begun) VALUES (?, ?, ?, ?)",
                 (keyed.namespace, keyed.key, keyed.request, now),
@@ -157,6 +187,23 @@ class Answers:
                 " WHERE namespace = ? AND key = ?",
                 (*fields, keyed.namespace, keyed.key),
             )
+
+    def tidy(self) -> Usage:
+        """Forget some of what is past its day, and say how full the file is; makes none.
+
+        Raises:
+            StorageFull, Unavailable: the file cannot be used.
+        """
+        if self._connection is None and (self._path is None or not self._path.exists()):
+            return Usage(0, 0)
+        now = time.time()
+        with self._file() as connection:
+            over = connection.execute("SELECT 1 FROM answers WHERE begun <= ? LIMIT 1", (now - KEPT_SECS,)).fetchone()
+            if over is not None:
+                with _transaction(connection):
+                    _forget(connection, now)
+            (count,) = connection.execute("SELECT count(*) FROM answers").fetchone()
+            return Usage(count, _used_bytes(connection))
 
     def close(self) -> None:
         """Let go of the file."""
@@ -210,6 +257,32 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         with suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
         raise
+
+
+def _forget(connection: sqlite3.Connection, now: float) -> None:
+    """Remove some of what is past its day."""
+    connection.execute(
+        "DELETE FROM answers WHERE rowid IN (SELECT rowid FROM answers WHERE begun <= ? LIMIT ?)",
+        (now - KEPT_SECS, FORGOTTEN_AT_ONCE),
+    )
+
+
+def _make_room(connection: sqlite3.Connection) -> None:
+    """In a full file, throw the oldest answers away until a quarter is free; their keys stay."""
+    used = _used_bytes(connection)
+    if used < BYTES_MAX:
+        return
+    wanted = used - BYTES_MAX * 3 // 4
+    rows: list[tuple[int]] = []
+    for rowid, size in connection.execute(
+        "SELECT rowid, length(body) FROM answers WHERE length(body) > ? ORDER BY begun", (_SMALL_BYTES,)
+    ):
+        rows.append((rowid,))
+        wanted -= size
+        if wanted <= 0:
+            break
+    connection.executemany("UPDATE answers SET body = NULL WHERE rowid = ?", rows)
+    logger.warning("The %d oldest answers to calls with an Idempotency-Key made room for new ones", len(rows))
 
 
 def _used_bytes(connection: sqlite3.Connection) -> int:

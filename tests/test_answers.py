@@ -95,13 +95,61 @@ def test_too_many_keys_are_refused_and_none_is_forgotten(kept: Answers, monkeypa
     for key in ("a", "b"):
         kept.begin(keyed(key))
         kept.finish(keyed(key), RESULT)
-    with pytest.raises(Overloaded):
+    with pytest.raises(
+        Overloaded, match=r"2 calls with an .* was done; the oldest is forgotten in 24 h .* without a key"
+    ):
         kept.begin(keyed("c"))
     assert kept.find(keyed("a")) == kept.find(keyed("b")) == RESULT
     monkeypatch.setattr(answers, "KEYS_MAX", 100)
     monkeypatch.setattr(answers, "BYTES_MAX", 1)
     with pytest.raises(Overloaded):
         kept.begin(keyed("d"))
+
+
+def test_old_answers_make_room_for_new_ones_and_no_call_runs_twice(
+    kept: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "BYTES_MAX", 400_000)
+    large = CallResult(200, "OK", "text/plain", b"x" * 50_000)
+    kept.begin(keyed("small"))
+    kept.finish(keyed("small"), RESULT)
+    for number in range(20):
+        kept.begin(keyed(f"k{number}"))
+        kept.finish(keyed(f"k{number}"), large)
+        assert kept.find(keyed(f"k{number}")) == large
+    assert kept.find(keyed("small")) == RESULT  # it takes no room worth having
+    before = kept.find(keyed("k0"))
+    assert isinstance(before, RequestError)
+    assert (before.status, before.outcome_known) == (500, True)
+    assert "ran and ended with 200 OK; its answer made room" in str(before)
+    with pytest.raises(BadRequest):
+        kept.find(keyed("k0", method="G"))
+    with pytest.raises(Unavailable):
+        kept.begin(keyed("k0"))
+
+
+def test_what_is_over_goes_without_another_call(kept: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kept.tidy() == answers.Usage(0, 0)
+    monkeypatch.setattr("bpbroker.answers.time.time", lambda: 1_000_000.0)
+    for number in range(answers.FORGOTTEN_AT_ONCE + 1):
+        kept.begin(keyed(f"k{number}"))
+    monkeypatch.setattr("bpbroker.answers.time.time", lambda: 1_000_001.0)
+    kept.begin(keyed("last"))
+    assert kept.tidy().keys == answers.FORGOTTEN_AT_ONCE + 2
+    monkeypatch.setattr("bpbroker.answers.time.time", lambda: 1_000_000.0 + 24 * 3600)
+    assert kept.tidy().keys == 2
+    assert kept.tidy().keys == 1
+
+
+def test_looking_after_no_file_makes_none(tmp_path: Path) -> None:
+    assert Answers(tmp_path / "answers").tidy() == answers.Usage(0, 0)
+    assert not (tmp_path / "answers").exists()
+
+
+@pytest.mark.parametrize(("keys", "warned"), [(79, False), (80, True)])
+def test_it_is_said_well_before_keys_are_refused(keys: int, warned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "KEYS_MAX", 100)
+    assert bool(answers.Usage(keys, 0).warning) is warned
 
 
 def test_a_full_disk_is_said(kept: Answers) -> None:

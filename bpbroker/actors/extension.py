@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import deque
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -22,7 +23,7 @@ from bpbroker.actors.driver import Done, Gone, Ready
 from bpbroker.actors.inbox import Wake
 from bpbroker.actors.judgement import ChildTrace, Judge
 from bpbroker.actors.registry_access import RegistryAccess
-from bpbroker.answers import Answers, Keyed
+from bpbroker.answers import Answers, Keyed, Usage
 from bpbroker.child import Ended, Launch
 from bpbroker.errors import Overloaded, RequestError, TimedOut, Unauthorized, Unavailable
 from bpbroker.messages import Address, Call, CallResult, Pong, Settings, SettingsChanged, fail, settle
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 RETRY_IMPORT_SECS: Final = 5.0
 """How long a failed import is not tried again: each try costs a process."""
+
+_TIDY_SECS: Final = 60.0
+"""How often answers past their day are forgotten and counted, whether or not there are calls."""
 
 _TRIES_MAX: Final = 3
 """How often a call is given to a child when the one before had died without beginning it."""
@@ -55,6 +59,8 @@ class Extension(Actor):
         self._lib = lib
         self._settings = settings
         self._answers = Answers(answers)
+        self._usage = Usage(0, 0)
+        self._tidy_at = 0.0
         self._judge = Judge(namespace)
         self._crew = Crew(RegistryAccess(registry).serve, self.tell_self)
         self._waiting: deque[Job] = deque()
@@ -82,6 +88,7 @@ class Extension(Actor):
         """Look at the module without running it, and preload it if it shall be."""
         self._lock = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stopped()
         self._take(self._settings)
+        self._tidy()
 
     def stopped(self) -> None:
         """Refuse what waits, end the children."""
@@ -123,8 +130,11 @@ class Extension(Actor):
             "running": self._crew.running,
             "waiting": len(self._waiting),
             "processes": self._crew.processes,
+            "keys_kept": self._usage.keys,
+            "answers_bytes": self._usage.bytes,
         }
-        return Pong(ok=not self._problem, detail=self._problem, figures=figures)
+        detail = self._problem or self._usage.warning
+        return Pong(ok=not detail, detail=detail, figures=figures)
 
     # --- settings and module ---
 
@@ -312,8 +322,18 @@ class Extension(Actor):
             late = TimedOut(f"{self._namespace} was busy for {2 * self._timeout_secs:g} s; nothing was done")
             self._answer(self._waiting.popleft(), late)
         self._go_on()
+        if now >= self._tidy_at:
+            self._tidy()
+        self.wake_at(self._tidy_at)
 
     # --- answers ---
+
+    def _tidy(self) -> None:
+        """Look after the file of answers."""
+        with suppress(RequestError):  # the log has it, and whoever comes with a key is told
+            self._usage = self._answers.tidy()
+        self._tidy_at = time.monotonic() + _TIDY_SECS
+        self.wake_at(self._tidy_at)
 
     def _finish(self, job: Job, answer: CallResult | RequestError) -> None:
         """Keep the answer to a call that was begun if its client may ask again, then give it."""

@@ -972,6 +972,26 @@ def test_nothing_is_left_behind_in_the_lib_folder(demo: Made) -> None:
     assert demo.call("Test").status == 200
 
 
+def test_health_tells_how_many_keys_are_kept_and_warns_early(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bpbroker.answers.KEYS_MAX", 5)
+    monkeypatch.setattr(extension, "_TIDY_SECS", 0.05)
+    demo = make(answers=tmp_path / "answers")
+    assert demo.health().figures["keys_kept"] == 0
+    for number in range(3):
+        demo.call("Count", key=f"k{number}")
+    assert demo.until(lambda pong: pong.figures["keys_kept"] == 3).ok
+    demo.call("Count", key="k3")
+    pong = demo.until(lambda pong: pong.figures["keys_kept"] == 4)
+    assert (pong.ok, "Idempotency-Key" in pong.detail) == (False, True)
+    assert pong.figures["answers_bytes"] > 0
+    assert demo.call("Count", key="k4").body == b"5"
+    with pytest.raises(Overloaded):
+        demo.call("Count", key="k5")
+    assert demo.call("Count").body == b"6"
+
+
 # --- an actor that dies or is stuck ---
 
 
