@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,37 +17,30 @@ from pathlib import Path
 from typing import Any
 
 import cherrypy
-import pykka
 from cherrypy.process.servers import ServerAdapter
 
-from bpbroker import __version__, config, messages, schema, sdnotify, snapshot, tls
+from bpbroker import __version__, config, messages, schema, sdnotify, tls
 from bpbroker.actors.backup import Backup
-from bpbroker.actors.base import ActorAddress, launch, wait_for
+from bpbroker.actors.base import launch, wait_for
 from bpbroker.actors.config_store import ConfigStore
 from bpbroker.actors.discovery import Discovery
 from bpbroker.actors.extension import Extension
 from bpbroker.actors.guard import Guard
 from bpbroker.actors.healthcheck import Healthcheck
-from bpbroker.actors.registry import Registry
-from bpbroker.actors.shared_registry import SharedRegistry
 from bpbroker.daemon import Ready, in_background
 from bpbroker.errors import BpbrokerError, ConfigurationError
 from bpbroker.expiry import CertificateWatch
 from bpbroker.frontend import Application
 from bpbroker.logs import reopen_logs, setup_logging
 from bpbroker.mainloop import MainLoop
+from bpbroker.parts import Parts, registry_factory
 from bpbroker.plan import Plan, RunOptions
 from bpbroker.prepare import prepare
 from bpbroker.server import BrokerServer
 from bpbroker.sources import Loaded
-from bpbroker.stores.embedded import EmbeddedStore
-from bpbroker.stores.etcd import EtcdStore
-from bpbroker.stores.gateway import EtcdOptions
-from bpbroker.stores.journal import journal_path
 
 logger = logging.getLogger("bpbroker")
 
-START_TIMEOUT_SECS = 60.0
 ASK_TIMEOUT_SECS = 10.0
 SAVE_TIMEOUT_SECS = 45.0
 """Adding settings writes the file with all entries; less than who asks for it waits."""
@@ -90,8 +82,8 @@ class Broker:
         self._undo = ExitStack()
         self._loop = MainLoop()
         self._started = int(time.time())
-        self._addresses: dict[str, messages.Address] = {"broker": self._loop}
-        self._factories: dict[str, Callable[[], pykka.ActorRef[Any]]] = {}
+        self._parts = Parts(self._loop)
+        self._addresses = self._parts.addresses
         self._server: BrokerServer | None = None
 
     def run(self) -> int:
@@ -114,72 +106,37 @@ class Broker:
 
     def _start_actors(self) -> None:
         own, settings = self._own, self._settings
-        self._start("registry", self._registry_factory())
+        entries = self._prepared.loaded.entries
+        self._parts.start("registry", registry_factory(own, lambda: self._settings, entries))
         self._undo.callback(self._stop_actors)
         registry = self._addresses["registry"]
-        self._start(
+        self._parts.start(
             "config store",
             lambda: launch(ConfigStore, self._plan.sources, self._loaded, registry, self._settings_published),
         )
         self._save()
         store = self._addresses["config store"]
-        self._start("backup", lambda: launch(Backup, own, store, self._settings))
-        self._start(
+        self._parts.start("backup", lambda: launch(Backup, own, store, self._settings))
+        self._parts.start(
             "discovery",
             lambda: launch(Discovery, self._prepared.udp, registry, self._settings, tls.fingerprint(self._cert)),
         )
         for namespace in config.namespaces(settings):
             self._start_extension(namespace)
         probes = {"frontend": self._probe_frontend, "certificate": CertificateWatch(lambda: self._cert)}
-        healthcheck = self._start(
-            "healthcheck", lambda: launch(Healthcheck, self._addresses, self._restart, self._settings, probes)
+        healthcheck = self._parts.start(
+            "healthcheck", lambda: launch(Healthcheck, self._addresses, self._parts.restart, self._settings, probes)
         )
-        self._guard = Guard(healthcheck, lambda: self._restart("healthcheck"))
+        self._guard = Guard(healthcheck, lambda: self._parts.restart("healthcheck"))
 
     def _tend(self) -> float:
         """Look after the healthcheck, which looks after all others."""
         return self._guard.look(time.monotonic(), schema.option(self._settings, "_global", "healthcheck_freq_sec"))
 
-    def _registry_factory(self) -> Callable[[], pykka.ActorRef[Any]]:
-        """Give what makes a registry actor: on the store that the configuration names when the broker starts."""
-        own, entries = self._own, self._prepared.loaded.entries
-        if config.shares_registry(self._settings):
-            if entries:
-                logger.warning(
-                    "The %d entries in %s are not used: the registry is in etcd."
-                    " bpbroker migrate --to etcd copies them there",
-                    len(entries),
-                    own,
-                )
-            options = EtcdOptions.of(self._settings)
-            return lambda: launch(SharedRegistry, lambda: EtcdStore(options), self._settings)
-        journal, registry_id, first = journal_path(own), secrets.token_hex(16), [entries]
-
-        def base() -> Any:
-            # The file was read a moment ago; a registry that takes a dead one's place reads it again.
-            return first.pop() if first else snapshot.read(own)[1]
-
-        return lambda: launch(Registry, lambda: EmbeddedStore(journal, base), self._settings, registry_id)
-
-    def _start(self, name: str, factory: Callable[[], pykka.ActorRef[Any]]) -> ActorAddress:
-        """Start an actor, see that it answers, and keep how to make another one."""
-        address = ActorAddress(name, factory())
-        self._factories[name] = factory
-        wait_for(address.ask(messages.Ping(), START_TIMEOUT_SECS), START_TIMEOUT_SECS)
-        self._addresses[name] = address
-        return address
-
-    def _restart(self, name: str) -> pykka.ActorRef[Any]:
-        """Make a fresh actor for the healthcheck to put in a dead or stuck one's place."""
-        before = self._addresses.get(name)
-        if isinstance(before, ActorAddress):
-            before.abandon()
-        return self._factories[name]()
-
     def _start_extension(self, namespace: str) -> None:
         registry = self._addresses["registry"]
         answers = self._own.with_name(f"{self._own.name}.answers")
-        self._start(
+        self._parts.start(
             f"extension {namespace}",
             lambda: launch(Extension, namespace, self._plan.home.lib, self._settings, registry, answers),
         )
@@ -187,19 +144,14 @@ class Broker:
     def _stop_actors(self) -> None:
         """Write everything down, then stop the actors from the top down."""
         for name in ("healthcheck", "discovery", "backup", *(n for n in self._addresses if n.startswith("extension "))):
-            self._stop(name)
+            self._parts.stop(name)
         try:
             if "config store" in self._addresses:
                 self._save()
         except BpbrokerError as error:
             logger.error("The configuration file was not written: %s; nothing is lost, the journal has it", error)  # noqa: TRY400 - for the operator
-        self._stop("config store")
-        self._stop("registry")
-
-    def _stop(self, name: str) -> None:
-        address = self._addresses.get(name)
-        if isinstance(address, ActorAddress) and not address.stop(2.0):
-            logger.warning("The %s did not stop in time", name)
+        self._parts.stop("config store")
+        self._parts.stop("registry")
 
     def _save(self) -> None:
         """Write the configuration file with all entries; the journal is empty afterwards."""
@@ -335,10 +287,7 @@ class Broker:
             self._server.reload(self._context, settings)
         wanted = {f"extension {namespace}": namespace for namespace in config.namespaces(settings)}
         for name in [name for name in self._addresses if name.startswith("extension ") and name not in wanted]:
-            address = self._addresses.pop(name)
-            self._factories.pop(name)
-            if isinstance(address, ActorAddress):
-                address.stop(2.0)
+            self._parts.remove(name)
         for name, namespace in wanted.items():
             if name not in self._addresses:
                 self._start_extension(namespace)
