@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from bpbroker import backups, config, durable, schema, snapshot
-from bpbroker.errors import BpbrokerError, ConfigurationError, DamagedFile, Unavailable
+from bpbroker.errors import BpbrokerError, ConfigurationError, DamagedFile, InUse, Unavailable
 from bpbroker.lock import FileLock, holder
 from bpbroker.messages import BackupInfo
 from bpbroker.stores import etcd
@@ -113,7 +113,7 @@ def restore(config_file: Path, backup: Path, *, dry_run: bool = False) -> Restor
     """
     if not config_file.parent.exists():
         _usable(config_file, _find(config_file, backup))  # before a folder is made for it
-    with _held(config_file, dry_run=dry_run):
+    with _missing_too(config_file, backup), _held(config_file, dry_run=dry_run):
         path = _find(config_file, backup)
         settings, entries = _usable(config_file, path)
         old: tuple[dict[str, Any], dict[str, bytes]] | None
@@ -142,6 +142,19 @@ def _held(config_file: Path, *, dry_run: bool) -> AbstractContextManager[object]
         except OSError as error:
             raise ConfigurationError(f"Cannot make the folder {config_file.parent}: {error.strerror}") from None
     return FileLock(config_file)
+
+
+@contextmanager
+def _missing_too(config_file: Path, backup: Path) -> Iterator[None]:
+    """Say to who has to stop a broker first, if so, that there is no such backup either."""
+    try:
+        yield
+    except InUse as error:
+        try:
+            _find(config_file, backup)
+        except ConfigurationError as missing:
+            raise InUse(f"{error}\n{missing}") from None
+        raise
 
 
 def _find(config_file: Path, backup: Path) -> Path:

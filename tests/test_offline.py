@@ -100,6 +100,8 @@ def test_not_beside_a_running_broker(file: Path, backup: Path) -> None:
     for attempt in (lambda: offline.back_up(file), lambda: offline.restore(file, backup)):
         with pytest.raises(InUse, match=f"process {os.getpid()}"):
             attempt()
+    with pytest.raises(InUse, match=rf"process {os.getpid()}(.|\n)*There is no backup 'nope'"):
+        offline.restore(file, Path("nope"))
     assert [finding.level for finding in offline.check(file)] == ["ok", "ok", "ok"]
 
 
