@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from bpbroker.errors import BpbrokerError, Unavailable
+from bpbroker.errors import BpbrokerError, StorageFull, Unavailable
 from bpbroker.stores import ANYTHING, Change, Committed, Conflict, Outcome, Seen
 from bpbroker.stores.etcd_keys import Keys, as_seen, revision_of
 from bpbroker.stores.gateway import Gateway, decode, encode
@@ -53,17 +53,38 @@ class Commits:
         mark = f"{self._number} {int(time.time())}"
         deadline = time.monotonic() + self._timeout_secs
         while (remaining := deadline - time.monotonic()) > 0:
-            answer = self._gateway.call("/kv/txn", self._transaction(changes, mark), remaining)
+            try:
+                answer = self._gateway.call("/kv/txn", self._transaction(changes, mark), remaining)
+            except StorageFull:
+                # The very transaction that fills etcd up is carried out, and refused all the same.
+                if self._look() == mark:
+                    return self._history(changes)
+                raise
             if answer.get("succeeded"):
                 self._version = revision_of(answer)
                 parts = [part["response_txn"] for part in answer["responses"][1:]]
                 return [_outcome(change, part, self._version) for change, part in zip(changes, parts, strict=True)]
-            kvs = answer["responses"][0].get("response_range", {}).get("kvs", ())
-            self._version = int(kvs[0]["mod_revision"]) if kvs else 0
-            if kvs and decode(kvs[0]["value"]).decode() == mark:
+            if self._mark_in(answer["responses"][0].get("response_range", {})) == mark:
                 return self._history(changes)
             # An earlier commit of ours, given up as uncertain, did happen after all; or somebody removed our key.
         raise Unavailable("Nothing was changed: the registry's etcd cluster is too slow")
+
+    def _look(self) -> str:
+        """Give the mark of our last commit that happened.
+
+        Raises:
+            Unavailable: nobody knows; ``outcome_known`` is False.
+        """
+        try:
+            return self._mark_in(self._gateway.call("/kv/range", {"key": self._key}))
+        except Unavailable:
+            raise _not_known() from None
+
+    def _mark_in(self, found: Mapping[str, Any]) -> str:
+        """Take our key as the cluster gives it."""
+        kvs = found.get("kvs", ())
+        self._version = int(kvs[0]["mod_revision"]) if kvs else 0
+        return decode(kvs[0]["value"]).decode() if kvs else ""
 
     def _transaction(self, changes: Sequence[Change], mark: str) -> dict[str, Any]:
         key = self._key
@@ -103,9 +124,7 @@ class Commits:
         try:
             answer = self._gateway.call("/kv/txn", {"success": ranges}, self._timeout_secs)
         except Unavailable:
-            error = Unavailable("Whether this was changed is not known: the registry's etcd cluster does not answer")
-            error.outcome_known = False
-            raise error from None
+            raise _not_known() from None
         found = (part.get("response_range", {}).get("kvs", ()) for part in answer["responses"])
         return [
             as_seen(change.name, kvs[0] if kvs else None, version) for change, kvs in zip(changes, found, strict=True)
@@ -144,6 +163,12 @@ def clear_left_over(gateway: Gateway, keys: Keys) -> None:
         if made.isdigit() and int(made) < time.time() - _LEFT_OVER_SECS:
             same = {"key": kv["key"], "target": "MOD", "result": "EQUAL", "mod_revision": kv["mod_revision"]}
             gateway.call("/kv/txn", {"compare": [same], "success": [{"request_delete_range": {"key": kv["key"]}}]})
+
+
+def _not_known() -> Unavailable:
+    error = Unavailable("Whether this was changed is not known: the registry's etcd cluster does not answer")
+    error.outcome_known = False
+    return error
 
 
 def _outcome(change: Change, part: Mapping[str, Any], version: int) -> Outcome:

@@ -453,6 +453,25 @@ def test_a_token_that_has_run_out_is_renewed(store: EtcdStore) -> None:
     assert store.read(["a"])[0].value == b"{}"
 
 
+def test_the_commit_that_fills_the_cluster_up_did_happen(store: EtcdStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As etcd does it: it carries the transaction out, and answers that there is no space."""
+    post = gateways._post
+
+    def full(client: Any, path: str, body: Mapping[str, Any]) -> Any:
+        answer = post(client, path, body)
+        if path == "/kv/txn" and "compare" in body:
+            raise gateways._Refused(8, "etcdserver: mvcc: database space exceeded")
+        return answer
+
+    monkeypatch.setattr(gateways, "_post", full)
+    outcomes = store.commit([Change("a", b"{}", 0), Change("b", b"{}", 7)])
+    monkeypatch.setattr(gateways, "_post", post)
+    assert isinstance(outcomes[0], Committed)
+    assert isinstance(outcomes[1], Conflict)
+    assert store.load() == {"a": b"{}"}
+    assert isinstance(store.commit([Change("c", b"{}", 0)])[0], Committed)
+
+
 def test_a_cluster_without_space_is_full(store: EtcdStore, monkeypatch: pytest.MonkeyPatch) -> None:
     real = gateways._post
 
