@@ -40,7 +40,7 @@ def default_path() -> str:
 
 
 def _home() -> str:
-    home = os.path.expanduser("~")  # noqa: PTH111
+    home = os.path.expanduser("~")  # noqa: PTH111 - pathlib is slow to load
     return "/" if home == "~" else home  # no HOME and no such user: a bare container
 
 
@@ -105,10 +105,10 @@ class KnownBrokers:
 
     def _read(self) -> list[str]:
         try:
-            if not stat.S_ISREG(os.stat(self.path).st_mode):  # noqa: PTH116
+            if not stat.S_ISREG(os.stat(self.path).st_mode):  # noqa: PTH116 - as above
                 # One may never end, and a pin would put a file in its place: think of root and /dev/null.
                 raise OSError("it is no regular file")
-            with open(self.path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+            with open(self.path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - as above
                 text = file.read(_FILE_MAX + 1)
             if len(text) > _FILE_MAX:
                 raise OSError(f"it has more than {_FILE_MAX} characters")

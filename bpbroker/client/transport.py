@@ -257,7 +257,7 @@ def _bundle(path: str) -> str:
         OSError: it cannot be read.
         ValueError: it is empty, or larger than any bundle.
     """
-    with open(path, "rb") as file:  # noqa: PTH123
+    with open(path, "rb") as file:  # noqa: PTH123 - pathlib is slow to load
         data = file.read(_BUNDLE_MAX_BYTES + 1)
     if len(data) > _BUNDLE_MAX_BYTES:
         raise ValueError(f"it is larger than {_BUNDLE_MAX_BYTES} bytes")
