@@ -1,7 +1,7 @@
 """The composition root: what ``bpbroker start`` does, in order, and undoes in reverse.
 
 Everything that can be wrong is found before anything runs (see
-:mod:`bpbroker.prepare`). Then the actors start from the bottom up, then the
+:mod:`bpbroker.runtime.prepare`). Then the actors start from the bottom up, then the
 frontend; the main thread takes events and at the end stops it all.
 """
 
@@ -19,25 +19,28 @@ from typing import Any
 import cherrypy
 from cherrypy.process.servers import ServerAdapter
 
-from bpbroker import __version__, config, messages, schema, sdnotify, tls
+from bpbroker import __version__, messages
 from bpbroker.actors.backup import Backup
 from bpbroker.actors.base import launch, wait_for
 from bpbroker.actors.config_store import ConfigStore
 from bpbroker.actors.discovery import Discovery
 from bpbroker.actors.extension import Extension
-from bpbroker.actors.guard import Guard
 from bpbroker.actors.healthcheck import Healthcheck
-from bpbroker.daemon import Ready, in_background
+from bpbroker.actors.supervisor import Guard
+from bpbroker.config import layers, schema
 from bpbroker.errors import BpbrokerError, ConfigurationError
-from bpbroker.expiry import CertificateWatch
-from bpbroker.frontend import Application
-from bpbroker.logs import reopen_logs, setup_logging
-from bpbroker.mainloop import MainLoop
-from bpbroker.parts import Parts, registry_factory
-from bpbroker.plan import Plan, RunOptions
-from bpbroker.prepare import prepare
-from bpbroker.server import BrokerServer
-from bpbroker.sources import Loaded
+from bpbroker.frontend.application import Application
+from bpbroker.runtime import sdnotify
+from bpbroker.runtime.actors import Parts, registry_factory
+from bpbroker.runtime.daemon import Ready, in_background
+from bpbroker.runtime.logs import reopen_logs, setup_logging
+from bpbroker.runtime.mainloop import MainLoop
+from bpbroker.runtime.plan import Plan, RunOptions
+from bpbroker.runtime.prepare import prepare
+from bpbroker.runtime.sources import Loaded
+from bpbroker.server import tls
+from bpbroker.server.certificate_watch import CertificateWatch
+from bpbroker.server.listener import BrokerServer
 
 logger = logging.getLogger("bpbroker")
 
@@ -121,7 +124,7 @@ class Broker:
             "discovery",
             lambda: launch(Discovery, self._prepared.udp, registry, self._settings, tls.fingerprint(self._cert)),
         )
-        for namespace in config.namespaces(settings):
+        for namespace in layers.namespaces(settings):
             self._start_extension(namespace)
         probes = {"frontend": self._probe_frontend, "certificate": CertificateWatch(lambda: self._cert)}
         healthcheck = self._parts.start(
@@ -184,11 +187,11 @@ class Broker:
 
     def _say_ready(self) -> None:
         self._describe()
-        for section in ("services", *config.namespaces(self._settings)):
-            if not config.access_keys(self._settings, section):
+        for section in ("services", *layers.namespaces(self._settings)):
+            if not layers.access_keys(self._settings, section):
                 logger.warning("%s is open to everybody: it has no _access_key", section)
         pong = wait_for(self._addresses["registry"].ask(messages.Ping(), ASK_TIMEOUT_SECS), ASK_TIMEOUT_SECS)
-        extensions = ", ".join(config.namespaces(self._settings)) or "none"
+        extensions = ", ".join(layers.namespaces(self._settings)) or "none"
         logger.info("%s entries; extensions: %s", pong.figures["entries"] if pong.ok else "no", extensions)
         if not pong.ok:
             logger.warning("Not ready yet: %s", pong.detail)
@@ -285,7 +288,7 @@ class Broker:
         self._application.settings_changed(settings)
         if self._server is not None:
             self._server.reload(self._context, settings)
-        wanted = {f"extension {namespace}": namespace for namespace in config.namespaces(settings)}
+        wanted = {f"extension {namespace}": namespace for namespace in layers.namespaces(settings)}
         for name in [name for name in self._addresses if name.startswith("extension ") and name not in wanted]:
             self._parts.remove(name)
         for name, namespace in wanted.items():

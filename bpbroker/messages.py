@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 
 Settings = Mapping[str, Any]
-"""The settings in force: section name to section, read-only at every depth (see :mod:`bpbroker.config`)."""
+"""The settings in force: section name to section, read-only at every depth (see :mod:`bpbroker.config.layers`)."""
 
 
 class Address(Protocol):
@@ -368,7 +368,7 @@ class CertificateChanged:
     """News to discovery: the broker serves with another certificate now."""
 
     fingerprint: str
-    """SHA-256, as in :func:`bpbroker.tls.fingerprint`."""
+    """SHA-256, as in :func:`bpbroker.server.tls.fingerprint`."""
 
 
 # --- the broker as a whole: its main loop answers at the address "broker" ---

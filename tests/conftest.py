@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.etcd_cluster import PREFIX, EtcdCluster
-from tests.etcd_network import EtcdNetwork, wire
-from tests.network import Network
-from tests.running import RunningBroker
+from tests.support.etcd_cluster import PREFIX, EtcdCluster
+from tests.support.etcd_network import EtcdNetwork, wire
+from tests.support.network import Network
+from tests.support.running import RunningBroker
 
 # Who starts the tests in the background of a script has interrupts ignored, and every child would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -80,7 +80,7 @@ def make_etcd(tmp_path: Path) -> Iterator[Callable[..., EtcdCluster]]:
 
 @pytest.fixture(scope="session")
 def etcd_wires() -> Iterator[Network]:
-    """Give the hosts of ``tests/etcd_network.py`` with nothing running on them."""
+    """Give the hosts of ``tests/support/etcd_network.py`` with nothing running on them."""
     network = Network("et")
     try:
         wire(network)

@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bpbroker import backups, durable, schema, snapshot
+from bpbroker import files
 from bpbroker.actors.base import Actor, wait_for
 from bpbroker.actors.inbox import Wake
+from bpbroker.config import schema
 from bpbroker.errors import BpbrokerError
 from bpbroker.messages import (
     Address,
@@ -22,6 +23,7 @@ from bpbroker.messages import (
     Settings,
     SettingsChanged,
 )
+from bpbroker.storage import backups, config_file
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +36,14 @@ class Backup(Actor):
     """Makes a backup every ``_config.backup_freq_secs`` if something changed, and keeps the newest few.
 
     Args:
-        config_file: the file whose state is backed up.
+        own: the file whose state is backed up.
         config_store: asked for the state.
         settings: the settings in force.
     """
 
-    def __init__(self, config_file: Path, config_store: Address, settings: Settings) -> None:
+    def __init__(self, own: Path, config_store: Address, settings: Settings) -> None:
         super().__init__()
-        self._config_file = config_file
+        self._own = own
         self._config_store = config_store
         self._last: Document | None = None
         """What the newest backup holds, without the entries themselves."""
@@ -54,14 +56,14 @@ class Backup(Actor):
         """Monotonic, so that a clock that jumps neither skips backups nor makes a storm of them."""
         self.handlers = {
             BackupNow: lambda _: self._make(self._document()),
-            ListBackups: lambda _: tuple(backups.found(config_file)),
+            ListBackups: lambda _: tuple(backups.found(own)),
             SettingsChanged: self._settings_changed,
             Wake: lambda _: self._wake(),
         }
 
     def started(self) -> None:
         """Set the alarm for the first backup: a broker that is often restarted makes its backups, too."""
-        newest = next(iter(backups.found(self._config_file)), None)
+        newest = next(iter(backups.found(self._own)), None)
         age = float("inf")
         if newest is not None:
             self._last_made = newest.made_at
@@ -107,7 +109,7 @@ class Backup(Actor):
     def _changed(self, document: Document) -> bool:
         if self._last is not None:
             return document.sequence != self._last.sequence or document.settings != self._last.settings
-        newest = next(iter(backups.found(self._config_file)), None)
+        newest = next(iter(backups.found(self._own)), None)
         return newest is None or not backups.holds(newest, self._content(document))
 
     def _document(self) -> Document:
@@ -117,10 +119,10 @@ class Backup(Actor):
 
     @staticmethod
     def _content(document: Document) -> Iterator[bytes]:
-        return durable.gently(snapshot.chunks(document.settings, document.entries))
+        return files.gently(config_file.chunks(document.settings, document.entries))
 
     def _make(self, document: Document) -> BackupInfo:
-        info = backups.make(self._config_file, self._content(document))
+        info = backups.make(self._own, self._content(document))
         self._last_made = info.made_at
         self._done(document)
         return info
@@ -128,6 +130,6 @@ class Backup(Actor):
     def _done(self, document: Document) -> None:
         # The entries themselves would be a second copy of the registry's memory.
         self._last = Document(document.settings, {}, document.sequence)
-        backups.rotate(self._config_file, self._keep)
+        backups.rotate(self._own, self._keep)
         self._problem = ""
         self._failed = 0

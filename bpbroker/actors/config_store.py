@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bpbroker import backups, config, schema, snapshot
 from bpbroker.actors.base import DEFERRED, Actor, wait_for
+from bpbroker.config import layers, schema
 from bpbroker.errors import ConfigurationError, StorageFailed, Unavailable
 from bpbroker.messages import (
     Address,
@@ -26,7 +26,8 @@ from bpbroker.messages import (
     SnapshotTaken,
     settle,
 )
-from bpbroker.sources import Loaded, Sources
+from bpbroker.runtime.sources import Loaded, Sources
+from bpbroker.storage import backups, config_file
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class ConfigStore(Actor):
         self._saved: Mapping[str, Any] = loaded.saved
         self._effective: Settings = loaded.effective
         self._registry = registry
-        self._kept = loaded.entries if config.shares_registry(loaded.effective) else None
+        self._kept = loaded.entries if layers.shares_registry(loaded.effective) else None
         """Entries that stay in the file as they are while the registry is somewhere else."""
         self._publish = publish
         self._problem = ""
@@ -112,7 +113,7 @@ class ConfigStore(Actor):
     def _write_file(self, document: Document, *, gently: bool = False) -> None:
         own = self._sources.own
         try:
-            snapshot.write(own, document.settings, document.entries, gently=gently)
+            config_file.write(own, document.settings, document.entries, gently=gently)
         except Unavailable as error:
             self._problem = str(error)
             raise
@@ -135,7 +136,7 @@ class ConfigStore(Actor):
 
         Entries cannot be added this way while the broker runs: they have an owner, the registry.
         """
-        settings, entries = config.split(message.document)
+        settings, entries = layers.split(message.document)
         if entries:
             raise ConfigurationError(
                 "Entries are registered with bpclient while the broker runs: " + ", ".join(entries)
@@ -143,16 +144,16 @@ class ConfigStore(Actor):
         problems = tuple(schema.problems(settings))
         if problems:
             raise ConfigurationError("The configuration cannot be used:\n  " + "\n  ".join(problems), problems)
-        merged, added, kept = config.add(self._saved, settings)
+        merged, added, kept = layers.add(self._saved, settings)
         if added:
             before = self._saved
-            self._saved = config.freeze(merged)
+            self._saved = layers.freeze(merged)
             try:
                 self._save()
             except Unavailable as error:
                 self._saved = before
                 raise StorageFailed(f"Nothing was changed: {error}") from None
-            self._take(config.freeze(config.override(merged, self._sources.overrides)))
+            self._take(layers.freeze(layers.override(merged, self._sources.overrides)))
         return Applied(added, kept)
 
     def _reload(self, _: ReloadSettings) -> Settings:
@@ -162,12 +163,12 @@ class ConfigStore(Actor):
             logger.warning("%s", warning)
         pair = {
             f"api.{key}": self._saved["api"][key]
-            for key, default in (("ssl_cert", config.DEFAULT_CERT), ("ssl_key", config.DEFAULT_KEY))
+            for key, default in (("ssl_cert", layers.DEFAULT_CERT), ("ssl_key", layers.DEFAULT_KEY))
             if loaded.saved["api"][key] == default
         }
-        self._saved = config.freeze(config.override(loaded.saved, pair))
+        self._saved = layers.freeze(layers.override(loaded.saved, pair))
         self._seen = _stamp(self._sources.own)
-        self._take(config.freeze(config.override(self._saved, self._sources.overrides)))
+        self._take(layers.freeze(layers.override(self._saved, self._sources.overrides)))
         return self._effective
 
     def _take(self, effective: Settings) -> None:

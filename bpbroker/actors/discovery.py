@@ -18,14 +18,23 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bpbroker import config, schema
 from bpbroker.actors.base import Actor
 from bpbroker.actors.inbox import Wake
-from bpbroker.datagram import GROWTH_MAX, PLAIN_REPLY, Answer, Echo, Question, decode, question_mac, signed_answer
+from bpbroker.config import layers, schema
+from bpbroker.discovery.datagram import (
+    GROWTH_MAX,
+    PLAIN_REPLY,
+    Answer,
+    Echo,
+    Question,
+    decode,
+    question_mac,
+    signed_answer,
+)
+from bpbroker.discovery.jointoken import canonical_fingerprint
+from bpbroker.discovery.udp import bind_udp, join_groups
 from bpbroker.errors import BpbrokerError
-from bpbroker.jointoken import canonical_fingerprint
 from bpbroker.messages import Address, CertificateChanged, Datagram, Exists, Pong, Settings, SettingsChanged
-from bpbroker.udp import bind_udp, join_groups
 
 __all__ = ["Discovery", "bind_udp"]
 
@@ -122,9 +131,9 @@ class Discovery(Actor):
     def _apply(self, settings: Settings) -> None:
         self._mode: str = schema.option(settings, "_global", "discovery")
         self._name_max: int = schema.option(settings, "api", "max_name_bytes")
-        sections = ("services", "ping", *config.namespaces(settings))
-        self._keys = tuple(dict.fromkeys(key for name in sections for key in config.access_keys(settings, name)))
-        self._echoes = self._mode != "off" and not config.access_keys(settings, "ping")
+        sections = ("services", "ping", *layers.namespaces(settings))
+        self._keys = tuple(dict.fromkeys(key for name in sections for key in layers.access_keys(settings, name)))
+        self._echoes = self._mode != "off" and not layers.access_keys(settings, "ping")
 
     def _certificate_changed(self, news: CertificateChanged) -> None:
         self._fingerprint = canonical_fingerprint(news.fingerprint)

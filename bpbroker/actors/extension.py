@@ -16,16 +16,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
-from bpbroker import config, extensions, schema
 from bpbroker.actors.base import DEFERRED, Actor
-from bpbroker.actors.crew import NEVER, Crew, Job
-from bpbroker.actors.driver import Done, Gone, Ready
 from bpbroker.actors.inbox import Wake
-from bpbroker.actors.judgement import ChildTrace, Judge
 from bpbroker.actors.registry_access import RegistryAccess
-from bpbroker.answers import Answers, Keyed, Usage
-from bpbroker.child import Ended, Launch
+from bpbroker.config import layers, schema
 from bpbroker.errors import Overloaded, RequestError, TimedOut, Unauthorized, Unavailable
+from bpbroker.extensions import modules
+from bpbroker.extensions.call_results import ChildTrace, Judge
+from bpbroker.extensions.child import Ended, Launch
+from bpbroker.extensions.driver import Done, Gone, Ready
+from bpbroker.extensions.idempotency import Answers, Keyed, Usage
+from bpbroker.extensions.process_pool import NEVER, Crew, Job
 from bpbroker.messages import Address, Call, CallResult, Pong, Settings, SettingsChanged, fail, settle
 
 logger = logging.getLogger(__name__)
@@ -141,12 +142,12 @@ class Extension(Actor):
     def _take(self, settings: Settings) -> None:
         """Work by these settings and the module as it is now; calls that wait go to fresh children."""
         self._settings = settings
-        self._view = config.for_extension(settings, self._namespace)
-        self._signature = extensions.signature(self._lib)
+        self._view = layers.for_extension(settings, self._namespace)
+        self._signature = modules.signature(self._lib)
         self._timeout_secs: float = self._option("_timeout_secs")
         self._workers_max: int = self._option("_workers")
-        record = extensions.look_at(self._namespace, self._lib)
-        self._usable = record.status is extensions.Status.USABLE
+        record = modules.look_at(self._namespace, self._lib)
+        self._usable = record.status is modules.Status.USABLE
         self._note_problem(record.problem)
         self._methods = None
         self._closed = None
@@ -156,8 +157,8 @@ class Extension(Actor):
         self._go_on()
 
     def _settings_changed(self, message: SettingsChanged) -> None:
-        view = config.for_extension(message.settings, self._namespace)
-        if view != self._view or extensions.signature(self._lib) != self._signature:
+        view = layers.for_extension(message.settings, self._namespace)
+        if view != self._view or modules.signature(self._lib) != self._signature:
             self._take(message.settings)
 
     def _option(self, key: str) -> Any:

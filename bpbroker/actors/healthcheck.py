@@ -17,10 +17,10 @@ from typing import Any, Final
 
 import pykka
 
-from bpbroker import schema
 from bpbroker.actors.base import DEFERRED, Actor, ActorAddress
 from bpbroker.actors.inbox import Wake
 from bpbroker.actors.restarts import RESTARTS_MAX, Restarts
+from bpbroker.config import schema
 from bpbroker.errors import BpbrokerError, Unavailable
 from bpbroker.messages import (
     Address,

@@ -20,12 +20,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bpbroker import schema
 from bpbroker.actors.base import DEFERRED, Actor
-from bpbroker.actors.book import Book
 from bpbroker.actors.inbox import Wake
-from bpbroker.actors.verdicts import answer, failure_of, not_found, refusal
-from bpbroker.actors.waiting import Waiter, Waiting
+from bpbroker.config import schema
 from bpbroker.errors import NotFound, Overloaded, RequestError, StorageFailed, StorageFull, Unavailable
 from bpbroker.messages import (
     Delete,
@@ -46,8 +43,11 @@ from bpbroker.messages import (
     fail,
     settle,
 )
-from bpbroker.stores import Change, Conflict, Outcome, Store
-from bpbroker.writes import Write, outcome, record
+from bpbroker.registry.index import Book
+from bpbroker.registry.replies import answer, failure_of, not_found, refusal
+from bpbroker.registry.waiters import Waiter, Waiting
+from bpbroker.registry.writes import Write, outcome, record
+from bpbroker.storage.base import Change, Conflict, Outcome, Store
 
 logger = logging.getLogger(__name__)
 

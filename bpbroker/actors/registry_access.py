@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from bpbroker.actors.base import wait_for
-from bpbroker.asked import message_of, plain
 from bpbroker.errors import RequestError
+from bpbroker.extensions.registry_calls import message_of, plain
 from bpbroker.messages import Address, Call, Get
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class RegistryAccess:
         self._registry = registry
 
     def serve(self, call: Call, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Give the frame that answers what a method asked; see :class:`bpbroker.rh.Registry`."""
+        """Give the frame that answers what a method asked; see :class:`bpbroker.extensions.rh.Registry`."""
         try:
             message = message_of(call, asked)
             secs = ANSWER_SECS + (message.wait_secs if isinstance(message, Get) else 0.0)

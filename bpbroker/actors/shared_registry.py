@@ -20,11 +20,11 @@ from typing import Any
 from bpbroker.actors.base import DEFERRED
 from bpbroker.actors.registry import Asked, Batch, Flush, Registry
 from bpbroker.actors.sharing import Done, Sharing, unavailable
-from bpbroker.actors.verdicts import answer, failure_of, refusal
 from bpbroker.errors import Overloaded, RequestError, Unavailable
 from bpbroker.messages import Exists, Get, List, Pong, Record, Settings, Snapshot, SnapshotTaken, settle
-from bpbroker.stores import Broken, Change, Committed, Conflict, Outcome, Seen, SharedStore, State
-from bpbroker.writes import record
+from bpbroker.registry.replies import answer, failure_of, refusal
+from bpbroker.registry.writes import record
+from bpbroker.storage.base import Broken, Change, Committed, Conflict, Outcome, Seen, SharedStore, State
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from bpbroker.actors.base import Actor, ActorAddress, launch
 from bpbroker.errors import BpbrokerError, StorageFull, Unavailable
-from bpbroker.stores import READ_MAX, Broken, Change, Outcome, Seen, SharedStore, State
+from bpbroker.storage.base import READ_MAX, Broken, Change, Outcome, Seen, SharedStore, State
 
 logger = logging.getLogger(__name__)
 

@@ -1,5 +1,5 @@
 """``python -m bpbroker.client`` is ``bpclient``."""
 
-from bpbroker.client.cli import main
+from bpbroker.client.cli.main import main
 
 main()

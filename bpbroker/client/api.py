@@ -13,13 +13,13 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 
-from bpbroker import entry
 from bpbroker.client.address import BrokerAddress, parse_address
 from bpbroker.client.answers import Registered, json_value
 from bpbroker.client.calls import Calls
 from bpbroker.client.pins import KnownBrokers
 from bpbroker.client.transport import Transport, Trust
 from bpbroker.errors import AlreadyExists, CannotConnect, RequestError, UsageError
+from bpbroker.registry import entry
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Client:
     ) -> None:
         self.address = address if isinstance(address, BrokerAddress) else parse_address(address)
         if token:
-            from bpbroker.jointoken import parse_token
+            from bpbroker.discovery.jointoken import parse_token
 
             joined = parse_token(token)
             access_key, fingerprint = access_key or joined.key, fingerprint or joined.fingerprint
@@ -116,7 +116,7 @@ class Client:
             raise UsageError("The access key has control characters or invalid UTF-8 in it, so it cannot be sent")
         headers = {"Authorization": f"Bearer {access_key}".encode()} if access_key else {}
         if fingerprint:
-            from bpbroker.jointoken import canonical_fingerprint
+            from bpbroker.discovery.jointoken import canonical_fingerprint
 
             fingerprint = canonical_fingerprint(fingerprint)
         trust = Trust(fingerprint, os.fspath(cacert), insecure)

@@ -12,15 +12,9 @@ from bpbroker import DEFAULT_PORT
 from bpbroker.client.outlets import Outlets
 from bpbroker.client.responders import Broker, Responders
 from bpbroker.client.retry import pauses
-from bpbroker.datagram import (
-    PLAIN_REPLY,
-    Question,
-    decode_answer,
-    plain_question,
-    signed_question,
-)
-from bpbroker.entry import check_name
+from bpbroker.discovery.datagram import PLAIN_REPLY, Question, decode_answer, plain_question, signed_question
 from bpbroker.errors import BadRequest, GaveUp, UsageError
+from bpbroker.registry.entry import check_name
 
 TIMEOUT_SECS: Final = 3.0
 _REPLY_MAX_BYTES: Final = 2048

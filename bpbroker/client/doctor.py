@@ -20,13 +20,13 @@ from typing import Final, NamedTuple
 
 from bpbroker.client.address import BrokerAddress
 from bpbroker.client.answers import refusal
+from bpbroker.client.cli.output import Output
 from bpbroker.client.http1 import Answer
-from bpbroker.client.output import Output
 from bpbroker.client.pins import KnownBrokers
 from bpbroker.client.transport import Deadline, Transport, Trust
+from bpbroker.discovery.interfaces import interfaces
+from bpbroker.discovery.jointoken import shown_fingerprint
 from bpbroker.errors import ClientError, NotTrusted
-from bpbroker.interfaces import interfaces
-from bpbroker.jointoken import shown_fingerprint
 
 OK: Final = "ok"
 WARNING: Final = "warning"

@@ -8,9 +8,9 @@ import struct
 from types import TracebackType
 from typing import Final, Self
 
-from bpbroker.datagram import MULTICAST_GROUP
+from bpbroker.discovery.datagram import MULTICAST_GROUP
+from bpbroker.discovery.interfaces import Interface, interfaces
 from bpbroker.errors import UsageError
-from bpbroker.interfaces import Interface, interfaces
 
 _EVERYBODY: Final = "255.255.255.255"
 _OUTLETS_MAX: Final = 128

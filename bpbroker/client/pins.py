@@ -151,7 +151,7 @@ class KnownBrokers:
 
 
 def _shown(digits: str) -> str:
-    from bpbroker.jointoken import shown_fingerprint
+    from bpbroker.discovery.jointoken import shown_fingerprint
 
     try:
         return shown_fingerprint(digits)

@@ -240,7 +240,7 @@ class Transport:
         found = hashlib.sha256(certificate or b"").hexdigest()
         expected = self._trust.fingerprint
         if expected and found != expected:
-            from bpbroker.jointoken import shown_fingerprint
+            from bpbroker.discovery.jointoken import shown_fingerprint
 
             raise NotTrusted(
                 f"The certificate of {self.address} is not the expected one; nothing was sent. "

@@ -11,10 +11,13 @@ from typing import Any, Final
 
 import click
 
-from bpbroker import config, entry, extensions, offline, schema, snapshot
 from bpbroker.commands.scope import FILE, Scope, command, pass_scope
+from bpbroker.config import layers, schema
 from bpbroker.errors import BadRequest, ConfigurationError, InUse
-from bpbroker.lock import FileLock, holder
+from bpbroker.extensions import modules
+from bpbroker.registry import entry
+from bpbroker.storage import config_file, offline
+from bpbroker.storage.lock import FileLock, holder
 
 EMPTY: Final[Mapping[str, bytes]] = {}
 _DOCUMENT_MAX_BYTES = 256 * 1024 * 1024
@@ -32,19 +35,23 @@ class Merged:
 
 @command("configure", short_help="Apply additional configuration to bpbroker service")
 @click.option(
-    "--config-file", type=FILE, metavar="FILE", help="Configuration to add, JSON; standard input without it or with -."
+    "--config-file",
+    "extra_file",
+    type=FILE,
+    metavar="FILE",
+    help="Configuration to add, JSON; standard input without it or with -.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be added.")
 @pass_scope
-def configure(scope: Scope, *, config_file: Path | None, dry_run: bool) -> None:
+def configure(scope: Scope, *, extra_file: Path | None, dry_run: bool) -> None:
     """Add configuration to the global configuration file, or to the one given with --config.
 
     Only what is not there yet is added, at every depth; what is there stays as
     it is, so this can be run as often as one likes. Not while the broker runs.
     """
-    extra = _document(config_file)
+    extra = _document(extra_file)
     own = scope.own
-    for warning in schema.warnings(extra[0], lambda name: extensions.find(name, scope.home.lib) is not None):
+    for warning in schema.warnings(extra[0], lambda name: modules.find(name, scope.home.lib) is not None):
         click.echo(f"warning: {warning}", err=True)
     if dry_run:
         note = holder(own)
@@ -72,7 +79,7 @@ def add_offline(scope: Scope, extra: Mapping[str, Any], extra_entries: Mapping[s
         with FileLock(own):
             merged = merge(own, extra, extra_entries)
             if merged.added:
-                snapshot.write(own, merged.settings, merged.entries)
+                config_file.write(own, merged.settings, merged.entries)
                 offline.empty_journal(own)
     except InUse:
         raise _in_use(scope, holder(own) or {}) from None
@@ -87,17 +94,17 @@ def merge(own: Path, extra: Mapping[str, Any], extra_entries: Mapping[str, bytes
     """
     settings, entries = offline.state_of(own)
     _check(extra, extra_entries, "The configuration to add")
-    merged, added, kept = config.add(settings, extra)
-    if extra_entries and config.shares_registry(merged):
+    merged, added, kept = layers.add(settings, extra)
+    if extra_entries and layers.shares_registry(merged):
         raise ConfigurationError(
             "The registry is in etcd, so entries are not added to the file: use bpclient service register"
         )
     for name, value in extra_entries.items():
         before = {name: json.loads(entries[name])} if name in entries else {}
-        after, more_added, more_kept = config.add(before, {name: json.loads(value)})
+        after, more_added, more_kept = layers.add(before, {name: json.loads(value)})
         entries[name] = entry.encode(after[name])
-        added += tuple(f"{config.REGISTRY_SECTION}.{path}" for path in more_added)
-        kept += tuple(f"{config.REGISTRY_SECTION}.{path}" for path in more_kept)
+        added += tuple(f"{layers.REGISTRY_SECTION}.{path}" for path in more_added)
+        kept += tuple(f"{layers.REGISTRY_SECTION}.{path}" for path in more_kept)
     _check(merged, {}, str(own))
     return Merged(merged, entries, added, kept)
 
@@ -127,7 +134,7 @@ def _document(file: Path | None) -> tuple[dict[str, Any], dict[str, bytes]]:
             raise ConfigurationError(f"Cannot read {file}: {error.strerror}") from None
     if len(content) > _DOCUMENT_MAX_BYTES:
         raise ConfigurationError(f"{name} is larger than {_DOCUMENT_MAX_BYTES // 1024 // 1024} MiB")
-    return snapshot.parse(content, name)
+    return config_file.parse(content, name)
 
 
 def _in_use(scope: Scope, note: Mapping[str, Any]) -> InUse:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import click
 
-from bpbroker import config, offline, tls
 from bpbroker.client.address import BrokerAddress
 from bpbroker.client.doctor import FAIL, OK, WARNING, Finding, examine, networks
 from bpbroker.client.pins import KnownBrokers
@@ -19,10 +18,13 @@ from bpbroker.client.transport import Trust
 from bpbroker.commands.local import LocalBroker, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, format_option, shown_size
+from bpbroker.config import layers
+from bpbroker.discovery.jointoken import canonical_fingerprint
 from bpbroker.errors import BpbrokerError, ClientError, ConfigurationError, RequestError
-from bpbroker.extensions import Status, catalogue
-from bpbroker.jointoken import canonical_fingerprint
-from bpbroker.sources import Loaded
+from bpbroker.extensions.modules import Status, catalogue
+from bpbroker.runtime.sources import Loaded
+from bpbroker.server import tls
+from bpbroker.storage import offline
 
 _MEND_ETCD = "see that most members of _registry.endpoints run, and that this host reaches them"
 _AS_OWNER = "run this as root or the service's user"
@@ -110,8 +112,8 @@ def _disk(own: Path) -> Iterator[Finding]:
 
 
 def _access(loaded: Loaded) -> Iterator[Finding]:
-    namespaces = ["services", *config.namespaces(loaded.effective)]
-    unguarded = [name for name in namespaces if not config.access_keys(loaded.effective, name)]
+    namespaces = ["services", *layers.namespaces(loaded.effective)]
+    unguarded = [name for name in namespaces if not layers.access_keys(loaded.effective, name)]
     if unguarded:
         yield Finding("keys", WARNING, f"open to everybody: {', '.join(unguarded)}", "give them an _access_key")
     else:
@@ -136,7 +138,7 @@ def _pair(scope: Scope, loaded: Loaded, broker: LocalBroker | None) -> Iterator[
     api = loaded.effective["api"]
     cert, key = Path(api["ssl_cert"]), Path(api["ssl_key"])
     renew = f"{scope.command_line('certificate')} --renew, or put the right files there"
-    if config.has_shipped_pair(loaded.effective):
+    if layers.has_shipped_pair(loaded.effective):
         cert, key = scope.own.with_suffix(".crt"), scope.own.with_suffix(".key")
         if not cert.exists() and not key.exists():
             yield Finding(what, OK, "there is none yet; the first start makes it")
@@ -165,8 +167,8 @@ def _pair(scope: Scope, loaded: Loaded, broker: LocalBroker | None) -> Iterator[
 
 def _ports(loaded: Loaded) -> Iterator[Finding]:
     """See whether both ports could be had by a start."""
-    from bpbroker.server import bind_tcp
-    from bpbroker.udp import bind_udp
+    from bpbroker.discovery.udp import bind_udp
+    from bpbroker.server.listener import bind_tcp
 
     ip, port = loaded.effective["api"]["listen_ip"], loaded.effective["api"]["listen_port"]
     for protocol in ("TCP", "UDP"):
@@ -186,7 +188,7 @@ def _broker(broker: LocalBroker, loaded: Loaded | None) -> Iterator[Finding]:
         yield Finding("broker", WARNING, "it is just starting", "try again in a moment")
         return
     yield Finding("broker", OK, f"version {note['version']} runs as process {broker.pid}")
-    keys = config.access_keys(loaded.effective, "services") if loaded is not None else ()
+    keys = layers.access_keys(loaded.effective, "services") if loaded is not None else ()
     trust = Trust(fingerprint=canonical_fingerprint(note["fingerprint"]))
     target = BrokerAddress(note["address"], note["port"])
     yield from examine(target, trust, KnownBrokers(os.devnull), key=keys[0] if keys else "")

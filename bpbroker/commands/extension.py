@@ -11,13 +11,13 @@ from typing import Any
 
 import click
 
-from bpbroker import config
 from bpbroker.commands.configuration import add_offline
 from bpbroker.commands.local import running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, echo_table, format_option
+from bpbroker.config import layers
 from bpbroker.errors import BpbrokerError, CannotConnect, GaveUp, StartError, UsageError
-from bpbroker.extensions import ExtensionRecord, Status, catalogue
+from bpbroker.extensions.modules import ExtensionRecord, Status, catalogue
 
 
 @command("install-extension", short_help="Install custom extension")
@@ -32,7 +32,7 @@ def install_extension(scope: Scope, *, script: Path, enable: bool) -> None:
 
     Clients can call it once the configuration has a section of its name.
     """
-    from bpbroker.installing import install
+    from bpbroker.extensions.installing import install
 
     installed = install(script, scope.home.lib)
     click.echo(f"installed {installed.path}" if installed.changed else f"{installed.path} is the same already")
@@ -61,7 +61,7 @@ def _enable(scope: Scope, namespaces: list[str]) -> None:
 
 def _tell_how_to_enable(scope: Scope, namespaces: list[str]) -> None:
     try:
-        enabled = set(config.namespaces(scope.sources().load().effective))
+        enabled = set(layers.namespaces(scope.sources().load().effective))
     except BpbrokerError:
         enabled = set()  # what is wrong with the configuration is not this command's to say
     for namespace in namespaces:
@@ -79,7 +79,7 @@ def _tell_how_to_enable(scope: Scope, namespaces: list[str]) -> None:
 @pass_scope
 def uninstall_extension(scope: Scope, *, name: str) -> None:
     """Remove the extension module or package NAME from the lib folder; its section in the configuration stays."""
-    from bpbroker.installing import uninstall
+    from bpbroker.extensions.installing import uninstall
 
     for path in uninstall(name, scope.home.lib):
         click.echo(f"removed {path}")
@@ -166,9 +166,9 @@ def run_extension(
     For authors: no broker is needed, and the registry that the module sees is
     made up. Exit code 0 when the method answered with status 200.
     """
-    from bpbroker import trial
-    from bpbroker.client.words import content
-    from bpbroker.logs import LogOptions, setup_logging
+    from bpbroker.client.cli.words import content
+    from bpbroker.extensions import trial
+    from bpbroker.runtime.logs import LogOptions, setup_logging
 
     try:
         source = str(ip_address(source))

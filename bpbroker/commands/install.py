@@ -12,16 +12,16 @@ from pathlib import Path, PurePath
 
 import click
 
-from bpbroker import snapshot
 from bpbroker.commands.scope import Scope, command, pass_scope
+from bpbroker.config.paths import Home, system_home
 from bpbroker.errors import InUse, StartError, UsageError
-from bpbroker.lock import FileLock, holder
-from bpbroker.paths import Home, system_home
 from bpbroker.service import linux, machine, windows
 from bpbroker.service.execute import execute
 from bpbroker.service.plan import Plan, Service
 from bpbroker.service.state import Where, plan_purge
 from bpbroker.service.templates import Recorded
+from bpbroker.storage import config_file
+from bpbroker.storage.lock import FileLock, holder
 
 DEFAULT_NAME = "bpbroker"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
@@ -99,7 +99,7 @@ def uninstall_service(scope: Scope, *, purge: bool, name: str, root: Path, dry_r
 @pass_scope
 def prepare(scope: Scope) -> None:
     """Make the configuration with all defaults, and a certificate for this host, where they are missing."""
-    from bpbroker.prepare import with_certificate
+    from bpbroker.runtime.prepare import with_certificate
 
     own = scope.own
     scope.act_as_owner()
@@ -109,7 +109,7 @@ def prepare(scope: Scope) -> None:
         loaded = scope.sources().load()
         ready = with_certificate(loaded, own)
         if ready is not loaded or not own.exists():
-            snapshot.write(own, ready.saved, ready.entries)
+            config_file.write(own, ready.saved, ready.entries)
 
 
 def _service(scope: Scope, name: str, user: str) -> Service:

@@ -16,7 +16,7 @@ from bpbroker.commands.local import LocalBroker, must_run, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, echo_table, format_option, shown_age, shown_size, shown_time
 from bpbroker.errors import CannotConnect, GaveUp, StartError
-from bpbroker.lock import holder
+from bpbroker.storage.lock import holder
 
 STOP_SECS = 30.0
 _POLL_SECS = 0.05

@@ -15,9 +15,9 @@ from bpbroker.client.address import BrokerAddress
 from bpbroker.client.pins import KnownBrokers
 from bpbroker.client.transport import Deadline, Transport, Trust
 from bpbroker.commands.scope import Scope
+from bpbroker.discovery.jointoken import canonical_fingerprint
 from bpbroker.errors import CannotConnect, ConfigurationError, StartError, from_status
-from bpbroker.jointoken import canonical_fingerprint
-from bpbroker.lock import holder
+from bpbroker.storage.lock import holder
 
 TIMEOUT_SECS = 60.0
 

@@ -8,7 +8,7 @@ import time
 import click
 
 from bpbroker.commands.scope import Scope, command, pass_scope
-from bpbroker.migration import migrate as move
+from bpbroker.runtime.migration import migrate as move
 
 _STEP_SECS = 0.2
 _NAMES_SHOWN = 10

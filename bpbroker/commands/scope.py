@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from bpbroker.paths import Home, find_home
-from bpbroker.sources import Sources
+from bpbroker.config.paths import Home, find_home
+from bpbroker.runtime.sources import Sources
 
 
 class _File(click.Path):

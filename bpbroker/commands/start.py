@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from bpbroker.commands.scope import FILE, Scope, command, pass_scope
-from bpbroker.logs import FORMATS, LEVELS, LogOptions
+from bpbroker.runtime.logs import FORMATS, LEVELS, LogOptions
 
 
 @command("start", short_help="Start service")
@@ -55,7 +55,7 @@ def start(
     environment variable too, such as BPBROKER_LISTEN_PORT.
     """
     from bpbroker.broker import run
-    from bpbroker.plan import RunOptions
+    from bpbroker.runtime.plan import RunOptions
 
     log = LogOptions(
         file=log_file.absolute() if log_file else None,

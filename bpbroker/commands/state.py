@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from bpbroker import backups as backup_files
-from bpbroker import offline
 from bpbroker.commands.local import running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, echo_table, format_option, shown_size, shown_time
+from bpbroker.storage import backups as backup_files
+from bpbroker.storage import offline
 
 _NAMES_SHOWN = 10
 

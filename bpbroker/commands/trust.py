@@ -7,13 +7,15 @@ from pathlib import Path
 
 import click
 
-from bpbroker import config, durable, tls
+from bpbroker import files
 from bpbroker.commands.local import running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, format_option
+from bpbroker.config import layers
+from bpbroker.discovery.jointoken import make_token
 from bpbroker.errors import ConfigurationError
-from bpbroker.jointoken import make_token
-from bpbroker.sources import Loaded
+from bpbroker.runtime.sources import Loaded
+from bpbroker.server import tls
 
 
 @command("certificate", short_help="Show or renew the certificate")
@@ -60,7 +62,7 @@ def _pair(scope: Scope, loaded: Loaded) -> tuple[Path, Path]:
         ConfigurationError: there are none yet.
     """
     api = loaded.effective["api"]
-    if config.has_shipped_pair(loaded.effective):
+    if layers.has_shipped_pair(loaded.effective):
         own = _own_pair(scope)
         if not own[0].exists():
             raise ConfigurationError("There is no certificate yet; the first start of the broker makes one")
@@ -81,7 +83,7 @@ def _renew(scope: Scope, cert: Path, key: Path, hosts: tuple[str, ...]) -> None:
     scope.act_as_owner()
     for path in (cert, key):
         if path.exists():
-            durable.replace(path.with_name(f"{path.name}.old"), [path.read_bytes()])
+            files.replace(path.with_name(f"{path.name}.old"), [path.read_bytes()])
     tls.make_pair(cert, key, list(dict.fromkeys((*tls.own_names(), *hosts))))
     click.echo(
         "The certificate is new: clients that pinned the old one refuse this broker until their pin, "
@@ -101,11 +103,11 @@ def token(scope: Scope, *, namespace: str) -> None:
     Whoever has it can use the namespace: hand it on as a secret.
     """
     loaded = scope.sources().load()
-    there = ("services", "ping", *config.namespaces(loaded.effective))
+    there = ("services", "ping", *layers.namespaces(loaded.effective))
     if namespace not in there:
         why = "is no namespace that clients can call" if namespace in loaded.effective else "is no section"
         raise ConfigurationError(f"{namespace!r} {why} of {scope.own}; --namespace takes one of: {', '.join(there)}")
-    keys = config.access_keys(loaded.effective, namespace)
+    keys = layers.access_keys(loaded.effective, namespace)
     if not keys:
         click.echo(f"warning: {namespace} has no _access_key, so it is open to everybody", err=True)
     fingerprint = tls.fingerprint(_pair(scope, loaded)[0])

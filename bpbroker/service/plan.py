@@ -22,7 +22,7 @@ class Service:
 
     @property
     def backups(self) -> PurePath:
-        """The folder of backups; see :func:`bpbroker.backups.folder_for`."""
+        """The folder of backups; see :func:`bpbroker.storage.backups.folder_for`."""
         parent = self.config.parent
         return (parent.parent if parent.name == "etc" else parent) / "backups"
 

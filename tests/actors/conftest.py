@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from bpbroker import config
 from bpbroker.actors import base
 from bpbroker.actors.registry import Registry
 from bpbroker.actors.shared_registry import SharedRegistry
-from bpbroker.stores import Change, Committed, Conflict, News, Outcome, Seen, State
+from bpbroker.config import layers
+from bpbroker.storage.base import Change, Committed, Conflict, News, Outcome, Seen, State
 
 
 class Ledger:
@@ -238,7 +238,7 @@ def run() -> Iterator[Callable[..., Asked]]:
 @pytest.fixture
 def registry(ledger: Ledger, run: Callable[..., Asked]) -> Iterator[Asked]:
     """A registry on :func:`ledger`."""
-    yield run(Registry, lambda: ledger, config.freeze(config.DEFAULTS))
+    yield run(Registry, lambda: ledger, layers.freeze(layers.DEFAULTS))
     ledger.release()
 
 
@@ -250,4 +250,4 @@ def shared_ledger() -> SharedLedger:
 @pytest.fixture
 def shared_registry(shared_ledger: SharedLedger, run: Callable[..., Asked]) -> Asked:
     """A registry on :func:`shared_ledger`."""
-    return run(SharedRegistry, lambda: shared_ledger, config.freeze(config.DEFAULTS))
+    return run(SharedRegistry, lambda: shared_ledger, layers.freeze(layers.DEFAULTS))

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bpbroker import backups, config, snapshot
 from bpbroker.actors.backup import Backup
 from bpbroker.actors.base import Actor
+from bpbroker.config import layers
 from bpbroker.errors import StorageFailed, Unavailable
 from bpbroker.messages import BackupInfo, BackupNow, Document, GetDocument, ListBackups, Ping, SettingsChanged
+from bpbroker.storage import backups, config_file
 
 if TYPE_CHECKING:
     from tests.actors.conftest import Asked
@@ -26,7 +27,7 @@ class State:
     """What the pretended config store gives."""
 
     def __init__(self) -> None:
-        self.document = Document(config.freeze({"services": {}}), {"n": b'{"v": 0}'}, 0)
+        self.document = Document(layers.freeze({"services": {}}), {"n": b'{"v": 0}'}, 0)
         self.asked = 0
         self.error: Unavailable | None = None
 
@@ -80,7 +81,7 @@ def start(file: Path, run: Callable[..., Asked], state: State) -> Callable[..., 
 
 
 def settings_of(**options: Any) -> Mapping[str, Any]:
-    settings: Mapping[str, Any] = config.freeze({"_config": {**HOUR["_config"], **options}})
+    settings: Mapping[str, Any] = layers.freeze({"_config": {**HOUR["_config"], **options}})
     return settings
 
 
@@ -92,7 +93,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def content(info: BackupInfo) -> dict[str, bytes]:
-    return snapshot.read(Path(info.path))[1]
+    return config_file.read(Path(info.path))[1]
 
 
 def test_the_first_is_made_at_once_when_there_is_none(start: Callable[..., Asked], file: Path, state: State) -> None:
@@ -102,7 +103,7 @@ def test_the_first_is_made_at_once_when_there_is_none(start: Callable[..., Asked
 
 
 def test_the_first_is_made_when_the_newest_is_old_enough(start: Callable[..., Asked], file: Path, state: State) -> None:
-    backups.make(file, snapshot.chunks({"services": {}}, {}))
+    backups.make(file, config_file.chunks({"services": {}}, {}))
     begun = time.time()
     backup = start(backup_freq_secs=1.0)
     until(lambda: len(backups.found(file)) == 2)
@@ -140,7 +141,7 @@ def test_nothing_is_made_when_nothing_changed(start: Callable[..., Asked], file:
 def test_nothing_is_made_when_nothing_changed_since_an_earlier_run(
     start: Callable[..., Asked], file: Path, state: State
 ) -> None:
-    backups.make(file, snapshot.chunks(state.document.settings, state.document.entries))
+    backups.make(file, config_file.chunks(state.document.settings, state.document.entries))
     start(backup_freq_secs=0.1)
     until(lambda: state.asked >= 3)
     assert len(backups.found(file)) == 1
@@ -167,7 +168,7 @@ def test_new_settings_count_at_once(start: Callable[..., Asked], file: Path) -> 
 
 
 def test_status_tells_the_age(start: Callable[..., Asked], file: Path) -> None:
-    backups.make(file, snapshot.chunks({"services": {}}, {}))
+    backups.make(file, config_file.chunks({"services": {}}, {}))
     status = start()(Ping())
     assert status.ok
     assert 0 <= status.figures["newest_backup_age_secs"] < 60

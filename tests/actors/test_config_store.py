@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bpbroker import backups, config, snapshot
 from bpbroker.actors import config_store
 from bpbroker.actors.config_store import ConfigStore
 from bpbroker.actors.registry import Registry
+from bpbroker.config import layers
 from bpbroker.errors import ConfigurationError, StorageFailed, StorageFull, Unavailable
 from bpbroker.messages import (
     ApplyConfiguration,
@@ -25,9 +25,10 @@ from bpbroker.messages import (
     Save,
     Settings,
 )
-from bpbroker.sources import Sources
-from bpbroker.stores.embedded import EmbeddedStore
-from bpbroker.stores.journal import journal_path, read_journal
+from bpbroker.runtime.sources import Sources
+from bpbroker.storage import backups, config_file
+from bpbroker.storage.embedded.journal import journal_path, read_journal
+from bpbroker.storage.embedded.store import EmbeddedStore
 
 if TYPE_CHECKING:
     from tests.actors.conftest import Asked
@@ -50,7 +51,7 @@ def published() -> list[Settings]:
 
 @pytest.fixture
 def registry(file: Path, run: Callable[..., Asked]) -> Asked:
-    return run(Registry, lambda: EmbeddedStore(journal_path(file), lambda: snapshot.read(file)[1]), config.DEFAULTS)
+    return run(Registry, lambda: EmbeddedStore(journal_path(file), lambda: config_file.read(file)[1]), layers.DEFAULTS)
 
 
 @pytest.fixture
@@ -64,8 +65,8 @@ def store(file: Path, run: Callable[..., Asked], registry: Asked, published: lis
 def test_the_settings_in_force_have_the_overrides_and_the_file_has_not(store: Asked, file: Path) -> None:
     assert store(GetSettings())["api"]["listen_port"] == 7
     store(Save())
-    settings, entries = snapshot.read(file)
-    assert settings["api"] == config.DEFAULTS["api"]
+    settings, entries = config_file.read(file)
+    assert settings["api"] == layers.DEFAULTS["api"]
     assert settings["_future"] == {"kept": True}
     assert settings["services"] == {"_access_key": "k"}
     assert entries == {"old": b'{"x": 1}'}
@@ -76,15 +77,15 @@ def test_saving_empties_the_journal(store: Asked, registry: Asked, file: Path) -
     assert set(read_journal(journal_path(file)).changes) == {"new"}
     store(Save())
     assert read_journal(journal_path(file)).changes == {}
-    assert set(snapshot.read(file)[1]) == {"old", "new"}
+    assert set(config_file.read(file)[1]) == {"old", "new"}
 
 
 def test_a_configuration_is_added_saved_and_published(store: Asked, file: Path, published: list[Settings]) -> None:
     applied = store(ApplyConfiguration({"ossec": {"_access_key": "s"}, "services": {"_access_key": "other"}}))
     assert applied.added == ("ossec",)
     assert applied.kept == ("services._access_key",)
-    assert snapshot.read(file)[0]["ossec"] == {"_access_key": "s"}
-    assert snapshot.read(file)[0]["services"] == {"_access_key": "k"}
+    assert config_file.read(file)[0]["ossec"] == {"_access_key": "s"}
+    assert config_file.read(file)[0]["services"] == {"_access_key": "k"}
     assert [settings["ossec"]["_access_key"] for settings in published] == ["s"]
     assert published[0]["api"]["listen_port"] == 7
     again = store(ApplyConfiguration({"ossec": {"_access_key": "s"}}))
@@ -121,7 +122,7 @@ def failing(error: Unavailable) -> Callable[..., None]:
 def test_a_configuration_that_cannot_be_saved_is_not_applied(
     store: Asked, file: Path, published: list[Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snapshot, "write", failing(StorageFull("full")))
+    monkeypatch.setattr(config_file, "write", failing(StorageFull("full")))
     with pytest.raises(StorageFailed, match="Nothing was changed: full"):
         store(ApplyConfiguration({"ossec": {}}))
     assert "ossec" not in store(GetSettings())
@@ -130,14 +131,14 @@ def test_a_configuration_that_cannot_be_saved_is_not_applied(
     monkeypatch.undo()
     store(ApplyConfiguration({"ossec": {}}))
     assert store(Ping()).ok
-    assert "ossec" in snapshot.read(file)[0]
+    assert "ossec" in config_file.read(file)[0]
 
 
 def test_a_save_that_fails_leaves_everything_in_the_journal(
     store: Asked, registry: Asked, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry(Register("new", {}, "i"))
-    monkeypatch.setattr(snapshot, "write", failing(StorageFailed("broken")))
+    monkeypatch.setattr(config_file, "write", failing(StorageFailed("broken")))
     with pytest.raises(StorageFailed):
         store(Save())
     assert not store(Ping()).ok
@@ -154,8 +155,8 @@ def test_reload_takes_settings_from_the_file_and_leaves_the_entries(
     assert settings["api"]["listen_port"] == 7
     assert published == [settings]
     store(Save())
-    assert set(snapshot.read(file)[1]) == {"old"}
-    assert snapshot.read(file)[0]["_config"]["backup_retain_n"] == 5
+    assert set(config_file.read(file)[1]) == {"old"}
+    assert config_file.read(file)[0]["_config"]["backup_retain_n"] == 5
 
 
 def test_a_reload_of_what_cannot_be_used_changes_nothing(store: Asked, file: Path, published: list[Settings]) -> None:
@@ -184,7 +185,7 @@ def test_a_document_is_a_complete_state_and_shortens_a_long_journal(
     assert document.sequence == 2
     store(Ping())
     assert read_journal(journal_path(file)).changes == {}
-    assert set(snapshot.read(file)[1]) == {"old", "early", "new"}
+    assert set(config_file.read(file)[1]) == {"old", "early", "new"}
     written = file.stat().st_mtime_ns
     store(GetDocument())
     store(Ping())
@@ -211,7 +212,7 @@ def test_an_edit_while_the_broker_runs_is_not_lost(
     copies = list(backups.folder_for(file).glob("bpbroker.json.edited-*"))
     assert [copy.read_text() for copy in copies] == [edited]
     assert "was changed while the broker ran" in caplog.text
-    assert set(snapshot.read(file)[1]) == {"old", "new"}
+    assert set(config_file.read(file)[1]) == {"old", "new"}
     store(Save())
     assert len(list(backups.folder_for(file).iterdir())) == 1
 
@@ -228,4 +229,4 @@ def test_a_registry_that_cannot_forget_does_not_fail_the_save(
     with caplog.at_level(logging.WARNING):
         store(Save())
     assert "The journal could not be emptied: full" in caplog.text
-    assert set(snapshot.read(file)[1]) == {"old", "new"}
+    assert set(config_file.read(file)[1]) == {"old", "new"}

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from bpbroker import config
 from bpbroker.actors.base import ActorAddress, launch, wait_for
 from bpbroker.actors.discovery import DATAGRAMS_PER_SEC, Discovery, bind_udp
-from bpbroker.datagram import (
+from bpbroker.config import layers
+from bpbroker.discovery.datagram import (
     GROWTH_MAX,
     PLAIN_REPLY,
     Answer,
@@ -62,7 +62,7 @@ class Registry:
 
 
 def settings(**sections: Any) -> Any:
-    return config.freeze(config.layered(config.DEFAULTS, sections))
+    return layers.freeze(layers.layered(layers.DEFAULTS, sections))
 
 
 class Running:

@@ -21,11 +21,11 @@ from typing import Any, NoReturn
 
 import pytest
 
-from bpbroker import config
 from bpbroker.actors import extension
 from bpbroker.actors.base import ActorAddress, launch, wait_for
 from bpbroker.actors.extension import Extension
 from bpbroker.actors.registry import Registry
+from bpbroker.config import layers
 from bpbroker.errors import (
     BadRequest,
     BpbrokerError,
@@ -38,8 +38,8 @@ from bpbroker.errors import (
     Unavailable,
 )
 from bpbroker.messages import Call, CallResult, Get, Ping, Pong, Register, SettingsChanged
-from bpbroker.stores.embedded import EmbeddedStore
-from tests.witness import eventually
+from bpbroker.storage.embedded.store import EmbeddedStore
+from tests.support.witness import eventually
 
 WAIT_SECS = 30.0
 """For everything that must come; machines may be slow."""
@@ -256,7 +256,7 @@ class Made:
         self.reload()
 
     def reload(self) -> None:
-        self.address.tell(SettingsChanged(config.freeze(self.settings)))
+        self.address.tell(SettingsChanged(layers.freeze(self.settings)))
 
     def until(self, seen: Callable[[Pong], bool]) -> Pong:
         deadline = time.monotonic() + WAIT_SECS
@@ -271,7 +271,7 @@ Make = Callable[..., Made]
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[ActorAddress]:
-    settings = config.freeze(config.DEFAULTS)
+    settings = layers.freeze(layers.DEFAULTS)
     address = ActorAddress("registry", launch(Registry, lambda: EmbeddedStore(tmp_path / "j", dict), settings))
     yield address
     assert address.stop(WAIT_SECS)
@@ -288,9 +288,9 @@ def make(tmp_path: Path, registry: ActorAddress) -> Iterator[Make]:
             path = lib.joinpath(*namespace.split(".")).with_suffix(".py")
             path.parent.mkdir(exist_ok=True)
             path.write_text(source)
-        settings: dict[str, Any] = {**config.thaw(config.DEFAULTS), namespace: section}
+        settings: dict[str, Any] = {**layers.thaw(layers.DEFAULTS), namespace: section}
         name = f"extension {namespace}"
-        ref = launch(Extension, namespace, lib, config.freeze(settings), registry, answers)
+        ref = launch(Extension, namespace, lib, layers.freeze(settings), registry, answers)
         made.append(ActorAddress(name, ref))
         return Made(lib, made[-1], settings)
 
@@ -975,7 +975,7 @@ def test_nothing_is_left_behind_in_the_lib_folder(demo: Made) -> None:
 def test_health_tells_how_many_keys_are_kept_and_warns_early(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bpbroker.answers.KEYS_MAX", 5)
+    monkeypatch.setattr("bpbroker.extensions.idempotency.KEYS_MAX", 5)
     monkeypatch.setattr(extension, "_TIDY_SECS", 0.05)
     demo = make(answers=tmp_path / "answers")
     assert demo.health().figures["keys_kept"] == 0

@@ -12,11 +12,11 @@ from typing import Any
 import pykka
 import pytest
 
-from bpbroker import config
 from bpbroker.actors import restarts
 from bpbroker.actors.base import Actor, ActorAddress, launch, wait_for
 from bpbroker.actors.healthcheck import Healthcheck, Probe
 from bpbroker.actors.registry import Registry
+from bpbroker.config import layers
 from bpbroker.errors import StorageFailed, Unavailable
 from bpbroker.messages import (
     Address,
@@ -32,7 +32,7 @@ from bpbroker.messages import (
     Settings,
     SettingsChanged,
 )
-from bpbroker.stores.embedded import EmbeddedStore
+from bpbroker.storage.embedded.store import EmbeddedStore
 
 WAIT_SECS = 30.0
 
@@ -106,8 +106,8 @@ def refuse() -> pykka.ActorRef[Any]:
 
 
 def settings(every_secs: float) -> Settings:
-    changed = config.override(config.DEFAULTS, {"_global.healthcheck_freq_sec": every_secs})
-    return config.freeze(changed)  # type: ignore[no-any-return]  # a frozen mapping is Settings
+    changed = layers.override(layers.DEFAULTS, {"_global.healthcheck_freq_sec": every_secs})
+    return layers.freeze(changed)  # type: ignore[no-any-return]  # a frozen mapping is Settings
 
 
 @pytest.fixture

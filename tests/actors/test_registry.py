@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bpbroker import config
 from bpbroker.actors import base
 from bpbroker.actors.registry import Registry
+from bpbroker.config import layers
 from bpbroker.errors import (
     AlreadyExists,
     DamagedFile,
@@ -40,7 +40,7 @@ from bpbroker.messages import (
     SnapshotSaved,
     Update,
 )
-from bpbroker.stores.embedded import EmbeddedStore
+from bpbroker.storage.embedded.store import EmbeddedStore
 
 if TYPE_CHECKING:
     from tests.actors.conftest import Asked, Ledger
@@ -100,7 +100,7 @@ def test_update_creates_and_merges_deeply(registry: Asked) -> None:
 
 
 def test_a_merge_that_grows_too_large_changes_nothing(registry: Asked) -> None:
-    registry(SettingsChanged(config.freeze({"api": {"max_data_bytes": 100}})))
+    registry(SettingsChanged(layers.freeze({"api": {"max_data_bytes": 100}})))
     registry(update("a", x="x" * 60))
     with pytest.raises(TooLarge, match="larger than 100 bytes; nothing was changed"):
         registry(update("a", y="y" * 60))
@@ -146,7 +146,7 @@ def test_exists(registry: Asked) -> None:
 
 def test_it_starts_with_what_the_store_has(ledger: Ledger, run: Callable[..., Asked]) -> None:
     ledger.entries = {"b": b'{"x": 1}', "a": b"{}"}
-    registry = run(Registry, lambda: ledger, config.DEFAULTS)
+    registry = run(Registry, lambda: ledger, layers.DEFAULTS)
     assert [(record.name, record.json) for record in registry(List())] == [("a", b"{}"), ("b", b'{"x": 1}')]
 
 
@@ -155,7 +155,7 @@ def test_a_store_that_cannot_be_opened_fails_the_start() -> None:
         raise DamagedFile("damaged")
 
     with pytest.raises(DamagedFile):
-        base.launch(Registry, damaged, config.DEFAULTS)
+        base.launch(Registry, damaged, layers.DEFAULTS)
 
 
 # --- conditions ---
@@ -437,7 +437,7 @@ def test_list_waits_for_enough(registry: Asked) -> None:
 
 
 def test_too_many_that_wait_are_refused_and_who_left_makes_room(registry: Asked) -> None:
-    registry(SettingsChanged(config.freeze({"api": {"max_waiting": 3}})))
+    registry(SettingsChanged(layers.freeze({"api": {"max_waiting": 3}})))
     waiting = [registry.send(Get("a", 100)), registry.send(Get("b", 100)), registry.send(List("", 5, 100))]
     with pytest.raises(Overloaded, match=r"3 requests wait already \(api.max_waiting\)"):
         registry(Get("c", 100))
@@ -521,15 +521,15 @@ def journal(tmp_path: Path) -> Path:
 
 def test_a_replaced_registry_that_wakes_up_is_fenced_off(run: Callable[..., Asked], journal: Path) -> None:
     """S5: the healthcheck put a fresh one in its place while it was stuck."""
-    old = run(Registry, lambda: EmbeddedStore(journal, dict), config.DEFAULTS)
+    old = run(Registry, lambda: EmbeddedStore(journal, dict), layers.DEFAULTS)
     old(register("a", x=1))
-    new = run(Registry, lambda: EmbeddedStore(journal, dict), config.DEFAULTS)
+    new = run(Registry, lambda: EmbeddedStore(journal, dict), layers.DEFAULTS)
     new(register("b"))
     with pytest.raises(StorageFailed, match="another registry has taken this one's place"):
         old(register("b"))
     assert old.address.stop(10)
     new(update("a", y=2))
     assert new.address.stop(10)
-    again = run(Registry, lambda: EmbeddedStore(journal, dict), config.DEFAULTS)
+    again = run(Registry, lambda: EmbeddedStore(journal, dict), layers.DEFAULTS)
     assert own(again(Get("a"))) == {"x": 1, "y": 2}
     assert [record.name for record in again(List())] == ["a", "b"]

@@ -13,25 +13,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from bpbroker import config, entry, snapshot
 from bpbroker.actors import base
 from bpbroker.actors.registry import Registry
+from bpbroker.config import layers
 from bpbroker.errors import AlreadyExists, NotFound, PreconditionFailed, RequestError
-from bpbroker.messages import (
-    Condition,
-    Delete,
-    Exists,
-    Get,
-    List,
-    Register,
-    Replace,
-    Snapshot,
-    SnapshotSaved,
-    Update,
-)
-from bpbroker.stores.embedded import EmbeddedStore
-from bpbroker.stores.journal import journal_path
-from bpbroker.writes import Write
+from bpbroker.messages import Condition, Delete, Exists, Get, List, Register, Replace, Snapshot, SnapshotSaved, Update
+from bpbroker.registry import entry
+from bpbroker.registry.writes import Write
+from bpbroker.storage import config_file
+from bpbroker.storage.embedded.journal import journal_path
+from bpbroker.storage.embedded.store import EmbeddedStore
 
 NAMES = st.sampled_from(["a", "ab", "abc", "b", "ä", "node-1"])
 DATA = st.dictionaries(st.sampled_from("xyz"), st.recursive(
@@ -87,14 +78,14 @@ class Machine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        snapshot.write(self.file, config.DEFAULTS, {})
+        config_file.write(self.file, layers.DEFAULTS, {})
         self.start()
 
     def start(self) -> None:
-        self.address = base.ActorAddress("registry", base.launch(Registry, self.store, config.DEFAULTS))
+        self.address = base.ActorAddress("registry", base.launch(Registry, self.store, layers.DEFAULTS))
 
     def store(self) -> EmbeddedStore:
-        return EmbeddedStore(journal_path(self.file), lambda: snapshot.read(self.file)[1])
+        return EmbeddedStore(journal_path(self.file), lambda: config_file.read(self.file)[1])
 
     def teardown(self) -> None:
         if hasattr(self, "address"):
@@ -155,7 +146,7 @@ class Machine(RuleBasedStateMachine):
     def save(self, told: bool) -> None:
         """The config store's part; it may be killed before it tells the registry."""
         taken = self.ask(Snapshot())
-        snapshot.write(self.file, config.DEFAULTS, taken.entries)
+        config_file.write(self.file, layers.DEFAULTS, taken.entries)
         if told:
             self.ask(SnapshotSaved(taken.sequence))
 

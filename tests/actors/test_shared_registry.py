@@ -12,7 +12,7 @@ import pytest
 from bpbroker.actors.sharing import Versions
 from bpbroker.errors import AlreadyExists, NotFound, Overloaded, PreconditionFailed, StorageFull, Unavailable
 from bpbroker.messages import Condition, Delete, Exists, Get, List, Ping, Register, Replace, Snapshot, Update
-from bpbroker.stores import Broken, Seen
+from bpbroker.storage.base import Broken, Seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -292,12 +292,12 @@ def test_what_is_no_entry_is_told_and_left_alone(quiet: SharedLedger, shared_reg
 def test_it_starts_without_its_store_and_serves_when_it_comes(
     shared_ledger: SharedLedger, run: Callable[..., Asked]
 ) -> None:
-    from bpbroker import config
     from bpbroker.actors.shared_registry import SharedRegistry
+    from bpbroker.config import layers
 
     shared_ledger.put("a", b"{}")
     shared_ledger.away = Unavailable("nobody there")
-    registry = run(SharedRegistry, lambda: shared_ledger, config.freeze(config.DEFAULTS))
+    registry = run(SharedRegistry, lambda: shared_ledger, layers.freeze(layers.DEFAULTS))
     assert registry(Ping()).detail == "nobody there"
     assert registry(Exists("a")) == ""
     for message in (Get("a"), Get("a", local=True), List(), Replace("a", {}, IP), Snapshot()):

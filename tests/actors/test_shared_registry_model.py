@@ -12,18 +12,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from bpbroker import config, entry
 from bpbroker.actors import base
 from bpbroker.actors.shared_registry import SharedRegistry
+from bpbroker.config import layers
 from bpbroker.errors import NotFound
 from bpbroker.messages import Delete, Exists, Get, List, Register, Replace, Snapshot, Update
-from bpbroker.stores.etcd import EtcdStore
-from bpbroker.stores.gateway import EtcdOptions
+from bpbroker.registry import entry
+from bpbroker.storage.etcd.gateway import EtcdOptions
+from bpbroker.storage.etcd.store import EtcdStore
 from tests.actors.test_registry_model import CONDITIONS, DATA, NAMES, Model, condition
-from tests.etcd_cluster import PREFIX, needs_etcd
+from tests.support.etcd_cluster import PREFIX, needs_etcd
 
 if TYPE_CHECKING:
-    from tests.etcd_cluster import EtcdCluster
+    from tests.support.etcd_cluster import EtcdCluster
 
 pytestmark = needs_etcd
 
@@ -51,7 +52,7 @@ class Machine(RuleBasedStateMachine):
 
     def start(self) -> base.ActorAddress:
         options = EtcdOptions.of({"_registry": self.section})
-        launched = base.launch(SharedRegistry, lambda: EtcdStore(options), config.DEFAULTS)
+        launched = base.launch(SharedRegistry, lambda: EtcdStore(options), layers.DEFAULTS)
         return base.ActorAddress("registry", launched)
 
     @initialize()

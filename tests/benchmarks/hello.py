@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 from cheroot import wsgi
 from cheroot.ssl import Adapter
 
-from bpbroker import tls
-from bpbroker.server import BrokerServer, bind_tcp
+from bpbroker.server import tls
+from bpbroker.server.listener import BrokerServer, bind_tcp
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -129,7 +129,7 @@ class Writer:
 
 
 class OurTls(Adapter):
-    """Our TLS (:mod:`bpbroker.tls`) as a cheroot adapter."""
+    """Our TLS (:mod:`bpbroker.server.tls`) as a cheroot adapter."""
 
     def __init__(self, cert: Path, key: Path) -> None:
         super().__init__(str(cert), str(key))

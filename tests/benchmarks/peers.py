@@ -25,9 +25,10 @@ from typing import Any, Final
 
 import psutil
 
-from bpbroker import __version__, tls
+from bpbroker import __version__
+from bpbroker.server import tls
 from tests.benchmarks.client import Failed, Job, run
-from tests.running import RunningBroker
+from tests.support.running import RunningBroker
 
 NAMES: Final = tuple(f"node-{number:04}" for number in range(1000))
 DATA: Final = json.dumps({"role": "replica", "address": "192.0.2.17", "note": "x" * 32})

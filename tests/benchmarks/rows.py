@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from bpbroker import datagram
+from bpbroker.discovery import datagram
 from tests.benchmarks import peers
 from tests.benchmarks.client import Failed, Job, Outcome, outcome_of, run
 from tests.benchmarks.peers import NAMES, Absent, Etcd, Ours, Peer

@@ -10,7 +10,7 @@ import pytest
 import trustme
 
 from bpbroker.client import Client
-from tests.client.fake_broker import FakeBroker
+from tests.support.fake_broker import FakeBroker
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from bpbroker.errors import (
     Unavailable,
     UsageError,
 )
-from tests.client.fake_broker import FakeBroker, answer, failure, success
+from tests.support.fake_broker import FakeBroker, answer, failure, success
 
 ENTRY = {"key": "x", "last_write_ip": "127.0.0.1", "last_write_ts": 1}
 

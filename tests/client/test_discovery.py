@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from bpbroker.client import discover, discover_all
-from bpbroker.datagram import PLAIN_REPLY, Answer, Question, decode, signed_answer
+from bpbroker.discovery.datagram import PLAIN_REPLY, Answer, Question, decode, signed_answer
 from bpbroker.errors import GaveUp, UsageError
 
 ANSWER = Answer("ab" * 16, "cd" * 32, 20443, "127.0.0.1")

@@ -16,8 +16,8 @@ from bpbroker.client.address import BrokerAddress
 from bpbroker.client.doctor import Finding, examine, not_after
 from bpbroker.client.pins import KnownBrokers
 from bpbroker.client.transport import Trust
-from bpbroker.jointoken import canonical_fingerprint
-from tests.running import RunningBroker
+from bpbroker.discovery.jointoken import canonical_fingerprint
+from tests.support.running import RunningBroker
 
 
 def look(broker: RunningBroker, pins: KnownBrokers, trust: Trust | None = None, key: str = "") -> dict[str, Finding]:

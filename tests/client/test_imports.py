@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.fake_broker import FakeBroker, success
+from tests.support.fake_broker import FakeBroker, success
 
 ROOT = Path(__file__).parents[2]
 SERVER = {"pykka", "cherrypy", "cheroot", "OpenSSL", "cryptography", "sqlite3"}
@@ -38,11 +38,11 @@ def ours(loaded: set[str]) -> set[str]:
     return {name.removeprefix("bpbroker.") for name in loaded if name.startswith("bpbroker.")}
 
 
-@pytest.mark.parametrize("module", ["bpbroker.client", "bpbroker.client.api", "bpbroker.client.parser"])
+@pytest.mark.parametrize("module", ["bpbroker.client", "bpbroker.client.api", "bpbroker.client.cli.parser"])
 def test_nothing_that_a_call_may_not_need_is_loaded(module: str) -> None:
     loaded = loaded_by(f"import {module}\n{{end}}")
     assert loaded.isdisjoint({*SERVER, *COSTLY, "ssl"})
-    assert {name for name in ours(loaded) if not name.startswith("client")} <= {"errors", "entry"}
+    assert {name for name in ours(loaded) if not name.startswith("client")} <= {"errors", "registry", "registry.entry"}
 
 
 def test_the_public_names_are_there_and_load_nothing_of_the_server() -> None:
@@ -50,7 +50,8 @@ def test_the_public_names_are_there_and_load_nothing_of_the_server() -> None:
     loaded = loaded_by(f"from bpbroker.client import {names}\nassert callable(discover)\n{{end}}")
     assert loaded.isdisjoint({*SERVER, "click", "ssl", "http", "email"})
     assert {name for name in ours(loaded) if not name.startswith("client")} == {
-        *("errors", "entry", "datagram", "interfaces"),
+        *("errors", "registry", "registry.entry"),
+        *("discovery", "discovery.datagram", "discovery.interfaces"),
     }
 
 
@@ -62,7 +63,7 @@ def look(code):
     sys.stdout.flush()
     end(code)
 end, os._exit = os._exit, look
-from bpbroker.client.cli import main
+from bpbroker.client.cli.main import main
 main()
 """
 
@@ -84,8 +85,9 @@ def test_all_that_a_one_shot_call_loads(fake: FakeBroker, known_brokers: Path, w
     assert loaded.isdisjoint({*SERVER, *COSTLY})
     assert "ssl" in loaded
     assert ours(loaded) == {
-        *("errors", "entry", "client", "client.cli", "client.parser", "client.options", "client.words"),
-        *("client.commands", "client.session", "client.progress", "client.output", "client.address"),
-        *("client.api", "client.calls", "client.retry", "client.answers", "client.http1"),
-        *("client.transport", "client.pins"),
+        *("errors", "registry", "registry.entry", "client"),
+        *(f"client.{name}" for name in ("address", "api", "calls", "retry", "answers", "http1", "transport", "pins")),
+        "client.cli",
+        *(f"client.cli.{name}" for name in ("main", "parser", "options", "words")),
+        *(f"client.cli.{name}" for name in ("commands", "session", "progress", "output")),
     }

@@ -13,7 +13,7 @@ import trustme
 
 from bpbroker.client import Client
 from bpbroker.errors import CannotConnect, ClientError, GaveUp, NotTrusted, UsageError
-from tests.client.fake_broker import FakeBroker, answer, failure, success
+from tests.support.fake_broker import FakeBroker, answer, failure, success
 
 
 def waiting(over: threading.Event) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bpbroker.lock import FileLock
+from bpbroker.storage.lock import FileLock
 
 Run = Callable[..., Any]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.running import RunningBroker
-from tests.witness import eventually
+from tests.support.running import RunningBroker
+from tests.support.witness import eventually
 
 Run = Callable[..., Any]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bpbroker.stores.etcd import read_all
-from tests.etcd_cluster import needs_etcd
+from bpbroker.storage.etcd.store import read_all
+from tests.support.etcd_cluster import needs_etcd
 
 if TYPE_CHECKING:
     from tests.commands.conftest import Ran

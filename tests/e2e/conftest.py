@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.running import RunningBroker
-from tests.witness import CANARY, Attacked
+from tests.support.running import RunningBroker
+from tests.support.witness import CANARY, Attacked
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from urllib.parse import quote, urlencode
 import psutil
 import pytest
 
-from tests.running import Answer, RunningBroker, untrusting
-from tests.witness import CANARY, FORM, KEY, SLOWEST_SECS, Attacked
+from tests.support.running import Answer, RunningBroker, untrusting
+from tests.support.witness import CANARY, FORM, KEY, SLOWEST_SECS, Attacked
 
 JSON = {"Content-Type": "application/json"}
 MODULE = """\

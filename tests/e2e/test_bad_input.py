@@ -11,8 +11,8 @@ from urllib.parse import quote
 import psutil
 import pytest
 
-from tests.running import Answer
-from tests.witness import CANARY, KEY, Attacked, Witness
+from tests.support.running import Answer
+from tests.support.witness import CANARY, KEY, Attacked, Witness
 
 HOST = b"Host: x\r\nX-Access-Key: " + CANARY.encode() + b"\r\n"
 GET = b"GET /services/Get/?name=a HTTP/1.1\r\n" + HOST

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from bpbroker.jointoken import make_token
-from tests.running import RunningBroker
+from bpbroker.discovery.jointoken import make_token
+from tests.support.running import RunningBroker
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 Ended = subprocess.CompletedProcess[str]

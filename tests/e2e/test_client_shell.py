@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.running import RunningBroker
+from tests.support.running import RunningBroker
 
 SCRIPT = Path(__file__).with_name("client_in_scripts.sh")
 STORM = 300 if os.environ.get("BPBROKER_LONG") else 100

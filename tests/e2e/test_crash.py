@@ -2,7 +2,7 @@
 
 50 rounds; 200 with ``BPBROKER_LONG=1``. Each round: 16 connections call Register, Replace, Update,
 Delete and Get on a few names until SIGKILL; a new broker is started on what is left, everything is
-read back, and the history of all calls is checked (``tests/history.py``).
+read back, and the history of all calls is checked (``tests/support/history.py``).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from tests.history import ABSENT, REFUSED, History, State
-from tests.running import RunningBroker
+from tests.support.history import ABSENT, REFUSED, History, State
+from tests.support.running import RunningBroker
 
 LONG = os.environ.get("BPBROKER_LONG") == "1"
 ROUNDS = 200 if LONG else 50
@@ -31,8 +31,8 @@ KINDS = ("Register", "Replace", "Replace", "Update", "Update", "Delete", "Get")
 STAMP = ("last_write_ip", "last_write_ts")
 
 ANSWERS_TOO_EARLY = """
-from bpbroker.stores import Committed
-from bpbroker.stores.embedded import EmbeddedStore
+from bpbroker.storage.base import Committed
+from bpbroker.storage.embedded.store import EmbeddedStore
 
 commit = EmbeddedStore.commit
 late = {}

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from tests.running import RunningBroker
+from tests.support.running import RunningBroker
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Discovery over real networks (``tests/network.py``).
+"""Discovery over real networks (``tests/support/network.py``).
 
 Two subnets, A (10.91.1.0/24) and B (10.91.2.0/24), each a bridge in a namespace of its own::
 
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from bpbroker.jointoken import make_token
-from tests.network import Network, needs_namespaces
-from tests.running import RunningBroker
+from bpbroker.discovery.jointoken import make_token
+from tests.support.network import Network, needs_namespaces
+from tests.support.running import RunningBroker
 
 pytestmark = needs_namespaces
 

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import trustme
 
-from tests.crowd import await_that, health, own
-from tests.etcd_cluster import PASSWORDS, PREFIX, USER, EtcdCluster, needs_etcd
-from tests.etcd_network import EtcdNetwork
-from tests.network import needs_namespaces
-from tests.running import Answer, RunningBroker
+from tests.support.crowd import await_that, health, own
+from tests.support.etcd_cluster import PASSWORDS, PREFIX, USER, EtcdCluster, needs_etcd
+from tests.support.etcd_network import EtcdNetwork
+from tests.support.network import needs_namespaces
+from tests.support.running import Answer, RunningBroker
 
 pytestmark = needs_etcd
 

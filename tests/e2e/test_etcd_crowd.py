@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from tests.crowd import Crowd, await_that, health, own
-from tests.etcd_cluster import PREFIX, EtcdCluster, needs_etcd
-from tests.etcd_network import EtcdNetwork
-from tests.network import needs_namespaces
-from tests.running import RunningBroker
+from tests.support.crowd import Crowd, await_that, health, own
+from tests.support.etcd_cluster import PREFIX, EtcdCluster, needs_etcd
+from tests.support.etcd_network import EtcdNetwork
+from tests.support.network import needs_namespaces
+from tests.support.running import RunningBroker
 
 pytestmark = needs_etcd
 
@@ -150,8 +150,8 @@ def test_of_many_who_register_one_name_one_wins(etcd: EtcdCluster, make_broker: 
 
 
 BLIND = """
-from bpbroker.stores import ANYTHING
-from bpbroker.stores.etcd import EtcdStore
+from bpbroker.storage.base import ANYTHING
+from bpbroker.storage.etcd.store import EtcdStore
 from dataclasses import replace
 
 commit = EtcdStore.commit
@@ -162,7 +162,7 @@ STALE = """
 import time
 from dataclasses import replace
 from bpbroker.actors.shared_registry import SharedRegistry
-from bpbroker.stores.etcd import EtcdStore
+from bpbroker.storage.etcd.store import EtcdStore
 
 get, follow = SharedRegistry._get, EtcdStore.follow
 SharedRegistry._get = lambda registry, message: get(registry, replace(message, local=True))

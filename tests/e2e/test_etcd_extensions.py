@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.crowd import await_that, health, own
-from tests.etcd_cluster import PASSWORDS, PREFIX, USER, EtcdCluster, needs_etcd
-from tests.running import RunningBroker
+from tests.support.crowd import await_that, health, own
+from tests.support.etcd_cluster import PASSWORDS, PREFIX, USER, EtcdCluster, needs_etcd
+from tests.support.running import RunningBroker
 
 pytestmark = needs_etcd
 

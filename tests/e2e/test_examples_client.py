@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import RunningBroker
+from tests.support.running import RunningBroker
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FIND = EXAMPLES / "find_master_ip" / "find_master_ip.sh"

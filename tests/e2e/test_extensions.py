@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.running import RunningBroker
-from tests.witness import eventually
+from tests.support.running import RunningBroker
+from tests.support.witness import eventually
 
 MODULE = """
 import json, os, signal, subprocess, sys, time

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import pytest
 
-from bpbroker import backups, snapshot
-from bpbroker.stores.embedded import EmbeddedStore
-from bpbroker.stores.journal import journal_path, read_journal
+from bpbroker.storage import backups, config_file
+from bpbroker.storage.embedded.journal import journal_path, read_journal
+from bpbroker.storage.embedded.store import EmbeddedStore
 
 LONG = os.environ.get("BPBROKER_LONG") == "1"
 DRIVER = Path(__file__).with_name("fault_driver.py")
@@ -55,8 +55,8 @@ def run(home: Path, *strace: str) -> Run:
     """Run the driver on a fresh home under strace."""
     file = home / "etc" / "b.json"
     file.parent.mkdir(parents=True)
-    snapshot.write(file, {**START, "services": {}}, {"old": b'{"v": 0}'})
-    backups.make(file, snapshot.chunks({"services": {}}, {}))  # so that none is due when the driver starts
+    config_file.write(file, {**START, "services": {}}, {"old": b'{"v": 0}'})
+    backups.make(file, config_file.chunks({"services": {}}, {}))  # so that none is due when the driver starts
     EmbeddedStore(journal_path(file), dict).load()
     done = subprocess.run(
         ["strace", "-f", "-qq", *strace, sys.executable, str(DRIVER), str(file)],
@@ -105,7 +105,7 @@ def possible(steps: tuple[str, ...]) -> dict[str, set[str | None]]:
 
 
 def entries_of(file: Path) -> Mapping[str, bytes]:
-    store = EmbeddedStore(journal_path(file), lambda: snapshot.read(file)[1])
+    store = EmbeddedStore(journal_path(file), lambda: config_file.read(file)[1])
     try:
         return store.load()
     finally:

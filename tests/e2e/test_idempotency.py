@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import Answer, RunningBroker, untrusting
-from tests.witness import eventually
+from tests.support.running import Answer, RunningBroker, untrusting
+from tests.support.witness import eventually
 
 MODULE = """
 import time

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import RunningBroker
+from tests.support.running import RunningBroker
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

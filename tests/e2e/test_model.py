@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from tests.running import RunningBroker
-from tests.witness import FORM, LONG
+from tests.support.running import RunningBroker
+from tests.support.witness import FORM, LONG
 
 RESERVED = ("last_write_ip", "last_write_ts")
 EFFORT = settings(

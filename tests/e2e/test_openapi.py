@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import RunningBroker
-from tests.witness import LONG
+from tests.support.running import RunningBroker
+from tests.support.witness import LONG
 
 # No body or query asks the broker to wait: that would only make the test slow.
 HOOKS = """

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.running import Answer, RunningBroker, untrusting
+from tests.support.running import Answer, RunningBroker, untrusting
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LINE = re.compile(r"(\d{3,}) (\S+) (\S+) ([0-9a-f]{64})")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.running import RunningBroker
+from tests.support.running import RunningBroker
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

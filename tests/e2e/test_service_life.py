@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import RunningBroker
+from tests.support.running import RunningBroker
 
 Make = Callable[..., RunningBroker]
 

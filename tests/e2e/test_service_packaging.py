@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import RunningBroker
+from tests.support.running import RunningBroker
 
 TOP = Path(__file__).parents[2]
 DEPLOY = TOP / "deploy"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.running import RunningBroker
+from tests.support.running import RunningBroker
 
 RECORDED = Path(__file__).with_name("data") / "bpbroker-0.22.json"
 OLD: dict[str, Any] = json.loads(RECORDED.read_text())

@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 
 from tests.benchmarks import client as load
-from tests.running import RunningBroker, untrusting
-from tests.witness import CANARY, KEY, LONG, SLOWEST_SECS, Attacked, Witness, eventually
+from tests.support.running import RunningBroker, untrusting
+from tests.support.witness import CANARY, KEY, LONG, SLOWEST_SECS, Attacked, Witness, eventually
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,10 @@ from typing import Any
 import psutil
 import pytest
 
-from bpbroker import config, snapshot
-from bpbroker.stores.journal import journal_path, read_journal
-from tests.running import RunningBroker
+from bpbroker.config import layers
+from bpbroker.storage import config_file
+from bpbroker.storage.embedded.journal import journal_path, read_journal
+from tests.support.running import RunningBroker
 
 Make = Callable[..., RunningBroker]
 MANY = 100_000
@@ -240,8 +241,8 @@ def test_a_stop_in_the_middle_of_writes_loses_nothing(broker: RunningBroker, num
     assert broker.wait(60) == 0
     for writer in writers:
         writer.join(30)
-    settings, entries = snapshot.read(broker.config)
-    assert settings["_config"] == config.DEFAULTS["_config"]
+    settings, entries = config_file.read(broker.config)
+    assert settings["_config"] == layers.DEFAULTS["_config"]
     for name, count in acknowledged.items():
         assert json.loads(entries[name])["count"] in (count, count + 1)
     assert read_journal(journal_path(broker.config)).changes == {}
@@ -268,7 +269,7 @@ def test_exactly_as_many_backups_as_wanted_are_kept(make_broker: Make) -> None:
     numbers = []
     for path in left:
         assert path.stat().st_mode & 0o777 == 0o600
-        numbers.append(json.loads(snapshot.read(path)[1]["n"])["number"])
+        numbers.append(json.loads(config_file.read(path)[1]["n"])["number"])
     assert numbers == sorted(set(numbers))
 
 
@@ -280,7 +281,7 @@ def many(make_broker: Make) -> RunningBroker:
     """A broker, not started, whose file has 100,000 entries."""
     broker = make_broker()
     entry = b'{"role": "replica", "address": "10.0.0.1", "last_write_ip": "10.0.0.1", "last_write_ts": 1795520000}'
-    snapshot.write(broker.config, config.DEFAULTS, {f"node-{number:06}": entry for number in range(MANY)})
+    config_file.write(broker.config, layers.DEFAULTS, {f"node-{number:06}": entry for number in range(MANY)})
     return broker
 
 
@@ -323,4 +324,4 @@ def test_many_entries_cost_neither_start_nor_memory_nor_writes(many: RunningBrok
     begun = time.monotonic()
     assert many.stop() == 0
     assert time.monotonic() - begun < 30
-    assert len(snapshot.read(many.config)[1]) == MANY
+    assert len(config_file.read(many.config)[1]) == MANY

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.running import Answer, RunningBroker
-from tests.witness import eventually
+from tests.support.running import Answer, RunningBroker
+from tests.support.witness import eventually
 
 PERIOD_SECS = 4.0
 WAIT_SECS = 120.0

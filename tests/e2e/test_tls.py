@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from bpbroker import tls
-from tests.running import RunningBroker, untrusting
-from tests.witness import CANARY, KEY, Attacked, eventually
+from bpbroker.server import tls
+from tests.support.running import RunningBroker, untrusting
+from tests.support.witness import CANARY, KEY, Attacked, eventually
 
 ROOT = Path(__file__).parents[2]
 PRIVATE_KEY = b"PRIVATE KEY-----"

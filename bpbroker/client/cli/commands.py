@@ -1,0 +1,250 @@
+"""The commands of ``bpclient``: what each may be given, and what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from bpbroker.client.cli import output
+from bpbroker.client.cli.options import (
+    CONSISTENCY,
+    DATA,
+    DATA_NEEDED,
+    DATA_RAW,
+    ETAG,
+    EVERYWHERE,
+    IF_MATCH,
+    NAME,
+    RAW,
+    Command,
+    Option,
+)
+from bpbroker.client.cli.output import Output
+from bpbroker.client.cli.words import content, seconds
+from bpbroker.errors import NotFound, UsageError
+
+TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+    from bpbroker.client.api import Entry
+    from bpbroker.client.cli.options import Action
+    from bpbroker.client.cli.session import Session
+
+COMMANDS: Final[dict[tuple[str, ...], Command]] = {}
+"""Every command by its words, such as ``("service", "get")``."""
+GROUPS: Final = {("service",): "Register services and look them up."}
+"""The words that begin several commands, and what their help says."""
+
+
+def _command(words: str, *options: Option, acts: bool = False) -> Callable[[Action], Action]:
+    """Make a function the command of these words."""
+
+    def add(action: Action) -> Action:
+        path = tuple(words.split())
+        COMMANDS[path] = Command(path, options, action, acts=acts)
+        return action
+
+    return add
+
+
+@_command("ping", Option("--data", default="", about="What the broker is to echo."), RAW)
+def ping(session: Session, *, data: str, raw: bool) -> Output:
+    """See whether the broker answers; it echoes the data."""
+    client, _ = session.client()
+    with client, session.waiting_for(f"broker {client.address}"):
+        answer = client.ping(data)
+    return output.of_raw(answer) if raw else output.of_ping(answer)
+
+
+@_command(
+    "execute",
+    Option("--method", required=True, metavar="PKG.FUNC", about="Namespace and method, such as ossec.AddAgent."),
+    DATA,
+    DATA_RAW,
+    acts=True,
+)
+def execute(session: Session, *, method: str, data: str | None, data_raw: str | None) -> Output:
+    """Call a method of an extension and print what it answers."""
+    sent = _data(data, data_raw)
+    client, _ = session.client()
+    with client, session.waiting_for(f"{method} on {client.address}"):
+        return output.of_body(client.execute(method, sent).body)
+
+
+@_command(
+    "discover",
+    Option("--name", required=True, about="The broker must hold an entry of this name."),
+    Option("--all", key="everyone", flag=True, about="Print every broker that answers within the timeout."),
+    Option("--first", flag=True, about="Take the first answer, even if another broker answers too."),
+    Option("--wait", metavar="TIME", about="Keep asking for so long."),
+)
+def discover(session: Session, *, name: str, everyone: bool, first: bool, wait: str | None) -> Output:
+    """Find the broker that holds a name, on the networks of this host, and print its address."""
+    if everyone and (first or wait):
+        raise UsageError("--all takes neither --first nor --wait; --timeout says how long it listens")
+    if everyone:
+        return output.of_brokers(session.discover_all(name))
+    return output.of_broker(session.discover(name, seconds(wait) if wait else 0.0, first=first))
+
+
+@_command("doctor")
+def doctor(session: Session) -> Output:
+    """Look at everything on the way to a broker; exit code 1 when something failed."""
+    from bpbroker.client.doctor import examine, networks, of_findings
+    from bpbroker.client.pins import KnownBrokers
+
+    key, _ = session.secrets
+    target = session.client()[0].address
+    return of_findings([networks(), *examine(target, session.trust, KnownBrokers(), key=key)])
+
+
+@_command(
+    "service register",
+    NAME,
+    DATA_NEEDED,
+    DATA_RAW,
+    Option("--idempotent", flag=True, about="The same data, registered by this host before, is success."),
+    ETAG,
+    RAW,
+    acts=True,
+)
+def register(session: Session, *, idempotent: bool, **options: Any) -> Output:
+    """Create an entry; it must not exist."""
+    return _write(session, "register", options, idempotent=idempotent)
+
+
+@_command("service replace", NAME, DATA_NEEDED, DATA_RAW, IF_MATCH, ETAG, RAW, acts=True)
+def replace(session: Session, *, if_match: str, **options: Any) -> Output:
+    """Create an entry or overwrite it."""
+    return _write(session, "replace", options, if_match=if_match)
+
+
+@_command("service update", NAME, DATA_NEEDED, DATA_RAW, IF_MATCH, ETAG, RAW, acts=True)
+def update(session: Session, *, if_match: str, **options: Any) -> Output:
+    """Merge data into an entry at every depth, creating it if absent."""
+    return _write(session, "update", options, if_match=if_match)
+
+
+@_command(
+    "service get",
+    NAME,
+    Option("--wait", metavar="TIME", about="Wait so long for it to exist, or to change."),
+    Option("--changed-from", metavar="ETAG", default="", about="Wait until its tag is not this one."),
+    Option("--field", metavar="KEY", about="Print only the value of this key."),
+    CONSISTENCY,
+    ETAG,
+    RAW,
+)
+def get(
+    session: Session,
+    *,
+    name: str,
+    wait: str | None,
+    changed_from: str,
+    field: str | None,
+    consistency: str,
+    etag: bool,
+    raw: bool,
+) -> Output:
+    """Print an entry."""
+    if wait and consistency == "local":
+        raise UsageError("--wait and --consistency local do not go together: a local read does not wait")
+    client, left = session.client(seconds(wait) if wait else 0.0)
+    with client, session.waiting_for(f"entry '{name}' on {client.address}"):
+        entry = client.get(name, wait_secs=left, changed_from=changed_from, consistency=consistency)
+        response = client.response
+    _tell_age(session, response)
+    if field is not None:
+        if field not in entry:
+            raise NotFound(f"Entry '{name}' has no field '{field}'")
+        return output.of_value(field, entry[field])
+    return _entry(entry, dict(response), etag=etag, raw=raw)
+
+
+@_command("service delete", NAME, IF_MATCH, RAW, acts=True)
+def delete(session: Session, *, name: str, if_match: str, raw: bool) -> Output:
+    """Remove an entry; one that does not exist is removed already."""
+    client, _ = session.client()
+    with client, session.waiting_for(f"broker {client.address}"):
+        client.delete(name, if_match=if_match)
+    return output.of_raw(client.response) if raw else output.of_response(client.response, b"")
+
+
+@_command(
+    "service list",
+    Option("--prefix", default="", about="Only names that begin so."),
+    Option("--keys", flag=True, about="Names only."),
+    CONSISTENCY,
+    RAW,
+)
+def list_(session: Session, *, prefix: str, keys: bool, consistency: str, raw: bool) -> Output:
+    """Print the entries, sorted by name."""
+    client, _ = session.client()
+    with client, session.waiting_for(f"broker {client.address}"):
+        entries = client.list(prefix, consistency=consistency)
+    _tell_age(session, client.response)
+    if raw:
+        return output.of_raw(client.response)
+    return output.of_names(list(entries)) if keys else output.of_entries(entries)
+
+
+@_command(
+    "service wait",
+    Option("--prefix", required=True, about="Names must begin so."),
+    Option("--count", required=True, bounds=(1, 1_000_000), about="How many there must be."),
+)
+def wait(session: Session, *, prefix: str, count: int) -> Output:
+    """Wait, for --timeout, until enough entries exist; then print their names."""
+    client, left = session.client(session.timeout(60.0))
+    with client, session.waiting_for(f"{count} entries '{prefix}…' on {client.address}"):
+        entries = client.list(prefix, at_least=count, wait_secs=left)
+    return output.of_names(list(entries), entries)
+
+
+WORDS: Final = frozenset(word for path in COMMANDS for word in path)
+"""Every word of a command."""
+FLAGS: Final = frozenset(
+    (
+        *("-h", "--help", "--version"),
+        *(name for option in EVERYWHERE if option.flag for name in option.names),
+        *(name for command in COMMANDS.values() for option in command.options if option.flag for name in option.names),
+    )
+)
+"""Every option without a value; see :func:`bpbroker.client.cli.words.split_cols`."""
+
+
+def _write(session: Session, method: str, options: dict[str, Any], **how: Any) -> Output:
+    """Do what register, replace and update have in common."""
+    data = _data(options["data"], options["data_raw"])
+    if data is None:
+        raise UsageError("Missing option '--data'")
+    if not (options["etag"] or options["raw"]):
+        session.see_that_a_shell_can_hold(data)
+    client, _ = session.client()
+    with client, session.waiting_for(f"broker {client.address}"):
+        entry = getattr(client, method)(options["name"], data, **how)
+    return _entry(entry, dict(client.response), etag=options["etag"], raw=options["raw"])
+
+
+def _data(data: str | None, data_raw: str | None) -> str | None:
+    """Give what ``--data`` or ``--data-raw`` means; None if neither was given.
+
+    Raises:
+        UsageError: both were, or it cannot be read.
+    """
+    if data is not None and data_raw is not None:
+        raise UsageError("--data and --data-raw are both given; give one of them")
+    return data_raw if data is None else content(data, "--data")
+
+
+def _tell_age(session: Session, response: Mapping[str, Any]) -> None:
+    """Say how old a local read is, if that is worth a word."""
+    age = response.get("age_secs")
+    if isinstance(age, (int, float)) and age > 1:
+        session.tell(f"This was so {age:.0f} s ago")
+
+
+def _entry(entry: Entry, response: dict[str, Any], *, etag: bool, raw: bool) -> Output:
+    if raw:
+        return output.of_raw(response)
+    return output.of_value("etag", entry.etag.strip('"')) if etag else output.of_entry(entry)

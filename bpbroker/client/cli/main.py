@@ -1,0 +1,90 @@
+"""``bpclient``: the client on a command line.
+
+Standard output has the result and nothing else, and nothing at all when there
+is none; everything said to a person goes to standard error. The exit code
+tells a script what happened.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run ``bpclient`` and end the process with its exit code."""
+    import gc
+
+    gc.disable()  # a call ends before collecting garbage would pay: it costs 1 ms
+    code = _run(sys.argv[1:])
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    finally:
+        # All is written and nothing needs an orderly end, for which Python takes 3 ms.
+        os._exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    from bpbroker.errors import BpbrokerError
+
+    try:
+        return _perform(arguments)
+    except BpbrokerError as error:
+        return _failed(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _failed("Interrupted", 130)
+
+
+def _perform(arguments: list[str]) -> int:
+    """Do what the words say; gives the exit code."""
+    from bpbroker.client.cli.commands import FLAGS, WORDS
+    from bpbroker.client.cli.parser import parse
+    from bpbroker.client.cli.session import Session
+    from bpbroker.client.cli.words import split_cols
+    from bpbroker.errors import NotShown
+
+    words = list(split_cols(arguments, WORDS, FLAGS))
+    if "_BPCLIENT_COMPLETE" in os.environ:
+        from bpbroker.client.cli import tree
+
+        tree.complete(words)
+    call = parse(words)
+    if call is None:
+        from bpbroker.client.cli import tree
+
+        call = tree.parse(words)
+    session = Session(call.given)
+    result = call.command.action(session, **call.own)
+    try:
+        _print(session.render(result))
+    except NotShown as error:
+        if not call.command.acts:
+            raise
+        raise NotShown(f"The call was carried out, but its answer cannot be shown: {error}") from None
+    return result.exit_code
+
+
+def _print(data: bytes) -> None:
+    """Write the result.
+
+    Raises:
+        NotShown: it did not get through, such as on a full disk.
+    """
+    from bpbroker.errors import NotShown
+
+    if sys.stdout is None:
+        raise NotShown("The result cannot be written: standard output is closed")
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        raise NotShown(f"The result cannot be written to standard output: {error.strerror}") from None
+
+
+def _failed(message: str, exit_code: int) -> int:
+    from bpbroker.client.answers import one_line
+
+    if sys.stderr is not None:
+        sys.stderr.write(f"Fatal error: {one_line(message)}\n")
+    return exit_code

@@ -1,0 +1,133 @@
+"""What may be typed: the options and commands of ``bpclient``, as data.
+
+Two readers work from it. :mod:`bpbroker.client.cli.parser` reads well-formed
+command lines, and loads nothing for that; :mod:`bpbroker.client.cli.tree` makes
+click's commands of it, for help, completion and whatever is not well-formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from bpbroker.client.api import CONSISTENCIES
+from bpbroker.client.cli.output import FORMATS
+
+TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
+if TYPE_CHECKING:
+    from typing import Any, Final, TypeAlias
+
+    from bpbroker.client.cli.output import Output
+
+
+class Option:
+    """One option.
+
+    Args:
+        names: as typed; the first long one, without its dashes, is its key.
+        about: what the help says.
+        key: what its value is called, if not so.
+        metavar: what stands for the value in the help.
+        flag: whether it has no value; it is True when given.
+        multiple: whether it may be given again and again; the value is a tuple.
+        required: whether it must be given.
+        default: its value when absent.
+        choices: the only values; any text if empty.
+        bounds: smallest and largest value, which is then an integer.
+    """
+
+    def __init__(
+        self,
+        *names: str,
+        about: str,
+        key: str = "",
+        metavar: str | None = None,
+        flag: bool = False,
+        multiple: bool = False,
+        required: bool = False,
+        default: str | None = None,
+        choices: Sequence[str] = (),
+        bounds: tuple[int, int] | None = None,
+    ) -> None:
+        self.names = names
+        self.about = about
+        self.key = key or next(name for name in names if name.startswith("--"))[2:].replace("-", "_")
+        self.metavar = metavar
+        self.flag = flag
+        self.multiple = multiple
+        self.required = required
+        self.default: Any = False if flag else () if multiple else default
+        self.choices = choices
+        self.bounds = bounds
+
+
+Action: TypeAlias = "Callable[..., Output]"
+"""What a command does: gets a Session and, by their keys, the values of its own options."""
+
+
+class Command:
+    """One command.
+
+    Args:
+        path: its words.
+        options: of its own.
+        action: what it does; its docstring is what the help shows.
+        acts: whether something has happened once the broker has answered: a script must know.
+    """
+
+    def __init__(self, path: tuple[str, ...], options: Sequence[Option], action: Action, *, acts: bool) -> None:
+        self.path = path
+        self.options = options
+        self.action = action
+        self.acts = acts
+
+
+class Call:
+    """A command line that has been understood.
+
+    Args:
+        command: what to do.
+        own: the values of all the command's own options, by key.
+        given: of the options of every command, those that were given.
+    """
+
+    def __init__(self, command: Command, own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+        self.command = command
+        self.own = own
+        self.given = given
+
+
+EVERYWHERE: Final = (
+    Option("-b", "--bpbroker", metavar="HOST:PORT", about="The broker; or set BPBROKER."),
+    Option("--discover", metavar="NAME", about="Find the broker that holds NAME, then use that."),
+    Option("-a", "--access-key", metavar="KEY", about="Access key, @FILE, or -; or set BPBROKER_ACCESS_KEY."),
+    Option("--access-key-file", metavar="FILE", about="File that holds the access key."),
+    Option("--token", metavar="TOKEN", about="Join token, @FILE, or -; or set BPBROKER_TOKEN."),
+    Option("--fingerprint", metavar="SHA256", about="The broker's certificate must be this one."),
+    Option("--cacert", metavar="FILE", about="The broker's certificate must be signed by one of these."),
+    Option("--insecure", flag=True, about="Do not check the broker's certificate."),
+    Option("--timeout", metavar="TIME", about="Give up after this time, such as 500ms, 30s, 5m."),
+    Option(
+        "--retry",
+        metavar="N",
+        bounds=(0, 1000),
+        about="Try again N times where it is safe (4; with --timeout or --wait till then; 0: never).",
+    ),
+    Option("--port", metavar="PORT", about="Port for discovery, and of -b HOST (20443)."),
+    Option("--interface", metavar="NAME", about="Discover on this network interface only."),
+    Option("--cols", metavar="COL ...", multiple=True, about="Only these columns, in this order."),
+    Option("-f", "--format", choices=FORMATS, about="Form of the output (text)."),
+    Option("-q", "--quiet", flag=True, about="Nothing on stderr but errors."),
+)
+"""Options that may stand before, between and after the words of any command."""
+
+NAME: Final = Option("--name", required=True, about="The entry's name.")
+DATA: Final = Option("--data", metavar="DATA", about="Data: text, a JSON object, @FILE, or - for standard input.")
+DATA_NEEDED: Final = Option("--data", metavar="DATA", about=f"{DATA.about} Required.")
+DATA_RAW: Final = Option("--data-raw", metavar="TEXT", about="Data, never read as @FILE or -.")
+RAW: Final = Option("--raw", flag=True, about="Print the broker's whole response.")
+ETAG: Final = Option("--etag", flag=True, about="Print only the entry's tag, for --if-match and --changed-from.")
+CONSISTENCY: Final = Option(
+    "--consistency", choices=CONSISTENCIES, default="strong",
+    about="local: what this broker knows is enough, even if it cannot reach a shared registry.",
+)  # fmt: skip
+IF_MATCH: Final = Option("--if-match", metavar="ETAG", default="", about="Only if the entry's tag is this one.")

@@ -1,0 +1,256 @@
+"""How results look on standard output. Pure: values to bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from bpbroker.client.api import Entry
+from bpbroker.errors import NotShown
+from bpbroker.registry.entry import STAMP_KEYS, TEXT_KEY
+
+TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
+if TYPE_CHECKING:
+    from typing import Any, Final, TypeAlias
+
+    from bpbroker.client.responders import Broker
+
+FORMATS: Final = ("json", "text", "csv", "csv-noheader", "shell", "powershell")
+
+Row: TypeAlias = "Mapping[str, Any]"
+
+
+class Output:
+    """A command's result in every form it may be asked for.
+
+    Args:
+        text: as it is, its last newline included; None: one row's JSON, so that ``cols`` can choose from it.
+        value: what ``json`` shows.
+        rows: what the tables and the shells show.
+        many: whether there may be another number of rows than one.
+        exit_code: how the command ends once this is printed.
+    """
+
+    def __init__(
+        self, text: bytes | None, value: Any, rows: Sequence[Row], *, many: bool = False, exit_code: int = 0
+    ) -> None:
+        self.text = text
+        self.value = value
+        self.rows = rows
+        self.many = many
+        self.exit_code = exit_code
+
+
+def render(output: Output, form: str, cols: Sequence[str] = ()) -> bytes:
+    """Give the bytes to print, the newline at the end included.
+
+    Args:
+        output: what.
+        form: one of :data:`FORMATS`.
+        cols: only these keys of every row, in this order.
+
+    Raises:
+        NotShown: a shell could not hold it, or JSON not.
+    """
+    rows = [_chosen(row, cols) for row in output.rows]
+    if form == "text":
+        return _line(json.dumps(rows[0])) if output.text is None else output.text
+    if form == "json":
+        return _line(_strict_json(_chosen_value(output.value, cols)))
+    if form in ("csv", "csv-noheader"):
+        return _csv(rows, cols, header=form == "csv")
+    lines = _assignments(rows, output.many, _POWERSHELL if form == "powershell" else _SHELL)
+    return _utf8("".join(f"{line}\n" for line in lines))
+
+
+# --- what commands give ---
+
+
+def of_entry(entry: Row) -> Output:
+    """Show an entry, or a ping's echo: text alone as that text, an object as JSON."""
+    own = [key for key in entry if key not in STAMP_KEYS]
+    plain = own == [TEXT_KEY] and isinstance(entry[TEXT_KEY], str)
+    return Output(_line(entry[TEXT_KEY]) if plain else None, entry, [entry])
+
+
+def of_ping(answer: Row) -> Output:
+    """Show the echo; who asked is in the other forms."""
+    shown = of_entry(answer["data"])
+    text = _line(json.dumps(answer["data"])) if shown.text is None else shown.text
+    return Output(text, answer, [{"src": answer.get("src"), **answer["data"]}])
+
+
+def of_value(name: str, value: Any) -> Output:
+    """Show one value: text as it is, anything else as JSON."""
+    return Output(_line(_cell(value) if value is not None else "null"), value, [{name: value}])
+
+
+def of_entries(entries: Mapping[str, Entry]) -> Output:
+    """Show entries: a line each, name and value with a tab between."""
+    text = b"".join(_line(f"{_one_line(name)}\t{_one_line(_entry_text(item))}") for name, item in entries.items())
+    return Output(text, entries, [{"name": name, **item} for name, item in entries.items()], many=True)
+
+
+def of_names(names: Sequence[str], value: Any = None) -> Output:
+    """Show names, a line each; in ``json`` show ``value`` if there is one."""
+    text = b"".join(map(_line, names))
+    return Output(text, list(names) if value is None else value, [{"name": name} for name in names], many=True)
+
+
+def of_broker(broker: Broker) -> Output:
+    """Show a broker by its address alone."""
+    row = broker._asdict()
+    return Output(_line(broker.address), row, [row])
+
+
+def of_brokers(brokers: Sequence[Broker]) -> Output:
+    """Show brokers by their addresses, a line each."""
+    rows = [broker._asdict() for broker in brokers]
+    return Output(b"".join(_line(broker.address) for broker in brokers), rows, rows, many=True)
+
+
+def of_response(response: Row, text: bytes) -> Output:
+    """Show a call that has no result: ``text``, or in the other forms the broker's whole response."""
+    rows = [{key: value for key, value in response.items() if key != "data"}]
+    return Output(text, response, rows)
+
+
+def of_raw(response: Row) -> Output:
+    """Show a whole response."""
+    return Output(_line(json.dumps(response)), response, [response])
+
+
+def of_body(body: bytes) -> Output:
+    """Show an extension's answer as it came; in the other forms what it means as JSON, or its text."""
+    text = body.decode("utf-8", "replace")
+    try:
+        value = json.loads(body)
+        json.dumps(value, allow_nan=False)  # what Python takes for JSON, such as NaN, others do not
+    except (ValueError, RecursionError):
+        value = text
+    if isinstance(value, dict):
+        return Output(body, value, [value])
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        return Output(body, value, value, many=True)
+    return Output(body, value, [{"data": value}])
+
+
+def _entry_text(entry: Row) -> str:
+    text = of_entry(entry).text
+    return json.dumps(entry) if text is None else text.decode("utf-8", "surrogateescape")[:-1]
+
+
+def _one_line(text: str) -> str:
+    """Give text that is a cell of its line: as JSON if it would break out of that."""
+    return json.dumps(text) if any(character in "\t\n\r" for character in text) else text
+
+
+def _strict_json(value: Any) -> str:
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise NotShown("The answer has a number that is NaN or infinite, or is too deep, for json; use text") from None
+
+
+def _line(text: str) -> bytes:
+    return _utf8(f"{text}\n")
+
+
+def _utf8(text: str) -> bytes:
+    """Give text as bytes; half a surrogate pair, which only JSON can write, becomes a question mark."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace")
+
+
+def _chosen(row: Row, cols: Sequence[str]) -> Row:
+    return {col: row[col] for col in cols if col in row} if cols else row
+
+
+def _chosen_value(value: Any, cols: Sequence[str]) -> Any:
+    """Choose from an object, from each of a list of objects, or from each entry of an object of entries."""
+    if not cols:
+        return value
+    if isinstance(value, list):
+        return [_chosen(item, cols) if isinstance(item, Mapping) else item for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    if value and all(isinstance(item, Entry) for item in value.values()):
+        return {name: _chosen(item, cols) for name, item in value.items()}
+    return _chosen(value, cols)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return "" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+# --- tables ---
+
+
+def _csv(rows: Sequence[Row], cols: Sequence[str], *, header: bool) -> bytes:
+    """Give rows as CSV (RFC 4180 but for the line ends, which are what shells read)."""
+    import csv
+    import io
+
+    columns = list(cols) or list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if header and columns:
+        writer.writerow(columns)
+    writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
+    return _utf8(text.getvalue())
+
+
+# --- shells ---
+
+
+class _Dialect:
+    """How a shell assigns text to a variable.
+
+    Args:
+        assignment: with ``{name}`` and ``{value}``.
+        quotes: what stands for each character that would end the quoted text.
+    """
+
+    def __init__(self, assignment: str, quotes: Mapping[str, str]) -> None:
+        self.assignment = assignment
+        self.quotes = quotes
+
+
+_SHELL: Final = _Dialect("{name}='{value}'", {"'": "'\\''"})
+# PowerShell takes typographic single quotes for the plain one; each is written twice.
+_POWERSHELL: Final = _Dialect("${name} = '{value}'", {quote: quote * 2 for quote in "'\u2018\u2019\u201a\u201b"})
+
+
+def _assignments(rows: Sequence[Row], many: bool, dialect: _Dialect) -> list[str]:
+    """Give assignments to variables named ``bp_<key>``.
+
+    The prefix is there because keys come from whoever may write to the
+    registry: an entry must not be able to set ``PATH``.
+    """
+    variables: dict[str, Any] = {"bp_count": len(rows)} if many else {}
+    taken = set(variables)
+    for number, row in enumerate(rows, 1):
+        for key, value in row.items():
+            name = ("bp_" + (f"{number}_" if many else "")) + _identifier(key)
+            # PowerShell takes Role and role for one variable.
+            unique = name.lower() if dialect is _POWERSHELL else name
+            if unique in taken:
+                raise NotShown(f"Two keys would both be the variable {name}; choose one with --cols, or use json")
+            taken.add(unique)
+            variables[name] = value
+    return [dialect.assignment.format(name=name, value=_quoted(value, dialect)) for name, value in variables.items()]
+
+
+def _identifier(key: str) -> str:
+    return "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in key).lstrip("_") or "_"
+
+
+def _quoted(value: Any, dialect: _Dialect) -> str:
+    text = _cell(value)
+    if "\0" in text:
+        raise NotShown("A value has a NUL character in it, which no shell can hold; use json")
+    return "".join(dialect.quotes.get(letter, letter) for letter in text)

@@ -1,0 +1,123 @@
+"""The command line as click's commands: for help, completion, and to say what is wrong with one.
+
+The only module of the client that loads click, and loaded only for these.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+import click
+
+from bpbroker import __version__
+from bpbroker.client.cli.commands import COMMANDS, GROUPS
+from bpbroker.client.cli.options import EVERYWHERE, Call, Command, Option
+from bpbroker.errors import UsageError
+
+_SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+_ABOUT: Final = "Talk to a bpbroker: find it, register services and look them up, call its extensions."
+
+_EPILOG: Final = """\b
+Exit codes: 0 done, 1 other, 2 usage, 3 not found, 4 exists or precondition failed,
+5 access refused, 6 cannot connect or wrong certificate, 7 several brokers answered, 124 timed out.
+Options of bpclient may also stand after the commands."""
+
+
+def parse(words: Sequence[str]) -> Call:
+    """Understand a command line.
+
+    Raises:
+        UsageError: it makes no sense; the message says why.
+        SystemExit: all is done: help or the version was printed.
+    """
+    given: dict[str, Any] = {}
+    try:
+        # Not main(): it answers an interrupt with an empty line.
+        with bpclient().make_context("bpclient", list(words), obj=given) as context:
+            call: Call = context.command.invoke(context)
+    except click.exceptions.Exit as done:
+        raise SystemExit(done.exit_code) from None
+    except click.exceptions.NoArgsIsHelpError as error:
+        sys.stderr.write(f"{error.format_message()}\n")
+        raise SystemExit(UsageError.exit_code) from None
+    except click.ClickException as error:
+        raise UsageError(f"{error.format_message().rstrip('.')} (bpclient --help shows what there is)") from None
+    return call
+
+
+def complete(words: Sequence[str]) -> None:
+    """Answer a shell that asks what could be typed next; does not return."""
+    bpclient().main(list(words), prog_name="bpclient")
+
+
+def bpclient() -> click.Group:
+    """Make click's commands of ours."""
+    root = click.Group(
+        "bpclient",
+        help=_ABOUT,
+        epilog=_EPILOG,
+        context_settings=_SETTINGS,
+        params=[_version_option(), *(_remembered(option, hidden=False) for option in EVERYWHERE)],
+    )
+    groups: dict[tuple[str, ...], click.Group] = {(): root}
+    # The help of the outermost command alone shows them.
+    hidden: list[click.Parameter] = [_remembered(option, hidden=True) for option in EVERYWHERE]
+    for words, about in GROUPS.items():
+        groups[words] = click.Group(words[-1], help=about, params=hidden)
+        groups[words[:-1]].add_command(groups[words])
+    for path, command in COMMANDS.items():
+        own = [_option(option) for option in command.options]
+        groups[path[:-1]].add_command(
+            click.Command(path[-1], help=command.action.__doc__, params=[*own, *hidden], callback=_callback(command))
+        )
+    return root
+
+
+def _callback(command: Command) -> Any:
+    def understood(**own: Any) -> Call:
+        given: dict[str, Any] = click.get_current_context().find_root().obj
+        return Call(command, own, given)
+
+    return understood
+
+
+def _remember(context: click.Context, option: click.Parameter, value: Any) -> None:
+    """Keep an option of every command; the last level on which it is given counts."""
+    if value is not None and value is not False and value != ():
+        context.find_root().obj[option.name] = value
+
+
+def _remembered(option: Option, *, hidden: bool) -> click.Option:
+    return _option(option, expose_value=False, callback=_remember, hidden=hidden)
+
+
+def _option(option: Option, **more: Any) -> click.Option:
+    # A name without dashes is what click calls the value.
+    how: dict[str, Any] = {"help": option.about, "required": option.required, **more}
+    if option.flag:
+        how["is_flag"] = True
+    else:
+        how["metavar"] = option.metavar
+    if option.multiple:
+        how["multiple"] = True
+    elif option.default is not None and not option.flag:
+        how["default"] = option.default
+    if option.choices:
+        how["type"] = click.Choice(option.choices)
+    elif option.bounds:
+        how["type"] = click.IntRange(*option.bounds)
+    return click.Option([*option.names, option.key], **how)
+
+
+def _version_option() -> click.Parameter:
+    """Make ``--version``; click has a decorator only."""
+
+    @click.version_option(__version__, prog_name="bpclient", message="%(prog)s %(version)s")
+    @click.command()
+    def carrier() -> None:
+        pass
+
+    return carrier.params[0]

@@ -1,0 +1,177 @@
+"""What people write on a command line, made into values: durations, secrets, data, lists of columns."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Container, Iterator, Mapping, Sequence
+from itertools import islice
+
+from bpbroker.errors import UsageError
+
+TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
+if TYPE_CHECKING:
+    from typing import Final
+
+DATA_MAX_BYTES: Final = 16 * 1024 * 1024
+"""The most that a broker can be set to take."""
+_SECRET_MAX_BYTES: Final = 64 * 1024
+_DURATION_MAX_SECS: Final = 366 * 86400
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(text: str) -> float:
+    """Read a duration: ``500ms``, ``30s``, ``5m``, ``2h``, ``1d``, or a number of seconds.
+
+    Raises:
+        UsageError: it is none.
+    """
+    number = text.strip().rstrip("abcdefghijklmnopqrstuvwxyz")
+    unit = text.strip()[len(number) :]
+    try:
+        value = float(number) * _UNITS[unit or "s"]
+    except (ValueError, KeyError):
+        value = -1.0
+    if not 0 <= value <= _DURATION_MAX_SECS:
+        raise UsageError(f"{text[:40]!r} is no duration; write 500ms, 30s, 5m or 2h")
+    return value
+
+
+def content(text: str, what: str, limit: int = 0) -> str:
+    """Give an argument's content: ``-`` is standard input, ``@file`` is a file, anything else is itself.
+
+    Args:
+        text: the argument.
+        what: names it in messages.
+        limit: the most that is read, in bytes; 0: :data:`DATA_MAX_BYTES`.
+
+    Raises:
+        UsageError: it cannot be read, is too large, or is not UTF-8.
+    """
+    limit = limit or DATA_MAX_BYTES
+    if text == "-":
+        return _decoded(_standard_input(what, limit), f"What standard input has for {what}")
+    if text.startswith("@"):
+        return _decoded(_file(text[1:], what, limit), f"The file {text[1:]!r} for {what}")
+    return text
+
+
+def secret(text: str, what: str) -> str:
+    """Give a key or a token: itself, or the content of ``@file`` or of ``-`` without the newline at its end.
+
+    Raises:
+        UsageError: it cannot be read, or there is nothing in it.
+    """
+    found = content(text, what, _SECRET_MAX_BYTES)
+    if found is text:
+        return text
+    found = found.rstrip("\r\n")
+    if not found:
+        raise UsageError(f"There is nothing in what {what} names")
+    return found
+
+
+def secret_file(path: str, what: str) -> str:
+    """Give the secret in a file, without the newline at its end; errors as of :func:`secret`."""
+    return secret(path if path == "-" else f"@{path}", what)
+
+
+def _standard_input(what: str, limit: int) -> bytes:
+    data = sys.stdin.buffer.read(limit + 1)
+    if len(data) > limit:
+        raise UsageError(f"Standard input for {what} is larger than {limit} bytes")
+    return data
+
+
+def _file(path: str, what: str, limit: int) -> bytes:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - pathlib costs a one-shot call more than reading the file
+            data = file.read(limit + 1)
+    except (OSError, ValueError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UsageError(f"The file {path!r} that {what} names cannot be read: {why}") from None
+    if len(data) > limit:
+        raise UsageError(f"The file {path!r} that {what} names is larger than {limit} bytes")
+    return data
+
+
+def _decoded(data: bytes, what: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise UsageError(f"{what} is not UTF-8 text") from None
+
+
+def secrets(given: Mapping[str, str | None], environ: Mapping[str, str] = os.environ) -> tuple[str, str]:
+    """Work out key and canonical fingerprint: options before the environment, the more particular before the token.
+
+    Args:
+        given: the options ``access_key``, ``access_key_file``, ``token`` and ``fingerprint``, None where absent.
+        environ: for ``BPBROKER_ACCESS_KEY`` and ``BPBROKER_TOKEN``.
+
+    Raises:
+        UsageError: one of them cannot be used.
+    """
+    given_token = given.get("token")
+    token_word = given_token or environ.get("BPBROKER_TOKEN", "")
+    token_key = token_fingerprint = ""
+    if token_word:
+        from bpbroker.discovery.jointoken import parse_token
+
+        token_fingerprint, token_key = parse_token(secret(token_word, "the join token"))
+    key = given.get("access_key")
+    key_file = given.get("access_key_file")
+    if key is not None:
+        key = secret(key, "--access-key")
+    elif key_file:
+        key = secret_file(key_file, "--access-key-file")
+    elif given_token and token_key:
+        key = token_key
+    elif environ.get("BPBROKER_ACCESS_KEY"):
+        key = secret(environ["BPBROKER_ACCESS_KEY"], "BPBROKER_ACCESS_KEY")
+    else:
+        key = token_key
+    fingerprint = given.get("fingerprint")
+    if fingerprint:
+        from bpbroker.discovery.jointoken import canonical_fingerprint
+
+        fingerprint = canonical_fingerprint(fingerprint)
+    return key, fingerprint or token_fingerprint
+
+
+def split_cols(arguments: Sequence[str], commands: Container[str], flags: Container[str]) -> Iterator[str]:
+    """Give the arguments with ``--cols a b`` written as ``--cols=a --cols=b``, which click understands.
+
+    0.22 took any number of words after ``--cols``, up to the next option. Here
+    they also end at the name of a command.
+
+    Args:
+        arguments: as the shell gave them.
+        commands: the names of all commands.
+        flags: the options that take no value; what follows any other one is its value, whatever it looks like.
+    """
+    rest = iter(arguments)
+    collecting = False
+    for argument in rest:
+        if argument == "--":
+            yield argument
+            yield from rest
+            return
+        if collecting and not argument.startswith("-") and argument not in commands:
+            yield f"--cols={argument}"
+            continue
+        collecting = argument == "--cols"
+        if collecting:
+            continue
+        yield argument
+        if argument.startswith("-") and _wants_next(argument, flags):
+            yield from islice(rest, 1)
+
+
+def _wants_next(option: str, flags: Container[str]) -> bool:
+    """Whether the value of an option is the next word."""
+    if option.startswith("--"):
+        return "=" not in option and option not in flags
+    # Flags together, as in -qf json; the first letter that is none takes what is left of the word, as in -fjson.
+    valued = next((at for at in range(1, len(option)) if f"-{option[at]}" not in flags), 0)
+    return valued == len(option) - 1 > 0

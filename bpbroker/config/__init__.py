@@ -1,0 +1,19 @@
+"""The configuration: defaults and layers (``layers``), what may stand in it (``schema``), where it is (``paths``).
+
+The config store actor owns the settings in force. :data:`data` and
+:data:`rlock` are for extensions, which know them as ``bpbroker.config.data``
+and ``bpbroker.config.rlock``; the child process that runs one fills them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+data: Mapping[str, Any] = MappingProxyType({})
+"""For extensions: the broker's settings, read-only, access keys of other sections removed."""
+
+rlock = threading.RLock()
+"""For extensions written for 0.22. Calls of one namespace run one at a time anyway."""

@@ -1,0 +1,276 @@
+"""Which keys the configuration knows, what they may be, and what they are when absent.
+
+Only the seed's defaults are written into the file (``config.DEFAULTS``); every
+other key is optional and has its default here. Unknown keys are kept and only
+warned about when they look like a typing error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from bpbroker.registry.entry import DATA_MAX_BYTES, DEPTH_MAX, NAME_MAX_BYTES
+
+Check = Callable[[Any], str | None]
+"""Gives what is wrong with a value, as ``must be …``, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One known key of a section."""
+
+    check: Check
+    default: Any
+    help: str
+
+
+def _number(low: float, high: float, *, whole: bool = True) -> Check:
+    kind = "a whole number" if whole else "a number"
+
+    def check(value: Any) -> str | None:
+        fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        return None if fits and low <= value <= high else f"must be {kind} from {low} to {high}"
+
+    return check
+
+
+def _text(value: Any) -> str | None:
+    return None if isinstance(value, str) else "must be text"
+
+
+def _path(value: Any) -> str | None:
+    return None if isinstance(value, str) and value and "\0" not in value else "must be the path of a file"
+
+
+def _flag(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "must be true or false"
+
+
+def _choice(*words: str) -> Check:
+    def check(value: Any) -> str | None:
+        if value in words:
+            return None
+        close = difflib.get_close_matches(str(value), words, 1)
+        return f"must be one of {', '.join(words)}" + (f"; did you mean {close[0]}?" if close else "")
+
+    return check
+
+
+def _access_key(value: Any) -> str | None:
+    keys = value if isinstance(value, (list, tuple)) else [value]
+    if not 1 <= len(keys) <= 4 or not all(isinstance(key, str) for key in keys):
+        return 'must be text, or a list of one to four texts ("" means open to everybody)'
+    if isinstance(value, (list, tuple)) and not all(keys):
+        return "must not have an empty text in its list"
+    if any(len(key.encode(errors="replace")) > 1024 for key in keys):
+        return "must not be longer than 1024 bytes"
+    return None
+
+
+def _environment(value: Any) -> str | None:
+    if isinstance(value, Mapping) and all(isinstance(item, str) for item in value.values()):
+        return None
+    return "must be an object of texts"
+
+
+def _texts(value: Any) -> str | None:
+    if isinstance(value, (list, tuple)) and value and all(isinstance(item, str) and item for item in value):
+        return None
+    return "must be a list of texts"
+
+
+def _endpoints(value: Any) -> str | None:
+    if isinstance(value, (list, tuple)) and all(_is_endpoint(item) for item in value):
+        return None
+    return 'must be a list of addresses such as "https://10.0.0.5:2379"'
+
+
+def _is_endpoint(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        parts = urlsplit(value)
+        return (
+            parts.scheme in ("https", "http")
+            and bool(parts.hostname)
+            and parts.port != 0
+            and not (parts.path.strip("/") or parts.query or "@" in parts.netloc)
+        )
+    except ValueError:
+        return False
+
+
+def _prefix(value: Any) -> str | None:
+    fits = isinstance(value, str) and value.strip("/") and value.isprintable() and len(value) <= 256
+    return None if fits else "must be text such as /bpbroker, of at most 256 characters"
+
+
+def _optional(check: Check) -> Check:
+    return lambda value: None if value is None else check(value)
+
+
+_MIB: Final = 1024 * 1024
+
+_ACCESS_KEY = Key(_access_key, "", "key, or up to four keys, that requests must bring")
+
+KNOWN: Final[Mapping[str, Mapping[str, Key]]] = {
+    "api": {
+        "listen_port": Key(_number(0, 65535), 20443, "TCP and UDP port; 0 takes any free one"),
+        "listen_ip": Key(_text, "", "address to bind to; empty means all interfaces"),
+        "ssl_cert": Key(_path, "", "certificate, PEM, chain included"),
+        "ssl_key": Key(_path, "", "private key, PEM"),
+        "workers": Key(_number(1, 64), 2, "threads that answer requests; none of them ever waits"),
+        "max_header_bytes": Key(_number(1024, _MIB), 16 * 1024, "largest request head"),
+        "max_headers": Key(_number(8, 1000), 100, "most header fields in a request"),
+        "max_body_bytes": Key(_number(1024, 64 * _MIB), _MIB, "largest request body"),
+        "max_name_bytes": Key(_number(1, 4096), NAME_MAX_BYTES, "longest name of an entry"),
+        "max_data_bytes": Key(_number(1, 16 * _MIB), DATA_MAX_BYTES, "largest entry"),
+        "max_json_depth": Key(_number(1, 200), DEPTH_MAX, "deepest nesting of an entry"),
+        "handshake_timeout_secs": Key(_number(0.1, 60, whole=False), 5.0, "time for a TLS handshake"),
+        "request_timeout_secs": Key(_number(0.1, 600, whole=False), 30.0, "time for a whole request"),
+        "keep_alive_secs": Key(_number(0, 3600, whole=False), 60.0, "how long an idle connection stays open"),
+        "max_connections": Key(_number(16, 1_000_000), 8192, "open connections in all"),
+        "max_connections_per_address": Key(_number(1, 1_000_000), 2048, "open connections of one address"),
+        "max_waiting": Key(_number(1, 1_000_000), 4096, "requests that may wait for an entry at one time"),
+        "wrong_keys_per_minute": Key(_number(1, 1_000_000), 100, "wrong keys of one address before it has to pause"),
+    },
+    "_global": {
+        "healthcheck_freq_sec": Key(_number(0.1, 86400, whole=False), 10, "how often every part is pinged"),
+        "discovery": Key(_choice("open", "authenticated", "off"), "open", "whom discovery answers"),
+    },
+    "_config": {
+        "backup_freq_secs": Key(_number(0.1, 31_536_000, whole=False), 3600, "how often a backup is made"),
+        "backup_retain_n": Key(_number(1, 100_000), 24, "how many backups are kept"),
+    },
+    "_registry": {
+        "store": Key(_choice("embedded", "etcd"), "embedded", "where acknowledged writes live"),
+        "endpoints": Key(_endpoints, (), "where the etcd cluster's members listen for clients"),
+        "prefix": Key(_prefix, "/bpbroker", "what all keys of this registry begin with"),
+        "ca_cert": Key(_optional(_path), None, "certificate of the authority that signed the members', PEM"),
+        "client_cert": Key(_optional(_path), None, "our certificate for the cluster, PEM"),
+        "client_key": Key(_optional(_path), None, "its private key, PEM"),
+        "user": Key(_optional(_text), None, "user of the cluster"),
+        "password": Key(_optional(_text), None, "that user's password"),
+        "timeout_secs": Key(_number(0.5, 20, whole=False), 5, "time for one change or read, all endpoints together"),
+    },
+    "ping": {"_access_key": _ACCESS_KEY},
+    "services": {"_access_key": _ACCESS_KEY},
+}
+
+EXTENSION: Final[Mapping[str, Key]] = {
+    "_access_key": _ACCESS_KEY,
+    "_timeout_secs": Key(_number(0.1, 86400, whole=False), 30, "time for one call"),
+    "_queue_max": Key(_number(0, 100_000), 64, "calls that may wait"),
+    "_memory_max_bytes": Key(_optional(_number(16 * _MIB, 1 << 50)), None, "memory of the child process"),
+    "_user": Key(_optional(_text), None, "user that the child process runs as (Linux)"),
+    "_workers": Key(_number(1, 64), 1, "calls that run at the same time"),
+    "_env": Key(_environment, {}, "extra environment of the child process"),
+    "_preload": Key(_flag, False, "start the child process with the broker"),
+}
+"""Keys that the broker knows in the section of an extension; all others are the extension's own."""
+
+_OWN_SECTIONS: Final = (*KNOWN, "worker")
+
+
+def keys_of(section: str) -> Mapping[str, Key]:
+    """Give the known keys of a section."""
+    if section in KNOWN:
+        return KNOWN[section]
+    return {} if section.startswith("_") or section == "worker" else EXTENSION
+
+
+def option(settings: Mapping[str, Any], section: str, key: str) -> Any:
+    """Give a setting, or its default where the configuration does not have it."""
+    found = settings.get(section, {})
+    return found[key] if key in found else keys_of(section)[key].default
+
+
+def problems(document: Mapping[str, Any]) -> Iterator[str]:
+    """Give everything in a document that cannot be used, a sentence each: path, value, what it must be."""
+    for name, section in document.items():
+        if not isinstance(section, Mapping):
+            yield f"{name} is {_shown(section)}: a section must be an object"
+            continue
+        for key, known in keys_of(name).items():
+            if key not in section:
+                continue
+            fault = known.check(section[key])
+            if fault:
+                shown = "" if key in ("_access_key", "password") else f" is {_shown(section[key])}"
+                yield f"{name}.{key}{shown}: {fault}"
+        if name == "_registry":
+            yield from _registry_problems(section, document.get("api"))
+        if name == "services":
+            for key, value in section.items():
+                if not key.startswith("_") and not isinstance(value, Mapping):
+                    yield f"services.{key} is {_shown(value)}: an entry must be an object"
+
+
+ETCD_DATA_MAX_BYTES: Final = _MIB
+"""Largest entry in an etcd cluster, whose own limit for a request is 1.5 MiB."""
+
+
+def _registry_problems(section: Mapping[str, Any], api: Any) -> Iterator[str]:
+    """Give what does not fit together."""
+    if section.get("store") == "etcd":
+        if not section.get("endpoints"):
+            wanted = 'a list of addresses such as "https://10.0.0.5:2379"'
+            yield f"_registry.endpoints is missing: with the store etcd it must be {wanted}"
+        largest = api.get("max_data_bytes", 0) if isinstance(api, Mapping) else 0
+        if isinstance(largest, int) and largest > ETCD_DATA_MAX_BYTES:
+            yield f"api.max_data_bytes is {largest}: with the store etcd it must be at most {ETCD_DATA_MAX_BYTES}"
+    for one, other in (
+        ("client_cert", "client_key"),
+        ("client_key", "client_cert"),
+        ("user", "password"),
+        ("password", "user"),
+    ):
+        if section.get(one) is not None and section.get(other) is None:
+            yield f"_registry.{other} is missing: it goes with _registry.{one}"
+
+
+def warnings(document: Mapping[str, Any], is_installed: Callable[[str], bool] = lambda _: False) -> Iterator[str]:
+    """Give what can be used but is probably not meant: sections and keys that look like a known one mistyped.
+
+    Args:
+        document: the sections.
+        is_installed: whether there is an extension module of that name; then its section is meant.
+    """
+    for name, section in document.items():
+        if name not in _OWN_SECTIONS:
+            close = difflib.get_close_matches(name, _OWN_SECTIONS, 1, 0.8)
+            if close and not is_installed(name):
+                yield f"{name} is not known; did you mean {close[0]}?"
+        if not isinstance(section, Mapping):
+            continue
+        if name == "_registry" and any(_crosses_network_in_clear(item) for item in section.get("endpoints") or ()):
+            yield "_registry.endpoints has http:// addresses: entries and password cross the network for all to read"
+        known = keys_of(name)
+        for key in section:
+            if key in known or (name == "services" and not key.startswith("_")):
+                continue
+            close = difflib.get_close_matches(key, known, 1, 0.8)
+            if close:
+                yield f"{name}.{key} is not known; did you mean {name}.{close[0]}?"
+
+
+def _crosses_network_in_clear(endpoint: Any) -> bool:
+    if not _is_endpoint(endpoint):
+        return False
+    parts = urlsplit(endpoint)
+    return parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1")
+
+
+_USERINFO: Final = re.compile(r"//[^/\"]*@")
+"""A password in an address, where it may not be, is still a password."""
+
+
+def _shown(value: Any) -> str:
+    text = _USERINFO.sub("//…@", json.dumps(value, default=str, ensure_ascii=True))
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,74 @@
+"""What the end of an extension's call means: the answer to the client, the line in the log, the figures for health."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from bpbroker.errors import ExtensionFailed, RequestError, TimedOut, TooLarge, Unauthorized
+from bpbroker.extensions.child import NoMethod, Raised
+from bpbroker.extensions.driver import Outcome
+from bpbroker.messages import Call, CallResult
+
+logger = logging.getLogger(__name__)
+
+
+class Judge:
+    """Judges the calls of one namespace and counts."""
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        self.calls = 0
+        self._failures = 0
+        self._last_error = ""
+        self._last_error_at = 0.0
+
+    def figures(self) -> dict[str, Any]:
+        """Give the numbers since the start."""
+        found: dict[str, Any] = {"calls": self.calls, "failures": self._failures}
+        if self._last_error:
+            found.update(last_error=self._last_error, last_error_at=self._last_error_at)
+        return found
+
+    def judge(self, call: Call, outcome: Outcome) -> CallResult | RequestError:
+        """Give the answer to a call that ended this way."""
+        if isinstance(outcome, CallResult):
+            return outcome
+        if isinstance(outcome, NoMethod):
+            return Unauthorized("Unauthorized method")
+        if isinstance(outcome, Raised):
+            return self._failed(call, f"failed: {outcome}", "failed", outcome.trace)
+        if isinstance(outcome, ValueError):
+            return TooLarge(str(outcome))
+        return self._failed(call, f"ended its process: {outcome}", "crashed")
+
+    def too_late(self, call: Call, limit_secs: float) -> TimedOut:
+        """Give the answer to a call that was killed at its time limit."""
+        self._note(call, f"took longer than {limit_secs:g} s and was killed")
+        error = TimedOut(f"{call.method} took longer than {limit_secs:g} s and was stopped")
+        error.outcome_known = False
+        return error
+
+    def _failed(self, call: Call, happened: str, told: str, trace: str = "") -> ExtensionFailed:
+        self._note(call, happened, trace)
+        error = ExtensionFailed(f"{call.method} {told}; the broker's log says more under {call.request_id}")
+        error.outcome_known = False
+        return error
+
+    def _note(self, call: Call, happened: str, trace: str = "") -> None:
+        self._failures += 1
+        self._last_error = f"{call.method} {happened}, request {call.request_id}"
+        self._last_error_at = time.time()
+        error = (ChildTrace, ChildTrace(trace), None) if trace else None
+        logger.error(
+            "%s.%s %s, request %s", self._namespace, call.method, happened, call.request_id,
+            exc_info=error, extra={"request_id": call.request_id},
+        )  # fmt: skip
+
+
+class ChildTrace(Exception):
+    """Carries a traceback from an extension's process into the log."""
+
+    def __str__(self) -> str:
+        return f"in the extension's process\n{str(self.args[0]).rstrip()}"

@@ -1,0 +1,250 @@
+"""Putting extension modules into the lib folder, and taking them out again, never half."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bpbroker.errors import ConfigurationError, NotFound, UsageError
+from bpbroker.extensions.modules import ExtensionRecord, look_at, name_problem, offered, read_source
+
+FILES_MAX: Final = 1000
+BYTES_MAX: Final = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """What was installed."""
+
+    namespace: str
+    path: Path
+    """The module, or the package's folder, in the lib folder."""
+    changed: bool
+    """False when the very same was there already; then nothing was done."""
+    modules: tuple[ExtensionRecord, ...]
+    """The namespaces that it brings, with their methods; a section of that name enables one."""
+    kept: Path | None
+    """Where the version that was there before is now."""
+
+
+def install(script: Path, lib: Path) -> Installed:
+    """Copy a module or a package's folder into the lib folder, as one step, replacing an older version of it.
+
+    Raises:
+        UsageError: it is nothing that can be an extension; the message says why, nothing was changed.
+        ConfigurationError: the lib folder cannot be written, nothing was changed.
+    """
+    script = Path(os.path.normpath(script.absolute()))
+    if script.is_symlink() and not script.resolve().is_relative_to(script.parent.resolve()):
+        raise UsageError(f"{script} is a link out of its folder; name the file itself: {script.resolve()}")
+    if not script.exists():
+        raise UsageError(f"There is no {script}")
+    package = script.is_dir()
+    if not package and script.suffix != ".py":
+        raise UsageError(f"{script.name} is no Python module: its name must end in .py")
+    namespace = script.name if package else script.stem
+    if package and not (script / "__init__.py").exists() and not any(script.glob("*.py")):
+        raise UsageError(f"{script} has no Python module in it")
+    problem = name_problem(namespace)
+    if "." in namespace:
+        problem = "a module of a package is installed with its package's folder"
+    if problem:
+        raise UsageError(f"{script.name} cannot be installed: {problem}")
+    files = list(_checked(script)) if package else [_checked_file(script)]
+    there = lib / f"{namespace}{'' if package else '.py'}"
+    if _is_same(script, files, there):
+        # Installed again, say with --enable: the older version that is kept must not be lost to a copy of this one.
+        return Installed(namespace, there, False, tuple(_brought(namespace, files, lib)), None)
+    try:
+        path, kept = _put(script, files, lib, f"{namespace}{'' if package else '.py'}")
+    except OSError as error:
+        raise ConfigurationError(
+            f"{script.name} was not installed: {error.filename or lib}: {error.strerror or error}"
+        ) from None
+    return Installed(namespace, path, True, tuple(_brought(namespace, files, lib)), kept)
+
+
+def uninstall(namespace: str, lib: Path) -> tuple[Path, ...]:
+    """Remove a module or package from the lib folder, the older version that was kept included; gives what is gone.
+
+    Raises:
+        UsageError: it is a module of a package.
+        NotFound: it is not there.
+        ConfigurationError: it cannot be removed.
+    """
+    problem = name_problem(namespace)
+    if "." in namespace and not problem:
+        raise UsageError(f"{namespace} is part of a package; uninstall {namespace.partition('.')[0]}")
+    names = () if problem else (namespace, f"{namespace}.py")
+    there = [lib / name for name in names if os.path.lexists(lib / name)]
+    if not there:
+        raise NotFound(f"{lib} has no extension {namespace}")
+    there += [kept for path in there if os.path.lexists(kept := _kept(path))]
+    for path in there:
+        try:
+            _remove(path)
+        except OSError as error:
+            raise ConfigurationError(f"{path} was not removed: {error.strerror}") from None
+    return tuple(there)
+
+
+# --- what may come in ---
+
+
+def _checked(folder: Path) -> Iterator[Path]:
+    """Give a package's files, relative to its folder, once all of them are seen to be fit.
+
+    Raises:
+        UsageError: one is not.
+    """
+    count = size = 0
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name != "__pycache__" and not name.startswith("."))
+        for name in (*folders, *names):
+            path = Path(place, name)
+            if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+                raise UsageError(f"{path} is a link out of the folder; nothing was installed")
+            if path.is_symlink() and path.is_dir():
+                raise UsageError(f"{path} is a link to a folder; nothing was installed")
+        for name in sorted(names):
+            if name.startswith(".") or name.endswith((".pyc", ".pyo")):
+                continue
+            path = _checked_file(Path(place, name))
+            count, size = count + 1, size + path.stat().st_size
+            if count > FILES_MAX or size > BYTES_MAX:
+                raise UsageError(
+                    f"{folder} is too large for an extension: {FILES_MAX} files, {BYTES_MAX} bytes at most"
+                )
+            yield path.relative_to(folder)
+
+
+def _checked_file(path: Path) -> Path:
+    """Give back the path of a file that can be read, and parsed if it is a module.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UsageError(f"{path} is no regular file; nothing was installed")
+        if path.suffix == ".py":
+            offered(read_source(path))
+    except SyntaxError as error:
+        raise UsageError(
+            f"{path}, line {error.lineno}: {error.msg}; nothing was installed. Extensions are Python 3"
+        ) from None
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}; nothing was installed") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}; nothing was installed") from None
+    return path
+
+
+def _is_same(source: Path, files: list[Path], target: Path) -> bool:
+    """Whether the lib folder has these very files under this name, and no others."""
+    if target.is_symlink() or any(path.is_symlink() for path in target.rglob("*")):
+        return False
+    if not source.is_dir():
+        return target.is_file() and source.read_bytes() == target.read_bytes()
+    there = {path.relative_to(target) for path in target.rglob("*") if path.is_file()}
+    return there == set(files) and all((source / path).read_bytes() == (target / path).read_bytes() for path in files)
+
+
+# --- putting it there ---
+
+
+def _put(source: Path, files: list[Path], lib: Path, name: str) -> tuple[Path, Path | None]:
+    """Copy beside the target, then let it take the target's place; gives its path and where the older version is."""
+    lib.mkdir(mode=0o755, parents=True, exist_ok=True)
+    target = lib / name
+    workshop = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=lib))
+    try:
+        fresh = workshop / name
+        if source.is_dir():
+            fresh.mkdir(0o755)
+            for file in files:
+                (fresh / file.parent).mkdir(mode=0o755, parents=True, exist_ok=True)
+                _copy(source / file, fresh / file)
+        else:
+            _copy(source, fresh)
+        kept = _keep_older(target)
+        try:
+            fresh.rename(target)
+        except OSError:
+            if kept is not None:
+                kept[1].rename(kept[0])
+            raise
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+    _sync(lib)
+    return target, kept[1] if kept else None
+
+
+def _keep_older(target: Path) -> tuple[Path, Path] | None:
+    """Keep what ``target`` will replace; gives where it was and where it is now.
+
+    A package would go before a module of the same name, so the other kind is
+    out of the way afterwards too.
+    """
+    other = target.with_suffix("") if target.suffix else target.with_name(f"{target.name}.py")
+    moved = None
+    for path in (target, other):
+        if os.path.lexists(path):
+            kept = _kept(path)
+            if os.path.lexists(kept):
+                _remove(kept)
+            if path is target and path.is_file() and not path.is_symlink():
+                os.link(path, kept)  # the target's name is never without a module
+            else:
+                path.rename(kept)
+            moved = moved or (path, kept)
+    return moved
+
+
+def _kept(path: Path) -> Path:
+    """Give the name of the older version: none that can be imported."""
+    return path.with_name(f"{path.name}.old")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file's content to a new file that everybody may read and only its owner write."""
+    with source.open("rb") as reader, target.open("xb") as writer:
+        shutil.copyfileobj(reader, writer)
+        writer.flush()
+        os.fsync(writer.fileno())
+    target.chmod(0o644)
+
+
+def _sync(folder: Path) -> None:
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _brought(namespace: str, files: list[Path], lib: Path) -> Iterator[ExtensionRecord]:
+    """Give the namespaces of what was installed, those without a method left out unless it is the only one."""
+    if files and files[0].is_absolute():
+        yield look_at(namespace, lib)
+        return
+    for file in sorted(files):
+        if file.suffix == ".py":
+            parts = [namespace, *file.with_suffix("").parts]
+            record = look_at(".".join(parts[:-1] if parts[-1] == "__init__" else parts), lib)
+            if record.methods:
+                yield record

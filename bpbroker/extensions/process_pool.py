@@ -1,0 +1,151 @@
+"""The child processes of one namespace as its actor knows them: which is free, which runs what until when."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Final
+
+from bpbroker.extensions.child import Launch, Serve
+from bpbroker.extensions.driver import Driver, Tell
+from bpbroker.extensions.idempotency import Keyed
+from bpbroker.messages import Call
+
+NEVER: Final = float("inf")
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A call that waits or runs."""
+
+    call: Call
+    replies: list[Future[Any]]
+    """The first caller's, then those of who repeated the request with its Idempotency-Key."""
+    deadline: float
+    """Monotonic time until which it has to be begun."""
+    keyed: Keyed | None = None
+    begun: int = 0
+    """How often it was given to a child; more than once only if that had died before."""
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for it any more, or all were told already that it is not done."""
+        return all(reply.done() for reply in self.replies)
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One driver, and what it is about."""
+
+    driver: Driver
+    current: bool
+    """Whether it was started with the settings and the module in force; else it takes no further call."""
+    deadline: float
+    """Monotonic; of the import at first, then of each call."""
+    ready: bool = False
+    job: Job | None = None
+
+
+class Crew:
+    """All workers of one namespace; used by its actor's thread alone.
+
+    Args:
+        serve: serves ``rh.registry``, in a driver's thread.
+        tell: how drivers tell the actor.
+    """
+
+    def __init__(self, serve: Serve, tell: Tell) -> None:
+        self._serve = serve
+        self._tell = tell
+        self._workers: dict[Driver, Worker] = {}
+        self._dying: set[Driver] = set()
+        """Killed or retired; their processes may be there for another moment."""
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(list(self._workers.values()))
+
+    def get(self, driver: Driver) -> Worker | None:
+        """Give the worker of a driver, None when it is out of use already."""
+        return self._workers.get(driver)
+
+    def free(self) -> Iterator[Worker]:
+        """Give the workers that can take a call now."""
+        return (worker for worker in self if worker.ready and worker.job is None)
+
+    @property
+    def starting(self) -> int:
+        """How many will take calls in a moment."""
+        return sum(not worker.ready for worker in self)
+
+    @property
+    def running(self) -> int:
+        """How many run a call."""
+        return sum(worker.job is not None for worker in self)
+
+    @property
+    def processes(self) -> int:
+        """How many child processes there are, dying ones included."""
+        return len(self._workers) + len(self._dying)
+
+    @property
+    def deadline(self) -> float:
+        """Monotonic time of the next limit."""
+        return min((worker.deadline for worker in self), default=NEVER)
+
+    def start(self, launch: Launch) -> None:
+        """Start another one; its driver will tell Ready or Gone."""
+        driver = Driver(launch, self._serve, self._tell)
+        self._workers[driver] = Worker(driver, True, time.monotonic() + launch.timeout_secs)
+
+    def give(self, worker: Worker, job: Job, timeout_secs: float) -> None:
+        """Have a free worker run a call."""
+        job.begun += 1
+        worker.job = job
+        worker.deadline = time.monotonic() + timeout_secs
+        worker.driver.run(job.call)
+
+    def rest(self, worker: Worker) -> Job | None:
+        """Note that a worker has nothing to do now; gives what it did."""
+        job, worker.job = worker.job, None
+        worker.deadline = NEVER
+        return job
+
+    def dismiss(self, worker: Worker, *, kill: bool = False) -> None:
+        """Take a worker out of use; with ``kill`` its process group ends at once."""
+        del self._workers[worker.driver]
+        self._dying.add(worker.driver)
+        if kill or not worker.ready:
+            worker.driver.kill()
+        else:
+            worker.driver.retire()
+
+    def outdate(self) -> None:
+        """Take all out of use: idle ones now, others when their call is over."""
+        for worker in self:
+            worker.current = False
+            if worker.job is None:
+                self.dismiss(worker)
+
+    def gone(self, driver: Driver) -> Worker | None:
+        """Note that a driver has ended; gives its worker if it was in use."""
+        self._dying.discard(driver)
+        return self._workers.pop(driver, None)
+
+    def kill(self) -> None:
+        """Kill all process groups; from any thread, while the actor's own is stuck or has ended."""
+        for driver in (*list(self._workers), *list(self._dying)):
+            driver.kill()
+
+    def end(self, timeout_secs: float) -> None:
+        """End all, the idle ones gently, and wait for it."""
+        for worker in self:
+            self.dismiss(worker, kill=worker.job is not None)
+        deadline = time.monotonic() + timeout_secs
+        for driver in self._dying:
+            driver.join(max(0.0, deadline - time.monotonic()))
+            driver.kill()

@@ -1,0 +1,214 @@
+"""What a method of an extension works with: ``rh``, and the errors that it may raise.
+
+Authors import these names from :mod:`bpbroker.extensions.modules`::
+
+    from bpbroker.extensions import Error, Request
+
+    def Hello(rh: Request) -> None:
+        if "data" not in rh.qs:
+            raise Error(400, "Who is calling?")
+        rh.data = {"hello": rh.qs["data"], "from": rh.RequestingHost()}
+
+Modules written for 0.22 run as they are; ``registry``, ``log``, ``config`` and
+``request_id`` are new.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from http.client import responses
+from typing import Any, Final
+
+from bpbroker.errors import from_status
+from bpbroker.messages import CallResult
+
+ANSWER_MAX_BYTES: Final = 16 * 1024 * 1024
+"""Largest ``rh.data`` that is sent to a client."""
+
+MESSAGE_MAX: Final = 500
+"""Longest status message, in characters."""
+
+_CONTENT_TYPE: Final = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+*-]+(?:[ \t]*;[ \t]*[!-~]+)*", re.ASCII)
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+
+class Error(Exception):
+    """Raise it to refuse a call: the client gets this status and this one-line message.
+
+    Args:
+        status: HTTP status, 400 to 599.
+        message: what the client is told.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class Unsendable(Exception):
+    """What a method left in ``rh`` cannot be sent; the text says why."""
+
+
+class Registry:
+    """The entries of the running broker, with the same rules that its clients meet.
+
+    Entries are dicts with the two ``last_write_*`` keys; ``last_write_ip`` is
+    the client whose call this is. Errors are those of :mod:`bpbroker.errors`;
+    one that a method lets pass becomes its answer, such as 404 for NotFound.
+    """
+
+    def __init__(self, exchange: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
+        self._exchange = exchange
+
+    def register(self, name: str, data: Mapping[str, Any] | str) -> dict[str, Any]:
+        """Create an entry and give it as stored.
+
+        Raises:
+            AlreadyExists: there is an entry of this name.
+        """
+        return self._entry("Register", name=name, data=_text(data))
+
+    def replace(self, name: str, data: Mapping[str, Any] | str) -> dict[str, Any]:
+        """Create or overwrite an entry and give it as stored."""
+        return self._entry("Replace", name=name, data=_text(data))
+
+    def update(self, name: str, data: Mapping[str, Any] | str) -> dict[str, Any]:
+        """Merge into an entry at every depth, creating it if absent; gives the result."""
+        return self._entry("Update", name=name, data=_text(data))
+
+    def get(self, name: str, *, wait_secs: float = 0.0) -> dict[str, Any]:
+        """Give an entry, waiting up to ``wait_secs`` for it to be there.
+
+        Raises:
+            NotFound: it is not there.
+        """
+        return self._entry("Get", name=name, wait_secs=wait_secs)
+
+    def delete(self, name: str) -> None:
+        """Remove an entry, whether it is there or not."""
+        self._ask("Delete", name=name)
+
+    def list(self, prefix: str = "") -> dict[str, dict[str, Any]]:
+        """Give all entries whose name begins with ``prefix``, sorted by name."""
+        found: dict[str, dict[str, Any]] = self._ask("List", prefix=prefix)
+        return found
+
+    def _entry(self, operation: str, **fields: Any) -> dict[str, Any]:
+        found: dict[str, Any] = self._ask(operation, **fields)
+        return found
+
+    def _ask(self, operation: str, **fields: Any) -> Any:
+        reply = self._exchange({"kind": "registry", "operation": operation, **fields})
+        if "status" in reply:
+            raise from_status(reply["status"], reply["message"])
+        return reply["value"]
+
+
+class Request:
+    """One call of a method: what the client sent, and what it will be answered.
+
+    A method reads ``qs`` and sets ``data``, or ``status`` and ``status_message``.
+    """
+
+    def __init__(
+        self,
+        *,
+        qs: Mapping[str, str],
+        source: str,
+        request_id: str,
+        config: Mapping[str, Any],
+        registry: Registry,
+        log: logging.Logger,
+    ) -> None:
+        self.qs: dict[str, str] = dict(qs)
+        """First value of each parameter; the access key is never among them."""
+        self.data: Any = None
+        """The answer's body: bytes, text (sent in UTF-8), a dict or a list (sent as JSON), or None (empty)."""
+        self.status: int | str = 200
+        """HTTP status of the answer, 200 to 599 (as text too, which modules for 0.22 may set)."""
+        self.status_message: str = ""
+        """What the client is told when ``status`` is not 200; one line."""
+        self.content_type: str = "application/json"
+        self.config = config
+        """The extension's own section of the configuration, read-only."""
+        self.registry = registry
+        self.log = log
+        """Goes to the broker's log."""
+        self.request_id = request_id
+        """Identifies the call in the broker's logs and in the client's answer."""
+        self._source = source
+
+    def RequestingHost(self) -> str:  # noqa: N802 - the protocol's name
+        """Give the client's address as text."""
+        return self._source
+
+
+def result_of(rh: Request) -> CallResult:
+    """Give the answer that a finished method left in ``rh``.
+
+    Raises:
+        Unsendable: it set something that cannot be sent.
+    """
+    status: object = rh.status
+    if isinstance(status, str) and re.fullmatch(r"[2-5]\d\d", status, re.ASCII):
+        status = int(status)
+    succeeded = isinstance(status, int) and 200 <= status < 300
+    return checked(status, rh.status_message, rh.content_type, _body(rh.data) if succeeded else b"")
+
+
+def refusal(status: object, message: object) -> CallResult:
+    """Give the answer to a call that its method refused by raising.
+
+    Raises:
+        Unsendable: the status is none of an error.
+    """
+    if isinstance(status, int) and status < 400:
+        raise Unsendable(f"an error was raised with status {status}, which is no error")
+    return checked(status, str(message), "application/json", b"")
+
+
+def checked(status: object, message: object, content_type: object, body: bytes) -> CallResult:
+    """Give an answer if it can be sent.
+
+    Raises:
+        Unsendable: it cannot.
+    """
+    if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 599:
+        raise Unsendable(f"rh.status is {status!r:.40}, not a number from 200 to 599")
+    if not isinstance(message, str):
+        raise Unsendable(f"rh.status_message is {type(message).__name__}, not text")
+    if not isinstance(content_type, str) or len(content_type) > 200 or not _CONTENT_TYPE.fullmatch(content_type):
+        raise Unsendable("rh.content_type is not a media type such as text/plain")
+    if len(body) > ANSWER_MAX_BYTES:
+        raise Unsendable(f"rh.data is larger than {ANSWER_MAX_BYTES} bytes")
+    return CallResult(int(status), one_line(message) or responses.get(status, "Unknown"), content_type, body)
+
+
+def one_line(text: str) -> str:
+    """Give text fit for one line of an HTTP answer: no control characters, no lone surrogates, bounded."""
+    clean = _CONTROL.sub(" ", text[: 4 * MESSAGE_MAX]).strip().encode("utf-8", "replace").decode()
+    return clean if len(clean) <= MESSAGE_MAX else f"{clean[: MESSAGE_MAX - 3]}..."
+
+
+def _body(data: object) -> bytes:
+    try:
+        if data is None:
+            return b""
+        if isinstance(data, str):
+            return data.encode()
+        if isinstance(data, (bytes, bytearray, memoryview)):
+            return bytes(data)
+        if isinstance(data, (dict, list, tuple)):
+            return json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Unsendable(f"rh.data cannot be sent: {error}") from None
+    raise Unsendable(f"rh.data is {type(data).__name__}: only bytes, text, a dict, a list or None can be sent")
+
+
+def _text(data: Mapping[str, Any] | str) -> str:
+    """Give an entry's data as a client would send it."""
+    return data if isinstance(data, str) else json.dumps(dict(data), ensure_ascii=False, allow_nan=False)

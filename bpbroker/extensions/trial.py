@@ -1,0 +1,140 @@
+"""Running one method of an extension without a broker, for its author: ``bpbroker run-extension``.
+
+The module runs as it will in the broker, in a child process with the same
+options; only the registry is made up and forgotten.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bpbroker.config import layers, schema
+from bpbroker.errors import ExtensionFailed, NotFound, RequestError, TimedOut, Unauthorized, UsageError
+from bpbroker.extensions.child import Child, Ended, Launch, NoMethod, NotImportable, Raised
+from bpbroker.extensions.modules import Status, look_at
+from bpbroker.extensions.registry_calls import message_of, plain
+from bpbroker.messages import Call, CallResult, Get, List, Record
+from bpbroker.registry import entry, writes
+
+
+def run_extension(
+    method: str,
+    qs: Mapping[str, str],
+    *,
+    source: str = "127.0.0.1",
+    lib: Path,
+    settings: Mapping[str, Any],
+    entries: Mapping[str, Mapping[str, Any]] | None = None,
+) -> CallResult:
+    """Run ``namespace.Method`` of a module in ``lib`` once and give its answer.
+
+    What the module prints and logs goes to the logger ``bpbroker.extension.<namespace>``.
+
+    Args:
+        method: such as ``ossec.AddAgent``.
+        qs: the request's parameters, such as ``{"data": "host1"}``.
+        source: the address that asks.
+        lib: the folder of the module.
+        settings: the configuration; the namespace's section may be missing.
+        entries: what the made-up registry holds; taken as empty.
+
+    Raises:
+        UsageError: there is no such module, or it does not parse.
+        Unauthorized: it offers no such method.
+        ExtensionFailed: it cannot be imported, it raised, or it crashed; the message has its traceback.
+        TimedOut: it took longer than the section's ``_timeout_secs``.
+    """
+    namespace, _, name = method.rpartition(".")
+    record = look_at(namespace, lib) if namespace else None
+    if record is None or not name.isidentifier():
+        raise UsageError(f"{method!r} is not of the form namespace.Method")
+    if record.status is not Status.USABLE:
+        raise UsageError(f"{namespace} cannot be used: {record.problem}")
+    section = settings.get(namespace, {})
+    timeout_secs: float = schema.option(settings, namespace, "_timeout_secs")
+    launch = Launch(
+        namespace,
+        lib,
+        settings={**layers.for_extension(settings, namespace), namespace: layers.thaw(section)},
+        timeout_secs=timeout_secs,
+        user=section.get("_user"),
+        memory_max_bytes=section.get("_memory_max_bytes"),
+        environment=dict(section.get("_env", {})),
+    )
+    child = Child(launch)
+    limit = _Limit(child, timeout_secs)
+    try:
+        limit.begin()
+        offered = child.start()
+        if name.startswith("_") or name not in offered:
+            raise Unauthorized(f"{namespace} offers no {name}; it offers {', '.join(offered) or 'nothing'}")
+        limit.begin()
+        registry = _Registry(entries or {})
+        return child.call(Call(name, dict(qs), source, "trial"), registry.serve)
+    except (NotImportable, NoMethod, Raised, Ended, OSError, ValueError) as error:
+        if limit.reached:
+            raise TimedOut(f"{method} took longer than {timeout_secs:g} s") from None
+        trace = getattr(error, "trace", "")
+        raise ExtensionFailed(f"{method} failed: {error}" + (f"\n{trace.rstrip()}" if trace else "")) from None
+    finally:
+        limit.end()
+        child.end(0.5)
+
+
+class _Limit:
+    """Kills a child that takes too long."""
+
+    def __init__(self, child: Child, secs: float) -> None:
+        self._child = child
+        self._secs = secs
+        self._timer: threading.Timer | None = None
+        self.reached = False
+
+    def begin(self) -> None:
+        """Count from now."""
+        self.end()
+        self._timer = threading.Timer(self._secs, self._reach)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def end(self) -> None:
+        """Stop counting."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _reach(self) -> None:
+        self.reached = True
+        self._child.kill()
+
+
+class _Registry:
+    """A registry in memory with the rules of the real one; nobody else writes to it, so nothing waits."""
+
+    def __init__(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
+        self._records = {name: writes.record(name, entry.encode(value)) for name, value in entries.items()}
+
+    def serve(self, call: Call, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the frame that answers what the method asked."""
+        try:
+            return {"value": plain(self._do(message_of(call, asked)))}
+        except RequestError as error:
+            return {"status": error.status, "message": str(error)}
+
+    def _do(self, message: writes.Write | Get | List) -> Record | tuple[Record, ...] | None:
+        records = self._records
+        if isinstance(message, List):
+            return tuple(records[name] for name in sorted(records) if name.startswith(message.prefix))
+        if isinstance(message, Get):
+            if message.name not in records:
+                raise NotFound(f"Entry '{message.name}' not found")
+            return records[message.name]
+        found = writes.outcome(message, records.get(message.name), time.time(), entry.DATA_MAX_BYTES)
+        if found is None:
+            records.pop(message.name, None)
+        else:
+            records[message.name] = found
+        return found

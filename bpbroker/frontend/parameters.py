@@ -1,0 +1,180 @@
+"""A request's parameters: from the query string, else from a form, else from a JSON body. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+from bpbroker.errors import BadRequest, TooLarge
+from bpbroker.registry import entry
+
+_FIELDS_MAX: Final = 200
+_KEY_NAMES: Final = ("access_key", "access-key")
+WAIT_MAX_SECS: Final = 600.0
+
+
+class Parameters:
+    """What a request was given, the access key kept apart from everything else."""
+
+    def __init__(self, values: Mapping[str, Any], keys: tuple[object, ...]) -> None:
+        self.values = values
+        """First value of each parameter; text, or any JSON value from a JSON body."""
+        self.keys = keys
+        """Every access key that was given and is not empty."""
+
+    def text(self, name: str) -> str | None:
+        """Give a parameter as text; None if it is not there.
+
+        Raises:
+            BadRequest: it is a JSON value of another kind.
+        """
+        if name not in self.values:
+            return None
+        value = self.values[name]
+        if isinstance(value, str):
+            return value
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return str(value)
+        raise BadRequest(f"The parameter {name} must be text")
+
+    def texts(self) -> dict[str, str]:
+        """Give all of them as text, other JSON values as their JSON: what an extension sees."""
+        return {
+            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for name, value in self.values.items()
+        }
+
+    def name(self, max_bytes: int) -> str:
+        """Give the entry's name.
+
+        Raises:
+            BadRequest: it is missing or cannot be a name.
+        """
+        if "name" not in self.values:
+            raise BadRequest("Missing name parameter")
+        return entry.check_name(self.values["name"], max_bytes=max_bytes)
+
+    def data(self, max_bytes: int, max_depth: int) -> dict[str, Any]:
+        """Give the entry's own part.
+
+        Raises:
+            BadRequest, TooLarge: it is missing or cannot be stored.
+        """
+        if "data" not in self.values:
+            raise BadRequest("Missing data parameter")
+        value = self.values["data"]
+        if isinstance(value, str):
+            return entry.parse(value, max_bytes=max_bytes, max_depth=max_depth)
+        if not isinstance(value, dict):
+            text = json.dumps(value, ensure_ascii=False)
+            # Text that does not begin as an object is kept as it is, after the same checks.
+            return entry.parse(text, max_bytes=max_bytes, max_depth=max_depth)
+        if entry.too_deep(value, max_depth):
+            raise BadRequest(f"The data cannot be used: it is nested deeper than {max_depth}")
+        own = entry.check_object(value)
+        if len(entry.encode(own)) > max_bytes:
+            raise TooLarge(f"The data is larger than {max_bytes} bytes")
+        return own
+
+    def seconds(self, name: str) -> float:
+        """Give a parameter as seconds, 0 if it is not there.
+
+        Raises:
+            BadRequest: it is no number from 0 to 600.
+        """
+        text = self.text(name)
+        if not text:
+            return 0.0
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value <= WAIT_MAX_SECS:
+            raise BadRequest(f"The parameter {name} must be a number of seconds from 0 to {WAIT_MAX_SECS:g}")
+        return value
+
+    def count(self, name: str) -> int:
+        """Give a parameter as a whole number, 0 if it is not there.
+
+        Raises:
+            BadRequest: it is none, or negative.
+        """
+        text = self.text(name) or "0"
+        if not (text.isascii() and text.isdigit() and len(text) <= 9):
+            raise BadRequest(f"The parameter {name} must be a whole number")
+        return int(text)
+
+
+def parse(query: str, content_type: str, body: bytes, max_depth: int) -> Parameters:
+    """Read the parameters of a request.
+
+    Args:
+        query: the query string as it came, without the question mark.
+        content_type: of the body; may be empty.
+        body: the whole body.
+        max_depth: how deep an entry may be nested.
+
+    Raises:
+        BadRequest: they cannot be read.
+    """
+    if query:
+        return _pairs(query)
+    if not body:
+        return _NONE
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "application/json":
+        return _json(body, max_depth)
+    if kind in ("application/x-www-form-urlencoded", ""):
+        try:
+            return _pairs(body.decode())
+        except UnicodeDecodeError:
+            raise BadRequest("The form is not valid UTF-8") from None
+    raise BadRequest("The body must be JSON (application/json) or a form (application/x-www-form-urlencoded)")
+
+
+def _pairs(text: str) -> Parameters:
+    if "%" not in text and "+" not in text and "&" not in text:  # one plain parameter, as most reads have
+        name, equals, value = text.partition("=")
+        if equals and name not in _KEY_NAMES:
+            return Parameters({name: value}, ())
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_FIELDS_MAX)
+    except UnicodeDecodeError:
+        raise BadRequest("The parameters are not valid UTF-8") from None
+    except ValueError:
+        raise BadRequest(f"There are more than {_FIELDS_MAX} parameters") from None
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name not in _KEY_NAMES:
+            values.setdefault(name, value)
+    return Parameters(values, tuple(value for name, value in pairs if name in _KEY_NAMES and value))
+
+
+def _json(body: bytes, max_depth: int) -> Parameters:
+    value = json_object(body, max_depth + 1)
+    keys = tuple(value.pop(name) for name in _KEY_NAMES if name in value)
+    return Parameters(value, tuple(key for key in keys if key != "" and key is not None))
+
+
+def json_object(body: bytes, max_depth: int) -> dict[str, Any]:
+    """Read a body that must be a JSON object.
+
+    Raises:
+        BadRequest: it is not.
+    """
+    try:
+        value = entry.strict_json(body.decode(), what="The request body", max_depth=max_depth)
+    except UnicodeDecodeError:
+        raise BadRequest("The request body is not valid UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise BadRequest(
+            f"The request body is not JSON: line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from None
+    if not isinstance(value, dict):
+        raise BadRequest("The request body must be a JSON object")
+    return value
+
+
+_NONE: Final = Parameters({}, ())

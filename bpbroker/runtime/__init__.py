@@ -1,0 +1,7 @@
+"""Running one broker: everything around the actors.
+
+Read ``plan`` (what this run was told), ``prepare`` (checks before anything
+starts), ``actors`` (how each is made) and ``mainloop`` in this order;
+``sources`` lays the configuration's layers over each other, ``daemon``,
+``pidfile``, ``sdnotify`` and ``logs`` are the ties to the operating system.
+"""

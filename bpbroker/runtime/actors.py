@@ -1,0 +1,95 @@
+"""The broker's actors by name: how each is made, and made again when it has died or is stuck."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pykka
+
+from bpbroker import messages
+from bpbroker.actors.base import ActorAddress, launch, wait_for
+from bpbroker.actors.registry import Registry
+from bpbroker.actors.shared_registry import SharedRegistry
+from bpbroker.config import layers
+from bpbroker.storage import config_file
+from bpbroker.storage.embedded.journal import journal_path
+from bpbroker.storage.embedded.store import EmbeddedStore
+from bpbroker.storage.etcd.gateway import EtcdOptions
+from bpbroker.storage.etcd.store import EtcdStore
+
+logger = logging.getLogger("bpbroker")
+
+START_TIMEOUT_SECS = 60.0
+
+Factory = Callable[[], pykka.ActorRef[Any]]
+
+
+class Parts:
+    """All actors of one broker.
+
+    Args:
+        broker: the main loop, which is at the address "broker".
+    """
+
+    def __init__(self, broker: messages.Address) -> None:
+        self.addresses: dict[str, messages.Address] = {"broker": broker}
+        self._factories: dict[str, Factory] = {}
+
+    def start(self, name: str, factory: Factory) -> ActorAddress:
+        """Start an actor, see that it answers, and keep how to make another one."""
+        address = ActorAddress(name, factory())
+        self._factories[name] = factory
+        wait_for(address.ask(messages.Ping(), START_TIMEOUT_SECS), START_TIMEOUT_SECS)
+        self.addresses[name] = address
+        return address
+
+    def restart(self, name: str) -> pykka.ActorRef[Any]:
+        """Make a fresh actor for the healthcheck to put in a dead or stuck one's place."""
+        before = self.addresses.get(name)
+        if isinstance(before, ActorAddress):
+            before.abandon()
+        return self._factories[name]()
+
+    def stop(self, name: str) -> None:
+        """Stop an actor, if there is one of that name."""
+        address = self.addresses.get(name)
+        if isinstance(address, ActorAddress) and not address.stop(2.0):
+            logger.warning("The %s did not stop in time", name)
+
+    def remove(self, name: str) -> None:
+        """Stop an actor and forget it."""
+        address = self.addresses.pop(name)
+        self._factories.pop(name)
+        if isinstance(address, ActorAddress):
+            address.stop(2.0)
+
+
+def registry_factory(own: Path, settings_now: Callable[[], messages.Settings], entries: Mapping[str, bytes]) -> Factory:
+    """Give what makes a registry actor: on the store that the configuration names when the broker starts.
+
+    Args:
+        own: the configuration file.
+        settings_now: gives the settings in force; one that takes a dead one's place works by later ones.
+        entries: what the file held a moment ago.
+    """
+    if layers.shares_registry(settings_now()):
+        if entries:
+            logger.warning(
+                "The %d entries in %s are not used: the registry is in etcd."
+                " bpbroker migrate --to etcd copies them there",
+                len(entries),
+                own,
+            )
+        options = EtcdOptions.of(settings_now())
+        return lambda: launch(SharedRegistry, lambda: EtcdStore(options), settings_now())
+    journal, registry_id, first = journal_path(own), secrets.token_hex(16), [entries]
+
+    def base() -> Any:
+        # The file was read a moment ago; a registry that takes a dead one's place reads it again.
+        return first.pop() if first else config_file.read(own)[1]
+
+    return lambda: launch(Registry, lambda: EmbeddedStore(journal, base), settings_now(), registry_id)

@@ -1,0 +1,102 @@
+"""The main thread's loop: signals and requests to the broker as a whole become events, taken one at a time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
+from types import FrameType
+from typing import Any
+
+from bpbroker import messages
+from bpbroker.errors import BpbrokerError
+from bpbroker.runtime import sdnotify
+
+logger = logging.getLogger("bpbroker")
+
+SAME_SIGNAL_SECS = 0.5
+"""A wrapper such as sudo or timeout passes on the Ctrl-C that the terminal sends anyway: that is no second one."""
+
+
+class MainLoop:
+    """Implements :class:`bpbroker.messages.Address` under the name ``broker``; other threads only put events in."""
+
+    name = "broker"
+
+    def __init__(self) -> None:
+        self._events: queue.SimpleQueue[tuple[Any, Future[Any] | None]] = queue.SimpleQueue()
+        self._stop_asked: float | None = None
+
+    def tell(self, message: Any) -> None:
+        """See :meth:`bpbroker.messages.Address.tell`."""
+        self._events.put((message, None))
+
+    def ask(self, message: Any, timeout_secs: float) -> Future[Any]:  # noqa: ARG002 - the main thread is never behind
+        """See :meth:`bpbroker.messages.Address.ask`."""
+        reply: Future[Any] = Future()
+        self._events.put((message, reply))
+        return reply
+
+    def watch_signals(self, undo: ExitStack) -> None:
+        """Let signals become events; a second one while stopping ends the process at once."""
+
+        def stop(number: int, _frame: FrameType | None) -> None:
+            if self._stop_asked is None:
+                self._stop_asked = time.monotonic()
+                self.tell(messages.Stop())
+            elif time.monotonic() > self._stop_asked + SAME_SIGNAL_SECS:
+                # Nothing acknowledged is lost: the journal has it.
+                os._exit(128 + number)
+
+        def handle(number: int, handler: Callable[[int, FrameType | None], None]) -> None:
+            undo.callback(signal.signal, number, signal.signal(number, handler))
+
+        handle(signal.SIGINT, stop)
+        handle(signal.SIGTERM, stop)
+        if hasattr(signal, "SIGHUP"):
+            handle(signal.SIGHUP, lambda *_: self.tell(messages.Reload()))
+
+    def serve(self, take: Callable[[Any], Any], well: Callable[[], bool], tend: Callable[[], float]) -> None:
+        """Take events until one says stop.
+
+        Args:
+            take: does what an event asks for and gives the reply; what it raises is logged and told to who asked.
+            well: whether to tell systemd's watchdog that all is well.
+            tend: looks after what nobody else does; gives the seconds until it has to be called again.
+        """
+        watchdog = sdnotify.watchdog_secs()
+        # Windows does not interrupt a wait for Ctrl-C.
+        longest = min(watchdog / 3 if watchdog else 3600.0, 0.5 if sys.platform == "win32" else 3600.0)
+        while True:
+            pause = min(longest, tend())
+            if watchdog and well():
+                sdnotify.notify(sdnotify.WATCHDOG)
+            try:
+                event, reply = self._events.get(timeout=pause)
+            except queue.Empty:
+                continue
+            if reply is None:
+                reply = Future()
+            if isinstance(event, messages.Stop):
+                messages.settle(reply, None)
+                return
+            self._take(event, reply, take)
+
+    @staticmethod
+    def _take(event: Any, reply: Future[Any], take: Callable[[Any], Any]) -> None:
+        try:
+            result = take(event)
+        except BpbrokerError as error:
+            logger.error("%s", error)  # noqa: TRY400 - meant for the operator, who needs no traceback
+            messages.fail(reply, error)
+        except Exception as error:
+            logger.exception("Error in the main loop")
+            messages.fail(reply, error)
+        else:
+            messages.settle(reply, result)

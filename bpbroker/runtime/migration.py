@@ -1,0 +1,165 @@
+"""Moving a stopped broker's registry between its file and an etcd cluster.
+
+Entries are copied and read back; only then the configuration names the other
+store. So it may be cut off anywhere and done again: what is there already,
+byte for byte, is not in the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from bpbroker.config import layers, schema
+from bpbroker.errors import ConfigurationError, StartError, Unavailable
+from bpbroker.runtime.sources import Sources
+from bpbroker.storage import offline
+from bpbroker.storage.base import Change, Committed, State
+from bpbroker.storage.etcd.gateway import EtcdOptions
+from bpbroker.storage.etcd.store import EtcdStore
+from bpbroker.storage.lock import FileLock
+
+_AT_ONCE: Final = 100
+_NAMES_SHOWN: Final = 5
+
+Tell = Callable[[int, int], None]
+"""Hears how many entries of how many have been copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migrated:
+    """What moving did, or would do."""
+
+    copied: int
+    same: int
+    """Entries that were there already, just so."""
+    left: tuple[str, ...]
+    """Names of entries that were there with another content; that was kept."""
+    kept: Path | None
+    """A backup of the broker's file as it was; None if nothing was changed."""
+
+
+def migrate(
+    sources: Sources, target: str, *, merge: bool = False, dry_run: bool = False, tell: Tell = lambda _done, _all: None
+) -> Migrated:
+    """Copy all entries and let the configuration name the other store.
+
+    Args:
+        sources: the configuration of a stopped broker.
+        target: ``etcd`` or ``embedded``.
+        merge: whether other entries may be in the target; they stay as they are.
+        dry_run: only say what would be done.
+        tell: hears how far it is.
+
+    Raises:
+        InUse: a broker runs.
+        ConfigurationError: the configuration, a file or what is in etcd cannot be used.
+        StartError: the target holds other entries, or somebody changes it meanwhile.
+        Unavailable: the cluster does not answer; doing it again goes on where it ended.
+    """
+    with FileLock(sources.own):
+        settings = sources.load().effective
+        if not schema.option(settings, "_registry", "endpoints"):
+            raise ConfigurationError(
+                "_registry.endpoints is missing: it must say where the etcd cluster is, such as"
+                ' {"_registry": {"endpoints": ["https://10.0.0.5:2379"]}}'
+            )
+        store = EtcdStore(EtcdOptions.of(settings))
+        try:
+            state = store.open()
+            move = _to_etcd if target == "etcd" else _to_file
+            return move(sources.own, settings, store, state, _Terms(merge, dry_run, tell))
+        finally:
+            store.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    merge: bool
+    dry_run: bool
+    tell: Tell
+
+
+def _to_etcd(own: Path, settings: Mapping[str, Any], store: EtcdStore, state: State, terms: _Terms) -> Migrated:
+    saved, entries = offline.state_of(own)
+    there = _entries(state)
+    missing, same, left = compare(entries, there)
+    where = f"The registry {schema.option(settings, '_registry', 'prefix')} in etcd"
+    _check_others(entries, there, where, terms)
+    largest = [name for name in missing if len(entries[name]) > schema.ETCD_DATA_MAX_BYTES]
+    if largest:
+        raise ConfigurationError(
+            f"etcd takes no entry of more than {schema.ETCD_DATA_MAX_BYTES} bytes: {_some(largest)}"
+        )
+    if terms.dry_run:
+        return Migrated(len(missing), same, left, None)
+    _copy(store, {name: entries[name] for name in missing}, terms)
+    now = _entries(store.scan())
+    lost = [name for name in missing if now.get(name) != entries[name]]
+    if lost:
+        raise StartError(f"{where} is being changed by somebody else: {_some(lost)}; nothing was switched over")
+    return Migrated(len(missing), same, left, offline.put(own, _with_store(saved, "etcd"), {}))
+
+
+def _copy(store: EtcdStore, entries: Mapping[str, bytes], terms: _Terms) -> None:
+    done = 0
+    for names in _pieces(list(entries)):
+        terms.tell(done, len(entries))
+        for name, outcome in zip(names, store.commit([Change(name, entries[name], 0) for name in names]), strict=True):
+            if isinstance(outcome, Unavailable):
+                raise outcome
+            if not isinstance(outcome, Committed):
+                raise StartError(f"Somebody else has just written '{name}' to etcd; do it again when that is over")
+        done += len(names)
+    terms.tell(done, len(entries))
+
+
+def _to_file(own: Path, _settings: Mapping[str, Any], _store: EtcdStore, state: State, terms: _Terms) -> Migrated:
+    saved, there = offline.state_of(own)
+    entries = _entries(state)
+    missing, same, left = compare(entries, there)
+    _check_others(entries, there, f"The file {own}", terms)
+    if terms.dry_run:
+        return Migrated(len(missing), same, left, None)
+    terms.tell(0, len(missing))
+    kept = offline.put(own, _with_store(saved, "embedded"), {**entries, **there})
+    read_back = offline.state_of(own)[1]
+    if any(read_back.get(name) != value for name, value in {**entries, **there}.items()):
+        raise StartError(f"{own} does not hold what was written to it; what was there is kept as {kept}")
+    terms.tell(len(missing), len(missing))
+    return Migrated(len(missing), same, left, kept)
+
+
+def compare(entries: Mapping[str, bytes], there: Mapping[str, bytes]) -> tuple[list[str], int, tuple[str, ...]]:
+    """Give the names that are not there yet, how many are there just so, and the names that are there otherwise."""
+    missing = sorted(entries.keys() - there.keys())
+    left = tuple(sorted(name for name in entries.keys() & there.keys() if entries[name] != there[name]))
+    return missing, len(entries) - len(missing) - len(left), left
+
+
+def _check_others(entries: Mapping[str, bytes], there: Mapping[str, bytes], where: str, terms: _Terms) -> None:
+    others = sorted(name for name in there if entries.get(name) != there[name])
+    if entries and others and not terms.merge:  # who brings nothing joins what is there
+        raise StartError(
+            f"{where} holds {len(others)} other entries ({_some(others)}). Nothing was changed;"
+            " with --merge they stay as they are, and what is missing is added"
+        )
+
+
+def _entries(state: State) -> dict[str, bytes]:
+    return {seen.name: seen.value for seen in state.entries if seen.value is not None}
+
+
+def _with_store(settings: Mapping[str, Any], store: str) -> dict[str, Any]:
+    return layers.override(settings, {"_registry.store": store})
+
+
+def _pieces(names: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(names), _AT_ONCE):
+        yield names[start : start + _AT_ONCE]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")

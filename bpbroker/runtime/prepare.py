@@ -1,0 +1,146 @@
+"""Before anything of the broker runs: everything that can be wrong is found here, and nothing is left half made."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shlex
+import socket
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bpbroker.config import layers
+from bpbroker.config.paths import Home
+from bpbroker.discovery.udp import bind_udp
+from bpbroker.errors import ConfigurationError, InUse
+from bpbroker.runtime.pidfile import remove_pid, write_pid
+from bpbroker.runtime.plan import Plan
+from bpbroker.runtime.sources import Loaded
+from bpbroker.server import tls
+from bpbroker.server.listener import bind_tcp, raise_descriptor_limit
+from bpbroker.storage.lock import FileLock
+
+logger = logging.getLogger("bpbroker")
+
+_BIND_ATTEMPTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a broker starts with."""
+
+    lock: FileLock
+    loaded: Loaded
+    cert: Path
+    key: Path
+    context: Any
+    """The server's TLS context."""
+    tcp: socket.socket
+    udp: list[socket.socket]
+    token: str
+    """What the local ``bpbroker`` command has to know to control this broker."""
+
+    @property
+    def port(self) -> int:
+        """TCP and UDP port."""
+        port: int = self.tcp.getsockname()[1]
+        return port
+
+    @property
+    def local_address(self) -> str:
+        """Address at which a command on this machine reaches the broker."""
+        ip: str = self.tcp.getsockname()[0]
+        return {"::": "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(ip, ip)  # noqa: S104 - compared, not bound
+
+
+def prepare(plan: Plan, undo: ExitStack) -> Prepared:
+    """Take the lock, read the configuration, see to the certificate, bind both ports.
+
+    Args:
+        plan: which files.
+        undo: gets what has to be done when the broker ends, however it ends.
+
+    Raises:
+        ConfigurationError, StartError: it cannot start.
+    """
+    own = plan.sources.own
+    make_folders(own, plan.home)
+    lock = FileLock(own)
+    lock.acquire()
+    undo.callback(lock.release)
+    pid_file = plan.options.pid_file
+    if pid_file:
+        write_pid(pid_file)
+        undo.callback(remove_pid, pid_file)
+    loaded = plan.sources.load()
+    for warning in loaded.warnings:
+        logger.warning("%s", warning)
+    loaded = with_certificate(loaded, own)
+    api = loaded.effective["api"]
+    cert, key = Path(api["ssl_cert"]), Path(api["ssl_key"])
+    try:
+        tls.check_pair(cert, key)
+        context = tls.context(cert, key)
+    except ConfigurationError as error:
+        if (cert, key) != (own.with_suffix(".crt"), own.with_suffix(".key")):
+            raise ConfigurationError(
+                f"{error}\nPut the right files there, or take ssl_cert and ssl_key out of {own} to have a pair made"
+            ) from None
+        # Its own: gone, as after a restore on a new machine, or damaged.
+        renew = shlex.join(("bpbroker", "--config", str(own), "certificate", "--renew"))
+        raise ConfigurationError(f"{error}\nTo make a new pair, which clients must be told of:\n  {renew}") from None
+    raise_descriptor_limit()
+    tcp, udp = _bind(api["listen_ip"], api["listen_port"])
+    for sock in (tcp, *udp):
+        undo.callback(sock.close)
+    return Prepared(lock, loaded, cert, key, context, tcp, udp, secrets.token_urlsafe(32))
+
+
+def with_certificate(loaded: Loaded, own: Path) -> Loaded:
+    """Make this host's own pair at the first start, and point the settings there."""
+    if not layers.has_shipped_pair(loaded.effective):
+        return loaded
+    named = loaded.effective["api"]["ssl_cert"]
+    if named != layers.DEFAULT_CERT:
+        logger.warning("%s is not used any more: everybody has the key of the pair that 0.22 shipped", named)
+    cert, key = own.with_suffix(".crt"), own.with_suffix(".key")
+    tls.ensure_pair(cert, key)
+    pair = {"api.ssl_cert": str(cert), "api.ssl_key": str(key)}
+    return Loaded(
+        saved=layers.freeze(layers.override(loaded.saved, pair)),
+        effective=layers.freeze(layers.override(loaded.effective, pair)),
+        entries=loaded.entries,
+        warnings=loaded.warnings,
+    )
+
+
+def _bind(ip: str, port: int) -> tuple[socket.socket, list[socket.socket]]:
+    """Bind TCP and UDP to the same port; with port 0, to one that is free for both."""
+    for attempt in range(_BIND_ATTEMPTS):
+        tcp = bind_tcp(ip, port)
+        try:
+            return tcp, bind_udp(ip, tcp.getsockname()[1])
+        except BaseException as error:
+            tcp.close()
+            if port != 0 or attempt == _BIND_ATTEMPTS - 1 or not isinstance(error, InUse):
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def make_folders(own: Path, home: Home) -> None:
+    """Make the folders that a start needs.
+
+    Raises:
+        ConfigurationError: with the path that cannot be made.
+    """
+    folders = [own.parent, home.lib] if own == home.config_file else [own.parent]
+    for folder in folders:
+        try:
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"Cannot make the folder {folder}: {error.strerror}. "
+                "Choose another place with --config FILE or BPBROKER_HOME"
+            ) from None

@@ -1,0 +1,108 @@
+"""Where one run's configuration comes from: the files, in layers, and the overrides of this run.
+
+Lowest to highest: the hardcoded defaults, the global file, the file given with
+``--config``, then environment and command-line options. What is saved is
+everything but the last, with every default, into the own file (the one given
+with ``--config``, else the global one). Entries belong to the own file alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bpbroker.config import layers, schema
+from bpbroker.errors import ConfigurationError, DamagedFile, Unavailable
+from bpbroker.extensions import modules
+from bpbroker.storage import backups, config_file
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration that was read and found usable."""
+
+    saved: Mapping[str, Any]
+    """Settings as the own file will hold them: defaults and files, without this run's overrides. Frozen."""
+    effective: Mapping[str, Any]
+    """Settings in force. Frozen."""
+    entries: Mapping[str, bytes]
+    """The own file's entries, JSON in UTF-8."""
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The files and overrides of one run."""
+
+    own: Path
+    """The file that this broker reads, owns and writes."""
+    below: Path | None = None
+    """The global file, when another one is the own file; it need not exist."""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Path to value, such as ``{"api.listen_port": 0}``; never written back."""
+    lib: Path | None = None
+    """The folder of extension modules: a section that has one there is no known one mistyped."""
+
+    def load(self) -> Loaded:
+        """Read, check and lay over each other.
+
+        Raises:
+            ConfigurationError: a file cannot be read or used; ``problems`` has every fault of all of them.
+        """
+        try:
+            own_settings, entries = config_file.read(self.own)
+        except DamagedFile as error:
+            raise DamagedFile(f"{error}\n{backups.advice(self.own)}") from None
+        lower, left_out = _lower(self.below)
+        warnings = [*left_out, *_lost(self.own)]
+        warnings += [f"{self.own}: {warning}" for warning in schema.warnings(own_settings, self._is_installed)]
+        problems = [f"{self.own}: {problem}" for problem in schema.problems(own_settings)]
+        problems += [f"{self.below}: {problem}" for problem in schema.problems(lower)]
+        saved = layers.layered(layers.DEFAULTS, lower, own_settings) if not problems else {}
+        effective = layers.override(saved, self.overrides)
+        problems += [f"this run's options: {problem}" for problem in schema.problems(effective)]
+        if problems:
+            listed = "\n  ".join([*problems, *(f"warning: {warning}" for warning in warnings)])
+            raise ConfigurationError(f"The configuration cannot be used:\n  {listed}", tuple(problems))
+        return Loaded(layers.freeze(saved), layers.freeze(effective), entries, tuple(warnings))
+
+    def _is_installed(self, namespace: str) -> bool:
+        return self.lib is not None and modules.find(namespace, self.lib) is not None
+
+
+def _lower(below: Path | None) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """Give the settings of the global file, and what to warn of.
+
+    The pair that the global file's broker made for itself is left out: a broker
+    of its own file makes its own, whose key its user can read.
+    """
+    if below is None:
+        return {}, ()
+    try:
+        below.open("rb").close()
+    except PermissionError:
+        # It is somebody else's: a broker of root's, and this one runs as another user.
+        return {}, (f"{below} may not be read by this user; its settings are left out",)
+    except OSError:
+        pass  # not there; or reading it says better what is wrong
+    settings = config_file.read(below)[0]
+    api = settings.get("api")
+    own_pair = {"ssl_cert": str(below.with_suffix(".crt")), "ssl_key": str(below.with_suffix(".key"))}
+    if isinstance(api, dict) and own_pair.items() <= api.items():
+        settings["api"] = {key: value for key, value in api.items() if key not in own_pair}
+    return settings, ()
+
+
+def _lost(own: Path) -> tuple[str, ...]:
+    """Warn when the file is not there although it was once: a start would begin with nothing."""
+    if own.exists():
+        return ()
+    try:
+        good = backups.newest_good(own)
+    except Unavailable:
+        return ()
+    if good is None:
+        return ()
+    return (f"{own} is not there, so a start makes a new one without entries. {backups.advised(own, good)}",)

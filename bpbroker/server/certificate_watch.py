@@ -1,0 +1,46 @@
+"""Watching the certificate's last day come: in health always, in the log once a day."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+from bpbroker.errors import ConfigurationError
+from bpbroker.messages import Pong
+from bpbroker.server.tls import WARN_DAYS, read_certificate
+
+logger = logging.getLogger(__name__)
+
+
+class CertificateWatch:
+    """A probe for the healthcheck.
+
+    An expired certificate is no reason to take a broker out of service:
+    clients that pinned it still trust it.
+
+    Args:
+        cert: gives the certificate in use.
+        now: the clock.
+    """
+
+    def __init__(self, cert: Callable[[], Path], now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._cert = cert
+        self._now = now
+        self._warned: date | None = None
+
+    def __call__(self) -> Pong:
+        """Say how many days are left."""
+        now = self._now()
+        try:
+            left = read_certificate(self._cert()).days_left(now)
+        except ConfigurationError:
+            return Pong(detail="its file cannot be read any more; the broker goes on with the one it has")
+        if left >= WARN_DAYS:
+            return Pong(figures={"days_left": left})
+        detail = f"expires in {left} days" if left >= 0 else "has expired"
+        if self._warned != now.date():
+            self._warned = now.date()
+            logger.warning("The certificate %s; `bpbroker certificate --renew` makes a new one", detail)
+        return Pong(detail=detail, figures={"days_left": left})

@@ -1,0 +1,285 @@
+"""The selector's thread: accepts, shakes hands, reads ahead, serves what is quick, sends, and keeps deadlines.
+
+It alone registers, closes and counts connections. What another thread is done
+with comes back to it through a queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import socket
+import threading
+import time
+from collections import Counter, deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from bpbroker.server.connection import Connection, Phase, Turn
+
+if TYPE_CHECKING:
+    from bpbroker.server.listener import BrokerServer
+
+logger = logging.getLogger(__name__)
+
+_ACCEPT_AT_ONCE: Final = 64
+_TICK_SECS: Final = 0.25
+_PAUSE_SECS: Final = 0.1
+"""How long not to accept when the process has no file descriptor left."""
+_EVICT_AT_ONCE: Final = 64
+_HELD_MAX_BYTES: Final = 256 * 1024 * 1024
+"""What all clients together may have the server keep: requests on their way in, answers on their way out."""
+
+_EVENTS: Final = {Turn.READ: selectors.EVENT_READ, Turn.WRITE: selectors.EVENT_WRITE}
+
+
+class Selecting:
+    """All connections of a server, and the loop that moves them on."""
+
+    def __init__(self, server: BrokerServer, listener: socket.socket) -> None:
+        self._server = server
+        self._listener = listener
+        self._selector = selectors.DefaultSelector()
+        self._waker, self._wakee = socket.socketpair()
+        self._waker.setblocking(False)
+        self._wakee.setblocking(False)
+        self._asleep = False
+        self._handed_back: deque[Connection] = deque()
+        self._asking: deque[Connection] = deque()
+        self._connections: set[Connection] = set()
+        self._by_address: Counter[str] = Counter()
+        self._accept_again = 0.0
+        self._stop = False
+        self._done = threading.Event()
+        self._beat = time.monotonic()
+        self.stopping = False
+        self._selector.register(self._wakee, selectors.EVENT_READ)
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._listening = True
+
+    # --- for other threads ---
+
+    def hand_back(self, connection: Connection) -> None:
+        """Let the loop go on with a connection."""
+        self._handed_back.append(connection)
+        self._wake()
+
+    def ask_soon(self, connection: Connection) -> None:
+        """Let a connection ask its actor when the loop has taken in everything that is there."""
+        self._asking.append(connection)
+        self._wake()
+
+    def stop_accepting(self) -> None:
+        """Take no new connections, and no new request on those there are."""
+        self.stopping = True
+        self._wake()
+
+    def busy(self) -> bool:
+        """Whether a request is still being served."""
+        return any(connection.busy for connection in tuple(self._connections))
+
+    def stop(self, timeout_secs: float) -> None:
+        """End the loop."""
+        self._stop = True
+        self._wake()
+        self._done.wait(timeout_secs)
+
+    def silent_secs(self) -> float:
+        """Give the seconds since the loop last went round; it does so four times a second even when idle."""
+        return time.monotonic() - self._beat
+
+    def figures(self) -> dict[str, Any]:
+        """Give the number of open connections."""
+        return {"connections": len(self._connections)}
+
+    def _wake(self) -> None:
+        # The loop says that it is about to sleep before it looks at the queue a last time, so nothing is missed.
+        if self._asleep:
+            self._asleep = False
+            with suppress(BlockingIOError, OSError):
+                self._waker.send(b"w")
+
+    # --- the loop ---
+
+    def run(self) -> None:
+        """Go round until :meth:`stop`."""
+        next_sweep = time.monotonic() + _TICK_SECS
+        try:
+            while not self._stop:
+                self._asleep = True
+                pause = (
+                    0.0 if self._handed_back or self._asking or self._stop else max(0.0, next_sweep - time.monotonic())
+                )
+                ready = self._selector.select(pause)
+                self._asleep = False
+                for key, _ in ready:
+                    if key.data is not None:
+                        self._move_on(key.data)
+                    elif key.fileobj is self._wakee:
+                        with suppress(BlockingIOError):
+                            self._wakee.recv(4096)
+                    else:
+                        self._accept()
+                for _ in range(len(self._handed_back)):
+                    self._take_back(self._handed_back.popleft())
+                for _ in range(len(self._asking)):
+                    self._asking.popleft().ask()
+                now = self._beat = time.monotonic()
+                if now >= next_sweep or (self.stopping and self._listening):
+                    next_sweep = now + _TICK_SECS
+                    self._sweep(now)
+        finally:
+            if self._stop:
+                self._done.set()
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPT_AT_ONCE):
+            try:
+                sock, address = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                # EMFILE and its like: the connection stays in the backlog; going on at once would only spin.
+                logger.error("Cannot accept a connection: %s", error)  # noqa: TRY400 - a traceback adds nothing
+                self._listen(on=False)
+                self._accept_again = time.monotonic() + _PAUSE_SECS
+                return
+            try:
+                if self._has_room(address[0]):
+                    self._enter(Connection(self._server, sock, address))
+                else:
+                    sock.close()
+            except OSError:  # it has gone already
+                sock.close()
+
+    def _enter(self, connection: Connection) -> None:
+        self._connections.add(connection)
+        self._by_address[connection.peer] += 1
+        self._wait_for(connection, Turn.READ)
+
+    def _has_room(self, host: str) -> bool:
+        """Whether one more connection of an address may come in.
+
+        When all places are taken, the address with the most connections loses
+        some of its idle ones: nobody can shut the others out by only connecting.
+        """
+        held = self._by_address.get(host, 0)
+        if held >= self._server.connections_per_address_max:
+            return False
+        if len(self._connections) < self._server.connections_max:
+            return True
+        busiest, most = self._by_address.most_common(1)[0]
+        if held + 1 >= most:
+            return False
+        idle = [connection for connection in self._connections if connection.peer == busiest and connection.idle]
+        idle.sort(key=lambda connection: connection.deadline)
+        for connection in idle[: min(_EVICT_AT_ONCE, most - held - 1)]:
+            self._close(connection)
+        return len(self._connections) < self._server.connections_max
+
+    def _listen(self, *, on: bool) -> None:
+        if on and not self._listening:
+            self._selector.register(self._listener, selectors.EVENT_READ)
+        elif not on and self._listening:
+            self._selector.unregister(self._listener)
+        self._listening = on
+
+    def _move_on(self, connection: Connection) -> None:
+        """Let a connection do what it can without blocking, and see whose turn it is then."""
+        if connection.watched is None:
+            return  # closed or lent a moment ago, while this was on its way
+        self._next(connection, self._safely(connection, connection.move_on))
+
+    def _take_back(self, connection: Connection) -> None:
+        if connection in self._connections and not connection.lent:
+            self._next(connection, self._safely(connection, connection.resume))
+
+    def _safely(self, connection: Connection, step: Any) -> Turn:
+        try:
+            turn: Turn = step()
+        except Exception:
+            logger.exception("Error on the connection of %s", connection.peer)
+            return Turn.CLOSE
+        return turn
+
+    def _next(self, connection: Connection, turn: Turn) -> None:
+        if turn is Turn.READ or turn is Turn.WRITE:
+            self._wait_for(connection, turn)
+        elif turn is Turn.AGAIN:
+            self._wait_for(connection, Turn.READ)
+            self._handed_back.append(connection)
+        elif turn is Turn.CLOSE:
+            self._close(connection)
+        else:
+            self._unwatch(connection)
+            if turn is Turn.WORKER:
+                connection.lent = True
+                self._server.requests.put(connection)
+
+    def _wait_for(self, connection: Connection, turn: Turn) -> None:
+        if connection.watched is turn:
+            return
+        if connection.watched is None:
+            self._selector.register(connection.socket, _EVENTS[turn], connection)
+        else:
+            self._selector.modify(connection.socket, _EVENTS[turn], connection)
+        connection.watched = turn
+
+    def _unwatch(self, connection: Connection) -> None:
+        if connection.watched is not None:
+            self._selector.unregister(connection.socket)
+            connection.watched = None
+
+    def _close(self, connection: Connection) -> None:
+        self._unwatch(connection)
+        if connection in self._connections:
+            self._connections.remove(connection)
+            host = connection.peer
+            self._by_address[host] -= 1
+            if not self._by_address[host]:
+                del self._by_address[host]
+        connection.close()
+
+    def _sweep(self, now: float) -> None:
+        """Keep deadlines and the bound on memory; begin to accept again; let go of idle connections when stopping."""
+        if self.stopping:
+            self._listen(on=False)
+            self._listener.close()  # who connects now shall hear at once that nobody is there
+        elif not self._listening and now >= self._accept_again:
+            self._listen(on=True)
+        held = 0
+        for connection in tuple(self._connections):
+            if connection.lent:
+                continue
+            held += connection.held_bytes
+            if connection.phase is Phase.SERVING:
+                connection.watch_over(now)
+                if self.stopping:
+                    connection.stop()
+            elif now >= connection.deadline or (self.stopping and connection.idle):
+                self._next(connection, self._safely(connection, connection.too_late))
+        if held > _HELD_MAX_BYTES:
+            self._shed(held - _HELD_MAX_BYTES // 2)
+
+    def _shed(self, too_many_bytes: int) -> None:
+        """Let go of those who have the most kept for them, down to half of what may be."""
+        logger.warning("Clients have %d MiB kept for them; letting go of some", _HELD_MAX_BYTES >> 20)
+        candidates = [
+            connection
+            for connection in self._connections
+            if not connection.lent and connection.phase in (Phase.READING, Phase.SENDING)
+        ]
+        for connection in sorted(candidates, key=lambda connection: connection.held_bytes, reverse=True):
+            if too_many_bytes <= 0:
+                return
+            too_many_bytes -= connection.held_bytes
+            self._next(connection, self._safely(connection, connection.shed))
+
+    def close(self) -> None:
+        """Close every connection; only when the loop has ended."""
+        for connection in tuple(self._connections):
+            connection.close()
+        self._connections.clear()
+        self._selector.close()
+        self._waker.close()
+        self._wakee.close()

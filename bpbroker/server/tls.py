@@ -1,0 +1,334 @@
+"""TLS: this host's certificate, its fingerprint, the server's context, and a stream that never blocks.
+
+Neither of cheroot's adapters is fit for a server that must not be stalled:
+``builtin`` shakes hands in the one accept thread (cheroot #748), ``pyopenssl``
+in a worker, polling, and turns a body that comes a moment late into a 500
+(#113, #245). So the handshake is stepped here without blocking, and
+:mod:`bpbroker.server.listener` decides when.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import ipaddress
+import logging
+import os
+import socket
+import ssl
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from OpenSSL import SSL
+
+from bpbroker.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+VALID_DAYS: Final = 3650
+WARN_DAYS: Final = 30
+_CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
+_RELEASE_BUFFERS: Final = 0x10
+_PEM_MAX_BYTES: Final = 1024 * 1024
+"""SSL_MODE_RELEASE_BUFFERS, which pyOpenSSL has no name for: saves 34 KiB for each idle connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What a person wants to know of a certificate."""
+
+    subject: str
+    names: tuple[str, ...]
+    """Host names and addresses that it is for."""
+    not_after: datetime.datetime
+    """In UTC."""
+    fingerprint: str
+    """SHA-256 of its DER, as pairs of upper-case hexadecimal digits with colons between."""
+
+    def days_left(self, now: datetime.datetime) -> int:
+        """Give the whole days until it expires; negative when it has."""
+        return (self.not_after - now).days
+
+
+# --- the pair of files ---
+
+
+def ensure_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
+    """Make a certificate and key for this host if neither file is there.
+
+    Raises:
+        ConfigurationError: only one of them is there, or they cannot be written.
+    """
+    if cert.exists() and key.exists():
+        return
+    if cert.exists() or key.exists():
+        there, gone = (cert, key) if cert.exists() else (key, cert)
+        raise ConfigurationError(f"{there} is there but {gone} is not; put it back, or remove both to get a new pair")
+    make_pair(cert, key, hosts)
+    logger.info("Made a certificate for this host: %s, SHA-256 %s", cert, fingerprint(cert))
+
+
+def make_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
+    """Write a new self-signed ECDSA P-256 certificate and its key (mode 0600), replacing what is there.
+
+    Args:
+        cert: path of the certificate, PEM.
+        key: path of the key, PEM.
+        hosts: names and addresses it is for; this host's own if empty.
+
+    Raises:
+        ConfigurationError: they cannot be written.
+    """
+    private = ec.generate_private_key(ec.SECP256R1())
+    names = list(hosts) or own_names()
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
+    public = private.public_key()
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))  # clocks of machines that boot for the first time are off
+        .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
+        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        # Python 3.13 verifies strictly (RFC 5280): who trusts this file as a CA needs the following three in it.
+        .add_extension(_key_usage(), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
+        .sign(private, hashes.SHA256())
+    )
+    key_pem = private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    try:
+        _write(key, key_pem, 0o600)
+        _write(cert, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    except OSError as error:
+        raise ConfigurationError(f"Cannot write {error.filename or cert}: {error.strerror}") from None
+
+
+def _key_usage() -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True, key_cert_sign=True, content_commitment=False, key_encipherment=False,
+        data_encipherment=False, key_agreement=False, crl_sign=False, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def own_names() -> list[str]:
+    """Give this host's names and addresses, as far as it knows them without asking the network."""
+    name = socket.gethostname()
+    found = [name, "localhost", "127.0.0.1", "::1"]
+    with contextlib.suppress(OSError, UnicodeError):
+        found += [str(item[4][0]) for item in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
+    for family, target in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        # Connecting a UDP socket sends nothing; it tells which address would be used.
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((target, 9))
+            found.append(probe.getsockname()[0])
+    return list(dict.fromkeys(item.partition("%")[0] for item in found if item))
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name.encode("idna").decode() if not name.isascii() else name)
+
+
+def read_certificate(cert: Path) -> Certificate:
+    """Read the first certificate in a PEM file.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+    """
+    try:
+        with cert.open("rb") as file:
+            found = x509.load_pem_x509_certificates(file.read(_PEM_MAX_BYTES))[0]
+    except OSError as error:
+        raise ConfigurationError(f"Cannot read the certificate {cert}: {error.strerror}") from None
+    except ValueError:
+        raise ConfigurationError(f"{cert} holds no certificate in PEM form") from None
+    try:
+        san = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = tuple(str(item.value) for item in san)
+    except x509.ExtensionNotFound:
+        names = ()
+    return Certificate(
+        found.subject.rfc4514_string(),
+        names,
+        found.not_valid_after_utc,
+        found.fingerprint(hashes.SHA256()).hex(":").upper(),
+    )
+
+
+def fingerprint(cert: Path) -> str:
+    """Give the SHA-256 fingerprint of a certificate file, as ``AB:CD:…``.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+    """
+    return read_certificate(cert).fingerprint
+
+
+def check_pair(cert: Path, key: Path) -> None:
+    """See that certificate and key can be used together; warn of a key that others can read.
+
+    Raises:
+        ConfigurationError: one is missing, unreadable, or they do not belong together.
+    """
+    context(cert, key)
+    certificate = read_certificate(cert)
+    left = certificate.days_left(datetime.datetime.now(datetime.UTC))
+    if left < WARN_DAYS:
+        logger.warning(
+            "The certificate %s %s; `bpbroker certificate --renew` makes a new one",
+            cert,
+            f"expires in {left} days" if left >= 0 else "has expired",
+        )
+    if is_open(key):
+        logger.warning("The private key %s can be read by others than its owner; chmod 600 it", key)
+
+
+def is_open(key: Path) -> bool:
+    """Whether others than its owner can use a key's file."""
+    return os.name != "nt" and bool(key.stat().st_mode & (stat.S_IRWXO | stat.S_IRWXG))
+
+
+# --- the server's side of a connection ---
+
+
+def context(cert: Path, key: Path) -> SSL.Context:
+    """Make the server's TLS context: TLS 1.2 or newer, forward secrecy, AEAD, the whole chain, session tickets.
+
+    Raises:
+        ConfigurationError: certificate and key cannot be used together.
+    """
+    for path, what in ((cert, "certificate"), (key, "private key")):
+        try:
+            with path.open("rb"):
+                pass
+        except OSError as error:
+            raise ConfigurationError(f"Cannot read the {what} {path}: {error.strerror}") from None
+    made = SSL.Context(SSL.TLS_SERVER_METHOD)
+    made.set_min_proto_version(SSL.TLS1_2_VERSION)
+    made.set_options(SSL.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE)
+    # A client that ends without close_notify has ended, no worse: where a request ends stands in its head.
+    made.set_options(getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0))
+    made.set_cipher_list(_CIPHERS)
+    made.set_session_id(b"bpbroker")  # without it OpenSSL refuses to resume sessions
+    made.set_mode(_RELEASE_BUFFERS)
+    try:
+        made.use_certificate_chain_file(str(cert))
+    except SSL.Error:
+        raise ConfigurationError(f"{cert} holds no usable certificate in PEM form") from None
+    try:
+        made.use_privatekey_file(str(key))
+        made.check_privatekey()
+    except SSL.Error:
+        raise ConfigurationError(
+            f"The private key {key} cannot be used with the certificate {cert}: they are not a pair, or it is no key"
+        ) from None
+    return made
+
+
+class Want(Enum):
+    """What a stream waits for before it can go on."""
+
+    READ = "read"
+    WRITE = "write"
+
+
+class Broken(Exception):
+    """The other side does not speak TLS as it should, or has gone without a word."""
+
+
+class Stream:
+    """The server's end of one TLS connection on a non-blocking socket."""
+
+    def __init__(self, server_context: SSL.Context, sock: socket.socket) -> None:
+        self._connection = SSL.Connection(server_context, sock)
+        self._connection.set_accept_state()
+
+    def handshake(self) -> Want | None:
+        """Go on with the handshake; None when it is done.
+
+        Raises:
+            Broken: it failed.
+        """
+        try:
+            self._connection.do_handshake()
+        except SSL.WantReadError:
+            return Want.READ
+        except SSL.WantWriteError:
+            return Want.WRITE
+        except SSL.Error as error:
+            raise Broken(_reason(error)) from None
+        return None
+
+    def receive(self, size: int) -> bytes | Want:
+        """Give what has come in, ``b""`` at its end.
+
+        Raises:
+            Broken: the connection is lost.
+        """
+        try:
+            return self._connection.recv(size)
+        except SSL.WantReadError:
+            return Want.READ
+        except SSL.WantWriteError:
+            return Want.WRITE
+        except SSL.ZeroReturnError:
+            return b""
+        except SSL.Error as error:
+            raise Broken(_reason(error)) from None
+
+    def send(self, content: bytes | memoryview) -> int | Want:
+        """Send as much as goes at once; give the number of bytes that went.
+
+        Raises:
+            Broken: the connection is lost.
+        """
+        try:
+            return self._connection.send(content)
+        except SSL.WantWriteError:
+            return Want.WRITE
+        except SSL.WantReadError:
+            return Want.READ
+        except SSL.Error as error:
+            raise Broken(_reason(error)) from None
+
+    def say_goodbye(self) -> None:
+        """Send close_notify, so that the client knows that it has everything."""
+        with contextlib.suppress(SSL.Error):
+            self._connection.shutdown()
+
+
+def _reason(error: SSL.Error) -> str:
+    """Give the last reason of an OpenSSL error, such as ``http request``."""
+    if isinstance(error, SSL.SysCallError):
+        return "the connection was cut"
+    reasons = error.args[0] if error.args and isinstance(error.args[0], list) else []
+    return str(reasons[-1][2]) if reasons else "unknown"

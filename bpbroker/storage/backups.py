@@ -1,0 +1,178 @@
+"""Backups: complete states in files of their own. Naming, making, listing, rotating, checking.
+
+A backup has the form of the configuration file and is named after it and the
+UTC time at which it was made: ``bpbroker-20260131T235959.123456Z.json``.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import stat
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from bpbroker import files
+from bpbroker.config import schema
+from bpbroker.errors import BpbrokerError, Unavailable
+from bpbroker.messages import BackupInfo
+from bpbroker.storage import config_file
+
+_TIME_FORM: Final = "%Y%m%dT%H%M%S.%fZ"
+_STAMP: Final = re.compile(r"-(\d{8}T\d{6}\.\d{6}Z)\.json\Z", re.ASCII)
+_TICK: Final = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A backup that was read back."""
+
+    info: BackupInfo
+    entries: int
+    problem: str
+    """Why it cannot be used; empty when it is good."""
+
+
+def folder_for(own: Path) -> Path:
+    """Give the folder of a configuration file's backups: ``<home>/backups`` for ``<home>/etc/…``, else beside it."""
+    parent = own.parent
+    return (parent.parent if parent.name == "etc" else parent) / "backups"
+
+
+def make(own: Path, chunks: Iterable[bytes]) -> BackupInfo:
+    """Write a backup with this content; makes the folder when it is not there.
+
+    It is always the newest one by name, also when the clock was set back.
+
+    Raises:
+        StorageFull, StorageFailed, Unavailable: it could not be written; no half backup is left.
+    """
+    folder = folder_for(own)
+    try:
+        files.make_folder(folder, own)
+    except OSError as error:
+        raise files.storage_error(f"Cannot make the backups folder {folder}", error) from None
+    made = datetime.fromtimestamp(time.time(), UTC)
+    newest = next(iter(found(own)), None)
+    if newest is not None:
+        made = max(made, _time_of(Path(newest.path)) + _TICK)
+    path = folder / f"{own.stem}-{made.strftime(_TIME_FORM)}.json"
+    files.replace(path, chunks)
+    return BackupInfo(str(path), made.timestamp(), path.stat().st_size)
+
+
+def _time_of(path: Path) -> datetime:
+    stamp = _STAMP.search(path.name)
+    return datetime.strptime(stamp[1] if stamp else "", _TIME_FORM).replace(tzinfo=UTC)
+
+
+def found(own: Path) -> list[BackupInfo]:
+    """Give the backups of a configuration file, newest first.
+
+    Raises:
+        Unavailable: their folder cannot be read.
+    """
+    result = []
+    folder = folder_for(own)
+    try:
+        paths = list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        paths = []
+    except OSError as error:
+        raise Unavailable(f"Cannot read the backups folder {folder}: {error.strerror}") from None
+    for path in paths:
+        stamp = _STAMP.search(path.name)
+        if stamp is None or path.name[: stamp.start()] != own.stem:
+            continue
+        try:
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                result.append(BackupInfo(str(path), _time_of(path).timestamp(), status.st_size))
+        except (ValueError, FileNotFoundError):  # no such day; or rotated away just now
+            continue
+    return sorted(result, key=lambda info: info.path, reverse=True)
+
+
+def rotate(own: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` backups.
+
+    Raises:
+        StorageFailed: one of them cannot be removed.
+    """
+    for info in found(own)[keep:]:
+        try:
+            Path(info.path).unlink(missing_ok=True)
+        except OSError as error:
+            raise files.storage_error(f"Cannot remove {info.path}", error) from None
+
+
+def holds(info: BackupInfo, chunks: Iterable[bytes]) -> bool:
+    """Whether a backup has exactly this content; compared piece by piece."""
+    try:
+        with Path(info.path).open("rb") as file:
+            return all(file.read(len(chunk)) == chunk for chunk in chunks) and not file.read(1)
+    except OSError:
+        return False
+
+
+def keep_aside(file: Path, why: str, folder_of: Path | None = None) -> Path | None:
+    """Copy a file that is about to be replaced into the backups folder, as ``<name>.<why>-<time>``; None if it is gone.
+
+    Args:
+        file: what to copy.
+        why: such as ``damaged`` or ``edited``.
+        folder_of: the configuration file whose backups folder it is, when it is not ``file`` itself.
+
+    Raises:
+        StorageFull, StorageFailed: it cannot be copied.
+    """
+    own = folder_of or file
+    folder = folder_for(own)
+    copy = folder / f"{file.name}.{why}-{datetime.now(UTC).strftime(_TIME_FORM)}"
+    try:
+        files.make_folder(folder, own)
+        with file.open("rb") as source:
+            files.replace(copy, iter(lambda: source.read(1 << 20), b""))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise files.storage_error(f"Cannot keep {file} as {copy}", error) from None
+    return copy
+
+
+def check(info: BackupInfo) -> Checked:
+    """Read a backup back and see whether a broker could start with it."""
+    try:
+        settings, entries = config_file.read(Path(info.path))
+    except BpbrokerError as error:
+        return Checked(info, 0, str(error))
+    problems = list(schema.problems(settings)) if settings else ["it holds nothing"]
+    return Checked(info, len(entries), f"{info.path}: {'; '.join(problems)}" if problems else "")
+
+
+def newest_good(own: Path) -> Checked | None:
+    """Give the newest backup that reads back well."""
+    return next((checked for checked in map(check, found(own)) if not checked.problem), None)
+
+
+def advice(own: Path) -> str:
+    """Give what goes with the message about a damaged file: the newest good backup and how to restore it."""
+    try:
+        good = newest_good(own)
+    except BpbrokerError as error:
+        return f"Nothing was changed. {error}"
+    if good is None:
+        return f"Nothing was changed. There is no good backup in {folder_for(own)}."
+    return f"Nothing was changed. {advised(own, good)}"
+
+
+def advised(own: Path, good: Checked) -> str:
+    """Give the sentence that names a good backup and how to restore it."""
+    return (
+        f"The newest good backup is {good.info.path} ({good.entries} entries); to go back to it:\n"
+        f"  {shlex.join(('bpbroker', '--config', str(own), 'restore', good.info.path))}"
+    )

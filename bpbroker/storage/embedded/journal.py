@@ -1,0 +1,270 @@
+"""The journal's files: what they are called, what must stand in them, reading them without changing a byte.
+
+``<config>.journal`` is a SQLite database in WAL mode, ``<config>.journal-wal``
+its log. ``<config>.journal-mark`` holds the number of the last acknowledged
+commit. It is not synced, so after a power cut it may be behind, but never
+ahead: a journal that ends before its mark has lost something.
+
+Every row carries a checksum, because SQLite checks the structure of its pages
+but not their content, and a damaged journal must not become a wrong entry.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import struct
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from bpbroker import files
+from bpbroker.errors import ConfigurationError, DamagedFile
+from bpbroker.storage.embedded.wal import Verdict, examine
+
+_TABLES: Final = {
+    "journal": "CREATE TABLE journal (name TEXT PRIMARY KEY, sequence INTEGER NOT NULL, value BLOB,"
+    " checksum INTEGER NOT NULL) WITHOUT ROWID",
+    "owner": "CREATE TABLE owner (one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL,"
+    " sequence INTEGER NOT NULL, checksum INTEGER NOT NULL)",
+}
+
+_PAGE_BYTES: Final = 4096
+
+_NOT_ITS_FAULT: Final = frozenset(
+    {
+        sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY,
+    }
+)  # fmt: skip
+"""Errors that say nothing about what is in the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class JournalState:
+    """What a journal holds."""
+
+    changes: Mapping[str, bytes | None]
+    """Name to entry, None for a deleted one."""
+    sequence: int
+    """Number of the last commit."""
+    torn_bytes: int = 0
+    """Size of an unfinished commit at its end, which a crash left and which was never acknowledged."""
+
+
+def journal_path(config_file: Path) -> Path:
+    """Give the journal of a configuration file."""
+    return config_file.with_name(f"{config_file.name}.journal")
+
+
+def config_path(journal: Path) -> Path:
+    """Give the configuration file of a journal."""
+    return journal.with_name(journal.name.removesuffix(".journal"))
+
+
+def files_of(journal: Path) -> tuple[Path, ...]:
+    """Give the files that may hold something of a journal: itself, its log, its mark."""
+    return journal, _beside(journal, "wal"), _beside(journal, "mark")
+
+
+def _beside(journal: Path, what: str) -> Path:
+    return journal.with_name(f"{journal.name}-{what}")
+
+
+def row_checksum(name: str, sequence: int, value: bytes | None) -> int:
+    """Give the checksum of a change's row."""
+    start = zlib.crc32(b"%d %d " % (sequence, value is None), zlib.crc32(name.encode()))
+    return zlib.crc32(value or b"", start)
+
+
+def owner_checksum(epoch: int, sequence: int) -> int:
+    """Give the checksum of the owner's row."""
+    return zlib.crc32(b"%d %d" % (epoch, sequence))
+
+
+def create(journal: Path) -> None:
+    """Make an empty journal, under another name first: one that exists is always a whole one.
+
+    Raises:
+        OSError, sqlite3.Error: it cannot be written.
+    """
+    new = journal.with_name(f"{journal.name}.tmp")
+    for left in (new, _beside(new, "wal"), _beside(new, "shm")):
+        left.unlink(missing_ok=True)
+    descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        files.adopt_owner(descriptor, config_path(journal))
+    finally:
+        os.close(descriptor)
+    with closing(sqlite3.connect(new, isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("BEGIN")
+        for statement in _TABLES.values():
+            connection.execute(statement)
+        connection.execute("INSERT INTO owner VALUES (1, 0, 0, ?)", (owner_checksum(0, 0),))
+        connection.execute("COMMIT")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # raises what closing would only ignore
+    new.replace(journal)
+    files.sync_folder(journal.parent)
+
+
+def read_journal(journal: Path) -> JournalState:
+    """Read and check a journal without changing it; empty when there is none.
+
+    Raises:
+        DamagedFile: it holds something that the broker did not write there, or lacks what it did.
+        ConfigurationError: it cannot be read.
+    """
+    log = _beside(journal, "wal")
+    try:
+        # The mark comes first: a broker that runs may move it on while we read the rest.
+        acknowledged = Mark(journal).read()
+        if not journal.exists():
+            if log.exists() and log.stat().st_size:
+                raise DamagedFile(f"{journal} is gone, but {log} has changes that belong to it")
+            state = JournalState({}, 0)
+        else:
+            verdict = examine(log)
+            if verdict.damage:
+                raise DamagedFile(f"{log}: {verdict.damage}")
+            state = _read(journal, verdict)
+    except OSError as error:
+        raise ConfigurationError(f"Cannot read {error.filename or journal}: {error.strerror}") from None
+    if acknowledged == Mark.RESTORING:
+        raise DamagedFile(f"A restore of {config_path(journal)} was cut off; do it again")
+    if acknowledged is not None and state.sequence < acknowledged:
+        raise DamagedFile(
+            f"{journal} is incomplete: it ends with commit {state.sequence}, but commit {acknowledged} was"
+            f" acknowledged (to go on without what is missing, remove {_beside(journal, 'mark')})"
+        )
+    return state
+
+
+def _read(journal: Path, verdict: Verdict) -> JournalState:
+    if journal.stat().st_size < _PAGE_BYTES:
+        # Not even looked at: SQLite would take it for a new database and remove the log.
+        raise DamagedFile(f"{journal} is cut off")
+    try:
+        # mode=ro: SQLite must not fold the log into the journal when this connection closes.
+        with closing(sqlite3.connect(f"{journal.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            return _checked(connection, journal, verdict.torn_bytes)
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_ITS_FAULT:
+            raise ConfigurationError(f"Cannot read {journal}: {error}") from None
+        raise DamagedFile(f"{journal} is damaged: {error}") from None
+
+
+def _checked(connection: sqlite3.Connection, journal: Path, torn_bytes: int) -> JournalState:
+    for (line,) in connection.execute("PRAGMA integrity_check(1)"):
+        if line != "ok":
+            raise DamagedFile(f"{journal} is damaged: {' '.join(str(line).split())}")
+    (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+    tables = dict(connection.execute("SELECT name, sql FROM sqlite_master"))
+    if mode != "wal" or tables != _TABLES:
+        raise DamagedFile(f"{journal} is damaged, or is no journal of bpbroker")
+    changes, last = changes_of(connection, journal)
+    return JournalState(changes, last, torn_bytes)
+
+
+def changes_of(connection: sqlite3.Connection, journal: Path) -> tuple[dict[str, bytes | None], int]:
+    """Give what an open journal holds, and the number of its last commit.
+
+    Raises:
+        DamagedFile: a row's checksum does not fit.
+    """
+    owner = connection.execute("SELECT epoch, sequence, checksum FROM owner").fetchall()
+    if len(owner) != 1 or not _fits(owner_checksum, owner[0]):
+        raise DamagedFile(f"{journal} is damaged: the row of its owner is not what the broker wrote")
+    last: int = owner[0][1]
+    changes: dict[str, bytes | None] = {}
+    for row in connection.execute("SELECT name, sequence, value, checksum FROM journal"):
+        if not _fits(row_checksum, row):
+            raise DamagedFile(f"{journal} is damaged: the row of {row[0]!r} is not what the broker wrote")
+        changes[row[0]] = row[2]
+        last = max(last, row[1])
+    return changes, last
+
+
+def _fits(checksum: Callable[..., int], row: tuple[Any, ...]) -> bool:
+    """Whether a row's last column is the checksum of the others; damage may have changed their types, too."""
+    try:
+        return bool(checksum(*row[:-1]) == row[-1])
+    except (AttributeError, TypeError):
+        return False
+
+
+class Mark:
+    """The number of the last acknowledged commit, in a file of its own."""
+
+    RESTORING: Final = 2**64 - 1
+    """Stands there while a restore replaces file and journal: no journal reaches it, so nothing starts on a half."""
+
+    _FORM: Final = struct.Struct(">QI")
+
+    def __init__(self, journal: Path) -> None:
+        self._journal = journal
+        self._path = _beside(journal, "mark")
+        self._descriptor: int | None = None
+
+    def read(self) -> int | None:
+        """Give it, or None when there is none.
+
+        Raises:
+            DamagedFile: it is not what the broker wrote.
+            OSError: it cannot be read.
+        """
+        try:
+            content = self._path.read_bytes()
+        except FileNotFoundError:
+            return None
+        if len(content) == self._FORM.size:
+            sequence, checksum = self._FORM.unpack(content)
+            if checksum == zlib.crc32(content[:8]):
+                return int(sequence)
+        raise DamagedFile(f"{self._path} is damaged (to go on without it, remove it)")
+
+    def open(self, sequence: int) -> None:
+        """Make it, or take up the one that is there.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+        files.adopt_owner(self._descriptor, config_path(self._journal))
+        self.write(sequence)
+
+    def write(self, sequence: int) -> None:
+        """Put it forward: two microseconds, nothing is synced.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self._descriptor is not None:
+            number = sequence.to_bytes(8, "big")
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            os.write(self._descriptor, number + zlib.crc32(number).to_bytes(4, "big"))
+
+    def block(self) -> None:
+        """Let nothing start until :meth:`close` removes it, also after a crash.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self.open(self.RESTORING)
+        if self._descriptor is not None:
+            os.fsync(self._descriptor)
+        files.sync_folder(self._path.parent)
+
+    def close(self, *, remove: bool) -> None:
+        """Let go of it; ``remove`` when the journal is empty for good and nothing can be missing any more."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+        if remove:
+            with suppress(OSError):
+                self._path.unlink()

@@ -1,0 +1,267 @@
+"""The embedded store: a SQLite journal beside the configuration file.
+
+The file holds a complete state, the journal the latest state of each name
+that changed since, deletions included. A commit is one SQLite transaction in
+WAL mode with ``synchronous=FULL``: it returns when the operating system says
+that the log is on stable storage. Its cost does not depend on how many entries
+there are.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from bpbroker.errors import ConfigurationError, DamagedFile, StorageFailed, StorageFull, Unavailable
+from bpbroker.storage import backups
+from bpbroker.storage.base import Change, Committed, Outcome
+from bpbroker.storage.embedded.journal import (
+    Mark,
+    changes_of,
+    config_path,
+    create,
+    files_of,
+    owner_checksum,
+    read_journal,
+    row_checksum,
+)
+
+logger = logging.getLogger(__name__)
+
+_FORGET_AT_ONCE: Final = 500
+"""Rows that one call of forget() looks at: two milliseconds, in which no write can be served."""
+
+_BUSY_TIMEOUT_SECS: Final = 5.0
+_LOG_LIMIT_BYTES: Final = 16 * 1024 * 1024
+_COMMITTED: Final = Committed()
+
+
+class EmbeddedStore:
+    """Implements :class:`bpbroker.storage.base.Store`; to be used by the thread that calls :meth:`load`.
+
+    Args:
+        journal: the SQLite file, named after its configuration file; made when it is not there.
+        base: gives the entries that the configuration file holds.
+    """
+
+    shared: ClassVar[bool] = False
+
+    def __init__(self, journal: Path, base: Callable[[], Mapping[str, bytes]]) -> None:
+        self._journal = journal
+        self._base = base
+        self._connection: sqlite3.Connection | None = None
+        self._mark = Mark(journal)
+        self._epoch = 0
+        self._sequence = 0
+        self._failed = "the store is not open"
+        self._untidy = False
+        """Whether the log has frames of a transaction that did not fit on the disk."""
+        self._forget_from: tuple[int, str] | None = None
+
+    @property
+    def sequence(self) -> int:
+        """Number of the last commit."""
+        return self._sequence
+
+    @property
+    def figures(self) -> Mapping[str, Any]:
+        """Sizes in bytes: the journal with its log, and what is free on its disk."""
+        size = free = 0
+        with suppress(OSError):
+            size = sum(path.stat().st_size for path in files_of(self._journal) if path.exists())
+            free = shutil.disk_usage(self._journal.parent).free
+        return {"journal_bytes": size, "disk_free_bytes": free}
+
+    def load(self) -> Mapping[str, bytes]:
+        """See :meth:`bpbroker.storage.base.Store.load`. From here on an older store on this journal is fenced off.
+
+        Raises:
+            DamagedFile: the journal or the file; no file was changed.
+            ConfigurationError: the journal cannot be opened.
+        """
+        try:
+            state = read_journal(self._journal)
+            config_file = config_path(self._journal)
+            if state.changes and not config_file.exists():
+                raise DamagedFile(f"{config_file} is gone, but its journal {self._journal} has changes of it")
+        except DamagedFile as error:
+            raise DamagedFile(f"{error}\n{backups.advice(config_path(self._journal))}") from None
+        if state.torn_bytes:
+            logger.warning(
+                "%s ends with %d bytes of a commit that was cut off; it was never acknowledged and is dropped",
+                self._journal,
+                state.torn_bytes,
+            )
+        try:
+            changes = self._open()
+        except OSError as error:
+            raise ConfigurationError(f"Cannot write {error.filename or self._journal}: {error.strerror}") from None
+        except sqlite3.Error as error:
+            raise ConfigurationError(f"Cannot write {self._journal}: {error}") from None
+        entries = dict(self._base())  # after the fence: nobody else makes the journal forget any more
+        for name, value in changes.items():
+            if value is None:
+                entries.pop(name, None)
+            else:
+                entries[name] = value
+        return entries
+
+    def _open(self) -> Mapping[str, bytes | None]:
+        """Open the journal for writing, fence off who had it before, and give what it holds."""
+        if not self._journal.exists():
+            create(self._journal)
+        connection = sqlite3.connect(self._journal, isolation_level=None, timeout=_BUSY_TIMEOUT_SECS)
+        try:
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute(f"PRAGMA journal_size_limit={_LOG_LIMIT_BYTES}")
+            connection.execute("PRAGMA secure_delete=OFF")  # Debian's default would write every forgotten row again
+            connection.execute("BEGIN IMMEDIATE")
+            changes, self._sequence = changes_of(connection, self._journal)
+            self._epoch = connection.execute("SELECT epoch FROM owner").fetchone()[0] + 1
+            self._write_owner(connection)
+            connection.execute("COMMIT")
+            # A new log: what a crash left at the end of the old one must not be mistaken for damage some day.
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._mark.open(self._sequence)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+        self._failed = ""
+        return changes
+
+    def _write_owner(self, connection: sqlite3.Connection) -> None:
+        connection.execute(
+            "UPDATE owner SET epoch = ?, sequence = ?, checksum = ?",
+            (self._epoch, self._sequence, owner_checksum(self._epoch, self._sequence)),
+        )
+
+    def commit(self, changes: Sequence[Change]) -> Sequence[Outcome]:
+        """See :meth:`bpbroker.storage.base.Store.commit`; never reports a conflict, its registry is the only writer."""
+        sequence = self._sequence + 1
+        rows = [
+            (change.name, sequence, change.value, row_checksum(change.name, sequence, change.value))
+            for change in changes
+        ]
+        with self._transaction() as connection:
+            connection.executemany("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?)", rows)
+        self._sequence = sequence
+        self._acknowledged()
+        return [_COMMITTED] * len(rows)
+
+    def probe(self) -> None:
+        """See :meth:`bpbroker.storage.base.Store.probe`."""
+        with self._transaction() as connection:
+            self._write_owner(connection)
+
+    def forget(self, sequence: int) -> bool:
+        """See :meth:`bpbroker.storage.base.Store.forget`."""
+        if sequence >= self._sequence:
+            with self._transaction() as connection:
+                self._write_owner(connection)  # the number must not start again at 0 when the rows are gone
+                connection.execute("DELETE FROM journal")
+            self._forget_from = None
+            return False
+        after = self._forget_from[1] if self._forget_from and self._forget_from[0] == sequence else ""
+        with self._transaction() as connection:
+            self._write_owner(connection)
+            found = connection.execute(
+                "SELECT name FROM journal WHERE name > ? ORDER BY name LIMIT 1 OFFSET ?", (after, _FORGET_AT_ONCE - 1)
+            ).fetchone()
+            upto = "AND name <= ?" if found else ""
+            connection.execute(
+                f"DELETE FROM journal WHERE name > ? AND sequence <= ? {upto}",  # noqa: S608 - of two constants
+                (after, sequence, *(found or ())),
+            )
+        self._forget_from = (sequence, found[0]) if found else None
+        return found is not None
+
+    def close(self) -> None:
+        """Fold the log into the journal and let go of it."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        empty = False
+        if not self._failed:
+            with suppress(sqlite3.Error):
+                state = connection.execute("SELECT epoch, EXISTS (SELECT 1 FROM journal) FROM owner").fetchone()
+                empty = state == (self._epoch, 0)
+        with suppress(sqlite3.Error):
+            connection.close()
+        self._mark.close(remove=empty)
+        self._failed = self._failed or "the store is closed"
+
+    def _acknowledged(self) -> None:
+        """Note what is about to be answered, and clear up after a full disk."""
+        try:
+            self._mark.write(self._sequence)
+        except OSError as error:
+            # Without a mark a loss might go unnoticed, with an old one nothing is wrong: go on.
+            logger.warning("%s: its mark cannot be written: %s", self._journal, error.strerror)
+        if self._untidy and self._connection is not None:
+            with suppress(sqlite3.Error):
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._untidy = False
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Run the body in one transaction that only the newest store on this journal may commit."""
+        connection = self._connection
+        if self._failed or connection is None:
+            raise StorageFailed(f"Nothing was changed; no write is accepted until a restart: {self._failed}")
+        committing = False
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            if connection.execute("SELECT epoch FROM owner").fetchone() != (self._epoch,):
+                connection.execute("ROLLBACK")
+                self._failed = "another registry has taken this one's place"
+                raise StorageFailed(f"Nothing was changed; no write is accepted here: {self._failed}")
+            yield connection
+            committing = True
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise self._failure(connection, error, committing=committing) from None
+
+    def _failure(self, connection: sqlite3.Connection, error: sqlite3.Error, *, committing: bool) -> Unavailable:
+        """Decide what a failed transaction means for its writes and for all later ones."""
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        rolled_back = not connection.in_transaction
+        if not rolled_back:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+                rolled_back = True
+        if rolled_back and (code & 0xFF) == sqlite3.SQLITE_FULL:
+            self._untidy = True
+            return StorageFull("The disk is full: nothing was changed; writes work again when there is space")
+        if rolled_back and (code & 0xFF) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) and not committing:
+            return Unavailable("The journal is busy: nothing was changed; try again")
+        # After a failed fsync nobody knows what is on the disk, and asking again may
+        # say "fine" while the data is lost (https://lwn.net/Articles/752063/). So: no more writes.
+        self._failed = f"a commit failed ({error})"
+        logger.error("%s: %s; no write is accepted until a restart", self._journal, self._failed)
+        failure = StorageFailed(
+            ("Whether this was changed is not known" if committing else "Nothing was changed")
+            + f"; no write is accepted until a restart: {self._failed}"
+        )
+        failure.outcome_known = not committing
+        return failure
+
+
+def forget_all(journal: Path, base: Callable[[], Mapping[str, bytes]]) -> None:
+    """Empty the journal of a stopped broker whose file holds all of it.
+
+    Raises:
+        ConfigurationError, Unavailable: it cannot be done.
+    """
+    if journal.exists():
+        store = EmbeddedStore(journal, base)
+        try:
+            store.load()
+            store.forget(store.sequence)
+        finally:
+            store.close()

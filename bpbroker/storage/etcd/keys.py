@@ -1,0 +1,93 @@
+"""What is under which key of a registry in etcd.
+
+Each key is behind the configured prefix and a slash::
+
+    registry          {"id": …, "format": 1}, made by the first broker
+    entries/<name>    an entry as JSON; its version is etcd's mod_revision
+    commits/<random>  a broker's last commit, see :mod:`bpbroker.storage.etcd.commits`
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from bpbroker.errors import BadRequest
+from bpbroker.registry import entry
+from bpbroker.storage.base import Seen
+from bpbroker.storage.etcd.gateway import decode, encode
+
+NAME_MAX_BYTES: Final = 4096
+"""Longest name that any broker may allow."""
+
+
+class Keys:
+    """The keys of one registry, as the gateway takes them."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix.rstrip("/")
+        base = f"{self.prefix}/".encode()
+        self._base = base
+        self._entries = base + b"entries/"
+        self._commits = base + b"commits/"
+        self.registry = encode(base + b"registry")
+
+    def entry(self, name: str) -> str:
+        """Give the key of an entry."""
+        return encode(self._entries + name.encode())
+
+    def name(self, key: str) -> str:
+        """Give the name of the entry with this key."""
+        return decode(key)[len(self._entries) :].decode(errors="replace")
+
+    def commit(self, broker: str) -> str:
+        """Give the key of a broker's last commit."""
+        return encode(self._commits + broker.encode())
+
+    def entries(self, prefix: str) -> tuple[str, str]:
+        """Give begin and end of the keys of all entries whose names begin with ``prefix``."""
+        begin = self._entries + prefix.encode()
+        return encode(begin), encode(_after(begin))
+
+    def commits(self) -> tuple[str, str]:
+        """Give begin and end of the keys of all brokers' last commits."""
+        return encode(self._commits), encode(_after(self._commits))
+
+    def gaps(self) -> Iterator[tuple[str, str]]:
+        """Give begin and end of every range behind the prefix in which only ``registry`` may be."""
+        registry = decode(self.registry)
+        yield encode(self._base), encode(self._commits)
+        yield encode(_after(self._commits)), encode(self._entries)
+        yield encode(_after(self._entries)), encode(registry)
+        yield encode(registry + b"\0"), encode(_after(self._base))
+
+
+def _after(prefix: bytes) -> bytes:
+    """Give the first key behind all that begin with ``prefix``; UTF-8 never has a byte 255."""
+    return prefix[:-1] + bytes([prefix[-1] + 1])
+
+
+def as_seen(name: str, kv: Mapping[str, Any] | None, as_of: int) -> Seen:
+    """Give what a key's value is as an entry."""
+    if kv is None:
+        return Seen(name, None, 0, as_of)
+    version = int(kv["mod_revision"])
+    value = decode(kv.get("value", ""))
+    return Seen(name, value, version, as_of, _fault(name, value))
+
+
+def _fault(name: str, value: bytes) -> str:
+    try:
+        entry.check_name(name, max_bytes=NAME_MAX_BYTES)
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return f"Entry '{name[:64]}' in etcd is no JSON"
+    except BadRequest as error:
+        return f"A key in etcd cannot be an entry's name: {error}"
+    return "" if isinstance(found, dict) else f"Entry '{name[:64]}' in etcd is no JSON object"
+
+
+def revision_of(answer: Mapping[str, Any]) -> int:
+    """Give the version of the cluster that an answer is of."""
+    return int(answer["header"]["revision"])

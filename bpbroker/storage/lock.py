@@ -1,0 +1,147 @@
+"""One broker per configuration file, by an OS lock on ``<file>.lock``.
+
+The kernel releases it when its process dies, however that happens, so there
+is nothing stale to clean up. The lock file's content is a note about the
+running broker for the local ``bpbroker`` command: pid, port, address,
+certificate fingerprint and a control token. It is readable by the owner only
+and means nothing while nobody holds the lock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from bpbroker import files
+from bpbroker.errors import ConfigurationError, InUse
+
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+"""Started by root in a folder of somebody else's, the broker must not be led to another file by a link."""
+_TRIES = 20
+_PAUSE_SECS = 0.02
+"""A look at the lock takes it for a moment; who wants it for good tries a little longer than that."""
+
+_NOTE_BYTES = 4096
+
+
+class FileLock:
+    """The lock of one configuration file."""
+
+    def __init__(self, config_file: Path) -> None:
+        self._config_file = config_file
+        self._path = lock_path(config_file)
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            InUse: another process holds it; the message names it and says what to do.
+            ConfigurationError: the lock file cannot be made.
+        """
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o600)
+            files.adopt_owner(descriptor, self._config_file)
+        except OSError as error:
+            raise ConfigurationError(f"Cannot write {self._path}: {error.strerror}") from None
+        for attempt in range(_TRIES):
+            if _try_lock(descriptor, alone=True):
+                self._descriptor = descriptor
+                try:
+                    self.describe(pid=os.getpid())
+                except OSError as error:
+                    self.release()
+                    raise ConfigurationError(f"Cannot write {self._path}: {error.strerror}") from None
+                return
+            if attempt < _TRIES - 1:
+                time.sleep(_PAUSE_SECS)
+        note = _read_note(descriptor)
+        os.close(descriptor)
+        who = f"process {note['pid']}" if "pid" in note else "another process"
+        stop = shlex.join(("bpbroker", "--config", str(self._config_file), "stop"))
+        raise InUse(f"{self._config_file} is in use by {who}; stop that broker first: {stop}")
+
+    def describe(self, **note: Any) -> None:
+        """Write the note, replacing the one before. Only while the lock is held."""
+        if self._descriptor is None:
+            raise RuntimeError("describe() without the lock")
+        text = json.dumps(note).encode().ljust(_NOTE_BYTES)
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        os.write(self._descriptor, text)  # in one piece and always as long: a reader sees no half of it
+
+    def release(self) -> None:
+        """Let go; doing it twice does no harm."""
+        if self._descriptor is not None:
+            os.ftruncate(self._descriptor, 0)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def lock_path(config_file: Path) -> Path:
+    """Give the lock file of a configuration file."""
+    return config_file.with_name(f"{config_file.name}.lock")
+
+
+def holder(config_file: Path) -> dict[str, Any] | None:
+    """Give the note of the broker that runs on this file, or None when none does.
+
+    Raises:
+        ConfigurationError: the lock file is there but may not be read by this user.
+    """
+    try:
+        descriptor = os.open(lock_path(config_file), os.O_RDWR | _NO_LINK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigurationError(f"Cannot read {lock_path(config_file)}: {error.strerror}; try as its owner") from None
+    try:
+        return None if _try_lock(descriptor, alone=False) else _read_note(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_note(descriptor: int) -> dict[str, Any]:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    try:
+        note = json.loads(os.read(descriptor, _NOTE_BYTES))
+    except ValueError:
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    _BEYOND = 1 << 30  # Windows locks bytes; this one is past the note, which stays readable
+
+    def _try_lock(descriptor: int, *, alone: bool) -> bool:  # noqa: ARG001 - Windows has no shared lock here
+        os.lseek(descriptor, _BEYOND, os.SEEK_SET)
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+else:
+    import fcntl
+
+    def _try_lock(descriptor: int, *, alone: bool) -> bool:
+        # flock, not lockf: it belongs to the open file, so it survives the daemoniser's forks,
+        # and closing another descriptor of the same file does not release it.
+        # Those who only look share it, so that two of them do not take each other for a broker.
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True

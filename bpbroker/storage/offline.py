@@ -1,0 +1,311 @@
+"""What can be done with a broker's files while no broker runs on them: read all of it, back up, restore, check."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bpbroker import files
+from bpbroker.config import layers, schema
+from bpbroker.errors import BpbrokerError, ConfigurationError, DamagedFile, InUse, Unavailable
+from bpbroker.messages import BackupInfo
+from bpbroker.storage import backups, config_file
+from bpbroker.storage.embedded.journal import Mark, files_of, journal_path, read_journal
+from bpbroker.storage.embedded.store import forget_all
+from bpbroker.storage.etcd import store
+from bpbroker.storage.lock import FileLock, holder
+
+
+def state_of(own: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Give ``(settings, entries)`` that a start on this file would have, its journal included; changes nothing.
+
+    Raises:
+        DamagedFile: the file or its journal is damaged.
+        ConfigurationError: one of them cannot be read.
+    """
+    journal = read_journal(journal_path(own))
+    settings, entries = config_file.read(own)
+    if journal.changes and not own.exists():
+        raise DamagedFile(f"{own} is gone, but its journal has changes of it")
+    for name, value in journal.changes.items():
+        if value is None:
+            entries.pop(name, None)
+        else:
+            entries[name] = value
+    return settings, entries
+
+
+def empty_journal(own: Path) -> None:
+    """Make the journal forget everything, when the file holds it all; the caller has the lock.
+
+    Raises:
+        ConfigurationError, Unavailable: it cannot be done.
+    """
+    forget_all(journal_path(own), dict)
+
+
+def back_up(own: Path) -> BackupInfo:
+    """Make a backup of a stopped broker's state.
+
+    Raises:
+        InUse: a broker runs.
+        DamagedFile, ConfigurationError, Unavailable: the state cannot be read.
+        StorageFull, StorageFailed: the backup cannot be written.
+    """
+    missing = ConfigurationError(f"There is no {own} to back up")
+    if not own.parent.exists():
+        raise missing
+    with FileLock(own):
+        settings, entries = state_of(own)
+        if not settings:
+            raise missing
+        if layers.shares_registry(settings):
+            entries = store.read_all(settings)
+        info = backups.make(own, config_file.chunks(settings, entries))
+        backups.rotate(own, schema.option(settings, "_config", "backup_retain_n"))
+        return info
+
+
+# --- restore ---
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What restoring a backup changes, by entry name and section name."""
+
+    entries_added: tuple[str, ...]
+    entries_changed: tuple[str, ...]
+    entries_removed: tuple[str, ...]
+    sections_changed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a restore did, or would do."""
+
+    backup: Path
+    difference: Difference | None
+    """None when the replaced state was damaged and cannot be compared."""
+    kept: tuple[Path, ...]
+    """Where the replaced state is kept: one backup, or copies of the damaged files."""
+    unused: int = 0
+    """Entries of the backup that no broker uses, because its settings say that the registry is in etcd."""
+
+
+def restore(own: Path, backup: Path, *, dry_run: bool = False) -> Restored:
+    """Put a backup's state, settings and entries, in the place of what is there.
+
+    A crash half-way leaves files on which nothing starts until the restore is
+    done again; never a mixture. The folder is made when it is not there: on a
+    new machine a backup is all that one has.
+
+    Args:
+        own: what to restore.
+        backup: path of a backup, or its bare name in the backups folder.
+        dry_run: only say what would change.
+
+    Raises:
+        InUse: a broker runs.
+        ConfigurationError: the backup cannot be used; nothing was changed.
+        StorageFull, StorageFailed: something cannot be written.
+    """
+    if not own.parent.exists():
+        _usable(own, _find(own, backup))  # before a folder is made for it
+    with _missing_too(own, backup), _held(own, dry_run=dry_run):
+        path = _find(own, backup)
+        settings, entries = _usable(own, path)
+        old: tuple[dict[str, Any], dict[str, bytes]] | None
+        try:
+            old = state_of(own)
+        except DamagedFile:
+            old = None
+        difference = None if old is None else _difference(old, (settings, entries))
+        kept: tuple[Path, ...] = ()
+        if not dry_run:
+            try:
+                kept = _keep(own, old)
+                _put(own, settings, entries)
+            except OSError as error:
+                raise files.storage_error(f"Cannot write {error.filename or own}", error) from None
+        return Restored(path, difference, kept, len(entries) if layers.shares_registry(settings) else 0)
+
+
+def _held(own: Path, *, dry_run: bool) -> AbstractContextManager[object]:
+    """Give the lock; makes its folder, or does without one where nothing is to be written and nobody can run."""
+    if not own.parent.exists():
+        if dry_run:
+            return nullcontext()
+        try:
+            own.parent.mkdir(parents=True)
+        except OSError as error:
+            raise ConfigurationError(f"Cannot make the folder {own.parent}: {error.strerror}") from None
+    return FileLock(own)
+
+
+@contextmanager
+def _missing_too(own: Path, backup: Path) -> Iterator[None]:
+    """Say to who has to stop a broker first, if so, that there is no such backup either."""
+    try:
+        yield
+    except InUse as error:
+        try:
+            _find(own, backup)
+        except ConfigurationError as missing:
+            raise InUse(f"{error}\n{missing}") from None
+        raise
+
+
+def _find(own: Path, backup: Path) -> Path:
+    for path in (backup, backups.folder_for(own) / backup.name):
+        if path.is_file():
+            return path
+    listing = shlex.join(("bpbroker", "--config", str(own), "backups"))
+    raise ConfigurationError(f"There is no backup {str(backup)!r}; to see what there is: {listing}")
+
+
+def _usable(own: Path, backup: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    settings: dict[str, Any] = {}
+    entries: dict[str, bytes] = {}
+    try:
+        settings, entries = config_file.read(backup)
+    except ConfigurationError as error:
+        problems = [str(error)]
+    else:
+        problems = [f"{backup}: {problem}" for problem in schema.problems(settings)]
+        if not settings:
+            problems.append(f"{backup} holds nothing")
+    if problems:
+        listed = "\n  ".join(problems)
+        raise ConfigurationError(f"This backup cannot be used:\n  {listed}\n{backups.advice(own)}", tuple(problems))
+    return settings, entries
+
+
+def _difference(
+    old: tuple[dict[str, Any], dict[str, bytes]], new: tuple[dict[str, Any], dict[str, bytes]]
+) -> Difference:
+    (old_settings, old_entries), (settings, entries) = old, new
+    return Difference(
+        tuple(sorted(entries.keys() - old_entries.keys())),
+        tuple(sorted(name for name in entries.keys() & old_entries.keys() if entries[name] != old_entries[name])),
+        tuple(sorted(old_entries.keys() - entries.keys())),
+        tuple(sorted(n for n in settings.keys() | old_settings.keys() if settings.get(n) != old_settings.get(n))),
+    )
+
+
+def _keep(own: Path, old: tuple[dict[str, Any], dict[str, bytes]] | None) -> tuple[Path, ...]:
+    """Keep what is about to be replaced: as a backup, or byte by byte when it is damaged."""
+    if old is not None:
+        return (Path(backups.make(own, config_file.chunks(*old)).path),) if any(old) else ()
+    copies = (backups.keep_aside(path, "damaged", own) for path in (own, *files_of(journal_path(own))))
+    return tuple(copy for copy in copies if copy is not None)
+
+
+def _put(own: Path, settings: dict[str, Any], entries: dict[str, bytes]) -> None:
+    journal = journal_path(own)
+    mark = Mark(journal)
+    mark.block()
+    config_file.write(own, settings, entries)
+    for path in (journal, *(journal.with_name(f"{journal.name}-{what}") for what in ("wal", "shm"))):
+        path.unlink(missing_ok=True)
+    files.sync_folder(journal.parent)
+    mark.close(remove=True)
+    files.sync_folder(journal.parent)
+
+
+def put(own: Path, settings: dict[str, Any], entries: dict[str, bytes]) -> Path | None:
+    """Put another state in the place of what is there, and keep that as a backup; the caller has the lock.
+
+    Raises:
+        DamagedFile, ConfigurationError: what is there cannot be read.
+        StorageFull, StorageFailed: something cannot be written.
+    """
+    try:
+        kept = _keep(own, state_of(own))
+        _put(own, settings, entries)
+    except OSError as error:
+        raise files.storage_error(f"Cannot write {error.filename or own}", error) from None
+    return kept[0] if kept else None
+
+
+# --- check ---
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    level: Literal["ok", "warning", "fail"]
+    detail: str
+
+
+def check(own: Path) -> tuple[Finding, ...]:
+    """Look whether file, journal and backups can be trusted; changes nothing and may run beside a broker."""
+    return tuple(_findings(own))
+
+
+def _findings(own: Path) -> Iterator[Finding]:
+    journal = journal_path(own)
+    state = None
+    try:
+        state = read_journal(journal)
+    except BpbrokerError as error:
+        yield Finding("journal", "fail", str(error))
+    if state is not None:
+        yield Finding("journal", "ok", f"{journal}: {len(state.changes)} changed entries")
+        if state.torn_bytes and holder(own) is None:  # else it is a commit under way
+            torn = f"{state.torn_bytes} bytes of a commit that was cut off and never acknowledged"
+            yield Finding("journal's end", "warning", f"{journal} ends with {torn}; a start drops them")
+    good = None
+    try:
+        good = backups.newest_good(own)
+    except BpbrokerError as error:
+        of_backups = Finding("backups", "warning", str(error))
+    else:
+        folder = backups.folder_for(own)
+        of_backups = (
+            Finding("backups", "warning", f"there is no good backup in {folder}")
+            if good is None
+            else Finding("backups", "ok", f"the newest good one is {good.info.path}: {good.entries} entries")
+        )
+    yield from _of_file(own, good, changed=state is not None and bool(state.changes))
+    yield of_backups
+
+
+def _of_file(own: Path, good: backups.Checked | None, *, changed: bool) -> Iterator[Finding]:
+    try:
+        settings, entries = config_file.read(own)
+    except BpbrokerError as error:
+        yield Finding("file", "fail", str(error))
+        return
+    if settings:
+        yield Finding("file", "ok", f"{own}: {len(entries)} entries, {len(settings)} sections")
+    elif changed:
+        yield Finding("file", "fail", f"{own} is gone, but its journal has changes of it")
+    elif good is not None:
+        lost = f"{own} is not there, so a start makes a new one without entries"
+        yield Finding("file", "warning", f"{lost}. {backups.advised(own, good)}")
+    else:
+        yield Finding("file", "warning", f"{own} is not there yet; the first start makes it")
+    problems = list(schema.problems(settings))
+    for problem in problems:
+        yield Finding("settings", "fail", problem)
+    if layers.shares_registry(settings) and not problems:
+        yield _of_etcd(settings, len(entries))
+
+
+def _of_etcd(settings: Mapping[str, Any], unused: int) -> Finding:
+    try:
+        found = len(store.read_all(settings))
+    except Unavailable as error:  # a start would work, and wait for it
+        return Finding("etcd", "warning", f"{error}; look at its members")
+    except BpbrokerError as error:
+        return Finding("etcd", "fail", str(error))
+    if unused:
+        detail = f"the registry is there ({found} entries), so the {unused} in the file are not used"
+        return Finding("etcd", "warning", f"{detail}; bpbroker migrate --to etcd --merge adds them there")
+    return Finding("etcd", "ok", f"the registry is there: {found} entries")

@@ -1,0 +1,86 @@
+"""A quick smoke of ``python -m tests.benchmarks``: it runs and its figures are there; what they are does not matter."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.client import Failed, http_complete, pyro_complete, redis_complete
+
+ROOT = Path(__file__).parents[2]
+OWN = ("bpbroker", "bpbroker on etcd", "hello on ours", "hello on cheroot")
+
+
+def test_quick_run_fills_every_row_of_ours(tmp_path: Path) -> None:
+    kept = tmp_path / "figures.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks", "--quick", "--json", str(kept)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(kept.read_text())
+    assert [failure for failure in document["failures"] if failure["peer"] in OWN] == []
+    rows = {cell["row"] for cell in document["cells"] if cell["peer"] == "bpbroker"}
+    assert rows == {
+        "durable writes, keep-alive",
+        "reads, keep-alive",
+        "one read per new TLS connection",
+        "calls of a trivial extension, keep-alive",
+        "reads, no extension hangs",
+        "reads, an extension hangs",
+        "one read as a whole process",
+        "discovery round trips",
+        "durable writes at 10 entries",
+        "durable writes at 1,000 entries",
+    }
+    for row in rows:
+        assert row in done.stdout
+    assert all(cell["median"]["per_second"] > 0 for cell in document["cells"])
+    assert document["memory_mib"]["bpbroker"] > 1
+    if shutil.which("etcd"):
+        held = {cell["row"]: cell["ours_to_it"] for cell in document["cells"] if cell["peer"] == "bpbroker on etcd"}
+        assert {"durable writes, keep-alive", "reads, keep-alive"} <= held.keys()
+        assert all(held.values())
+    assert any(each["what"] == "reads, keep-alive, 1 at a time, against hello on cheroot" for each in document["reach"])
+
+
+HTTP = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"
+BULK = b"$2\r\nok\r\n"
+PYRO = b"PYRO" + bytes(8) + (2).to_bytes(4, "big") + (1).to_bytes(4, "big") + bytes(20) + b"aok"
+
+
+@pytest.mark.parametrize(
+    ("complete", "answer"),
+    [(http_complete, HTTP), (http_complete, CHUNKED), (redis_complete, BULK), (pyro_complete, PYRO)],
+    ids=["http", "chunked", "redis", "pyro"],
+)
+def test_an_answer_is_complete_at_its_last_byte_only(complete: Callable[[bytes], bool], answer: bytes) -> None:
+    assert [size for size in range(len(answer) + 1) if complete(answer[:size])] == [len(answer)]
+
+
+@pytest.mark.parametrize(
+    ("complete", "answer"),
+    [
+        (http_complete, HTTP.replace(b"200", b"503")),
+        (redis_complete, b"-ERR no\r\n"),
+        (redis_complete, b"$-1\r\n"),
+        (pyro_complete, PYRO[:9] + b"\x01" + PYRO[10:]),
+    ],
+    ids=["http", "redis", "redis nil", "pyro"],
+)
+def test_an_answer_that_is_no_success_ends_the_run(complete: Callable[[bytes], bool], answer: bytes) -> None:
+    with pytest.raises(Failed):
+        complete(answer)

@@ -1,0 +1,147 @@
+"""The README's section "Several machines", command by command, on machines in network namespaces."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pytest
+
+from bpbroker.config import schema
+from tests.docs.test_readme import README, alike
+from tests.support.etcd_cluster import needs_etcd
+from tests.support.network import Network, needs_namespaces
+
+pytestmark = [needs_etcd, needs_namespaces]
+
+SECTION: Final = README[README.index("## Several machines") : README.index("## What it promises")]
+ADDRESSES: Final = {"a": "10.0.0.5", "b": "10.0.0.6", "c": "10.0.0.7"}
+SAID_TO_PEOPLE: Final = ("Fatal error: ", "This was so ")
+
+
+class Step(NamedTuple):
+    """What is typed on some machines, and the lines that the README shows below."""
+
+    machines: str
+    command: str
+    shown: list[str]
+
+
+def steps() -> Iterator[Step]:
+    for block in re.findall(r"```shell\n(.*?)```", SECTION, re.DOTALL):
+        parts = re.split(r"^([abc]+)\$ ", block, flags=re.MULTILINE)
+        assert parts[0] == ""
+        for machines, typed in zip(parts[1::2], parts[2::2], strict=True):
+            first, *lines = typed.rstrip("\n").split("\n")
+            more = [line.removeprefix(">").removeprefix(" ") for line in lines if line.startswith(">")]
+            yield Step(machines, "\n".join([first, *more]), lines[len(more) :])
+
+
+class Machine:
+    """A shell on a host of its own, in a folder of its own."""
+
+    def __init__(self, network: Network, name: str, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        network.host(name)
+        network.cable(name, "eth0", "switch", f"{ADDRESSES[name]}/24")
+        environ = {key: value for key, value in os.environ.items() if not key.startswith(("BPBROKER", "ETCD"))}
+        self._steps = 0
+        self._shell = subprocess.Popen(
+            [*network.words(name), "bash"],
+            cwd=folder,
+            env={
+                **environ,
+                "BPBROKER_HOME": str(folder / "home"),
+                "BPBROKER_KNOWN_BROKERS": str(folder / "known_brokers"),
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            },
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        network.run(self._shell)
+        assert self.type("set -m")[0] == 0  # as a shell that a person types into: jobs are process groups
+
+    def type(self, command: str) -> tuple[int, str, str]:
+        """Give exit code, standard output and standard error; what runs in the background stays running."""
+        self._steps += 1
+        typed, out, err = (self.folder / f"{self._steps}.{kind}" for kind in ("sh", "out", "err"))
+        typed.write_text(f"{command}\n")
+        assert self._shell.stdin is not None
+        assert self._shell.stdout is not None
+        self._shell.stdin.write(f". {typed} < /dev/null > {out} 2> {err}; echo $?\n")
+        self._shell.stdin.flush()
+        return int(self._shell.stdout.readline()), out.read_text(), err.read_text()
+
+    def leave(self) -> None:
+        assert self._shell.stdin is not None
+        self._shell.stdin.close()
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[dict[str, Machine]]:
+    network = Network("rm")
+    made: dict[str, Machine] = {}
+    try:
+        network.switch("switch")
+        for name in ADDRESSES:
+            made[name] = Machine(network, name, tmp_path / name)
+        yield made
+    finally:
+        for machine in made.values():
+            machine.leave()
+        for name in ADDRESSES:  # members and brokers outlive their shell
+            pids = subprocess.run(
+                ["ip", "netns", "pids", f"{network.tag}{name}"], capture_output=True, text=True, check=False
+            ).stdout
+            subprocess.run(["kill", "-KILL", *pids.split()], capture_output=True, check=False)
+        network.close()
+
+
+def check(step: Step, code: int, out: str, err: str) -> None:
+    """See that a command did what the README shows."""
+    told = [line for line in step.shown if line.startswith(SAID_TO_PEOPLE)]
+    printed = [line for line in step.shown if line not in told]
+    assert (code == 0) is not any(line.startswith("Fatal error: ") for line in told), (step.command, out, err)
+    assert len(out.splitlines()) == len(printed), (step.command, out, err)
+    assert all(map(alike, out.splitlines(), printed)), (step.command, out)
+    said = re.sub(r"\d+ s ago", "7 s ago", err).splitlines()
+    assert all(line in said for line in told), (step.command, err)
+
+
+def test_every_command_does_what_it_shows(machines: dict[str, Machine]) -> None:
+    if not (Path(sys.executable).parent / "bpclient").exists():
+        pytest.skip("the package is not installed beside this interpreter")
+    typed = 0
+    for step in steps():
+        for name in step.machines:
+            check(step, *machines[name].type(step.command))
+        typed += 1
+        if "ca.key" in step.command and "done" in step.command:  # "copy ca.crt and each machine's own pair there"
+            made = machines["a"].folder
+            for name in "bc":
+                for file in (made / "ca.crt", *made.glob(f"{ADDRESSES[name]}.*")):
+                    shutil.copy(file, machines[name].folder)
+    assert typed >= 20
+
+
+def test_what_it_installs_is_there() -> None:
+    (packages,) = re.findall(r"^    apt-get install (.*)$", SECTION, re.MULTILINE)
+    for package in packages.split():
+        found = subprocess.run(["dpkg", "-s", package], capture_output=True, check=False)
+        assert found.returncode == 0, package
+    assert "\n    pip install 'bpbroker[etcd]'\n" in SECTION
+    assert "etcd" in (metadata.metadata("bpbroker").get_all("Provides-Extra") or ())
+
+
+def test_every_setting_is_named() -> None:
+    for key in schema.KNOWN["_registry"]:
+        assert f"`{key}`" in SECTION, key

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bpbroker.errors import BadRequest, ExtensionFailed, Overloaded, RequestError, StorageFull, Unavailable
+from bpbroker.extensions import idempotency
+from bpbroker.extensions.idempotency import Answers, Keyed
+from bpbroker.messages import Call, CallResult
+
+RESULT = CallResult(200, "OK", "text/plain", b"\x00body")
+
+
+def keyed(key: str = "k", method: str = "F", source: str = "10.0.0.7") -> Keyed:
+    found = Keyed.of("demo", Call(method, {"data": "x"}, source, "id", key))
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[Answers]:
+    found = Answers(tmp_path / "answers")
+    yield found
+    found.close()
+
+
+def test_an_answer_is_found_by_whoever_opens_the_file_later(kept: Answers, tmp_path: Path) -> None:
+    assert kept.find(keyed()) is None
+    kept.begin(keyed())
+    kept.finish(keyed(), RESULT)
+    other = Answers(tmp_path / "answers")
+    assert other.find(keyed()) == RESULT
+    assert other.find(keyed("k2")) is None
+    other.close()
+    assert (tmp_path / "answers").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_failure_is_kept_with_its_status(kept: Answers) -> None:
+    kept.begin(keyed())
+    kept.finish(keyed(), ExtensionFailed("it crashed"))
+    found = kept.find(keyed())
+    assert isinstance(found, RequestError)
+    assert (found.status, str(found)) == (500, "it crashed")
+
+
+def test_a_call_without_an_answer_was_cut_off(kept: Answers) -> None:
+    kept.begin(keyed())
+    found = kept.find(keyed())
+    assert isinstance(found, RequestError)
+    assert not found.outcome_known
+
+
+def test_a_key_is_begun_once(kept: Answers) -> None:
+    kept.begin(keyed())
+    with pytest.raises(Unavailable):
+        kept.begin(keyed())
+
+
+@pytest.mark.parametrize("other", [keyed(method="G"), keyed(source="10.0.0.8")])
+def test_nobody_else_gets_the_answer(kept: Answers, other: Keyed) -> None:
+    kept.begin(keyed())
+    kept.finish(keyed(), RESULT)
+    with pytest.raises(BadRequest):
+        kept.find(other)
+
+
+def test_answers_are_kept_for_a_day(kept: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bpbroker.extensions.idempotency.time.time", lambda: 1_000_000.0)
+    kept.begin(keyed())
+    kept.finish(keyed(), RESULT)
+    monkeypatch.setattr("bpbroker.extensions.idempotency.time.time", lambda: 1_000_000.0 + 24 * 3600 - 1)
+    assert kept.find(keyed()) == RESULT
+    monkeypatch.setattr("bpbroker.extensions.idempotency.time.time", lambda: 1_000_000.0 + 24 * 3600)
+    assert kept.find(keyed()) is None
+    kept.begin(keyed())
+
+
+def test_a_key_can_be_used_again_after_a_day_however_many_are_over(
+    kept: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bpbroker.extensions.idempotency.time.time", lambda: 1_000_000.0)
+    for number in range(idempotency.FORGOTTEN_AT_ONCE):
+        kept.begin(keyed(f"k{number}"))
+    monkeypatch.setattr("bpbroker.extensions.idempotency.time.time", lambda: 1_000_001.0)
+    kept.begin(keyed("last"))
+    monkeypatch.setattr("bpbroker.extensions.idempotency.time.time", lambda: 1_000_001.0 + 24 * 3600)
+    assert kept.find(keyed("last")) is None
+    kept.begin(keyed("last"))
+
+
+def test_too_many_keys_are_refused_and_none_is_forgotten(kept: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idempotency, "KEYS_MAX", 2)
+    for key in ("a", "b"):
+        kept.begin(keyed(key))
+        kept.finish(keyed(key), RESULT)
+    with pytest.raises(
+        Overloaded, match=r"2 calls with an .* was done; the oldest is forgotten in 24 h .* without a key"
+    ):
+        kept.begin(keyed("c"))
+    assert kept.find(keyed("a")) == kept.find(keyed("b")) == RESULT
+    monkeypatch.setattr(idempotency, "KEYS_MAX", 100)
+    monkeypatch.setattr(idempotency, "BYTES_MAX", 1)
+    with pytest.raises(Overloaded):
+        kept.begin(keyed("d"))
+
+
+def test_old_answers_make_room_for_new_ones_and_no_call_runs_twice(
+    kept: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idempotency, "BYTES_MAX", 400_000)
+    large = CallResult(200, "OK", "text/plain", b"x" * 50_000)
+    kept.begin(keyed("small"))
+    kept.finish(keyed("small"), RESULT)
+    for number in range(20):
+        kept.begin(keyed(f"k{number}"))
+        kept.finish(keyed(f"k{number}"), large)
+        assert kept.find(keyed(f"k{number}")) == large
+    assert kept.find(keyed("small")) == RESULT  # it takes no room worth having
+    before = kept.find(keyed("k0"))
+    assert isinstance(before, RequestError)
+    assert (before.status, before.outcome_known) == (500, True)
+    assert "ran and ended with 200 OK; its answer made room" in str(before)
+    with pytest.raises(BadRequest):
+        kept.find(keyed("k0", method="G"))
+    with pytest.raises(Unavailable):
+        kept.begin(keyed("k0"))
+
+
+def test_what_is_over_goes_without_another_call(kept: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kept.tidy() == idempotency.Usage(0, 0)
+    monkeypatch.setattr("bpbroker.extensions.idempotency.time.time", lambda: 1_000_000.0)
+    for number in range(idempotency.FORGOTTEN_AT_ONCE + 1):
+        kept.begin(keyed(f"k{number}"))
+    monkeypatch.setattr("bpbroker.extensions.idempotency.time.time", lambda: 1_000_001.0)
+    kept.begin(keyed("last"))
+    assert kept.tidy().keys == idempotency.FORGOTTEN_AT_ONCE + 2
+    monkeypatch.setattr("bpbroker.extensions.idempotency.time.time", lambda: 1_000_000.0 + 24 * 3600)
+    assert kept.tidy().keys == 2
+    assert kept.tidy().keys == 1
+
+
+def test_looking_after_no_file_makes_none(tmp_path: Path) -> None:
+    assert Answers(tmp_path / "answers").tidy() == idempotency.Usage(0, 0)
+    assert not (tmp_path / "answers").exists()
+
+
+@pytest.mark.parametrize(("keys", "warned"), [(79, False), (80, True)])
+def test_it_is_said_well_before_keys_are_refused(keys: int, warned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idempotency, "KEYS_MAX", 100)
+    assert bool(idempotency.Usage(keys, 0).warning) is warned
+
+
+def test_a_full_disk_is_said(kept: Answers) -> None:
+    kept.begin(keyed("a"))
+    assert kept._connection is not None
+    pages = kept._connection.execute("PRAGMA page_count").fetchone()[0]
+    kept._connection.execute(f"PRAGMA max_page_count = {pages}")
+    big = CallResult(200, "OK", "text/plain", b"x" * 1_000_000)
+    with pytest.raises(StorageFull):
+        kept.finish(keyed("a"), big)
+    kept.finish(keyed("a"), RESULT)  # there is space again
+    assert kept.find(keyed("a")) == RESULT
+
+
+def test_a_damaged_file_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "answers"
+    path.write_bytes(b"this is no database" * 100)
+    before = path.read_bytes()
+    kept = Answers(path)
+    with pytest.raises(Unavailable):
+        kept.find(keyed())
+    assert path.read_bytes() == before
+    kept.close()
+
+
+def test_no_key_is_no_key() -> None:
+    assert Keyed.of("demo", Call("F", {}, "10.0.0.7", "id")) is None
+    for key in ("", " k", "k ", "a\x7f", "x" * 256):
+        with pytest.raises(BadRequest):
+            Keyed.of("demo", Call("F", {}, "10.0.0.7", "id", key))

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+
+from bpbroker.frontend.access_keys import WrongKeys, matches
+
+
+@pytest.mark.parametrize("candidates", [["secret"], ["other"]])
+def test_any_of_the_configured_keys_opens(candidates: list[object]) -> None:
+    assert matches(candidates, ("secret", "other"))
+
+
+@pytest.mark.parametrize(
+    "candidates",
+    [
+        [], [""], ["wrong"], ["secret "], ["SECRET"], ["secret", "secret"], [["secret"]], [None], [7], [True],
+        ["secret" * 1000], ["\ud800"], ["se\u0301cret"],
+    ],
+)  # fmt: skip
+def test_anything_else_does_not(candidates: list[object]) -> None:
+    assert not matches(candidates, ("secret", "sécret"))
+
+
+def test_an_address_has_to_pause_after_too_many_wrong_keys() -> None:
+    wrong = WrongKeys(3)
+    for moment in (0.0, 10.0, 20.0):
+        assert wrong.pause_secs("a", moment) is None
+        wrong.count("a", moment)
+    assert wrong.pause_secs("a", 21.0) == 39
+    assert wrong.pause_secs("b", 21.0) is None
+    assert wrong.pause_secs("a", 60.5) is None
+    wrong.count("a", 60.5)
+    assert wrong.pause_secs("a", 61.0) == 9
+
+
+def test_memory_is_bounded_however_many_addresses_try() -> None:
+    wrong = WrongKeys(3)
+    for number in range(30_000):
+        wrong.count(f"10.0.{number // 256}.{number % 256}", number / 1000)
+    assert len(wrong._times) <= 10_000

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+import logging
+import time
+
+import pytest
+
+from bpbroker.frontend import access_log
+from bpbroker.frontend.access_log import Line
+from bpbroker.runtime.logs import JournalFormatter, JsonFormatter, TextFormatter
+
+LINE = Line("10.0.0.7", 200, 123, "id-1", "services", "Get", "foo", started=5.0)
+
+
+def test_a_line_has_what_an_operator_asks_for() -> None:
+    assert json.loads(access_log.as_json(1420068290.25, 5.0123, LINE)) == {
+        "time": "2014-12-31T23:24:50.250Z",
+        "logger": "bpbroker.access",
+        "id": "id-1",
+        "address": "10.0.0.7",
+        "namespace": "services",
+        "method": "Get",
+        "name": "foo",
+        "status": 200,
+        "ms": 12.3,
+        "bytes": 123,
+    }
+
+
+@pytest.mark.parametrize("name", ['a"b\\', "a\nb\u2028", "\ud800", "ü", "x" * 10_000])
+def test_what_a_client_sends_stays_within_its_line(name: str) -> None:
+    text = access_log.as_json(0.0, 0.0, Line("::1", 400, 0, "id", name, name, name))
+    assert text.isascii()
+    assert "\n" not in text
+    found = json.loads(text)
+    assert found["name"] == found["method"] == found["namespace"] == name[:256]
+
+
+def test_every_line_gets_to_the_logger(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "bpbroker.access")
+    for number in range(100):
+        access_log.write(LINE._replace(request_id=f"r{number}"))
+    access_log.flush()
+    lines = [json.loads(line) for record in caplog.records for line in record.getMessage().splitlines()]
+    assert [line["id"] for line in lines] == [f"r{number}" for number in range(100)]
+
+
+def test_lines_come_soon_without_being_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "bpbroker.access")
+    access_log.write(LINE)
+    deadline = time.monotonic() + 10
+    while not caplog.records and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "id-1" in caplog.text
+
+
+def test_a_log_that_is_off_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "bpbroker.access")
+    access_log.write(LINE)
+    access_log.flush()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("formatter", "prefix"), [(TextFormatter(), ""), (JournalFormatter(), "<6>"), (JsonFormatter(), "")]
+)
+def test_in_every_format_each_line_is_one_json_object(formatter: logging.Formatter, prefix: str) -> None:
+    lines = [access_log.as_json(0.0, 0.0, LINE), access_log.as_json(1.0, 0.0, LINE)]
+    record = logging.makeLogRecord(
+        {"levelno": logging.INFO, "levelname": "INFO", "name": "bpbroker.access", "msg": "x", "lines": lines}
+    )
+    assert formatter.format(record).splitlines() == [prefix + line for line in lines]

@@ -1,0 +1,122 @@
+"""Who may call what through the frontend: sections, keys, methods, origins (cases A1 to A9)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from bpbroker.config import layers
+from tests.support.application import SETTINGS, Answer, Broker
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return Broker()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/_config/X", "/_global/X", "/api/X", "/worker/X", "/os/system", "/subprocess/run", "/pkg/sub.F", "/pkg/X", "/a/"],
+)
+def test_only_enabled_sections_are_namespaces(broker: Broker, path: str) -> None:
+    answer = broker.call(path)
+    assert (answer.status, answer.message) == (401, "Unauthorized package")
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    "method", ["", "_x", "__class__", "a.b", "..%2Fx", "/", "Get//", "get", "Snapshot", "Get/x", "\xff"]
+)
+def test_only_methods_are_called(broker: Broker, method: str) -> None:
+    for namespace in ("services", "ping", "pkg.sub"):
+        if namespace == "pkg.sub" and method in ("get", "Snapshot"):
+            continue  # that is for the module to say
+        answer = broker.call(f"/{namespace}/{method}")
+        assert (answer.status, answer.message) == (401, "Unauthorized method")
+
+
+def test_a_section_is_looked_at_before_the_key_and_the_key_before_the_method(broker: Broker) -> None:
+    assert broker.call("/nope/_x").message == "Unauthorized package"
+    assert broker.call("/ossec/_x").message == "Incorrect access key"
+    assert broker.call("/ossec/_x?access_key=secret").message == "Unauthorized method"
+
+
+def keyed() -> Iterator[Callable[[Broker, str], Answer]]:
+    yield lambda broker, key: broker.call("/ossec/AddAgent/", AUTHORIZATION=f"Bearer {key}")
+    yield lambda broker, key: broker.call("/ossec/AddAgent/", AUTHORIZATION=f"bearer  {key}")
+    yield lambda broker, key: broker.call("/ossec/AddAgent/", X_ACCESS_KEY=key)
+    yield lambda broker, key: broker.call(f"/ossec/AddAgent/?access_key={key}")
+    yield lambda broker, key: broker.call(f"/ossec/AddAgent/?access-key={key}&access_key=")
+    yield lambda broker, key: broker.post("/ossec/AddAgent/", access_key=key)
+    yield lambda broker, key: broker.post("/ossec/AddAgent/", **{"access-key": key})
+    yield lambda broker, key: broker.call(
+        "/ossec/AddAgent/", body=f"access_key={key}".encode(), CONTENT_TYPE="application/x-www-form-urlencoded"
+    )
+
+
+@pytest.mark.parametrize("call", list(keyed()))
+def test_a_key_is_taken_from_anywhere(broker: Broker, call: Callable[[Broker, str], Answer]) -> None:
+    assert call(broker, "secret").body == b"done"
+    (message,) = broker.ossec.asked
+    assert message.qs == {}
+    for wrong in ("Secret", "secret ", "secre", "", "x" * 2000, "None"):
+        answer = call(broker, wrong) if wrong != "secret " else call(broker, "secretx")
+        assert (answer.status, answer.message) == (401, "Incorrect access key")
+    assert len(broker.ossec.asked) == 1
+
+
+@pytest.mark.parametrize("key", [["secret"], {"secret": 1}, 1, True, False, 0, [], {}])
+def test_a_key_that_is_no_text_is_wrong(broker: Broker, key: Any) -> None:
+    assert broker.post("/ossec/AddAgent/", access_key=key).status == 401
+
+
+def test_a_key_given_twice_is_wrong_even_if_both_are_right(broker: Broker) -> None:
+    assert broker.call("/ossec/AddAgent/?access_key=secret&access_key=secret").status == 401
+    assert broker.call("/ossec/AddAgent/?access_key=secret", X_ACCESS_KEY="secret").status == 401
+    assert broker.post("/ossec/AddAgent/", **{"access_key": "secret", "access-key": "secret"}).status == 401
+    assert not broker.ossec.asked
+
+
+def test_any_of_several_keys_is_right_and_a_header_is_utf_8() -> None:
+    broker = Broker({**SETTINGS, "ossec": {"_access_key": ["old", "schlüssel"]}})
+    for key in ("old", "schlüssel".encode().decode("latin-1")):
+        assert broker.call("/ossec/AddAgent/", X_ACCESS_KEY=key).status == 200
+    # Another normal form looks the same but is not.
+    assert broker.call("/ossec/AddAgent/", X_ACCESS_KEY="schlu\u0308ssel".encode().decode("latin-1")).status == 401
+
+
+def test_an_open_namespace_takes_any_key(broker: Broker) -> None:
+    assert broker.call("/services/Get/?name=foo&access_key=whatever&access_key=x").status == 200
+
+
+def test_guessing_is_slowed_down_for_who_guesses(broker: Broker) -> None:
+    for _ in range(100):
+        assert broker.call("/ossec/AddAgent/?access_key=guess").status == 401
+    answer = broker.call("/ossec/AddAgent/?access_key=secret")
+    assert answer.status == 429
+    assert 0 < int(answer.headers["Retry-After"]) <= 60
+    assert broker.call("/ossec/AddAgent/?access_key=secret", source="10.0.0.8").status == 200
+    assert broker.call("/services/Get/?name=foo").status == 200
+    broker.application.settings_changed(layers.freeze({**SETTINGS, "api": {"wrong_keys_per_minute": 1000}}))
+    assert broker.call("/ossec/AddAgent/?access_key=secret").status == 200
+
+
+def test_a_missing_key_is_no_guess(broker: Broker) -> None:
+    for _ in range(101):
+        assert broker.call("/ossec/AddAgent/").status == 401
+    assert broker.call("/ossec/AddAgent/?access_key=secret").status == 200
+
+
+def test_settings_that_change_are_in_force_at_once(broker: Broker) -> None:
+    broker.application.settings_changed(layers.freeze({**SETTINGS, "services": {"_access_key": "new"}}))
+    assert broker.call("/services/Get/?name=foo").status == 401
+    assert broker.call("/services/Get/?name=foo", X_ACCESS_KEY="new").status == 200
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "", "http://broker:20443", "https://broker"])
+def test_a_page_of_another_origin_is_not_served(broker: Broker, origin: str) -> None:
+    for target in ("/services/Replace/?name=a&data=b", "/health", "/nope", "/_control/Stop"):
+        assert broker.call(target, ORIGIN=origin).status == 403
+    assert broker.call("/services/Get/?name=foo", ORIGIN="https://broker:20443").status == 200

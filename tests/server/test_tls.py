@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+
+from bpbroker.errors import ConfigurationError
+from bpbroker.server import tls
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    cert, key = tmp_path / "a.crt", tmp_path / "a.key"
+    tls.make_pair(cert, key, ["node-7", "10.0.0.7", "fe80::1", "bücher.example"])
+    return cert, key
+
+
+def openssl(*words: str) -> str:
+    return subprocess.run(["openssl", *words], capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_a_new_pair_is_for_this_host_and_its_key_for_nobody_else(pair: tuple[Path, Path]) -> None:
+    cert, key = pair
+    found = tls.read_certificate(cert)
+    assert found.subject == "CN=node-7"
+    assert found.names == ("node-7", "10.0.0.7", "fe80::1", "xn--bcher-kva.example")
+    assert found.days_left(datetime.datetime.now(datetime.UTC)) in (tls.VALID_DAYS - 1, tls.VALID_DAYS)
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert cert.stat().st_mode & 0o022 == 0
+    assert sorted(path.name for path in cert.parent.iterdir()) == ["a.crt", "a.key"]
+
+
+def test_openssl_agrees_about_fingerprint_and_strict_verification(pair: tuple[Path, Path]) -> None:
+    cert = str(pair[0])
+    printed = openssl("x509", "-in", cert, "-noout", "-fingerprint", "-sha256")
+    assert printed.strip().rpartition("=")[2] == tls.fingerprint(pair[0])
+    assert "OK" in openssl("verify", "-x509_strict", "-CAfile", cert, cert)
+
+
+def test_two_pairs_have_nothing_in_common(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        tls.ensure_pair(tmp_path / f"{name}.crt", tmp_path / f"{name}.key")
+    assert (tmp_path / "a.key").read_bytes() != (tmp_path / "b.key").read_bytes()
+    assert tls.fingerprint(tmp_path / "a.crt") != tls.fingerprint(tmp_path / "b.crt")
+
+
+def test_a_pair_that_is_there_is_left_as_it_is(pair: tuple[Path, Path]) -> None:
+    before = [path.read_bytes() for path in pair]
+    tls.ensure_pair(*pair)
+    assert [path.read_bytes() for path in pair] == before
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_half_a_pair_is_not_made_whole_behind_anybodys_back(pair: tuple[Path, Path], gone: int) -> None:
+    pair[gone].unlink()
+    with pytest.raises(ConfigurationError, match=str(pair[gone])):
+        tls.ensure_pair(*pair)
+    assert not pair[gone].exists()
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="nowhere"):
+        tls.ensure_pair(tmp_path / "nowhere" / "a.crt", tmp_path / "nowhere" / "a.key")
+
+
+def test_this_host_knows_its_names() -> None:
+    names = tls.own_names()
+    assert names[0] == socket.gethostname()
+    assert {"localhost", "127.0.0.1", "::1"} <= set(names)
+    assert len(names) == len(set(names))
+    assert not any("%" in name for name in names)
+
+
+def test_a_pair_that_does_not_match_or_is_none_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    cert, key = pair
+    other = tmp_path / "other.key"
+    tls.make_pair(tmp_path / "other.crt", other)
+    empty = tmp_path / "empty"
+    empty.write_text("nothing")
+    for bad_cert, bad_key, named in (
+        (cert, other, other),
+        (cert, empty, empty),
+        (empty, key, empty),
+        (cert, cert, cert),
+        (tmp_path / "none.crt", key, tmp_path / "none.crt"),
+        (cert, tmp_path / "none.key", tmp_path / "none.key"),
+    ):
+        with pytest.raises(ConfigurationError, match=str(named)):
+            tls.check_pair(bad_cert, bad_key)
+    for unreadable in (empty, tmp_path / "none.crt"):
+        with pytest.raises(ConfigurationError, match=str(unreadable)):
+            tls.fingerprint(unreadable)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes are POSIX'")
+def test_a_key_that_others_can_read_is_warned_of(pair: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
+    tls.check_pair(*pair)
+    assert not caplog.records
+    pair[1].chmod(0o644)
+    tls.check_pair(*pair)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert str(pair[1]) in caplog.text
+
+
+@pytest.mark.parametrize(("days", "says"), [(5, "expires in"), (-5, "has expired")])
+def test_a_certificate_that_ends_soon_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, days: int, says: str
+) -> None:
+    ends = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
+    issued = trustme.CA().issue_cert("localhost", not_after=ends)
+    cert, key = tmp_path / "a.crt", tmp_path / "a.key"
+    issued.cert_chain_pems[0].write_to_path(cert)
+    issued.private_key_pem.write_to_path(key)
+    key.chmod(0o600)
+    tls.check_pair(cert, key)
+    assert says in caplog.text
+
+
+# --- what is spoken ---
+
+
+class Server:
+    """Shakes hands with one client after the other and echoes a line to each."""
+
+    def __init__(self, cert: Path, key: Path) -> None:
+        self._context = tls.context(cert, key)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            with sock:
+                stream = tls.Stream(self._context, sock)
+                try:
+                    while stream.handshake() is not None:
+                        pass
+                    content = stream.receive(100)
+                    assert isinstance(content, bytes)
+                    stream.send(content)
+                    stream.say_goodbye()
+                except tls.Broken:
+                    continue
+
+    def stop(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+
+@pytest.fixture
+def server(pair: tuple[Path, Path]) -> Iterator[Server]:
+    running = Server(*pair)
+    yield running
+    running.stop()
+
+
+def talk(port: int, context: ssl.SSLContext) -> tuple[str | None, str]:
+    """Give the version and the cipher of a connection over which a line was echoed."""
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with (
+        socket.create_connection(("127.0.0.1", port), 30) as sock,
+        context.wrap_socket(sock, suppress_ragged_eofs=False) as wrapped,
+    ):
+        cipher = wrapped.cipher()
+        assert cipher is not None
+        wrapped.sendall(b"hello")
+        assert wrapped.recv(100) == b"hello"
+        assert wrapped.recv(100) == b""
+        return wrapped.version(), cipher[0]
+
+
+def client(version: ssl.TLSVersion, ciphers: str = "") -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = context.maximum_version = version
+    if ciphers:
+        context.set_ciphers(ciphers)
+    return context
+
+
+def test_both_versions_are_spoken_with_aead(server: Server) -> None:
+    assert talk(server.port, client(ssl.TLSVersion.TLSv1_3))[0] == "TLSv1.3"
+    for ciphers in ("ECDHE+AESGCM", "ECDHE+CHACHA20"):
+        version, cipher = talk(server.port, client(ssl.TLSVersion.TLSv1_2, ciphers))
+        assert version == "TLSv1.2"
+        assert cipher.startswith("ECDHE-ECDSA-")
+
+
+@pytest.mark.parametrize("ciphers", ["ECDHE-ECDSA-AES128-SHA", "ECDHE-ECDSA-AES256-SHA384", "AES128-GCM-SHA256"])
+def test_weak_ciphers_are_not_spoken(server: Server, ciphers: str) -> None:
+    with pytest.raises(ssl.SSLError):
+        talk(server.port, client(ssl.TLSVersion.TLSv1_2, f"{ciphers}:@SECLEVEL=0"))
+    assert talk(server.port, client(ssl.TLSVersion.TLSv1_3))[0] == "TLSv1.3"
+
+
+def test_older_versions_are_not_spoken(server: Server) -> None:
+    for version in ("-tls1", "-tls1_1"):
+        tried = subprocess.run(
+            ["openssl", "s_client", version, "-cipher", "DEFAULT:@SECLEVEL=0", "-connect", f"127.0.0.1:{server.port}"],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert tried.returncode != 0
+        assert "alert protocol version" in tried.stderr
+
+
+def test_the_whole_chain_is_sent(tmp_path: Path) -> None:
+    root = trustme.CA()
+    issued = root.create_child_ca().issue_cert("127.0.0.1")
+    cert, key, ca = tmp_path / "a.crt", tmp_path / "a.key", tmp_path / "ca.crt"
+    cert.write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
+    issued.private_key_pem.write_to_path(key)
+    root.cert_pem.write_to_path(ca)
+    running = Server(cert, key)
+    try:
+        context = ssl.create_default_context(cafile=ca)
+        with (
+            socket.create_connection(("127.0.0.1", running.port), 30) as sock,
+            context.wrap_socket(sock, server_hostname="127.0.0.1") as wrapped,
+        ):
+            wrapped.sendall(b"x")
+            assert wrapped.recv(10) == b"x"
+    finally:
+        running.stop()
+
+
+def test_what_is_no_tls_is_broken(pair: tuple[Path, Path]) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        stream = tls.Stream(tls.context(*pair), ours)
+        assert stream.handshake() is tls.Want.READ
+        theirs.sendall(b"\x16\x03\x01\x00\x05hello")
+        with pytest.raises(tls.Broken):
+            stream.handshake()
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="Unix")
+def test_a_device_is_no_certificate() -> None:
+    with pytest.raises(ConfigurationError, match="/dev/zero holds no certificate in PEM form"):
+        tls.read_certificate(Path("/dev/zero"))

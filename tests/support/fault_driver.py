@@ -1,0 +1,77 @@
+"""The storage side of a broker, from start to clean exit, for tests that make its system calls fail.
+
+Usage: ``python fault_driver.py CONFIG``. What became of each step is said on standard output, a line each, at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from bpbroker.actors import base
+from bpbroker.actors.backup import Backup
+from bpbroker.actors.config_store import ConfigStore
+from bpbroker.actors.registry import Registry
+from bpbroker.errors import BpbrokerError, RequestError
+from bpbroker.messages import BackupNow, Delete, Get, List, Replace, Save
+from bpbroker.runtime.sources import Sources
+from bpbroker.storage import config_file
+from bpbroker.storage.embedded.journal import journal_path
+from bpbroker.storage.embedded.store import EmbeddedStore
+
+WAIT_SECS = 30
+
+
+def say(text: str) -> None:
+    os.writev(1, [f"{text}\n".encode()])  # no other call of this name: those that are made to fail are counted
+
+
+class Driver:
+    def __init__(self, file: Path) -> None:
+        sources = Sources(file)
+        loaded = sources.load()
+
+        def store() -> EmbeddedStore:
+            return EmbeddedStore(journal_path(file), lambda: config_file.read(file)[1])
+
+        self.registry = base.ActorAddress("registry", base.launch(Registry, store, loaded.effective))
+        launched = base.launch(ConfigStore, sources, loaded, self.registry, lambda _: None)
+        self.config_store = base.ActorAddress("config store", launched)
+        self.backup = base.ActorAddress("backup", base.launch(Backup, file, self.config_store, loaded.effective))
+
+    def step(self, what: str, address: base.ActorAddress, message: Any) -> None:
+        say(f"begin {what}")
+        try:
+            base.wait_for(address.ask(message, WAIT_SECS), WAIT_SECS)
+        except RequestError as error:
+            say(f"{'refused' if error.outcome_known else 'unknown'} {what}")
+        else:
+            say(f"ok {what}")
+
+    def run(self) -> None:
+        self.step("save", self.config_store, Save())
+        self.step("write a 1", self.registry, Replace("a", {"v": 1}, "i"))
+        self.step("write b 2", self.registry, Replace("b", {"v": 2}, "i"))
+        self.step("write a 3", self.registry, Replace("a", {"v": 3}, "i"))
+        self.step("write b gone", self.registry, Delete("b"))
+        self.step("backup", self.backup, BackupNow())
+        self.step("write a 4", self.registry, Replace("a", {"v": 4}, "i"))
+        base.wait_for(self.registry.ask(Get("old"), WAIT_SECS), WAIT_SECS)
+        base.wait_for(self.registry.ask(List(), WAIT_SECS), WAIT_SECS)
+        self.step("save", self.config_store, Save())
+        say("begin exit")
+        for address in (self.backup, self.config_store, self.registry):
+            if not address.stop(WAIT_SECS):
+                say("stuck")
+        say("end")
+
+
+if __name__ == "__main__":
+    try:
+        driver = Driver(Path(sys.argv[1]))
+    except BpbrokerError as refusal:
+        say(f"no start {refusal.exit_code}")
+    else:
+        driver.run()
