@@ -1,57 +1,154 @@
-"""Files that survive a crash: each is replaced as a whole or left as it was."""
+"""Reading and writing files safely: whole or not at all, on the disk for good, never through a foreign link.
+
+What a power cut leaves is the measure. A file that was written and not synced
+may be empty or zeros afterwards, also when its rename is there; a name that
+was made, renamed or removed may be as before until its folder was synced. So
+:func:`write_whole` writes under another name, syncs that, renames it, syncs the
+folder, and only then returns. Temporary names are never used twice: a
+thread that was given up may still be writing under an older one. What a crash
+left of them is removed by :func:`sweep` at the next start.
+
+A folder that another user may write to can hold a link to any file of this
+machine. Where this process is root, no link in such a folder is followed, and
+no file in it that has a second name is opened.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import re
+import secrets
+import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final, Self
 
 from bpbroker.errors import StorageFailed, StorageFull, Unavailable
 
 SYNC_EVERY_BYTES: Final = 1024 * 1024
 """A large file goes to the disk in pieces: one big fsync would hold up the journal's on the same disk."""
 
-_BREATH_SECS: Final = 0.0005
-
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
+_BREATH_SECS: Final = 0.0005
 
-def replace(path: Path, chunks: Iterable[bytes]) -> None:
-    """Put ``chunks`` in the place of the file at ``path``, mode 0600, durably.
+_BINARY: Final = getattr(os, "O_BINARY", 0)
+_NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT: Final = getattr(os, "O_NONBLOCK", 0)
+"""A named pipe that lies under a file's name must not stop the process that opens it."""
 
-    A symbolic link is followed. The new file belongs to the owner of the old
-    one (else of the folder), so that a command run by root does not lock out a
-    broker that runs as somebody else.
+_HALF: Final = re.compile(r"(?:\.[0-9a-f]{16})?\.tmp(?:-wal|-shm|-journal)?", re.ASCII)
+"""What follows a file's name in the names of its halves; earlier versions wrote no digits."""
+
+
+class OutcomeUnknown(OSError):
+    """The new file has its name, but whether that outlives a power cut is not known."""
+
+
+# --- writing a file as a whole ---
+
+
+def replace(path: Path, chunks: Iterable[bytes], *, mode: int = 0o600) -> None:
+    """Put a new file in the place of the one at ``path``, as :func:`write_whole` does.
 
     Raises:
         StorageFull: no space; the old file is untouched.
         StorageFailed: anything else; ``outcome_known`` is False when the new
             file is in place but perhaps not for good.
     """
-    path = Path(os.path.realpath(path))
-    temporary = path.with_name(f"{path.name}.tmp")
-    renamed = False
     try:
+        write_whole(path, chunks, mode=mode)
+    except OSError as error:
+        known = not isinstance(error, OutcomeUnknown)
+        raise storage_error(f"Cannot write {path}", error, outcome_known=known) from error
+
+
+def write_whole(
+    path: Path, chunks: Iterable[bytes], *, mode: int = 0o600, owner: tuple[int, int] | None = None
+) -> None:
+    """Put a new file in the place of the one at ``path``, durably; after an error the old one is still there.
+
+    A symbolic link is followed, except in an :func:`untrusted` folder.
+
+    Args:
+        path: its folder must exist.
+        chunks: the new content, piece by piece.
+        mode: the new file's permission bits, whatever the umask says; also where the old file had others.
+        owner: user and group number; without it, and when run by root, the new file belongs to the owner of the
+            old one, else of the folder, so that a command run by root does not lock out a broker of another user.
+
+    Raises:
+        OutcomeUnknown: the new file is there, but syncing its folder failed.
+        OSError: anything else; the old file is untouched and no half is left.
+    """
+    path = _target(path)
+    with _Folder(path.parent) as folder:
+        name = temporary_name(path.name)
+        renamed = False
         try:
-            _write(temporary, path, chunks)
-            os.replace(temporary, path)  # noqa: PTH105 - os.replace and Path.replace are the same; this one is atomic by name
-            renamed = True
-            sync_folder(path.parent)
+            with folder.create(name, mode) as file:
+                descriptor = file.fileno()
+                _give(descriptor, owner or _owner(folder.status(path.name), folder.status()))
+                _fill(descriptor, file.write, file.flush, chunks)
+                if sys.platform != "win32":
+                    # Renamed while it is open: its lock keeps a sweep of another process from it.
+                    folder.rename(name, path.name)
+                    renamed = True
+            if not renamed:
+                folder.rename(name, path.name)
+                renamed = True
         finally:
             if not renamed:
                 with contextlib.suppress(OSError):
-                    temporary.unlink()
-    except OSError as error:
-        raise storage_error(f"Cannot write {path}", error, outcome_known=not renamed) from error
+                    folder.unlink(name)
+        try:
+            folder.sync()
+        except OSError as error:
+            raise OutcomeUnknown(error.errno, error.strerror, str(path)) from error
+
+
+def temporary_name(name: str) -> str:
+    """Return a new name for what is to become the file ``name``; :func:`sweep` knows it."""
+    return f"{name}.{secrets.token_hex(8)}.tmp"
+
+
+def settle(temporary: Path, path: Path) -> None:
+    """Give a finished file, written under a :func:`temporary_name` in the same folder, its name, durably.
+
+    Raises:
+        OSError: it cannot be synced or renamed.
+    """
+    sync_file(temporary)
+    os.replace(temporary, path)  # noqa: PTH105 - as everywhere here
+    sync_folder(path.parent)
+
+
+def sweep(folder: Path, is_ours: Callable[[str], bool]) -> list[Path]:
+    """Remove the halves that a crash left of files in a folder, and return their paths.
+
+    Those that a living process writes are left alone, as far as the system can tell.
+
+    Args:
+        folder: need not exist.
+        is_ours: whether a file of this name is one that the caller writes.
+    """
+    swept = []
+    with contextlib.suppress(OSError):
+        for path in sorted(folder.iterdir()):
+            target, half = _split_half(path.name)
+            if half and is_ours(target) and path.is_file() and not path.is_symlink() and not _is_being_written(path):
+                with contextlib.suppress(OSError):  # Windows keeps what is open elsewhere
+                    path.unlink()
+                    swept.append(path)
+    return swept
 
 
 def gently(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Give chunks with a short sleep behind each: long work in one thread must not slow the requests of others.
+    """Yield chunks with a short sleep behind each: long work in one thread must not slow the requests of others.
 
     Without it a thread that computes keeps the interpreter's lock for 5 ms each time that another one wants it.
     """
@@ -60,54 +157,275 @@ def gently(chunks: Iterable[bytes]) -> Iterator[bytes]:
         time.sleep(_BREATH_SECS)
 
 
-def _write(temporary: Path, path: Path, chunks: Iterable[bytes]) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()  # what a crash has left
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
-    with os.fdopen(descriptor, "wb", buffering=256 * 1024) as file:
-        adopt_owner(descriptor, path)
-        unsynced = 0
-        for chunk in chunks:
-            file.write(chunk)
-            unsynced += len(chunk)
-            if unsynced >= SYNC_EVERY_BYTES:
-                file.flush()
-                os.fsync(descriptor)
-                unsynced = 0
-        file.flush()
-        os.fsync(descriptor)
+def _fill(
+    descriptor: int, write: Callable[[bytes], object], flush: Callable[[], object], chunks: Iterable[bytes]
+) -> None:
+    unsynced = 0
+    for chunk in chunks:
+        write(chunk)
+        unsynced += len(chunk)
+        if unsynced >= SYNC_EVERY_BYTES:
+            flush()
+            os.fsync(descriptor)
+            unsynced = 0
+    flush()
+    os.fsync(descriptor)
+
+
+def _split_half(name: str) -> tuple[str, bool]:
+    """Return the name of the file that ``name`` is a half of, and whether it is one."""
+    for found in _HALF.finditer(name):
+        if found.end() == len(name) and found.start():
+            return name[: found.start()], True
+    return name, False
+
+
+def _is_being_written(path: Path) -> bool:
+    if sys.platform == "win32":
+        return False  # an open file cannot be removed there
+    import fcntl
+
+    try:
+        descriptor = os.open(path, os.O_RDWR | _NO_LINK | _NO_WAIT)  # for a lock on NFS it must be writable
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+class _Folder:
+    """A folder that is open: what is done in it is done there, also when its path leads elsewhere meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> Self:
+        if sys.platform != "win32":
+            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+    def create(self, name: str, mode: int) -> BinaryIO:
+        """Create a file that was not there, open for writing, its lock taken."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | _BINARY
+        descriptor = os.open(self._at(name), flags, mode, dir_fd=self._descriptor)
+        file = os.fdopen(descriptor, "wb", buffering=256 * 1024)
+        try:
+            if sys.platform != "win32":
+                import fcntl
+
+                os.fchmod(descriptor, mode)
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def status(self, name: str | None = None) -> os.stat_result | None:
+        """Return what the system knows of a name in it, or of the folder itself; None if there is no such name."""
+        if name is None:
+            return self._path.stat() if self._descriptor is None else os.fstat(self._descriptor)
+        try:
+            return os.stat(self._at(name), dir_fd=self._descriptor, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename, replacing what has the new name."""
+        os.replace(self._at(old), self._at(new), src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+
+    def unlink(self, name: str) -> None:
+        """Remove a name."""
+        os.unlink(self._at(name), dir_fd=self._descriptor)
+
+    def sync(self) -> None:
+        """Make the names in it durable."""
+        if self._descriptor is not None:  # NTFS journals its names itself
+            os.fsync(self._descriptor)
+
+    def _at(self, name: str) -> str:
+        return name if self._descriptor is not None else str(self._path / name)
+
+
+# --- files that stay open ---
+
+
+def open_private(
+    path: Path, flags: int, *, mode: int = 0o600, owner_of: Path | None = None, tighten: bool = False
+) -> int:
+    """Open a file of the broker's own, made when ``flags`` have ``O_CREAT``, and return its descriptor.
+
+    A new file's name is not durable until :func:`sync_folder`.
+
+    Args:
+        path: is never followed when it is a symbolic link.
+        flags: of :func:`os.open`.
+        mode: permission bits of a new file.
+        owner_of: to whose owner a new file is given when run by root; the folder's without it.
+        tighten: whether a file that was there loses permission bits that are not in ``mode``.
+
+    Raises:
+        OSError: it cannot be opened; or it is a link, no regular file, or, in an :func:`untrusted` folder, has a
+            second name. None of these was written to.
+    """
+    flags |= _NO_LINK | _NO_WAIT | _BINARY | getattr(os, "O_CLOEXEC", 0)
+    descriptor, new = _open_or_create(path, flags, mode)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        if found.st_nlink > 1 and untrusted(path.parent):
+            raise OSError(errno.EMLINK, "it has a second name, in a folder that another user may write to", str(path))
+        if new:
+            adopt_owner(descriptor, owner_of or path.parent)
+        elif flags & os.O_TRUNC:
+            os.ftruncate(descriptor, 0)
+        if sys.platform != "win32" and tighten and found.st_mode & 0o7777 & ~mode:
+            os.fchmod(descriptor, found.st_mode & mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _open_or_create(path: Path, flags: int, mode: int) -> tuple[int, bool]:
+    """Return a descriptor, and whether this call made the file: only then may it be given away."""
+    while True:
+        try:
+            return os.open(path, flags & ~os.O_CREAT & ~os.O_TRUNC), False
+        except FileNotFoundError:
+            if not flags & os.O_CREAT:
+                raise
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            return os.open(path, flags | os.O_EXCL, mode), True
 
 
 def adopt_owner(descriptor: int, path: Path) -> None:
-    """When run by root, give a new file to whom ``path`` belongs, or else its folder."""
+    """When run by root, give a new file to the owner of ``path``, or else of its folder."""
     if sys.platform != "win32" and os.geteuid() == 0:
         try:
             before = path.stat()
         except FileNotFoundError:
             before = path.parent.stat()
-        if (before.st_uid, before.st_gid) != (0, 0):
-            os.fchown(descriptor, before.st_uid, before.st_gid)
+        _give(descriptor, (before.st_uid, before.st_gid))
 
 
-def make_folder(folder: Path, owner_of: Path) -> None:
-    """Make a folder, mode 0700, if it is not there; when run by root, for whom ``owner_of`` belongs to.
+def untrusted(folder: Path) -> bool:
+    """Return whether another user than root may write to a folder; always False unless run by root.
+
+    What lies there may be a link that was put there to have root write somewhere else.
+    """
+    if sys.platform == "win32" or os.geteuid() != 0:
+        return False
+    found = folder.stat()
+    return found.st_uid != 0 or bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
+def _target(path: Path) -> Path:
+    """Return the path of the file that ``path`` stands for.
+
+    Raises:
+        OSError: it is a link that must not be followed.
+    """
+    if not path.is_symlink():
+        return path
+    if untrusted(path.parent):
+        raise OSError(errno.ELOOP, "it is a link, in a folder that another user may write to", str(path))
+    return Path(os.path.realpath(path))
+
+
+def _owner(file: os.stat_result | None, folder: os.stat_result | None) -> tuple[int, int] | None:
+    """Return the owner of a new file: that of the one before; not of one that may have been linked there."""
+    if sys.platform == "win32" or os.geteuid() != 0:
+        return None
+    before = file if file is not None and stat.S_ISREG(file.st_mode) and file.st_nlink == 1 else folder
+    return None if before is None else (before.st_uid, before.st_gid)
+
+
+def _give(descriptor: int, owner: tuple[int, int] | None) -> None:
+    if sys.platform != "win32" and owner is not None:
+        found = os.fstat(descriptor)
+        if (found.st_uid, found.st_gid) != owner:
+            os.fchown(descriptor, *owner)
+
+
+# --- folders, names ---
+
+
+def make_folder(folder: Path, owner_of: Path | None = None, *, mode: int = 0o700) -> None:
+    """Make a folder and those above it if they are not there, durably.
+
+    Args:
+        folder: may be there already.
+        owner_of: to whose owner it is given when run by root; without it nothing is given away.
+        mode: its permission bits, if it is made; those above it get 0755.
 
     Raises:
         OSError: it cannot be made, or something else has its name.
     """
+    if folder.is_dir():
+        return
+    if not folder.parent.exists():
+        make_folder(folder.parent, owner_of, mode=0o755)
     try:
-        folder.mkdir(mode=0o700, parents=True)
+        folder.mkdir(mode=mode)
     except FileExistsError:
         if not folder.is_dir():
             raise
         return
-    if sys.platform != "win32":
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    if sys.platform != "win32" and owner_of is not None:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _NO_LINK)
         try:
             adopt_owner(descriptor, owner_of)
         finally:
             os.close(descriptor)
     sync_folder(folder.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file for good; it need not be there.
+
+    Raises:
+        OSError: it is there and cannot be removed.
+    """
+    path.unlink(missing_ok=True)
+    sync_folder(path.parent)  # also when it was gone: whoever removed it may have been killed before this
+
+
+def rename(old: Path, new: Path) -> None:
+    """Rename a file, or a folder whose files are synced, durably; replaces a file that has the new name.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    os.replace(old, new)  # noqa: PTH105 - as everywhere here
+    sync_folder(new.parent)
+    if old.parent != new.parent:
+        sync_folder(old.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's content durable, through whichever descriptor it was written.
+
+    Raises:
+        OSError: it cannot be opened or synced.
+    """
+    descriptor = os.open(path, os.O_RDWR | _BINARY | _NO_LINK)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
@@ -122,7 +440,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def storage_error(what: str, error: OSError, *, outcome_known: bool = True) -> Unavailable:
-    """Give the error of ours that an operating system's error while writing means."""
+    """Return the error of ours that an operating system's error while writing means."""
     reason = error.strerror or str(error)
     result = StorageFull if error.errno in NO_SPACE and outcome_known else StorageFailed
     raised = result(f"{what}: {reason}")

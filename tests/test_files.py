@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -52,20 +52,125 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
 
 
 def test_after_the_rename_the_outcome_is_not_known(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(_: Path) -> None:
+    def failing(_: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(files, "sync_folder", failing)
+    monkeypatch.setattr(files._Folder, "sync", failing)
     with pytest.raises(StorageFailed) as caught:
         config_file.write(file, SETTINGS, {})
     assert not caught.value.outcome_known
 
 
-def test_what_a_crash_left_half_written_is_replaced(file: Path) -> None:
-    file.with_name("bpbroker.json.tmp").write_bytes(b"half")
-    config_file.write(file, SETTINGS, ENTRIES)
-    assert config_file.read(file) == (SETTINGS, ENTRIES)
+def test_halves_that_a_crash_left_are_swept_and_nothing_else(tmp_path: Path) -> None:
+    halves = ["b.json.tmp", files.temporary_name("b.json"), f"{files.temporary_name('b.json')}-wal"]
+    others = ["b.json", "b.json.0123.tmp", "b.json.tmp.old", "c.json.tmp", ".tmp", "b.json.TMP", "b.json.tmp~"]
+    for name in (*halves, *others):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / files.temporary_name("b.json")).mkdir()
+    kept = {path.name for path in tmp_path.iterdir()} - set(halves)
+    assert sorted(path.name for path in files.sweep(tmp_path, "b.json".__eq__)) == sorted(halves)
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert files.sweep(tmp_path / "gone", bool) == []
+
+
+def test_a_half_that_is_being_written_is_not_swept(file: Path) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"x" * 300_000
+        assert files.sweep(file.parent, file.name.__eq__) == []
+        yield b"y"
+
+    files.replace(file, chunks())
+    assert file.stat().st_size == 300_001
+
+
+def test_two_writers_at_once_do_not_share_a_half(file: Path) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"old "
+        files.replace(file, [b"new"])
+        yield b"writer"
+
+    files.replace(file, chunks())
+    assert file.read_bytes() == b"old writer"
     assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o755])
+@pytest.mark.skipif(os.name != "posix", reason="modes")
+def test_the_mode_is_exact_whatever_the_umask(file: Path, mode: int) -> None:
+    file.touch(0o640)
+    before = os.umask(0o077)
+    try:
+        files.write_whole(file, [b"x"], mode=mode)
+    finally:
+        os.umask(before)
+    assert file.stat().st_mode & 0o7777 == mode
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """Return a folder of another user."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        pytest.skip("only root can be led astray")
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    os.chown(folder, 1234, 1234)
+    return folder
+
+
+@pytest.mark.parametrize("plant", [os.symlink, os.link])
+def test_root_is_not_led_out_of_the_folder_of_another_user(
+    foreign: Path, tmp_path: Path, plant: Callable[[Path, Path], None]
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    before = secret.stat()
+    path = foreign / "b.json"
+    plant(secret, path)
+    for flags in (os.O_RDWR | os.O_CREAT, os.O_WRONLY | os.O_TRUNC, os.O_RDWR):
+        with pytest.raises(OSError, match=r"symbolic links|second name"):
+            files.open_private(path, flags, tighten=True)
+    if plant is os.symlink:
+        with pytest.raises(StorageFailed, match="it is a link"):
+            files.replace(path, [b"x"])
+    else:  # only the name is replaced
+        files.replace(path, [b"x"])
+        assert (path.read_bytes(), path.stat().st_uid) == (b"x", 1234)
+    after = secret.stat()
+    assert secret.read_bytes() == b"secret"
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+
+
+def test_a_private_file_is_made_taken_up_and_tightened(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with pytest.raises(FileNotFoundError):
+        files.open_private(path, os.O_RDWR)
+    os.close(files.open_private(path, os.O_RDWR | os.O_CREAT))
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.write_bytes(b"note")
+    path.chmod(0o644)
+    os.close(files.open_private(path, os.O_RDWR | os.O_CREAT))
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"note", 0o644)
+    os.close(files.open_private(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, tighten=True))
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"", 0o600)
+    for name in ("pipe", "folder"):
+        (tmp_path / "folder").mkdir() if name == "folder" else os.mkfifo(tmp_path / name)
+        with pytest.raises(OSError):
+            files.open_private(tmp_path / name, os.O_RDWR | os.O_CREAT)
+
+
+def test_a_finished_file_gets_its_name(file: Path) -> None:
+    new = file.with_name(files.temporary_name(file.name))
+    new.write_bytes(b"new")
+    files.settle(new, file)
+    assert file.read_bytes() == b"new"
+    assert not new.exists()
+
+
+def test_what_is_gone_may_be_removed(file: Path) -> None:
+    file.touch()
+    files.remove(file)
+    files.remove(file)
+    assert not file.exists()
 
 
 def test_a_symbolic_link_is_followed(tmp_path: Path) -> None:
