@@ -26,7 +26,7 @@ from bpbroker.actors.config_store import ConfigStore
 from bpbroker.actors.discovery import Discovery
 from bpbroker.actors.extension import Extension
 from bpbroker.actors.healthcheck import Healthcheck
-from bpbroker.actors.supervisor import Guard
+from bpbroker.actors.supervisor import Supervisor
 from bpbroker.config import layers, schema
 from bpbroker.errors import BpbrokerError, ConfigurationError
 from bpbroker.frontend.application import Application
@@ -130,7 +130,7 @@ class Broker:
         healthcheck = self._parts.start(
             "healthcheck", lambda: launch(Healthcheck, self._addresses, self._parts.restart, self._settings, probes)
         )
-        self._guard = Guard(healthcheck, lambda: self._parts.restart("healthcheck"))
+        self._guard = Supervisor(healthcheck, lambda: self._parts.restart("healthcheck"))
 
     def _tend(self) -> float:
         """Look after the healthcheck, which looks after all others."""

@@ -31,7 +31,7 @@ with sit on the class, so no caller translates one into the other::
         ├── CannotConnect                    6
         │   └── NotTrusted                   6
         ├── SeveralBrokers                   7
-        └── GaveUp                         124
+        └── WaitTimeout                         124
 
 Exit codes follow the project's conventions: those of ``bpclient`` tell a script
 what happened, 78 is ``EX_CONFIG`` of ``sysexits.h``.
@@ -225,7 +225,7 @@ class SeveralBrokers(ClientError):
         self.addresses = addresses
 
 
-class GaveUp(ClientError):
+class WaitTimeout(ClientError):
     """The time that the caller gave is over."""
 
     exit_code = 124

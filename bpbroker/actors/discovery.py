@@ -24,9 +24,9 @@ from bpbroker.config import layers, schema
 from bpbroker.discovery.datagram import (
     GROWTH_MAX,
     PLAIN_REPLY,
-    Answer,
     Echo,
     Question,
+    Reply,
     decode,
     question_mac,
     signed_answer,
@@ -196,7 +196,7 @@ class Discovery(Actor):
             own = _own_address(self._sender(asked.sock), asked.datagram.sender)
             if own is None:
                 continue
-            answer = Answer(news.registry_id, self._fingerprint, self._port, own)
+            answer = Reply(news.registry_id, self._fingerprint, self._port, own)
             self._send(asked.sock, signed_answer(asked.question, answer, asked.key), asked.datagram)
 
     def _send(self, heard_on: socket.socket, payload: bytes, datagram: Datagram) -> None:

@@ -22,11 +22,11 @@ from bpbroker.actors.registry_access import RegistryAccess
 from bpbroker.config import layers, schema
 from bpbroker.errors import Overloaded, RequestError, TimedOut, Unauthorized, Unavailable
 from bpbroker.extensions import modules
-from bpbroker.extensions.call_results import ChildTrace, Judge
+from bpbroker.extensions.call_results import CallResults, ChildTrace
 from bpbroker.extensions.child import Ended, Launch
 from bpbroker.extensions.driver import Done, Gone, Ready
 from bpbroker.extensions.idempotency import Answers, Keyed, Usage
-from bpbroker.extensions.process_pool import NEVER, Crew, Job
+from bpbroker.extensions.process_pool import NEVER, Job, ProcessPool
 from bpbroker.messages import Address, Call, CallResult, Pong, Settings, SettingsChanged, fail, settle
 
 logger = logging.getLogger(__name__)
@@ -62,8 +62,8 @@ class Extension(Actor):
         self._answers = Answers(answers)
         self._usage = Usage(0, 0)
         self._tidy_at = 0.0
-        self._judge = Judge(namespace)
-        self._crew = Crew(RegistryAccess(registry).serve, self.tell_self)
+        self._judge = CallResults(namespace)
+        self._crew = ProcessPool(RegistryAccess(registry).serve, self.tell_self)
         self._waiting: deque[Job] = deque()
         self._keyed: dict[str, Job] = {}
         """Calls with an Idempotency-Key that wait or run."""

@@ -43,9 +43,9 @@ from bpbroker.messages import (
     fail,
     settle,
 )
-from bpbroker.registry.index import Book
+from bpbroker.registry.index import EntryIndex
 from bpbroker.registry.replies import answer, failure_of, not_found, refusal
-from bpbroker.registry.waiters import Waiter, Waiting
+from bpbroker.registry.waiters import Waiter, Waiters
 from bpbroker.registry.writes import Write, outcome, record
 from bpbroker.storage.base import Change, Conflict, Outcome, Store
 
@@ -80,7 +80,7 @@ class Asked:
     """Whether the entry's state was looked at in a shared store since the write came."""
 
 
-Verdict = Record | RequestError | None
+Decision = Record | RequestError | None
 """What to answer once the state that it was decided on is durable."""
 
 
@@ -88,7 +88,7 @@ Verdict = Record | RequestError | None
 class Batch:
     """What one commit carries."""
 
-    decided: list[tuple[Asked, Verdict]]
+    decided: list[tuple[Asked, Decision]]
     staged: dict[str, Record | None]
     """Name to the entry as it will be, None for no entry."""
 
@@ -107,11 +107,11 @@ class Registry(Actor):
         self._open_store = open_store
         self._store: Store
         self._id = registry_id
-        self._book = Book()
+        self._book = EntryIndex()
         self._staged: dict[str, Record | None] = {}
-        self._decided: list[tuple[Asked, Verdict]] = []
+        self._decided: list[tuple[Asked, Decision]] = []
         self._behind: list[tuple[Get, Future[Any]]] = []
-        self._waiting = Waiting()
+        self._waiting = Waiters()
         self._saved = 0
         """The file holds everything up to this commit."""
         self._forgetting: list[Future[Any] | None] = []
@@ -138,7 +138,7 @@ class Registry(Actor):
     def started(self) -> None:
         """Open the store and take its entries into memory."""
         self._store = self._open_store()
-        self._book = Book(record(name, value) for name, value in self._store.load().items())
+        self._book = EntryIndex(record(name, value) for name, value in self._store.load().items())
 
     def stopped(self) -> None:
         """Commit what is staged, answer who waits, let go of the store."""
@@ -187,7 +187,7 @@ class Registry(Actor):
         name = asked.message.name
         staged = name in self._staged
         current = self._staged[name] if staged else self._book.get(name)
-        verdict: Verdict
+        verdict: Decision
         try:
             verdict = outcome(asked.message, current, time.time(), self._max_data_bytes)
         except RequestError as error:

@@ -20,7 +20,7 @@ STUCK_SECS: Final = 10.0
 """The healthcheck never waits, so this long without an answer is no slowness."""
 
 
-class Guard:
+class Supervisor:
     """Pings one actor; puts a fresh one in its place when it is dead or stuck.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from bpbroker.client.http1 import Answer
+from bpbroker.client.http1 import Response
 from bpbroker.errors import CannotConnect, RequestError, from_status
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
@@ -25,7 +25,7 @@ def one_line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text[:_MESSAGE_MAX]).strip()
 
 
-def json_value(answer: Answer) -> Any:
+def json_value(answer: Response) -> Any:
     """Give the body's JSON value; None if it is none."""
     try:
         return json.loads(answer.body)
@@ -33,7 +33,7 @@ def json_value(answer: Answer) -> Any:
         return None
 
 
-def refusal(answer: Answer, status: int = 0) -> RequestError:
+def refusal(answer: Response, status: int = 0) -> RequestError:
     """Give the error that an answer is: its message from the body, else from the reason phrase.
 
     Args:
@@ -73,7 +73,7 @@ class Registered:
         return data if isinstance(data, dict) else {}
 
 
-def registered(path: str, answer: Answer, address: object) -> Registered:
+def registered(path: str, answer: Response, address: object) -> Registered:
     """Read a registry's answer of status 404 or of success.
 
     Any web server says 404; taking that for "no such entry" would make a script go the wrong way.

@@ -3,7 +3,7 @@
 Errors are those of :mod:`bpbroker.errors`: what the broker answers is a
 ``RequestError`` (``NotFound``, ``AlreadyExists``, ``PreconditionFailed``,
 ``Unauthorized``, …), what happens before or without an answer a
-``ClientError`` (``CannotConnect``, ``NotTrusted``, ``GaveUp``, …).
+``ClientError`` (``CannotConnect``, ``NotTrusted``, ``WaitTimeout``, …).
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class Client:
 
         Raises:
             NotFound: it does not exist, and ``wait_secs`` is 0.
-            GaveUp: it did not exist, or not change, within ``wait_secs``.
+            WaitTimeout: it did not exist, or not change, within ``wait_secs``.
         """
         headers = {"If-None-Match": _quoted(changed_from)} if changed_from else {}
         tag = headers.get("If-None-Match", b"").decode()
@@ -215,7 +215,7 @@ class Client:
             consistency: as of :meth:`get`.
 
         Raises:
-            GaveUp: there were fewer, all the time.
+            WaitTimeout: there were fewer, all the time.
         """
         sent: dict[str, Any] = {"prefix": prefix, **_consistency(consistency, wait_secs)}
         if at_least:

@@ -7,18 +7,18 @@ import time
 from collections.abc import Callable, Mapping
 
 from bpbroker.client.answers import Registered, refusal, registered
-from bpbroker.client.http1 import Answer
+from bpbroker.client.http1 import Response
 from bpbroker.client.retry import pauses
 from bpbroker.client.transport import Deadline, Interrupted, NotReached, Transport
 from bpbroker.errors import (
     BpbrokerError,
     CannotConnect,
-    GaveUp,
     NotFound,
     NotTrusted,
     TimedOut,
     Unavailable,
     UsageError,
+    WaitTimeout,
 )
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
@@ -80,7 +80,7 @@ class Calls:
         A broker that is away, restarting or overloaded is part of what is waited for, unless there are no retries.
 
         Raises:
-            GaveUp: not within ``wait_secs``.
+            WaitTimeout: not within ``wait_secs``.
         """
         end = time.monotonic() + wait_secs
         pause = pauses()
@@ -98,13 +98,13 @@ class Calls:
                 problem = ""
             except NotTrusted:
                 raise
-            except (NotFound, CannotConnect, Unavailable, TimedOut, GaveUp) as error:
+            except (NotFound, CannotConnect, Unavailable, TimedOut, WaitTimeout) as error:
                 if not (wait_secs and (self.retries or isinstance(error, NotFound))):
                     raise
                 problem = "" if isinstance(error, NotFound) else f"; the last try: {error}"
             now = time.monotonic()
             if now >= end:
-                raise GaveUp(f"{failure} within {wait_secs:g} s{problem}")
+                raise WaitTimeout(f"{failure} within {wait_secs:g} s{problem}")
             if now - began < poll / 2:  # it did not wait: it failed, or the broker does not know how
                 time.sleep(min(next(pause), max(0.0, end - now)))
             else:
@@ -118,7 +118,7 @@ class Calls:
         *,
         repeatable: bool,
         wait_secs: float | None = None,
-    ) -> Answer:
+    ) -> Response:
         """Send a request; gives the answer if that is no error.
 
         Args:

@@ -13,7 +13,7 @@ from bpbroker.client.outlets import Outlets
 from bpbroker.client.responders import Broker, Responders
 from bpbroker.client.retry import pauses
 from bpbroker.discovery.datagram import PLAIN_REPLY, Question, decode_answer, plain_question, signed_question
-from bpbroker.errors import BadRequest, GaveUp, UsageError
+from bpbroker.errors import BadRequest, UsageError, WaitTimeout
 from bpbroker.registry.entry import check_name
 
 TIMEOUT_SECS: Final = 3.0
@@ -51,7 +51,7 @@ def discover(
         first: take the first answer, whoever else answers.
 
     Raises:
-        GaveUp: nobody answered.
+        WaitTimeout: nobody answered.
         SeveralBrokers: brokers with different registries answered.
         UsageError: no such interface, or no name that an entry can have.
     """
@@ -81,7 +81,7 @@ def _ask(
     """Ask until ``responders`` have heard enough.
 
     Raises:
-        GaveUp: nobody answered in time.
+        WaitTimeout: nobody answered in time.
     """
     try:
         check_name(name, max_bytes=4096)
@@ -112,7 +112,7 @@ def _ask(
                 _hear(key.fileobj, question, credentials, responders)
         why = f" ({outlets.failure})" if outlets.failure else ""
     if not responders.any():
-        raise GaveUp(
+        raise WaitTimeout(
             f"No broker that holds '{name}' answered within {timeout_secs:g} s{why}; "
             "is one running on this network, is the name registered there, is UDP allowed?"
         )

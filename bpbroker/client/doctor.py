@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 from bpbroker.client.address import BrokerAddress
 from bpbroker.client.answers import refusal
 from bpbroker.client.cli.output import Output
-from bpbroker.client.http1 import Answer
+from bpbroker.client.http1 import Response
 from bpbroker.client.pins import KnownBrokers
 from bpbroker.client.transport import Deadline, Transport, Trust
 from bpbroker.discovery.interfaces import interfaces
@@ -190,7 +190,7 @@ def _requests(target: BrokerAddress, fingerprint: str, key: str, timeout_secs: f
         transport.close()
 
 
-def _access(answer: Answer, *, given: bool) -> Finding:
+def _access(answer: Response, *, given: bool) -> Finding:
     status = answer.status
     if status == HTTPStatus.NOT_FOUND:
         return Finding("access", OK, "the access key is accepted" if given else "the registry needs no access key")

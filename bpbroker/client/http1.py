@@ -26,7 +26,7 @@ class CutOff(Exception):
     """The connection ended before the answer did."""
 
 
-class Answer:
+class Response:
     """One HTTP answer.
 
     Args:
@@ -56,7 +56,7 @@ def request_bytes(method: str, path: str, host: str, headers: Mapping[str, bytes
     return b"\r\n".join((*lines, b"", body or b""))
 
 
-class AnswerReader:
+class ResponseReader:
     """Reads one answer off a connection.
 
     Args:
@@ -74,7 +74,7 @@ class AnswerReader:
         """Whether nothing came after the answer."""
         return not self._buffer
 
-    def answer(self) -> Answer:
+    def answer(self) -> Response:
         """Read one answer.
 
         Raises:
@@ -88,7 +88,7 @@ class AnswerReader:
         body, delimited = self._body(status, headers)
         connection = headers.get("connection", "").lower()
         keep_alive = delimited and ("close" not in connection if version == "HTTP/1.1" else "keep-alive" in connection)
-        return Answer(status, reason, headers, body, keep_alive)
+        return Response(status, reason, headers, body, keep_alive)
 
     def _headers(self) -> dict[str, str]:
         headers: dict[str, str] = {}

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Mapping
 
 from bpbroker.client.address import BrokerAddress
-from bpbroker.client.http1 import Answer, AnswerReader, CutOff, NotHttp, request_bytes
+from bpbroker.client.http1 import CutOff, NotHttp, Response, ResponseReader, request_bytes
 from bpbroker.client.pins import KnownBrokers
-from bpbroker.errors import CannotConnect, GaveUp, NotTrusted, UsageError
+from bpbroker.errors import CannotConnect, NotTrusted, UsageError, WaitTimeout
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Deadline:
         """Give the seconds left.
 
         Raises:
-            GaveUp: there are none.
+            WaitTimeout: there are none.
         """
         left = self.left()
         if left <= 0:
@@ -74,9 +74,9 @@ class Deadline:
         """Give the seconds left, 0 or less when it is over."""
         return self._end - time.monotonic()
 
-    def over(self) -> GaveUp:
+    def over(self) -> WaitTimeout:
         """Give the error that says so."""
-        return GaveUp(f"{self._what} did not answer within {self._secs:g} s; --timeout gives it longer")
+        return WaitTimeout(f"{self._what} did not answer within {self._secs:g} s; --timeout gives it longer")
 
 
 class Transport:
@@ -99,7 +99,7 @@ class Transport:
 
     def exchange(
         self, method: str, path: str, headers: Mapping[str, bytes], body: bytes | None, deadline: Deadline
-    ) -> Answer:
+    ) -> Response:
         """Send a request and give the answer, whatever its status.
 
         Raises:
@@ -107,13 +107,13 @@ class Transport:
             NotTrusted: the server is not the expected one; nothing was sent.
             Interrupted: the connection ended.
             CannotConnect: what came is no HTTP answer.
-            GaveUp: no answer in time.
+            WaitTimeout: no answer in time.
         """
         if self._sock is not None and _is_stale(self._sock):
             self.close()
         if self._sock is None:
             self._sock = self._connect(deadline)
-        reader = AnswerReader(_receiver(self._sock, deadline))
+        reader = ResponseReader(_receiver(self._sock, deadline))
         request = request_bytes(method, path, self._host_header(), headers, body)
         keep = False
         try:

@@ -16,7 +16,7 @@ from bpbroker.commands.local import running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, echo_table, format_option
 from bpbroker.config import layers
-from bpbroker.errors import BpbrokerError, CannotConnect, GaveUp, StartError, UsageError
+from bpbroker.errors import BpbrokerError, CannotConnect, StartError, UsageError, WaitTimeout
 from bpbroker.extensions.modules import ExtensionRecord, Status, catalogue
 
 
@@ -137,7 +137,7 @@ def _parts(scope: Scope) -> dict[str, dict[str, Any]]:
         return {}
     try:
         report = broker.ask("Status", timeout_secs=10.0)
-    except (CannotConnect, GaveUp) as error:
+    except (CannotConnect, WaitTimeout) as error:
         click.echo(f"warning: the running broker does not say how they are: {error}", err=True)
         return {}
     prefix = "extension "

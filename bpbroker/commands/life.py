@@ -15,7 +15,7 @@ import click
 from bpbroker.commands.local import LocalBroker, must_run, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, echo_table, format_option, shown_age, shown_size, shown_time
-from bpbroker.errors import CannotConnect, GaveUp, StartError
+from bpbroker.errors import CannotConnect, StartError, WaitTimeout
 from bpbroker.storage.lock import holder
 
 STOP_SECS = 30.0
@@ -100,7 +100,7 @@ def status(scope: Scope, *, form: str) -> None:
     broker = must_run(scope)
     try:
         report = broker.ask("Status", timeout_secs=10.0)
-    except (CannotConnect, GaveUp) as error:
+    except (CannotConnect, WaitTimeout) as error:
         raise StartError(f"The broker runs (process {broker.pid}), but: {error}") from None
     note, now = broker.note, time.time()
     about = {key: note.get(key) for key in ("version", "pid", "address", "port", "fingerprint", "started")}

@@ -45,7 +45,7 @@ class LocalBroker:
         """Send a control request and give the answer's ``data``.
 
         Raises:
-            CannotConnect, GaveUp: it does not answer.
+            CannotConnect, WaitTimeout: it does not answer.
             RequestError: it refuses.
             ConfigurationError: what it was to take up cannot be used.
         """

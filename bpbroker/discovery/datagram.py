@@ -58,7 +58,7 @@ class Question(NamedTuple):
     """64 hexadecimal digits; empty without a key."""
 
 
-class Answer(NamedTuple):
+class Reply(NamedTuple):
     """A broker's word on itself, in reply to a question of the signed form."""
 
     registry: str
@@ -128,14 +128,14 @@ def _hexadecimal(digits: bytes, length: int) -> bool:
 # --- answers ---
 
 
-def signed_answer(question: Question, answer: Answer, key: str = "") -> bytes:
+def signed_answer(question: Question, answer: Reply, key: str = "") -> bytes:
     """Give the reply to a question of the signed form."""
     claims = f"{answer.registry} {answer.fingerprint} {answer.port} {answer.address}"
     mac = _mac(key, "answer", question.nonce, question.name, claims) if key else _NO_MAC.decode()
     return b"%s%s %s %s\n" % (_ANSWER, question.nonce.encode(), mac.encode(), claims.encode())
 
 
-def decode_answer(payload: bytes, question: Question, key: str = "") -> Answer | None:
+def decode_answer(payload: bytes, question: Question, key: str = "") -> Reply | None:
     """Read a reply to a question of ours; None if it is not one, or, with a key, not authentic."""
     fields = payload[: 2 * _PADDED_BYTES].rstrip(b"\n").split(b" ", 4)
     if len(fields) != 5 or not payload.startswith(_ANSWER) or fields[2] != question.nonce.encode():
@@ -157,7 +157,7 @@ def decode_answer(payload: bytes, question: Question, key: str = "") -> Answer |
     known = _hexadecimal(registry.encode(), 32) and _hexadecimal(fingerprint.encode(), 64)
     if not known or not (port.isdigit() and 0 < int(port[:6]) < 65536) or not address:
         return None
-    return Answer(registry, fingerprint, int(port), address)
+    return Reply(registry, fingerprint, int(port), address)
 
 
 def _mac(key: str, *parts: str) -> str:

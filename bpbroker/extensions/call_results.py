@@ -8,13 +8,13 @@ from typing import Any
 
 from bpbroker.errors import ExtensionFailed, RequestError, TimedOut, TooLarge, Unauthorized
 from bpbroker.extensions.child import NoMethod, Raised
-from bpbroker.extensions.driver import Outcome
+from bpbroker.extensions.driver import Ending
 from bpbroker.messages import Call, CallResult
 
 logger = logging.getLogger(__name__)
 
 
-class Judge:
+class CallResults:
     """Judges the calls of one namespace and counts."""
 
     def __init__(self, namespace: str) -> None:
@@ -31,7 +31,7 @@ class Judge:
             found.update(last_error=self._last_error, last_error_at=self._last_error_at)
         return found
 
-    def judge(self, call: Call, outcome: Outcome) -> CallResult | RequestError:
+    def judge(self, call: Call, outcome: Ending) -> CallResult | RequestError:
         """Give the answer to a call that ended this way."""
         if isinstance(outcome, CallResult):
             return outcome

@@ -18,7 +18,7 @@ HEAD_MAX_BYTES: Final = 32 * 1024 * 1024
 """Largest JSON part; the longest are a call's parameters and a list of entries."""
 
 
-class Broken(Exception):
+class ChannelBroken(Exception):
     """The other side ended in the middle of a frame, or sent something that is none."""
 
 
@@ -49,22 +49,22 @@ def read(some: Callable[[int], bytes], body_max_bytes: int) -> tuple[dict[str, A
     """Read one frame; ``some(n)`` gives 1 to n bytes, or none at the end. None when there is no further frame.
 
     Raises:
-        Broken: it is not a whole frame within the limits.
+        ChannelBroken: it is not a whole frame within the limits.
     """
     first = some(_SIZES.size)
     if not first:
         return None
     head_bytes, body_bytes = _SIZES.unpack(first + _exactly(some, _SIZES.size - len(first)))
     if head_bytes > HEAD_MAX_BYTES or body_bytes > body_max_bytes:
-        raise Broken("a frame larger than its limit")
+        raise ChannelBroken("a frame larger than its limit")
     encoded = _exactly(some, head_bytes)
     body = _exactly(some, body_bytes)
     try:
         head = json.loads(encoded)
     except (ValueError, RecursionError):
-        raise Broken("a frame that is not JSON") from None
+        raise ChannelBroken("a frame that is not JSON") from None
     if not isinstance(head, dict):
-        raise Broken("a frame that is no object")
+        raise ChannelBroken("a frame that is no object")
     return head, body
 
 
@@ -73,7 +73,7 @@ def _exactly(some: Callable[[int], bytes], count: int) -> bytes:
     while count:
         part = some(min(count, 1 << 20))
         if not part:
-            raise Broken("the end in the middle of a frame")
+            raise ChannelBroken("the end in the middle of a frame")
         parts.append(part)
         count -= len(part)
     return b"".join(parts)

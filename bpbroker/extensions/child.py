@@ -217,7 +217,7 @@ class Child:
     def _receive(self) -> tuple[dict[str, Any], bytes]:
         try:
             frame = channel.read(self._some, ANSWER_MAX_BYTES)
-        except (OSError, channel.Broken) as error:
+        except (OSError, channel.ChannelBroken) as error:
             raise Ended(f"{self._how()}, {error}") from None
         if frame is None:
             raise Ended(self._how())

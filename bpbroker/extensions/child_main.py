@@ -73,7 +73,7 @@ class _Broker:
         while True:
             try:
                 frame = channel.read(lambda count: os.read(self._requests, count), 0)
-            except (OSError, channel.Broken):
+            except (OSError, channel.ChannelBroken):
                 frame = None
             if frame is None:
                 break

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from bpbroker.extensions.child import Child, Ended, Launch, NoMethod, NotImportable, Raised, Serve
 from bpbroker.messages import Call, CallResult
 
-Outcome = CallResult | NoMethod | Raised | Ended | ValueError
+Ending = CallResult | NoMethod | Raised | Ended | ValueError
 """How a call went, as :meth:`bpbroker.extensions.child.Child.call` says."""
 
 
@@ -28,7 +28,7 @@ class Done:
     """A call is over."""
 
     driver: Driver
-    outcome: Outcome
+    outcome: Ending
 
     @property
     def last(self) -> bool:
@@ -108,7 +108,7 @@ class Driver:
         while (call := self._calls.get()) is not None:
             if not self._child.alive():
                 return True
-            outcome: Outcome
+            outcome: Ending
             try:
                 outcome = self._child.call(call, self._serve)
             except (NoMethod, Raised, Ended, ValueError) as error:

@@ -47,7 +47,7 @@ CREATE TABLE IF NOT EXISTS answers (
 CREATE INDEX IF NOT EXISTS age ON answers (begun);
 """
 
-Outcome = CallResult | RequestError
+KeptResult = CallResult | RequestError
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class Answers:
         self._path = path
         self._connection: sqlite3.Connection | None = None
 
-    def find(self, keyed: Keyed) -> Outcome | None:
+    def find(self, keyed: Keyed) -> KeptResult | None:
         """Give the answer that a key's call got, None if there was no such call in the last day.
 
         Raises:
@@ -171,7 +171,7 @@ class Answers:
                 (keyed.namespace, keyed.key, keyed.request, now),
             )
 
-    def finish(self, keyed: Keyed, outcome: Outcome) -> None:
+    def finish(self, keyed: Keyed, outcome: KeptResult) -> None:
         """Keep durably what a key's call was answered.
 
         Raises:

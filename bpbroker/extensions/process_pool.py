@@ -48,7 +48,7 @@ class Worker:
     job: Job | None = None
 
 
-class Crew:
+class ProcessPool:
     """All workers of one namespace; used by its actor's thread alone.
 
     Args:

@@ -21,7 +21,7 @@ _TAG: Final = re.compile(r'[ \t]*((?:W/)?"[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?:,|
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class EntryLimits:
     """How large parts of an entry may be."""
 
     name_bytes: int
@@ -43,7 +43,7 @@ class Ask(NamedTuple):
     """The answer when there was no reply in time."""
 
 
-Decide = Callable[[Parameters, Mapping[str, Any], str, Limits], Ask | Response]
+Decide = Callable[[Parameters, Mapping[str, Any], str, EntryLimits], Ask | Response]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Action:
 
 
 def _write(kind: type[messages.Register | messages.Replace | messages.Update]) -> Decide:
-    def decide(parameters: Parameters, environ: Mapping[str, Any], source: str, limits: Limits) -> Ask:
+    def decide(parameters: Parameters, environ: Mapping[str, Any], source: str, limits: EntryLimits) -> Ask:
         name = parameters.name(limits.name_bytes)
         data = parameters.data(limits.data_bytes, limits.depth)
         return Ask(kind(name, data, source, _condition(environ)), response.entry)
@@ -65,12 +65,12 @@ def _write(kind: type[messages.Register | messages.Replace | messages.Update]) -
     return decide
 
 
-def _delete(parameters: Parameters, environ: Mapping[str, Any], _source: str, limits: Limits) -> Ask:
+def _delete(parameters: Parameters, environ: Mapping[str, Any], _source: str, limits: EntryLimits) -> Ask:
     name = parameters.name(limits.name_bytes)
     return Ask(messages.Delete(name, _condition(environ)), lambda _: response.DELETED)
 
 
-def _get(parameters: Parameters, environ: Mapping[str, Any], _source: str, limits: Limits) -> Ask:
+def _get(parameters: Parameters, environ: Mapping[str, Any], _source: str, limits: EntryLimits) -> Ask:
     name = parameters.name(limits.name_bytes)
     wait, local = parameters.seconds("wait"), _is_local(parameters)
     header = environ.get("HTTP_IF_NONE_MATCH")
@@ -103,7 +103,7 @@ def _is_local(parameters: Parameters) -> bool:
     return consistency == "local"
 
 
-def _list(parameters: Parameters, _environ: Mapping[str, Any], _source: str, _limits: Limits) -> Ask:
+def _list(parameters: Parameters, _environ: Mapping[str, Any], _source: str, _limits: EntryLimits) -> Ask:
     wait, local = parameters.seconds("wait"), _is_local(parameters)
     prefix = parameters.text("prefix") or ""
     try:
@@ -119,7 +119,7 @@ def _show_known(known: Known) -> Response:
     return response.entries(known.records, known.age_secs)
 
 
-def _ping(parameters: Parameters, _environ: Mapping[str, Any], source: str, limits: Limits) -> Response:
+def _ping(parameters: Parameters, _environ: Mapping[str, Any], source: str, limits: EntryLimits) -> Response:
     value = parameters.values.get("data", "")
     if isinstance(value, dict):
         echoed: dict[str, Any] = value  # it holds no entry, so the keys reserved in entries are fine here
@@ -130,7 +130,7 @@ def _ping(parameters: Parameters, _environ: Mapping[str, Any], source: str, limi
     return Response(200, json.dumps({"src": source, "data": echoed}, ensure_ascii=False).encode("utf-8", "replace"))
 
 
-def _echo(text: str, limits: Limits) -> dict[str, Any]:
+def _echo(text: str, limits: EntryLimits) -> dict[str, Any]:
     if text.lstrip().startswith("{"):
         try:
             value = entry.strict_json(text, max_depth=limits.depth)

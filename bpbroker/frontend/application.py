@@ -1,7 +1,7 @@
 """The HTTP frontend: one request in, one message to an actor, one JSON answer out.
 
 A WSGI application that never waits: what an actor has to answer is returned as
-:class:`bpbroker.server.response.Later`, which the server parks.
+:class:`bpbroker.server.response.PendingResponse`, which the server parks.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from bpbroker.errors import (
     Unavailable,
 )
 from bpbroker.frontend import access_keys, access_log
-from bpbroker.frontend.actions import BUILT_IN, Ask, Limits
+from bpbroker.frontend.actions import BUILT_IN, Ask, EntryLimits
 from bpbroker.frontend.control import CONTROL
 from bpbroker.frontend.openapi import description
 from bpbroker.frontend.parameters import Parameters, json_object, parse
 from bpbroker.server import response
-from bpbroker.server.response import Later, Response
+from bpbroker.server.response import PendingResponse, Response
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class _Derived:
     """What every request needs of the settings, worked out once for all of them."""
 
     settings: messages.Settings
-    limits: Limits
+    limits: EntryLimits
     keys: Mapping[str, tuple[str, ...]]
     """Namespace to its access keys, for each section that is a namespace."""
 
@@ -67,7 +67,7 @@ class _Derived:
     def of(cls, settings: messages.Settings) -> _Derived:
         """Work it out."""
         namespaces = (*BUILT_IN, *layers.namespaces(settings))
-        limits = Limits(
+        limits = EntryLimits(
             name_bytes=schema.option(settings, "api", "max_name_bytes"),
             data_bytes=schema.option(settings, "api", "max_data_bytes"),
             depth=schema.option(settings, "api", "max_json_depth"),
@@ -118,7 +118,7 @@ class Application:
             return str(given)
         return f"{self._id_prefix}{next(self._id_numbers):06x}"
 
-    def _serve(self, environ: dict[str, Any], call: _Call) -> Response | Later:
+    def _serve(self, environ: dict[str, Any], call: _Call) -> Response | PendingResponse:
         _check_origin(environ)
         verb: str = environ["REQUEST_METHOD"]
         if verb == "HEAD":
@@ -136,7 +136,9 @@ class Application:
             return self._control(method, verb, environ, call)
         return self._call(namespace, method, verb, environ, call)
 
-    def _call(self, namespace: str, method: str, verb: str, environ: dict[str, Any], call: _Call) -> Response | Later:
+    def _call(
+        self, namespace: str, method: str, verb: str, environ: dict[str, Any], call: _Call
+    ) -> Response | PendingResponse:
         """Serve a call of a namespace's method: section, key and method are looked at in this order."""
         derived = self._derived
         keys = derived.keys.get(namespace)
@@ -178,18 +180,18 @@ class Application:
 
     def _ask(
         self, name: str, ask: Ask, call: _Call, broken: Callable[[BaseException], Response] | None = None
-    ) -> Later:
+    ) -> PendingResponse:
         address = self._addresses[name]
         message, show, timeout, heavy, patient, late = ask
 
         def complete(reply: Future[Any]) -> bytes:
             return call.send(response.rendered(reply, show, broken or call.broken, late))
 
-        return Later(lambda: address.ask(message, timeout), complete, timeout, heavy=heavy, patient=patient)
+        return PendingResponse(lambda: address.ask(message, timeout), complete, timeout, heavy=heavy, patient=patient)
 
     def _extension(
         self, namespace: str, method: str, parameters: Parameters, verb: str, environ: Mapping[str, Any], call: _Call
-    ) -> Later:
+    ) -> PendingResponse:
         if not _METHOD_NAME.match(method):
             raise Unauthorized("Unauthorized method")
         if verb not in _CALL_WITH:
@@ -206,7 +208,7 @@ class Application:
         # The actor answers each call, however it ends; this is only for an actor that broke.
         return self._ask(name, Ask(message, _called, limit * (waits + 2) + ASK_TIMEOUT_SECS), call)
 
-    def _control(self, method: str, verb: str, environ: dict[str, Any], call: _Call) -> Response | Later:
+    def _control(self, method: str, verb: str, environ: dict[str, Any], call: _Call) -> Response | PendingResponse:
         """Serve the local ``bpbroker`` command, which has read the token from the lock file."""
         scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         if scheme.lower() != "bearer" or not access_keys.matches([token], (self._control_token,)):
@@ -220,13 +222,13 @@ class Application:
         name, ask = action(json_object(body, _CONTROL_DEPTH_MAX) if body else {})
         return self._ask(name, ask, call, call.unusable)
 
-    def _health(self, call: _Call) -> Later:
+    def _health(self, call: _Call) -> PendingResponse:
         return self._look(response.health, call)
 
-    def _ready(self, call: _Call) -> Later:
+    def _ready(self, call: _Call) -> PendingResponse:
         return self._look(_ready, call)
 
-    def _look(self, show: Callable[[messages.HealthReport], Response], call: _Call) -> Later:
+    def _look(self, show: Callable[[messages.HealthReport], Response], call: _Call) -> PendingResponse:
         return self._ask("healthcheck", Ask(messages.Health(), show, HEALTH_SECS, heavy=True, late=_NOT_KNOWN), call)
 
     def _live(self, _call: _Call) -> Response:
@@ -236,7 +238,7 @@ class Application:
         return Response(200, json.dumps(description()).encode())
 
 
-_PAGES: Final[Mapping[str, Callable[[Application, _Call], Response | Later]]] = {
+_PAGES: Final[Mapping[str, Callable[[Application, _Call], Response | PendingResponse]]] = {
     "health": Application._health,  # noqa: SLF001 - this table is the class's own
     "ready": Application._ready,  # noqa: SLF001 - as above
     "live": Application._live,  # noqa: SLF001 - as above

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from bpbroker.messages import Record
 
 
-class Book:
+class EntryIndex:
     """All entries.
 
     A change costs as much as moving the names behind it in a list of pointers;

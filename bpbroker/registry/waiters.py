@@ -30,7 +30,7 @@ class _Group:
     waiters: dict[Waiter, None] = field(default_factory=dict)
 
 
-class Waiting:
+class Waiters:
     """All waiting reads, by name, by prefix and by deadline.
 
     A change of one name costs as much as there are waiters to answer, plus a

@@ -124,7 +124,7 @@ class Connection:
                 return self._drain()
         except BlockingIOError:
             return Turn.READ
-        except (tls.Broken, OSError):
+        except (tls.StreamBroken, OSError):
             pass
         return Turn.CLOSE
 
@@ -143,7 +143,7 @@ class Connection:
         try:
             self._answer(self._serving.complete())
             return self._send()
-        except (tls.Broken, OSError):
+        except (tls.StreamBroken, OSError):
             return Turn.CLOSE
 
     def too_late(self) -> Turn:
@@ -233,7 +233,7 @@ class Connection:
             return Turn.CLOSE
         try:
             received = self._stream.receive(_RECORD_BYTES)
-        except tls.Broken:
+        except tls.StreamBroken:
             received = b""
         if isinstance(received, tls.Want):
             return _TURN[received]
@@ -313,7 +313,7 @@ class Connection:
             elif self._serve() is not None:
                 return  # an actor owes the answer
             self._send_at_once()
-        except (tls.Broken, OSError):
+        except (tls.StreamBroken, OSError):
             self.phase = Phase.BROKEN
 
     def hand_back(self, _reply: Future[Any] | None = None) -> None:

@@ -33,7 +33,7 @@ _HELD_MAX_BYTES: Final = 256 * 1024 * 1024
 _EVENTS: Final = {Turn.READ: selectors.EVENT_READ, Turn.WRITE: selectors.EVENT_WRITE}
 
 
-class Selecting:
+class EventLoop:
     """All connections of a server, and the loop that moves them on."""
 
     def __init__(self, server: BrokerServer, listener: socket.socket) -> None:

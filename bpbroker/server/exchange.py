@@ -18,7 +18,7 @@ from email.utils import formatdate
 from typing import Any, Final
 
 from bpbroker.server.framing import Fields, Head
-from bpbroker.server.response import Later, Response
+from bpbroker.server.response import PendingResponse, Response
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Any]
 
@@ -96,11 +96,11 @@ class Exchange:
             "wsgi.input": io.BytesIO(body),
         }
 
-    def serve(self, application: Application) -> bytes | Later:
+    def serve(self, application: Application) -> bytes | PendingResponse:
         """Run the application; give the whole answer, or what it owes."""
         result = application(self._environ, self._start_response)
         self._environ = {}  # a request that waits need not keep its body
-        if isinstance(result, Later):
+        if isinstance(result, PendingResponse):
             return result
         return self.answer(result)
 

@@ -11,7 +11,7 @@ served right there: handing it to a worker and back costs more than serving it
 Only what takes long to parse or to write goes to a worker.
 
 *Parking*: when the application returns an answer that is still owed
-(:class:`bpbroker.server.response.Later`), the connection waits without a thread. Nor
+(:class:`bpbroker.server.response.PendingResponse`), the connection waits without a thread. Nor
 does anybody wait for a slow reader: the rest is sent when the socket takes it.
 """
 
@@ -36,7 +36,7 @@ from bpbroker.errors import InUse, StartError
 from bpbroker.frontend import access_log
 from bpbroker.messages import Settings
 from bpbroker.server.connection import Connection, Phase
-from bpbroker.server.event_loop import Selecting
+from bpbroker.server.event_loop import EventLoop
 from bpbroker.server.exchange import SERVER_NAME
 from bpbroker.server.framing import Limits
 
@@ -162,7 +162,7 @@ class BrokerServer(HTTPServer):
         """Get ready to serve; the socket is bound already, so ``LISTEN_PID`` is never looked at."""
         self._interrupt = None
         self.socket = self.listener
-        self._connections = self.selecting = Selecting(self, self.listener)
+        self._connections = self.selecting = EventLoop(self, self.listener)
         self.requests.start()
         self.ready = True
         self._start_time = time.time()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from bpbroker.server import exchange, response
 from bpbroker.server.exchange import Exchange
 from bpbroker.server.framing import Fields, Head
-from bpbroker.server.response import Later
+from bpbroker.server.response import PendingResponse
 
 if TYPE_CHECKING:
     from bpbroker.server.listener import BrokerServer
@@ -45,7 +45,7 @@ class Serving:
         self._environ_of = _NO_FIELDS
         self._environ: dict[str, Any] = {}
         self._exchange: Exchange | None = None
-        self._later: Later | None = None
+        self._later: PendingResponse | None = None
         self._later_deadline = 0.0
 
     @property
@@ -89,7 +89,7 @@ class Serving:
             result = current.serve(self._server.wsgi_app)
         except BaseException as error:  # noqa: BLE001 - SystemExit too: it would end the server's loop
             return self._failed(error)
-        if isinstance(result, Later):
+        if isinstance(result, PendingResponse):
             self._later_deadline = time.monotonic() + result.timeout_secs
             self._exchange, self._later = current, result
             return None

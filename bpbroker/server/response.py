@@ -95,7 +95,7 @@ def of_error(error: RequestError) -> Response:
     return failure(error.status, str(error), tuple(headers))
 
 
-class Later:
+class PendingResponse:
     """An answer that an actor owes; iterable as WSGI wants it, or parked by a server that knows it.
 
     An ordinary WSGI server blocks while it iterates; :mod:`bpbroker.server.listener`

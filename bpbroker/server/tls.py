@@ -261,7 +261,7 @@ class Want(Enum):
     WRITE = "write"
 
 
-class Broken(Exception):
+class StreamBroken(Exception):
     """The other side does not speak TLS as it should, or has gone without a word."""
 
 
@@ -276,7 +276,7 @@ class Stream:
         """Go on with the handshake; None when it is done.
 
         Raises:
-            Broken: it failed.
+            StreamBroken: it failed.
         """
         try:
             self._connection.do_handshake()
@@ -285,14 +285,14 @@ class Stream:
         except SSL.WantWriteError:
             return Want.WRITE
         except SSL.Error as error:
-            raise Broken(_reason(error)) from None
+            raise StreamBroken(_reason(error)) from None
         return None
 
     def receive(self, size: int) -> bytes | Want:
         """Give what has come in, ``b""`` at its end.
 
         Raises:
-            Broken: the connection is lost.
+            StreamBroken: the connection is lost.
         """
         try:
             return self._connection.recv(size)
@@ -303,13 +303,13 @@ class Stream:
         except SSL.ZeroReturnError:
             return b""
         except SSL.Error as error:
-            raise Broken(_reason(error)) from None
+            raise StreamBroken(_reason(error)) from None
 
     def send(self, content: bytes | memoryview) -> int | Want:
         """Send as much as goes at once; give the number of bytes that went.
 
         Raises:
-            Broken: the connection is lost.
+            StreamBroken: the connection is lost.
         """
         try:
             return self._connection.send(content)
@@ -318,7 +318,7 @@ class Stream:
         except SSL.WantReadError:
             return Want.READ
         except SSL.Error as error:
-            raise Broken(_reason(error)) from None
+            raise StreamBroken(_reason(error)) from None
 
     def say_goodbye(self) -> None:
         """Send close_notify, so that the client knows that it has everything."""

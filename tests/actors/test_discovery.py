@@ -15,8 +15,8 @@ from bpbroker.config import layers
 from bpbroker.discovery.datagram import (
     GROWTH_MAX,
     PLAIN_REPLY,
-    Answer,
     Question,
+    Reply,
     decode_answer,
     plain_question,
     signed_question,
@@ -139,7 +139,7 @@ def test_a_signed_question_gets_an_authentic_answer(run: Callable[..., Running])
     for key in ("old", "new", "third"):
         request = signed_question("foo", NONCE, key)
         reply = running.ask(request)
-        assert decode_answer(reply, QUESTION, key) == Answer(REGISTRY, FINGERPRINT, running.port, "127.0.0.1")
+        assert decode_answer(reply, QUESTION, key) == Reply(REGISTRY, FINGERPRINT, running.port, "127.0.0.1")
         assert len(reply) <= len(request) + GROWTH_MAX
     assert running.is_silent(signed_question("foo", NONCE, "wrong"))
 

@@ -10,7 +10,7 @@ import pytest
 
 from bpbroker.actors.base import Actor, ActorAddress, launch, wait_for
 from bpbroker.actors.restarts import RESTARTS_MAX, RESTARTS_WINDOW_SECS
-from bpbroker.actors.supervisor import STUCK_SECS, Guard
+from bpbroker.actors.supervisor import STUCK_SECS, Supervisor
 from bpbroker.messages import Ping
 
 WAIT_SECS = 30.0
@@ -32,7 +32,7 @@ class Post:
         self.made = 0
         self.broken = False
         self.address = ActorAddress("healthcheck", self.make())
-        self.guard = Guard(self.address, self.make)
+        self.guard = Supervisor(self.address, self.make)
 
     def make(self) -> pykka.ActorRef[Watched]:
         if self.broken:

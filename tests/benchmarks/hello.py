@@ -79,7 +79,7 @@ class Raw(io.RawIOBase):
     def _received(self, size: int) -> bytes | tls.Want:
         try:
             return self._sock.stream.receive(size)
-        except tls.Broken:
+        except tls.StreamBroken:
             return b""
 
     def write(self, content: ReadableBuffer, /) -> int:

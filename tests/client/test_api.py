@@ -11,7 +11,6 @@ from bpbroker.client import Client
 from bpbroker.errors import (
     AlreadyExists,
     CannotConnect,
-    GaveUp,
     NotFound,
     PreconditionFailed,
     RequestError,
@@ -19,6 +18,7 @@ from bpbroker.errors import (
     Unauthorized,
     Unavailable,
     UsageError,
+    WaitTimeout,
 )
 from tests.support.fake_broker import FakeBroker, answer, failure, success
 
@@ -357,16 +357,16 @@ def test_a_wait_does_not_outlive_a_wrong_key(fake: FakeBroker, client: Client) -
 
 def test_a_wait_that_is_over_is_said(fake: FakeBroker, client: Client) -> None:
     fake.answers = [failure(404, "Entry 'n' not found")]
-    with pytest.raises(GaveUp, match=r"'n' did not appear within 0\.3 s"):
+    with pytest.raises(WaitTimeout, match=r"'n' did not appear within 0\.3 s"):
         client.get("n", wait_secs=0.3)
     fake.answers = [b""]
-    with pytest.raises(GaveUp, match=r"did not appear.*the last try: .*ended the connection"):
+    with pytest.raises(WaitTimeout, match=r"did not appear.*the last try: .*ended the connection"):
         client.get("n", wait_secs=0.3)
 
 
 def test_a_broker_that_is_not_there_yet_is_waited_for(make_client: Callable[..., Client], fake: FakeBroker) -> None:
     fake.answers = [success(ENTRY)]
-    with Client("127.0.0.1:1", timeout_secs=5) as nobody, pytest.raises(GaveUp, match="the last try"):
+    with Client("127.0.0.1:1", timeout_secs=5) as nobody, pytest.raises(WaitTimeout, match="the last try"):
         nobody.get("n", wait_secs=0.2)
     assert make_client().get("n", wait_secs=5) == ENTRY
 
@@ -377,7 +377,7 @@ def test_waiting_for_a_change(fake: FakeBroker, client: Client) -> None:
     assert client.get("n", wait_secs=60, changed_from="old").etag == '"new"'
     assert {request.headers["if-none-match"] for request in fake.requests} == {'"old"'}
     fake.answers = [answer(304, b"", ETag='"new"')]
-    with pytest.raises(GaveUp, match="did not change"):
+    with pytest.raises(WaitTimeout, match="did not change"):
         client.get("n", changed_from='"new"')
 
 
@@ -387,7 +387,7 @@ def test_a_barrier(fake: FakeBroker, client: Client) -> None:
     assert list(client.list("node-", at_least=2, wait_secs=60)) == ["node-1", "node-2"]
     assert fake.requests[0].json["count"] == 2
     fake.answers = [success({})]
-    with pytest.raises(GaveUp, match=r"fewer than 2 entries 'node-…' within 0\.1 s"):
+    with pytest.raises(WaitTimeout, match=r"fewer than 2 entries 'node-…' within 0\.1 s"):
         client.list("node-", at_least=2, wait_secs=0.1)
 
 
@@ -401,7 +401,7 @@ def test_no_call_lasts_longer_than_it_may(fake: FakeBroker, make_client: Callabl
     client = make_client(timeout_secs=0.3)
     for call in (client.ping, lambda: client.register("n", "d"), lambda: client.execute("a.B")):
         began = time.monotonic()
-        with pytest.raises(GaveUp):
+        with pytest.raises(WaitTimeout):
             call()
         assert time.monotonic() - began < 10
     over.set()

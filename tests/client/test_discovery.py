@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from bpbroker.client import discover, discover_all
-from bpbroker.discovery.datagram import PLAIN_REPLY, Answer, Question, decode, signed_answer
-from bpbroker.errors import GaveUp, UsageError
+from bpbroker.discovery.datagram import PLAIN_REPLY, Question, Reply, decode, signed_answer
+from bpbroker.errors import UsageError, WaitTimeout
 
-ANSWER = Answer("ab" * 16, "cd" * 32, 20443, "127.0.0.1")
-Reply = Callable[[Question], list[bytes]]
+ANSWER = Reply("ab" * 16, "cd" * 32, 20443, "127.0.0.1")
+Answerer = Callable[[Question], list[bytes]]
 
 
 class Responder:
@@ -26,7 +26,7 @@ class Responder:
         self.sock.bind(("127.0.0.1", 0))
         self.port: int = self.sock.getsockname()[1]
         self.heard: list[tuple[float, bytes]] = []
-        self.reply: Reply = lambda _: []
+        self.reply: Answerer = lambda _: []
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -54,7 +54,7 @@ def responder() -> Iterator[Responder]:
     each.close()
 
 
-def signed(key: str = "", answer: Answer = ANSWER) -> Reply:
+def signed(key: str = "", answer: Reply = ANSWER) -> Answerer:
     return lambda question: [signed_answer(question, answer, key)] if question.nonce else []
 
 
@@ -63,7 +63,7 @@ def plain(question: Question) -> list[bytes]:
 
 
 def nobody(responder: Responder, *, key: str = "", fingerprint: str = "") -> None:
-    with pytest.raises(GaveUp, match="'foo'") as caught:
+    with pytest.raises(WaitTimeout, match="'foo'") as caught:
         discover("foo", port=responder.port, timeout_secs=0.3, key=key, fingerprint=fingerprint)
     assert caught.value.exit_code == 124
 
@@ -86,14 +86,14 @@ def test_an_authentic_answer_is_known_as_such(responder: Responder) -> None:
 @pytest.mark.parametrize(
     "reply", [plain, signed(), signed("other"), signed("key", ANSWER._replace(address="10.0.0.9"))]
 )
-def test_with_a_key_nothing_else_counts(responder: Responder, reply: Reply) -> None:
+def test_with_a_key_nothing_else_counts(responder: Responder, reply: Answerer) -> None:
     responder.reply = reply
     nobody(responder, key="key")
     assert all(payload.startswith(b"_bpb1 ? ") for _, payload in responder.heard)  # and nothing plain was asked
 
 
 @pytest.mark.parametrize("reply", [plain, signed(answer=ANSWER._replace(fingerprint="00" * 32))])
-def test_with_a_fingerprint_no_other_counts(responder: Responder, reply: Reply) -> None:
+def test_with_a_fingerprint_no_other_counts(responder: Responder, reply: Answerer) -> None:
     responder.reply = reply
     nobody(responder, fingerprint="cd" * 32)
     responder.reply = signed()
@@ -112,7 +112,7 @@ def test_rubbish_is_ignored(responder: Responder) -> None:
 
 
 def test_it_asks_again_after_growing_pauses(responder: Responder) -> None:
-    with pytest.raises(GaveUp):
+    with pytest.raises(WaitTimeout):
         discover("foo", port=responder.port, timeout_secs=1.2)
     times = [moment for moment, payload in responder.heard if payload == b"foo\n"]
     assert len(times) == 3  # at 0, 0.25 and 0.75 s
@@ -167,7 +167,7 @@ class WindowsSelector(selectors.SelectSelector):
 def test_a_host_without_any_interface_waits_for_one_on_windows_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bpbroker.client.discovery.selectors.DefaultSelector", WindowsSelector)
     monkeypatch.setattr("bpbroker.client.outlets.interfaces", list)
-    with pytest.raises(GaveUp, match="no network"):
+    with pytest.raises(WaitTimeout, match="no network"):
         discover("foo", timeout_secs=0.3)
 
 

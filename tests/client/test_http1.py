@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpbroker.client.http1 import HEAD_MAX_BYTES, Answer, AnswerReader, CutOff, NotHttp, request_bytes
+from bpbroker.client.http1 import HEAD_MAX_BYTES, CutOff, NotHttp, Response, ResponseReader, request_bytes
 
 
 def receive(content: bytes, step: int = 7) -> Callable[[int], bytes]:
@@ -20,8 +20,8 @@ def receive(content: bytes, step: int = 7) -> Callable[[int], bytes]:
     return more
 
 
-def read(content: bytes, step: int = 7) -> Answer:
-    return AnswerReader(receive(content, step)).answer()
+def read(content: bytes, step: int = 7) -> Response:
+    return ResponseReader(receive(content, step)).answer()
 
 
 def test_a_request_is_whole() -> None:

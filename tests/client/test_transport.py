@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from bpbroker.client import Client
-from bpbroker.errors import CannotConnect, ClientError, GaveUp, NotTrusted, UsageError
+from bpbroker.errors import CannotConnect, ClientError, NotTrusted, UsageError, WaitTimeout
 from tests.support.fake_broker import FakeBroker, answer, failure, success
 
 
@@ -178,7 +178,7 @@ def test_a_server_that_never_speaks() -> None:
     over = threading.Event()
     with plain_server(lambda _: waiting(over)) as address, Client(address, timeout_secs=0.3) as client:
         began = time.monotonic()
-        with pytest.raises(GaveUp) as caught:
+        with pytest.raises(WaitTimeout) as caught:
             client.ping()
         assert time.monotonic() - began < 10
         over.set()
@@ -223,7 +223,7 @@ def test_an_answer_that_dribbles_meets_the_same_deadline(fake: FakeBroker, make_
 
     fake.handler = dribble
     began = time.monotonic()
-    with pytest.raises(GaveUp):
+    with pytest.raises(WaitTimeout):
         make_client(timeout_secs=0.5).ping()
     assert time.monotonic() - began < 10
     over.set()

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from bpbroker.discovery.datagram import (
     GROWTH_MAX,
     PLAIN_REPLY,
-    Answer,
     Echo,
     Question,
+    Reply,
     decode,
     decode_answer,
     plain_question,
@@ -19,8 +19,8 @@ from bpbroker.discovery.datagram import (
 )
 
 NONCE = "0f" * 16
-ANSWER = Answer("ab" * 16, "cd" * 32, 20443, "10.0.0.5")
-LONGEST = Answer("ab" * 16, "cd" * 32, 65535, "2001:0db8:1111:2222:3333:4444:255.255.255.255")
+ANSWER = Reply("ab" * 16, "cd" * 32, 20443, "10.0.0.5")
+LONGEST = Reply("ab" * 16, "cd" * 32, 65535, "2001:0db8:1111:2222:3333:4444:255.255.255.255")
 
 names = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S")), min_size=1, max_size=60).filter(
     lambda name: not name.startswith("_") and name not in (".", "..") and not name.startswith("ping/Ping?data=")
@@ -81,7 +81,7 @@ def test_a_question_of_the_signed_form_comes_through(name: str, key: str) -> Non
 
 
 @given(names, st.sampled_from(["", "key"]), st.sampled_from([ANSWER, LONGEST]))
-def test_an_answer_comes_through_and_is_no_larger_than_its_question(name: str, key: str, answer: Answer) -> None:
+def test_an_answer_comes_through_and_is_no_larger_than_its_question(name: str, key: str, answer: Reply) -> None:
     request = signed_question(name, NONCE, key)
     question = decode(request)
     assert isinstance(question, Question)

@@ -145,10 +145,10 @@ def test_a_read_waits_for_another_state_than_the_one_it_knows(broker: Broker) ->
 
 
 def test_only_reads_that_wait_are_patient_and_only_lists_are_heavy(broker: Broker) -> None:
-    def owed(target: str) -> response.Later:
+    def owed(target: str) -> response.PendingResponse:
         environ = {"REQUEST_METHOD": "GET", "PATH_INFO": target.partition("?")[0]}
         later = broker.application({**environ, "QUERY_STRING": target.partition("?")[2]}, lambda *_: None)
-        assert isinstance(later, response.Later)
+        assert isinstance(later, response.PendingResponse)
         return later
 
     for target, heavy, patient in (

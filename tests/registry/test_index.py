@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpbroker.registry.index import Book
+from bpbroker.registry.index import EntryIndex
 from bpbroker.registry.writes import record
 
 NAMES = st.text("abä/", min_size=1, max_size=4)
@@ -13,7 +13,7 @@ NAMES = st.text("abä/", min_size=1, max_size=4)
 
 @given(st.lists(st.tuples(NAMES, st.none() | st.binary(max_size=3)), max_size=30), NAMES | st.just(""))
 def test_it_is_a_dict_in_order(changes: list[tuple[str, bytes | None]], prefix: str) -> None:
-    book, model = Book(), dict[str, bytes]()
+    book, model = EntryIndex(), dict[str, bytes]()
     for name, value in changes:
         before = book.put(name, None if value is None else record(name, value))
         assert (before.json if before else None) == model.get(name)
@@ -28,7 +28,7 @@ def test_it_is_a_dict_in_order(changes: list[tuple[str, bytes | None]], prefix: 
 
 
 def test_a_snapshot_does_not_change_any_more() -> None:
-    book = Book([record("b", b"1"), record("a", b"2")])
+    book = EntryIndex([record("b", b"1"), record("a", b"2")])
     taken = book.snapshot()
     book.put("a", None)
     book.put("c", record("c", b"3"))

@@ -10,19 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpbroker.messages import Get, List
-from bpbroker.registry.waiters import Waiter, Waiting
+from bpbroker.registry.waiters import Waiter, Waiters
 
 
 @pytest.fixture
-def waiting() -> Waiting:
-    return Waiting()
+def waiting() -> Waiters:
+    return Waiters()
 
 
-def add(waiting: Waiting, message: Get | List, deadline: float = 10.0, count: int = 0) -> Waiter:
+def add(waiting: Waiters, message: Get | List, deadline: float = 10.0, count: int = 0) -> Waiter:
     return waiting.add(message, Future(), deadline, count)
 
 
-def test_by_name_and_state(waiting: Waiting) -> None:
+def test_by_name_and_state(waiting: Waiters) -> None:
     new, changed = add(waiting, Get("a")), add(waiting, Get("a", unless_etag='"1"'))
     add(waiting, Get("b"))
     assert list(waiting.appeared("a", '"1"')) == [new.reply]
@@ -31,7 +31,7 @@ def test_by_name_and_state(waiting: Waiting) -> None:
     assert len(waiting) == 1
 
 
-def test_by_prefix_and_count(waiting: Waiting) -> None:
+def test_by_prefix_and_count(waiting: Waiters) -> None:
     one, two = add(waiting, List("n", 1)), add(waiting, List("n", 2))
     everything = add(waiting, List("", 2), count=1)
     assert dict(waiting.counted("m1", 1)) == {"": [everything.reply]}
@@ -43,12 +43,12 @@ def test_by_prefix_and_count(waiting: Waiting) -> None:
     assert list(waiting.counted("n4", 1)) == []
 
 
-def test_a_name_shorter_than_a_prefix_does_not_count(waiting: Waiting) -> None:
+def test_a_name_shorter_than_a_prefix_does_not_count(waiting: Waiters) -> None:
     add(waiting, List("node", 1))
     assert list(waiting.counted("nod", 1)) == []
 
 
-def test_a_waiter_is_taken_out_once(waiting: Waiting) -> None:
+def test_a_waiter_is_taken_out_once(waiting: Waiters) -> None:
     for waiter in (add(waiting, Get("a")), add(waiting, List("a", 5))):
         assert waiting.remove(waiter)
         assert not waiting.remove(waiter)
@@ -56,7 +56,7 @@ def test_a_waiter_is_taken_out_once(waiting: Waiting) -> None:
     assert list(waiting.expired(100)) == []
 
 
-def test_deadlines_in_order(waiting: Waiting) -> None:
+def test_deadlines_in_order(waiting: Waiters) -> None:
     assert waiting.next_deadline() == float("inf")
     late, early, gone = add(waiting, Get("a"), 3), add(waiting, List("", 9), 1), add(waiting, Get("b"), 2)
     waiting.remove(gone)
@@ -65,7 +65,7 @@ def test_deadlines_in_order(waiting: Waiting) -> None:
     assert list(waiting.expired(3)) == [late]
 
 
-def test_those_who_were_answered_take_no_memory(waiting: Waiting) -> None:
+def test_those_who_were_answered_take_no_memory(waiting: Waiters) -> None:
     for number in range(10_000):
         add(waiting, Get(f"n{number}"), 600)
         assert len(list(waiting.appeared(f"n{number}", '""'))) == 1
@@ -79,7 +79,7 @@ def test_those_who_were_answered_take_no_memory(waiting: Waiting) -> None:
 )
 def test_lists_are_answered_exactly_when_there_are_enough(steps: list[Any]) -> None:
     """A step is a List that begins to wait, or a name that comes or goes."""
-    waiting, names = Waiting(), set[str]()
+    waiting, names = Waiters(), set[str]()
     open_lists: dict[int, tuple[List, Future[Any]]] = {}
 
     def count(prefix: str) -> int:

@@ -20,7 +20,7 @@ from bpbroker.config import layers
 from bpbroker.errors import InUse, StartError
 from bpbroker.server import event_loop, request_cycle, response, tls
 from bpbroker.server.listener import BrokerServer, bind_tcp, raise_descriptor_limit
-from bpbroker.server.response import Later, Response
+from bpbroker.server.response import PendingResponse, Response
 
 Serve = Callable[..., BrokerServer]
 GET = b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -55,7 +55,7 @@ class App:
         start_response("200 OK", [("X-Header", "a\r\nb" if path == "inject" else "b")])
         return [b"x" * 30_000_000] if path == "big" else [path.encode()]
 
-    def _later(self, path: str, start_response: Any) -> Later:
+    def _later(self, path: str, start_response: Any) -> PendingResponse:
         def ask() -> Future[bytes]:
             self.owed.append(Future())
             return self.owed[-1]
@@ -66,7 +66,9 @@ class App:
             start_response(answer.status_line, [])
             return answer.body
 
-        return Later(ask, complete, 0.3 if path == "brief" else 30, heavy=path == "heavy", patient=path == "patient")
+        return PendingResponse(
+            ask, complete, 0.3 if path == "brief" else 30, heavy=path == "heavy", patient=path == "patient"
+        )
 
     def _fail(self, error: BaseException) -> Response:
         raise error

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bpbroker.errors import AlreadyExists, MethodNotAllowed, Overloaded, RequestError, Unauthorized, Unavailable
 from bpbroker.messages import Record
 from bpbroker.server import response
-from bpbroker.server.response import Later, Response
+from bpbroker.server.response import PendingResponse, Response
 
 
 def test_an_entry_is_spliced_into_the_answer_with_its_tag() -> None:
@@ -75,11 +75,11 @@ def test_a_status_that_has_no_phrase() -> None:
     assert Response(299, b"").status_line == "299 Unknown"
 
 
-def later(reply: Future[Any], **options: Any) -> Later:
+def later(reply: Future[Any], **options: Any) -> PendingResponse:
     def complete(reply: Future[Any]) -> bytes:
         return response.rendered(reply, lambda value: Response(200, value), lambda _: Response(500, b"broken")).body
 
-    return Later(lambda: reply, complete, 0.05, **options)
+    return PendingResponse(lambda: reply, complete, 0.05, **options)
 
 
 def test_an_ordinary_server_waits_for_what_is_owed() -> None:
@@ -105,7 +105,7 @@ def test_nothing_is_asked_before_the_server_begins() -> None:
         asked.append(True)
         return reply
 
-    owed = Later(ask, lambda _: b"", 1)
+    owed = PendingResponse(ask, lambda _: b"", 1)
     owed.give_up()
     owed.stop()
     assert not asked
@@ -125,7 +125,7 @@ def test_an_actor_that_cannot_be_asked_is_the_answer() -> None:
     def complete(reply: Future[Any]) -> bytes:
         return response.rendered(reply, lambda _: Response(200, b""), lambda _: Response(500, b"")).body
 
-    (body,) = Later(ask, complete, 1)
+    (body,) = PendingResponse(ask, complete, 1)
     assert json.loads(body)["message"] == "The inbox is full"
 
 

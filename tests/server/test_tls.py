@@ -153,7 +153,7 @@ class Server:
                     assert isinstance(content, bytes)
                     stream.send(content)
                     stream.say_goodbye()
-                except tls.Broken:
+                except tls.StreamBroken:
                     continue
 
     def stop(self) -> None:
@@ -245,7 +245,7 @@ def test_what_is_no_tls_is_broken(pair: tuple[Path, Path]) -> None:
         stream = tls.Stream(tls.context(*pair), ours)
         assert stream.handshake() is tls.Want.READ
         theirs.sendall(b"\x16\x03\x01\x00\x05hello")
-        with pytest.raises(tls.Broken):
+        with pytest.raises(tls.StreamBroken):
             stream.handshake()
 
 

@@ -81,7 +81,7 @@ class Command:
         self.acts = acts
 
 
-class Call:
+class Invocation:
     """A command line that has been understood.
 
     Args:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from bpbroker.client.cli.commands import COMMANDS, GROUPS
-from bpbroker.client.cli.options import EVERYWHERE, Call, Option
+from bpbroker.client.cli.options import EVERYWHERE, Invocation, Option
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class _Unsure(Exception):
     """Let click look at it."""
 
 
-def parse(words: Sequence[str]) -> Call | None:
+def parse(words: Sequence[str]) -> Invocation | None:
     """Understand a command line; None if click has to."""
     try:
         return _call(list(reversed(words)))
@@ -29,7 +29,7 @@ def parse(words: Sequence[str]) -> Call | None:
         return None
 
 
-def _call(rest: list[str]) -> Call:
+def _call(rest: list[str]) -> Invocation:
     everywhere = _by_name(EVERYWHERE)
     given: dict[str, Any] = {}
     path: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ def _call(rest: list[str]) -> Call:
     if rest or any(option.required and option.key not in found for option in command.options):
         raise _Unsure
     own = {option.key: found.pop(option.key, option.default) for option in command.options}
-    return Call(command, own, given | found)
+    return Invocation(command, own, given | found)
 
 
 def _by_name(options: Sequence[Option]) -> dict[str, Option]:

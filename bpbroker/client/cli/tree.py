@@ -13,7 +13,7 @@ import click
 
 from bpbroker import __version__
 from bpbroker.client.cli.commands import COMMANDS, GROUPS
-from bpbroker.client.cli.options import EVERYWHERE, Call, Command, Option
+from bpbroker.client.cli.options import EVERYWHERE, Command, Invocation, Option
 from bpbroker.errors import UsageError
 
 _SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -26,7 +26,7 @@ Exit codes: 0 done, 1 other, 2 usage, 3 not found, 4 exists or precondition fail
 Options of bpclient may also stand after the commands."""
 
 
-def parse(words: Sequence[str]) -> Call:
+def parse(words: Sequence[str]) -> Invocation:
     """Understand a command line.
 
     Raises:
@@ -37,7 +37,7 @@ def parse(words: Sequence[str]) -> Call:
     try:
         # Not main(): it answers an interrupt with an empty line.
         with bpclient().make_context("bpclient", list(words), obj=given) as context:
-            call: Call = context.command.invoke(context)
+            call: Invocation = context.command.invoke(context)
     except click.exceptions.Exit as done:
         raise SystemExit(done.exit_code) from None
     except click.exceptions.NoArgsIsHelpError as error:
@@ -77,9 +77,9 @@ def bpclient() -> click.Group:
 
 
 def _callback(command: Command) -> Any:
-    def understood(**own: Any) -> Call:
+    def understood(**own: Any) -> Invocation:
         given: dict[str, Any] = click.get_current_context().find_root().obj
-        return Call(command, own, given)
+        return Invocation(command, own, given)
 
     return understood
 

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from bpbroker import files
 from bpbroker.errors import ConfigurationError, DamagedFile
-from bpbroker.storage.embedded.wal import Verdict, examine
+from bpbroker.storage.embedded.wal import LogState, examine
 
 _TABLES: Final = {
     "journal": "CREATE TABLE journal (name TEXT PRIMARY KEY, sequence INTEGER NOT NULL, value BLOB,"
@@ -145,7 +145,7 @@ def read_journal(journal: Path) -> JournalState:
     return state
 
 
-def _read(journal: Path, verdict: Verdict) -> JournalState:
+def _read(journal: Path, verdict: LogState) -> JournalState:
     if journal.stat().st_size < _PAGE_BYTES:
         # Not even looked at: SQLite would take it for a new database and remove the log.
         raise DamagedFile(f"{journal} is cut off")

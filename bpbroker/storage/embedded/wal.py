@@ -26,7 +26,7 @@ _PAGE_BYTES: Final = frozenset(1 << power for power in range(9, 17))
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class LogState:
     """What the log is worth."""
 
     torn_bytes: int = 0
@@ -44,7 +44,7 @@ class _Header:
     """How the checksum takes a page: as 32-bit words of this byte order."""
 
 
-def examine(log: Path) -> Verdict:
+def examine(log: Path) -> LogState:
     """Look at a ``-wal`` file, which need not exist; takes about 80 ms for each 1,000 pages in it.
 
     A broker may be writing to it: when it began the log anew in between, what
@@ -53,7 +53,7 @@ def examine(log: Path) -> Verdict:
     Raises:
         OSError: it cannot be read.
     """
-    verdict = Verdict()
+    verdict = LogState()
     try:
         for _ in range(_TRIES):
             with log.open("rb") as file:
@@ -64,17 +64,17 @@ def examine(log: Path) -> Verdict:
                 if not verdict.damage or file.read(_HEADER_BYTES) == header:
                     break
     except FileNotFoundError:
-        return Verdict()
+        return LogState()
     return verdict
 
 
-def _examine(file: BinaryIO) -> Verdict:
+def _examine(file: BinaryIO) -> LogState:
     first = file.read(_HEADER_BYTES)
     header = _parse_header(first)
     if header is None:
         rest = any(iter(lambda: file.read(1 << 20).strip(b"\0"), b"")) if len(first) == _HEADER_BYTES else False
         # It is written and synced before the first frame is: with something behind it, it was good once.
-        return Verdict(damage="its header is damaged") if rest else Verdict(torn_bytes=len(first))
+        return LogState(damage="its header is damaged") if rest else LogState(torn_bytes=len(first))
     size = _FRAME_HEADER_BYTES + header.page_bytes
     offset = good_end = _HEADER_BYTES
     running = header.checksum
@@ -87,10 +87,10 @@ def _examine(file: BinaryIO) -> Verdict:
         offset += size
         if commit:
             good_end = offset
-    return Verdict(torn_bytes=offset + len(frame) - good_end)
+    return LogState(torn_bytes=offset + len(frame) - good_end)
 
 
-def _behind(file: BinaryIO, frame: bytes, start: int, good_end: int, header: _Header) -> Verdict:
+def _behind(file: BinaryIO, frame: bytes, start: int, good_end: int, header: _Header) -> LogState:
     """Judge what begins with a frame that does not count. Frames of an older log, with another salt, are nothing."""
     size = len(frame)
     offset, last_own, commits = start, -1, list[int]()
@@ -103,8 +103,8 @@ def _behind(file: BinaryIO, frame: bytes, start: int, good_end: int, header: _He
         offset += size
         frame = file.read(size)
     if any(commit != last_own for commit in commits):
-        return Verdict(damage=f"a frame at byte {start} is damaged")
-    return Verdict(torn_bytes=max(last_own + size, start) - good_end)
+        return LogState(damage=f"a frame at byte {start} is damaged")
+    return LogState(torn_bytes=max(last_own + size, start) - good_end)
 
 
 def _parse_header(content: bytes) -> _Header | None:

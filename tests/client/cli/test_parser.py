@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bpbroker.client.cli import tree
 from bpbroker.client.cli.commands import COMMANDS, FLAGS, GROUPS, WORDS
-from bpbroker.client.cli.options import EVERYWHERE, Call, Option
+from bpbroker.client.cli.options import EVERYWHERE, Invocation, Option
 from bpbroker.client.cli.parser import parse
 from bpbroker.client.cli.words import split_cols
 from bpbroker.errors import UsageError
@@ -21,7 +21,7 @@ from bpbroker.errors import UsageError
 README = (Path(__file__).parents[3] / "README.md").read_text()
 
 
-def read(call: Call | None) -> Any:
+def read(call: Invocation | None) -> Any:
     return call and (call.command.path, dict(call.own), dict(call.given))
 
 

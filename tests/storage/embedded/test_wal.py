@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bpbroker.storage.embedded import wal
-from bpbroker.storage.embedded.wal import Verdict, examine
+from bpbroker.storage.embedded.wal import LogState, examine
 
 FRAME = 4096 + 24
 
@@ -47,7 +47,7 @@ def flip(log: Path, offset: int) -> None:
     log.write_bytes(content)
 
 
-def cut(log: Path, size: int) -> Verdict:
+def cut(log: Path, size: int) -> LogState:
     content = log.read_bytes()
     log.write_bytes(content[:size])
     try:
@@ -57,22 +57,22 @@ def cut(log: Path, size: int) -> Verdict:
 
 
 def test_no_log_is_a_good_log(tmp_path: Path) -> None:
-    assert examine(tmp_path / "none") == Verdict()
+    assert examine(tmp_path / "none") == LogState()
     (tmp_path / "empty").touch()
-    assert examine(tmp_path / "empty") == Verdict()
+    assert examine(tmp_path / "empty") == LogState()
 
 
 def test_a_whole_log_is_a_good_log(log: Path) -> None:
-    assert examine(log) == Verdict()
+    assert examine(log) == LogState()
 
 
 def test_what_is_behind_the_last_whole_commit_is_torn(log: Path) -> None:
     ends = [32, *(32 + (number + 1) * FRAME for number in commits(log))]
     for size in [*range(33, log.stat().st_size, 211), *ends]:
         good = max(end for end in ends if end <= size)
-        assert cut(log, size) == Verdict(torn_bytes=size - good), size
+        assert cut(log, size) == LogState(torn_bytes=size - good), size
     for size in range(1, 32):
-        assert cut(log, size) == Verdict(torn_bytes=size)
+        assert cut(log, size) == LogState(torn_bytes=size)
 
 
 # A damaged salt in a commit of one frame, the last but one: only the mark beside the journal can tell.
@@ -87,13 +87,13 @@ def test_damage_before_the_last_commit_is_damage(log: Path, frame: int, where: i
 
 def test_the_last_commit_may_be_torn(log: Path) -> None:
     flip(log, 32 + 5 * FRAME + 2000)
-    assert examine(log) == Verdict(torn_bytes=FRAME)
+    assert examine(log) == LogState(torn_bytes=FRAME)
 
 
 def test_a_commit_of_which_only_the_end_reached_the_disk_is_torn(log: Path) -> None:
     content = log.read_bytes()[: 32 + 4 * FRAME]
     log.write_bytes(content[: 32 + FRAME] + bytes(2 * FRAME) + content[32 + 3 * FRAME :])
-    assert examine(log) == Verdict(torn_bytes=3 * FRAME)
+    assert examine(log) == LogState(torn_bytes=3 * FRAME)
 
 
 def test_the_remains_of_an_older_log_are_nothing(database: sqlite3.Connection, log: Path, tmp_path: Path) -> None:
@@ -101,15 +101,15 @@ def test_the_remains_of_an_older_log_are_nothing(database: sqlite3.Connection, l
     database.execute("INSERT INTO t (v) VALUES ('y')")
     log.write_bytes((tmp_path / "db-wal").read_bytes())
     assert log.stat().st_size == 32 + 6 * FRAME
-    assert examine(log) == Verdict()
-    assert cut(log, 32 + FRAME - 1) == Verdict(torn_bytes=FRAME - 1)
+    assert examine(log) == LogState()
+    assert cut(log, 32 + FRAME - 1) == LogState(torn_bytes=FRAME - 1)
 
 
 @pytest.mark.parametrize("where", [0, 3, 10, 18, 25, 31])
 def test_a_damaged_header_is_damage_when_frames_follow(log: Path, where: int) -> None:
     flip(log, where)
-    assert examine(log) == Verdict(damage="its header is damaged")
-    assert cut(log, 32) == Verdict(torn_bytes=32)
+    assert examine(log) == LogState(damage="its header is damaged")
+    assert cut(log, 32) == LogState(torn_bytes=32)
 
 
 def test_a_log_that_is_begun_anew_while_it_is_read_is_read_again(
@@ -128,7 +128,7 @@ def test_a_log_that_is_begun_anew_while_it_is_read_is_read_again(
 
     monkeypatch.setattr(wal, "_parse_header", begin_anew)
     assert live.read_bytes() == log.read_bytes()
-    assert examine(live) == Verdict()
+    assert examine(live) == LogState()
     assert live.read_bytes() != log.read_bytes()
 
 
@@ -151,4 +151,4 @@ def test_both_byte_orders(log: Path) -> None:
     header += struct.pack(">2I", *running)
     running = checksum(content[56:], checksum(content[32:40], running))
     log.write_bytes(header + content[32:48] + struct.pack(">2I", *running) + content[56:])
-    assert examine(log) == Verdict()
+    assert examine(log) == LogState()
