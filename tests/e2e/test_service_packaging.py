@@ -65,6 +65,8 @@ def test_the_client_in_one_file_runs_with_nothing_installed(broker: RunningBroke
     words = (sys.executable, "-I", "-S", file, "-b", f"127.0.0.1:{broker.port}", "--insecure", "service")
     assert run(*words, "register", "--name", "foo", "--data", "bar").stdout == "bar\n"
     assert run(*words, "get", "--name", "foo").stdout == "bar\n"
+    # discovery's library for interfaces is in it
+    assert "networks: " in run(*words[:-1], "doctor").stdout
     with zipfile.ZipFile(file) as archive:
         first = archive.read("__main__.py").decode()
     # As an old Python would run it, which cannot even import the client.
