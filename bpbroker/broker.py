@@ -37,10 +37,10 @@ from bpbroker.runtime.logs import reopen_logs, setup_logging
 from bpbroker.runtime.mainloop import MainLoop
 from bpbroker.runtime.plan import Plan, RunOptions
 from bpbroker.runtime.prepare import prepare
-from bpbroker.runtime.sources import Loaded
 from bpbroker.server import tls
 from bpbroker.server.certificate_watch import CertificateWatch
 from bpbroker.server.listener import BrokerServer
+from bpbroker.storage.sources import Loaded
 
 logger = logging.getLogger("bpbroker")
 

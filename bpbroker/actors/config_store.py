@@ -26,8 +26,8 @@ from bpbroker.messages import (
     SnapshotTaken,
     settle,
 )
-from bpbroker.runtime.sources import Loaded, Sources
 from bpbroker.storage import backups, config_file
+from bpbroker.storage.sources import Loaded, Sources
 
 logger = logging.getLogger(__name__)
 

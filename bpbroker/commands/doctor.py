@@ -22,9 +22,9 @@ from bpbroker.config import layers
 from bpbroker.discovery.jointoken import canonical_fingerprint
 from bpbroker.errors import BpbrokerError, ClientError, ConfigurationError, RequestError
 from bpbroker.extensions.modules import Status, catalogue
-from bpbroker.runtime.sources import Loaded
 from bpbroker.server import tls
 from bpbroker.storage import offline
+from bpbroker.storage.sources import Loaded
 
 _MEND_ETCD = "see that most members of _registry.endpoints run, and that this host reaches them"
 _AS_OWNER = "run this as root or the service's user"

@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from bpbroker.config.paths import Home, find_home
-from bpbroker.runtime.sources import Sources
+from bpbroker.runtime.plan import sources_of
+from bpbroker.storage.sources import Sources
 
 
 class _File(click.Path):
@@ -46,9 +47,8 @@ class Scope:
         return self.config.absolute() if self.config else self.home.config_file
 
     def sources(self) -> Sources:
-        """Give the files that a broker started with this ``--config`` reads."""
-        below = self.home.config_file
-        return Sources(self.own, below if below != self.own else None, lib=self.home.lib)
+        """Return the files that a broker started with this ``--config`` reads."""
+        return sources_of(self.home, self.own)
 
     def act_as_owner(self) -> None:
         """Become, when run by root, the user to whom the configuration's folder belongs.

@@ -14,8 +14,8 @@ from bpbroker.commands.tables import echo_json, format_option
 from bpbroker.config import layers
 from bpbroker.discovery.jointoken import make_token
 from bpbroker.errors import ConfigurationError
-from bpbroker.runtime.sources import Loaded
 from bpbroker.server import tls
+from bpbroker.storage.sources import Loaded
 
 
 @command("certificate", short_help="Show or renew the certificate")

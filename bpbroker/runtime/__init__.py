@@ -2,6 +2,6 @@
 
 Read ``plan`` (what this run was told), ``prepare`` (checks before anything
 starts), ``actors`` (how each is made) and ``mainloop`` in this order;
-``sources`` lays the configuration's layers over each other, ``daemon``,
+``daemon``,
 ``pidfile``, ``sdnotify`` and ``logs`` are the ties to the operating system.
 """

@@ -14,12 +14,12 @@ from typing import Any, Final
 
 from bpbroker.config import layers, schema
 from bpbroker.errors import ConfigurationError, StartError, Unavailable
-from bpbroker.runtime.sources import Sources
 from bpbroker.storage import offline
 from bpbroker.storage.base import Change, Committed, State
 from bpbroker.storage.etcd.gateway import EtcdOptions
 from bpbroker.storage.etcd.store import EtcdStore
 from bpbroker.storage.lock import FileLock
+from bpbroker.storage.sources import Sources
 
 _AT_ONCE: Final = 100
 _NAMES_SHOWN: Final = 5

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bpbroker.config.paths import Home, find_home
+from bpbroker.extensions import modules
 from bpbroker.runtime.logs import LogOptions
-from bpbroker.runtime.sources import Sources
+from bpbroker.storage.sources import Sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,5 +50,16 @@ class Plan:
         """Find home and files."""
         home = find_home()
         own = options.config.absolute() if options.config else home.config_file
-        below = home.config_file if own != home.config_file else None
-        return cls(options, home, Sources(own, below, options.overrides(), home.lib))
+        return cls(options, home, sources_of(home, own, options.overrides()))
+
+
+def sources_of(home: Home, own: Path, overrides: Mapping[str, Any] | None = None) -> Sources:
+    """Return the files that a broker of this home and this own file reads.
+
+    Args:
+        home: has the global file, and the extension modules.
+        own: the file that the broker writes; absolute.
+        overrides: see :attr:`Sources.overrides`.
+    """
+    below = home.config_file if own != home.config_file else None
+    return Sources(own, below, overrides or {}, lambda namespace: modules.find(namespace, home.lib) is not None)

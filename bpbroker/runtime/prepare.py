@@ -17,10 +17,10 @@ from bpbroker.discovery.udp import bind_udp
 from bpbroker.errors import ConfigurationError, InUse
 from bpbroker.runtime.pidfile import remove_pid, write_pid
 from bpbroker.runtime.plan import Plan
-from bpbroker.runtime.sources import Loaded
 from bpbroker.server import tls
 from bpbroker.server.listener import bind_tcp, raise_descriptor_limit
 from bpbroker.storage.lock import FileLock
+from bpbroker.storage.sources import Loaded
 
 logger = logging.getLogger("bpbroker")
 

@@ -25,10 +25,10 @@ from bpbroker.messages import (
     Save,
     Settings,
 )
-from bpbroker.runtime.sources import Sources
 from bpbroker.storage import backups, config_file
 from bpbroker.storage.embedded.journal import journal_path, read_journal
 from bpbroker.storage.embedded.store import EmbeddedStore
+from bpbroker.storage.sources import Sources
 
 if TYPE_CHECKING:
     from tests.actors.conftest import Asked

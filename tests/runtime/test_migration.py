@@ -12,7 +12,6 @@ from bpbroker.config import layers
 from bpbroker.errors import ConfigurationError, InUse, StartError, Unavailable
 from bpbroker.runtime import migration
 from bpbroker.runtime.migration import Migrated, migrate
-from bpbroker.runtime.sources import Sources
 from bpbroker.storage import config_file, offline
 from bpbroker.storage.base import Change
 from bpbroker.storage.embedded.journal import journal_path
@@ -20,6 +19,7 @@ from bpbroker.storage.embedded.store import EmbeddedStore
 from bpbroker.storage.etcd.gateway import EtcdOptions
 from bpbroker.storage.etcd.store import EtcdStore
 from bpbroker.storage.lock import FileLock
+from bpbroker.storage.sources import Sources
 from tests.support.etcd_cluster import needs_etcd
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from bpbroker.actors.config_store import ConfigStore
 from bpbroker.actors.registry import Registry
 from bpbroker.errors import BpbrokerError, RequestError
 from bpbroker.messages import BackupNow, Delete, Get, List, Replace, Save
-from bpbroker.runtime.sources import Sources
 from bpbroker.storage import config_file
 from bpbroker.storage.embedded.journal import journal_path
 from bpbroker.storage.embedded.store import EmbeddedStore
+from bpbroker.storage.sources import Sources
 
 WAIT_SECS = 30
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from bpbroker.errors import ConfigurationError
-from bpbroker.runtime.sources import Sources
 from bpbroker.storage import backups, config_file
+from bpbroker.storage.sources import Sources
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_file_that_was_there_once_is_missed(own: Path) -> None:
 def test_a_mistyped_section_leaves_none_open_in_silence(own: Path, tmp_path: Path) -> None:
     own.write_text('{"servces": {"_access_key": "k"}, "pings": {}}')
     (tmp_path / "pings.py").write_text("")
-    (warning,) = Sources(own, lib=tmp_path).load().warnings
+    (warning,) = Sources(own, is_installed=lambda name: (tmp_path / f"{name}.py").exists()).load().warnings
     assert warning == f"{own}: servces is not known; did you mean services?"
 
 

@@ -8,14 +8,13 @@ with ``--config``, else the global one). Entries belong to the own file alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bpbroker.config import layers, schema
 from bpbroker.errors import ConfigurationError, DamagedFile, Unavailable
-from bpbroker.extensions import modules
 from bpbroker.storage import backups, config_file
 
 
@@ -42,8 +41,8 @@ class Sources:
     """The global file, when another one is the own file; it need not exist."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Path to value, such as ``{"api.listen_port": 0}``; never written back."""
-    lib: Path | None = None
-    """The folder of extension modules: a section that has one there is no known one mistyped."""
+    is_installed: Callable[[str], bool] = lambda _: False
+    """Whether there is an extension module of this name: then a section of that name is not called a typing error."""
 
     def load(self) -> Loaded:
         """Read, check and lay over each other.
@@ -57,7 +56,7 @@ class Sources:
             raise DamagedFile(f"{error}\n{backups.advice(self.own)}") from None
         lower, left_out = _lower(self.below)
         warnings = [*left_out, *_lost(self.own)]
-        warnings += [f"{self.own}: {warning}" for warning in schema.warnings(own_settings, self._is_installed)]
+        warnings += [f"{self.own}: {warning}" for warning in schema.warnings(own_settings, self.is_installed)]
         problems = [f"{self.own}: {problem}" for problem in schema.problems(own_settings)]
         problems += [f"{self.below}: {problem}" for problem in schema.problems(lower)]
         saved = layers.layered(layers.DEFAULTS, lower, own_settings) if not problems else {}
@@ -68,12 +67,9 @@ class Sources:
             raise ConfigurationError(f"The configuration cannot be used:\n  {listed}", tuple(problems))
         return Loaded(layers.freeze(saved), layers.freeze(effective), entries, tuple(warnings))
 
-    def _is_installed(self, namespace: str) -> bool:
-        return self.lib is not None and modules.find(namespace, self.lib) is not None
-
 
 def _lower(below: Path | None) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-    """Give the settings of the global file, and what to warn of.
+    """Return the settings of the global file, and what to warn of.
 
     The pair that the global file's broker made for itself is left out: a broker
     of its own file makes its own, whose key its user can read.
