@@ -24,9 +24,8 @@ from bpbroker.errors import Overloaded, RequestError, TimedOut, Unauthorized, Un
 from bpbroker.extensions import modules
 from bpbroker.extensions.call_results import CallResults, ChildTrace
 from bpbroker.extensions.child import Ended, Launch
-from bpbroker.extensions.driver import Done, Gone, Ready
 from bpbroker.extensions.idempotency import Answers, Keyed, Usage
-from bpbroker.extensions.process_pool import NEVER, Job, ProcessPool
+from bpbroker.extensions.process_pool import NEVER, Done, Gone, Job, ProcessPool, Ready
 from bpbroker.messages import Address, Call, CallResult, Pong, Settings, SettingsChanged, fail, settle
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 
 from bpbroker.errors import ExtensionFailed, RequestError, TimedOut, TooLarge, Unauthorized
 from bpbroker.extensions.child import NoMethod, Raised
-from bpbroker.extensions.driver import Ending
+from bpbroker.extensions.process_pool import Ending
 from bpbroker.messages import Call, CallResult
 
 logger = logging.getLogger(__name__)
