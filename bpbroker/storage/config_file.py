@@ -1,22 +1,43 @@
-"""The configuration file as a snapshot: settings and entries, read strictly, written atomically.
+"""``bpbroker.json``: settings and entries, read strictly with line and column of a fault, written whole or not at all.
 
-How it looks is in :mod:`bpbroker.storage.document`, how it gets onto the disk in
+Settings are written indented; in ``services``, beside its own ``_…`` keys,
+there is one entry a line, sorted by name. How a file gets onto the disk is in
 :mod:`bpbroker.files`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from json.decoder import JSONDecodeError
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from bpbroker import files
-from bpbroker.errors import ConfigurationError, DamagedFile
-from bpbroker.storage import document
+from bpbroker.config import layers
+from bpbroker.errors import BadRequest, ConfigurationError, DamagedFile
+from bpbroker.registry import entry
+
+DEPTH_MAX: Final = 250
+"""Deeper than any entry may be (``api.max_json_depth`` is at most 200), shallower than Python's recursion limit."""
+
+CHUNK_ENTRIES: Final = 200
+"""Entries a chunk when writing: between two chunks other threads get their turn."""
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_PLAIN_KEY = re.compile(r'"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*')
+"""A key without escapes, up to its value; nearly all are."""
+_NOT_AS_IT_IS = re.compile(r"[\n\r\t]|\\u")
+"""In an entry's text: it is spread over lines, or has escapes that may be lone surrogates; written anew then."""
+_AT = re.compile(r"(?: starting)? at\Z")
+
+
+# --- reading ---
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Give ``(settings, entries)`` of a file; both empty when there is no such file.
+    """Return ``(settings, entries)`` of a file; both empty when there is no such file.
 
     Raises:
         DamagedFile: it is there but is no configuration; the message says where and why.
@@ -34,15 +55,143 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def parse(content: bytes, where: str) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Give ``(settings, entries)`` of a file's content; ``where`` names it in messages.
+    """Return ``(settings, entries)`` of a file's content; entries stay JSON in UTF-8.
+
+    Args:
+        content: strict JSON: no NaN, no key twice, no lone surrogate.
+        where: names the content in messages.
 
     Raises:
-        DamagedFile: it is no configuration.
+        DamagedFile: it is no configuration; the message says line, column and why.
     """
     try:
-        return document.parse(content)
-    except document.Fault as fault:
+        return _parse(content)
+    except _Fault as fault:
         raise DamagedFile(f"{where}: {fault}") from None
+
+
+def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Take the entries one by one, so that 100,000 of them never exist as objects at the same time."""
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        column = error.start - raw.rfind(b"\n", 0, error.start)
+        raise _Fault("this is not UTF-8", line, column) from None
+    reader = _Reader(text)
+    settings: dict[str, Any] = {}
+    entries: dict[str, bytes] = {}
+
+    def member(key: str, at: int) -> int:
+        if key == layers.REGISTRY_SECTION and text[at : at + 1] == "{":
+            own: dict[str, Any] = {}
+            settings[key] = own
+            return reader.members(at, lambda name, where: service(own, name, where))
+        settings[key], end = reader.value(at)
+        return end
+
+    def service(own: dict[str, Any], name: str, at: int) -> int:
+        if name.startswith("_"):
+            own[name], end = reader.value(at)
+        else:
+            entries[name], end = reader.entry(name, at)
+        return end
+
+    start = reader.skip(0)
+    if start == len(text):
+        raise _Fault("the file is empty" if not text else "there is only white space", 1, 1)
+    if text[start] != "{":
+        reader.value(start)  # what is no JSON at all is called so
+        raise reader.fault("a document must be an object, { … }", start)
+    end = reader.skip(reader.members(start, member))
+    if end != len(text):
+        raise reader.fault("there is something behind the end of the document", end)
+    return settings, entries
+
+
+class _Fault(ValueError):
+    """What is wrong, and where; lines and columns count from 1."""
+
+    def __init__(self, text: str, line: int, column: int) -> None:
+        super().__init__(f"line {line}, column {column}: {text}")
+
+
+class _Reader:
+    """Walks over an object's members and leaves their values to the C parser."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def fault(self, message: str, at: int) -> _Fault:
+        error = JSONDecodeError(message, self._text, at)
+        return _Fault(message, error.lineno, error.colno)
+
+    def skip(self, at: int) -> int:
+        match = _SPACE.match(self._text, at)
+        return match.end() if match else at
+
+    def members(self, at: int, member: Callable[[str, int], int]) -> int:
+        """Call ``member(key, start of value)``, which returns the value's end, for each; return the object's end."""
+        text, seen = self._text, set[str]()
+        at = self.skip(at + 1)
+        if text[at : at + 1] == "}":
+            return at + 1
+        while True:
+            plain = _PLAIN_KEY.match(text, at)
+            key, start = (plain[1], plain.end()) if plain else self._key(at)
+            if key in seen:
+                raise self.fault(f"the key {json.dumps(key)[:64]} is there twice", at)
+            seen.add(key)
+            at = self.skip(member(key, start))
+            mark = text[at : at + 1]
+            if mark == "}":
+                return at + 1
+            if mark != ",":
+                raise self.fault("a comma or the object's end must be here", at)
+            at = self.skip(at + 1)
+
+    def _key(self, at: int) -> tuple[str, int]:
+        """Give a key that is not plain, or is none, and where its value begins."""
+        if self._text[at : at + 1] != '"':
+            raise self.fault("a key in double quotes must be here", at)
+        key, end = self.value(at)
+        end = self.skip(end)
+        if self._text[end : end + 1] != ":":
+            raise self.fault("a colon must be here", end)
+        return key, self.skip(end + 1)
+
+    def value(self, at: int) -> tuple[Any, int]:
+        value, end = self._decode(at)
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise self.fault("a lone surrogate is no character", at) from None
+        return value, end
+
+    def entry(self, name: str, at: int) -> tuple[bytes, int]:
+        value, end = self._decode(at)
+        if not isinstance(value, dict):
+            raise self.fault(f"services.{name[:64]} is no object; an entry must be one", at)
+        text = self._text[at:end]
+        if _NOT_AS_IT_IS.search(text) is None:
+            return text.encode(), end
+        try:
+            return entry.encode(value), end
+        except UnicodeEncodeError:
+            raise self.fault(f"a lone surrogate in services.{name[:64]} is no character", at) from None
+
+    def _decode(self, at: int) -> tuple[Any, int]:
+        try:
+            return entry.strict_json_at(self._text, at, what="what begins here", max_depth=DEPTH_MAX)
+        except JSONDecodeError as error:
+            # "Unterminated string starting at" expects a position behind it; ours stands in front.
+            message = "there must be a value here" if error.msg == "Expecting value" else _AT.sub("", error.msg)
+            raise self.fault(message[:1].lower() + message[1:], error.pos) from None
+        except BadRequest as error:
+            raise self.fault(str(error), at) from None
+
+
+# --- writing ---
 
 
 def write(path: Path, settings: Mapping[str, Any], entries: Mapping[str, bytes], *, gently: bool = False) -> None:
@@ -60,5 +209,38 @@ def write(path: Path, settings: Mapping[str, Any], entries: Mapping[str, bytes],
 
 
 def chunks(settings: Mapping[str, Any], entries: Mapping[str, bytes]) -> Iterator[bytes]:
-    """Give a file's content piece by piece."""
-    return document.chunks(settings, entries)
+    """Return a file's content piece by piece."""
+    sections = {**settings}
+    sections.setdefault(layers.REGISTRY_SECTION, {})
+    lead = b"{\n"
+    for name, section in sections.items():
+        if name == layers.REGISTRY_SECTION and isinstance(section, Mapping):
+            yield lead + _key(name) + b"{"
+            yield from _services(section, entries)
+        else:
+            yield lead + _key(name) + _indented(section)
+        lead = b",\n"
+    yield b"\n}\n"
+
+
+def _services(own: Mapping[str, Any], entries: Mapping[str, bytes]) -> Iterator[bytes]:
+    lines = [b"  " + _key(key) + _indented(value, "    ") for key, value in own.items()]
+    lead = b"\n"
+    for name in sorted(entries):
+        lines.append(b"  " + _key(name) + entries[name])
+        if len(lines) >= CHUNK_ENTRIES:
+            yield lead + b",\n".join(lines)
+            lead = b",\n"
+            lines.clear()
+    if lines:
+        yield lead + b",\n".join(lines)
+    yield b"\n  }" if own or entries else b"}"
+
+
+def _key(name: str) -> bytes:
+    return f"  {json.dumps(name, ensure_ascii=False)}: ".encode()
+
+
+def _indented(value: Any, indent: str = "  ") -> bytes:
+    text = json.dumps(layers.thaw(value), ensure_ascii=False, allow_nan=False, indent=2)
+    return text.replace("\n", f"\n{indent}").encode()

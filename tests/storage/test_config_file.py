@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bpbroker.config import layers
 from bpbroker.errors import ConfigurationError, DamagedFile
 from bpbroker.registry import entry
-from bpbroker.storage import config_file, document
+from bpbroker.storage import config_file
 
 SETTINGS = {"api": {"listen_port": 1}, "_config": {"backup_retain_n": 3}, "services": {"_access_key": "k"}}
 ENTRIES = {"b": b'{"x": 1}', "a": b'{"_str": "\xc3\xa4", "last_write_ts": 1}'}
@@ -26,7 +26,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def text_of(settings: dict[str, Any], entries: dict[str, bytes]) -> str:
-    return b"".join(document.chunks(settings, entries)).decode()
+    return b"".join(config_file.chunks(settings, entries)).decode()
 
 
 def test_what_is_written_is_read(file: Path) -> None:
@@ -83,16 +83,16 @@ def encodable(value: Any) -> bool:
 )
 def test_any_state_comes_back_byte_by_byte(settings: dict[str, Any], objects: dict[str, Any]) -> None:
     entries = {name: entry.encode(value) for name, value in objects.items()}
-    assert document.parse(text_of(settings, entries).encode()) == ({**settings, "services": {}}, entries)
+    assert config_file.parse(text_of(settings, entries).encode(), "it") == ({**settings, "services": {}}, entries)
 
 
 def test_a_byte_order_mark_does_no_harm() -> None:
-    assert document.parse(b'\xef\xbb\xbf{"a": {}}') == ({"a": {}}, {})
+    assert config_file.parse(b'\xef\xbb\xbf{"a": {}}', "it") == ({"a": {}}, {})
 
 
 def test_an_entry_that_a_person_spread_over_lines_becomes_one_line() -> None:
-    assert document.parse(b'{"services": {"a": {\n "x":\t1\n}}}')[1] == {"a": b'{"x": 1}'}
-    assert document.parse(b'{"services": {"a": {"x": "\\u00e4"}}}')[1] == {"a": '{"x": "ä"}'.encode()}
+    assert config_file.parse(b'{"services": {"a": {\n "x":\t1\n}}}', "it")[1] == {"a": b'{"x": 1}'}
+    assert config_file.parse(b'{"services": {"a": {"x": "\\u00e4"}}}', "it")[1] == {"a": '{"x": "ä"}'.encode()}
 
 
 BAD = [
@@ -143,10 +143,10 @@ def test_a_file_cut_at_any_offset_is_damaged_or_whole() -> None:
     whole = text_of(SETTINGS, ENTRIES).encode()
     for size in range(len(whole)):
         if size == len(whole) - 1:  # only the last line break is gone
-            assert document.parse(whole[:size]) == (SETTINGS, ENTRIES)
+            assert config_file.parse(whole[:size], "it") == (SETTINGS, ENTRIES)
             continue
-        with pytest.raises(document.Fault):
-            document.parse(whole[:size])
+        with pytest.raises(DamagedFile):
+            config_file.parse(whole[:size], "it")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
