@@ -43,11 +43,12 @@ from bpbroker.messages import (
     fail,
     settle,
 )
+from bpbroker.registry.changes import Change, Conflict, Outcome
 from bpbroker.registry.index import EntryIndex
 from bpbroker.registry.replies import answer, failure_of, not_found, refusal
 from bpbroker.registry.waiters import Waiter, Waiters
 from bpbroker.registry.writes import Write, outcome, record
-from bpbroker.storage.base import Change, Conflict, Outcome, Store
+from bpbroker.storage.base import Store
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class Registry(Actor):
     def __init__(self, open_store: Callable[[], Store], settings: Settings, registry_id: str = "0" * 32) -> None:
         super().__init__()
         self._open_store = open_store
-        self._store: Store
+        self._store: Any
         self._id = registry_id
         self._book = EntryIndex()
         self._staged: dict[str, Record | None] = {}
@@ -160,7 +161,7 @@ class Registry(Actor):
             "entries": len(self._book),
             "waiting": len(self._waiting),
             "inbox": self.actor_inbox.qsize(),
-            **self._store.figures,
+            **getattr(self._store, "figures", {}),
         }
         return Pong(ok=self._problem is None, detail=str(self._problem or ""), figures=figures)
 

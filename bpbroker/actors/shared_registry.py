@@ -22,9 +22,10 @@ from bpbroker.actors.registry import Asked, Batch, Flush, Registry
 from bpbroker.actors.sharing import Done, Sharing, unavailable
 from bpbroker.errors import Overloaded, RequestError, Unavailable
 from bpbroker.messages import Exists, Get, List, Pong, Record, Settings, Snapshot, SnapshotTaken, settle
+from bpbroker.registry.changes import Broken, Change, Changes, Committed, Conflict, Outcome, Seen, State
 from bpbroker.registry.replies import answer, failure_of, refusal
 from bpbroker.registry.writes import record
-from bpbroker.storage.base import Broken, Change, Committed, Conflict, Outcome, Seen, SharedStore, State
+from bpbroker.storage.base import SharedStore
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class SharedRegistry(Registry):
         self.handlers |= {
             Done: lambda done: done.take(done.result),
             State: self._take_state,
-            tuple: self._take_changes,
+            Changes: self._take_changes,
             Broken: self._take_break,
         }
 
@@ -211,9 +212,9 @@ class SharedRegistry(Registry):
             self._put(name, None if seen.value is None else known or record(name, seen.value))
         return news is not None
 
-    def _take_changes(self, changes: tuple[Seen, ...]) -> None:
+    def _take_changes(self, changes: Changes) -> None:
         self._sharing.watching()
-        for seen in changes:
+        for seen in changes.seen:
             if not self._learn(seen):
                 self._sharing.read(seen.name, lambda _: None)
 

@@ -18,7 +18,8 @@ from typing import Any, Final
 
 from bpbroker.actors.base import Actor, ActorAddress, launch
 from bpbroker.errors import BpbrokerError, StorageFull, Unavailable
-from bpbroker.storage.base import READ_MAX, Broken, Change, Outcome, Seen, SharedStore, State
+from bpbroker.registry.changes import READ_MAX, Broken, Change, Outcome, Seen, State
+from bpbroker.storage.base import SharedStore
 
 logger = logging.getLogger(__name__)
 

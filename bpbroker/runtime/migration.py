@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from bpbroker.config import layers, schema
 from bpbroker.errors import ConfigurationError, StartError, Unavailable
+from bpbroker.registry.changes import Change, Committed, State
 from bpbroker.storage import offline
-from bpbroker.storage.base import Change, Committed, State
 from bpbroker.storage.etcd.gateway import EtcdOptions
 from bpbroker.storage.etcd.store import EtcdStore
 from bpbroker.storage.lock import FileLock

@@ -1,97 +1,54 @@
-"""Where acknowledged writes live.
+"""What a store must supply, and what of it must be atomic.
 
-The registry decides what a write does; a store makes it last. Both stores
-behind this protocol give the same promise: when :meth:`Store.commit` returns
-an outcome that says so, the change survives a crash and a power cut.
+The registry decides what a write does; a store makes it last. There are two
+kinds. Both keep one promise: when ``commit`` returns an outcome that is
+:class:`~bpbroker.registry.changes.Committed`, that change survives a crash of
+the broker and a power cut.
 
-The registry is the only writer of an embedded store, so what it has in memory
-is the truth, and a commit is a matter of microseconds. A *shared* store has
-other writers: a commit may meet something newer, a read has to ask the store,
-and both may take long, so the registry has them done outside its own thread.
+**A local store** (:class:`LocalStore`, today ``embedded``) has one writer, its
+registry. So the registry's memory is the truth, a commit never meets something
+newer, and every method is quick enough for the registry's own thread.
+
+* ``commit``: one transaction. After a crash all its changes are there or none,
+  and never a later commit without an earlier one.
+* ``load``: fences off every older store on the same files *before* it reads
+  them. A store that was fenced off can commit nothing any more.
+* ``forget``: bounded work at a time, each piece a transaction. It changes only
+  what is stored twice, so the result of the next ``load`` stays the same.
+
+**A shared store** (:class:`SharedStore`, today ``etcd``) has other writers:
+memory may be behind it, a commit may meet something newer, and each call may
+block for seconds, so the registry makes these calls outside its own thread.
+
+* ``commit``: for each change the comparison with ``expects`` and the write are
+  one step; no other writer comes between. A change happens once or not at all,
+  also if its request has to be sent again. Several changes may be divided: each
+  has its own outcome, and one may fail while another happens.
+* ``read``: all its names at one version.
+* ``scan``, ``open``: all entries at one version, however many requests it takes.
+* ``follow``: every change after the given version, in the order of versions,
+  none left out. If that cannot be done, the complete state comes first.
+
+Versions are integers. Each commit gets a higher one than every commit before
+it, for the whole life of the registry; another registry has another id.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
-from bpbroker.errors import Unavailable
-
-
-class Anything(Enum):
-    """The type of :data:`ANYTHING`."""
-
-    ANYTHING = "anything"
-
-
-ANYTHING = Anything.ANYTHING
-"""A change that holds whatever is there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One name's next state."""
-
-    name: str
-    value: bytes | None
-    """The entry as JSON in UTF-8; None deletes."""
-    expects: int | Anything = ANYTHING
-    """The version that must be there for the change to happen, 0 for no entry, or :data:`ANYTHING`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """The change is durable."""
-
-    version: int = 0
-    """The entry's version from now on; of a deletion, the one from which on there is no entry."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What a shared store held for a name at one moment."""
-
-    name: str
-    value: bytes | None
-    """The entry as JSON in UTF-8; None for no entry."""
-    version: int
-    """The entry's version, 0 for no entry. Versions of one store grow with every change."""
-    as_of: int
-    """The store's own version at that moment; not below ``version``."""
-    fault: str = ""
-    """Why what is there cannot be an entry: somebody else wrote it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    """The change did not happen: something else is there."""
-
-    seen: Seen
-
-
-Outcome = Committed | Conflict | Unavailable
-"""What became of one change; an error where it alone failed."""
+from bpbroker.registry.changes import Change, News, Outcome, Seen, State
 
 
 class Store(Protocol):
-    """A durable map of names to entries."""
-
-    shared: ClassVar[bool]
-    """Whether there may be other writers; then it is a :class:`SharedStore`."""
-
-    def load(self) -> Mapping[str, bytes]:
-        """Give all entries; called once, before the first commit.
-
-        Raises:
-            DamagedFile: what is stored cannot be trusted.
-        """
+    """What both kinds of store supply."""
 
     def commit(self, changes: Sequence[Change]) -> Sequence[Outcome]:
-        """Make changes durable, all in one transaction, and give their outcomes in order.
+        """Make changes durable and return their outcomes in order.
 
-        A name occurs at most once in ``changes``.
+        A name occurs at most once in ``changes``. An error means that no change
+        has an outcome of its own.
 
         Raises:
             StorageFull: nothing was changed; a later commit may work.
@@ -100,61 +57,52 @@ class Store(Protocol):
             Unavailable: a later commit may work; ``outcome_known`` as above.
         """
 
-    @property
-    def sequence(self) -> int:
-        """Number of the last commit; grows with every one."""
+    def probe(self) -> None:
+        """Raise what a commit would raise now. Called after a commit failed, to see whether that is over."""
 
-    def forget(self, sequence: int) -> bool:
-        """Be told that the configuration file holds everything up to this commit.
+    def close(self) -> None:
+        """Close files and connections. No committed change is lost if this is never called."""
 
-        Does a bounded piece of work; True while there is more to do.
+
+class LocalStore(Store, Protocol):
+    """A store whose only writer is its registry. One thread calls all methods, :meth:`load` first."""
+
+    def load(self) -> Mapping[str, bytes]:
+        """Open the store and return all entries: name to JSON in UTF-8. Called once.
+
+        Raises:
+            DamagedFile: what is stored cannot be trusted; nothing was changed.
+            ConfigurationError: the store cannot be opened.
         """
 
-    def probe(self) -> None:
-        """Raise what a commit would raise now; asked after a commit failed, to see whether it is over."""
+    @property
+    def sequence(self) -> int:
+        """Number of the last commit; grows with every commit, also across restarts."""
+
+    def forget(self, sequence: int) -> bool:
+        """Drop what the configuration file holds as well: everything up to this commit.
+
+        Does a bounded piece of work and returns whether there is more to do.
+
+        Raises:
+            StorageFull, StorageFailed, Unavailable: as :meth:`Store.commit`.
+        """
 
     @property
     def figures(self) -> Mapping[str, Any]:
-        """Numbers and states worth showing in health, all of them JSON values."""
-
-    def close(self) -> None:
-        """Let go of files and connections; nothing is lost by not calling it."""
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """Everything that a shared store held at one version."""
-
-    entries: tuple[Seen, ...]
-    """Sorted by name; no absent ones."""
-    version: int
-    registry_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """The watch on a shared store broke off: what follows is tried again and again."""
-
-    why: str
-
-
-News = State | tuple[Seen, ...] | Broken
-"""What a watch tells: everything anew, changes in their order (none: the watch is up), or that it broke off."""
+        """Numbers and states that health shows, all of them JSON values."""
 
 
 class SharedStore(Store, Protocol):
-    """A store with other writers. Every method may block for some seconds.
+    """A store with other writers. Every method but :meth:`hurry` may block for some seconds.
 
-    Of :meth:`commit`, of the reading methods together, and of :meth:`follow`
-    one may run at a time, each in a thread of its own.
+    At one time one thread may be in :meth:`commit`, one in :meth:`read` or
+    :meth:`check`, one in :meth:`scan`, :meth:`open` or :meth:`probe`, and one in
+    :meth:`follow`. :meth:`close` and :meth:`hurry` may be called at any time.
     """
 
-    @property
-    def registry_id(self) -> str:
-        """32 hexadecimal digits, the same for all brokers that share this registry; known once it is open."""
-
     def open(self) -> State:
-        """Reach the store, see whether it can be used, and give what it holds.
+        """Reach the store, check that it can be used, and return all it holds.
 
         Raises:
             ConfigurationError: it refuses us, or holds what is not ours.
@@ -162,14 +110,14 @@ class SharedStore(Store, Protocol):
         """
 
     def read(self, names: Sequence[str]) -> Sequence[Seen]:
-        """Give what it holds now for some names, at most :data:`READ_MAX` of them, in their order.
+        """Return what it holds now for at most :data:`~bpbroker.registry.changes.READ_MAX` names, in their order.
 
         Raises:
             Unavailable: it does not answer.
         """
 
     def scan(self, prefix: str = "") -> State:
-        """Give all entries whose names begin with ``prefix``, as they are at one version.
+        """Return all entries whose names begin with ``prefix``.
 
         Raises:
             Unavailable: it does not answer.
@@ -179,11 +127,10 @@ class SharedStore(Store, Protocol):
         """Raise what a read would raise now."""
 
     def follow(self, after: int | None, take: Callable[[News], None]) -> None:
-        """Tell all changes later than the version ``after`` until :meth:`close`; with None, everything first."""
+        """Pass on all changes later than the version ``after`` until :meth:`close`; with None the state comes first.
+
+        Does not raise: a watch that breaks off is news too, and is begun again.
+        """
 
     def hurry(self) -> None:
-        """Be told that the store answers again: a watch that has broken off need not wait any longer."""
-
-
-READ_MAX = 100
-"""Names in one :meth:`SharedStore.read`."""
+        """Begin a watch that broke off again at once: the store answers again."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -12,13 +12,11 @@ from bpbroker.actors import base
 from bpbroker.actors.registry import Registry
 from bpbroker.actors.shared_registry import SharedRegistry
 from bpbroker.config import layers
-from bpbroker.storage.base import Change, Committed, Conflict, News, Outcome, Seen, State
+from bpbroker.registry.changes import Change, Changes, Committed, Conflict, News, Outcome, Seen, State
 
 
 class Ledger:
     """A store in memory. A test may hold its commits and make them fail."""
-
-    shared: ClassVar[bool] = False
 
     def __init__(self, entries: Mapping[str, bytes] | None = None) -> None:
         self.entries = dict(entries or {})
@@ -83,7 +81,6 @@ class Ledger:
 class SharedLedger:
     """A shared store in memory. A test is another broker, and may make the store fail or keep its news back."""
 
-    shared: ClassVar[bool] = True
     registry_id = "5" * 32
 
     def __init__(self) -> None:
@@ -98,8 +95,6 @@ class SharedLedger:
         """Raised by every call."""
         self.before_commit: Callable[[], None] = lambda: None
         self.before_read: Callable[[], None] = lambda: None
-        self.sequence = 0
-        self.figures: Mapping[str, Any] = {}
         self.closed = threading.Event()
         self.quiet = False
         """Whether changes by :meth:`put` are not told."""
@@ -112,7 +107,7 @@ class SharedLedger:
         with self.lock:
             seen = self._put(name, value)
             if self._take is not None and not self.quiet:
-                self._take((seen,))
+                self._take(Changes((seen,)))
 
     def tell(self, news: News) -> None:
         assert self._take is not None
@@ -139,9 +134,6 @@ class SharedLedger:
 
     def open(self) -> State:
         return self.scan()
-
-    def load(self) -> Mapping[str, bytes]:
-        return {name: value for name, (value, _) in self.entries.items()}
 
     def scan(self, prefix: str = "") -> State:
         self._check_away()
@@ -188,14 +180,11 @@ class SharedLedger:
             while self.away is not None and not self.closed.wait(0.01):
                 pass
             take(self.scan())
-        take(())
+        take(Changes())
         self.closed.wait()
 
     def hurry(self) -> None:
         pass
-
-    def forget(self, sequence: int) -> bool:
-        raise AssertionError(sequence)
 
     def close(self) -> None:
         self.closed.set()

@@ -12,7 +12,7 @@ import pytest
 from bpbroker.actors.sharing import Versions
 from bpbroker.errors import AlreadyExists, NotFound, Overloaded, PreconditionFailed, StorageFull, Unavailable
 from bpbroker.messages import Condition, Delete, Exists, Get, List, Ping, Register, Replace, Snapshot, Update
-from bpbroker.storage.base import Broken, Seen
+from bpbroker.registry.changes import Broken, Changes, Seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -249,7 +249,7 @@ def test_news_that_come_late_change_nothing(quiet: SharedLedger, shared_registry
         shared_registry(Get("a"))
     waiting = shared_registry.send(Get("a", wait_secs=60))
     until(lambda: shared_registry(Ping()).figures["waiting"] == 1)
-    quiet.tell((old,))
+    quiet.tell(Changes((old,)))
     until(lambda: len(quiet.reads) == 3)  # it was looked up instead of being believed
     assert not waiting.done()
     with pytest.raises(NotFound):

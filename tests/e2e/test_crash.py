@@ -31,7 +31,7 @@ KINDS = ("Register", "Replace", "Replace", "Update", "Update", "Delete", "Get")
 STAMP = ("last_write_ip", "last_write_ts")
 
 ANSWERS_TOO_EARLY = """
-from bpbroker.storage.base import Committed
+from bpbroker.registry.changes import Committed
 from bpbroker.storage.embedded.store import EmbeddedStore
 
 commit = EmbeddedStore.commit

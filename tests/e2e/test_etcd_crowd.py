@@ -150,7 +150,7 @@ def test_of_many_who_register_one_name_one_wins(etcd: EtcdCluster, make_broker: 
 
 
 BLIND = """
-from bpbroker.storage.base import ANYTHING
+from bpbroker.registry.changes import ANYTHING
 from bpbroker.storage.etcd.store import EtcdStore
 from dataclasses import replace
 

@@ -10,10 +10,10 @@ import pytest
 
 from bpbroker.config import layers
 from bpbroker.errors import ConfigurationError, InUse, StartError, Unavailable
+from bpbroker.registry.changes import Change
 from bpbroker.runtime import migration
 from bpbroker.runtime.migration import Migrated, migrate
 from bpbroker.storage import config_file, offline
-from bpbroker.storage.base import Change
 from bpbroker.storage.embedded.journal import journal_path
 from bpbroker.storage.embedded.store import EmbeddedStore
 from bpbroker.storage.etcd.gateway import EtcdOptions
@@ -47,7 +47,7 @@ class Moving:
 
     @property
     def in_etcd(self) -> dict[str, bytes]:
-        return dict(self.store.load())
+        return dict(self.store.peek())
 
     @property
     def in_file(self) -> tuple[Any, dict[str, bytes]]:

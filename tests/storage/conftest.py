@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bpbroker.storage.base import Change
+from bpbroker.registry.changes import Change
 from bpbroker.storage.embedded.journal import files_of
 from bpbroker.storage.embedded.store import EmbeddedStore
 

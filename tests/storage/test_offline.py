@@ -14,8 +14,8 @@ import pytest
 
 from bpbroker import files
 from bpbroker.errors import ConfigurationError, DamagedFile, InUse, StorageFailed, Unavailable
+from bpbroker.registry.changes import Change
 from bpbroker.storage import backups, config_file, offline
-from bpbroker.storage.base import Change
 from bpbroker.storage.embedded.journal import Mark, files_of, journal_path, read_journal
 from bpbroker.storage.embedded.store import EmbeddedStore
 from bpbroker.storage.lock import FileLock

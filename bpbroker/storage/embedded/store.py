@@ -15,11 +15,11 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from bpbroker.errors import ConfigurationError, DamagedFile, StorageFailed, StorageFull, Unavailable
+from bpbroker.registry.changes import Change, Committed, Outcome
 from bpbroker.storage import backups
-from bpbroker.storage.base import Change, Committed, Outcome
 from bpbroker.storage.embedded.journal import (
     Mark,
     changes_of,
@@ -42,14 +42,12 @@ _COMMITTED: Final = Committed()
 
 
 class EmbeddedStore:
-    """Implements :class:`bpbroker.storage.base.Store`; to be used by the thread that calls :meth:`load`.
+    """Implements :class:`bpbroker.storage.base.LocalStore`; to be used by the thread that calls :meth:`load`.
 
     Args:
         journal: the SQLite file, named after its configuration file; made when it is not there.
         base: gives the entries that the configuration file holds.
     """
-
-    shared: ClassVar[bool] = False
 
     def __init__(self, journal: Path, base: Callable[[], Mapping[str, bytes]]) -> None:
         self._journal = journal
@@ -78,7 +76,7 @@ class EmbeddedStore:
         return {"journal_bytes": size, "disk_free_bytes": free}
 
     def load(self) -> Mapping[str, bytes]:
-        """See :meth:`bpbroker.storage.base.Store.load`. From here on an older store on this journal is fenced off.
+        """See :meth:`bpbroker.storage.base.LocalStore.load`. From here on an older store on this journal is fenced off.
 
         Raises:
             DamagedFile: the journal or the file; no file was changed.
@@ -160,7 +158,7 @@ class EmbeddedStore:
             self._write_owner(connection)
 
     def forget(self, sequence: int) -> bool:
-        """See :meth:`bpbroker.storage.base.Store.forget`."""
+        """See :meth:`bpbroker.storage.base.LocalStore.forget`."""
         if sequence >= self._sequence:
             with self._transaction() as connection:
                 self._write_owner(connection)  # the number must not start again at 0 when the rows are gone

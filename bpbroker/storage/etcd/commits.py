@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from bpbroker.errors import BpbrokerError, StorageFull, Unavailable
-from bpbroker.storage.base import ANYTHING, Change, Committed, Conflict, Outcome, Seen
+from bpbroker.registry.changes import ANYTHING, Change, Committed, Conflict, Outcome, Seen
 from bpbroker.storage.etcd.gateway import Gateway, decode, encode
 from bpbroker.storage.etcd.keys import Keys, as_seen, revision_of
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from bpbroker.errors import BadRequest
 from bpbroker.registry import entry
-from bpbroker.storage.base import Seen
+from bpbroker.registry.changes import Seen
 from bpbroker.storage.etcd.gateway import decode, encode
 
 NAME_MAX_BYTES: Final = 4096

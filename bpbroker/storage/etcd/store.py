@@ -11,10 +11,10 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from bpbroker.errors import BpbrokerError, ConfigurationError, StorageFull, Unavailable
-from bpbroker.storage.base import READ_MAX, Broken, Change, News, Outcome, Seen, State
+from bpbroker.registry.changes import READ_MAX, Broken, Change, Changes, News, Outcome, Seen, State
 from bpbroker.storage.etcd.commits import Commits, batches, clear_left_over
 from bpbroker.storage.etcd.gateway import Compacted, EtcdOptions, Gateway, decode, encode
 from bpbroker.storage.etcd.keys import Keys, as_seen, revision_of
@@ -34,8 +34,6 @@ class EtcdStore:
         ConfigurationError: the client library is missing, or a certificate's file.
     """
 
-    shared: ClassVar[bool] = True
-
     def __init__(self, options: EtcdOptions) -> None:
         self._keys = Keys(options.prefix)
         self._writer, self._reader, self._scanner, self._watcher = (Gateway(options) for _ in range(4))
@@ -46,22 +44,8 @@ class EtcdStore:
 
     @property
     def registry_id(self) -> str:
-        """See :class:`bpbroker.storage.base.SharedStore`."""
+        """32 hexadecimal digits, the same for all brokers that share this registry; known once it is open."""
         return self._registry_id
-
-    @property
-    def sequence(self) -> int:
-        """Not used: a file never holds what is in a shared store."""
-        return 0
-
-    @property
-    def figures(self) -> Mapping[str, Any]:
-        """Nothing beside what the registry knows itself: addresses of the cluster are not for everybody."""
-        return {}
-
-    def load(self) -> Mapping[str, bytes]:
-        """See :meth:`bpbroker.storage.base.Store.load`."""
-        return {seen.name: seen.value for seen in self.open().entries if seen.value is not None}
 
     def open(self) -> State:
         """See :meth:`bpbroker.storage.base.SharedStore.open`."""
@@ -134,10 +118,6 @@ class EtcdStore:
         if answer.get("alarms"):
             raise StorageFull("The etcd cluster's space is used up")
 
-    def forget(self, sequence: int) -> bool:  # noqa: ARG002 - there is no journal that could forget
-        """See :meth:`bpbroker.storage.base.Store.forget`."""
-        return False
-
     def close(self) -> None:
         """See :meth:`bpbroker.storage.base.Store.close`."""
         self._closing.set()
@@ -179,7 +159,7 @@ class EtcdStore:
                 take(Broken("the cluster answers something unexpected"))
             self._again.wait(_RETRY_SECS)
 
-    def _watch(self, after: int) -> Iterator[tuple[tuple[Seen, ...], int]]:
+    def _watch(self, after: int) -> Iterator[tuple[Changes, int]]:
         """Give changes as they come, with the version up to which nothing can be missing."""
         begin, end = self._keys.entries("")
         create = {"key": begin, "range_end": end, "start_revision": str(after + 1), "fragment": True}
@@ -196,7 +176,7 @@ class EtcdStore:
             if events and not result.get("fragment"):
                 after = max(after, *(event.as_of for event in events))
             if events or result.get("created"):
-                yield events, after
+                yield Changes(events), after
 
     def _event(self, event: Mapping[str, Any]) -> Seen:
         kv = event["kv"]

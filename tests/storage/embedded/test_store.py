@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from bpbroker.errors import ConfigurationError, DamagedFile, StorageFailed, StorageFull, Unavailable
-from bpbroker.storage.base import Change, Committed
+from bpbroker.registry.changes import Change, Committed
 from bpbroker.storage.embedded.journal import read_journal
 from bpbroker.storage.embedded.store import EmbeddedStore
 

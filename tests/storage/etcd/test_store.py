@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bpbroker.errors import ConfigurationError, StorageFull, Unavailable
-from bpbroker.storage.base import ANYTHING, Broken, Change, Committed, Conflict, News, Seen, State
+from bpbroker.registry.changes import ANYTHING, Broken, Change, Changes, Committed, Conflict, News, Seen, State
 from bpbroker.storage.etcd import gateway as gateways
 from bpbroker.storage.etcd import store as etcd_store
 from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway, encode
@@ -64,7 +64,7 @@ def test_a_commit_is_there_for_everybody(store: EtcdStore, make: Make) -> None:
     assert len(state.registry_id) == 32
     (seen,) = state.entries
     assert (seen.name, seen.value, seen.version, seen.fault) == ("ä b/c", b'{"x": 1}', version_of(outcome), "")
-    assert other.load() == {"ä b/c": b'{"x": 1}'}
+    assert other.peek() == {"ä b/c": b'{"x": 1}'}
 
 
 def test_each_change_happens_if_its_version_is_there(store: EtcdStore) -> None:
@@ -88,7 +88,7 @@ def test_more_than_fits_into_one_transaction(store: EtcdStore) -> None:
     many = [Change(f"n{number:03}", b"{}", 0) for number in range(250)]
     large = [Change(f"large{number}", b'{"x": "%s"}' % (b"x" * 900_000), 0) for number in range(3)]
     assert all(isinstance(outcome, Committed) for outcome in store.commit([*many, *large]))
-    assert len(store.load()) == 253
+    assert len(store.peek()) == 253
 
 
 class Losses:
@@ -135,7 +135,7 @@ def test_a_commit_whose_answer_is_lost_happens_once(store: EtcdStore, losses: Lo
     version = version_of(outcomes[0])
     assert outcomes[:3] == [Committed(version)] * 3
     assert [outcome.seen.value for outcome in outcomes[3:] if isinstance(outcome, Conflict)] == [None, None]
-    assert store.load() == {"new": b"{}", "kept": b'{"n": 2}'}
+    assert store.peek() == {"new": b"{}", "kept": b'{"n": 2}'}
     assert [seen.version for seen in store.read(["new", "kept"])] == [version, version]
 
 
@@ -151,7 +151,7 @@ def test_a_request_that_comes_late_changes_nothing(make: Make, losses: Losses) -
     store.commit([Change("a", b'{"n": 3}', ANYTHING)])
     late = store._writer.call("/kv/txn", losses.lost[0])
     assert not late.get("succeeded")
-    assert store.load() == {"a": b'{"n": 3}'}
+    assert store.peek() == {"a": b'{"n": 3}'}
 
 
 def test_an_uncertain_commit_that_did_happen_is_no_trouble_for_the_next(make: Make, losses: Losses) -> None:
@@ -163,7 +163,7 @@ def test_an_uncertain_commit_that_did_happen_is_no_trouble_for_the_next(make: Ma
     losses.plan = []
     (outcome,) = store.commit([Change("b", b"{}", 0)])
     assert isinstance(outcome, Committed)
-    assert store.load() == {"a": b'{"n": 1}', "b": b"{}"}
+    assert store.peek() == {"a": b'{"n": 1}', "b": b"{}"}
 
 
 def test_when_the_history_is_gone_it_is_said_that_nothing_is_known(
@@ -265,7 +265,7 @@ class Follower:
         self.news.put(news)
 
     def until_up(self) -> None:
-        while self.news.get(timeout=30) != ():
+        while self.news.get(timeout=30) != Changes():
             pass
 
     def until_state(self) -> State:
@@ -277,8 +277,8 @@ class Follower:
         found: list[Seen] = []
         while len(found) < count:
             news = self.news.get(timeout=30)
-            if isinstance(news, tuple):
-                found += news
+            if isinstance(news, Changes):
+                found += news.seen
         return found
 
     def ended(self) -> bool:
@@ -468,7 +468,7 @@ def test_the_commit_that_fills_the_cluster_up_did_happen(store: EtcdStore, monke
     monkeypatch.setattr(gateways, "_post", post)
     assert isinstance(outcomes[0], Committed)
     assert isinstance(outcomes[1], Conflict)
-    assert store.load() == {"a": b"{}"}
+    assert store.peek() == {"a": b"{}"}
     assert isinstance(store.commit([Change("c", b"{}", 0)])[0], Committed)
 
 
