@@ -20,8 +20,8 @@ _RETRY_AFTER_MAX_SECS: Final = 30
 _STATUS_OF_NO_SUCCESS: Final = {"services/Register": 409, "services/Get": 404}
 
 
-def one_line(text: str) -> str:
-    """Give text fit for a terminal: what a server says may not move its cursor."""
+def printable(text: str) -> str:
+    """Return text fit for a terminal: what a server says must not move its cursor."""
     return "".join(character if character.isprintable() else " " for character in text[:_MESSAGE_MAX]).strip()
 
 
@@ -42,7 +42,7 @@ def refusal(answer: Response, status: int = 0) -> RequestError:
     """
     value = json_value(answer)
     message = value.get("message") if isinstance(value, dict) else None
-    text = one_line(message if isinstance(message, str) else "") or one_line(answer.reason)
+    text = printable(message if isinstance(message, str) else "") or printable(answer.reason)
     error = from_status(status or answer.status, text or f"The broker answered with HTTP status {answer.status}")
     after = answer.headers.get("retry-after", "")
     if after.isascii() and after.isdigit():

@@ -12,7 +12,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -20,7 +20,6 @@ from typing import Final, NamedTuple
 
 from bpbroker.client.address import BrokerAddress
 from bpbroker.client.answers import refusal
-from bpbroker.client.cli.output import Output
 from bpbroker.client.http1 import Response
 from bpbroker.client.pins import KnownBrokers
 from bpbroker.client.transport import Deadline, Transport, Trust
@@ -53,18 +52,6 @@ class Finding(NamedTuple):
     detail: str
     advice: str = ""
     """What to do about it; empty when all is well."""
-
-
-def of_findings(found: Sequence[Finding]) -> Output:
-    """Give findings as a command's result."""
-    lines = []
-    for finding in found:
-        lines.append(f"{finding.level:<8} {finding.what}: {finding.detail}\n")
-        if finding.advice:
-            lines.append(f"{'':<8} -> {finding.advice}\n")
-    rows = [finding._asdict() for finding in found]
-    failed = any(finding.level == FAIL for finding in found)
-    return Output("".join(lines).encode(), rows, rows, many=True, exit_code=int(failed))
 
 
 def networks() -> Finding:

@@ -90,12 +90,12 @@ def discover(session: Session, *, name: str, everyone: bool, first: bool, wait: 
 @_command("doctor")
 def doctor(session: Session) -> Output:
     """Look at everything on the way to a broker; exit code 1 when something failed."""
-    from bpbroker.client.doctor import examine, networks, of_findings
+    from bpbroker.client.doctor import examine, networks
     from bpbroker.client.pins import KnownBrokers
 
     key, _ = session.secrets
     target = session.client()[0].address
-    return of_findings([networks(), *examine(target, session.trust, KnownBrokers(), key=key)])
+    return output.of_findings([networks(), *examine(target, session.trust, KnownBrokers(), key=key)])
 
 
 @_command(

@@ -83,8 +83,8 @@ def _print(data: bytes) -> None:
 
 
 def _failed(message: str, exit_code: int) -> int:
-    from bpbroker.client.answers import one_line
+    from bpbroker.client.answers import printable
 
     if sys.stderr is not None:
-        sys.stderr.write(f"Fatal error: {one_line(message)}\n")
+        sys.stderr.write(f"Fatal error: {printable(message)}\n")
     return exit_code

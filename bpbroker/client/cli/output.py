@@ -13,6 +13,7 @@ TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
     from typing import Any, Final, TypeAlias
 
+    from bpbroker.client.doctor import Finding
     from bpbroker.client.responders import Broker
 
 FORMATS: Final = ("json", "text", "csv", "csv-noheader", "shell", "powershell")
@@ -87,7 +88,7 @@ def of_value(name: str, value: Any) -> Output:
 
 def of_entries(entries: Mapping[str, Entry]) -> Output:
     """Show entries: a line each, name and value with a tab between."""
-    text = b"".join(_line(f"{_one_line(name)}\t{_one_line(_entry_text(item))}") for name, item in entries.items())
+    text = b"".join(_line(f"{_in_its_cell(name)}\t{_in_its_cell(_entry_text(item))}") for name, item in entries.items())
     return Output(text, entries, [{"name": name, **item} for name, item in entries.items()], many=True)
 
 
@@ -107,6 +108,20 @@ def of_brokers(brokers: Sequence[Broker]) -> Output:
     """Show brokers by their addresses, a line each."""
     rows = [broker._asdict() for broker in brokers]
     return Output(b"".join(_line(broker.address) for broker in brokers), rows, rows, many=True)
+
+
+def of_findings(found: Sequence[Finding]) -> Output:
+    """Show what the doctor found, a line each with the advice below it; exit code 1 when something failed."""
+    from bpbroker.client.doctor import FAIL
+
+    lines = []
+    for finding in found:
+        lines.append(f"{finding.level:<8} {finding.what}: {finding.detail}\n")
+        if finding.advice:
+            lines.append(f"{'':<8} -> {finding.advice}\n")
+    rows = [finding._asdict() for finding in found]
+    failed = any(finding.level == FAIL for finding in found)
+    return Output("".join(lines).encode(), rows, rows, many=True, exit_code=int(failed))
 
 
 def of_response(response: Row, text: bytes) -> Output:
@@ -140,8 +155,8 @@ def _entry_text(entry: Row) -> str:
     return json.dumps(entry) if text is None else text.decode("utf-8", "surrogateescape")[:-1]
 
 
-def _one_line(text: str) -> str:
-    """Give text that is a cell of its line: as JSON if it would break out of that."""
+def _in_its_cell(text: str) -> str:
+    """Return text for one cell of a line: as JSON if a tab or line break in it would end the cell."""
     return json.dumps(text) if any(character in "\t\n\r" for character in text) else text
 
 
