@@ -144,10 +144,24 @@ def _parts(scope: Scope) -> dict[str, dict[str, Any]]:
     return {part["name"].removeprefix(prefix): part for part in report["parts"] if part["name"].startswith(prefix)}
 
 
+def _content(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    """Read what ``@file`` or ``-``, standard input, stands for; any other text is itself, as with bpclient."""
+    if value is None or (value != "-" and not value.startswith("@")):
+        return value
+    try:
+        with click.open_file(value.removeprefix("@"), "rb") as file:
+            return str(file.read(), "utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{value!r} cannot be read: {error}") from None
+
+
 @command("run-extension", short_help="Try a method of an extension, without a broker")
 @click.argument("method", metavar="NAMESPACE.METHOD")
 @click.option(
-    "--data", metavar="TEXT", help="The request's data; @FILE reads a file, - standard input, as with bpclient."
+    "--data",
+    callback=_content,
+    metavar="TEXT",
+    help="The request's data; @FILE reads a file, - standard input, as with bpclient.",
 )
 @click.option(
     "--param", "parameters", multiple=True, metavar="NAME=VALUE", help="A further parameter; can be repeated."
@@ -166,7 +180,6 @@ def run_extension(
     For authors: no broker is needed, and the registry that the module sees is
     made up. Exit code 0 when the method answered with status 200.
     """
-    from bpbroker.client.cli.words import content
     from bpbroker.extensions import trial
     from bpbroker.runtime.logs import LogOptions, setup_logging
 
@@ -174,7 +187,7 @@ def run_extension(
         source = str(ip_address(source))
     except ValueError:
         raise UsageError(f"--from {source!r} is no IP address") from None
-    qs: dict[str, str] = {} if data is None else {"data": content(data, "--data")}
+    qs: dict[str, str] = {} if data is None else {"data": data}
     for parameter in parameters:
         name, equals, value = parameter.partition("=")
         if not equals or not name:
