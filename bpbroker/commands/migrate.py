@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-import time
+from typing import TYPE_CHECKING
 
 import click
 
 from bpbroker.commands.scope import Scope, command, pass_scope
+from bpbroker.registry.entry import shown_names
+from bpbroker.runtime.migration import Tell
 from bpbroker.runtime.migration import migrate as move
 
-_STEP_SECS = 0.2
-_NAMES_SHOWN = 10
+if TYPE_CHECKING:
+    from click._termui_impl import ProgressBar
 
 
-class _Counter:
-    """Shows on a terminal how many entries have been copied."""
+def _progress(bars: contextlib.ExitStack) -> Tell:
+    """Return what shows, on a terminal, how many entries have been copied; the bar ends with ``bars``."""
+    bar: ProgressBar[int] | None = None
 
-    def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
-        self._last = 0.0
+    def show(done: int, of: int) -> None:
+        nonlocal bar
+        if bar is None:
+            new = click.progressbar(length=of, label="copying entries", show_pos=True, file=sys.stderr)
+            bar = bars.enter_context(new)
+        bar.update(done - bar.pos)
 
-    def __call__(self, done: int, of: int) -> None:
-        now = time.monotonic()
-        if self._shown and (done == of or now - self._last >= _STEP_SECS):
-            self._last = now
-            click.echo(f"\r{done} of {of} entries copied", err=True, nl=done == of)
+    return show if sys.stderr.isatty() else lambda _done, _of: None
 
 
 @command("migrate", short_help="Move the registry to etcd, or back")
@@ -42,10 +45,11 @@ def migrate(scope: Scope, *, target: str, merge: bool, dry_run: bool) -> None:
     as a backup.
     """
     scope.act_as_owner()
-    done = move(scope.sources(), target, merge=merge, dry_run=dry_run, tell=_Counter())
+    with contextlib.ExitStack() as bars:
+        done = move(scope.sources(), target, merge=merge, dry_run=dry_run, tell=_progress(bars))
     click.echo(f"entries copied: {done.copied}")
     click.echo(f"there already: {done.same}")
-    shown = ", ".join(done.left[:_NAMES_SHOWN]) + (", …" if len(done.left) > _NAMES_SHOWN else "")
+    shown = shown_names(done.left)
     click.echo(f"left as they are there: {len(done.left)}" + (f" ({shown})" if done.left else ""))
     if dry_run:
         click.echo("Nothing was changed.", err=True)

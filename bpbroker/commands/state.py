@@ -10,10 +10,9 @@ import click
 from bpbroker.commands.local import running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, echo_table, format_option, shown_size, shown_time
+from bpbroker.registry.entry import shown_names
 from bpbroker.storage import backups as backup_files
 from bpbroker.storage import offline
-
-_NAMES_SHOWN = 10
 
 
 @command("backup", short_help="Make a backup now")
@@ -88,7 +87,7 @@ def restore(scope: Scope, *, backup: Path, dry_run: bool) -> None:
             ("entries removed", done.difference.entries_removed),
             ("sections changed", done.difference.sections_changed),
         ):
-            shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+            shown = shown_names(names)
             click.echo(f"{what}: {len(names)}" + (f" ({shown})" if names else ""))
     for path in done.kept:
         click.echo(f"What was there is kept as {path}", err=True)

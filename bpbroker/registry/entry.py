@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from bpbroker.errors import BadRequest, TooLarge
 
@@ -56,6 +56,11 @@ def check_name(name: object, *, max_bytes: int = NAME_MAX_BYTES) -> str:
     if name != name.strip():
         raise BadRequest("The name begins or ends with white space")
     return name
+
+
+def shown_names(names: Sequence[str], most: int = 10) -> str:
+    """Return the first ``most`` names for a message, and an ellipsis if there are more."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 _JSON_SPACE: Final = " \t\n\r"

@@ -15,6 +15,7 @@ from typing import Any, Final
 from bpbroker.config import layers, schema
 from bpbroker.errors import ConfigurationError, StartError, Unavailable
 from bpbroker.registry.changes import Change, Committed, State
+from bpbroker.registry.entry import shown_names
 from bpbroker.storage import offline
 from bpbroker.storage.etcd.gateway import EtcdOptions
 from bpbroker.storage.etcd.store import EtcdStore
@@ -22,7 +23,6 @@ from bpbroker.storage.lock import FileLock
 from bpbroker.storage.sources import Sources
 
 _AT_ONCE: Final = 100
-_NAMES_SHOWN: Final = 5
 
 Tell = Callable[[int, int], None]
 """Hears how many entries of how many have been copied."""
@@ -91,7 +91,7 @@ def _to_etcd(own: Path, settings: Mapping[str, Any], store: EtcdStore, state: St
     largest = [name for name in missing if len(entries[name]) > schema.ETCD_DATA_MAX_BYTES]
     if largest:
         raise ConfigurationError(
-            f"etcd takes no entry of more than {schema.ETCD_DATA_MAX_BYTES} bytes: {_some(largest)}"
+            f"etcd takes no entry of more than {schema.ETCD_DATA_MAX_BYTES} bytes: {shown_names(largest)}"
         )
     if terms.dry_run:
         return Migrated(len(missing), same, left, None)
@@ -99,7 +99,7 @@ def _to_etcd(own: Path, settings: Mapping[str, Any], store: EtcdStore, state: St
     now = _entries(store.scan())
     lost = [name for name in missing if now.get(name) != entries[name]]
     if lost:
-        raise StartError(f"{where} is being changed by somebody else: {_some(lost)}; nothing was switched over")
+        raise StartError(f"{where} is being changed by somebody else: {shown_names(lost)}; nothing was switched over")
     return Migrated(len(missing), same, left, offline.put(own, _with_store(saved, "etcd"), {}))
 
 
@@ -143,7 +143,7 @@ def _check_others(entries: Mapping[str, bytes], there: Mapping[str, bytes], wher
     others = sorted(name for name in there if entries.get(name) != there[name])
     if entries and others and not terms.merge:  # who brings nothing joins what is there
         raise StartError(
-            f"{where} holds {len(others)} other entries ({_some(others)}). Nothing was changed;"
+            f"{where} holds {len(others)} other entries ({shown_names(others)}). Nothing was changed;"
             " with --merge they stay as they are, and what is missing is added"
         )
 
@@ -159,7 +159,3 @@ def _with_store(settings: Mapping[str, Any], store: str) -> dict[str, Any]:
 def _pieces(names: list[str]) -> Iterator[list[str]]:
     for start in range(0, len(names), _AT_ONCE):
         yield names[start : start + _AT_ONCE]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")

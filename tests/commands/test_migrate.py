@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bpbroker.commands import migrate
 from bpbroker.storage.etcd.store import read_all
 from tests.support.etcd_cluster import needs_etcd
 
 if TYPE_CHECKING:
     from tests.commands.conftest import Ran
-
-pytestmark = needs_etcd
 
 
 @pytest.fixture
@@ -28,6 +29,7 @@ def file(home: Path, etcd_section: dict[str, Any]) -> Path:
     return file
 
 
+@needs_etcd
 def test_moving_says_what_it_did(bpbroker: Callable[..., Ran], file: Path, etcd_section: dict[str, Any]) -> None:
     settings = {"_registry": etcd_section}
     before = file.read_bytes()
@@ -48,6 +50,7 @@ def test_moving_says_what_it_did(bpbroker: Callable[..., Ran], file: Path, etcd_
     assert sorted(json.loads(file.read_text())["services"]) == ["a", "b", "c"]
 
 
+@needs_etcd
 def test_other_entries_stop_it(bpbroker: Callable[..., Ran], file: Path) -> None:
     assert bpbroker("migrate", "--to", "etcd").code == 0
     document = json.loads(file.read_text())
@@ -61,6 +64,7 @@ def test_other_entries_stop_it(bpbroker: Callable[..., Ran], file: Path) -> None
     assert merged.out == "entries copied: 1\nthere already: 0\nleft as they are there: 1 (a)\n"
 
 
+@needs_etcd
 def test_without_a_cluster_it_says_what_is_missing(bpbroker: Callable[..., Ran], home: Path) -> None:
     file = home / "etc" / "bpbroker.json"
     file.parent.mkdir(parents=True)
@@ -72,6 +76,7 @@ def test_without_a_cluster_it_says_what_is_missing(bpbroker: Callable[..., Ran],
     assert bpbroker("migrate", "--to", "redis").code == 2
 
 
+@needs_etcd
 def test_backup_and_check_look_into_the_cluster(
     bpbroker: Callable[..., Ran], file: Path, etcd_section: dict[str, Any]
 ) -> None:
@@ -96,6 +101,7 @@ def test_backup_and_check_look_into_the_cluster(
     assert etcd_section["password"] not in failed.out
 
 
+@needs_etcd
 def test_a_cluster_that_is_away_is_no_reason_not_to_start(bpbroker: Callable[..., Ran], file: Path) -> None:
     assert bpbroker("migrate", "--to", "etcd").code == 0
     document = json.loads(file.read_text())
@@ -106,6 +112,7 @@ def test_a_cluster_that_is_away_is_no_reason_not_to_start(bpbroker: Callable[...
     assert "warning  etcd: The registry's etcd cluster does not answer; look at its members" in checked.out
 
 
+@needs_etcd
 def test_entries_are_not_configured_into_a_file_that_nobody_reads(bpbroker: Callable[..., Ran], file: Path) -> None:
     assert bpbroker("migrate", "--to", "etcd").code == 0
     before = file.read_bytes()
@@ -114,3 +121,15 @@ def test_entries_are_not_configured_into_a_file_that_nobody_reads(bpbroker: Call
     assert "use bpclient service register" in refused.err
     assert file.read_bytes() == before
     assert bpbroker("configure", stdin='{"services": {"_access_key": "secret"}}').code == 0
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_how_far_it_is_is_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr("sys.stderr", shown)
+    with contextlib.ExitStack() as bars:
+        tell = migrate._progress(bars)
+        for done in (0, 100, 250):
+            tell(done, 250)
+    assert ("copying entries" in shown.getvalue(), "250/250" in shown.getvalue()) == (terminal, terminal)

@@ -144,3 +144,8 @@ def test_etag_is_a_digest_of_the_content() -> None:
     assert entry.etag(one) == entry.etag(entry.encode({"a": 1})) != entry.etag(other)
     assert entry.etag(one).startswith('"')
     assert len(entry.etag(one)) == 34
+
+
+def test_names_of_many_are_cut_short() -> None:
+    assert entry.shown_names(list("abcdefghijk")) == "a, b, c, d, e, f, g, h, i, j, …"
+    assert entry.shown_names(("a", "b")) == "a, b"

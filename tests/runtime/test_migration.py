@@ -11,7 +11,6 @@ import pytest
 from bpbroker.config import layers
 from bpbroker.errors import ConfigurationError, InUse, StartError, Unavailable
 from bpbroker.registry.changes import Change
-from bpbroker.runtime import migration
 from bpbroker.runtime.migration import Migrated, migrate
 from bpbroker.storage import config_file, offline
 from bpbroker.storage.embedded.journal import journal_path
@@ -169,7 +168,3 @@ def test_it_needs_a_stopped_broker_and_a_cluster(moving: Moving) -> None:
     moving.write(ENTRIES)
     with pytest.raises(ConfigurationError, match=r"_registry\.endpoints is missing"):
         moving.move("etcd")
-
-
-def test_names_of_many_are_cut_short() -> None:
-    assert migration._some(list("abcdefg")) == "a, b, c, d, e, …"
