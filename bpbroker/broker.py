@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import cherrypy
@@ -178,7 +177,6 @@ class Broker:
         cherrypy.config.update({"engine.autoreload.on": False, "log.screen": False})
         cherrypy.log.error_log.setLevel(logging.WARNING)  # the bus tells of each of its states
         cherrypy.server.unsubscribe()
-        cherrypy.tree.graft(self._application, "")
         adapter = ServerAdapter(cherrypy.engine, self._server)
         adapter.subscribe()
         cherrypy.engine.start()
@@ -253,7 +251,7 @@ class Broker:
 
     def _reload_certificate(self, settings: messages.Settings) -> ConfigurationError | None:
         """Serve with the certificate that is there now; if it cannot be used keep the one before, and give why."""
-        cert, key = Path(settings["api"]["ssl_cert"]), Path(settings["api"]["ssl_key"])
+        cert, key = layers.named_pair(settings)
         try:
             tls.check_pair(cert, key)
             context = tls.context(cert, key)

@@ -191,6 +191,25 @@ class InUse(StartError):
     """Another process holds the configuration file or the port."""
 
 
+def cannot_listen(error: OSError, protocol: str, ip: str, port: int) -> StartError:
+    """Create the error for a port that cannot be had, with what to do about it.
+
+    Args:
+        error: from binding.
+        protocol: TCP or UDP.
+        ip: address that was wanted; empty is all interfaces.
+        port: that was wanted.
+    """
+    import errno
+
+    what = f"Cannot listen on port {port} ({protocol}) of {ip or 'all interfaces'}: {error.strerror or error}"
+    if error.errno == errno.EADDRINUSE:
+        return InUse(f"{what}; stop the process that uses it, or choose another with api.listen_port or --listen-port")
+    if error.errno == errno.EACCES:
+        return StartError(f"{what}; ports below 1024 need more rights")
+    return StartError(f"{what}; check api.listen_ip or --listen-ip")
+
+
 class ClientError(BpbrokerError):
     """What the client met before or without an answer."""
 

@@ -150,6 +150,10 @@ class Delete:
     condition: Condition = ALWAYS
 
 
+WAIT_MAX_SECS = 600.0
+"""The longest that one request, of a client or of an extension, may wait for an entry."""
+
+
 @dataclass(frozen=True, slots=True)
 class Get:
     """Read an entry. Reply: its :class:`Record`. Errors: NotFound, Overloaded (too many wait already).

@@ -135,11 +135,10 @@ def _extensions(scope: Scope, loaded: Loaded) -> Iterator[Finding]:
 def _pair(scope: Scope, loaded: Loaded, broker: LocalBroker | None) -> Iterator[Finding]:
     """Look at the files of certificate and key: what the next start or reload finds, whatever the broker has now."""
     what = "certificate file"
-    api = loaded.effective["api"]
-    cert, key = Path(api["ssl_cert"]), Path(api["ssl_key"])
+    cert, key = layers.named_pair(loaded.effective)
     renew = f"{scope.command_line('certificate')} --renew, or put the right files there"
     if layers.has_shipped_pair(loaded.effective):
-        cert, key = scope.own.with_suffix(".crt"), scope.own.with_suffix(".key")
+        cert, key = layers.own_pair(scope.own)
         if not cert.exists() and not key.exists():
             yield Finding(what, OK, "there is none yet; the first start makes it")
             return

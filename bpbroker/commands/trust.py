@@ -61,21 +61,16 @@ def _pair(scope: Scope, loaded: Loaded) -> tuple[Path, Path]:
     Raises:
         ConfigurationError: there are none yet.
     """
-    api = loaded.effective["api"]
     if layers.has_shipped_pair(loaded.effective):
-        own = _own_pair(scope)
+        own = layers.own_pair(scope.own)
         if not own[0].exists():
             raise ConfigurationError("There is no certificate yet; the first start of the broker makes one")
         return own
-    return Path(api["ssl_cert"]), Path(api["ssl_key"])
-
-
-def _own_pair(scope: Scope) -> tuple[Path, Path]:
-    return scope.own.with_suffix(".crt"), scope.own.with_suffix(".key")
+    return layers.named_pair(loaded.effective)
 
 
 def _renew(scope: Scope, cert: Path, key: Path, hosts: tuple[str, ...]) -> None:
-    if (cert, key) != _own_pair(scope):
+    if (cert, key) != layers.own_pair(scope.own):
         raise ConfigurationError(
             f"{cert} was not made by bpbroker: renew it where it comes from, put the new files in its place, "
             f"and have them taken up: {scope.command_line('reload')}"

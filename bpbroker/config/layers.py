@@ -126,6 +126,16 @@ def has_shipped_pair(settings: Mapping[str, Any]) -> bool:
     )
 
 
+def own_pair(file: Path) -> tuple[Path, Path]:
+    """Return the paths of certificate and key that the first start makes, beside a configuration file."""
+    return file.with_suffix(".crt"), file.with_suffix(".key")
+
+
+def named_pair(settings: Mapping[str, Any]) -> tuple[Path, Path]:
+    """Return the paths of certificate and key that the settings name."""
+    return Path(settings["api"]["ssl_cert"]), Path(settings["api"]["ssl_key"])
+
+
 def namespaces(settings: Mapping[str, Any]) -> Iterator[str]:
     """Give the sections that enable an extension: every one that is neither the broker's own nor built in."""
     for name in settings:

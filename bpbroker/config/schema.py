@@ -79,12 +79,6 @@ def _environment(value: Any) -> str | None:
     return "must be an object of texts"
 
 
-def _texts(value: Any) -> str | None:
-    if isinstance(value, (list, tuple)) and value and all(isinstance(item, str) and item for item in value):
-        return None
-    return "must be a list of texts"
-
-
 def _endpoints(value: Any) -> str | None:
     if isinstance(value, (list, tuple)) and all(_is_endpoint(item) for item in value):
         return None

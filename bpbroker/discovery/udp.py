@@ -11,7 +11,7 @@ from typing import Final
 
 from bpbroker.discovery.datagram import MULTICAST_GROUP
 from bpbroker.discovery.interfaces import interfaces
-from bpbroker.errors import InUse, StartError
+from bpbroker.errors import cannot_listen
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def bind_udp(ip: str, port: int) -> list[socket.socket]:
                 sock.close()
             if port == 0 and error.errno == errno.EADDRINUSE and attempt < _ATTEMPTS - 1:
                 continue
-            raise _explained(error, ip, port) from None
+            raise cannot_listen(error, "UDP", ip, port) from None
         join_groups(sockets)
         return sockets
     raise AssertionError("the last attempt returns or raises")
@@ -141,12 +141,3 @@ def join_groups(sockets: list[socket.socket]) -> None:
 def _join(sock: socket.socket, index: int) -> None:
     membership = socket.inet_pton(socket.AF_INET6, MULTICAST_GROUP) + struct.pack("@I", index)
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, membership)
-
-
-def _explained(error: OSError, ip: str, port: int) -> StartError:
-    where = f"Cannot listen on port {port} (UDP) of {ip or 'all interfaces'}"
-    if error.errno == errno.EADDRINUSE:
-        return InUse(f"{where}: another process uses it; stop that, or set api.listen_port to another port")
-    if error.errno == errno.EACCES:
-        return StartError(f"{where}: this user may not; ports below 1024 need more rights")
-    return StartError(f"{where}: {error.strerror or error}; check api.listen_ip")

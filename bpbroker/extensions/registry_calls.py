@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from bpbroker.errors import BadRequest
-from bpbroker.messages import Call, Delete, Get, List, Record, Register, Replace, Update
+from bpbroker.messages import WAIT_MAX_SECS, Call, Delete, Get, List, Record, Register, Replace, Update
 from bpbroker.registry import entry
 from bpbroker.registry.writes import Write
-
-WAIT_MAX_SECS: Final = 600.0
 
 _WRITES: Final[Mapping[str, type[Register | Replace | Update]]] = {
     "Register": Register,

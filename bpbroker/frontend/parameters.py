@@ -8,11 +8,11 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from bpbroker.errors import BadRequest, TooLarge
+from bpbroker.messages import WAIT_MAX_SECS
 from bpbroker.registry import entry
 
 _FIELDS_MAX: Final = 200
 _KEY_NAMES: Final = ("access_key", "access-key")
-WAIT_MAX_SECS: Final = 600.0
 
 
 class Parameters:

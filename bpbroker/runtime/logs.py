@@ -159,8 +159,8 @@ def goes_to_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def one_line(text: str) -> str:
-    """Give text with its control characters escaped: what a client sends must not look like a line of its own."""
+def escaped(text: str) -> str:
+    """Return text with its control characters escaped: what a client sends must not look like a line of its own."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
@@ -193,7 +193,7 @@ class TextFormatter(logging.Formatter):
         level = f"{record.levelname:<7}"
         if self._colour and record.levelname in _COLOURS:
             level = f"\x1b[{_COLOURS[record.levelname]}m{level}\x1b[0m"
-        return self.with_trace(f"{_time(record)} {level} {record.name}: {one_line(record.getMessage())}", record)
+        return self.with_trace(f"{_time(record)} {level} {record.name}: {escaped(record.getMessage())}", record)
 
     def with_trace(self, line: str, record: logging.LogRecord) -> str:
         """Give the line with the record's traceback below it."""
@@ -208,7 +208,7 @@ class JournalFormatter(TextFormatter):
         """Give the line; each line of a traceback has the priority too, as journald reads line by line."""
         ready = ready_lines(record)
         if ready is None:
-            ready = self.with_trace(f"{record.name}: {one_line(record.getMessage())}", record).splitlines()
+            ready = self.with_trace(f"{record.name}: {escaped(record.getMessage())}", record).splitlines()
         prefix = f"<{_priority(record.levelno)}>"
         return "\n".join(prefix + line for line in ready)
 

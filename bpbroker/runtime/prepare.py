@@ -79,12 +79,12 @@ def prepare(plan: Plan, undo: ExitStack) -> Prepared:
         logger.warning("%s", warning)
     loaded = with_certificate(loaded, own)
     api = loaded.effective["api"]
-    cert, key = Path(api["ssl_cert"]), Path(api["ssl_key"])
+    cert, key = layers.named_pair(loaded.effective)
     try:
         tls.check_pair(cert, key)
         context = tls.context(cert, key)
     except ConfigurationError as error:
-        if (cert, key) != (own.with_suffix(".crt"), own.with_suffix(".key")):
+        if (cert, key) != layers.own_pair(own):
             raise ConfigurationError(
                 f"{error}\nPut the right files there, or take ssl_cert and ssl_key out of {own} to have a pair made"
             ) from None
@@ -105,7 +105,7 @@ def with_certificate(loaded: Loaded, own: Path) -> Loaded:
     named = loaded.effective["api"]["ssl_cert"]
     if named != layers.DEFAULT_CERT:
         logger.warning("%s is not used any more: everybody has the key of the pair that 0.22 shipped", named)
-    cert, key = own.with_suffix(".crt"), own.with_suffix(".key")
+    cert, key = layers.own_pair(own)
     tls.ensure_pair(cert, key)
     pair = {"api.ssl_cert": str(cert), "api.ssl_key": str(key)}
     return Loaded(

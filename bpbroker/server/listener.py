@@ -32,7 +32,7 @@ from typing import Any, Final
 from cheroot.server import HTTPServer
 
 from bpbroker.config import schema
-from bpbroker.errors import InUse, StartError
+from bpbroker.errors import InUse, cannot_listen
 from bpbroker.frontend import access_log
 from bpbroker.messages import Settings
 from bpbroker.server.connection import Connection, Phase
@@ -80,19 +80,10 @@ def bind_tcp(ip: str, port: int) -> socket.socket:
             sock.close()
             if family == socket.AF_INET6 and not ip and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 continue  # IPv6 is compiled in but switched off
-            raise _explained(error, ip, port) from None
+            raise cannot_listen(error, "TCP", ip, port) from None
         sock.setblocking(False)
         return sock
     raise InUse(f"Cannot listen on port {port} (TCP): this machine has no usable network")
-
-
-def _explained(error: OSError, ip: str, port: int) -> StartError:
-    what = f"Cannot listen on port {port} (TCP){f' of {ip}' if ip else ''}: {error.strerror or error}"
-    if error.errno == errno.EADDRINUSE:
-        return InUse(f"{what}; choose another with api.listen_port or --listen-port, or stop who uses it")
-    if error.errno == errno.EACCES:
-        return StartError(f"{what}; ports below 1024 need more rights")
-    return StartError(f"{what}; check api.listen_ip or --listen-ip")
 
 
 def descriptor_limit() -> int:

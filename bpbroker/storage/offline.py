@@ -235,77 +235,77 @@ def put(own: Path, settings: dict[str, Any], entries: dict[str, bytes]) -> Path 
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at."""
+class CheckResult:
+    """What was found about one thing: the file, the journal, the backups, etcd."""
 
     what: str
     level: Literal["ok", "warning", "fail"]
     detail: str
 
 
-def check(own: Path) -> tuple[Finding, ...]:
+def check(own: Path) -> tuple[CheckResult, ...]:
     """Look whether file, journal and backups can be trusted; changes nothing and may run beside a broker."""
     return tuple(_findings(own))
 
 
-def _findings(own: Path) -> Iterator[Finding]:
+def _findings(own: Path) -> Iterator[CheckResult]:
     journal = journal_path(own)
     state = None
     try:
         state = read_journal(journal)
     except BpbrokerError as error:
-        yield Finding("journal", "fail", str(error))
+        yield CheckResult("journal", "fail", str(error))
     if state is not None:
-        yield Finding("journal", "ok", f"{journal}: {len(state.changes)} changed entries")
+        yield CheckResult("journal", "ok", f"{journal}: {len(state.changes)} changed entries")
         if state.torn_bytes and holder(own) is None:  # else it is a commit under way
             torn = f"{state.torn_bytes} bytes of a commit that was cut off and never acknowledged"
-            yield Finding("journal's end", "warning", f"{journal} ends with {torn}; a start drops them")
+            yield CheckResult("journal's end", "warning", f"{journal} ends with {torn}; a start drops them")
     good = None
     try:
         good = backups.newest_good(own)
     except BpbrokerError as error:
-        of_backups = Finding("backups", "warning", str(error))
+        of_backups = CheckResult("backups", "warning", str(error))
     else:
         folder = backups.folder_for(own)
         of_backups = (
-            Finding("backups", "warning", f"there is no good backup in {folder}")
+            CheckResult("backups", "warning", f"there is no good backup in {folder}")
             if good is None
-            else Finding("backups", "ok", f"the newest good one is {good.info.path}: {good.entries} entries")
+            else CheckResult("backups", "ok", f"the newest good one is {good.info.path}: {good.entries} entries")
         )
     yield from _of_file(own, good, changed=state is not None and bool(state.changes))
     yield of_backups
 
 
-def _of_file(own: Path, good: backups.Checked | None, *, changed: bool) -> Iterator[Finding]:
+def _of_file(own: Path, good: backups.Checked | None, *, changed: bool) -> Iterator[CheckResult]:
     try:
         settings, entries = config_file.read(own)
     except BpbrokerError as error:
-        yield Finding("file", "fail", str(error))
+        yield CheckResult("file", "fail", str(error))
         return
     if settings:
-        yield Finding("file", "ok", f"{own}: {len(entries)} entries, {len(settings)} sections")
+        yield CheckResult("file", "ok", f"{own}: {len(entries)} entries, {len(settings)} sections")
     elif changed:
-        yield Finding("file", "fail", f"{own} is gone, but its journal has changes of it")
+        yield CheckResult("file", "fail", f"{own} is gone, but its journal has changes of it")
     elif good is not None:
         lost = f"{own} is not there, so a start makes a new one without entries"
-        yield Finding("file", "warning", f"{lost}. {backups.advised(own, good)}")
+        yield CheckResult("file", "warning", f"{lost}. {backups.advised(own, good)}")
     else:
-        yield Finding("file", "warning", f"{own} is not there yet; the first start makes it")
+        yield CheckResult("file", "warning", f"{own} is not there yet; the first start makes it")
     problems = list(schema.problems(settings))
     for problem in problems:
-        yield Finding("settings", "fail", problem)
+        yield CheckResult("settings", "fail", problem)
     if layers.shares_registry(settings) and not problems:
         yield _of_etcd(settings, len(entries))
 
 
-def _of_etcd(settings: Mapping[str, Any], unused: int) -> Finding:
+def _of_etcd(settings: Mapping[str, Any], unused: int) -> CheckResult:
     try:
         found = len(store.read_all(settings))
     except Unavailable as error:  # a start would work, and wait for it
-        return Finding("etcd", "warning", f"{error}; look at its members")
+        return CheckResult("etcd", "warning", f"{error}; look at its members")
     except BpbrokerError as error:
-        return Finding("etcd", "fail", str(error))
+        return CheckResult("etcd", "fail", str(error))
     if unused:
         detail = f"the registry is there ({found} entries), so the {unused} in the file are not used"
-        return Finding("etcd", "warning", f"{detail}; bpbroker migrate --to etcd --merge adds them there")
-    return Finding("etcd", "ok", f"the registry is there: {found} entries")
+        return CheckResult("etcd", "warning", f"{detail}; bpbroker migrate --to etcd --merge adds them there")
+    return CheckResult("etcd", "ok", f"the registry is there: {found} entries")

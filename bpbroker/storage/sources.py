@@ -85,7 +85,7 @@ def _lower(below: Path | None) -> tuple[Mapping[str, Any], tuple[str, ...]]:
         pass  # not there; or reading it says better what is wrong
     settings = config_file.read(below)[0]
     api = settings.get("api")
-    own_pair = {"ssl_cert": str(below.with_suffix(".crt")), "ssl_key": str(below.with_suffix(".key"))}
+    own_pair = dict(zip(("ssl_cert", "ssl_key"), map(str, layers.own_pair(below)), strict=True))
     if isinstance(api, dict) and own_pair.items() <= api.items():
         settings["api"] = {key: value for key, value in api.items() if key not in own_pair}
     return settings, ()
