@@ -20,6 +20,7 @@ import errno
 import os
 import re
 import secrets
+import shutil
 import stat
 import sys
 import time
@@ -35,14 +36,16 @@ SYNC_EVERY_BYTES: Final = 1024 * 1024
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 _BREATH_SECS: Final = 0.0005
+_ALONE_SECS: Final = 10.0
+_PAUSE_SECS: Final = 0.02
 
 _BINARY: Final = getattr(os, "O_BINARY", 0)
 _NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT: Final = getattr(os, "O_NONBLOCK", 0)
 """A named pipe that lies under a file's name must not stop the process that opens it."""
 
-_HALF: Final = re.compile(r"(?:\.[0-9a-f]{16})?\.tmp(?:-wal|-shm|-journal)?", re.ASCII)
-"""What follows a file's name in the names of its halves; earlier versions wrote no digits."""
+_HALF: Final = re.compile(r"(.+)\.[0-9a-f]{16}\.tmp(?:-wal|-shm|-journal)?", re.ASCII | re.DOTALL)
+"""A name from :func:`temporary_name`, and what SQLite puts beside it."""
 
 
 class OutcomeUnknown(OSError):
@@ -68,11 +71,14 @@ def replace(path: Path, chunks: Iterable[bytes], *, mode: int = 0o600) -> None:
 
 
 def write_whole(
-    path: Path, chunks: Iterable[bytes], *, mode: int = 0o600, owner: tuple[int, int] | None = None
+    path: Path,
+    chunks: Iterable[bytes],
+    *,
+    mode: int = 0o600,
+    owner: tuple[int, int] | None = None,
+    follow: bool = True,
 ) -> None:
     """Put a new file in the place of the one at ``path``, durably; after an error the old one is still there.
-
-    A symbolic link is followed, except in an :func:`untrusted` folder.
 
     Args:
         path: its folder must exist.
@@ -80,12 +86,15 @@ def write_whole(
         mode: the new file's permission bits, whatever the umask says; also where the old file had others.
         owner: user and group number; without it, and when run by root, the new file belongs to the owner of the
             old one, else of the folder, so that a command run by root does not lock out a broker of another user.
+        follow: whether a symbolic link leads to the file that is replaced, as long as its folder is not
+            :func:`untrusted`; without it the link itself is replaced.
 
     Raises:
         OutcomeUnknown: the new file is there, but syncing its folder failed.
         OSError: anything else; the old file is untouched and no half is left.
     """
-    path = _target(path)
+    if follow:
+        path = _target(path)
     with _Folder(path.parent) as folder:
         name = temporary_name(path.name)
         renamed = False
@@ -134,16 +143,20 @@ def sweep(folder: Path, is_ours: Callable[[str], bool]) -> list[Path]:
 
     Args:
         folder: need not exist.
-        is_ours: whether a file of this name is one that the caller writes.
+        is_ours: whether a file or folder of this name is one that the caller makes.
     """
     swept = []
     with contextlib.suppress(OSError):
         for path in sorted(folder.iterdir()):
-            target, half = _split_half(path.name)
-            if half and is_ours(target) and path.is_file() and not path.is_symlink() and not _is_being_written(path):
-                with contextlib.suppress(OSError):  # Windows keeps what is open elsewhere
+            half = _HALF.fullmatch(path.name)
+            if half is None or not is_ours(half[1]) or path.is_symlink() or _is_being_written(path):
+                continue
+            with contextlib.suppress(OSError):  # Windows keeps what is open elsewhere
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
                     path.unlink()
-                    swept.append(path)
+                swept.append(path)
     return swept
 
 
@@ -172,21 +185,14 @@ def _fill(
     os.fsync(descriptor)
 
 
-def _split_half(name: str) -> tuple[str, bool]:
-    """Return the name of the file that ``name`` is a half of, and whether it is one."""
-    for found in _HALF.finditer(name):
-        if found.end() == len(name) and found.start():
-            return name[: found.start()], True
-    return name, False
-
-
 def _is_being_written(path: Path) -> bool:
     if sys.platform == "win32":
         return False  # an open file cannot be removed there
     import fcntl
 
     try:
-        descriptor = os.open(path, os.O_RDWR | _NO_LINK | _NO_WAIT)  # for a lock on NFS it must be writable
+        flags = os.O_RDONLY | os.O_DIRECTORY if path.is_dir() else os.O_RDWR  # a lock on NFS needs a writable file
+        descriptor = os.open(path, flags | _NO_LINK | _NO_WAIT)
     except OSError:
         return True
     try:
@@ -301,6 +307,8 @@ def open_private(
 
 def _open_or_create(path: Path, flags: int, mode: int) -> tuple[int, bool]:
     """Return a descriptor, and whether this call made the file: only then may it be given away."""
+    if flags & os.O_EXCL:
+        return os.open(path, flags, mode), True
     while True:
         try:
             return os.open(path, flags & ~os.O_CREAT & ~os.O_TRUNC), False
@@ -309,6 +317,11 @@ def _open_or_create(path: Path, flags: int, mode: int) -> tuple[int, bool]:
                 raise
         with contextlib.suppress(FileExistsError):  # another process was faster
             return os.open(path, flags | os.O_EXCL, mode), True
+
+
+def process_owner() -> tuple[int, int] | None:
+    """Return the user and group number of this process; None where there are none."""
+    return None if sys.platform == "win32" else (os.geteuid(), os.getegid())
 
 
 def adopt_owner(descriptor: int, path: Path) -> None:
@@ -361,6 +374,37 @@ def _give(descriptor: int, owner: tuple[int, int] | None) -> None:
 
 
 # --- folders, names ---
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Let no other process inside the same ``with`` on this folder meanwhile.
+
+    Raises:
+        OSError: the folder cannot be opened, or another process is inside for 10 seconds.
+    """
+    if sys.platform == "win32":  # a folder cannot be opened there
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        left = _ALONE_SECS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if left <= 0:
+                    raise OSError(errno.EBUSY, "another process is changing files there", str(folder)) from None
+            except OSError:
+                break  # a file system without locks
+            left -= _PAUSE_SECS
+            time.sleep(_PAUSE_SECS)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def make_folder(folder: Path, owner_of: Path | None = None, *, mode: int = 0o700) -> None:

@@ -62,11 +62,12 @@ def test_after_the_rename_the_outcome_is_not_known(file: Path, monkeypatch: pyte
 
 
 def test_halves_that_a_crash_left_are_swept_and_nothing_else(tmp_path: Path) -> None:
-    halves = ["b.json.tmp", files.temporary_name("b.json"), f"{files.temporary_name('b.json')}-wal"]
-    others = ["b.json", "b.json.0123.tmp", "b.json.tmp.old", "c.json.tmp", ".tmp", "b.json.TMP", "b.json.tmp~"]
+    halves = [files.temporary_name("b.json"), f"{files.temporary_name('b.json')}-wal"]
+    others = ["b.json.tmp", files.temporary_name("other"), "b.json", "b.json.0123.tmp", f"{halves[0]}.old"]
     for name in (*halves, *others):
         (tmp_path / name).write_bytes(b"half")
-    (tmp_path / files.temporary_name("b.json")).mkdir()
+    halves.append(files.temporary_name("b.json"))
+    (tmp_path / halves[-1] / "folder").mkdir(parents=True)
     kept = {path.name for path in tmp_path.iterdir()} - set(halves)
     assert sorted(path.name for path in files.sweep(tmp_path, "b.json".__eq__)) == sorted(halves)
     assert {path.name for path in tmp_path.iterdir()} == kept
