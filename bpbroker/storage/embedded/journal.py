@@ -2,8 +2,9 @@
 
 ``<config>.journal`` is a SQLite database in WAL mode, ``<config>.journal-wal``
 its log. ``<config>.journal-mark`` holds the number of the last acknowledged
-commit. It is not synced, so after a power cut it may be behind, but never
-ahead: a journal that ends before its mark has lost something.
+commit. It is synced when it is made and not again, so after a power cut it may
+be behind, as an empty one is, but never ahead: a journal that ends before its
+mark has lost something.
 
 Every row carries a checksum, because SQLite checks the structure of its pages
 but not their content, and a damaged journal must not become a wrong entry.
@@ -91,14 +92,19 @@ def create(journal: Path) -> None:
     Raises:
         OSError, sqlite3.Error: it cannot be written.
     """
-    new = journal.with_name(f"{journal.name}.tmp")
-    for left in (new, _beside(new, "wal"), _beside(new, "shm")):
-        left.unlink(missing_ok=True)
-    descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    new = journal.with_name(files.temporary_name(journal.name))
     try:
-        files.adopt_owner(descriptor, config_path(journal))
-    finally:
-        os.close(descriptor)
+        _write_empty(new, config_path(journal))
+        files.settle(new, journal)
+    except BaseException:
+        for left in (new, _beside(new, "journal"), _beside(new, "wal"), _beside(new, "shm")):
+            with suppress(OSError):
+                left.unlink()
+        raise
+
+
+def _write_empty(new: Path, owner_of: Path) -> None:
+    os.close(files.open_private(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, owner_of=owner_of))
     with closing(sqlite3.connect(new, isolation_level=None)) as connection:
         connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
         connection.execute("PRAGMA journal_mode=WAL")
@@ -109,8 +115,6 @@ def create(journal: Path) -> None:
         connection.execute("INSERT INTO owner VALUES (1, 0, 0, ?)", (owner_checksum(0, 0),))
         connection.execute("COMMIT")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # raises what closing would only ignore
-    new.replace(journal)
-    files.sync_folder(journal.parent)
 
 
 def read_journal(journal: Path) -> JournalState:
@@ -212,7 +216,7 @@ class Mark:
         self._descriptor: int | None = None
 
     def read(self) -> int | None:
-        """Give it, or None when there is none.
+        """Return it, or None when there is none yet, which includes one that a power cut left empty, short or zeros.
 
         Raises:
             DamagedFile: it is not what the broker wrote.
@@ -222,6 +226,8 @@ class Mark:
             content = self._path.read_bytes()
         except FileNotFoundError:
             return None
+        if len(content) < self._FORM.size or not content.strip(b"\0"):
+            return None
         if len(content) == self._FORM.size:
             sequence, checksum = self._FORM.unpack(content)
             if checksum == zlib.crc32(content[:8]):
@@ -229,14 +235,16 @@ class Mark:
         raise DamagedFile(f"{self._path} is damaged (to go on without it, remove it)")
 
     def open(self, sequence: int) -> None:
-        """Make it, or take up the one that is there.
+        """Make it, or take up the one that is there, durably.
 
         Raises:
             OSError: it cannot be written.
         """
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
-        files.adopt_owner(self._descriptor, config_path(self._journal))
+        owner_of = config_path(self._journal)
+        self._descriptor = files.open_private(self._path, os.O_RDWR | os.O_CREAT, owner_of=owner_of)
         self.write(sequence)
+        os.fsync(self._descriptor)
+        files.sync_folder(self._path.parent)
 
     def write(self, sequence: int) -> None:
         """Put it forward: two microseconds, nothing is synced.
@@ -256,9 +264,6 @@ class Mark:
             OSError: it cannot be written.
         """
         self.open(self.RESTORING)
-        if self._descriptor is not None:
-            os.fsync(self._descriptor)
-        files.sync_folder(self._path.parent)
 
     def close(self, *, remove: bool) -> None:
         """Let go of it; ``remove`` when the journal is empty for good and nothing can be missing any more."""

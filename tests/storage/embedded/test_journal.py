@@ -7,11 +7,13 @@ import os
 import random
 import shutil
 import sqlite3
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
+from bpbroker import files
 from bpbroker.errors import ConfigurationError, DamagedFile
 from bpbroker.storage import backups, config_file
 from bpbroker.storage.embedded.journal import Mark, create, files_of, read_journal
@@ -220,11 +222,34 @@ def test_a_restore_that_was_cut_off_bars_the_start(journal: Path, load: Load) ->
         load(journal)
 
 
-def test_a_crash_while_it_is_made_leaves_no_half_journal(journal: Path, load: Load, base: dict[str, bytes]) -> None:
-    for left in ("journal.tmp", "journal.tmp-wal", "journal.tmp-shm"):
-        journal.with_name(f"bpbroker.json.{left}").write_bytes(b"half")
-    assert load(journal) == base
-    assert [path.name for path in journal.parent.iterdir() if "tmp" in path.name] == []
+def test_a_journal_that_cannot_be_made_leaves_no_half(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(_: Path, __: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "settle", failing)
+        with pytest.raises(OSError, match="Input/output error"):
+            create(journal)
+    assert list(journal.parent.glob(f"{journal.name}*")) == []
+    create(journal)
+    assert read_journal(journal).changes == {}
+
+
+@pytest.mark.parametrize("left", [b"", b"\0" * 5, b"\0" * 12, struct.pack(">Q", 7)])
+def test_a_mark_that_a_power_cut_left_empty_or_short_is_only_behind(journal: Path, load: Load, left: bytes) -> None:
+    create(journal)
+    mark = journal.with_name(f"{journal.name}-mark")
+    mark.write_bytes(left)
+    assert Mark(journal).read() is None
+    assert read_journal(journal).changes == {}
+    load(journal)
+
+
+def test_a_mark_of_full_length_that_the_broker_did_not_write_is_damage(journal: Path) -> None:
+    create(journal)
+    journal.with_name(f"{journal.name}-mark").write_bytes(b"\0" * 11 + b"\1")
+    with pytest.raises(DamagedFile, match="-mark is damaged"):
+        read_journal(journal)
 
 
 def test_it_can_be_checked_beside_a_running_broker(journal: Path) -> None:
