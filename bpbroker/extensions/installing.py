@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from bpbroker.errors import ConfigurationError, NotFound, UsageError
 from bpbroker.extensions.modules import ExtensionRecord, look_at, name_problem, offered, read_source
+from bpbroker.files import alone_in, make_folder, process_owner, rename, sync_folder, temporary_name, write_whole
 
 FILES_MAX: Final = 1000
 BYTES_MAX: Final = 64 * 1024 * 1024
+_PIECE_BYTES: Final = 1024 * 1024
+_KEPT: Final = ".old"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,8 @@ def uninstall(namespace: str, lib: Path) -> tuple[Path, ...]:
             _remove(path)
         except OSError as error:
             raise ConfigurationError(f"{path} was not removed: {error.strerror}") from None
+    with suppress(OSError):
+        sync_folder(lib)
     return tuple(there)
 
 
@@ -159,30 +164,62 @@ def _is_same(source: Path, files: list[Path], target: Path) -> bool:
 # --- putting it there ---
 
 
+def heal(lib: Path) -> None:
+    """Finish what a crash cut off in :func:`install`: give an older version that was moved away its name back.
+
+    Raises:
+        OSError: the lib folder cannot be changed.
+    """
+    if any(_cut_off(lib)):
+        with alone_in(lib):
+            _heal(lib)
+
+
+def _heal(lib: Path) -> None:
+    for kept in _cut_off(lib):
+        rename(kept, kept.with_name(kept.name.removesuffix(_KEPT)))
+
+
+def _cut_off(lib: Path) -> list[Path]:
+    """Return the older versions that nothing has taken the place of."""
+    kept = sorted(lib.glob(f"*{_KEPT}")) if lib.is_dir() else []
+    return [path for path in kept if not any(map(os.path.lexists, _both_kinds(path.name.removesuffix(_KEPT), lib)))]
+
+
+def _both_kinds(name: str, lib: Path) -> tuple[Path, Path]:
+    """Return the paths of a namespace's module and package."""
+    namespace = name.removesuffix(".py")
+    return lib / f"{namespace}.py", lib / namespace
+
+
 def _put(source: Path, files: list[Path], lib: Path, name: str) -> tuple[Path, Path | None]:
     """Copy beside the target, then let it take the target's place; gives its path and where the older version is."""
-    lib.mkdir(mode=0o755, parents=True, exist_ok=True)
+    make_folder(lib, mode=0o755)
     target = lib / name
-    workshop = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=lib))
-    try:
-        fresh = workshop / name
-        if source.is_dir():
-            fresh.mkdir(0o755)
-            for file in files:
-                (fresh / file.parent).mkdir(mode=0o755, parents=True, exist_ok=True)
-                _copy(source / file, fresh / file)
-        else:
-            _copy(source, fresh)
-        kept = _keep_older(target)
+    with alone_in(lib):
+        _heal(lib)
+        workshop = lib / temporary_name(name)
+        workshop.mkdir(0o755)
         try:
-            fresh.rename(target)
-        except OSError:
-            if kept is not None:
-                kept[1].rename(kept[0])
-            raise
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
-    _sync(lib)
+            with alone_in(workshop):  # as long as it is, a start does not sweep it
+                fresh = workshop / name
+                if source.is_dir():
+                    make_folder(fresh, mode=0o755)
+                    for file in files:
+                        make_folder((fresh / file).parent, mode=0o755)
+                        _copy(source / file, fresh / file)
+                else:
+                    _copy(source, fresh)
+                kept = _keep_older(target)
+                try:
+                    fresh.rename(target)
+                except OSError:
+                    if kept is not None:
+                        kept[1].rename(kept[0])
+                    raise
+        finally:
+            shutil.rmtree(workshop, ignore_errors=True)
+        sync_folder(lib)
     return target, kept[1] if kept else None
 
 
@@ -209,25 +246,14 @@ def _keep_older(target: Path) -> tuple[Path, Path] | None:
 
 def _kept(path: Path) -> Path:
     """Give the name of the older version: none that can be imported."""
-    return path.with_name(f"{path.name}.old")
+    return path.with_name(f"{path.name}{_KEPT}")
 
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a file's content to a new file that everybody may read and only its owner write."""
-    with source.open("rb") as reader, target.open("xb") as writer:
-        shutil.copyfileobj(reader, writer)
-        writer.flush()
-        os.fsync(writer.fileno())
-    target.chmod(0o644)
-
-
-def _sync(folder: Path) -> None:
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    with source.open("rb") as reader:
+        chunks = iter(lambda: reader.read(_PIECE_BYTES), b"")
+        write_whole(target, chunks, mode=0o644, owner=process_owner(), follow=False)
 
 
 def _remove(path: Path) -> None:

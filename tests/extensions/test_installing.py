@@ -231,3 +231,18 @@ def test_uninstall(work: Path, lib: Path) -> None:
             uninstall(name, lib)
     with pytest.raises(UsageError, match="uninstall pkg"):
         uninstall("pkg.one", lib)
+
+
+def test_a_package_whose_change_was_cut_off_gets_its_name_back(work: Path, lib: Path) -> None:
+    script(work, "pkg/__init__.py")
+    install(work / "pkg", lib)
+    before = content(lib)
+    (lib / "pkg").rename(lib / "pkg.old")
+    installing.heal(lib)
+    assert content(lib) == before
+    # A module took the package's place: the older version stays where it is.
+    (lib / "pkg").rename(lib / "pkg.old")
+    (lib / "pkg.py").write_text(SOURCE)
+    installing.heal(lib)
+    assert (lib / "pkg.old").is_dir()
+    installing.heal(lib / "not there")
