@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import click
 
+from bpbroker import files
 from bpbroker.commands.scope import FILE, Scope, command, pass_scope
 from bpbroker.config import layers, schema
 from bpbroker.errors import BadRequest, ConfigurationError, InUse
@@ -72,7 +73,7 @@ def add_offline(scope: Scope, extra: Mapping[str, Any], extra_entries: Mapping[s
     own = scope.own
     scope.act_as_owner()
     try:
-        own.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(own.parent, mode=0o755)
     except OSError as error:
         raise ConfigurationError(f"Cannot make the folder {own.parent}: {error.strerror}") from None
     try:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bpbroker import files
 from bpbroker.errors import BadRequest, Overloaded, RequestError, StorageFull, Unavailable, from_status
 from bpbroker.messages import Call, CallResult
 
@@ -235,7 +236,7 @@ def _open(path: Path | None) -> sqlite3.Connection:
     if path is None:
         connection = sqlite3.connect(":memory:", isolation_level=None)
     else:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # answers may hold keys
+        os.close(files.open_private(path, os.O_RDWR | os.O_CREAT))  # answers may hold keys
         connection = sqlite3.connect(path, isolation_level=None, timeout=5)
     try:
         connection.execute("PRAGMA journal_mode=WAL")

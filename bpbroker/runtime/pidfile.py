@@ -10,6 +10,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from bpbroker import files
 from bpbroker.errors import ConfigurationError
 
 
@@ -19,13 +20,9 @@ def write_pid(path: Path) -> None:
     Raises:
         ConfigurationError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(f"{os.getpid()}\n", encoding="ascii")
-        temporary.replace(path)
+        files.write_whole(path, [b"%d\n" % os.getpid()], mode=0o644, owner=files.process_owner(), follow=False)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise ConfigurationError(f"Cannot write the PID file {path}: {error.strerror}") from None
 
 

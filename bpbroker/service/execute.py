@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from bpbroker import files
 from bpbroker.errors import ConfigurationError, StartError
 from bpbroker.service.machine import within
 from bpbroker.service.plan import Adopt, MakeFolder, Plan, Remove, Run, SetAside, Step, WriteFile
@@ -105,14 +106,9 @@ def _adopt(path: Path, owner: str, root: Path) -> bool:
 def _write(path: Path, content: bytes, mode: int) -> bool:
     if path.is_file() and not path.is_symlink() and path.read_bytes() == content:
         return _permit(path, mode, "root", Path("/"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        temporary.write_bytes(content)
-        temporary.chmod(mode)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.make_folder(path.parent, mode=0o755)
+    # A link in its place, such as that of a masked unit, is replaced and not followed.
+    files.write_whole(path, [content], mode=mode, owner=files.process_owner(), follow=False)
     return True
 
 

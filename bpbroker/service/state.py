@@ -16,15 +16,21 @@ def files_of(service: Service, where: Where) -> list[Path]:
     """Give the files of this configuration that are there, its backups included."""
     config = where(str(service.config))
     # With what `certificate --renew` and a broker in the background leave beside them.
-    beside = (f"{config.stem}.{end}" for end in ("crt", "crt.old", "key", "key.old", "log", "log.?"))
-    patterns = (config.name, *(f"{config.name}.{end}" for end in ("lock", "journal*", "answers*", "tmp")), *beside)
+    ends = ("crt", "crt.old", "crt.staged", "key", "key.old", "key.staged", "log", "log.?")
+    beside = (*(f"{config.stem}.{end}" for end in ends), *(f"{config.stem}.{end}.*.tmp" for end in ("crt*", "key*")))
+    patterns = (config.name, *(f"{config.name}.{end}" for end in ("lock", "journal*", "answers*", "*.tmp")), *beside)
     kept = (f"{config.name}*.{why}-????????T??????.*Z" for why in ("damaged", "edited"))
     backups = where(str(service.backups))
     return [
         *(path for pattern in patterns for path in _matching(config.parent, pattern)),
         *(
             path
-            for pattern in (f"{config.stem}-????????T??????.*Z.json", *kept)
+            for pattern in (
+                f"{config.stem}-????????T??????.*Z.json",
+                f"{config.name}*.*.tmp",
+                f"{config.stem}-*.tmp",
+                *kept,
+            )
             for path in _matching(backups, pattern)
         ),
     ]

@@ -140,7 +140,7 @@ def _held(own: Path, *, dry_run: bool) -> AbstractContextManager[object]:
         if dry_run:
             return nullcontext()
         try:
-            own.parent.mkdir(parents=True)
+            files.make_folder(own.parent, mode=0o755)
         except OSError as error:
             raise ConfigurationError(f"Cannot make the folder {own.parent}: {error.strerror}") from None
     return FileLock(own)

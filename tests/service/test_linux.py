@@ -187,7 +187,18 @@ def test_purge_removes_its_own_data_only(make_tree: Callable[..., Path]) -> None
     home = root / "usr/local/bpbroker"
     mine = [
         home / "etc" / f"bpbroker.{end}"
-        for end in ("json", "json.lock", "json.journal", "json.journal-wal", "json.answers", "json.tmp", "crt", "key")
+        for end in (
+            "json",
+            "json.lock",
+            "json.journal",
+            "json.journal-wal",
+            "json.answers",
+            "json.0123456789abcdef.tmp",
+            "crt",
+            "key",
+            "key.staged",
+            "crt.staged.0123456789abcdef.tmp",
+        )
     ]
     mine.append(home / "backups/bpbroker-20260131T235959.123456Z.json")
     mine.append(home / "backups/bpbroker.json.edited-20260131T235959.123456Z")
