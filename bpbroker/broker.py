@@ -253,6 +253,8 @@ class Broker:
         """Serve with the certificate that is there now; if it cannot be used keep the one before, and give why."""
         cert, key = layers.named_pair(settings)
         try:
+            if (cert, key) == layers.own_pair(self._own):
+                tls.heal_pair(cert, key)
             tls.check_pair(cert, key)
             context = tls.context(cert, key)
         except ConfigurationError as error:

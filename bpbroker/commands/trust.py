@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from bpbroker import files
 from bpbroker.commands.local import running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, format_option
@@ -76,9 +75,10 @@ def _renew(scope: Scope, cert: Path, key: Path, hosts: tuple[str, ...]) -> None:
             f"and have them taken up: {scope.command_line('reload')}"
         )
     scope.act_as_owner()
+    tls.heal_pair(cert, key)
     for path in (cert, key):
         if path.exists():
-            files.replace(path.with_name(f"{path.name}.old"), [path.read_bytes()])
+            tls.keep_older(path)
     tls.make_pair(cert, key, list(dict.fromkeys((*tls.own_names(), *hosts))))
     click.echo(
         "The certificate is new: clients that pinned the old one refuse this broker until their pin, "

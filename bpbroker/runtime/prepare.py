@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bpbroker import files
 from bpbroker.config import layers
 from bpbroker.config.paths import Home
 from bpbroker.discovery.udp import bind_udp
 from bpbroker.errors import ConfigurationError, InUse
+from bpbroker.extensions import installing
 from bpbroker.runtime.pidfile import remove_pid, write_pid
 from bpbroker.runtime.plan import Plan
 from bpbroker.server import tls
 from bpbroker.server.listener import bind_tcp, raise_descriptor_limit
+from bpbroker.storage import backups
 from bpbroker.storage.lock import FileLock
 from bpbroker.storage.sources import Loaded
 
@@ -70,6 +73,7 @@ def prepare(plan: Plan, undo: ExitStack) -> Prepared:
     lock = FileLock(own)
     lock.acquire()
     undo.callback(lock.release)
+    sweep_halves(own, plan.home.lib)
     pid_file = plan.options.pid_file
     if pid_file:
         write_pid(pid_file)
@@ -80,6 +84,8 @@ def prepare(plan: Plan, undo: ExitStack) -> Prepared:
     loaded = with_certificate(loaded, own)
     api = loaded.effective["api"]
     cert, key = layers.named_pair(loaded.effective)
+    if (cert, key) == layers.own_pair(own):
+        tls.heal_pair(cert, key)
     try:
         tls.check_pair(cert, key)
         context = tls.context(cert, key)
@@ -96,6 +102,18 @@ def prepare(plan: Plan, undo: ExitStack) -> Prepared:
     for sock in (tcp, *udp):
         undo.callback(sock.close)
     return Prepared(lock, loaded, cert, key, context, tcp, udp, secrets.token_urlsafe(32))
+
+
+def sweep_halves(own: Path, lib: Path) -> None:
+    """Clear up after a crash: remove halves, give an extension its name back that was about to be replaced."""
+    backups.sweep(own)
+    pair = [f"{own.stem}.{kind}{more}" for kind in ("crt", "key") for more in ("", ".old", ".staged")]
+    files.sweep(own.parent, pair.__contains__)
+    files.sweep(lib, lambda _: True)
+    try:
+        installing.heal(lib)
+    except OSError as error:
+        logger.warning("Cannot mend %s: %s", error.filename or lib, error.strerror)
 
 
 def with_certificate(loaded: Loaded, own: Path) -> Loaded:
@@ -138,7 +156,7 @@ def make_folders(own: Path, home: Home) -> None:
     folders = [own.parent, home.lib] if own == home.config_file else [own.parent]
     for folder in folders:
         try:
-            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            files.make_folder(folder, mode=0o755)
         except OSError as error:
             raise ConfigurationError(
                 f"Cannot make the folder {folder}: {error.strerror}. "

@@ -29,7 +29,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import SSL
 
+from bpbroker import files
 from bpbroker.errors import ConfigurationError
+from bpbroker.server import own_pair
 
 logger = logging.getLogger(__name__)
 
@@ -62,18 +64,46 @@ class Certificate:
 
 
 def ensure_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
-    """Make a certificate and key for this host if neither file is there.
+    """Make a certificate and key for this host if there are none.
+
+    A key without a certificate is what was left of a first start that was cut
+    off: nothing was served with it, so a new pair takes its place. It is kept
+    as ``<name>.old``.
 
     Raises:
-        ConfigurationError: only one of them is there, or they cannot be written.
+        ConfigurationError: only the certificate is there, or they cannot be written.
     """
+    heal_pair(cert, key)
     if cert.exists() and key.exists():
         return
-    if cert.exists() or key.exists():
-        there, gone = (cert, key) if cert.exists() else (key, cert)
-        raise ConfigurationError(f"{there} is there but {gone} is not; put it back, or remove both to get a new pair")
+    if cert.exists():
+        raise ConfigurationError(f"{cert} is there but {key} is not; put it back, or remove both to get a new pair")
+    if key.exists():
+        logger.warning("%s has no certificate, so both are made anew; the old key is kept as %s.old", key, key)
+        keep_older(key)
     make_pair(cert, key, hosts)
     logger.info("Made a certificate for this host: %s, SHA-256 %s", cert, fingerprint(cert))
+
+
+def heal_pair(cert: Path, key: Path) -> None:
+    """Finish what a crash cut off while a pair of the broker's own was being made or renewed.
+
+    Raises:
+        ConfigurationError: the files cannot be written.
+    """
+    try:
+        own_pair.heal(cert, key)
+    except OSError as error:
+        raise ConfigurationError(f"Cannot write {error.filename or cert}: {error.strerror}") from None
+
+
+def keep_older(path: Path) -> None:
+    """Copy a certificate or key to ``<name>.old``, readable by its owner only.
+
+    Raises:
+        StorageFull, StorageFailed: it cannot be copied.
+    """
+    files.replace(path.with_name(f"{path.name}.old"), [path.read_bytes()])
 
 
 def make_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
@@ -113,8 +143,7 @@ def make_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     try:
-        _write(key, key_pem, 0o600)
-        _write(cert, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+        own_pair.put(cert, key, certificate.public_bytes(serialization.Encoding.PEM), key_pem)
     except OSError as error:
         raise ConfigurationError(f"Cannot write {error.filename or cert}: {error.strerror}") from None
 
@@ -124,17 +153,6 @@ def _key_usage() -> x509.KeyUsage:
         digital_signature=True, key_cert_sign=True, content_commitment=False, key_encipherment=False,
         data_encipherment=False, key_agreement=False, crl_sign=False, encipher_only=False, decipher_only=False,
     )  # fmt: skip
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def own_names() -> list[str]:

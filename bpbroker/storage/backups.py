@@ -85,8 +85,7 @@ def found(own: Path) -> list[BackupInfo]:
     except OSError as error:
         raise Unavailable(f"Cannot read the backups folder {folder}: {error.strerror}") from None
     for path in paths:
-        stamp = _STAMP.search(path.name)
-        if stamp is None or path.name[: stamp.start()] != own.stem:
+        if not _is_backup(path.name, own):
             continue
         try:
             status = path.stat()
@@ -95,6 +94,17 @@ def found(own: Path) -> list[BackupInfo]:
         except (ValueError, FileNotFoundError):  # no such day; or rotated away just now
             continue
     return sorted(result, key=lambda info: info.path, reverse=True)
+
+
+def sweep(own: Path) -> None:
+    """Remove what a crash left half written of a configuration file, its journal and its backups; under its lock."""
+    files.sweep(own.parent, lambda name: name in (own.name, f"{own.name}.journal"))
+    files.sweep(folder_for(own), lambda name: _is_backup(name, own) or name.startswith(f"{own.name}."))
+
+
+def _is_backup(name: str, own: Path) -> bool:
+    stamp = _STAMP.search(name)
+    return stamp is not None and name[: stamp.start()] == own.stem
 
 
 def rotate(own: Path, keep: int) -> None:

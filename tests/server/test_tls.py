@@ -59,12 +59,20 @@ def test_a_pair_that_is_there_is_left_as_it_is(pair: tuple[Path, Path]) -> None:
     assert [path.read_bytes() for path in pair] == before
 
 
-@pytest.mark.parametrize("gone", [0, 1])
-def test_half_a_pair_is_not_made_whole_behind_anybodys_back(pair: tuple[Path, Path], gone: int) -> None:
-    pair[gone].unlink()
-    with pytest.raises(ConfigurationError, match=str(pair[gone])):
+def test_a_certificate_without_its_key_is_not_replaced_behind_anybodys_back(pair: tuple[Path, Path]) -> None:
+    pair[1].unlink()
+    with pytest.raises(ConfigurationError, match=str(pair[1])):
         tls.ensure_pair(*pair)
-    assert not pair[gone].exists()
+    assert not pair[1].exists()
+
+
+def test_a_key_that_a_cut_off_first_start_left_makes_room_for_a_pair(pair: tuple[Path, Path]) -> None:
+    old = pair[1].read_bytes()
+    pair[0].unlink()
+    tls.ensure_pair(*pair)
+    tls.check_pair(*pair)
+    assert pair[1].read_bytes() != old
+    assert pair[1].with_name(f"{pair[1].name}.old").read_bytes() == old
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""The files of the certificate and key that the broker makes for itself: always a pair, whenever the power goes.
+
+Two files cannot be replaced at once. So the new ones are written beside the
+old ones first, the key, then the certificate, each durably. From the moment
+when the certificate lies there the new pair is the one that counts: it is put in
+place, the key first, and what a crash cuts off there is finished by
+:func:`heal` at the next start. A pair that was not complete is removed.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from bpbroker import files
+
+logger = logging.getLogger(__name__)
+
+
+def staged(path: Path) -> Path:
+    """Return where the new one of a file lies before it takes the old one's place."""
+    return path.with_name(f"{path.name}.staged")
+
+
+def put(cert: Path, key: Path, cert_pem: bytes, key_pem: bytes) -> None:
+    """Put a new pair in the place of what is there; after a crash the old or the new one is there, whole.
+
+    Raises:
+        OSError: it cannot be written; the old pair is still there, or :func:`heal` finishes the new one.
+    """
+    with files.alone_in(key.parent):
+        _heal(cert, key)
+        files.write_whole(staged(key), [key_pem], mode=0o600)
+        files.write_whole(staged(cert), [cert_pem], mode=0o644)
+        _finish(cert, key)
+
+
+def heal(cert: Path, key: Path) -> None:
+    """Finish what a crash cut off in :func:`put`.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    if staged(cert).exists() or staged(key).exists():
+        with files.alone_in(key.parent):
+            _heal(cert, key)
+
+
+def _heal(cert: Path, key: Path) -> None:
+    if staged(cert).exists():
+        if _fit(staged(cert), staged(key) if staged(key).exists() else key):
+            logger.info("The new certificate %s, whose making was cut off, is put in place", cert)
+            _finish(cert, key)
+            return
+        logger.warning("%s is removed: there is no key for it", staged(cert))
+    files.remove(staged(cert))
+    files.remove(staged(key))
+
+
+def _finish(cert: Path, key: Path) -> None:
+    if staged(key).exists():
+        files.rename(staged(key), key)
+    files.rename(staged(cert), cert)
+
+
+def _fit(cert: Path, key: Path) -> bool:
+    """Return whether a certificate and a key are a pair."""
+    try:
+        certified = x509.load_pem_x509_certificate(cert.read_bytes()).public_key()
+        private = serialization.load_pem_private_key(key.read_bytes(), None)
+    except (OSError, ValueError, TypeError):
+        return False
+    form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    return certified.public_bytes(*form) == private.public_key().public_bytes(*form)
