@@ -1,0 +1,235 @@
+"""The power goes: whatever is missing of what was not synced, a start works by itself and nothing promised is gone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from bpbroker.config.paths import Home
+from bpbroker.errors import BpbrokerError
+from bpbroker.runtime.plan import Plan, RunOptions
+from bpbroker.runtime.prepare import prepare
+from bpbroker.server import tls
+from bpbroker.storage import backups, config_file, offline
+from bpbroker.storage.embedded.journal import journal_path
+from bpbroker.storage.embedded.store import EmbeddedStore
+from bpbroker.storage.sources import Sources
+from tests.support import power_cut, power_driver
+from tests.support.power_cut import Crash, Note, Recording, Tree
+
+pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+
+LONG: Final = "BPBROKER_POWER_CUTS"
+"""Set to how many states to try at each sync; without it a few."""
+
+
+# --- what was promised ---
+
+
+@dataclass
+class Promises:
+    """What was said to clients and operators up to a moment."""
+
+    entries: dict[str, list[str | None]] = field(default_factory=dict)
+    """Name to what it may be: what was acknowledged last, and what was asked for since."""
+    sections: set[str] = field(default_factory=set)
+    of_backup: dict[str, set[str]] = field(default_factory=dict)
+    """Path of a backup to the sections that were promised then."""
+    backup: str = ""
+    module: str = ""
+    fingerprint: str = ""
+    restoring: str = ""
+
+    def take(self, note: Mapping[str, Any]) -> None:
+        """Add what a note says."""
+        name = note.get("ask", note.get("ok"))
+        if "ask" in note:
+            self.entries.setdefault(str(name), [None]).append(note["value"])
+        elif "ok" in note:
+            values = self.entries[str(name)]
+            del values[: values.index(note["value"])]
+        self.module = note.get("content", self.module)
+        self.fingerprint = note.get("fingerprint", self.fingerprint)
+        if "section" in note:
+            self.sections.add(note["section"])
+        if "backup" in note:
+            self.backup = note["backup"]
+            self.of_backup[self.backup] = set(self.sections)
+        if "restoring" in note:
+            self.restoring = note["restoring"]
+            self.sections = self.of_backup[self.restoring]
+        elif note.get("done") == "restore":
+            self.restoring = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a start found on a disk."""
+
+    entries: Mapping[str, str]
+    sections: frozenset[str] = frozenset()
+    fingerprint: str = ""
+    modules: tuple[str, ...] = ()
+    backups: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def broken(found: Found, promises: Promises, later: Mapping[str, Any]) -> Iterator[str]:
+    """Yield each promise that does not hold; ``later`` has what will be promised next, so may be there already."""
+    if found.problem:
+        yield found.problem
+    for name, allowed in promises.entries.items():
+        if found.entries.get(name) not in allowed:
+            yield f"{name} is {found.entries.get(name)!r:.80}, not one of {allowed!r:.200}"
+    for name in found.entries.keys() - promises.entries.keys():
+        yield f"{name} is there, which was never asked for"
+    if not promises.sections <= found.sections:
+        yield f"settings are missing: {promises.sections - found.sections}"
+    if promises.fingerprint and found.fingerprint not in (promises.fingerprint, later.get("fingerprint")):
+        yield f"the certificate is {found.fingerprint}, neither the old nor the new one"
+    if promises.module and not set(found.modules) & {promises.module, later.get("content")}:
+        yield "the extension is missing or half"
+    if promises.backup and not (promises.backup in found.backups or len(found.backups) >= 2):
+        yield f"the backup {promises.backup} is missing"
+
+
+# --- a start ---
+
+
+def come_up(home: Path) -> Found:
+    """Start on what is there as ``bpbroker start`` does, up to the first snapshot, and look at it."""
+    own = home / "etc" / "bpbroker.json"
+    lib = home / "lib"
+    overrides = {"api.listen_port": 0, "api.listen_ip": "127.0.0.1"}
+    try:
+        with ExitStack() as undo:
+            prepared = prepare(Plan(RunOptions(), Home(home), Sources(own, None, overrides)), undo)
+            store = EmbeddedStore(journal_path(own), lambda: prepared.loaded.entries)
+            try:
+                entries = store.load()
+                config_file.write(own, prepared.loaded.saved, entries)
+                store.forget(store.sequence)
+            finally:
+                store.close()
+            fingerprint = tls.fingerprint(prepared.cert)
+    except BpbrokerError as error:
+        return Found({}, problem=f"exit {error.exit_code}: {error}")
+    settings, again = offline.state_of(own)
+    halves = [str(path) for path in home.rglob("*") if ".tmp" in path.name or path.name.endswith(".staged")]
+    made = [backups.check(info) for info in backups.found(own)]
+    problems = [each.problem for each in made if each.problem]
+    problems += [f"left behind: {halves}"] if halves else []
+    problems += ["the snapshot differs from the journal"] if again != entries else []
+    return Found(
+        {name: json.loads(value)["v"] for name, value in entries.items()},
+        frozenset(settings),
+        fingerprint,
+        tuple(path.read_text() for path in lib.rglob("*.py")) if lib.exists() else (),
+        tuple(each.info.path for each in made),
+        "; ".join(problems),
+    )
+
+
+class Trial:
+    """Starts on every state of a recording; the same state is started on once."""
+
+    def __init__(self, recording: Recording, home: Path) -> None:
+        self._home = home
+        self._notes = recording.notes
+        self._known: dict[bytes, Found] = {}
+        self.tried = 0
+
+    @property
+    def started(self) -> int:
+        return len(self._known)
+
+    def broken(self, crash: Crash) -> list[str]:
+        """Return the promises that a crash breaks."""
+        self.tried += 1
+        promises = Promises()
+        for note in self._before(crash):
+            promises.take(note.value)
+        later: dict[str, Any] = {}
+        for note in reversed(self._notes):
+            if note.at >= crash.at:
+                later.update(note.value)
+        found = self._start(crash.tree)
+        if promises.restoring and found.problem:
+            # Cut off in the middle: the same command again is what helps.
+            power_cut.put(crash.tree, self._home)
+            offline.restore(self._home / "etc" / "bpbroker.json", Path(promises.restoring))
+            found = come_up(self._home)
+        return list(broken(found, promises, later))
+
+    def _before(self, crash: Crash) -> Iterator[Note]:
+        return (note for note in self._notes if note.at < crash.at)
+
+    def _start(self, tree: Tree) -> Found:
+        digest = hashlib.sha256()
+        for name in sorted(tree):
+            content = tree[name]
+            digest.update(f"{name} {None if content is None else len(content)}\0".encode() + (content or b""))
+        key = digest.digest()
+        if key not in self._known:
+            power_cut.put(tree, self._home)
+            self._known[key] = come_up(self._home)
+        return self._known[key]
+
+
+# --- the tests ---
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Return a folder in memory, where syncing costs nothing."""
+    folder = Path(f"/dev/shm/bpbroker-power-{os.getpid()}")  # noqa: S108 - of this process
+    folder.mkdir(mode=0o700)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def recorded(scenario: str, place: Path) -> Recording:
+    home = place / "home"
+    home.mkdir()
+    command = [sys.executable, power_driver.__file__, str(home), scenario]
+    recording, code = power_cut.record(command, home, place / "trace", stdout=subprocess.DEVNULL, timeout=240)
+    assert code == 0, (place / "beside" / "broker.log").read_text(errors="replace")
+    return recording
+
+
+@pytest.mark.parametrize("scenario", list(power_driver.SCENARIOS))
+def test_whatever_the_disk_has_missed_nothing_promised_is_lost(
+    scenario: str, place: Path, record_property: Any
+) -> None:
+    recording = recorded(scenario, place)
+    assert recording.notes
+    trial = Trial(recording, place / "home")
+    per_sync = int(os.environ.get(LONG, "6"))
+    failures: dict[str, Crash] = {}
+    for seed in range(1, 2 if LONG not in os.environ else 4):
+        for crash in power_cut.states(recording, seed, per_sync):
+            for reason in trial.broken(crash):
+                failures.setdefault(reason.partition("\n")[0], crash)
+    record_property("states", trial.tried)
+    record_property("starts", trial.started)
+    assert trial.started > 3 * len(recording.syncs) ** 0.5
+    assert not failures, _shown(failures)
+
+
+def _shown(failures: Mapping[str, Crash]) -> str:
+    lines = [f"{len(failures)} promises do not hold when the power goes"]
+    for reason, crash in list(failures.items())[:12]:
+        lines.append(f"- {reason}\n    before {crash.before[:150]}")
+        lines += [f"    lost{' (zeros)' if crash.zeros else ''}: {text[:150]}" for text in crash.lost[-6:]]
+    return "\n".join(lines)
