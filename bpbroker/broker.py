@@ -28,7 +28,8 @@ from bpbroker.actors.healthcheck import Healthcheck
 from bpbroker.actors.supervisor import Supervisor
 from bpbroker.config import layers, schema
 from bpbroker.errors import BpbrokerError, ConfigurationError
-from bpbroker.frontend.application import Application
+from bpbroker.frontend import access_log
+from bpbroker.frontend.application import Application, rejected
 from bpbroker.runtime import sdnotify
 from bpbroker.runtime.actors import Parts, registry_factory
 from bpbroker.runtime.daemon import Ready, in_background
@@ -99,7 +100,7 @@ class Broker:
             self._start_actors()
             server = self._start_frontend()
             self._say_ready()
-            self._loop.serve(self._take, lambda: server.selecting.silent_secs() < LOOP_SILENT_SECS, self._tend)
+            self._loop.serve(self._take, lambda: server.loop.silent_secs() < LOOP_SILENT_SECS, self._tend)
             sdnotify.notify(sdnotify.STOPPING)
         logger.info("Stopped")
         return 0
@@ -166,17 +167,18 @@ class Broker:
         server = self._server
         if server is None or not server.ready:
             return messages.Pong()  # nobody can ask yet
-        silent = server.selecting.silent_secs()
+        silent = server.loop.silent_secs()
         slow = silent > LOOP_SILENT_SECS
         detail = f"its loop has not gone round for {silent:.0f} s" if slow else ""
-        return messages.Pong(not slow, detail, server.selecting.figures())
+        return messages.Pong(not slow, detail, server.loop.figures())
 
     def _start_frontend(self) -> BrokerServer:
         self._application = Application(self._settings, self._addresses, self._prepared.token)
-        self._server = BrokerServer(self._prepared.tcp, self._application, self._settings, self._context)
+        self._server = BrokerServer(self._prepared.tcp, self._application, self._settings, self._context, rejected)
         cherrypy.config.update({"engine.autoreload.on": False, "log.screen": False})
         cherrypy.log.error_log.setLevel(logging.WARNING)  # the bus tells of each of its states
         cherrypy.server.unsubscribe()
+        self._undo.callback(access_log.flush)
         adapter = ServerAdapter(cherrypy.engine, self._server)
         adapter.subscribe()
         cherrypy.engine.start()

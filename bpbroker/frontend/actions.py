@@ -40,10 +40,10 @@ class Ask(NamedTuple):
     patient: bool = False
     """Whether the client means to wait."""
     late: RequestError = response.LATE
-    """The answer when there was no reply in time."""
+    """The error when there was no reply in time."""
 
 
-Decide = Callable[[Parameters, Mapping[str, Any], str, EntryLimits], Ask | Response]
+Decide = Callable[[Parameters, Mapping[str, str], str, EntryLimits], Ask | Response]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,29 +51,29 @@ class Action:
     """One method of a built-in namespace."""
 
     decide: Decide
-    """Gives the message, or the answer, for parameters, WSGI environ, source address and limits."""
+    """Returns the message, or the response, for parameters, header fields, source address and limits."""
     allow: tuple[str, ...]
     """HTTP methods that it is called with."""
 
 
 def _write(kind: type[messages.Register | messages.Replace | messages.Update]) -> Decide:
-    def decide(parameters: Parameters, environ: Mapping[str, Any], source: str, limits: EntryLimits) -> Ask:
+    def decide(parameters: Parameters, fields: Mapping[str, str], source: str, limits: EntryLimits) -> Ask:
         name = parameters.name(limits.name_bytes)
         data = parameters.data(limits.data_bytes, limits.depth)
-        return Ask(kind(name, data, source, _condition(environ)), response.entry)
+        return Ask(kind(name, data, source, _condition(fields)), response.entry)
 
     return decide
 
 
-def _delete(parameters: Parameters, environ: Mapping[str, Any], _source: str, limits: EntryLimits) -> Ask:
+def _delete(parameters: Parameters, fields: Mapping[str, str], _source: str, limits: EntryLimits) -> Ask:
     name = parameters.name(limits.name_bytes)
-    return Ask(messages.Delete(name, _condition(environ)), lambda _: response.DELETED)
+    return Ask(messages.Delete(name, _condition(fields)), lambda _: response.DELETED)
 
 
-def _get(parameters: Parameters, environ: Mapping[str, Any], _source: str, limits: EntryLimits) -> Ask:
+def _get(parameters: Parameters, fields: Mapping[str, str], _source: str, limits: EntryLimits) -> Ask:
     name = parameters.name(limits.name_bytes)
     wait, local = parameters.seconds("wait"), _is_local(parameters)
-    header = environ.get("HTTP_IF_NONE_MATCH")
+    header = fields.get("if-none-match")
     if header is None:
         return Ask(messages.Get(name, wait, local=local), response.entry, wait + _WAIT_SLACK_SECS, patient=wait > 0)
     # For a read, a tag that was made weak on its way still names what it did (RFC 9110, section 13.1.2).
@@ -103,7 +103,7 @@ def _is_local(parameters: Parameters) -> bool:
     return consistency == "local"
 
 
-def _list(parameters: Parameters, _environ: Mapping[str, Any], _source: str, _limits: EntryLimits) -> Ask:
+def _list(parameters: Parameters, _fields: Mapping[str, str], _source: str, _limits: EntryLimits) -> Ask:
     wait, local = parameters.seconds("wait"), _is_local(parameters)
     prefix = parameters.text("prefix") or ""
     try:
@@ -119,7 +119,7 @@ def _show_known(known: Known) -> Response:
     return response.entries(known.records, known.age_secs)
 
 
-def _ping(parameters: Parameters, _environ: Mapping[str, Any], source: str, limits: EntryLimits) -> Response:
+def _ping(parameters: Parameters, _fields: Mapping[str, str], source: str, limits: EntryLimits) -> Response:
     value = parameters.values.get("data", "")
     if isinstance(value, dict):
         echoed: dict[str, Any] = value  # it holds no entry, so the keys reserved in entries are fine here
@@ -140,8 +140,8 @@ def _echo(text: str, limits: EntryLimits) -> dict[str, Any]:
     return {entry.TEXT_KEY: text}
 
 
-def _condition(environ: Mapping[str, Any]) -> Condition:
-    match, none_match = environ.get("HTTP_IF_MATCH"), environ.get("HTTP_IF_NONE_MATCH")
+def _condition(fields: Mapping[str, str]) -> Condition:
+    match, none_match = fields.get("if-match"), fields.get("if-none-match")
     if match is None and none_match is None:
         return messages.ALWAYS
     return Condition(
@@ -151,7 +151,7 @@ def _condition(environ: Mapping[str, Any]) -> Condition:
 
 
 def _tags(field: str, header: str) -> tuple[str, ...]:
-    """Give the entity tags in a header field; never none: a condition that was meant must not be lost.
+    """Return the entity tags in a header field; never none: a condition that was meant must not be lost.
 
     Raises:
         BadRequest: there is something else in it.

@@ -1,7 +1,8 @@
-"""The HTTP frontend: one request in, one message to an actor, one JSON answer out.
+"""The HTTP frontend: one request in, one message to an actor, one JSON response out.
 
-A WSGI application that never waits: what an actor has to answer is returned as
-:class:`bpbroker.server.response.PendingResponse`, which the server parks.
+It never waits: when an actor has to be asked, it returns a
+:class:`bpbroker.server.response.PendingResponse`, which the server parks. On
+another server it runs by :func:`bpbroker.server.wsgi.as_wsgi`.
 """
 
 from __future__ import annotations
@@ -37,11 +38,10 @@ from bpbroker.frontend.control import CONTROL
 from bpbroker.frontend.openapi import description
 from bpbroker.frontend.parameters import Parameters, json_object, parse
 from bpbroker.server import response
+from bpbroker.server.request import Request
 from bpbroker.server.response import PendingResponse, Response
 
 logger = logging.getLogger(__name__)
-
-StartResponse = Callable[..., Any]
 
 ASK_TIMEOUT_SECS: Final = 30.0
 HEALTH_SECS: Final = 5.0
@@ -49,6 +49,7 @@ _NOT_KNOWN: Final = Unavailable("The broker's healthcheck does not answer")
 _IDEMPOTENCY_KEY_MAX: Final = 255
 _CONTROL_DEPTH_MAX: Final = 200
 _NO_STORE: Final = ("Cache-Control", "no-store")
+_READ_WITH: Final = ("GET", "HEAD")
 _CALL_WITH: Final = ("POST", "GET", "DELETE")
 _METHOD_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}\Z")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
@@ -56,7 +57,7 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 
 @dataclass(frozen=True, slots=True)
 class _Derived:
-    """What every request needs of the settings, worked out once for all of them."""
+    """What every request needs of the settings, worked out once for all requests."""
 
     settings: messages.Settings
     limits: EntryLimits
@@ -65,7 +66,7 @@ class _Derived:
 
     @classmethod
     def of(cls, settings: messages.Settings) -> _Derived:
-        """Work it out."""
+        """Return it for these settings."""
         namespaces = (*BUILT_IN, *layers.namespaces(settings))
         limits = EntryLimits(
             name_bytes=schema.option(settings, "api", "max_name_bytes"),
@@ -76,7 +77,7 @@ class _Derived:
 
 
 class Application:
-    """The WSGI application.
+    """What decides what each request means.
 
     Args:
         settings: the settings in force.
@@ -99,68 +100,61 @@ class Application:
         self._derived = _Derived.of(settings)
         self._wrong_keys.limit = schema.option(settings, "api", "wrong_keys_per_minute")
 
-    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Any:
-        """Serve one request (PEP 3333)."""
-        call = _Call(environ, self._request_id(environ), start_response)
+    def __call__(self, request: Request) -> Response | PendingResponse:
+        """Serve one request."""
+        call = _Call(self._request_id(request), request.address)
         try:
-            result = self._serve(environ, call)
+            result = self._serve(request, call)
         except RequestError as error:
             result = response.of_error(error)
-        except Exception as error:  # noqa: BLE001 - the edge: everything becomes an answer
+        except Exception as error:  # noqa: BLE001 - the edge: everything becomes a response
             result = call.broken(error)
-        if isinstance(result, Response):
-            return [call.send(result)]
-        return result
+        return call.finish(result) if isinstance(result, Response) else result
 
-    def _request_id(self, environ: Mapping[str, Any]) -> str:
-        given = environ.get("HTTP_X_REQUEST_ID", "")
+    def _request_id(self, request: Request) -> str:
+        given = request.fields.get("x-request-id")
         if given and _REQUEST_ID.match(given):
-            return str(given)
+            return given
         return f"{self._id_prefix}{next(self._id_numbers):06x}"
 
-    def _serve(self, environ: dict[str, Any], call: _Call) -> Response | PendingResponse:
-        _check_origin(environ)
-        verb: str = environ["REQUEST_METHOD"]
-        if verb == "HEAD":
-            verb = "GET"  # the server keeps the body back
-        path: str = environ["PATH_INFO"]
+    def _serve(self, request: Request, call: _Call) -> Response | PendingResponse:
+        _check_origin(request.fields)
+        path = request.path
         namespace, _, method = path.removeprefix("/").removesuffix("/").partition("/")
         if not method and namespace in _PAGES:
-            if verb != "GET":
-                raise MethodNotAllowed(f"{path} is read with GET", ("GET", "HEAD"))
+            if request.method not in _READ_WITH:
+                raise MethodNotAllowed(f"{path} is read with GET", _READ_WITH)
             return _PAGES[namespace](self, call)
         if not namespace:
             raise NotFound("This is a bpbroker: requests go to /<namespace>/<Method>/")
         call.namespace, call.method = namespace, method
         if namespace == "_control":
-            return self._control(method, verb, environ, call)
-        return self._call(namespace, method, verb, environ, call)
+            return self._control(request, call)
+        return self._call(request, call)
 
-    def _call(
-        self, namespace: str, method: str, verb: str, environ: dict[str, Any], call: _Call
-    ) -> Response | PendingResponse:
+    def _call(self, request: Request, call: _Call) -> Response | PendingResponse:
         """Serve a call of a namespace's method: section, key and method are looked at in this order."""
         derived = self._derived
+        namespace, method = call.namespace, call.method
         keys = derived.keys.get(namespace)
         if keys is None:
             raise Unauthorized("Unauthorized package")
         if keys:
             self._check_pause(call.source)
-        parameters = parse(
-            environ.get("QUERY_STRING", ""), environ.get("CONTENT_TYPE", ""), _body(environ), derived.limits.depth
-        )
+        parameters = parse(request.query, request.fields.get("content-type", ""), request.body, derived.limits.depth)
         if keys:
-            self._check_key(keys, _candidates(environ, parameters), call.source)
+            self._check_key(keys, _candidates(request.fields, parameters), call.source)
         actions = BUILT_IN.get(namespace)
         if actions is None:
-            return self._extension(namespace, method, parameters, verb, environ, call)
+            return self._extension(request, parameters, call)
         action = actions.get(method)
         if action is None:
             raise Unauthorized("Unauthorized method")
+        verb = "GET" if request.method == "HEAD" else request.method  # the server keeps the body back
         if verb not in action.allow:
             raise MethodNotAllowed(f"{namespace}/{method} is called with {' or '.join(action.allow)}", action.allow)
         call.name = parameters.values.get("name")
-        outcome = action.decide(parameters, environ, call.source, derived.limits)
+        outcome = action.decide(parameters, request.fields, call.source, derived.limits)
         if isinstance(outcome, Response):
             return outcome
         return self._ask("registry", outcome, call)
@@ -184,19 +178,19 @@ class Application:
         address = self._addresses[name]
         message, show, timeout, heavy, patient, late = ask
 
-        def complete(reply: Future[Any]) -> bytes:
-            return call.send(response.rendered(reply, show, broken or call.broken, late))
+        def finish(reply: Future[Any]) -> Response:
+            return call.finish(response.rendered(reply, show, broken or call.broken, late))
 
-        return PendingResponse(lambda: address.ask(message, timeout), complete, timeout, heavy=heavy, patient=patient)
+        return PendingResponse(lambda: address.ask(message, timeout), finish, timeout, heavy=heavy, patient=patient)
 
-    def _extension(
-        self, namespace: str, method: str, parameters: Parameters, verb: str, environ: Mapping[str, Any], call: _Call
-    ) -> PendingResponse:
+    def _extension(self, request: Request, parameters: Parameters, call: _Call) -> PendingResponse:
+        namespace, method = call.namespace, call.method
+        verb = "GET" if request.method == "HEAD" else request.method
         if not _METHOD_NAME.match(method):
             raise Unauthorized("Unauthorized method")
         if verb not in _CALL_WITH:
             raise MethodNotAllowed(f"{namespace}/{method} is called with {' or '.join(_CALL_WITH)}", _CALL_WITH)
-        key = environ.get("HTTP_IDEMPOTENCY_KEY") or None
+        key = request.fields.get("idempotency-key") or None
         if key is not None and len(key) > _IDEMPOTENCY_KEY_MAX:
             raise BadRequest(f"The Idempotency-Key is longer than {_IDEMPOTENCY_KEY_MAX} characters")
         name = f"extension {namespace}"
@@ -205,20 +199,20 @@ class Application:
         message = messages.Call(method, parameters.texts(), call.source, call.id, key)
         limit: float = schema.option(self._derived.settings, namespace, "_timeout_secs")
         waits: int = schema.option(self._derived.settings, namespace, "_queue_max")
-        # The actor answers each call, however it ends; this is only for an actor that broke.
+        # The actor replies to each call, however it ends; this is only for an actor that broke.
         return self._ask(name, Ask(message, _called, limit * (waits + 2) + ASK_TIMEOUT_SECS), call)
 
-    def _control(self, method: str, verb: str, environ: dict[str, Any], call: _Call) -> Response | PendingResponse:
+    def _control(self, request: Request, call: _Call) -> PendingResponse:
         """Serve the local ``bpbroker`` command, which has read the token from the lock file."""
-        scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        scheme, _, token = request.fields.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not access_keys.matches([token], (self._control_token,)):
             raise Unauthorized("Unauthorized package")
-        action = CONTROL.get(method)
+        action = CONTROL.get(call.method)
         if action is None:
             raise Unauthorized("Unauthorized method")
-        if verb != "POST":
+        if request.method != "POST":
             raise MethodNotAllowed("The control interface is called with POST")
-        body = _body(environ)
+        body = request.body
         name, ask = action(json_object(body, _CONTROL_DEPTH_MAX) if body else {})
         return self._ask(name, ask, call, call.unusable)
 
@@ -250,27 +244,20 @@ _PAGES: Final[Mapping[str, Callable[[Application, _Call], Response | PendingResp
 class _Call:
     """One request on its way: what its answer and its line in the access log need."""
 
-    __slots__ = ("_environ", "_start_response", "_started", "id", "method", "name", "namespace", "source")
+    __slots__ = ("_started", "id", "method", "name", "namespace", "source")
 
-    def __init__(self, environ: dict[str, Any], request_id: str, start_response: StartResponse) -> None:
-        self._environ = environ
-        self._start_response = start_response
+    def __init__(self, request_id: str, source: str) -> None:
         self._started = time.monotonic()
         self.id = request_id
-        self.source = plain_address(environ.get("REMOTE_ADDR", ""))
+        self.source = source
         self.namespace = ""
         self.method = ""
         self.name: Any = None
 
-    def send(self, answer: Response) -> bytes:
-        """Give status and headers to the server, write the access log, and give the body."""
-        status, body, _, content_type, extra = answer
-        if status == HTTPStatus.NOT_MODIFIED:
-            headers = [("X-Request-Id", self.id), _NO_STORE, *extra]
-        else:
-            length = ("Content-Length", str(len(body)))
-            headers = [("Content-Type", content_type), length, ("X-Request-Id", self.id), _NO_STORE, *extra]
-        self._start_response(answer.status_line, headers)
+    def finish(self, answer: Response) -> Response:
+        """Write the access log; return the response with the headers that all have."""
+        status, body, reason, content_type, headers = answer
+        name = self.name
         access_log.write(
             access_log.Line(
                 self.source,
@@ -279,64 +266,55 @@ class _Call:
                 self.id,
                 self.namespace,
                 self.method,
-                self.name if isinstance(self.name, str) else None,
+                name if isinstance(name, str) else None,
                 self._started,
             )
         )
-        return body
+        return Response(status, body, reason, content_type, (("X-Request-Id", self.id), _NO_STORE, *headers))
 
     def unusable(self, error: BaseException) -> Response:
-        """Answer the operator on this host, who may read what is wrong with the configuration."""
+        """Return the response for the operator on this host, who may read what is wrong with the configuration."""
         if isinstance(error, ConfigurationError):
             return response.failure(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
         return self.broken(error)
 
     def broken(self, error: BaseException) -> Response:
-        """Answer what nobody foresaw: the client gets an id, the log everything."""
+        """Return the response to an unexpected error: the client gets an id, the log has everything."""
         logger.error("Request %s failed", self.id, exc_info=error)
         return response.failure(500, f"Internal error; the broker's log has it under id {self.id}")
 
 
-def plain_address(address: str) -> str:
-    """Give an address as clients know it: IPv4 in IPv6 as plain IPv4."""
-    return address[7:] if address.startswith("::ffff:") and "." in address else address
-
-
-def _check_origin(environ: Mapping[str, Any]) -> None:
+def _check_origin(fields: Mapping[str, str]) -> None:
     """Refuse what a web page of another origin makes a browser send.
 
     Raises:
         Forbidden: the request has an ``Origin`` that is not this server.
     """
-    origin = environ.get("HTTP_ORIGIN")
-    if origin is not None and origin != f"https://{environ.get('HTTP_HOST', '')}":
+    origin = fields.get("origin")
+    if origin is not None and origin != f"https://{fields.get('host', '')}":
         raise Forbidden("Requests from web pages of another origin are not served")
 
 
-def _body(environ: Mapping[str, Any]) -> bytes:
-    """Give the whole body; the server has read and bounded it already."""
-    stream = environ.get("wsgi.input")
-    if stream is None or (environ.get("CONTENT_LENGTH") in (None, "", "0") and "HTTP_TRANSFER_ENCODING" not in environ):
-        return b""
-    content: bytes = stream.read()
-    return content
-
-
-def _candidates(environ: Mapping[str, Any], parameters: Parameters) -> list[object]:
-    """Give every access key that the request brings, wherever."""
+def _candidates(fields: Mapping[str, str], parameters: Parameters) -> list[object]:
+    """Return every access key that the request brings, in parameters and header fields."""
     found: list[object] = list(parameters.keys)
-    scheme, _, key = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    scheme, _, key = fields.get("authorization", "").partition(" ")
     if key and scheme.lower() == "bearer":
         found.append(_utf8(key.strip()))
-    header = environ.get("HTTP_X_ACCESS_KEY", "")
+    header = fields.get("x-access-key", "")
     if header:
         found.append(_utf8(header))
     return found
 
 
 def _utf8(header: str) -> str:
-    """Give a header's bytes, which WSGI shows as Latin-1, as the UTF-8 text that they are."""
+    """Return a header's bytes, which are shown as Latin-1, as the UTF-8 text that they are."""
     return header.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def rejected(address: str, refusal: Response) -> None:
+    """Write the access log for what the server refused by itself."""
+    access_log.write(access_log.Line(address=address, status=refusal.status, sent_bytes=len(refusal.body)))
 
 
 def _called(result: messages.CallResult) -> Response:

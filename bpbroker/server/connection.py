@@ -1,7 +1,33 @@
 """One connection: its phases, and the bytes that come and go on it.
 
-It belongs to the selector's thread, but for the time in which a worker has it:
-from :attr:`Turn.WORKER` until the worker hands it back.
+A connection is a state machine. Each phase has one step, which does what can be
+done without blocking and returns a :class:`Turn`: what has to happen before the
+next step. The loop does that and knows nothing of phases but three questions:
+:attr:`Connection.idle`, :attr:`Connection.busy` and the deadline.
+
+========== ============================= ============================ ===================
+phase      step                          when its deadline passes     what may follow
+========== ============================= ============================ ===================
+HANDSHAKE  step the TLS handshake        close                        READING, LINGERING
+READING    read until a request is there 408 if it has begun, or      SERVING, SENDING
+                                         close
+SERVING    read ahead, see the client    (the application's own time  SENDING, BROKEN
+           leave                         limit, :meth:`watch_over`)
+SENDING    send the response             close                        READING, LINGERING,
+                                                                      BROKEN
+LINGERING  drop what still comes         close                        (the end)
+BROKEN     close                         close                        (the end)
+========== ============================= ============================ ===================
+
+``HANDSHAKE → LINGERING`` is a client that speaks no TLS, ``READING → SENDING``
+a request that is refused before the application sees it, ``BROKEN`` what a
+worker's thread leaves when the client has gone: only the loop closes. A request
+is in phase ``SERVING`` from its last byte to the first one of its response,
+whoever works on it: the loop itself (small requests), a worker, or an actor.
+:data:`_THEN` is the table's last column, and no other step is possible.
+
+A connection belongs to the loop's thread, but for the time in which a worker
+has it: from :attr:`Turn.WORKER` until the worker hands it back.
 """
 
 from __future__ import annotations
@@ -9,17 +35,16 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from bpbroker.frontend import access_log
-from bpbroker.server import exchange, response, tls
+from bpbroker.server import response, tls
 from bpbroker.server.framing import Framer, Rejected
-from bpbroker.server.request_cycle import Answer, Serving
-
-if TYPE_CHECKING:
-    from bpbroker.server.listener import BrokerServer
+from bpbroker.server.policy import Service
+from bpbroker.server.request import plain_address
+from bpbroker.server.request_cycle import RequestCycle
 
 logger = logging.getLogger(__name__)
 
@@ -27,14 +52,14 @@ _RECORD_BYTES: Final = 16 * 1024
 """The most that one TLS record holds: reading that much leaves nothing behind that the selector cannot see."""
 _RECORDS_AT_ONCE: Final = 16
 _SEND_AT_ONCE: Final = 256 * 1024
-"""What the selector's thread reads and sends for one connection before it looks at others."""
+"""What the loop's thread reads and sends for one connection before it looks at others."""
 _SLICE_BYTES: Final = 64 * 1024
 _AHEAD_MAX_BYTES: Final = 64 * 1024
 """What a client may send ahead while its request is served."""
 _SLOWEST_BYTES_PER_SEC: Final = 32 * 1024
-"""A client that takes its answer more slowly than that, all in all, is let go."""
+"""A client that takes its response more slowly than that, all in all, is let go."""
 _HALF_CLOSED_SECS: Final = 1.0
-"""How long the answer is still made for a client that has closed its end: perhaps it closed but one direction."""
+"""How long the response is still made for a client that has closed its end: perhaps it closed but one direction."""
 _LINGER_SECS: Final = 2.0
 _LINGER_BYTES: Final = 4 * 1024 * 1024
 _TLS_HANDSHAKE: Final = 0x16
@@ -42,7 +67,7 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Phase(Enum):
-    """Where a connection is in its life."""
+    """Where a connection is in its life; the module's docstring has the table."""
 
     HANDSHAKE = "handshake"
     READING = "reading"
@@ -52,14 +77,27 @@ class Phase(Enum):
     BROKEN = "broken"
 
 
+_THEN: Final[Mapping[Phase, frozenset[Phase]]] = {
+    Phase.HANDSHAKE: frozenset({Phase.READING, Phase.LINGERING}),
+    Phase.READING: frozenset({Phase.SERVING, Phase.SENDING}),
+    Phase.SERVING: frozenset({Phase.SENDING, Phase.BROKEN}),
+    Phase.SENDING: frozenset({Phase.READING, Phase.LINGERING, Phase.BROKEN}),
+    Phase.LINGERING: frozenset(),
+    Phase.BROKEN: frozenset(),
+}
+"""Which phases may follow a phase."""
+
+
 class Turn(Enum):
-    """What has to happen for a connection to go on."""
+    """What has to happen before a connection's next step."""
 
     READ = "read"
     WRITE = "write"
     WORKER = "worker"
+    ASK = "ask"
+    """The actor is asked, together with those of the other requests of this round; until it replies, as READ."""
     NOTHING = "nothing"
-    """An actor's answer, and no word of the client before that."""
+    """An actor's reply, and no word of the client before that."""
     AGAIN = "again"
     """The others' turn; there is more to do right now."""
     CLOSE = "close"
@@ -69,23 +107,36 @@ _TURN: Final = {tls.Want.READ: Turn.READ, tls.Want.WRITE: Turn.WRITE}
 
 
 class Connection:
-    """One client's connection."""
+    """One client's connection.
 
-    def __init__(self, server: BrokerServer, sock: socket.socket, address: tuple[Any, ...]) -> None:
+    Args:
+        service: what all connections share.
+        hand_back: lets the loop's thread go on with a connection; called from any thread.
+        sock: the connected socket.
+        address: the client's socket address.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        hand_back: Callable[[Connection], object],
+        sock: socket.socket,
+        address: tuple[Any, ...],
+    ) -> None:
         self.socket = sock
-        self.peer: str = address[0]
+        self.peer = plain_address(address[0])
         self.phase = Phase.HANDSHAKE
         self.watched: Turn | None = None
-        """What the selector watches it for; the selector's own note."""
+        """What the selector watches it for; the loop's own note."""
         self.lent = False
-        """Whether a worker has it: set by the selector's thread, cleared by the worker."""
-        self.deadline = time.monotonic() + server.handshake_secs
-        self._server = server
-        self._serving = Serving(server, (self.peer, int(address[1])))
+        """Whether a worker has it: set by the loop's thread, cleared by the worker."""
+        self.deadline = time.monotonic() + service.policy.handshake_secs
+        self._service = service
+        self._hand_back = hand_back
+        self._cycle = RequestCycle(service.application)
         self._stream: tls.Stream | None = None
-        self._framer = Framer(server.limits)
+        self._framer = Framer(service.policy.limits, self.peer)
         self._unsent = memoryview(b"")
-        self._keep_alive = False
         self._send_until = 0.0
         self._left_at: float | None = None
         self._lingered = 0
@@ -104,24 +155,21 @@ class Connection:
 
     @property
     def held_bytes(self) -> int:
-        """How much memory its client has it keep."""
-        return self._framer.held_bytes + len(self._unsent) + self._serving.held_bytes
+        """The memory that is kept for its client, in bytes."""
+        return self._framer.held_bytes + len(self._unsent) + self._cycle.held_bytes
 
-    # --- the selector's thread ---
+    def _go(self, phase: Phase) -> None:
+        """Go over to another phase."""
+        if phase not in _THEN[self.phase]:
+            raise RuntimeError(f"A connection cannot go from {self.phase} to {phase}")
+        self.phase = phase
+
+    # --- the loop's thread ---
 
     def move_on(self) -> Turn:
-        """Do what can be done without blocking."""
+        """Do the phase's step, without blocking."""
         try:
-            if self.phase is Phase.READING:
-                return self._read()
-            if self.phase is Phase.SERVING:
-                return self._listen_while_serving()
-            if self.phase is Phase.SENDING:
-                return self._send()
-            if self.phase is Phase.HANDSHAKE:
-                return self._shake_hands()
-            if self.phase is Phase.LINGERING:
-                return self._drain()
+            return _STEPS[self.phase](self)
         except BlockingIOError:
             return Turn.READ
         except (tls.StreamBroken, OSError):
@@ -129,19 +177,22 @@ class Connection:
         return Turn.CLOSE
 
     def ask(self) -> None:
-        """Ask for the answer that is owed; the others have been taken in too now."""
-        self._serving.ask(self.hand_back)
+        """Ask the actor, once; the others' requests have been taken in by now."""
+        self._cycle.ask(self._replied)
 
     def resume(self) -> Turn:
         """Go on after a worker, an actor, or the others have had their turn."""
         if self.phase is not Phase.SERVING:
             return self.move_on()
-        if not self._serving.done:
+        cycle = self._cycle
+        if not cycle.done:
+            if not cycle.asked:
+                return Turn.ASK  # a worker has found out that an actor is needed
             return Turn.READ if self._left_at is None else Turn.NOTHING
-        if self._serving.heavy:
+        if cycle.heavy:
             return Turn.WORKER
         try:
-            self._answer(self._serving.complete())
+            self._respond(cycle.complete())
             return self._send()
         except (tls.StreamBroken, OSError):
             return Turn.CLOSE
@@ -153,13 +204,13 @@ class Connection:
         return Turn.CLOSE
 
     def watch_over(self, now: float) -> None:
-        """See that an answer that is owed does not keep the connection for ever, nor for a client that has gone."""
+        """End the wait for an actor that takes too long, and for a client that has gone."""
         left = self._left_at is not None and now >= self._left_at + _HALF_CLOSED_SECS
-        self._serving.watch_over(now, left=left)
+        self._cycle.watch_over(now, left=left)
 
     def stop(self) -> None:
-        """Let a request that means to wait be answered now: the broker is stopping."""
-        self._serving.stop()
+        """Reply now to a request that means to wait: the broker is stopping."""
+        self._cycle.stop()
 
     def shed(self) -> Turn:
         """Let go of what is kept for the client: the server keeps too much."""
@@ -169,7 +220,7 @@ class Connection:
 
     def close(self) -> None:
         """Say goodbye and close the socket."""
-        self._serving.give_up()
+        self._cycle.give_up()
         if self._stream is not None and self.phase not in (Phase.HANDSHAKE, Phase.LINGERING):
             # cheroot sends no close_notify: OpenSSL 3 clients that read to the end then report an error.
             self._stream.say_goodbye()
@@ -182,13 +233,13 @@ class Connection:
                 return Turn.CLOSE
             if first[0] != _TLS_HANDSHAKE:
                 return self._reject_plain()
-            self._stream = tls.Stream(self._server.context, self.socket)
+            self._stream = tls.Stream(self._service.policy.context, self.socket)
         want = self._stream.handshake()
         if want is not None:
             return _TURN[want]
-        self.phase = Phase.READING
+        self._go(Phase.READING)
         # A client that has connected means to ask something; between requests it may take its time.
-        self.deadline = time.monotonic() + self._server.request_secs
+        self.deadline = time.monotonic() + self._service.policy.request_secs
         return self._read()
 
     def _read(self) -> Turn:
@@ -212,7 +263,7 @@ class Connection:
         framer = self._framer
         if received and not framer.begun:
             # One deadline for the whole request, however its bytes trickle in.
-            self.deadline = time.monotonic() + self._server.request_secs
+            self.deadline = time.monotonic() + self._service.policy.request_secs
         try:
             request = framer.feed(received)
         except Rejected as rejected:
@@ -221,11 +272,13 @@ class Connection:
             if framer.wants_go_ahead() and self._stream is not None:
                 self._stream.send(_CONTINUE)
             return None
-        self.phase = Phase.SERVING
-        self._serving.take(request)
-        if self._serving.heavy:
+        self._go(Phase.SERVING)
+        self._cycle.take(request)
+        if self._service.stopping:
+            self._cycle.keep_alive = False
+        if self._cycle.heavy:
             return Turn.WORKER
-        return self._serve() or self._send()
+        return self._send() if self._serve() else Turn.ASK
 
     def _listen_while_serving(self) -> Turn:
         """Take in what a client sends ahead, and notice when it leaves."""
@@ -256,35 +309,35 @@ class Connection:
                 return _TURN[sent]
             self._unsent = self._unsent[sent:]
             budget -= sent
-            self.deadline = min(time.monotonic() + self._server.request_secs, self._send_until)
-        if not self._keep_alive:
+            self.deadline = min(time.monotonic() + self._service.policy.request_secs, self._send_until)
+        if not self._cycle.keep_alive:
             return self._linger()
         if self._left_at is not None:
             return Turn.CLOSE
-        server, begun = self._server, self._framer.begun
-        self.phase = Phase.READING
-        self.deadline = time.monotonic() + (server.request_secs if begun else server.keep_alive_secs)
-        self._framer.limits = server.limits
+        policy, begun = self._service.policy, self._framer.begun
+        self._go(Phase.READING)
+        self.deadline = time.monotonic() + (policy.request_secs if begun else policy.keep_alive_secs)
+        self._framer.limits = policy.limits
         return Turn.AGAIN if begun else Turn.READ
 
     def _reject(self, status: int, message: str) -> Turn:
-        """Answer what cannot be served, and close."""
-        answer = response.failure(status, message)
-        access_log.write(access_log.Line(address=self.peer, status=status, sent_bytes=len(answer.body)))
-        self._unsent = memoryview(exchange.whole(answer))
-        self._keep_alive = False
-        self.phase = Phase.SENDING
+        """Refuse what cannot be served, and close."""
+        refusal = response.failure(status, message)
+        self._service.rejected(self.peer, refusal)
+        self._unsent = memoryview(response.encode(refusal))
+        self._cycle.keep_alive = False
+        self._go(Phase.SENDING)
         self.deadline = self._send_until = time.monotonic() + _LINGER_SECS
         return self.move_on()
 
     def _reject_plain(self) -> Turn:
-        """Answer a client that does not speak TLS, in the clear, and close."""
-        self.socket.send(exchange.whole(response.failure(400, "This port speaks HTTPS only; use https://")))
+        """Tell a client that does not speak TLS so, in the clear, and close."""
+        self.socket.send(response.encode(response.failure(400, "This port speaks HTTPS only; use https://")))
         self._begin_lingering()
         return Turn.READ
 
     def _linger(self) -> Turn:
-        """Close when the client has, or soon: closing with bytes unread would reset the answer away."""
+        """Close when the client has, or soon: closing with bytes unread would reset the response away."""
         if self._stream is not None:
             self._stream.say_goodbye()
         self._begin_lingering()
@@ -292,7 +345,7 @@ class Connection:
 
     def _begin_lingering(self) -> None:
         self.socket.shutdown(socket.SHUT_WR)
-        self.phase = Phase.LINGERING
+        self._go(Phase.LINGERING)
         self.deadline = time.monotonic() + _LINGER_SECS
 
     def _drain(self) -> Turn:
@@ -303,43 +356,58 @@ class Connection:
                 return Turn.CLOSE
         return Turn.READ
 
-    # --- the selector's thread, or a worker's ---
+    # --- the loop's thread, or a worker's ---
 
     def work(self) -> None:
-        """Serve the request, or complete its answer, in a worker's thread."""
+        """Serve the request, or complete its response, in a worker's thread."""
         try:
-            if self._serving.owed:
-                self._answer(self._serving.complete())
-            elif self._serve() is not None:
-                return  # an actor owes the answer
+            if self._cycle.pending:
+                self._respond(self._cycle.complete())
+            elif not self._serve():
+                return
             self._send_at_once()
         except (tls.StreamBroken, OSError):
-            self.phase = Phase.BROKEN
+            self._go(Phase.BROKEN)
 
-    def hand_back(self, _reply: Future[Any] | None = None) -> None:
-        """Let the selector's thread go on with it; may be said too often."""
-        self._server.selecting.hand_back(self)
+    def broken(self) -> None:
+        """Let the loop close it: a worker failed in a way that was not foreseen."""
+        self.phase = Phase.BROKEN
 
-    def _serve(self) -> Turn | None:
-        """Serve the request; None when there is an answer to send."""
-        answer = self._serving.serve()
-        if answer is None:
-            self._server.selecting.ask_soon(self)
-            return Turn.READ
-        self._answer(answer)
-        return None
+    def _replied(self, _reply: Future[Any]) -> None:
+        self._hand_back(self)
 
-    def _answer(self, answer: Answer) -> None:
-        content, self._keep_alive = answer
+    def _serve(self) -> bool:
+        """Serve the request; False when an actor has to be asked first."""
+        content = self._cycle.serve()
+        if content is None:
+            return False
+        self._respond(content)
+        return True
+
+    def _respond(self, content: bytes) -> None:
         self._unsent = memoryview(content)
-        self.deadline = time.monotonic() + self._server.request_secs
+        self.deadline = time.monotonic() + self._service.policy.request_secs
         self._send_until = self.deadline + len(content) / _SLOWEST_BYTES_PER_SEC
-        self.phase = Phase.SENDING
+        self._go(Phase.SENDING)
 
     def _send_at_once(self) -> None:
-        """Send what the socket takes, in a worker's thread; the rest is the selector's."""
+        """Send what the socket takes, in a worker's thread; the rest is the loop's."""
         while self._unsent and self._stream is not None:
             sent = self._stream.send(self._unsent[:_SLICE_BYTES])
             if isinstance(sent, tls.Want):
                 return
             self._unsent = self._unsent[sent:]
+
+    def _end(self) -> Turn:
+        return Turn.CLOSE
+
+
+_STEPS: Final[Mapping[Phase, Callable[[Connection], Turn]]] = {
+    Phase.HANDSHAKE: Connection._shake_hands,  # noqa: SLF001 - this table is the class's own
+    Phase.READING: Connection._read,  # noqa: SLF001 - as above
+    Phase.SERVING: Connection._listen_while_serving,  # noqa: SLF001 - as above
+    Phase.SENDING: Connection._send,  # noqa: SLF001 - as above
+    Phase.LINGERING: Connection._drain,  # noqa: SLF001 - as above
+    Phase.BROKEN: Connection._end,  # noqa: SLF001 - as above
+}
+"""The step of each phase."""

@@ -1,7 +1,8 @@
-"""The selector's thread: accepts, shakes hands, reads ahead, serves what is quick, sends, and keeps deadlines.
+"""The loop's thread: accepts, shakes hands, reads ahead, serves what is quick, sends, and keeps deadlines.
 
 It alone registers, closes and counts connections. What another thread is done
-with comes back to it through a queue.
+with comes back to it through a queue. It knows connections and the service
+that they share, nothing of the listener that made it.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import socket
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from bpbroker.server.connection import Connection, Phase, Turn
-
-if TYPE_CHECKING:
-    from bpbroker.server.listener import BrokerServer
+from bpbroker.server.policy import Service
+from bpbroker.server.request import plain_address
 
 logger = logging.getLogger(__name__)
 
@@ -28,17 +29,24 @@ _PAUSE_SECS: Final = 0.1
 """How long not to accept when the process has no file descriptor left."""
 _EVICT_AT_ONCE: Final = 64
 _HELD_MAX_BYTES: Final = 256 * 1024 * 1024
-"""What all clients together may have the server keep: requests on their way in, answers on their way out."""
+"""What all clients together may have the server keep: requests on their way in, responses on their way out."""
 
 _EVENTS: Final = {Turn.READ: selectors.EVENT_READ, Turn.WRITE: selectors.EVENT_WRITE}
 
 
 class EventLoop:
-    """All connections of a server, and the loop that moves them on."""
+    """All connections of a server, and the loop that moves them on.
 
-    def __init__(self, server: BrokerServer, listener: socket.socket) -> None:
-        self._server = server
+    Args:
+        listener: the listening socket.
+        service: what all connections share.
+        lend: gives a connection to a worker, which hands it back.
+    """
+
+    def __init__(self, listener: socket.socket, service: Service, lend: Callable[[Connection], object]) -> None:
         self._listener = listener
+        self._service = service
+        self._lend = lend
         self._selector = selectors.DefaultSelector()
         self._waker, self._wakee = socket.socketpair()
         self._waker.setblocking(False)
@@ -52,7 +60,6 @@ class EventLoop:
         self._stop = False
         self._done = threading.Event()
         self._beat = time.monotonic()
-        self.stopping = False
         self._selector.register(self._wakee, selectors.EVENT_READ)
         self._selector.register(listener, selectors.EVENT_READ)
         self._listening = True
@@ -64,14 +71,9 @@ class EventLoop:
         self._handed_back.append(connection)
         self._wake()
 
-    def ask_soon(self, connection: Connection) -> None:
-        """Let a connection ask its actor when the loop has taken in everything that is there."""
-        self._asking.append(connection)
-        self._wake()
-
     def stop_accepting(self) -> None:
         """Take no new connections, and no new request on those there are."""
-        self.stopping = True
+        self._service.stopping = True
         self._wake()
 
     def busy(self) -> bool:
@@ -85,11 +87,11 @@ class EventLoop:
         self._done.wait(timeout_secs)
 
     def silent_secs(self) -> float:
-        """Give the seconds since the loop last went round; it does so four times a second even when idle."""
+        """Return the seconds since the loop last went round; it does so four times a second even when idle."""
         return time.monotonic() - self._beat
 
     def figures(self) -> dict[str, Any]:
-        """Give the number of open connections."""
+        """Return the number of open connections."""
         return {"connections": len(self._connections)}
 
     def _wake(self) -> None:
@@ -125,7 +127,7 @@ class EventLoop:
                 for _ in range(len(self._asking)):
                     self._asking.popleft().ask()
                 now = self._beat = time.monotonic()
-                if now >= next_sweep or (self.stopping and self._listening):
+                if now >= next_sweep or (self._service.stopping and self._listening):
                     next_sweep = now + _TICK_SECS
                     self._sweep(now)
         finally:
@@ -145,8 +147,8 @@ class EventLoop:
                 self._accept_again = time.monotonic() + _PAUSE_SECS
                 return
             try:
-                if self._has_room(address[0]):
-                    self._enter(Connection(self._server, sock, address))
+                if self._has_room(plain_address(address[0])):
+                    self._enter(Connection(self._service, self.hand_back, sock, address))
                 else:
                     sock.close()
             except OSError:  # it has gone already
@@ -164,9 +166,9 @@ class EventLoop:
         some of its idle ones: nobody can shut the others out by only connecting.
         """
         held = self._by_address.get(host, 0)
-        if held >= self._server.connections_per_address_max:
+        if held >= self._service.policy.connections_per_address_max:
             return False
-        if len(self._connections) < self._server.connections_max:
+        if len(self._connections) < self._service.policy.connections_max:
             return True
         busiest, most = self._by_address.most_common(1)[0]
         if held + 1 >= most:
@@ -175,7 +177,7 @@ class EventLoop:
         idle.sort(key=lambda connection: connection.deadline)
         for connection in idle[: min(_EVICT_AT_ONCE, most - held - 1)]:
             self._close(connection)
-        return len(self._connections) < self._server.connections_max
+        return len(self._connections) < self._service.policy.connections_max
 
     def _listen(self, *, on: bool) -> None:
         if on and not self._listening:
@@ -185,7 +187,7 @@ class EventLoop:
         self._listening = on
 
     def _move_on(self, connection: Connection) -> None:
-        """Let a connection do what it can without blocking, and see whose turn it is then."""
+        """Let a connection do what it can without blocking, and see what has to happen then."""
         if connection.watched is None:
             return  # closed or lent a moment ago, while this was on its way
         self._next(connection, self._safely(connection, connection.move_on))
@@ -205,6 +207,9 @@ class EventLoop:
     def _next(self, connection: Connection, turn: Turn) -> None:
         if turn is Turn.READ or turn is Turn.WRITE:
             self._wait_for(connection, turn)
+        elif turn is Turn.ASK:
+            self._wait_for(connection, Turn.READ)
+            self._asking.append(connection)
         elif turn is Turn.AGAIN:
             self._wait_for(connection, Turn.READ)
             self._handed_back.append(connection)
@@ -214,7 +219,7 @@ class EventLoop:
             self._unwatch(connection)
             if turn is Turn.WORKER:
                 connection.lent = True
-                self._server.requests.put(connection)
+                self._lend(connection)
 
     def _wait_for(self, connection: Connection, turn: Turn) -> None:
         if connection.watched is turn:
@@ -241,10 +246,11 @@ class EventLoop:
         connection.close()
 
     def _sweep(self, now: float) -> None:
-        """Keep deadlines and the bound on memory; begin to accept again; let go of idle connections when stopping."""
-        if self.stopping:
+        """Keep deadlines and the bound on memory; begin to accept again; close idle connections when stopping."""
+        stopping = self._service.stopping
+        if stopping:
             self._listen(on=False)
-            self._listener.close()  # who connects now shall hear at once that nobody is there
+            self._listener.close()  # a client that connects now is refused at once
         elif not self._listening and now >= self._accept_again:
             self._listen(on=True)
         held = 0
@@ -254,15 +260,15 @@ class EventLoop:
             held += connection.held_bytes
             if connection.phase is Phase.SERVING:
                 connection.watch_over(now)
-                if self.stopping:
+                if stopping:
                     connection.stop()
-            elif now >= connection.deadline or (self.stopping and connection.idle):
+            elif now >= connection.deadline or (stopping and connection.idle):
                 self._next(connection, self._safely(connection, connection.too_late))
         if held > _HELD_MAX_BYTES:
             self._shed(held - _HELD_MAX_BYTES // 2)
 
     def _shed(self, too_many_bytes: int) -> None:
-        """Let go of those who have the most kept for them, down to half of what may be."""
+        """Close the connections with the largest buffers until half of the limit is in use."""
         logger.warning("Clients have %d MiB kept for them; letting go of some", _HELD_MAX_BYTES >> 20)
         candidates = [
             connection

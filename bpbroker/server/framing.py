@@ -4,21 +4,25 @@ cheroot accepts lengths that are negative, signed, given twice or beside a
 transfer coding, and NUL in fields (measured on 11.1.2); two parties that read
 such a request differently are how requests are smuggled. So the head is parsed
 here, strictly (RFC 9112). Every step is linear in what came in: this runs in
-the one thread that everybody's connection depends on.
+the one thread that all connections depend on.
 """
 
 from __future__ import annotations
 
 import re
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
+
+from bpbroker.server.request import Request
 
 _REQUEST_LINE: Final = re.compile(r"([A-Z]{1,20}) ([!-~]+) HTTP/([0-9])\.([0-9])\Z")
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 _FORBIDDEN: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _LENGTH: Final = re.compile(r"[0-9]{1,18}\Z")
 _CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\Z")
+_ESCAPED_SLASH: Final = re.compile("%2[Ff]")
 _CHUNK_LINE_MAX: Final = 256
 _BLANK_LINES_MAX: Final = 4
 _ONCE: Final = frozenset({"content-length", "host", "transfer-encoding", "content-type"})
@@ -41,7 +45,7 @@ class Limits:
     body_bytes: int = 1024 * 1024
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Fields:
     """The header fields of a request, and what they say of its framing. Several requests may share one."""
 
@@ -49,38 +53,28 @@ class Fields:
     """By lower-case name; fields given several times are joined with a comma."""
     length: int
     """Of the body, 0 when there is none; -1 when it is chunked."""
-    options: str
-    """The field ``Connection`` in lower case."""
+    keeps_alive: bool
+    """Whether the client wants the connection to go on."""
     expects_continue: bool
-
-
-@dataclass(slots=True)
-class Head:
-    """A request's line and fields."""
-
-    method: str
-    target: str
-    version: tuple[int, int]
-    fields: Fields
-
-    @property
-    def keeps_alive(self) -> bool:
-        """Whether the client wants the connection to go on."""
-        options = self.fields.options
-        return "keep-alive" in options if self.version < (1, 1) else "close" not in options
+    """Whether the client waits for ``100 Continue`` before it sends the body."""
 
 
 class Framer:
-    """Cuts the bytes that come in on one connection into requests.
+    """Cut the bytes that come in on one connection into requests.
 
     A client that keeps its connection sends the same fields with each request:
     fields that are the same to the byte as those before are not parsed again.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, address: str = "") -> None:
         self.limits = limits
+        self._address = address
         self._buffer = bytearray()
-        self._head: Head | None = None
+        self._request: Request | None = None
+        """The request whose head is there and whose body is not."""
+        self._length = 0
+        """Of its body; -1 when it is chunked."""
+        self._expects_continue = False
         self._body_start = 0
         self._searched = 0
         self._blank = 0
@@ -91,7 +85,7 @@ class Framer:
     @property
     def begun(self) -> bool:
         """Whether a part of a request is there."""
-        return bool(self._buffer) or self._head is not None
+        return bool(self._buffer) or self._request is not None
 
     @property
     def held_bytes(self) -> int:
@@ -100,19 +94,17 @@ class Framer:
 
     def wants_go_ahead(self) -> bool:
         """Whether to send ``100 Continue`` now: true once for a request whose client waits for it with the body."""
-        head = self._head
-        if head is None or not head.fields.expects_continue or head.version < (1, 1):
+        if not self._expects_continue:
             return False
-        expects = len(self._buffer) <= self._body_start
-        head.fields.expects_continue = False
-        return expects
+        self._expects_continue = False
+        return len(self._buffer) <= self._body_start
 
     def keep(self, received: bytes) -> None:
         """Take in what came, without a look at it."""
         self._buffer += received
 
-    def feed(self, received: bytes) -> tuple[Head, bytes] | None:
-        """Take in what came (or nothing, to see what is there already); give head and body of a complete request.
+    def feed(self, received: bytes) -> Request | None:
+        """Take in what came, or nothing to look at what is there already; return a request that is complete.
 
         Raises:
             Rejected: it never will be one.
@@ -120,30 +112,33 @@ class Framer:
         if received:
             self._buffer += received
         buffer = self._buffer
-        head = self._head
-        if head is None:
+        request = self._request
+        if request is None:
             if not buffer:
                 return None
-            head = self._find_head(buffer)
-            if head is None:
+            request = self._find_head(buffer)
+            if request is None:
                 return None
-            self._head = head
-        if head.fields.length >= 0:
-            end = self._body_start + head.fields.length
+            self._request = request
+        length = self._length
+        if length >= 0:
+            end = self._body_start + length
             if len(buffer) < end:
                 return None
-            body = bytes(buffer[self._body_start : end]) if head.fields.length else b""
+            if length:
+                request.body = bytes(buffer[self._body_start : end])
         else:
             if not self._follow_chunks(buffer):
                 return None
             end = self._body_start
-            body = bytes(self._chunks or b"")
+            request.body = bytes(self._chunks or b"")
         del buffer[:end]
-        self._head = self._chunks = None
+        self._request = self._chunks = None
         self._searched = self._blank = 0
-        return head, body
+        self._expects_continue = False
+        return request
 
-    def _find_head(self, buffer: bytearray) -> Head | None:
+    def _find_head(self, buffer: bytearray) -> Request | None:
         while buffer.startswith(b"\r\n"):
             del buffer[:2]
             self._searched = 0
@@ -164,16 +159,21 @@ class Framer:
         self._body_start = end + 4
         return self._parse(buffer[:end].decode("latin-1"))
 
-    def _parse(self, text: str) -> Head:
+    def _parse(self, text: str) -> Request:
         line, _, rest = text.partition("\r\n")
         method, target, version = parse_request_line(line)
         last = self._last
         if last is not None and last[0] == rest and last[1] == version and last[2] is self.limits:
-            return Head(method, target, version, last[3])
-        fields = parse_fields(rest, version, self.limits)
-        # What waits for a go-ahead is changed while it is followed, so it is not shared.
-        self._last = None if fields.expects_continue else (rest, version, self.limits, fields)
-        return Head(method, target, version, fields)
+            fields = last[3]
+        else:
+            fields = parse_fields(rest, version, self.limits)
+            self._last = (rest, version, self.limits, fields)
+        self._length = fields.length
+        self._expects_continue = fields.expects_continue
+        path, _, query = target.partition("?")
+        if "%" in path:
+            path = unquoted(path)
+        return Request(method, path, query, fields.values, self._address, b"", version, fields.keeps_alive)
 
     def _follow_chunks(self, buffer: bytearray) -> bool:
         """Follow a chunked body as far as it is there; True at its end."""
@@ -211,7 +211,7 @@ class Framer:
             del buffer[self._body_start : position]
 
     def _end_of_trailers(self, buffer: bytearray, start: int) -> int:
-        """Give where the request ends, -1 if that is not there yet; trailers are of no use and dropped."""
+        """Return where the request ends, -1 if that is not there yet; trailers are of no use and dropped."""
         if buffer[start : start + 2] == b"\r\n":
             return start + 2
         end = buffer.find(b"\r\n\r\n", start)
@@ -230,8 +230,14 @@ def _has_bare_newline(buffer: bytearray, start: int) -> bool:
     return False
 
 
+def unquoted(path: str) -> str:
+    """Return a path without its percent-escapes, as bytes shown in Latin-1; an escaped slash stays escaped."""
+    parts = _ESCAPED_SLASH.split(path)
+    return "%2F".join(urllib.parse.unquote_to_bytes(part).decode("latin-1") for part in parts)
+
+
 def parse_request_line(line: str) -> tuple[str, str, tuple[int, int]]:
-    """Give method, target and version.
+    """Return method, target and version.
 
     Raises:
         Rejected: it is malformed, or another version of HTTP.
@@ -268,16 +274,17 @@ def parse_fields(text: str, version: tuple[int, int], limits: Limits) -> Fields:
                 raise Rejected(400, f"The header field {name} is given twice")
             value = f"{values[name]}, {value}"
         values[name] = value
+    options = values.get("connection", "").lower()
     return Fields(
         values,
         _body_length(values, version, limits),
-        values.get("connection", "").lower(),
-        values.get("expect", "").lower() == "100-continue",
+        "keep-alive" in options if version < (1, 1) else "close" not in options,
+        version >= (1, 1) and values.get("expect", "").lower() == "100-continue",
     )
 
 
 def _body_length(values: Mapping[str, str], version: tuple[int, int], limits: Limits) -> int:
-    """Give the body's length, -1 for a chunked one."""
+    """Return the body's length, -1 for a chunked one."""
     coding, length = values.get("transfer-encoding"), values.get("content-length")
     if coding is not None:
         if length is not None:

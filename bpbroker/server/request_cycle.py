@@ -1,7 +1,8 @@
-"""The request of a connection that is being served: from the end of its bytes to those of its answer.
+"""One request after the other of a connection, from its last byte to its whole response.
 
-What it calls is the application; how bytes come and go is the connection's
-(:mod:`bpbroker.server.connection`). It is in one thread at a time, as that is.
+The application is called here and what it raises ends here. How bytes come
+and go is the connection's work (:mod:`bpbroker.server.connection`). A cycle is
+in one thread at a time, as its connection is.
 """
 
 from __future__ import annotations
@@ -10,122 +11,120 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final
 
-from bpbroker.server import exchange, response
-from bpbroker.server.exchange import Exchange
-from bpbroker.server.framing import Fields, Head
-from bpbroker.server.response import PendingResponse
-
-if TYPE_CHECKING:
-    from bpbroker.server.listener import BrokerServer
+from bpbroker.server import response
+from bpbroker.server.request import Request
+from bpbroker.server.response import PendingResponse, Response
 
 logger = logging.getLogger(__name__)
 
+Application = Callable[[Request], Response | PendingResponse]
+"""What decides what a request means. It never waits for anything."""
+
 INLINE_BODY_BYTES: Final = 16 * 1024
 """A request with a larger body goes to a worker: parsing it takes longer than handing it over."""
-_NO_FIELDS: Final = Fields({}, 0, "", expects_continue=False)
 
 
-class Answer(NamedTuple):
-    """A whole answer, head and body."""
+class RequestCycle:
+    """The request that a connection serves now, and what becomes of it."""
 
-    content: bytes
-    keep_alive: bool
-    """Whether the connection goes on after it."""
+    __slots__ = ("_application", "_deadline", "_old", "_pending", "_request", "_with_body", "keep_alive")
 
-
-class Serving:
-    """What is known of the request on one connection; one after the other."""
-
-    def __init__(self, server: BrokerServer, address: tuple[str, int]) -> None:
-        self._server = server
-        self._address = address
-        self._request: tuple[Head, bytes] | None = None
-        self._environ_of = _NO_FIELDS
-        self._environ: dict[str, Any] = {}
-        self._exchange: Exchange | None = None
-        self._later: PendingResponse | None = None
-        self._later_deadline = 0.0
+    def __init__(self, application: Application) -> None:
+        self.keep_alive = False
+        """Whether the connection goes on after this request."""
+        self._application = application
+        self._request: Request | None = None
+        self._old = False
+        self._with_body = True
+        self._pending: PendingResponse | None = None
+        self._deadline = 0.0
 
     @property
     def held_bytes(self) -> int:
-        """How much memory the request takes."""
-        return len(self._request[1]) if self._request else 0
+        """The memory that the request takes, in bytes."""
+        return len(self._request.body) if self._request else 0
 
     @property
-    def owed(self) -> bool:
-        """Whether an actor owes the answer."""
-        return self._later is not None
+    def pending(self) -> bool:
+        """Whether an actor has to make the response, or has made it."""
+        return self._pending is not None
+
+    @property
+    def asked(self) -> bool:
+        """Whether that actor was asked."""
+        return self._pending is not None and self._pending.reply is not None
 
     @property
     def done(self) -> bool:
-        """Whether an actor has done its part of the answer."""
-        return self._later is not None and self._later.done
+        """Whether that actor has replied."""
+        return self._pending is not None and self._pending.done
 
     @property
     def heavy(self) -> bool:
-        """Whether what comes next takes too long for the selector's thread."""
-        if self._later is not None:
-            return self._later.heavy
+        """Whether the next step takes too long for the loop's thread."""
+        if self._pending is not None:
+            return self._pending.heavy
         return self.held_bytes > INLINE_BODY_BYTES
 
-    def take(self, request: tuple[Head, bytes]) -> None:
-        """Take a request, head and body."""
+    def take(self, request: Request) -> None:
+        """Take up a request."""
         self._request = request
+        self.keep_alive = request.keeps_alive
+        self._old = request.version < (1, 1)
+        self._with_body = request.method != "HEAD"
 
-    def serve(self) -> Answer | None:
-        """Run the application; None if an actor is to be asked for the answer."""
-        assert self._request is not None  # noqa: S101 - nobody comes here before take()
-        head, body = self._request
-        self._request = None
-        if head.fields is not self._environ_of:
-            self._environ_of = head.fields
-            self._environ = exchange.environ_of(head.fields, self._address, self._server.port)
-        current = Exchange(self._environ, head, body)
-        if self._server.selecting.stopping:
-            current.close_after()
+    def serve(self) -> bytes | None:
+        """Call the application; return the response's bytes, or None if an actor has to be asked.
+
+        A request that waits for an actor does not keep its body.
+        """
+        request, self._request = self._request, None
+        assert request is not None  # noqa: S101 - only after take()
         try:
-            result = current.serve(self._server.wsgi_app)
+            result = self._application(request)
+            if isinstance(result, Response):
+                return self._encoded(result)
         except BaseException as error:  # noqa: BLE001 - SystemExit too: it would end the server's loop
-            return self._failed(error)
-        if isinstance(result, PendingResponse):
-            self._later_deadline = time.monotonic() + result.timeout_secs
-            self._exchange, self._later = current, result
-            return None
-        return Answer(result, current.keeps_alive)
+            return self._failed(request.address, error)
+        self._deadline = time.monotonic() + result.timeout_secs
+        self._pending = result
+        return None
 
     def ask(self, done: Callable[[Future[Any]], object]) -> None:
-        """Ask the actor that owes the answer; have ``done`` called, in whatever thread, when it is there."""
-        if self._later is not None:
-            self._later.begin(done)
+        """Ask the actor, once; ``done`` is called, in any thread, when its reply is there."""
+        if self._pending is not None and self._pending.reply is None:
+            self._pending.ask(done)
 
-    def complete(self) -> Answer:
-        """Make the answer that was owed."""
-        later, current = self._later, self._exchange
-        assert later is not None and current is not None  # noqa: S101 - only when it is done
-        self._later = self._exchange = None
+    def complete(self) -> bytes:
+        """Return the response's bytes; only when the actor is done."""
+        pending, self._pending = self._pending, None
+        assert pending is not None  # noqa: S101 - only when it is done
         try:
-            return Answer(current.answer((later.body(),)), current.keeps_alive)
+            return self._encoded(pending.response())
         except BaseException as error:  # noqa: BLE001 - as above
-            return self._failed(error)
+            return self._failed("an actor's reply", error)
 
     def watch_over(self, now: float, *, left: bool) -> None:
-        """See that nobody waits for ever for an answer that is owed, nor for a client that has left."""
-        if self._later is not None and (left or now >= self._later_deadline):
-            self._later.give_up()
+        """Give the actor up when its time is over or the client has left."""
+        if self._pending is not None and (left or now >= self._deadline):
+            self._pending.give_up()
 
     def stop(self) -> None:
-        """Let a request that means to wait be answered now: the broker is stopping."""
-        if self._later is not None:
-            self._later.stop()
+        """Reply to a client that means to wait: the broker is stopping."""
+        if self._pending is not None:
+            self._pending.stop()
 
     def give_up(self) -> None:
-        """Nobody wants the answer any more."""
-        if self._later is not None:
-            self._later.give_up()
+        """Give the actor up: there is no client any more."""
+        if self._pending is not None:
+            self._pending.give_up()
 
-    def _failed(self, error: BaseException) -> Answer:
-        logger.error("Error while serving %s", self._address[0], exc_info=error)
-        broken = response.failure(500, "Internal error; see the broker's log")
-        return Answer(exchange.whole(broken), keep_alive=False)
+    def _encoded(self, result: Response) -> bytes:
+        return response.encode(result, keep_alive=self.keep_alive, old=self._old, with_body=self._with_body)
+
+    def _failed(self, what: str, error: BaseException) -> bytes:
+        logger.error("Error while serving %s", what, exc_info=error)
+        self.keep_alive = False
+        return response.encode(response.failure(500, "Internal error; see the broker's log"))

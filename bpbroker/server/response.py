@@ -1,12 +1,13 @@
-"""Answers of the frontend: what is sent, in which form, and answers that come later."""
+"""Responses: what is sent, in which form, and responses that come later."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
-from concurrent.futures import TimeoutError as FutureTimeout
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
@@ -14,6 +15,8 @@ from bpbroker.errors import MethodNotAllowed, RequestError, TimedOut, Unavailabl
 from bpbroker.messages import HealthReport, Record, fail
 
 JSON_TYPE: Final = "application/json"
+SERVER_NAME: Final = "bpbroker"
+_BODILESS: Final = frozenset({204, 304})
 _REASON_MAX: Final = 200
 _UNSAFE: Final = re.compile(r"[^\x20-\x7e\xa0-\xff]+")
 
@@ -24,7 +27,7 @@ _PHRASES: Final = {status.value: f"{status.value} {status.phrase}" for status in
 
 
 class Response(NamedTuple):
-    """One answer."""
+    """One HTTP response, complete: nothing is streamed."""
 
     status: int
     body: bytes
@@ -35,42 +38,83 @@ class Response(NamedTuple):
 
     @property
     def status_line(self) -> str:
-        """Give status and reason phrase, safe to be sent."""
+        """Status and reason phrase, safe to be sent."""
         if self.reason:
             return f"{self.status} {reason_phrase(self.reason)}"
         return _PHRASES.get(self.status) or f"{self.status} Unknown"
 
 
+def encode(answer: Response, *, keep_alive: bool = False, old: bool = False, with_body: bool = True) -> bytes:
+    """Return the bytes of a response, head and body.
+
+    Args:
+        answer: the response.
+        keep_alive: whether the connection goes on after it.
+        old: whether the request was HTTP/1.0, which has to be told so.
+        with_body: False for the response to a HEAD request.
+
+    Raises:
+        ValueError: a header cannot be sent.
+    """
+    status, body, _, content_type, headers = answer
+    if status in _BODILESS:
+        typed, body = "", b""
+    else:
+        typed = f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
+    more = "".join([f"{name}: {value}\r\n" for name, value in headers]) if headers else ""
+    ending = "" if keep_alive and not old else f"Connection: {'keep-alive' if keep_alive else 'close'}\r\n"
+    head = f"HTTP/1.1 {answer.status_line}\r\n{typed}{more}{_date_and_server()}{ending}\r\n"
+    # One more line end would be a header, or a response, of its own.
+    lines = 4 + len(headers) + (2 if typed else 0) + (1 if ending else 0)
+    if head.count("\n") != lines or head.count("\r") != lines:
+        raise ValueError("A header of the response cannot be sent")
+    return head.encode("latin-1") + body if with_body else head.encode("latin-1")
+
+
+_date: tuple[float, str] = (0.0, "")
+
+
+def _date_and_server() -> str:
+    """Return the fields ``Date`` and ``Server``; formatting a date costs 6 µs, so it is kept for its second."""
+    global _date  # noqa: PLW0603 - a cache of one value, replaced as a whole
+    now = time.time()
+    until, text = _date
+    if now >= until or now < until - 1:
+        text = f"Date: {formatdate(now, usegmt=True)}\r\nServer: {SERVER_NAME}\r\n"
+        _date = (int(now) + 1.0, text)
+    return text
+
+
 def reason_phrase(text: str) -> str:
-    """Give text as one line that fits into a status line: no control characters, Latin-1, bounded."""
+    """Return text as one line that fits into a status line: no control characters, Latin-1, bounded."""
     return _UNSAFE.sub(" ", text[: 4 * _REASON_MAX]).strip()[:_REASON_MAX] or "Error"
 
 
 def success(data: bytes, etag: str | None = None) -> Response:
-    """Give a registry's success; ``data`` is JSON."""
+    """Return a registry's success; ``data`` is JSON."""
     return Response(200, b"%b%b}" % (_SUCCESS, data), "", JSON_TYPE, (("ETag", etag),) if etag else ())
 
 
 def success_with(data: Any) -> Response:
-    """Give a success whose data is any JSON value."""
+    """Return a success whose data is any JSON value."""
     return success(json.dumps(data, ensure_ascii=False).encode())
 
 
 def entry(record: Record) -> Response:
-    """Give one entry with its tag."""
+    """Return one entry with its tag."""
     age = b"" if record.age_secs is None else _age(record.age_secs)
     return Response(200, b"%b%b%b}" % (_SUCCESS, record.json, age), "", JSON_TYPE, (("ETag", record.etag),))
 
 
 def entries(records: tuple[Record, ...], age_secs: float | None = None) -> Response:
-    """Give several entries as one object, in their order; with an age if they may be old."""
+    """Return several entries as one object, in their order; with an age if they may be old."""
     pairs = [b"%b: %b" % (json.dumps(item.name, ensure_ascii=False).encode(), item.json) for item in records]
     age = b"" if age_secs is None else _age(age_secs)
     return Response(200, b"%b{%b}%b}" % (_SUCCESS, b", ".join(pairs), age))
 
 
 def _age(secs: float) -> bytes:
-    """Give the member beside ``data`` that says how old a local read may be."""
+    """Return the member beside ``data`` that says how old a local read may be."""
     return b', "age_secs": %.3f' % secs
 
 
@@ -78,13 +122,13 @@ DELETED: Final = Response(200, b'{"success": true, "message": "Success"}')
 
 
 def failure(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> Response:
-    """Give an error in the shape that every error of the broker has."""
+    """Return an error in the shape that every error of the broker has."""
     body = json.dumps({"success": False, "message": message, "data": {}}, ensure_ascii=False)
     return Response(status, body.encode("utf-8", "replace"), message, headers=headers)
 
 
 def of_error(error: RequestError) -> Response:
-    """Give the answer that an error means."""
+    """Return the response that an error means."""
     headers: list[tuple[str, str]] = []
     if error.retry_after_secs is not None:
         headers.append(("Retry-After", str(error.retry_after_secs)))
@@ -96,30 +140,27 @@ def of_error(error: RequestError) -> Response:
 
 
 class PendingResponse:
-    """An answer that an actor owes; iterable as WSGI wants it, or parked by a server that knows it.
+    """A response that an actor has to be asked for; the server parks the connection meanwhile.
 
-    An ordinary WSGI server blocks while it iterates; :mod:`bpbroker.server.listener`
-    lets the connection wait without a thread instead. The actor is asked by
-    :meth:`begin`, not before: a server that has taken in several requests at
-    one time asks for all of them together, so that the actor's thread wakes up
-    once (measured: twice the throughput at 16 clients).
+    The actor is asked by :meth:`ask`, not before: a server that has taken in
+    several requests at one time asks for all of them together, so that the
+    actor's thread wakes up once (measured: twice the throughput at 16 clients).
 
     Args:
         ask: asks the actor; may raise what an actor that cannot be asked means.
-        complete: makes the answer of a reply that is done, gives status and
-            headers to the server, and returns the body.
+        finish: makes the response of a reply that is done.
         timeout_secs: how long the actor may take.
-        heavy: whether ``complete`` may take more than a millisecond.
+        heavy: whether ``finish`` may take more than a millisecond.
         patient: whether the client means to wait, so that a broker that stops
             need not.
     """
 
-    __slots__ = ("_ask", "_complete", "heavy", "patient", "reply", "timeout_secs")
+    __slots__ = ("_ask", "_finish", "heavy", "patient", "reply", "timeout_secs")
 
     def __init__(
         self,
         ask: Callable[[], Future[Any]],
-        complete: Callable[[Future[Any]], bytes],
+        finish: Callable[[Future[Any]], Response],
         timeout_secs: float,
         *,
         heavy: bool = False,
@@ -130,13 +171,13 @@ class PendingResponse:
         self.heavy = heavy
         self.patient = patient
         self._ask = ask
-        self._complete = complete
+        self._finish = finish
 
-    def begin(self, done: Callable[[Any], object] | None = None) -> None:
-        """Ask the actor; have ``done`` called, in whatever thread, once the reply is there."""
+    def ask(self, done: Callable[[Future[Any]], object] | None = None) -> None:
+        """Ask the actor; ``done`` is called, in any thread, once the reply is there."""
         try:
             reply = self._ask()
-        except Exception as error:  # noqa: BLE001 - becomes the answer, as what the actor itself raises does
+        except Exception as error:  # noqa: BLE001 - becomes the response, as what the actor itself raises does
             reply = Future()
             reply.set_exception(error)
         self.reply = reply
@@ -154,23 +195,14 @@ class PendingResponse:
             self.reply.cancel()
 
     def stop(self) -> None:
-        """Answer who means to wait that the broker is stopping."""
+        """Tell a client that means to wait that the broker is stopping."""
         if self.patient and self.reply is not None:
             fail(self.reply, Unavailable("The broker is stopping; try again"))
 
-    def body(self) -> bytes:
-        """Give the answer's body, after its status and headers; only when the reply is done."""
-        assert self.reply is not None  # noqa: S101 - nobody comes here before begin()
-        return self._complete(self.reply)
-
-    def __iter__(self) -> Iterator[bytes]:
-        self.begin()
-        try:
-            if self.reply is not None:
-                self.reply.exception(self.timeout_secs)
-        except (FutureTimeout, CancelledError):
-            self.give_up()
-        yield self.body()
+    def response(self) -> Response:
+        """Return the response; only when the reply is done."""
+        assert self.reply is not None  # noqa: S101 - only after ask()
+        return self._finish(self.reply)
 
 
 LATE: Final = TimedOut("The broker did not answer in time; whether something was changed is not known")
@@ -182,9 +214,9 @@ def rendered(
     broken: Callable[[BaseException], Response],
     late: RequestError = LATE,
 ) -> Response:
-    """Make the answer of a reply that is done: ``show`` its value, tell its error, or say that something broke.
+    """Return the response of a reply that is done: ``show`` its value, tell its error, or say that something broke.
 
-    ``late`` is the error when nobody waits for the reply any more.
+    ``late`` is the error when the reply was given up.
     """
     try:
         value = reply.result(0)  # each look at a future locks it: one, then
@@ -198,7 +230,7 @@ def rendered(
 
 
 def health(report: HealthReport) -> Response:
-    """Give the health as everybody may see it; the folders of the paths in it are the operator's business."""
+    """Return the health without the folders in it: they are the operator's business."""
     body = {
         "success": report.ok,
         "message": "Success" if report.ok else "Not healthy",
@@ -208,7 +240,7 @@ def health(report: HealthReport) -> Response:
 
 
 def _without_folders(value: Any) -> Any:
-    """Give JSON values with only the last part of each path in their texts."""
+    """Return JSON values with only the last part of each path in their texts."""
     if isinstance(value, dict):
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -217,7 +249,7 @@ def _without_folders(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Give a message's value as JSON values: mappings as objects, tuples as lists, dataclasses by their fields."""
+    """Return a message's value as JSON values: mappings as objects, tuples as lists, dataclasses by their fields."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 VALID_DAYS: Final = 3650
 WARN_DAYS: Final = 30
 _CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
-_RELEASE_BUFFERS: Final = 0x10
 _PEM_MAX_BYTES: Final = 1024 * 1024
+_RELEASE_BUFFERS: Final = 0x10
 """SSL_MODE_RELEASE_BUFFERS, which pyOpenSSL has no name for: saves 34 KiB for each idle connection."""
 
 

@@ -1,4 +1,4 @@
-"""A bare WSGI "hello": what no application on a server can surpass. Run as a process of its own.
+"""A bare "hello": what no application on a server can surpass. Run as a process of its own.
 
 On ``ours`` it shows what the application and its actors cost; on ``cheroot``,
 stock but for our TLS, it is the limit that CherryPy's server sets.
@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +21,8 @@ from cheroot.ssl import Adapter
 
 from bpbroker.server import tls
 from bpbroker.server.listener import BrokerServer, bind_tcp
+from bpbroker.server.request import Request
+from bpbroker.server.response import Response
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -33,7 +35,11 @@ _KEPT_MAX: Final = 10_000
 """cheroot's own 10 would close what the other clients keep alive."""
 
 
-def hello(_environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+def hello(_request: Request) -> Response:
+    return Response(200, BODY, content_type="text/plain")
+
+
+def wsgi_hello(_environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(BODY)))])
     return [BODY]
 
@@ -155,14 +161,17 @@ def on_ours(port: int, cert: Path, key: Path) -> BrokerServer:
 
 
 def on_cheroot(port: int, cert: Path, key: Path) -> wsgi.Server:
-    server = wsgi.Server(("127.0.0.1", port), hello, numthreads=_WORKERS, request_queue_size=4096)
+    server = wsgi.Server(("127.0.0.1", port), wsgi_hello, numthreads=_WORKERS, request_queue_size=4096)
     server.keep_alive_conn_limit = _KEPT_MAX
     server.ssl_adapter = OurTls(cert, key)
     server.prepare()
     return server
 
 
-SERVERS: Final = {"ours": on_ours, "cheroot": on_cheroot}
+SERVERS: Final[Mapping[str, Callable[[int, Path, Path], BrokerServer | wsgi.Server]]] = {
+    "ours": on_ours,
+    "cheroot": on_cheroot,
+}
 
 
 def main(kind: str, port: str, cert: str, key: str) -> None:

@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpbroker.server.framing import Framer, Head, Limits, Rejected
+from bpbroker.server.framing import Framer, Limits, Rejected, unquoted
+from bpbroker.server.request import Request
 
 LIMITS = Limits(head_bytes=1024, fields=20, body_bytes=1000)
 GET = b"GET /a?b=c HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def feed_all(content: bytes, limits: Limits = LIMITS) -> tuple[Head, bytes] | None:
+def feed_all(content: bytes, limits: Limits = LIMITS) -> Request | None:
     return Framer(limits).feed(content)
 
 
@@ -21,16 +22,15 @@ def test_a_request_without_a_body_ends_at_the_blank_line() -> None:
     assert not framer.begun
     found = framer.feed(GET + b"GET /next")
     assert found is not None
-    head, body = found
-    assert (head.method, head.target, head.version) == ("GET", "/a?b=c", (1, 1))
-    assert head.fields.values == {"host": "x"}
-    assert body == b""
-    assert head.keeps_alive
+    assert (found.method, found.path, found.query, found.version) == ("GET", "/a", "b=c", (1, 1))
+    assert found.fields == {"host": "x"}
+    assert found.body == b""
+    assert found.keeps_alive
     assert framer.held_bytes == len(b"GET /next")
     assert framer.feed(b"") is None
     second = framer.feed(b" HTTP/1.1\r\n\r\n")
     assert second is not None
-    assert second[0].target == "/next"
+    assert second.path == "/next"
     assert not framer.begun
 
 
@@ -40,8 +40,8 @@ def test_the_same_fields_again_are_not_parsed_again() -> None:
     assert first is not None
     assert second is not None
     assert third is not None
-    assert first[0].fields is second[0].fields
-    assert third[0].fields.values == {"host": "y"}
+    assert first.fields is second.fields
+    assert third.fields == {"host": "y"}
 
 
 def test_a_request_kept_for_later_is_found_then() -> None:
@@ -63,7 +63,7 @@ def test_it_does_not_matter_how_the_bytes_are_cut(cuts: list[int]) -> None:
         complete = framer.feed(content[position : position + cut])
         position += cut
         if complete is not None:
-            assert complete[1] == b"hello world"
+            assert complete.body == b"hello world"
             assert not framer.begun
             return
     raise AssertionError("never complete")
@@ -75,7 +75,7 @@ def test_a_body_of_known_length_is_waited_for() -> None:
     assert framer.feed(head + b"hell") is None
     found = framer.feed(b"o!")
     assert found is not None
-    assert found[1] == b"hello"
+    assert found.body == b"hello"
     assert framer.held_bytes == 1
 
 
@@ -201,4 +201,20 @@ def test_arbitrary_bytes_are_rejected_or_waited_for(content: bytes) -> None:
 def test_who_keeps_the_connection(line: bytes, connection: bytes, kept: bool) -> None:
     found = feed_all(b"GET / " + line + b"\r\n" + connection + b"\r\n")
     assert found is not None
-    assert found[0].keeps_alive is kept
+    assert found.keeps_alive is kept
+
+
+@given(st.binary(max_size=30))
+def test_any_path_is_unquoted_to_its_bytes(path: bytes) -> None:
+    quoted = "/" + "".join(f"%{byte:02x}" for byte in path)
+    assert unquoted(quoted).encode("latin-1") == b"/" + path.replace(b"/", b"%2F")
+    found = feed_all(b"GET " + quoted.encode() + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert found is not None
+    assert found.path == unquoted(quoted)
+
+
+def test_a_field_with_an_underscore_cannot_pose_as_another() -> None:
+    found = feed_all(b"GET / HTTP/1.1\r\nHost: x\r\nX_Access_Key: evil\r\nContent_Length: 5\r\n\r\n")
+    assert found is not None
+    assert found.fields == {"host": "x", "x_access_key": "evil", "content_length": "5"}
+    assert found.body == b""

@@ -20,6 +20,7 @@ from bpbroker.config import layers
 from bpbroker.errors import InUse, StartError
 from bpbroker.server import event_loop, request_cycle, response, tls
 from bpbroker.server.listener import BrokerServer, bind_tcp, raise_descriptor_limit
+from bpbroker.server.request import Request
 from bpbroker.server.response import PendingResponse, Response
 
 Serve = Callable[..., BrokerServer]
@@ -42,32 +43,30 @@ class App:
         self.threads: list[str] = []
         self.bodies: list[bytes] = []
 
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
-        path = environ["PATH_INFO"].strip("/")
+    def __call__(self, request: Request) -> Response | PendingResponse:
+        path = request.path.strip("/")
         self.threads.append(threading.current_thread().name)
-        self.bodies.append(environ["wsgi.input"].read())
+        self.bodies.append(request.body)
         if path in ("later", "heavy", "patient", "brief"):
-            return self._later(path, start_response)
+            return self._later(path)
         if path == "exit":
             raise SystemExit(0)
         if path == "raise":
             raise ValueError("canary")
-        start_response("200 OK", [("X-Header", "a\r\nb" if path == "inject" else "b")])
-        return [b"x" * 30_000_000] if path == "big" else [path.encode()]
+        headers = (("X-Header", "a\r\nb" if path == "inject" else "b"),)
+        return Response(200, b"x" * 30_000_000 if path == "big" else path.encode(), headers=headers)
 
-    def _later(self, path: str, start_response: Any) -> PendingResponse:
+    def _later(self, path: str) -> PendingResponse:
         def ask() -> Future[bytes]:
             self.owed.append(Future())
             return self.owed[-1]
 
-        def complete(reply: Future[bytes]) -> bytes:
+        def finish(reply: Future[bytes]) -> Response:
             self.threads.append(threading.current_thread().name)
-            answer = response.rendered(reply, lambda value: Response(200, value), self._fail)
-            start_response(answer.status_line, [])
-            return answer.body
+            return response.rendered(reply, lambda value: Response(200, value), self._fail)
 
         return PendingResponse(
-            ask, complete, 0.3 if path == "brief" else 30, heavy=path == "heavy", patient=path == "patient"
+            ask, finish, 0.3 if path == "brief" else 30, heavy=path == "heavy", patient=path == "patient"
         )
 
     def _fail(self, error: BaseException) -> Response:
@@ -261,7 +260,7 @@ def test_a_client_that_leaves_frees_its_place(serve: Serve, app: App) -> None:
         # A reset instead of an end.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     eventually(app.owed[1].cancelled)
-    eventually(lambda: server.selecting.figures()["connections"] == 0)
+    eventually(lambda: server.loop.figures()["connections"] == 0)
 
 
 def test_a_client_that_closes_one_direction_still_gets_its_answer(serve: Serve, app: App) -> None:
@@ -304,8 +303,8 @@ def test_a_reader_that_takes_nothing_is_let_go(serve: Serve) -> None:
     server = serve(request_timeout_secs=0.3)
     with client(server) as sock:
         sock.sendall(GET % b"big")
-        eventually(lambda: server.selecting.figures()["connections"] == 1)
-        eventually(lambda: server.selecting.figures()["connections"] == 0)
+        eventually(lambda: server.loop.figures()["connections"] == 1)
+        eventually(lambda: server.loop.figures()["connections"] == 0)
 
 
 def test_too_much_kept_for_clients_is_let_go(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +317,7 @@ def test_too_much_kept_for_clients_is_let_go(serve: Serve, monkeypatch: pytest.M
         loader.sendall(b"POST / HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 900_000)
         modest = stack.enter_context(client(server))
         modest.sendall(GET[:-2] % b"modest")
-        eventually(lambda: server.selecting.figures()["connections"] <= 2)
+        eventually(lambda: server.loop.figures()["connections"] <= 2)
         modest.sendall(b"\r\n")
         assert answer(modest) == (200, b"modest")
 
@@ -331,7 +330,7 @@ def test_an_address_can_have_so_many_connections_and_no_more(serve: Serve) -> No
         for sock in (one, two):
             sock.sendall(GET % b"x")
             assert answer(sock) == (200, b"x")
-    eventually(lambda: server.selecting.figures()["connections"] == 0)
+    eventually(lambda: server.loop.figures()["connections"] == 0)
     assert ask(server, GET % b"x") == (200, b"x")
 
 
@@ -458,7 +457,7 @@ def test_the_environment_of_socket_activation_is_not_looked_at(serve: Serve, mon
 def test_the_loop_shows_that_it_is_alive(serve: Serve) -> None:
     server = serve()
     time.sleep(0.3)
-    assert server.selecting.silent_secs() < 30
+    assert server.loop.silent_secs() < 30
 
 
 def test_a_port_in_use_is_named() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -76,28 +75,13 @@ def test_a_status_that_has_no_phrase() -> None:
 
 
 def later(reply: Future[Any], **options: Any) -> PendingResponse:
-    def complete(reply: Future[Any]) -> bytes:
-        return response.rendered(reply, lambda value: Response(200, value), lambda _: Response(500, b"broken")).body
+    def finish(reply: Future[Any]) -> Response:
+        return response.rendered(reply, lambda value: Response(200, value), lambda _: Response(500, b"broken"))
 
-    return PendingResponse(lambda: reply, complete, 0.05, **options)
-
-
-def test_an_ordinary_server_waits_for_what_is_owed() -> None:
-    reply: Future[bytes] = Future()
-    timer = threading.Timer(0.01, reply.set_result, (b"late",))
-    timer.start()
-    assert list(later(reply)) == [b"late"]
-    timer.join()
+    return PendingResponse(lambda: reply, finish, 0.05, **options)
 
 
-def test_an_ordinary_server_does_not_wait_for_ever() -> None:
-    reply: Future[bytes] = Future()
-    (body,) = later(reply)
-    assert reply.cancelled()
-    assert b"did not answer in time" in body
-
-
-def test_nothing_is_asked_before_the_server_begins() -> None:
+def test_no_actor_is_asked_before_the_server_says_so() -> None:
     asked: list[bool] = []
     reply: Future[bytes] = Future()
 
@@ -105,13 +89,13 @@ def test_nothing_is_asked_before_the_server_begins() -> None:
         asked.append(True)
         return reply
 
-    owed = PendingResponse(ask, lambda _: b"", 1)
+    owed = PendingResponse(ask, lambda _: Response(200, b""), 1)
     owed.give_up()
     owed.stop()
     assert not asked
     assert not owed.done
     called: list[object] = []
-    owed.begin(called.append)
+    owed.ask(called.append)
     assert (asked, called) == ([True], [])
     reply.set_result(b"")
     assert called == [reply]
@@ -122,11 +106,12 @@ def test_an_actor_that_cannot_be_asked_is_the_answer() -> None:
     def ask() -> Future[bytes]:
         raise Overloaded("The inbox is full")
 
-    def complete(reply: Future[Any]) -> bytes:
-        return response.rendered(reply, lambda _: Response(200, b""), lambda _: Response(500, b"")).body
+    def finish(reply: Future[Any]) -> Response:
+        return response.rendered(reply, lambda _: Response(200, b""), lambda _: Response(500, b""))
 
-    (body,) = PendingResponse(ask, complete, 1)
-    assert json.loads(body)["message"] == "The inbox is full"
+    owed = PendingResponse(ask, finish, 1)
+    owed.ask()
+    assert json.loads(owed.response().body)["message"] == "The inbox is full"
 
 
 def test_only_who_means_to_wait_is_sent_away_when_the_broker_stops() -> None:
@@ -134,7 +119,7 @@ def test_only_who_means_to_wait_is_sent_away_when_the_broker_stops() -> None:
     quick: Future[bytes] = Future()
     for reply, is_patient in ((patient, True), (quick, False)):
         owed = later(reply, patient=is_patient)
-        owed.begin()
+        owed.ask()
         owed.stop()
     assert isinstance(patient.exception(0), Unavailable)
     assert not quick.done()
@@ -143,7 +128,9 @@ def test_only_who_means_to_wait_is_sent_away_when_the_broker_stops() -> None:
 def test_what_nobody_foresaw_is_shown_by_the_caller() -> None:
     reply: Future[bytes] = Future()
     reply.set_exception(ValueError("secret"))
-    assert list(later(reply)) == [b"broken"]
+    owed = later(reply)
+    owed.ask()
+    assert owed.response().body == b"broken"
 
 
 @dataclass(frozen=True)
@@ -155,3 +142,63 @@ class _Part:
 def test_messages_become_plain_json() -> None:
     value = _Part("x", MappingProxyType({"a": (1, _Part("y", ()))}))
     assert response.plain(value) == {"name": "x", "figures": {"a": [1, {"name": "y", "figures": []}]}}
+
+
+# --- on the wire ---
+
+
+def encoded(answer: Response, **options: Any) -> tuple[str, dict[str, str], bytes]:
+    head, _, body = response.encode(answer, **options).partition(b"\r\n\r\n")
+    status, *lines = head.decode("latin-1").split("\r\n")
+    return status, dict(line.split(": ", 1) for line in lines), body
+
+
+def test_a_response_is_complete() -> None:
+    status, headers, body = encoded(Response(200, b"hello", headers=(("X", "y"),)), keep_alive=True)
+    assert (status, body) == ("HTTP/1.1 200 OK", b"hello")
+    assert headers.pop("Date").endswith("GMT")
+    assert headers == {"Content-Type": "application/json", "Content-Length": "5", "Server": "bpbroker", "X": "y"}
+
+
+@pytest.mark.parametrize(
+    ("keep_alive", "old", "connection"),
+    [(True, False, None), (False, False, "close"), (False, True, "close"), (True, True, "keep-alive")],
+)
+def test_it_says_what_becomes_of_the_connection(keep_alive: bool, old: bool, connection: str | None) -> None:
+    _, headers, _ = encoded(Response(200, b""), keep_alive=keep_alive, old=old)
+    assert headers.get("Connection") == connection
+
+
+def test_head_gets_everything_but_the_body() -> None:
+    _, headers, body = encoded(Response(200, b"hello"), with_body=False)
+    assert (headers["Content-Length"], body) == ("5", b"")
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_some_statuses_have_no_body(status: int) -> None:
+    _, headers, body = encoded(Response(status, b"never"))
+    assert body == b""
+    assert not {"Content-Length", "Content-Type"} & set(headers)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Response(200, b"", headers=(("X", "a\r\nSet-Cookie: b"),)),
+        Response(200, b"", headers=(("X", "a\nb"),)),
+        Response(200, b"", headers=(("X", "a\rb"),)),
+        Response(200, b"", headers=(("X\r\nY", "a"),)),
+        Response(200, b"", headers=(("X", "\u2028"),)),
+        Response(200, b"", content_type="text/plain\r\nSet-Cookie: b"),
+        Response(200, b"", content_type="text/plain\n"),
+    ],
+)
+def test_no_header_is_more_than_one_line(answer: Response) -> None:
+    with pytest.raises(ValueError):  # UnicodeEncodeError is one too, and each will do
+        response.encode(answer)
+
+
+def test_a_reason_cannot_become_a_header() -> None:
+    status, headers, _ = encoded(response.failure(400, "bad\r\nSet-Cookie: x"))
+    assert status == "HTTP/1.1 400 bad Set-Cookie: x"
+    assert "Set-Cookie" not in headers

@@ -1,8 +1,7 @@
-"""The WSGI application with made-up actors, for tests without a server."""
+"""The application with made-up actors, for tests without a server."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -12,6 +11,8 @@ from bpbroker import messages
 from bpbroker.config import layers
 from bpbroker.frontend.application import Application
 from bpbroker.messages import Record
+from bpbroker.server.request import Request
+from bpbroker.server.response import PendingResponse
 
 RECORD = Record("foo", b'{"_str": "bar", "last_write_ip": "10.0.0.7", "last_write_ts": 1420068290}', '"0123"')
 TOKEN = "control-token"
@@ -52,6 +53,8 @@ class Answer(NamedTuple):
     status: int
     reason: str
     headers: Mapping[str, str]
+    """Those that the application makes; the server adds what goes with any response."""
+    content_type: str
     body: bytes
 
     @property
@@ -90,24 +93,22 @@ class Broker:
     def call(
         self, target: str, method: str = "POST", body: bytes = b"", *, source: str = "10.0.0.7", **headers: str
     ) -> Answer:
+        fields = {name.lower().replace("_", "-"): value for name, value in headers.items()}
+        fields.setdefault("host", "broker:20443")
         path, _, query = target.partition("?")
-        environ: dict[str, Any] = {
-            "REQUEST_METHOD": method,
-            "PATH_INFO": path,
-            "QUERY_STRING": query,
-            "REMOTE_ADDR": source,
-            "CONTENT_LENGTH": str(len(body)),
-            "HTTP_HOST": "broker:20443",
-            "wsgi.input": io.BytesIO(body),
-            **({"CONTENT_TYPE": headers.pop("CONTENT_TYPE")} if "CONTENT_TYPE" in headers else {}),
-            **{f"HTTP_{name}": value for name, value in headers.items()},
-        }
-        started: list[tuple[str, list[tuple[str, str]]]] = []
-        body = b"".join(self.application(environ, lambda status, headers: started.append((status, headers))))
-        ((status, given),) = started
-        code, _, reason = status.partition(" ")
-        assert len({name for name, _ in given}) == len(given)
-        return Answer(int(code), reason, dict(given), body)
+        result = self.application(Request(method, path, query, fields, source, body))
+        if isinstance(result, PendingResponse):
+            result.ask()
+            assert result.reply is not None
+            try:
+                result.reply.exception(result.timeout_secs)
+            except TimeoutError:
+                result.give_up()
+            result = result.response()
+        code, _, reason = result.status_line.partition(" ")
+        given = dict(result.headers)
+        assert len(given) == len(result.headers)
+        return Answer(int(code), reason, given, result.content_type, result.body)
 
     def post(self, target: str, **parameters: Any) -> Answer:
         return self.call(target, body=json.dumps(parameters).encode(), CONTENT_TYPE="application/json")

@@ -1,0 +1,40 @@
+"""By what a server serves: deadlines, limits, the certificate, the application. Plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bpbroker.server.framing import Limits
+from bpbroker.server.request_cycle import Application
+from bpbroker.server.response import Response
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The rules in force; a reload puts another policy in its place."""
+
+    context: Any
+    """The TLS context of new connections, from :func:`bpbroker.server.tls.context`."""
+    limits: Limits
+    handshake_secs: float
+    """How long a TLS handshake may take."""
+    request_secs: float
+    """How long a whole request may take to come in, and a response not to move on."""
+    keep_alive_secs: float
+    """How long a connection stays open between two requests."""
+    connections_max: int
+    connections_per_address_max: int
+
+
+@dataclass(slots=True)
+class Service:
+    """What all connections of a server share. Only the listener and the loop change it."""
+
+    application: Application
+    policy: Policy
+    rejected: Callable[[str, Response], object]
+    """Called with a client's address and the response to what never became a request."""
+    stopping: bool = False
+    """Whether each response is the last one of its connection."""
