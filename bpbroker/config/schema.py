@@ -146,7 +146,9 @@ KNOWN: Final[Mapping[str, Mapping[str, Key]]] = {
         "store": Key(_choice("embedded", "etcd"), "embedded", "where acknowledged writes live"),
         "endpoints": Key(_endpoints, (), "where the etcd cluster's members listen for clients"),
         "prefix": Key(_prefix, "/bpbroker", "what all keys of this registry begin with"),
-        "ca_cert": Key(_optional(_path), None, "certificate of the authority that signed the members', PEM"),
+        "ca_cert": Key(
+            _optional(_path), None, "authority that signed the members' certificates, PEM; none: those of the system"
+        ),
         "client_cert": Key(_optional(_path), None, "our certificate for the cluster, PEM"),
         "client_key": Key(_optional(_path), None, "its private key, PEM"),
         "user": Key(_optional(_text), None, "user of the cluster"),

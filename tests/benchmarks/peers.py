@@ -270,7 +270,7 @@ class OnEtcd(Peer):
         )
 
     def start(self) -> None:
-        if importlib.util.find_spec("etcd3gw") is None:
+        if importlib.util.find_spec("urllib3") is None:
             raise Absent("not installed (pip install 'bpbroker[etcd]')")
         self.etcd.start()
         settings = json.loads(self.broker.config.read_text())

@@ -18,8 +18,9 @@ from typing import Any, Final
 
 from bpbroker.errors import BpbrokerError, StorageFull, Unavailable
 from bpbroker.registry.changes import ANYTHING, Change, Committed, Conflict, Outcome, Seen
-from bpbroker.storage.etcd.gateway import Gateway, decode, encode
+from bpbroker.storage.etcd.gateway import Gateway
 from bpbroker.storage.etcd.keys import Keys, as_seen, revision_of
+from bpbroker.storage.etcd.responses import decode, encode
 
 _CHANGES_MAX: Final = 100
 """Changes in one transaction: etcd's own limit is 128 operations."""

@@ -16,7 +16,7 @@ from typing import Any, Final
 from bpbroker.errors import BadRequest
 from bpbroker.registry import entry
 from bpbroker.registry.changes import Seen
-from bpbroker.storage.etcd.gateway import decode, encode
+from bpbroker.storage.etcd.responses import decode, encode
 
 NAME_MAX_BYTES: Final = 4096
 """Longest name that any broker may allow."""

@@ -16,8 +16,9 @@ from typing import Any, Final
 from bpbroker.errors import BpbrokerError, ConfigurationError, StorageFull, Unavailable
 from bpbroker.registry.changes import READ_MAX, Broken, Change, Changes, News, Outcome, Seen, State
 from bpbroker.storage.etcd.commits import Commits, batches, clear_left_over
-from bpbroker.storage.etcd.gateway import Compacted, EtcdOptions, Gateway, decode, encode
+from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway
 from bpbroker.storage.etcd.keys import Keys, as_seen, revision_of
+from bpbroker.storage.etcd.responses import Compacted, decode, encode
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,9 @@ from bpbroker.errors import ConfigurationError, StorageFull, Unavailable
 from bpbroker.registry.changes import ANYTHING, Broken, Change, Changes, Committed, Conflict, News, Seen, State
 from bpbroker.storage.etcd import gateway as gateways
 from bpbroker.storage.etcd import store as etcd_store
-from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway, encode
+from bpbroker.storage.etcd.endpoint import Endpoint
+from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway
+from bpbroker.storage.etcd.responses import Compacted, Failed, Refused, encode
 from bpbroker.storage.etcd.store import EtcdStore
 from tests.support.etcd_cluster import needs_etcd
 
@@ -98,19 +100,19 @@ class Losses:
         self.plan: list[str] = []
         """For each of the next commits: ``before`` or ``after``; then all is well."""
         self.lost: list[Mapping[str, Any]] = []
-        post = gateways._post
+        post = Endpoint.post
 
-        def unreliable(client: Any, path: str, body: Mapping[str, Any]) -> Any:
+        def unreliable(endpoint: Endpoint, path: str, body: Mapping[str, Any], secs: float) -> Any:
             fate = self.plan.pop(0) if self.plan and path == "/kv/txn" and len(body.get("success", ())) > 1 else ""
             if fate == "before":
                 self.lost.append(body)
-                raise gateways._Failed("lost", sent=True)
-            answer = post(client, path, body)
+                raise Failed("lost", sent=True)
+            answer = post(endpoint, path, body, secs)
             if fate == "after":
-                raise gateways._Failed("lost", sent=True)
+                raise Failed("lost", sent=True)
             return answer
 
-        monkeypatch.setattr(gateways, "_post", unreliable)
+        monkeypatch.setattr(Endpoint, "post", unreliable)
 
 
 @pytest.fixture
@@ -170,7 +172,7 @@ def test_when_the_history_is_gone_it_is_said_that_nothing_is_known(
     store: EtcdStore, losses: Losses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forgotten(*_: object) -> Any:
-        raise gateways.Compacted("gone")
+        raise Compacted("gone")
 
     losses.plan = ["after"]
     call = Gateway.call
@@ -447,25 +449,25 @@ def test_an_endpoint_that_is_gone_is_passed_over(make: Make, etcd_section: dict[
 
 def test_a_token_that_has_run_out_is_renewed(store: EtcdStore) -> None:
     for gateway in (store._writer, store._reader):
-        for client in gateway._clients:
-            client.session.headers["Authorization"] = "no-such-token.1"
+        for endpoint in gateway._endpoints:
+            endpoint.token = "no-such-token.1"
     assert isinstance(store.commit([Change("a", b"{}", 0)])[0], Committed)
     assert store.read(["a"])[0].value == b"{}"
 
 
 def test_the_commit_that_fills_the_cluster_up_did_happen(store: EtcdStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """As etcd does it: it carries the transaction out, and answers that there is no space."""
-    post = gateways._post
+    post = Endpoint.post
 
-    def full(client: Any, path: str, body: Mapping[str, Any]) -> Any:
-        answer = post(client, path, body)
+    def full(self: Endpoint, path: str, body: Mapping[str, Any], secs: float) -> Any:
+        answer = post(self, path, body, secs)
         if path == "/kv/txn" and "compare" in body:
-            raise gateways._Refused(8, "etcdserver: mvcc: database space exceeded")
+            raise Refused(8, "etcdserver: mvcc: database space exceeded")
         return answer
 
-    monkeypatch.setattr(gateways, "_post", full)
+    monkeypatch.setattr(Endpoint, "post", full)
     outcomes = store.commit([Change("a", b"{}", 0), Change("b", b"{}", 7)])
-    monkeypatch.setattr(gateways, "_post", post)
+    monkeypatch.setattr(Endpoint, "post", post)
     assert isinstance(outcomes[0], Committed)
     assert isinstance(outcomes[1], Conflict)
     assert store.peek() == {"a": b"{}"}
@@ -473,18 +475,18 @@ def test_the_commit_that_fills_the_cluster_up_did_happen(store: EtcdStore, monke
 
 
 def test_a_cluster_without_space_is_full(store: EtcdStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = gateways._post
+    real = Endpoint.post
 
-    def full(client: Any, path: str, body: Mapping[str, Any]) -> Any:
+    def full(self: Endpoint, path: str, body: Mapping[str, Any], secs: float) -> Any:
         if path == "/kv/txn":
-            raise gateways._Refused(8, "etcdserver: mvcc: database space exceeded")
-        return {"alarms": [{"alarm": "NOSPACE"}]} if path == "/maintenance/alarm" else real(client, path, body)
+            raise Refused(8, "etcdserver: mvcc: database space exceeded")
+        return {"alarms": [{"alarm": "NOSPACE"}]} if path == "/maintenance/alarm" else real(self, path, body, secs)
 
-    monkeypatch.setattr(gateways, "_post", full)
+    monkeypatch.setattr(Endpoint, "post", full)
     with pytest.raises(StorageFull) as caught:
         store.commit([Change("a", b"{}", 0)])
     assert caught.value.outcome_known
     with pytest.raises(StorageFull):
         store.probe()
-    monkeypatch.setattr(gateways, "_post", real)
+    monkeypatch.setattr(Endpoint, "post", real)
     store.probe()

@@ -1,0 +1,106 @@
+"""What a response of etcd's gateway means: a document, a refusal by the cluster, or a failure of one endpoint."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from contextlib import suppress
+from typing import Any, Final
+
+from bpbroker.errors import ConfigurationError, StorageFull, Unavailable
+
+logger = logging.getLogger(__name__)
+
+AWAY: Final = "The registry's etcd cluster does not answer"
+
+# gRPC's status codes, as the gateway puts them into an error's body.
+_INVALID_ARGUMENT, _NOT_PERMITTED, _EXHAUSTED, _OUT_OF_RANGE, _UNAUTHENTICATED = 3, 7, 8, 11, 16
+_OF_THE_CLUSTER: Final = frozenset({_INVALID_ARGUMENT, _NOT_PERMITTED, _OUT_OF_RANGE, _UNAUTHENTICATED})
+
+# Two errors share their code with others: etcd's api/v3rpc/rpctypes/error.go has the texts.
+_NO_SPACE: Final = "etcdserver: mvcc: database space exceeded"
+_OLD_REVISION: Final = "etcdserver: revision of auth store is old"
+
+
+class Unreachable(Unavailable):
+    """No endpoint answered as it should; ``outcome_known`` is False if one may have received the request."""
+
+
+class Compacted(Unavailable):
+    """The cluster has forgotten the versions that were asked for."""
+
+
+class Refused(Exception):
+    """The response of one endpoint that every other endpoint would give as well."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        """gRPC's status code."""
+        self.text = text
+
+    @property
+    def stale_token(self) -> bool:
+        """Whether a new token may help: it lives for five minutes without use, and not longer than the member."""
+        return self.code == _UNAUTHENTICATED or self.text == _OLD_REVISION
+
+    def meaning(self, *, sent: bool) -> Unavailable | ConfigurationError:
+        """Return the error of the call. ``sent``: an earlier attempt may have changed something."""
+        if self.code == _OUT_OF_RANGE:
+            return Compacted("The registry's etcd cluster has forgotten these versions")
+        if self.code == _EXHAUSTED:
+            error = StorageFull("The etcd cluster's space is used up: nothing was changed")
+            error.outcome_known = not sent
+            return error
+        logger.error("etcd refuses: %s", self.text)
+        return ConfigurationError(f"The registry's etcd cluster refuses: {self.text}")
+
+
+class Failed(Exception):
+    """One endpoint did not answer as it should; another one may. The text has neither addresses nor secrets."""
+
+    def __init__(self, why: str, *, sent: bool, distrust: bool = False) -> None:
+        super().__init__(why)
+        self.sent = sent
+        """Whether the endpoint may have received the request."""
+        self.distrust = distrust
+        """Whether one side does not accept the certificate of the other."""
+
+
+def encode(key: bytes) -> str:
+    """Return bytes as the gateway takes them."""
+    return base64.b64encode(key).decode()
+
+
+def decode(text: str) -> bytes:
+    """Return the bytes that the gateway sent."""
+    return base64.b64decode(text)
+
+
+def document(body: bytes) -> dict[str, Any]:
+    """Return the JSON object of a successful response.
+
+    Raises:
+        Failed: it is something else.
+    """
+    with suppress(ValueError, RecursionError):
+        found = json.loads(body)
+        if isinstance(found, dict):
+            return found
+    raise _strange()
+
+
+def error(body: bytes) -> Refused | Failed:
+    """Return what a response means whose status is not 200."""
+    with suppress(ValueError, TypeError, AttributeError, RecursionError):
+        found = json.loads(body)
+        code, text = int(found.get("code", 0)), str(found.get("message") or found["error"])
+        if code in _OF_THE_CLUSTER or (code == _EXHAUSTED and text == _NO_SPACE):
+            return Refused(code, text)
+        return Failed(text, sent=True)
+    return _strange()
+
+
+def _strange() -> Failed:
+    return Failed("it answers something else than etcd does", sent=True)
