@@ -37,6 +37,7 @@ from bpbroker.runtime.logs import reopen_logs, setup_logging
 from bpbroker.runtime.mainloop import MainLoop
 from bpbroker.runtime.plan import Plan, RunOptions
 from bpbroker.runtime.prepare import prepare
+from bpbroker.runtime.watchdog import Watchdog
 from bpbroker.server import tls
 from bpbroker.server.certificate_watch import CertificateWatch
 from bpbroker.server.listener import BrokerServer
@@ -49,6 +50,8 @@ SAVE_TIMEOUT_SECS = 45.0
 """Adding settings writes the file with all entries; less than who asks for it waits."""
 LOOP_SILENT_SECS = 5.0
 """The server's loop goes round four times a second; after this long it is taken for stuck."""
+MAIN_STUCK_SECS = 300.0
+"""All that the main thread does ends within its timeouts, such as a minute for each extension that it starts."""
 
 
 def run(options: RunOptions, tell: Callable[[str], None]) -> int:
@@ -88,6 +91,7 @@ class Broker:
         self._parts = Parts(self._loop)
         self._addresses = self._parts.addresses
         self._server: BrokerServer | None = None
+        self._trouble = ""
 
     def run(self) -> int:
         """Start, serve until told to stop, stop. Gives the exit code."""
@@ -99,11 +103,18 @@ class Broker:
             self._cert, self._context = prepared.cert, prepared.context
             self._start_actors()
             server = self._start_frontend()
+            watchdog = Watchdog(lambda: self._is_alive(server), limit_secs=sdnotify.watchdog_secs())
+            self._undo.callback(watchdog.stop)
             self._say_ready()
-            self._loop.serve(self._take, lambda: server.loop.silent_secs() < LOOP_SILENT_SECS, self._tend)
-            sdnotify.notify(sdnotify.STOPPING)
+            watchdog.start()
+            self._loop.serve(self._take, self._tend)
+            sdnotify.notify(sdnotify.STOPPING, sdnotify.status(f"Stopping: writes {self._own}"))
         logger.info("Stopped")
         return 0
+
+    def _is_alive(self, server: BrokerServer) -> bool:
+        """Whether a restart by systemd would do more harm than good."""
+        return server.loop.silent_secs() < LOOP_SILENT_SECS and self._loop.busy_secs() < MAIN_STUCK_SECS
 
     # --- actors, bottom up ---
 
@@ -128,7 +139,10 @@ class Broker:
             self._start_extension(namespace)
         probes = {"frontend": self._probe_frontend, "certificate": CertificateWatch(lambda: self._cert)}
         healthcheck = self._parts.start(
-            "healthcheck", lambda: launch(Healthcheck, self._addresses, self._parts.restart, self._settings, probes)
+            "healthcheck",
+            lambda: launch(
+                Healthcheck, self._addresses, self._parts.restart, self._settings, probes, said=self._trouble_changed
+            ),
         )
         self._guard = Supervisor(healthcheck, lambda: self._parts.restart("healthcheck"))
 
@@ -201,8 +215,21 @@ class Broker:
             __version__, "ready" if pong.ok else "up, but not ready yet",
             listen, self._prepared.port, tls.fingerprint(self._cert), self._own,
         )  # fmt: skip
-        sdnotify.notify(sdnotify.READY)
+        sdnotify.notify(sdnotify.READY, self._status())
         self._ready(f"process {os.getpid()}, port {self._prepared.port}")
+
+    def _status(self) -> str:
+        """Return the state that shows in ``systemctl status`` how the broker is."""
+        if self._trouble:
+            return sdnotify.status(f"Not well: {self._trouble}")
+        extensions = ", ".join(layers.namespaces(self._settings)) or "none"
+        return sdnotify.status(f"Serves on port {self._prepared.port} (TCP and UDP); extensions: {extensions}")
+
+    def _trouble_changed(self, trouble: str) -> None:
+        """Hear from the healthcheck, in its thread, what is not well; empty when all is."""
+        self._trouble = trouble
+        if self._server is not None:
+            sdnotify.notify(self._status())
 
     def _describe(self) -> None:
         """Leave a note in the lock file for the local ``bpbroker`` command."""
@@ -238,7 +265,7 @@ class Broker:
             ConfigurationError: the configuration cannot be used, and nothing changed; or the
                 certificate cannot, and the one before stays in use.
         """
-        sdnotify.notify(sdnotify.reloading())
+        sdnotify.notify(sdnotify.reloading(), sdnotify.status("Reloads"))
         try:
             reopen_logs()
             reply = self._addresses["config store"].ask(messages.ReloadSettings(), ASK_TIMEOUT_SECS)
@@ -249,7 +276,7 @@ class Broker:
                 raise problem
             logger.info("Reloaded %s", self._own)
         finally:
-            sdnotify.notify(sdnotify.READY)
+            sdnotify.notify(sdnotify.READY, self._status())
 
     def _reload_certificate(self, settings: messages.Settings) -> ConfigurationError | None:
         """Serve with the certificate that is there now; if it cannot be used keep the one before, and give why."""
@@ -287,6 +314,7 @@ class Broker:
         if fixed:
             logger.warning("%s takes effect at the next start", " and ".join(fixed))
         self._settings = settings
+        sdnotify.notify(self._status())
         self._application.settings_changed(settings)
         if self._server is not None:
             self._server.reload(self._context, settings)

@@ -117,6 +117,7 @@ class Healthcheck(Actor):
         settings: the settings in force.
         probes: parts without an address, by name; each says at once how it is. Looked at anew in each round.
         stuck_secs: see :data:`STUCK_SECS`.
+        said: hears in one line what is not well each time that this changes; empty when all is well.
     """
 
     def __init__(
@@ -126,8 +127,12 @@ class Healthcheck(Actor):
         settings: Settings,
         probes: Mapping[str, Probe] | None = None,
         stuck_secs: float = STUCK_SECS,
+        said: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__()
+        self._said = said
+        self._trouble_said: str | None = None
+        """None at first: whoever was before may have said something else."""
         self._addresses = addresses
         self._restart = restart
         self._probes: Mapping[str, Probe] = probes if probes is not None else {}
@@ -180,6 +185,7 @@ class Healthcheck(Actor):
         part = self._parts.get(message.name)
         if part is not None:
             self._hear(part)
+            self._say_trouble()
         self._tell_if_known()
 
     def _tell_if_known(self) -> None:
@@ -200,6 +206,7 @@ class Healthcheck(Actor):
                 part.silent = True
                 part.learn(ok=False, detail=trouble)
         self._probe()
+        self._say_trouble()
         parts = tuple(part.shown() for part in self._parts.values())
         # A module that cannot be used is told, but the broker itself serves as before.
         well = all(part.ok or (part.name.startswith("extension ") and not part.silent) for part in self._parts.values())
@@ -236,6 +243,13 @@ class Healthcheck(Actor):
             elif part.ping is None:
                 self._send_ping(part, address, now)
         self._probe()
+        self._say_trouble()
+
+    def _say_trouble(self) -> None:
+        trouble = "; ".join(f"{part.name}: {part.detail}" for part in self._parts.values() if not part.ok)
+        if trouble != self._trouble_said:
+            self._trouble_said = trouble
+            self._said(trouble)
 
     def _hear(self, part: _Part) -> None:
         """Take the answer to a ping if it is there."""

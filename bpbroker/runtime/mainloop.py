@@ -16,7 +16,6 @@ from typing import Any
 
 from bpbroker import messages
 from bpbroker.errors import BpbrokerError
-from bpbroker.runtime import sdnotify
 
 logger = logging.getLogger("bpbroker")
 
@@ -32,6 +31,13 @@ class MainLoop:
     def __init__(self) -> None:
         self._events: queue.SimpleQueue[tuple[Any, Future[Any] | None]] = queue.SimpleQueue()
         self._stop_asked: float | None = None
+        self._busy_since: float | None = None
+        """Monotonic; None while it waits for an event."""
+
+    def busy_secs(self) -> float:
+        """Return for how long it has been at what it does now; 0 while it waits for something to do."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def tell(self, message: Any) -> None:
         """See :meth:`bpbroker.messages.Address.tell`."""
@@ -62,25 +68,24 @@ class MainLoop:
         if hasattr(signal, "SIGHUP"):
             handle(signal.SIGHUP, lambda *_: self.tell(messages.Reload()))
 
-    def serve(self, take: Callable[[Any], Any], well: Callable[[], bool], tend: Callable[[], float]) -> None:
+    def serve(self, take: Callable[[Any], Any], tend: Callable[[], float]) -> None:
         """Take events until one says stop.
 
         Args:
             take: does what an event asks for and gives the reply; what it raises is logged and told to who asked.
-            well: whether to tell systemd's watchdog that all is well.
             tend: looks after what nobody else does; gives the seconds until it has to be called again.
         """
-        watchdog = sdnotify.watchdog_secs()
         # Windows does not interrupt a wait for Ctrl-C.
-        longest = min(watchdog / 3 if watchdog else 3600.0, 0.5 if sys.platform == "win32" else 3600.0)
+        longest = 0.5 if sys.platform == "win32" else 3600.0
         while True:
+            self._busy_since = time.monotonic()
             pause = min(longest, tend())
-            if watchdog and well():
-                sdnotify.notify(sdnotify.WATCHDOG)
+            self._busy_since = None
             try:
                 event, reply = self._events.get(timeout=pause)
             except queue.Empty:
                 continue
+            self._busy_since = time.monotonic()
             if reply is None:
                 reply = Future()
             if isinstance(event, messages.Stop):

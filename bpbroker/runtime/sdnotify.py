@@ -15,6 +15,9 @@ READY = "READY=1"
 STOPPING = "STOPPING=1"
 WATCHDOG = "WATCHDOG=1"
 
+SEND_SECS = 1.0
+"""A service manager that does not read holds nothing up for longer than this."""
+
 
 def reloading() -> str:
     """Give the state that says that a reload begins; say :data:`READY` when it is over."""
@@ -34,6 +37,7 @@ def notify(*states: str, environ: Mapping[str, str] = os.environ) -> bool:
     address = f"\0{path[1:]}" if path.startswith("@") else path
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.settimeout(SEND_SECS)
             sender.connect(address)
             sender.sendall("\n".join(states).encode())
     except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -62,6 +63,7 @@ class Ward:
         self.factories: dict[str, Callable[[], pykka.ActorRef[Any]]] = {}
         self.probes: dict[str, Probe] = {}
         self.held = threading.Event()
+        self.said: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def add(self, name: str, factory: Callable[[], pykka.ActorRef[Any]] | None = None) -> ActorAddress:
         self.factories[name] = factory or (lambda: launch(Worker))
@@ -77,6 +79,7 @@ class Ward:
             settings(every_secs),
             self.probes,
             stuck_secs,
+            self.said.put,
         )
         self.addresses["healthcheck"] = ActorAddress("healthcheck", ref)
 
@@ -139,6 +142,22 @@ def test_every_part_says_how_it_is(ward: Ward) -> None:
     assert report.ok
     assert report.parts[1].figures["last_error"] == "the disk is full"
     assert good.alive
+
+
+def test_what_is_not_well_is_told_when_it_changes_and_only_then(ward: Ward) -> None:
+    good, bad = ward.add("good"), ward.add("bad")
+    ward.start(every_secs=0.05)
+    assert ward.said.get(timeout=WAIT_SECS) == ""  # a fresh healthcheck says it whatever the one before has said
+    bad.tell(Pong(ok=False, detail="the disk is full"))
+    assert ward.said.get(timeout=WAIT_SECS) == "bad: the disk is full"
+    good.tell(Pong(ok=False, detail="so is this one"))
+    assert ward.said.get(timeout=WAIT_SECS) == "good: so is this one; bad: the disk is full"
+    for each in (good, bad):
+        each.tell(Pong())
+    while ward.said.get(timeout=WAIT_SECS):
+        pass
+    ward.report()
+    assert ward.said.empty()
 
 
 def test_an_extension_that_is_not_well_makes_the_broker_not_unwell(ward: Ward) -> None:
