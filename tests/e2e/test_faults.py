@@ -26,7 +26,7 @@ from bpbroker.storage.embedded.journal import journal_path, read_journal
 from bpbroker.storage.embedded.store import EmbeddedStore
 
 LONG = os.environ.get("BPBROKER_LONG") == "1"
-DRIVER = Path(__file__).with_name("fault_driver.py")
+DRIVER = Path(__file__).parents[1] / "support" / "fault_driver.py"
 CALLS = "openat,write,writev,pwrite64,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,ftruncate,mkdir"
 FAULTS = ("error=EIO", "error=ENOSPC", "signal=KILL")
 PHASES = ("write a 1", "backup", "save", "exit")

@@ -104,7 +104,7 @@ class Sabotaged:
 def sabotaged(make_broker: Callable[..., RunningBroker], tmp_path: Path) -> Sabotaged:
     broker = make_broker({"_global": {"healthcheck_freq_sec": PERIOD_SECS}, "demo": {}})
     address = tmp_path / "saboteur"
-    broker.program = (sys.executable, str(Path(__file__).with_name("saboteur.py")))
+    broker.program = (sys.executable, str(Path(__file__).parents[1] / "support" / "saboteur.py"))
     broker.environ["SABOTEUR"] = str(address)
     (broker.lib / "demo.py").write_text(MODULE)
     broker.start()
