@@ -120,8 +120,7 @@ class Broker:
 
     def _start_actors(self) -> None:
         own, settings = self._own, self._settings
-        entries = self._prepared.loaded.entries
-        self._parts.start("registry", registry_factory(own, lambda: self._settings, entries))
+        self._parts.start("registry", registry_factory(own, lambda: self._settings, self._prepared.loaded))
         self._undo.callback(self._stop_actors)
         registry = self._addresses["registry"]
         self._parts.start(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class ConfigStore(Actor):
         self._kept = loaded.entries if layers.shares_registry(loaded.effective) else None
         """Entries that stay in the file as they are while the registry is somewhere else."""
         self._publish = publish
+        self._origin = loaded.origin
         self._problem = ""
         self._sequence = -1
         """Number of the last commit that is in the file; none of this run's yet."""
@@ -113,12 +115,17 @@ class ConfigStore(Actor):
     def _write_file(self, document: Document, *, gently: bool = False) -> None:
         own = self._sources.own
         try:
-            config_file.write(own, document.settings, document.entries, gently=gently)
+            config_file.write(own, document.settings, document.entries, origin=self._origin_at(document), gently=gently)
         except Unavailable as error:
             self._problem = str(error)
             raise
         self._problem = ""
         self._seen = _stamp(own)
+
+    def _origin_at(self, document: Document) -> config_file.Origin | None:
+        """Return whose state the document is; entries of an earlier run stay what they were."""
+        origin = self._origin
+        return origin if origin is None or self._kept is not None else replace(origin, commit=document.sequence)
 
     def _keep_edited(self) -> None:
         """Keep what somebody wrote into the file while the broker ran: it is about to be overwritten."""
@@ -173,7 +180,7 @@ class ConfigStore(Actor):
 
     def _take(self, effective: Settings) -> None:
         self._effective = effective
-        self._publish(Loaded(self._saved, effective, {}, ()))
+        self._publish(Loaded(self._saved, effective, {}, (), self._origin))
 
 
 def _stamp(file: Path) -> tuple[int, ...]:

@@ -32,6 +32,7 @@ class Merged:
     entries: Mapping[str, bytes]
     added: tuple[str, ...]
     kept: tuple[str, ...]
+    origin: config_file.Origin | None
 
 
 @command("configure", short_help="Apply additional configuration to bpbroker service")
@@ -80,8 +81,7 @@ def add_offline(scope: Scope, extra: Mapping[str, Any], extra_entries: Mapping[s
         with FileLock(own):
             merged = merge(own, extra, extra_entries)
             if merged.added:
-                config_file.write(own, merged.settings, merged.entries)
-                offline.empty_journal(own)
+                offline.save(own, merged.settings, merged.entries, merged.origin)
     except InUse:
         raise _in_use(scope, holder(own) or {}) from None
     return merged
@@ -93,7 +93,7 @@ def merge(own: Path, extra: Mapping[str, Any], extra_entries: Mapping[str, bytes
     Raises:
         ConfigurationError: something in them, or in the result, cannot be used.
     """
-    settings, entries = offline.state_of(own)
+    settings, entries, origin = offline.state_of(own)
     _check(extra, extra_entries, "The configuration to add")
     merged, added, kept = layers.add(settings, extra)
     if extra_entries and layers.shares_registry(merged):
@@ -107,7 +107,7 @@ def merge(own: Path, extra: Mapping[str, Any], extra_entries: Mapping[str, bytes
         added += tuple(f"{layers.REGISTRY_SECTION}.{path}" for path in more_added)
         kept += tuple(f"{layers.REGISTRY_SECTION}.{path}" for path in more_kept)
     _check(merged, {}, str(own))
-    return Merged(merged, entries, added, kept)
+    return Merged(merged, entries, added, kept, origin)
 
 
 def _check(settings: Mapping[str, Any], entries: Iterable[str], what: str) -> None:

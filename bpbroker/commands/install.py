@@ -109,7 +109,7 @@ def prepare(scope: Scope) -> None:
         loaded = scope.sources().load()
         ready = with_certificate(loaded, own)
         if ready is not loaded or not own.exists():
-            config_file.write(own, ready.saved, ready.entries)
+            config_file.write(own, ready.saved, ready.entries, origin=ready.origin)
 
 
 def _service(scope: Scope, name: str, user: str) -> Service:

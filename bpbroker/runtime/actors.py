@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,12 @@ from bpbroker.actors.registry import Registry
 from bpbroker.actors.shared_registry import SharedRegistry
 from bpbroker.config import layers
 from bpbroker.storage import config_file
+from bpbroker.storage.config_file import Origin
 from bpbroker.storage.embedded.journal import journal_path
 from bpbroker.storage.embedded.store import EmbeddedStore
 from bpbroker.storage.etcd.gateway import EtcdOptions
 from bpbroker.storage.etcd.store import EtcdStore
+from bpbroker.storage.sources import Loaded
 
 logger = logging.getLogger("bpbroker")
 
@@ -68,14 +69,15 @@ class Parts:
             address.stop(2.0)
 
 
-def registry_factory(own: Path, settings_now: Callable[[], messages.Settings], entries: Mapping[str, bytes]) -> Factory:
+def registry_factory(own: Path, settings_now: Callable[[], messages.Settings], loaded: Loaded) -> Factory:
     """Give what makes a registry actor: on the store that the configuration names when the broker starts.
 
     Args:
         own: the configuration file.
         settings_now: gives the settings in force; one that takes a dead one's place works by later ones.
-        entries: what the file held a moment ago.
+        loaded: what the file held a moment ago.
     """
+    entries, origin = loaded.entries, loaded.origin or Origin("", 0)
     if layers.shares_registry(settings_now()):
         if entries:
             logger.warning(
@@ -86,10 +88,13 @@ def registry_factory(own: Path, settings_now: Callable[[], messages.Settings], e
             )
         options = EtcdOptions.of(settings_now())
         return lambda: launch(SharedRegistry, lambda: EtcdStore(options), settings_now())
-    journal, registry_id, first = journal_path(own), secrets.token_hex(16), [entries]
+    journal, first = journal_path(own), [entries]
 
-    def base() -> Any:
+    def base() -> Mapping[str, bytes]:
         # The file was read a moment ago; a registry that takes a dead one's place reads it again.
         return first.pop() if first else config_file.read(own)[1]
 
-    return lambda: launch(Registry, lambda: EmbeddedStore(journal, base), settings_now(), registry_id)
+    def store() -> EmbeddedStore:
+        return EmbeddedStore(journal, base, origin.registry, origin.commit)
+
+    return lambda: launch(Registry, store, settings_now(), origin.registry)

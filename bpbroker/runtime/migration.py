@@ -83,7 +83,7 @@ class _Terms:
 
 
 def _to_etcd(own: Path, settings: Mapping[str, Any], store: EtcdStore, state: State, terms: _Terms) -> Migrated:
-    saved, entries = offline.state_of(own)
+    saved, entries, _ = offline.state_of(own)
     there = _entries(state)
     missing, same, left = compare(entries, there)
     where = f"The registry {schema.option(settings, '_registry', 'prefix')} in etcd"
@@ -117,7 +117,7 @@ def _copy(store: EtcdStore, entries: Mapping[str, bytes], terms: _Terms) -> None
 
 
 def _to_file(own: Path, _settings: Mapping[str, Any], _store: EtcdStore, state: State, terms: _Terms) -> Migrated:
-    saved, there = offline.state_of(own)
+    saved, there, _ = offline.state_of(own)
     entries = _entries(state)
     missing, same, left = compare(entries, there)
     _check_others(entries, there, f"The file {own}", terms)
@@ -125,7 +125,7 @@ def _to_file(own: Path, _settings: Mapping[str, Any], _store: EtcdStore, state: 
         return Migrated(len(missing), same, left, None)
     terms.tell(0, len(missing))
     kept = offline.put(own, _with_store(saved, "embedded"), {**entries, **there})
-    read_back = offline.state_of(own)[1]
+    read_back = offline.state_of(own).entries
     if any(read_back.get(name) != value for name, value in {**entries, **there}.items()):
         raise StartError(f"{own} does not hold what was written to it; what was there is kept as {kept}")
     terms.tell(len(missing), len(missing))

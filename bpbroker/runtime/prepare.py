@@ -7,7 +7,7 @@ import secrets
 import shlex
 import socket
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ from bpbroker import files
 from bpbroker.config import layers
 from bpbroker.config.paths import Home
 from bpbroker.discovery.udp import bind_udp
-from bpbroker.errors import ConfigurationError, InUse
+from bpbroker.errors import ConfigurationError, DamagedFile, InUse
 from bpbroker.extensions import installing
 from bpbroker.runtime.pidfile import remove_pid, write_pid
 from bpbroker.runtime.plan import Plan
 from bpbroker.server import tls
 from bpbroker.server.listener import bind_tcp, raise_descriptor_limit
 from bpbroker.storage import backups
+from bpbroker.storage.config_file import Origin
+from bpbroker.storage.embedded.journal import files_of, journal_path, read_journal
+from bpbroker.storage.embedded.recovery import match, registry_of
 from bpbroker.storage.lock import FileLock
 from bpbroker.storage.sources import Loaded
 
@@ -81,6 +84,8 @@ def prepare(plan: Plan, undo: ExitStack) -> Prepared:
     loaded = plan.sources.load()
     for warning in loaded.warnings:
         logger.warning("%s", warning)
+    if not layers.shares_registry(loaded.effective):
+        loaded = replace(loaded, origin=matched(own, loaded.origin))
     loaded = with_certificate(loaded, own)
     api = loaded.effective["api"]
     cert, key = layers.named_pair(loaded.effective)
@@ -116,6 +121,32 @@ def sweep_halves(own: Path, lib: Path) -> None:
         logger.warning("Cannot mend %s: %s", error.filename or lib, error.strerror)
 
 
+def matched(own: Path, origin: Origin | None) -> Origin:
+    """See that file and journal belong together; return the registry, and the last commit that they hold together.
+
+    Raises:
+        DamagedFile: they do not; no file was changed.
+        ConfigurationError, Unavailable: a file that does not count cannot be kept aside.
+    """
+    try:
+        journal = read_journal(journal_path(own))
+        fit = match(own, origin, journal)
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}\n{backups.advice(own)}") from None
+    if fit.warning:
+        logger.warning("%s", fit.warning)
+    if fit.edited:
+        logger.warning("The edited file is kept as %s", backups.keep_aside(own, "edited"))
+    if journal.changes and not fit.changes:
+        for path in files_of(journal_path(own)):
+            kept = backups.keep_aside(path, "older", own)
+            path.unlink(missing_ok=True)
+            if kept is not None:
+                logger.warning("%s is kept as %s", path, kept)
+        files.sync_folder(own.parent)
+    return Origin(registry_of(origin, journal), fit.commit)
+
+
 def with_certificate(loaded: Loaded, own: Path) -> Loaded:
     """Make this host's own pair at the first start, and point the settings there."""
     if not layers.has_shipped_pair(loaded.effective):
@@ -126,11 +157,10 @@ def with_certificate(loaded: Loaded, own: Path) -> Loaded:
     cert, key = layers.own_pair(own)
     tls.ensure_pair(cert, key)
     pair = {"api.ssl_cert": str(cert), "api.ssl_key": str(key)}
-    return Loaded(
+    return replace(
+        loaded,
         saved=layers.freeze(layers.override(loaded.saved, pair)),
         effective=layers.freeze(layers.override(loaded.effective, pair)),
-        entries=loaded.entries,
-        warnings=loaded.warnings,
     )
 
 

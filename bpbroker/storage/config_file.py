@@ -7,12 +7,14 @@ there is one entry a line, sorted by name. How a file gets onto the disk is in
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from json.decoder import JSONDecodeError
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from bpbroker import files
 from bpbroker.config import layers
@@ -21,6 +23,9 @@ from bpbroker.registry import entry
 
 DEPTH_MAX: Final = 250
 """Deeper than any entry may be (``api.max_json_depth`` is at most 200), shallower than Python's recursion limit."""
+
+NAME_MAX_BYTES: Final = 4096
+"""The longest that ``api.max_name_bytes`` may allow."""
 
 CHUNK_ENTRIES: Final = 200
 """Entries a chunk when writing: between two chunks other threads get their turn."""
@@ -32,12 +37,44 @@ _NOT_AS_IT_IS = re.compile(r"[\n\r\t]|\\u")
 """In an entry's text: it is spread over lines, or has escapes that may be lone surrogates; written anew then."""
 _AT = re.compile(r"(?: starting)? at\Z")
 
+_STATE: Final = "_state"
+"""The last section of a file that a broker wrote: its :class:`Origin`. Never among the settings."""
+_BEFORE_STATE: Final = f',\n  "{_STATE}": '.encode()
+_END: Final = b"\n}\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Whose state a file holds."""
+
+    registry: str
+    """The registry's id, 32 hexadecimal digits."""
+    commit: int
+    """The file holds everything up to this commit of the registry."""
+    intact: bool = True
+    """Whether the file is byte for byte what the broker wrote."""
+
+
+class Content(NamedTuple):
+    """What is in a configuration file."""
+
+    settings: dict[str, Any]
+    entries: dict[str, bytes]
+    """Name to entry, JSON in UTF-8."""
+    origin: Origin | None
+    """None when no broker wrote the file, or one that did not note this yet."""
+
 
 # --- reading ---
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Return ``(settings, entries)`` of a file; both empty when there is no such file.
+    """Return ``(settings, entries)`` of a file; see :func:`read_content`."""
+    return read_content(path)[:2]
+
+
+def read_content(path: Path) -> Content:
+    """Return everything that is in a file; nothing when there is no such file.
 
     Raises:
         DamagedFile: it is there but is no configuration; the message says where and why.
@@ -48,10 +85,24 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
             raise ConfigurationError(f"Cannot read {path}: it is no regular file")
         content = path.read_bytes()
     except FileNotFoundError:
-        return {}, {}
+        return Content({}, {}, None)
     except OSError as error:
         raise ConfigurationError(f"Cannot read {path}: {error.strerror}") from None
-    return parse(content, str(path))
+    return _content(content, str(path))
+
+
+def _origin(state: object, content: bytes) -> Origin | None:
+    """Read the last section; None when it is not there or makes no sense."""
+    match state:
+        case {"registry": str(registry), "commit": int(commit), "digest": digest} if registry and commit >= 0:
+            written = content[: max(content.rfind(_BEFORE_STATE), 0)]
+            return Origin(registry, commit, intact=digest == _hash(written).hexdigest())
+        case _:
+            return None
+
+
+def _hash(content: bytes = b"") -> hashlib.blake2b:
+    return hashlib.blake2b(content, digest_size=16)
 
 
 def parse(content: bytes, where: str) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -64,10 +115,15 @@ def parse(content: bytes, where: str) -> tuple[dict[str, Any], dict[str, bytes]]
     Raises:
         DamagedFile: it is no configuration; the message says line, column and why.
     """
+    return _content(content, where)[:2]
+
+
+def _content(content: bytes, where: str) -> Content:
     try:
-        return _parse(content)
+        settings, entries = _parse(content)
     except _Fault as fault:
         raise DamagedFile(f"{where}: {fault}") from None
+    return Content(settings, entries, _origin(settings.pop(_STATE, None), content))
 
 
 def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -95,6 +151,7 @@ def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
             own[name], end = reader.value(at)
         else:
             entries[name], end = reader.entry(name, at)
+            reader.check_name(name, at)
         return end
 
     start = reader.skip(0)
@@ -168,6 +225,14 @@ class _Reader:
             raise self.fault("a lone surrogate is no character", at) from None
         return value, end
 
+    def check_name(self, name: str, at: int) -> None:
+        """Refuse a name that no call could ever reach."""
+        try:
+            entry.check_name(name, max_bytes=NAME_MAX_BYTES)
+        except BadRequest as error:
+            reason = str(error)[:1].lower() + str(error)[1:]
+            raise self.fault(f"services.{name[:64]}: {reason}; give the entry another name", at) from None
+
     def entry(self, name: str, at: int) -> tuple[bytes, int]:
         value, end = self._decode(at)
         if not isinstance(value, dict):
@@ -194,22 +259,46 @@ class _Reader:
 # --- writing ---
 
 
-def write(path: Path, settings: Mapping[str, Any], entries: Mapping[str, bytes], *, gently: bool = False) -> None:
+def write(
+    path: Path,
+    settings: Mapping[str, Any],
+    entries: Mapping[str, bytes],
+    *,
+    origin: Origin | None = None,
+    gently: bool = False,
+) -> None:
     """Replace the file by this state, atomically and durably; mode 0600.
 
-    Either the old file is there whole or the new one, whatever happens. With
-    ``gently`` it takes longer and does not slow down other threads.
+    Either the old file is there whole or the new one, whatever happens.
+
+    Args:
+        path: the file.
+        settings: everything but entries and origin.
+        entries: name to entry, JSON in UTF-8.
+        origin: whose state it is; with None nothing is noted.
+        gently: take longer, and do not slow down other threads.
 
     Raises:
         StorageFull: the disk is full; the old file is there.
         StorageFailed: anything else went wrong; the old file is there unless ``outcome_known`` is False.
     """
-    content = chunks(settings, entries)
+    content = chunks(settings, entries, origin)
     files.replace(path, files.gently(content) if gently else content)
 
 
-def chunks(settings: Mapping[str, Any], entries: Mapping[str, bytes]) -> Iterator[bytes]:
-    """Return a file's content piece by piece."""
+def chunks(settings: Mapping[str, Any], entries: Mapping[str, bytes], origin: Origin | None = None) -> Iterator[bytes]:
+    """Yield a file's content piece by piece."""
+    digest = _hash()
+    for chunk in _sections(settings, entries):
+        digest.update(chunk)
+        yield chunk
+    if origin is not None:
+        state = {"registry": origin.registry, "commit": origin.commit, "digest": digest.hexdigest()}
+        yield _BEFORE_STATE + json.dumps(state).encode()
+    yield _END
+
+
+def _sections(settings: Mapping[str, Any], entries: Mapping[str, bytes]) -> Iterator[bytes]:
     sections = {**settings}
     sections.setdefault(layers.REGISTRY_SECTION, {})
     lead = b"{\n"
@@ -220,7 +309,6 @@ def chunks(settings: Mapping[str, Any], entries: Mapping[str, bytes]) -> Iterato
         else:
             yield lead + _key(name) + _indented(section)
         lead = b",\n"
-    yield b"\n}\n"
 
 
 def _services(own: Mapping[str, Any], entries: Mapping[str, bytes]) -> Iterator[bytes]:

@@ -4,48 +4,57 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from bpbroker import files
 from bpbroker.config import layers, schema
 from bpbroker.errors import BpbrokerError, ConfigurationError, DamagedFile, InUse, Unavailable
 from bpbroker.messages import BackupInfo
 from bpbroker.storage import backups, config_file
-from bpbroker.storage.embedded.journal import Mark, files_of, journal_path, read_journal
+from bpbroker.storage.config_file import Origin
+from bpbroker.storage.embedded.journal import JournalState, Mark, files_of, journal_path, read_journal
+from bpbroker.storage.embedded.recovery import match, merged, registry_of
 from bpbroker.storage.embedded.store import forget_all
 from bpbroker.storage.etcd import store
 from bpbroker.storage.lock import FileLock, holder
 
 
-def state_of(own: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Give ``(settings, entries)`` that a start on this file would have, its journal included; changes nothing.
+class State(NamedTuple):
+    """What a start on a configuration file would have, its journal included."""
+
+    settings: dict[str, Any]
+    entries: dict[str, bytes]
+    origin: Origin | None
+    """The registry, and the last commit of file and journal together; None before a broker has run on them."""
+
+
+def state_of(own: Path) -> State:
+    """Return what a start on this file would have; changes nothing.
 
     Raises:
         DamagedFile: the file or its journal is damaged.
         ConfigurationError: one of them cannot be read.
     """
     journal = read_journal(journal_path(own))
-    settings, entries = config_file.read(own)
-    if journal.changes and not own.exists():
-        raise DamagedFile(f"{own} is gone, but its journal has changes of it")
-    for name, value in journal.changes.items():
-        if value is None:
-            entries.pop(name, None)
-        else:
-            entries[name] = value
-    return settings, entries
+    settings, entries, origin = config_file.read_content(own)
+    fit = match(own, origin, journal)
+    known = origin is not None or journal.registry
+    now = Origin(registry_of(origin, journal), fit.commit) if known else None
+    return State(settings, merged(entries, fit.changes), now)
 
 
-def empty_journal(own: Path) -> None:
-    """Make the journal forget everything, when the file holds it all; the caller has the lock.
+def save(own: Path, settings: Mapping[str, Any], entries: Mapping[str, bytes], origin: Origin | None) -> None:
+    """Write a stopped broker's file and make its journal forget everything; the caller has the lock.
 
     Raises:
-        ConfigurationError, Unavailable: it cannot be done.
+        StorageFull, StorageFailed: the file cannot be written.
+        ConfigurationError, Unavailable: the journal cannot be emptied.
     """
-    forget_all(journal_path(own), dict)
+    config_file.write(own, settings, entries, origin=origin)
+    forget_all(journal_path(own), origin.registry if origin else "")
 
 
 def back_up(own: Path) -> BackupInfo:
@@ -60,7 +69,7 @@ def back_up(own: Path) -> BackupInfo:
     if not own.parent.exists():
         raise missing
     with FileLock(own):
-        settings, entries = state_of(own)
+        settings, entries, _ = state_of(own)
         if not settings:
             raise missing
         if layers.shares_registry(settings):
@@ -118,17 +127,17 @@ def restore(own: Path, backup: Path, *, dry_run: bool = False) -> Restored:
     with _missing_too(own, backup), _held(own, dry_run=dry_run):
         path = _find(own, backup)
         settings, entries = _usable(own, path)
-        old: tuple[dict[str, Any], dict[str, bytes]] | None
+        old: State | None
         try:
             old = state_of(own)
         except DamagedFile:
             old = None
-        difference = None if old is None else _difference(old, (settings, entries))
+        difference = None if old is None else _difference(old[:2], (settings, entries))
         kept: tuple[Path, ...] = ()
         if not dry_run:
             try:
                 kept = _keep(own, old)
-                _put(own, settings, entries)
+                _put(own, settings, entries, old.origin if old and old.origin else _origin_left(own))
             except OSError as error:
                 raise files.storage_error(f"Cannot write {error.filename or own}", error) from None
         return Restored(path, difference, kept, len(entries) if layers.shares_registry(settings) else 0)
@@ -196,19 +205,32 @@ def _difference(
     )
 
 
-def _keep(own: Path, old: tuple[dict[str, Any], dict[str, bytes]] | None) -> tuple[Path, ...]:
+def _keep(own: Path, old: State | None) -> tuple[Path, ...]:
     """Keep what is about to be replaced: as a backup, or byte by byte when it is damaged."""
     if old is not None:
-        return (Path(backups.make(own, config_file.chunks(*old)).path),) if any(old) else ()
+        held = config_file.chunks(old.settings, old.entries)
+        return (Path(backups.make(own, held).path),) if old.settings or old.entries else ()
     copies = (backups.keep_aside(path, "damaged", own) for path in (own, *files_of(journal_path(own))))
     return tuple(copy for copy in copies if copy is not None)
 
 
-def _put(own: Path, settings: dict[str, Any], entries: dict[str, bytes]) -> None:
+def _origin_left(own: Path) -> Origin:
+    """Return whose state damaged files were, as far as one of them still tells; else a new registry's."""
+    origin, journal = None, JournalState({}, 0)
+    with suppress(BpbrokerError):
+        origin = config_file.read_content(own).origin
+    with suppress(BpbrokerError):
+        journal = read_journal(journal_path(own))
+    commit = max(origin.commit if origin else 0, journal.sequence)
+    return Origin(registry_of(origin, journal), commit)
+
+
+def _put(own: Path, settings: dict[str, Any], entries: dict[str, bytes], old: Origin) -> None:
     journal = journal_path(own)
     mark = Mark(journal)
     mark.block()
-    config_file.write(own, settings, entries)
+    # A later commit than all before: a file of before the restore is known to be older.
+    config_file.write(own, settings, entries, origin=Origin(old.registry, old.commit + 1))
     for path in (journal, *(journal.with_name(f"{journal.name}-{what}") for what in ("wal", "shm"))):
         path.unlink(missing_ok=True)
     files.sync_folder(journal.parent)
@@ -224,8 +246,9 @@ def put(own: Path, settings: dict[str, Any], entries: dict[str, bytes]) -> Path 
         StorageFull, StorageFailed: something cannot be written.
     """
     try:
-        kept = _keep(own, state_of(own))
-        _put(own, settings, entries)
+        old = state_of(own)
+        kept = _keep(own, old)
+        _put(own, settings, entries, old.origin or _origin_left(own))
     except OSError as error:
         raise files.storage_error(f"Cannot write {error.filename or own}", error) from None
     return kept[0] if kept else None

@@ -8,7 +8,7 @@ with ``--config``, else the global one). Entries belong to the own file alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ class Loaded:
     entries: Mapping[str, bytes]
     """The own file's entries, JSON in UTF-8."""
     warnings: tuple[str, ...]
+    origin: config_file.Origin | None = None
+    """Whose state the own file says it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Sources:
             ConfigurationError: a file cannot be read or used; ``problems`` has every fault of all of them.
         """
         try:
-            own_settings, entries = config_file.read(self.own)
+            own_settings, entries, origin = config_file.read_content(self.own)
         except DamagedFile as error:
             raise DamagedFile(f"{error}\n{backups.advice(self.own)}") from None
         lower, left_out = _lower(self.below)
@@ -62,10 +64,23 @@ class Sources:
         saved = layers.layered(layers.DEFAULTS, lower, own_settings) if not problems else {}
         effective = layers.override(saved, self.overrides)
         problems += [f"this run's options: {problem}" for problem in schema.problems(effective)]
+        if not problems:
+            problems += [f"{self.own}: {problem}" for problem in _unreachable(entries, effective)]
         if problems:
             listed = "\n  ".join([*problems, *(f"warning: {warning}" for warning in warnings)])
             raise ConfigurationError(f"The configuration cannot be used:\n  {listed}", tuple(problems))
-        return Loaded(layers.freeze(saved), layers.freeze(effective), entries, tuple(warnings))
+        return Loaded(layers.freeze(saved), layers.freeze(effective), entries, tuple(warnings), origin)
+
+
+def _unreachable(entries: Mapping[str, bytes], settings: Mapping[str, Any]) -> Iterator[str]:
+    """Say which entries no call can reach, because their names are too long for these settings."""
+    limit = schema.option(settings, "api", "max_name_bytes")
+    for name in entries:
+        if len(name) * 4 > limit and len(name.encode()) > limit:
+            yield (
+                f"services.{name[:40]}…: the name has {len(name.encode())} bytes, api.max_name_bytes is {limit}:"
+                " give the entry a shorter name, or raise the limit"
+            )
 
 
 def _lower(below: Path | None) -> tuple[Mapping[str, Any], tuple[str, ...]]:

@@ -50,7 +50,7 @@ class Moving:
 
     @property
     def in_file(self) -> tuple[Any, dict[str, bytes]]:
-        settings, entries = offline.state_of(self.file)
+        settings, entries, _ = offline.state_of(self.file)
         return settings["_registry"].get("store"), entries
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpbroker.config import layers
-from bpbroker.errors import ConfigurationError, DamagedFile
+from bpbroker.errors import BadRequest, ConfigurationError, DamagedFile
 from bpbroker.registry import entry
 from bpbroker.storage import config_file
 
@@ -77,13 +77,30 @@ def encodable(value: Any) -> bool:
     return True
 
 
+def is_name(name: str) -> bool:
+    try:
+        entry.check_name(name)
+    except BadRequest:
+        return False
+    return True
+
+
 @given(
-    st.dictionaries(st.text().filter(lambda name: name != "services"), OBJECTS, max_size=3).filter(encodable),
-    st.dictionaries(st.text().filter(lambda name: not name.startswith("_")), OBJECTS, max_size=450).filter(encodable),
+    st.dictionaries(st.text().filter(lambda name: name not in ("services", "_state")), OBJECTS, max_size=3).filter(
+        encodable
+    ),
+    st.dictionaries(st.text().filter(is_name), OBJECTS, max_size=450).filter(encodable),
 )
 def test_any_state_comes_back_byte_by_byte(settings: dict[str, Any], objects: dict[str, Any]) -> None:
     entries = {name: entry.encode(value) for name, value in objects.items()}
     assert config_file.parse(text_of(settings, entries).encode(), "it") == ({**settings, "services": {}}, entries)
+
+
+@pytest.mark.parametrize("name", ["", " ", " a", "a\\u0000", "..", "x" * 4097])
+def test_a_name_that_no_call_can_reach_is_refused_with_its_line(name: str) -> None:
+    with pytest.raises(DamagedFile, match=r"it: line 2, column \d+: services\.") as caught:
+        config_file.parse(f'{{"services": {{\n"{name}": {{}}}}}}'.encode(), "it")
+    assert "give the entry another name" in str(caught.value)
 
 
 def test_a_byte_order_mark_does_no_harm() -> None:

@@ -31,7 +31,11 @@ _TABLES: Final = {
     " checksum INTEGER NOT NULL) WITHOUT ROWID",
     "owner": "CREATE TABLE owner (one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL,"
     " sequence INTEGER NOT NULL, checksum INTEGER NOT NULL)",
+    "origin": "CREATE TABLE origin (one INTEGER PRIMARY KEY CHECK (one = 1), registry TEXT NOT NULL,"
+    " base INTEGER NOT NULL, checksum INTEGER NOT NULL)",
 }
+_EARLIER_TABLES: Final = {name: sql for name, sql in _TABLES.items() if name != "origin"}
+"""What a journal of an earlier version has."""
 
 _PAGE_BYTES: Final = 4096
 
@@ -54,6 +58,10 @@ class JournalState:
     """Number of the last commit."""
     torn_bytes: int = 0
     """Size of an unfinished commit at its end, which a crash left and which was never acknowledged."""
+    registry: str = ""
+    """Id of the registry whose commits these are; empty in a journal of an earlier version."""
+    base: int = 0
+    """Commits up to this one were forgotten, because the configuration file holds them."""
 
 
 def journal_path(config_file: Path) -> Path:
@@ -86,8 +94,18 @@ def owner_checksum(epoch: int, sequence: int) -> int:
     return zlib.crc32(b"%d %d" % (epoch, sequence))
 
 
-def create(journal: Path) -> None:
+def origin_checksum(registry: str, base: int) -> int:
+    """Return the checksum of the origin's row."""
+    return zlib.crc32(b"%d" % base, zlib.crc32(registry.encode()))
+
+
+def create(journal: Path, registry: str, commit: int = 0) -> None:
     """Make an empty journal, under another name first: one that exists is always a whole one.
+
+    Args:
+        journal: its path.
+        registry: id of the registry whose commits it will hold.
+        commit: what the configuration file holds already; the next commit has the next number.
 
     Raises:
         OSError, sqlite3.Error: it cannot be written.
@@ -112,7 +130,10 @@ def _write_empty(new: Path, owner_of: Path) -> None:
         connection.execute("BEGIN")
         for statement in _TABLES.values():
             connection.execute(statement)
-        connection.execute("INSERT INTO owner VALUES (1, 0, 0, ?)", (owner_checksum(0, 0),))
+        connection.execute("INSERT INTO owner VALUES (1, 0, ?, ?)", (commit, owner_checksum(0, commit)))
+        connection.execute(
+            "INSERT INTO origin VALUES (1, ?, ?, ?)", (registry, commit, origin_checksum(registry, commit))
+        )
         connection.execute("COMMIT")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # raises what closing would only ignore
 
@@ -169,10 +190,32 @@ def _checked(connection: sqlite3.Connection, journal: Path, torn_bytes: int) -> 
             raise DamagedFile(f"{journal} is damaged: {' '.join(str(line).split())}")
     (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
     tables = dict(connection.execute("SELECT name, sql FROM sqlite_master"))
-    if mode != "wal" or tables != _TABLES:
+    if mode != "wal" or tables not in (_TABLES, _EARLIER_TABLES):
         raise DamagedFile(f"{journal} is damaged, or is no journal of bpbroker")
     changes, last = changes_of(connection, journal)
-    return JournalState(changes, last, torn_bytes)
+    return JournalState(changes, last, torn_bytes, *origin_of(connection, journal))
+
+
+def origin_of(connection: sqlite3.Connection, journal: Path) -> tuple[str, int]:
+    """Return the registry's id and the last forgotten commit of an open journal; of an earlier version's, ``("", 0)``.
+
+    Raises:
+        DamagedFile: the checksum does not fit.
+    """
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'origin'").fetchone():
+        return "", 0
+    rows = connection.execute("SELECT registry, base, checksum FROM origin").fetchall()
+    if len(rows) != 1 or not _fits(origin_checksum, rows[0]):
+        raise DamagedFile(f"{journal} is damaged: the row of its registry is not what the broker wrote")
+    return rows[0][0], rows[0][1]
+
+
+def note_origin(connection: sqlite3.Connection, registry: str, base: int) -> None:
+    """Write whose commits a journal holds, and which it has forgotten, in the transaction under way."""
+    connection.execute(_TABLES["origin"].replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS"))
+    connection.execute(
+        "INSERT OR REPLACE INTO origin VALUES (1, ?, ?, ?)", (registry, base, origin_checksum(registry, base))
+    )
 
 
 def changes_of(connection: sqlite3.Connection, journal: Path) -> tuple[dict[str, bytes | None], int]:

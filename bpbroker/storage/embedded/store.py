@@ -26,6 +26,8 @@ from bpbroker.storage.embedded.journal import (
     config_path,
     create,
     files_of,
+    note_origin,
+    origin_of,
     owner_checksum,
     read_journal,
     row_checksum,
@@ -46,12 +48,19 @@ class EmbeddedStore:
 
     Args:
         journal: the SQLite file, named after its configuration file; made when it is not there.
-        base: gives the entries that the configuration file holds.
+        base: returns the entries that the configuration file holds.
+        registry: the registry's id, noted in the journal; empty where nobody could mix journals up.
+        commit: what file and journal hold together, see :func:`bpbroker.storage.embedded.recovery.match`;
+            the next commit is a later one.
     """
 
-    def __init__(self, journal: Path, base: Callable[[], Mapping[str, bytes]]) -> None:
+    def __init__(
+        self, journal: Path, base: Callable[[], Mapping[str, bytes]], registry: str = "", commit: int = 0
+    ) -> None:
         self._journal = journal
         self._base = base
+        self._registry = registry
+        self._commit = commit
         self._connection: sqlite3.Connection | None = None
         self._mark = Mark(journal)
         self._epoch = 0
@@ -112,16 +121,19 @@ class EmbeddedStore:
     def _open(self) -> Mapping[str, bytes | None]:
         """Open the journal for writing, fence off who had it before, and give what it holds."""
         if not self._journal.exists():
-            create(self._journal)
+            create(self._journal, self._registry, self._commit)
         connection = sqlite3.connect(self._journal, isolation_level=None, timeout=_BUSY_TIMEOUT_SECS)
         try:
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute(f"PRAGMA journal_size_limit={_LOG_LIMIT_BYTES}")
             connection.execute("PRAGMA secure_delete=OFF")  # Debian's default would write every forgotten row again
             connection.execute("BEGIN IMMEDIATE")
-            changes, self._sequence = changes_of(connection, self._journal)
+            changes, last = changes_of(connection, self._journal)
+            self._sequence = max(last, self._commit)
             self._epoch = connection.execute("SELECT epoch FROM owner").fetchone()[0] + 1
             self._write_owner(connection)
+            _, base = origin_of(connection, self._journal)
+            note_origin(connection, self._registry, base if changes else self._commit)
             connection.execute("COMMIT")
             # A new log: what a crash left at the end of the old one must not be mistaken for damage some day.
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -162,12 +174,14 @@ class EmbeddedStore:
         if sequence >= self._sequence:
             with self._transaction() as connection:
                 self._write_owner(connection)  # the number must not start again at 0 when the rows are gone
+                note_origin(connection, self._registry, sequence)
                 connection.execute("DELETE FROM journal")
             self._forget_from = None
             return False
         after = self._forget_from[1] if self._forget_from and self._forget_from[0] == sequence else ""
         with self._transaction() as connection:
             self._write_owner(connection)
+            note_origin(connection, self._registry, sequence)
             found = connection.execute(
                 "SELECT name FROM journal WHERE name > ? ORDER BY name LIMIT 1 OFFSET ?", (after, _FORGET_AT_ONCE - 1)
             ).fetchone()
@@ -250,14 +264,14 @@ class EmbeddedStore:
         return failure
 
 
-def forget_all(journal: Path, base: Callable[[], Mapping[str, bytes]]) -> None:
+def forget_all(journal: Path, registry: str) -> None:
     """Empty the journal of a stopped broker whose file holds all of it.
 
     Raises:
         ConfigurationError, Unavailable: it cannot be done.
     """
     if journal.exists():
-        store = EmbeddedStore(journal, base)
+        store = EmbeddedStore(journal, dict, registry)
         try:
             store.load()
             store.forget(store.sequence)

@@ -253,7 +253,7 @@ def test_a_mark_of_full_length_that_the_broker_did_not_write_is_damage(journal: 
 
 
 def test_it_can_be_checked_beside_a_running_broker(journal: Path) -> None:
-    create(journal)
+    create(journal, "0" * 32)
     writer = sqlite3.connect(journal, isolation_level=None)
     try:
         writer.execute("BEGIN IMMEDIATE")
