@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -115,17 +115,19 @@ def come_up(home: Path) -> Found:
     try:
         with ExitStack() as undo:
             prepared = prepare(Plan(RunOptions(), Home(home), Sources(own, None, overrides)), undo)
-            store = EmbeddedStore(journal_path(own), lambda: prepared.loaded.entries)
+            origin = prepared.loaded.origin
+            assert origin is not None
+            store = EmbeddedStore(journal_path(own), lambda: prepared.loaded.entries, origin.registry, origin.commit)
             try:
                 entries = store.load()
-                config_file.write(own, prepared.loaded.saved, entries)
+                config_file.write(own, prepared.loaded.saved, entries, origin=replace(origin, commit=store.sequence))
                 store.forget(store.sequence)
             finally:
                 store.close()
             fingerprint = tls.fingerprint(prepared.cert)
     except BpbrokerError as error:
         return Found({}, problem=f"exit {error.exit_code}: {error}")
-    settings, again = offline.state_of(own)
+    settings, again, _ = offline.state_of(own)
     halves = [str(path) for path in home.rglob("*") if ".tmp" in path.name or path.name.endswith(".staged")]
     made = [backups.check(info) for info in backups.found(own)]
     problems = [each.problem for each in made if each.problem]

@@ -112,7 +112,7 @@ def create(journal: Path, registry: str, commit: int = 0) -> None:
     """
     new = journal.with_name(files.temporary_name(journal.name))
     try:
-        _write_empty(new, config_path(journal))
+        _write_empty(new, config_path(journal), registry, commit)
         files.settle(new, journal)
     except BaseException:
         for left in (new, _beside(new, "journal"), _beside(new, "wal"), _beside(new, "shm")):
@@ -121,7 +121,7 @@ def create(journal: Path, registry: str, commit: int = 0) -> None:
         raise
 
 
-def _write_empty(new: Path, owner_of: Path) -> None:
+def _write_empty(new: Path, owner_of: Path, registry: str, commit: int) -> None:
     os.close(files.open_private(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, owner_of=owner_of))
     with closing(sqlite3.connect(new, isolation_level=None)) as connection:
         connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")

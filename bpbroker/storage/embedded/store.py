@@ -27,7 +27,6 @@ from bpbroker.storage.embedded.journal import (
     create,
     files_of,
     note_origin,
-    origin_of,
     owner_checksum,
     read_journal,
     row_checksum,
@@ -132,8 +131,8 @@ class EmbeddedStore:
             self._sequence = max(last, self._commit)
             self._epoch = connection.execute("SELECT epoch FROM owner").fetchone()[0] + 1
             self._write_owner(connection)
-            _, base = origin_of(connection, self._journal)
-            note_origin(connection, self._registry, base if changes else self._commit)
+            if not changes:  # else they are noted as this registry's already, or an earlier version wrote them
+                note_origin(connection, self._registry, self._commit)
             connection.execute("COMMIT")
             # A new log: what a crash left at the end of the old one must not be mistaken for damage some day.
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -229,15 +229,15 @@ def test_a_journal_that_cannot_be_made_leaves_no_half(journal: Path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(files, "settle", failing)
         with pytest.raises(OSError, match="Input/output error"):
-            create(journal)
+            create(journal, "0" * 32)
     assert list(journal.parent.glob(f"{journal.name}*")) == []
-    create(journal)
+    create(journal, "0" * 32)
     assert read_journal(journal).changes == {}
 
 
 @pytest.mark.parametrize("left", [b"", b"\0" * 5, b"\0" * 12, struct.pack(">Q", 7)])
 def test_a_mark_that_a_power_cut_left_empty_or_short_is_only_behind(journal: Path, load: Load, left: bytes) -> None:
-    create(journal)
+    create(journal, "0" * 32)
     mark = journal.with_name(f"{journal.name}-mark")
     mark.write_bytes(left)
     assert Mark(journal).read() is None
@@ -246,7 +246,7 @@ def test_a_mark_that_a_power_cut_left_empty_or_short_is_only_behind(journal: Pat
 
 
 def test_a_mark_of_full_length_that_the_broker_did_not_write_is_damage(journal: Path) -> None:
-    create(journal)
+    create(journal, "0" * 32)
     journal.with_name(f"{journal.name}-mark").write_bytes(b"\0" * 11 + b"\1")
     with pytest.raises(DamagedFile, match="-mark is damaged"):
         read_journal(journal)
