@@ -1,11 +1,11 @@
-"""Fixtures that all tests share: hypothesis' profile, real broker processes, real etcd clusters."""
+"""What all tests share: hypothesis' profile, the two tiers, real broker processes, real etcd clusters."""
 
 from __future__ import annotations
 
 import itertools
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,37 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 settings.register_profile("bpbroker", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("bpbroker")
 
+TESTS = Path(__file__).parent
+SYSTEM_FOLDERS = ("e2e", "benchmarks", "docs", "support")
+SYSTEM_FIXTURES = frozenset({"make_broker", "etcd", "make_etcd", "etcd_wires"})
+"""What starts real brokers or etcd clusters; all fixtures that do so use one of these."""
+
 _REGISTRIES = itertools.count()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Choose the fast tier, on all cores, unless the command line names files or a mark."""
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.markexpr:
+        config.option.markexpr = "not system"
+        if getattr(config.option, "numprocesses", 0) is None:
+            config.option.numprocesses = "auto"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as ``system`` what starts programs of its own or needs more than this process; the rest is the fast tier."""
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
+        if folder in SYSTEM_FOLDERS or not SYSTEM_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("system")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep lone surrogates out of what was captured: xdist cannot send them to the process that reports."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.fixture

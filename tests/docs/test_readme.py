@@ -102,8 +102,9 @@ def test_every_section_key_is_in_the_readme() -> None:
         assert f"`{key}`" in README, f"{key} is not in the README"
 
 
-def test_the_test_command_is_there_for_ci() -> None:
+def test_the_test_commands_are_there_for_ci() -> None:
     assert "    pip install -e '.[test]' && pytest\n" in README
+    assert "    pytest -m system\n" in README
     assert "    pip install . && bpbroker start\n" in README
 
 
