@@ -26,7 +26,7 @@ settings.register_profile("bpbroker", deadline=None, suppress_health_check=[Heal
 settings.load_profile("bpbroker")
 
 TESTS = Path(__file__).parent
-SYSTEM_FOLDERS = ("e2e", "benchmarks", "docs", "support")
+SYSTEM_FOLDERS = ("e2e", "benchmarks", "docs", "machine", "support")
 SYSTEM_FIXTURES = frozenset({"make_broker", "etcd", "make_etcd", "etcd_wires"})
 """What starts real brokers or etcd clusters; all fixtures that do so use one of these."""
 
@@ -40,6 +40,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.markexpr = "not system"
         if getattr(config.option, "numprocesses", 0) is None:
             config.option.numprocesses = "auto"
+    if config.option.machine and getattr(config.option, "numprocesses", 0) is None:
+        # One process for the machines with systemd and one for those with System V init.
+        config.option.numprocesses, config.option.dist = 2, "loadgroup"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -56,6 +59,14 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     report = yield
     report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
     return report
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of tests/machine; here, so that they are known wherever pytest is started."""
+    group = parser.getgroup("machine")
+    group.addoption("--machine", action="store_true", help="run the tests that boot virtual machines (tests/machine)")
+    group.addoption("--machine-cache", default="~/.cache/bpbroker-machines", help="folder for the machines' images")
+    group.addoption("--machine-accel", default="tcg", help="qemu's accelerator")
 
 
 @pytest.fixture
