@@ -138,12 +138,11 @@ def matched(own: Path, origin: Origin | None) -> Origin:
     if fit.edited:
         logger.warning("The edited file is kept as %s", backups.keep_aside(own, "edited"))
     if journal.changes and not fit.changes:
-        for path in files_of(journal_path(own)):
+        for path in reversed(files_of(journal_path(own))):  # mark and log first: a journal without them is whole
             kept = backups.keep_aside(path, "older", own)
-            path.unlink(missing_ok=True)
+            files.remove(path)
             if kept is not None:
                 logger.warning("%s is kept as %s", path, kept)
-        files.sync_folder(own.parent)
     return Origin(registry_of(origin, journal), fit.commit)
 
 

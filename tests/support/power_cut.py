@@ -19,7 +19,7 @@ ext4, XFS or btrfs keep with their usual options:
 * A rename is one operation: no state has both names or none of them, and what it replaced is there if it is not.
 * Nothing changes that was not being written to.
 
-``-shm`` files, which SQLite makes anew after a crash, and logs are left out.
+``-shm`` files, which SQLite makes anew after a crash, lock files and logs are left out.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ _CALLS: Final = (
 _NOT_MODELLED: Final = frozenset(
     {"fallocate", "copy_file_range", "sendfile", "splice", "sync", "syncfs", "sync_file_range"}
 )
-_LEFT_OUT: Final = ("-shm", ".log")
+_LEFT_OUT: Final = ("-shm", ".log", ".lock")
 _BLOCK: Final = 4096
-_ALL_SUBSETS_MAX: Final = 5
-"""Of up to so many unsynced operations every subset is tried."""
+_ALL_SUBSETS_OF: Final = 3
+"""Of so many of the latest unsynced operations every subset is tried: what depends on each other is near."""
 
 Tree = Mapping[str, bytes | None]
 """What a folder holds: relative path to content, None for a folder."""
@@ -526,16 +526,16 @@ class Crash:
     zeros: bool
 
 
-def states(recording: Recording, seed: int, per_sync: int) -> Iterator[Crash]:
+def states(recording: Recording, seed: int, more: int) -> Iterator[Crash]:
     """Yield what the disk may hold when the power goes, by the syncs before which it goes.
 
-    Of up to five unsynced operations every subset is lost; of more: none, all, each one alone, all but each one, all
-    after each one, and random ones.
+    Every subset of the latest unsynced operations is lost, together with none and with all of those before them. Of
+    other subsets (each operation alone lost, each one alone there, all after each one lost, random ones) some.
 
     Args:
         recording: what was done.
-        seed: of the random subsets.
-        per_sync: at most so many states for each sync; which ones, when there are more, depends on the seed.
+        seed: of the choice.
+        more: how many of the other subsets at each sync.
     """
     dice = random.Random(seed)  # noqa: S311 - not for secrets
     disk = _Disk(recording)
@@ -549,8 +549,7 @@ def states(recording: Recording, seed: int, per_sync: int) -> Iterator[Crash]:
             pending.append((number, following))
             number += 1
             following = next(operations, None)
-        chosen = _subsets(len(pending), dice, per_sync)
-        for kept in chosen:
+        for kept in _subsets(len(pending), dice, more):
             lost = tuple(operation.text for index, (_, operation) in enumerate(pending) if index not in kept)
             for zeros in (False, True) if lost else (False,):
                 tree = disk.tree(pending, kept, zeros=zeros)
@@ -573,23 +572,21 @@ def _is_durable(operation: Operation, sync: Sync) -> bool:
     return what.node == sync.node
 
 
-def _subsets(count: int, dice: random.Random, at_most: int) -> list[frozenset[int]]:
+def _subsets(count: int, dice: random.Random, more: int) -> list[frozenset[int]]:
     """Return which of ``count`` operations the disk has got, for every state that is tried."""
     everything = range(count)
-    if count <= _ALL_SUBSETS_MAX:
-        some = [frozenset(kept) for size in range(1, count) for kept in combinations(everything, size)]
-        chosen = list(dict.fromkeys((frozenset(), frozenset(everything), *some)))
-    else:
-        whole = frozenset(everything)
-        alone = [frozenset({index}) for index in everything]
-        prefixes = [frozenset(range(upto)) for upto in everything]
-        wild = [frozenset(index for index in everything if dice.random() < odds) for odds in (0.1, 0.5, 0.5, 0.9)]
-        wild += [frozenset(index for index in everything if dice.random() < 0.5) for _ in everything]
-        rest = list(dict.fromkeys(chain(alone, (whole - one for one in alone), prefixes, wild)))
-        chosen = list(dict.fromkeys((frozenset(), whole, *rest)))
-    if len(chosen) <= at_most:
-        return chosen
-    return [chosen[0], chosen[1], *dice.sample(chosen[2:], max(0, at_most - 2))]
+    whole = frozenset(everything)
+    latest = everything[-_ALL_SUBSETS_OF:]
+    before = whole - set(latest)
+    some = [frozenset(kept) for size in range(len(latest) + 1) for kept in combinations(latest, size)]
+    always = [frozenset(), whole, *some, *(before | kept for kept in some)]
+    alone = [frozenset({index}) for index in everything]
+    upto = [frozenset(range(end)) for end in everything]
+    wild = [frozenset(index for index in everything if dice.random() < odds) for odds in (0.1, 0.5, 0.9)]
+    wild += [frozenset(index for index in everything if dice.random() < 0.5) for _ in everything]
+    others = list(set(chain(alone, (whole - one for one in alone), upto, wild)) - set(always))
+    others.sort(key=sorted)
+    return [*dict.fromkeys(always), *dice.sample(others, min(len(others), more))]
 
 
 class _Disk:

@@ -7,7 +7,7 @@ Usage: ``python power_driver.py HOME SCENARIO``. Runs real brokers and commands 
 * ``{"ok": NAME, "value": VALUE, "port": PORT}``, when it was answered with success
 * ``{"done": COMMAND, …}``, when a command ended well, with what it promised: a ``section`` of the settings, a
   ``module`` with its ``content``, the path of a ``backup``, the certificate's ``fingerprint``
-* ``{"restoring": PATH}``, before a backup takes the place of everything
+* ``{"restoring": PATH, "entries": {NAME: VALUE, …}}``, before a backup takes the place of everything
 """
 
 from __future__ import annotations
@@ -170,11 +170,10 @@ def commands(driver: Driver) -> None:
     driver.install(1, "--enable")
     driver.certificate("--renew")
     driver.run("reload")
+    driver.write("kept", "in the journal")
     broker.kill()
-    driver.note(restoring=backup)
-    driver.note(ask="kept", value="1")
+    driver.note(restoring=backup, entries={"kept": "1"})
     driver.run("restore", backup)
-    driver.note(ok="kept", value="1")
     driver.install(2)
     broker.start()
     driver.write("kept", "3")
