@@ -122,11 +122,12 @@ class KnownBrokers:
         return text.splitlines()
 
     def _pin(self, address: str, fingerprint: str) -> None:
-        import tempfile  # only the first contact needs these, and they are large
-        from pathlib import Path
+        from pathlib import Path  # only the first contact needs these, and they are large
+
+        from bpbroker import files
 
         path = Path(self.path)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.make_folder(path.parent)
         lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
         try:
             _hold(lock)
@@ -134,17 +135,8 @@ class KnownBrokers:
             if self._matches(lines, address, fingerprint):
                 return
             text = "".join(f"{line}\n" for line in lines) or _HEADER
-            # mkstemp makes it 0600; the rename makes it whole for every reader.
-            handle, temporary = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(f"{text}{address} {_ALGORITHM}{fingerprint}\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                Path(temporary).replace(path)
-            except OSError:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+            # Durable: after a power cut a first contact must not be taken for the first one again.
+            files.write_whole(path, [f"{text}{address} {_ALGORITHM}{fingerprint}\n".encode()])
         finally:
             os.close(lock)
         self._tell(f"First contact with {address}: its certificate is pinned, SHA-256 {_shown(fingerprint)}")
