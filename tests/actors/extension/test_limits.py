@@ -1,0 +1,112 @@
+"""Calls that hang, fail or end their process: they hurt themselves only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from bpbroker.errors import (
+    ExtensionFailed,
+    TimedOut,
+    Unauthorized,
+)
+from tests.support.extension import Made, Make, gone
+
+# --- time limit ---
+
+
+def test_a_call_past_its_limit_is_killed_with_all_it_started(make: Make, tmp_path: Path) -> None:
+    demo, note = make(_timeout_secs=4), tmp_path / "pid"
+    pid = demo.body("Echo")["pid"]
+    with pytest.raises(TimedOut, match="longer than 4 s") as caught:
+        demo.call("Grandchild", data=str(note))
+    assert not caught.value.outcome_known
+    assert gone(pid)
+    assert gone(int(note.read_text()))
+    assert demo.body("Echo")["pid"] != pid
+
+
+def test_a_ping_is_answered_while_a_call_hangs(demo: Made) -> None:
+    demo.call("Test")
+    slow = demo.begin("Sleep")
+    demo.until(lambda pong: pong.figures["running"] == 1)
+    begin = time.monotonic()
+    demo.health()
+    assert time.monotonic() - begin < 1
+    assert not slow.done()
+
+
+def test_an_import_that_hangs_is_given_up(make: Make) -> None:
+    made = make("slow", "import time\ntime.sleep(1000)\ndef F(rh): pass\n", _timeout_secs=0.5)
+    with pytest.raises(Unauthorized):
+        made.call("F")
+    assert made.health().detail == "it cannot be imported: that takes longer than 0.5 s"
+
+
+def test_nothing_of_the_broker_is_inherited(demo: Made) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        os.set_inheritable(server.fileno(), True)
+        seen = demo.body("Descriptors")
+    assert not [name for name in seen if name.startswith("socket:")]
+
+
+def test_what_is_left_behind_is_ended_with_its_process(demo: Made) -> None:
+    begin = time.monotonic()
+    with pytest.raises(ExtensionFailed):  # a forked process holds the pipe, which must not be waited for
+        demo.call("Orphan")
+    assert time.monotonic() - begin < 20
+    demo.until(lambda pong: pong.figures["processes"] == 0)
+
+
+# --- failing calls ---
+
+
+@pytest.mark.parametrize("method", ["Exit", "OsExit", "Crash", "Thread", "Breaks"])
+def test_a_call_that_ends_its_process_hurts_itself_only(make: Make, method: str) -> None:
+    demo = make(_timeout_secs=20)
+    pid = demo.body("Echo")["pid"]
+    with pytest.raises((ExtensionFailed, TimedOut)):
+        demo.call(method)
+    assert demo.body("Echo")["pid"] != pid
+    assert demo.health().ok
+    assert method in demo.health().figures["last_error"]
+    assert demo.health().figures["failures"] == 1
+
+
+def test_a_process_that_died_between_two_calls_costs_no_call(demo: Made) -> None:
+    for _ in range(3):
+        pid = demo.body("Echo")["pid"]
+        os.kill(pid, signal.SIGKILL)
+        assert gone(pid)
+        assert demo.body("Echo")["pid"] != pid
+
+
+def test_memory_is_limited(make: Make) -> None:
+    demo = make(_memory_max_bytes=256 << 20)
+    pid = demo.body("Echo")["pid"]
+    with pytest.raises(ExtensionFailed):
+        demo.call("Eat")
+    assert "MemoryError" in demo.health().figures["last_error"]
+    assert demo.body("Echo")["pid"] != pid
+
+
+def test_what_a_method_raises_is_in_the_log_only(demo: Made, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ExtensionFailed) as caught:
+        demo.call("Raise")
+    assert str(caught.value) == "Raise failed; the broker's log says more under id-of-Raise"
+    assert "canary-7391" not in repr(demo.health())
+    assert "canary-7391" in caplog.text
+    assert "in Raise" in caplog.text
+    assert "id-of-Raise" in caplog.text
+    assert demo.call("Test").status == 200
+
+
+def test_endless_recursion_is_an_error(demo: Made) -> None:
+    with pytest.raises(ExtensionFailed):
+        demo.call("Deep")
+    assert demo.call("Test").status == 200
