@@ -92,6 +92,7 @@ class Broker:
         self._addresses = self._parts.addresses
         self._server: BrokerServer | None = None
         self._trouble = ""
+        self._application: Application | None = None
 
     def run(self) -> int:
         """Start, serve until told to stop, stop. Gives the exit code."""
@@ -132,7 +133,9 @@ class Broker:
         self._parts.start("backup", lambda: launch(Backup, own, store, self._settings))
         self._parts.start(
             "discovery",
-            lambda: launch(Discovery, self._prepared.udp, registry, self._settings, tls.fingerprint(self._cert)),
+            lambda: launch(
+                Discovery, self._prepared.udp, registry, self._settings, tls.fingerprint(self._cert), self._wrong_key
+            ),
         )
         for namespace in layers.namespaces(settings):
             self._start_extension(namespace)
@@ -144,6 +147,11 @@ class Broker:
             ),
         )
         self._guard = Supervisor(healthcheck, lambda: self._parts.restart("healthcheck"))
+
+    def _wrong_key(self, source: str) -> None:
+        """Hear of a wrong key that came over UDP: it counts as one that came over HTTPS."""
+        if self._application is not None:
+            self._application.count_unproven_wrong_key(source)
 
     def _tend(self) -> float:
         """Look after the healthcheck, which looks after all others."""
@@ -314,7 +322,8 @@ class Broker:
             logger.warning("%s takes effect at the next start", " and ".join(fixed))
         self._settings = settings
         sdnotify.notify(self._status())
-        self._application.settings_changed(settings)
+        if self._application is not None:
+            self._application.settings_changed(settings)
         if self._server is not None:
             self._server.reload(self._context, settings)
         wanted = {f"extension {namespace}": namespace for namespace in layers.namespaces(settings)}

@@ -168,12 +168,15 @@ class ConfigStore(Actor):
         loaded = self._sources.load()
         for warning in loaded.warnings:
             logger.warning("%s", warning)
-        pair = {
+        kept = {
             f"api.{key}": self._saved["api"][key]
             for key, default in (("ssl_cert", layers.DEFAULT_CERT), ("ssl_key", layers.DEFAULT_KEY))
             if loaded.saved["api"][key] == default
         }
-        self._saved = layers.freeze(layers.override(loaded.saved, pair))
+        # What the first start made is not lost when a file is put there that never had it.
+        if not schema.option(loaded.saved, "_global", "discovery_secret"):
+            kept["_global.discovery_secret"] = schema.option(self._saved, "_global", "discovery_secret")
+        self._saved = layers.freeze(layers.override(loaded.saved, kept))
         self._seen = _stamp(self._sources.own)
         self._take(layers.freeze(layers.override(self._saved, self._sources.overrides)))
         return self._effective

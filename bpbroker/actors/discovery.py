@@ -1,4 +1,4 @@
-"""The discovery actor: owns the UDP sockets and answers who asks for a name that the registry holds.
+"""The discovery actor: owns the UDP sockets and answers questions for names that the registry holds.
 
 A receiver thread reads datagrams and tells the actor a batch at a time. How
 many it reads is bounded in a second, and it reads none while the actor has
@@ -28,6 +28,7 @@ from bpbroker.discovery.datagram import (
     Question,
     Reply,
     decode,
+    may_answer,
     question_mac,
     signed_answer,
 )
@@ -62,8 +63,8 @@ class _Asked:
     """One question and where to answer it."""
 
     question: Question
-    key: str
-    """The access key that its mac was made with; empty if it has none."""
+    secret: str
+    """The discovery secret that its mac was made with; empty if it has none."""
     sock: socket.socket
     datagram: Datagram
 
@@ -84,6 +85,8 @@ class Discovery(Actor):
         registry: asked whether it holds a name.
         settings: the settings in force.
         fingerprint: of the certificate that the broker serves with, SHA-256.
+        wrong: told the address of each question that was signed with something else than the discovery secret,
+            where only signed ones are answered.
     """
 
     def __init__(
@@ -92,14 +95,17 @@ class Discovery(Actor):
         registry: Address,
         settings: Settings,
         fingerprint: str,
+        wrong: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__()
         self._sockets = list(sockets)
         self._registry = registry
         self._fingerprint = canonical_fingerprint(fingerprint)
+        self._wrong = wrong
         self._port: int = sockets[0].getsockname()[1]
         self._read = 0
         self._answered = 0
+        self._wrong_macs = 0
         self._receiver: _Receiver | None = None
         self._apply(settings)
         self.handlers = {
@@ -125,14 +131,13 @@ class Discovery(Actor):
         """Tell whether datagrams are being read."""
         receiver = self._receiver
         running = receiver is not None and receiver.is_alive()
-        figures = {"mode": self._mode, "read": self._read, "answered": self._answered}
+        figures = {"mode": self._mode, "read": self._read, "answered": self._answered, "wrong_macs": self._wrong_macs}
         return Pong(running, "" if running else "The thread that reads datagrams has ended", figures)
 
     def _apply(self, settings: Settings) -> None:
         self._mode: str = schema.option(settings, "_global", "discovery")
         self._name_max: int = schema.option(settings, "api", "max_name_bytes")
-        sections = ("services", "ping", *layers.namespaces(settings))
-        self._keys = tuple(dict.fromkeys(key for name in sections for key in layers.access_keys(settings, name)))
+        self._secret: str = schema.option(settings, "_global", "discovery_secret") or ""
         self._echoes = self._mode != "off" and not layers.access_keys(settings, "ping")
 
     def _certificate_changed(self, news: CertificateChanged) -> None:
@@ -153,14 +158,16 @@ class Discovery(Actor):
             return
         by_name: dict[str, list[_Asked]] = {}
         for sock, datagram in batch.items:
+            if not may_answer(datagram.sender[1], self._port):
+                continue
             request = decode(datagram.payload, self._name_max)
             if isinstance(request, Echo):
                 if self._echoes:
                     self._send(sock, request.data, datagram)
             elif request is not None:
-                key = self._key_of(request)
-                if key is not None:
-                    by_name.setdefault(request.name, []).append(_Asked(request, key, sock, datagram))
+                secret = self._secret_of(request, str(datagram.sender[0]))
+                if secret is not None:
+                    by_name.setdefault(request.name, []).append(_Asked(request, secret, sock, datagram))
         for name, asked in by_name.items():
             try:
                 reply = self._registry.ask(Exists(name), _EXISTS_TIMEOUT_SECS)
@@ -168,16 +175,20 @@ class Discovery(Actor):
                 continue
             reply.add_done_callback(self._when_known(tuple(asked)))
 
-    def _key_of(self, question: Question) -> str | None:
-        """Give the key that a question was signed with, "" if it is answered unsigned, None if not at all."""
-        if question.mac:
-            import hmac
+    def _secret_of(self, question: Question, source: str) -> str | None:
+        """Return the secret to sign the answer with, "" for an unsigned answer, None for no answer."""
+        if not question.mac:
+            return "" if self._mode == "open" else None
+        import hmac
 
-            for key in self._keys:
-                if hmac.compare_digest(question_mac(key, question.nonce, question.name), question.mac):
-                    return key
-            return None
-        return "" if self._mode == "open" else None
+        if self._secret and hmac.compare_digest(
+            question_mac(self._secret, question.nonce, question.name), question.mac
+        ):
+            return self._secret
+        self._wrong_macs += 1
+        if self._mode == "authenticated":
+            self._wrong(source)
+        return None
 
     def _when_known(self, asked: tuple[_Asked, ...]) -> Callable[[Future[str]], None]:
         """Give the callback; it runs in the registry's thread, so it only passes the news on."""
@@ -197,7 +208,7 @@ class Discovery(Actor):
             if own is None:
                 continue
             answer = Reply(news.registry_id, self._fingerprint, self._port, own)
-            self._send(asked.sock, signed_answer(asked.question, answer, asked.key), asked.datagram)
+            self._send(asked.sock, signed_answer(asked.question, answer, asked.secret), asked.datagram)
 
     def _send(self, heard_on: socket.socket, payload: bytes, datagram: Datagram) -> None:
         if not payload or len(payload) > len(datagram.payload) + GROWTH_MAX:

@@ -4,8 +4,8 @@ An example::
 
     from bpbroker.client import Client, discover
 
-    broker = discover("foo-cluster1", key="secret")
-    with Client(broker.address, access_key="secret", fingerprint=broker.fingerprint) as client:
+    broker = discover("foo-cluster1", token=token)
+    with Client(broker.address, token=token) as client:
         client.register("node-7", {"role": "replica"})
         master = client.get("master", wait_secs=300)
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from bpbroker.client.address import BrokerAddress, parse_address
 from bpbroker.client.answers import Registered, json_value
 from bpbroker.client.calls import Calls
 from bpbroker.client.pins import KnownBrokers
-from bpbroker.client.transport import Transport, Trust
+from bpbroker.client.transport import CONNECT_SECS, Deadline, Transport, Trust
 from bpbroker.errors import AlreadyExists, CannotConnect, RequestError, UsageError
 from bpbroker.registry import entry
 
@@ -79,14 +79,15 @@ class Client:
     Args:
         address: ``host``, ``host:port``, ``[ipv6]:port``; the port is 20443 if absent.
         access_key: sent with every request.
-        token: a join token of the broker: its certificate's fingerprint and a key in one.
-        fingerprint: SHA-256 of the broker's certificate.
+        token: a join token of the broker: the fingerprints of certificates and a key in one.
+        fingerprint: SHA-256 of the broker's certificate, or several of which it must have one.
         cacert: PEM file of the authorities that may have signed it.
         insecure: take any certificate. Without any of these four the first contact's is pinned.
         timeout_secs: for one call, retries included, its own ``wait_secs`` not.
         retries: how often a call that is safe to repeat is tried again; 0 makes a wait, too, end at the first trouble.
         known_brokers: the file of pins; by default the user's own.
         tell: gets sentences for a person, such as that a certificate was pinned.
+        first_contact: gets address and fingerprint before a certificate is pinned; raises NotTrusted to refuse it.
 
     Raises:
         UsageError: something in these cannot be used.
@@ -98,29 +99,34 @@ class Client:
         *,
         access_key: str = "",
         token: str = "",
-        fingerprint: str = "",
+        fingerprint: str | Sequence[str] = "",
         cacert: str | os.PathLike[str] = "",
         insecure: bool = False,
         timeout_secs: float = TIMEOUT_SECS,
         retries: int = RETRIES,
         known_brokers: str | os.PathLike[str] | None = None,
         tell: Callable[[str], None] = lambda _: None,
+        first_contact: Callable[[str, str], None] = lambda _address, _fingerprint: None,
     ) -> None:
         self.address = address if isinstance(address, BrokerAddress) else parse_address(address)
+        fingerprints = (fingerprint,) if isinstance(fingerprint, str) else fingerprint
         if token:
             from bpbroker.discovery.jointoken import parse_token
 
             joined = parse_token(token)
-            access_key, fingerprint = access_key or joined.key, fingerprint or joined.fingerprint
+            access_key = access_key or joined.key
+            fingerprints = fingerprints if any(fingerprints) else joined.fingerprints
         if not access_key.isprintable():
             raise UsageError("The access key has control characters or invalid UTF-8 in it, so it cannot be sent")
         headers = {"Authorization": f"Bearer {access_key}".encode()} if access_key else {}
-        if fingerprint:
+        if any(fingerprints):
             from bpbroker.discovery.jointoken import canonical_fingerprint
 
-            fingerprint = canonical_fingerprint(fingerprint)
-        trust = Trust(fingerprint, os.fspath(cacert), insecure)
-        transport = Transport(self.address, trust, KnownBrokers(known_brokers, tell))
+            fingerprints = [canonical_fingerprint(each) for each in fingerprints]
+        else:
+            fingerprints = ()
+        trust = Trust(fingerprints, os.fspath(cacert), insecure)
+        transport = Transport(self.address, trust, KnownBrokers(known_brokers, tell, first_contact))
         self._calls = Calls(transport, headers, timeout_secs, retries)
 
     def __enter__(self) -> Self:
@@ -130,6 +136,14 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def connect(self, timeout_secs: float = CONNECT_SECS) -> None:
+        """Make the connection and see that the broker is the expected one; nothing is sent.
+
+        Raises:
+            CannotConnect, NotTrusted, WaitTimeout: there is no such broker.
+        """
+        self._calls.transport.connect(Deadline(timeout_secs, str(self.address)))
 
     def close(self) -> None:
         """Close the connection, if there is one."""

@@ -6,13 +6,15 @@ import os
 import selectors
 import socket
 import time
-from typing import Any, Final, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final
 
 from bpbroker import DEFAULT_PORT
 from bpbroker.client.outlets import Outlets
 from bpbroker.client.responders import Broker, Responders
 from bpbroker.client.retry import pauses
 from bpbroker.discovery.datagram import PLAIN_REPLY, Question, decode_answer, plain_question, signed_question
+from bpbroker.discovery.jointoken import SECRET_DIGITS, canonical_fingerprint, parse_token
 from bpbroker.errors import BadRequest, UsageError, WaitTimeout
 from bpbroker.registry.entry import check_name
 
@@ -20,19 +22,35 @@ TIMEOUT_SECS: Final = 3.0
 _REPLY_MAX_BYTES: Final = 2048
 
 
-class Credentials(NamedTuple):
-    """By what an answer is known to come from the right broker."""
+class Credentials:
+    """By what an answer is known to come from the right broker.
 
-    key: str = ""
-    """An access key of the broker; with one, unsigned, forged and passed-on answers are ignored."""
-    fingerprint: str = ""
-    """SHA-256 of the broker's certificate, canonical; with one, other answers are ignored."""
+    Args:
+        secret: the registry's discovery secret; with it, unsigned, forged and passed-on answers are ignored.
+        fingerprints: of the certificates of the registry's brokers, canonical; with one, answers that claim another
+            are ignored. Whether an unsigned claim is true shows when a connection is made.
+
+    Raises:
+        UsageError: the secret is none.
+    """
+
+    __slots__ = ("fingerprints", "secret")
+
+    def __init__(self, secret: str = "", fingerprints: Sequence[str] = ()) -> None:
+        if secret and (len(secret) != SECRET_DIGITS or not all(digit in "0123456789abcdef" for digit in secret)):
+            raise UsageError(f"The discovery secret must be {SECRET_DIGITS} hexadecimal digits")
+        self.secret = secret
+        self.fingerprints = tuple(fingerprints)
+
+    def __bool__(self) -> bool:
+        return bool(self.secret or self.fingerprints)
 
 
 def discover(
     name: str,
     *,
-    key: str = "",
+    token: str = "",
+    secret: str = "",
     fingerprint: str = "",
     port: int = DEFAULT_PORT,
     timeout_secs: float = TIMEOUT_SECS,
@@ -43,7 +61,8 @@ def discover(
 
     Args:
         name: of an entry; what one cluster shares, and no other.
-        key: an access key of the broker; makes question and answer authenticated.
+        token: a join token of the registry: its discovery secret and fingerprints in one.
+        secret: the registry's discovery secret, 64 hexadecimal digits; makes question and answer authenticated.
         fingerprint: of the broker's certificate, 64 hexadecimal digits.
         port: UDP port to ask on.
         timeout_secs: how long to ask.
@@ -51,48 +70,70 @@ def discover(
         first: take the first answer, whoever else answers.
 
     Raises:
-        WaitTimeout: nobody answered.
-        SeveralBrokers: brokers with different registries answered.
-        UsageError: no such interface, or no name that an entry can have.
+        WaitTimeout: no broker answered.
+        SeveralBrokers: different brokers answered.
+        UsageError: no such interface, no name that an entry can have, no token.
     """
-    responders = Responders(first=first)
-    _ask(name, Credentials(key, fingerprint), port, timeout_secs, interface, responders)
+    credentials = _credentials(token, secret, fingerprint)
+    responders = ask(
+        name, credentials, port=port, timeout_secs=timeout_secs, interface=interface, first=first, everybody=False
+    )
     return responders.the_one(name)
 
 
 def discover_all(
     name: str,
     *,
-    key: str = "",
+    token: str = "",
+    secret: str = "",
     fingerprint: str = "",
     port: int = DEFAULT_PORT,
     timeout_secs: float = TIMEOUT_SECS,
     interface: str = "",
 ) -> list[Broker]:
-    """Find everybody who answers for ``name`` within ``timeout_secs``; arguments and errors as of :func:`discover`."""
-    responders = Responders(everybody=True)
-    _ask(name, Credentials(key, fingerprint), port, timeout_secs, interface, responders)
+    """Find all brokers that answer for ``name`` within ``timeout_secs``; the rest as of :func:`discover`."""
+    credentials = _credentials(token, secret, fingerprint)
+    responders = ask(
+        name, credentials, port=port, timeout_secs=timeout_secs, interface=interface, first=False, everybody=True
+    )
     return responders.everybody()
 
 
-def _ask(
-    name: str, credentials: Credentials, port: int, timeout_secs: float, interface: str, responders: Responders
-) -> None:
-    """Ask until ``responders`` have heard enough.
+def _credentials(token: str, secret: str, fingerprint: str) -> Credentials:
+    if fingerprint:
+        fingerprint = canonical_fingerprint(fingerprint)
+    fingerprints: tuple[str, ...] = (fingerprint,) if fingerprint else ()
+    if token:
+        joined = parse_token(token)
+        secret, fingerprints = secret or joined.secret, fingerprints or joined.fingerprints
+    return Credentials(secret, fingerprints)
+
+
+def ask(
+    name: str,
+    credentials: Credentials,
+    *,
+    port: int,
+    timeout_secs: float,
+    interface: str,
+    first: bool,
+    everybody: bool,
+) -> Responders:
+    """Ask until enough brokers have answered, and return those that did; arguments as of :func:`discover`.
 
     Raises:
-        WaitTimeout: nobody answered in time.
+        WaitTimeout: no broker answered in time.
+        UsageError: no such interface, or no name that an entry can have.
     """
+    responders = Responders(first=first, everybody=everybody, expected=bool(credentials.fingerprints))
     try:
         check_name(name, max_bytes=4096)
     except BadRequest as error:
         raise UsageError(f"No broker can hold {name[:80]!r}: {error}") from None
-    if not credentials.key.isprintable():
-        raise UsageError("The access key has control characters or invalid UTF-8 in it, so no broker can have it")
     question = Question(name, os.urandom(16).hex())
-    signed = signed_question(name, question.nonce, credentials.key)
+    signed = signed_question(name, question.nonce, credentials.secret)
     # With credentials a plain answer counts for nothing, so it is not asked for.
-    wanted = [signed] if any(credentials) else [signed, plain_question(name)]
+    wanted = [signed] if credentials else [signed, plain_question(name)]
     with selectors.DefaultSelector() as selector, Outlets(selector, interface, port) as outlets:
         end = time.monotonic() + timeout_secs
         again = 0.0
@@ -116,6 +157,7 @@ def _ask(
             f"No broker that holds '{name}' answered within {timeout_secs:g} s{why}; "
             "is one running on this network, is the name registered there, is UDP allowed?"
         )
+    return responders
 
 
 def _hear(sock: socket.socket, question: Question, credentials: Credentials, responders: Responders) -> None:
@@ -125,15 +167,17 @@ def _hear(sock: socket.socket, question: Question, credentials: Credentials, res
         return
     address = _scoped(sender)
     if payload == PLAIN_REPLY:
-        if not any(credentials):
+        if not credentials:
             responders.heard(Broker(address, int(sender[1])), time.monotonic())
         return
-    answer = decode_answer(payload, question, credentials.key)
-    if answer is None or (credentials.fingerprint and answer.fingerprint != credentials.fingerprint):
+    answer = decode_answer(payload, question, credentials.secret)
+    if answer is None:
         return
-    if credentials.key and answer.address != address.partition("%")[0]:
-        return  # honest words, passed on by somebody else
-    authentic = bool(credentials.key)
+    if credentials.secret and answer.address != address.partition("%")[0]:
+        return  # an honest reply, passed on from elsewhere
+    if credentials.fingerprints and answer.fingerprint not in credentials.fingerprints:
+        return
+    authentic = bool(credentials.secret)
     responders.heard(Broker(address, answer.port, answer.registry, answer.fingerprint, authentic), time.monotonic())
 
 

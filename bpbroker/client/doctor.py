@@ -35,6 +35,7 @@ _EXPIRY_WARN_DAYS: Final = 30
 _CLOCK_WARN_SECS: Final = 60
 _RENEW: Final = "on the broker's host: bpbroker certificate --renew"
 _SEE_STATUS: Final = "on the broker's host: bpbroker status"
+_TRUST: Final = "give --token, --fingerprint or --cacert; `bpbroker certificate` on the broker's host shows it"
 _UDP_TRIES: Final = 3
 _UDP_WAIT_SECS: Final = 1.0
 
@@ -100,11 +101,15 @@ def examine(
             yield Finding("TLS", FAIL, f"{target} does not speak it: {reason}", "something else answers on that port")
             return
     found = hashlib.sha256(certificate).hexdigest()
-    trusted = _recognised(found, target, trust, pins)
+    trusted = _recognised(found, target, trust, pins, timeout_secs)
     yield trusted
     yield _expiry(certificate)
     if trusted.level != FAIL:
-        yield from _requests(target, found, key, timeout_secs)
+        known = _is_known(found, target, trust, pins)
+        yield from _requests(target, found, key if known else "", timeout_secs)
+        if key and not known:
+            untried = "the access key was not tried: this certificate was never seen before"
+            yield Finding("key", WARNING, untried, _TRUST)
     yield _udp(target)
 
 
@@ -116,17 +121,26 @@ def _certificate(raw: socket.socket) -> bytes:
         return sock.getpeercert(binary_form=True) or b""
 
 
-def _recognised(found: str, target: BrokerAddress, trust: Trust, pins: KnownBrokers) -> Finding:
+def _recognised(found: str, target: BrokerAddress, trust: Trust, pins: KnownBrokers, timeout_secs: float) -> Finding:
     shown = f"SHA-256 {shown_fingerprint(found)}"
-    if trust.fingerprint:
-        if trust.fingerprint == found:
+    if trust.fingerprints:
+        if found in trust.fingerprints:
             return Finding("certificate", OK, f"{shown}, as expected")
-        expected = shown_fingerprint(trust.fingerprint)
+        expected = " or ".join(map(shown_fingerprint, trust.fingerprints))
         return Finding(
             "certificate", FAIL, f"{shown}, expected {expected}",
             "if the broker has a new certificate, use its new token or fingerprint; else this is not your broker",
         )  # fmt: skip
-    if trust.cacert or trust.insecure:
+    if trust.cacert:
+        transport = Transport(target, trust, pins)
+        try:
+            transport.connect(Deadline(timeout_secs, str(target)))
+        except ClientError as error:
+            return Finding("certificate", FAIL, str(error), "see `bpbroker certificate` on the broker's host")
+        finally:
+            transport.close()
+        return Finding("certificate", OK, f"{shown}, good by {trust.cacert}")
+    if trust.insecure:
         return Finding("certificate", OK, shown)
     try:
         pinned = pins.known(str(target), found)
@@ -135,6 +149,11 @@ def _recognised(found: str, target: BrokerAddress, trust: Trust, pins: KnownBrok
     if pinned:
         return Finding("certificate", OK, f"{shown}, as pinned in {pins.path}")
     return Finding("certificate", OK, f"{shown}, not seen before; the first call will pin it")
+
+
+def _is_known(found: str, target: BrokerAddress, trust: Trust, pins: KnownBrokers) -> bool:
+    """Whether more is known of a certificate than that it is there: only then may a key go to its owner."""
+    return bool(trust.fingerprints or trust.cacert or trust.insecure) or pins.known(str(target), found)
 
 
 def _expiry(certificate: bytes) -> Finding:
@@ -151,7 +170,7 @@ def _expiry(certificate: bytes) -> Finding:
 
 
 def _requests(target: BrokerAddress, fingerprint: str, key: str, timeout_secs: float) -> Iterator[Finding]:
-    transport = Transport(target, Trust(fingerprint=fingerprint), KnownBrokers(os.devnull))
+    transport = Transport(target, Trust([fingerprint]), KnownBrokers(os.devnull))
     try:
         began = time.monotonic()
         answer = transport.exchange("GET", "/health", {}, None, Deadline(timeout_secs, str(target)))

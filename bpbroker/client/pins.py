@@ -54,13 +54,20 @@ class KnownBrokers:
     Args:
         path: the file; it and its folder are made when the first pin is.
         tell: gets a sentence for the person, when a pin is made or cannot be kept.
+        first_contact: gets address and fingerprint before a pin is made, and raises NotTrusted to refuse.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str] | None = None, tell: Callable[[str], None] = lambda _: None
+        self,
+        path: str | os.PathLike[str] | None = None,
+        tell: Callable[[str], None] = lambda _: None,
+        first_contact: Callable[[str, str], None] = lambda _address, _fingerprint: None,
     ) -> None:
         self.path = os.fspath(path) if path else default_path()
         self._tell = tell
+        self._first_contact = first_contact
+        self._accepted: set[tuple[str, str]] = set()
+        """What was accepted in this run, for when the file cannot be written."""
 
     def known(self, address: str, fingerprint: str) -> bool:
         """Whether ``address`` is pinned to this certificate; makes no pin.
@@ -74,10 +81,12 @@ class KnownBrokers:
         """Compare with the pin of ``address``, or make one.
 
         Raises:
-            NotTrusted: another certificate is pinned there.
+            NotTrusted: another certificate is pinned there, or the first contact is refused.
         """
-        if self._matches(self._read(), address, fingerprint):
+        if self._matches(self._read(), address, fingerprint) or (address, fingerprint) in self._accepted:
             return
+        self._first_contact(address, fingerprint)
+        self._accepted.add((address, fingerprint))
         try:
             self._pin(address, fingerprint)
         except OSError as error:

@@ -20,11 +20,11 @@ class Broker(NamedTuple):
     """Where its answer came from; IPv6 link-local with its scope."""
     port: int
     registry: str = ""
-    """Same for all brokers with the same registry; empty for one that knows only the plain form."""
+    """Same for all brokers with the same registry, if it is authentic; empty in an answer of the plain form."""
     fingerprint: str = ""
     """SHA-256 of its certificate as it says, 64 hexadecimal digits; may be empty."""
     authentic: bool = False
-    """Whether the answer was signed with the access key, so that all of this is true."""
+    """Whether the reply was signed with the discovery secret, so that all of this is true."""
 
 
 class Responders:
@@ -33,15 +33,18 @@ class Responders:
     Args:
         first: one answer is enough.
         everybody: no number of answers is.
+        expected: every answer claims a certificate that the client was told of, so all mean the same registry. TLS
+            shows which claim is true.
     """
 
-    def __init__(self, *, first: bool = False, everybody: bool = False) -> None:
+    def __init__(self, *, first: bool = False, everybody: bool = False, expected: bool = False) -> None:
         self.own_addresses: set[str] = set()
         """This host's addresses: what answers from several of them is one and the same."""
         self.enough_at = float("inf")
         """Monotonic time at which to stop listening."""
         self._first = first
         self._everybody = everybody
+        self._expected = expected
         self._began = 0.0
         self._by_address: dict[str, Broker] = {}
 
@@ -93,18 +96,37 @@ class Responders:
             )
         return _best(groups[0]) if not self._first else next(iter(self._by_address.values()))
 
+    def candidates(self, name: str) -> list[Broker]:
+        """Return the addresses at which the one broker, or one of its registry's, answered; the most useful first.
+
+        Raises:
+            SeveralBrokers: brokers with different registries answered.
+        """
+        best = self.the_one(name)
+        group = next(group for group in self._groups().values() if best in group)
+        return [best, *(item for item in sorted(group, key=_rank) if item != best)]
+
     def _groups(self) -> dict[str, list[Broker]]:
-        """Give the answers by the registry that they speak for."""
+        """Return the answers by the broker, or the registry, that they speak for.
+
+        That two share a registry is believed of signed answers alone: without
+        the secret, another certificate is another broker.
+        """
         local = [item for item in self._by_address.values() if self._is_own(item)]
-        local_registry = next((item.registry for item in local if item.registry), "this host")
+        this_host = next((_speaks_for(item) for item in local if item.registry), "this host")
         groups: dict[str, list[Broker]] = {}
         for item in self._by_address.values():
-            whose = item.registry or (local_registry if self._is_own(item) else item.address)
-            groups.setdefault(whose, []).append(item)
+            whose = _speaks_for(item) or (this_host if self._is_own(item) else item.address)
+            groups.setdefault("expected" if self._expected else whose, []).append(item)
         return groups
 
     def _is_own(self, broker: Broker) -> bool:
         return broker.address.partition("%")[0] in self.own_addresses
+
+
+def _speaks_for(broker: Broker) -> str:
+    """Return what tells a broker, or a registry, from others; empty for an answer of the plain form."""
+    return broker.registry if broker.authentic else broker.fingerprint
 
 
 def _best(group: list[Broker]) -> Broker:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from bpbroker.client.address import BrokerAddress
 from bpbroker.client.http1 import CutOff, NotHttp, Response, ResponseReader, request_bytes
@@ -38,15 +38,15 @@ class Trust:
     """By what a server is recognised; with none of these, by the pin of its first contact.
 
     Args:
-        fingerprint: SHA-256 of its certificate, canonical.
+        fingerprints: SHA-256 of the certificates of which it must have one, canonical.
         cacert: PEM file of the authorities that may have signed its certificate, whose names must fit, too.
         insecure: take any certificate.
     """
 
-    __slots__ = ("cacert", "fingerprint", "insecure")
+    __slots__ = ("cacert", "fingerprints", "insecure")
 
-    def __init__(self, fingerprint: str = "", cacert: str = "", insecure: bool = False) -> None:
-        self.fingerprint = fingerprint
+    def __init__(self, fingerprints: Sequence[str] = (), cacert: str = "", insecure: bool = False) -> None:
+        self.fingerprints = tuple(fingerprints)
         self.cacert = cacert
         self.insecure = insecure
 
@@ -111,8 +111,8 @@ class Transport:
         """
         if self._sock is not None and _is_stale(self._sock):
             self.close()
-        if self._sock is None:
-            self._sock = self._connect(deadline)
+        self.connect(deadline)
+        assert self._sock is not None  # noqa: S101 - connect() made it or raised
         reader = ResponseReader(_receiver(self._sock, deadline))
         request = request_bytes(method, path, self._host_header(), headers, body)
         keep = False
@@ -134,6 +134,15 @@ class Transport:
             if not keep:
                 self.close()
         return answer
+
+    def connect(self, deadline: Deadline) -> None:
+        """Make the connection, if there is none, and see that the server is the expected one. Nothing is sent.
+
+        Raises:
+            NotReached, NotTrusted, CannotConnect, WaitTimeout: as of :meth:`exchange`.
+        """
+        if self._sock is None:
+            self._sock = self._connect(deadline)
 
     def close(self) -> None:
         """Close the connection, if there is one; the next exchange makes a new one."""
@@ -238,13 +247,13 @@ class Transport:
         import hashlib
 
         found = hashlib.sha256(certificate or b"").hexdigest()
-        expected = self._trust.fingerprint
-        if expected and found != expected:
+        expected = self._trust.fingerprints
+        if expected and found not in expected:
             from bpbroker.discovery.jointoken import shown_fingerprint
 
             raise NotTrusted(
                 f"The certificate of {self.address} is not the expected one; nothing was sent. "
-                f"Expected SHA-256 {shown_fingerprint(expected)}, found {shown_fingerprint(found)}"
+                f"Expected SHA-256 {' or '.join(map(shown_fingerprint, expected))}, found {shown_fingerprint(found)}"
             )
         if not (expected or self._trust.cacert or self._trust.insecure):
             self._pins.check(str(self.address), found)

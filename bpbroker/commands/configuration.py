@@ -115,6 +115,7 @@ def _check(settings: Mapping[str, Any], entries: Iterable[str], what: str) -> No
     for name in entries:
         try:
             entry.check_name(name)
+            entry.check_new_name(name)
         except BadRequest as error:
             problems.append(f"services.{name}: {error}")
     if problems:

@@ -188,7 +188,7 @@ def _broker(broker: LocalBroker, loaded: Loaded | None) -> Iterator[Finding]:
         return
     yield Finding("broker", OK, f"version {note['version']} runs as process {broker.pid}")
     keys = layers.access_keys(loaded.effective, "services") if loaded is not None else ()
-    trust = Trust(fingerprint=canonical_fingerprint(note["fingerprint"]))
+    trust = Trust([canonical_fingerprint(note["fingerprint"])])
     target = BrokerAddress(note["address"], note["port"])
     yield from examine(target, trust, KnownBrokers(os.devnull), key=keys[0] if keys else "")
     try:

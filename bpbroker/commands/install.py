@@ -98,8 +98,8 @@ def uninstall_service(scope: Scope, *, purge: bool, name: str, root: Path, dry_r
 @command("prepare", hidden=True)
 @pass_scope
 def prepare(scope: Scope) -> None:
-    """Make the configuration with all defaults, and a certificate for this host, where they are missing."""
-    from bpbroker.runtime.prepare import with_certificate
+    """Make the configuration with all defaults, its discovery secret, and a certificate, where they are missing."""
+    from bpbroker.runtime.prepare import with_certificate, with_discovery_secret
 
     own = scope.own
     scope.act_as_owner()
@@ -107,7 +107,7 @@ def prepare(scope: Scope) -> None:
         return  # a broker runs on it, so both are there
     with FileLock(own):
         loaded = scope.sources().load()
-        ready = with_certificate(loaded, own)
+        ready = with_discovery_secret(with_certificate(loaded, own))
         if ready is not loaded or not own.exists():
             config_file.write(own, ready.saved, ready.entries, origin=ready.origin)
 

@@ -51,7 +51,7 @@ class LocalBroker:
         """
         try:
             address = BrokerAddress(self.note["address"], self.note["port"])
-            trust = Trust(fingerprint=canonical_fingerprint(self.note["fingerprint"]))
+            trust = Trust([canonical_fingerprint(self.note["fingerprint"])])
             token = str(self.note["token"])
         except KeyError:
             raise CannotConnect(f"The broker (process {self.pid}) is not ready yet; try again in a moment") from None

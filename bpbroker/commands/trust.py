@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
+from bpbroker.client.address import BrokerAddress, parse_address
 from bpbroker.commands.local import running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, format_option
-from bpbroker.config import layers
-from bpbroker.discovery.jointoken import make_token
+from bpbroker.config import layers, schema
+from bpbroker.discovery.interfaces import interfaces
+from bpbroker.discovery.jointoken import JoinToken, canonical_fingerprint, make_token
 from bpbroker.errors import ConfigurationError
 from bpbroker.server import tls
+from bpbroker.storage.lock import lock_path
 from bpbroker.storage.sources import Loaded
+
+_ADDRESSES_MAX = 8
+"""A token has 2048 characters; a host with containers may have hundreds of addresses."""
 
 
 @command("certificate", short_help="Show or renew the certificate")
@@ -91,11 +98,20 @@ def _renew(scope: Scope, cert: Path, key: Path, hosts: tuple[str, ...]) -> None:
 
 @command("token", short_help="Print a join token for clients")
 @click.option("--namespace", default="services", show_default=True, metavar="NAME", help="Whose access key it holds.")
+@click.option(
+    "--address", "addresses", multiple=True, metavar="HOST:PORT",
+    help="Where clients reach the broker, instead of all addresses of this host; may be given again.",
+)  # fmt: skip
+@click.option(
+    "--fingerprint", "fingerprints", multiple=True, metavar="SHA256",
+    help="Certificate of a further broker that shares the registry; may be given again.",
+)  # fmt: skip
 @pass_scope
-def token(scope: Scope, *, namespace: str) -> None:
-    """Print one word with which bpclient --token needs nothing else: fingerprint and access key.
+def token(scope: Scope, *, namespace: str, addresses: tuple[str, ...], fingerprints: tuple[str, ...]) -> None:
+    """Print one word with which bpclient --token needs nothing else: addresses, fingerprint, access key.
 
-    Whoever has it can use the namespace: hand it on as a secret.
+    It also has the secret that makes discovery authenticated. A machine that
+    has it can use the namespace: hand it on as a secret.
     """
     loaded = scope.sources().load()
     there = ("services", "ping", *layers.namespaces(loaded.effective))
@@ -105,5 +121,28 @@ def token(scope: Scope, *, namespace: str) -> None:
     keys = layers.access_keys(loaded.effective, namespace)
     if not keys:
         click.echo(f"warning: {namespace} has no _access_key, so it is open to everybody", err=True)
-    fingerprint = tls.fingerprint(_pair(scope, loaded)[0])
-    click.echo(make_token(fingerprint, keys[0] if keys else ""))
+    own = canonical_fingerprint(tls.fingerprint(_pair(scope, loaded)[0]))
+    made = JoinToken(
+        [str(parse_address(text)) for text in addresses] or _addresses(scope, loaded),
+        list(dict.fromkeys((own, *map(canonical_fingerprint, fingerprints)))),
+        keys[0] if keys else "",
+        schema.option(loaded.effective, "_global", "discovery_secret") or "",
+    )
+    if not made.secret:
+        click.echo("warning: there is no discovery secret yet; the next start of the broker makes one", err=True)
+    click.echo(make_token(made))
+
+
+def _addresses(scope: Scope, loaded: Loaded) -> list[str]:
+    """Return where clients may reach the broker, as far as this host knows."""
+    api = loaded.effective["api"]
+    broker = running(scope) if os.access(lock_path(scope.own), os.R_OK | os.W_OK) else None
+    port = api["listen_port"] if broker is None else broker.note.get("port", api["listen_port"])
+    if not port:
+        return []
+    ip = api["listen_ip"]
+    if ip not in ("", "::", "0.0.0.0"):  # noqa: S104 - compared, not bound
+        return [str(BrokerAddress(ip, port))]
+    found = [item for item in interfaces() if not item.loopback and not item.link_local]
+    found.sort(key=lambda item: item.ipv6)
+    return [str(BrokerAddress(item.address, port)) for item in found[:_ADDRESSES_MAX]]

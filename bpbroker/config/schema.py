@@ -28,6 +28,8 @@ class Key:
     check: Check
     default: Any
     help: str
+    secret: bool = False
+    """Whether its value is never shown, and hidden from extensions."""
 
 
 def _number(low: float, high: float, *, whole: bool = True) -> Check:
@@ -73,6 +75,12 @@ def _access_key(value: Any) -> str | None:
     return None
 
 
+def _secret(value: Any) -> str | None:
+    digits = value if isinstance(value, str) else ""
+    fits = re.fullmatch(r"[0-9a-f]{64}", digits)
+    return None if fits else "must be 64 lower-case hexadecimal digits, such as `openssl rand -hex 32` prints"
+
+
 def _environment(value: Any) -> str | None:
     if isinstance(value, Mapping) and all(isinstance(item, str) for item in value.values()):
         return None
@@ -111,7 +119,7 @@ def _optional(check: Check) -> Check:
 
 _MIB: Final = 1024 * 1024
 
-_ACCESS_KEY = Key(_access_key, "", "key, or up to four keys, that requests must bring")
+_ACCESS_KEY = Key(_access_key, "", "key, or up to four keys, that requests must bring", secret=True)
 
 KNOWN: Final[Mapping[str, Mapping[str, Key]]] = {
     "api": {
@@ -137,6 +145,12 @@ KNOWN: Final[Mapping[str, Mapping[str, Key]]] = {
     "_global": {
         "healthcheck_freq_sec": Key(_number(0.1, 86400, whole=False), 10, "how often every part is pinged"),
         "discovery": Key(_choice("open", "authenticated", "off"), "open", "whom discovery answers"),
+        "discovery_secret": Key(
+            _optional(_secret),
+            None,
+            "what signs discovery's datagrams; the same for all brokers of one registry",
+            secret=True,
+        ),
     },
     "_config": {
         "backup_freq_secs": Key(_number(0.1, 31_536_000, whole=False), 3600, "how often a backup is made"),
@@ -152,7 +166,7 @@ KNOWN: Final[Mapping[str, Mapping[str, Key]]] = {
         "client_cert": Key(_optional(_path), None, "our certificate for the cluster, PEM"),
         "client_key": Key(_optional(_path), None, "its private key, PEM"),
         "user": Key(_optional(_text), None, "user of the cluster"),
-        "password": Key(_optional(_text), None, "that user's password"),
+        "password": Key(_optional(_text), None, "that user's password", secret=True),
         "timeout_secs": Key(_number(0.5, 20, whole=False), 5, "time for one change or read, all endpoints together"),
     },
     "ping": {"_access_key": _ACCESS_KEY},
@@ -166,7 +180,7 @@ EXTENSION: Final[Mapping[str, Key]] = {
     "_memory_max_bytes": Key(_optional(_number(16 * _MIB, 1 << 50)), None, "memory of the child process"),
     "_user": Key(_optional(_text), None, "user that the child process runs as (Linux)"),
     "_workers": Key(_number(1, 64), 1, "calls that run at the same time"),
-    "_env": Key(_environment, {}, "extra environment of the child process"),
+    "_env": Key(_environment, {}, "extra environment of the child process", secret=True),
     "_preload": Key(_flag, False, "start the child process with the broker"),
 }
 """Keys that the broker knows in the section of an extension; all others are the extension's own."""
@@ -198,7 +212,7 @@ def problems(document: Mapping[str, Any]) -> Iterator[str]:
                 continue
             fault = known.check(section[key])
             if fault:
-                shown = "" if key in ("_access_key", "password") else f" is {_shown(section[key])}"
+                shown = "" if known.secret else f" is {_shown(section[key])}"
                 yield f"{name}.{key}{shown}: {fault}"
         if name == "_registry":
             yield from _registry_problems(section, document.get("api"))

@@ -35,8 +35,23 @@ def matches(candidates: Sequence[object], keys: Iterable[str]) -> bool:
     return right
 
 
+class _Counted:
+    """Wrong keys of one address."""
+
+    __slots__ = ("proven_at", "times")
+
+    def __init__(self, limit: int) -> None:
+        self.times: deque[float] = deque(maxlen=limit)
+        self.proven_at = -math.inf
+        """When the last one came over a connection, which proves the address."""
+
+
 class WrongKeys:
     """Counts wrong keys by address over the last minute, in bounded memory.
+
+    The source of a datagram can be forged. So wrong keys that came in datagrams
+    count, but do not shut an address out that has brought none over a
+    connection: else anybody could shut out anybody.
 
     Called by several threads without a lock: each step is atomic in CPython,
     and a race can miscount by one, no more.
@@ -44,7 +59,7 @@ class WrongKeys:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._times: dict[str, deque[float]] = {}
+        self._counted: dict[str, _Counted] = {}
 
     @property
     def limit(self) -> int:
@@ -55,28 +70,41 @@ class WrongKeys:
     def limit(self, limit: int) -> None:
         if limit != self._limit:
             self._limit = limit
-            self._times = {}
+            self._counted = {}
 
     def pause_secs(self, address: str, now: float) -> int | None:
-        """Give the seconds that an address has to wait before its key is looked at again, or None."""
-        times = self._times.get(address)
-        if times is None or len(times) < self._limit:
+        """Return the seconds that an address has to wait before its key is looked at again, or None."""
+        counted = self._counted.get(address)
+        if counted is None or len(counted.times) < self._limit or counted.proven_at <= now - _WINDOW_SECS:
             return None
-        left = times[0] + _WINDOW_SECS - now
+        left = counted.times[0] + _WINDOW_SECS - now
         return max(1, math.ceil(left)) if left > 0 else None
 
-    def count(self, address: str, now: float) -> None:
-        """Count a wrong key of an address at this monotonic time."""
-        times = self._times.get(address)
-        if times is None:
-            if len(self._times) >= _ADDRESSES_MAX:
+    def count(self, address: str, now: float, *, proven: bool = True) -> None:
+        """Count a wrong key of an address at this monotonic time.
+
+        Args:
+            address: as text.
+            now: monotonic time in seconds.
+            proven: whether it came over a connection, so that it is surely this address's.
+        """
+        counted = self._counted.get(address)
+        if counted is None:
+            if len(self._counted) >= _ADDRESSES_MAX:
                 self._forget_old(now)
-            times = self._times.setdefault(address, deque(maxlen=self._limit))
-        times.append(now)
+            counted = self._counted.setdefault(address, _Counted(self._limit))
+        counted.times.append(now)
+        if proven:
+            counted.proven_at = now
 
     def _forget_old(self, now: float) -> None:
-        fresh = {address: times for address, times in list(self._times.items()) if times[-1] > now - _WINDOW_SECS}
-        # More addresses than that in one minute: the half that came first gets away.
-        for address in list(fresh)[: max(0, len(fresh) - _ADDRESSES_MAX // 2)]:
+        fresh = {
+            address: counted
+            for address, counted in list(self._counted.items())
+            if counted.times[-1] > now - _WINDOW_SECS
+        }
+        # More addresses than that in one minute: the half that came first gets away. Forged ones go before others.
+        surplus = max(0, len(fresh) - _ADDRESSES_MAX // 2)
+        for address in sorted(fresh, key=lambda address: fresh[address].proven_at > now - _WINDOW_SECS)[:surplus]:
             del fresh[address]
-        self._times = fresh
+        self._counted = fresh

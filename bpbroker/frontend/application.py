@@ -231,6 +231,10 @@ class Application:
     def _openapi(self, _call: _Call) -> Response:
         return Response(200, json.dumps(description()).encode())
 
+    def count_unproven_wrong_key(self, source: str) -> None:
+        """Count a wrong key that seems to come from an address, such as by UDP; any thread may call it."""
+        self._wrong_keys.count(source, time.monotonic(), proven=False)
+
 
 _PAGES: Final[Mapping[str, Callable[[Application, _Call], Response | PendingResponse]]] = {
     "health": Application._health,  # noqa: SLF001 - this table is the class's own

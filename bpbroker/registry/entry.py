@@ -28,6 +28,12 @@ TEXT_KEY: Final = "_str"
 """The one own key of an entry whose data is no JSON object."""
 
 
+RESERVED_NAMES: Final = ("Key Exists",)
+"""Names that no entry may have: the text of a discovery reply. A broker that held one would answer answers.
+
+Those in another form of a reply begin with ``_``.
+"""
+
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -61,6 +67,16 @@ def check_name(name: object, *, max_bytes: int = NAME_MAX_BYTES) -> str:
 def shown_names(names: Sequence[str], most: int = 10) -> str:
     """Return the first ``most`` names for a message, and an ellipsis if there are more."""
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def check_new_name(name: str) -> None:
+    """See that a write may create or change an entry of this name; reading and removing it is always allowed.
+
+    Raises:
+        BadRequest: it may not.
+    """
+    if name in RESERVED_NAMES:
+        raise BadRequest(f"'{name}' cannot be a name: it is the text of a reply of discovery")
 
 
 _JSON_SPACE: Final = " \t\n\r"

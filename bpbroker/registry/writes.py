@@ -27,8 +27,10 @@ def outcome(message: Write, current: Record | None, now: float, max_bytes: int) 
         max_bytes: the most that a merged entry may take.
 
     Raises:
-        PreconditionFailed, AlreadyExists, TooLarge: nothing is to be changed.
+        BadRequest, PreconditionFailed, AlreadyExists, TooLarge: nothing is to be changed.
     """
+    if not isinstance(message, Delete):
+        entry.check_new_name(message.name)
     _check_condition(message.name, message.condition, current)
     if isinstance(message, Delete):
         return None

@@ -6,13 +6,14 @@ import logging
 import secrets
 import shlex
 import socket
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bpbroker import files
-from bpbroker.config import layers
+from bpbroker.config import layers, schema
 from bpbroker.config.paths import Home
 from bpbroker.discovery.udp import bind_udp
 from bpbroker.errors import ConfigurationError, DamagedFile, InUse
@@ -86,7 +87,7 @@ def prepare(plan: Plan, undo: ExitStack) -> Prepared:
         logger.warning("%s", warning)
     if not layers.shares_registry(loaded.effective):
         loaded = replace(loaded, origin=matched(own, loaded.origin))
-    loaded = with_certificate(loaded, own)
+    loaded = with_discovery_secret(with_certificate(loaded, own))
     api = loaded.effective["api"]
     cert, key = layers.named_pair(loaded.effective)
     if (cert, key) == layers.own_pair(own):
@@ -155,11 +156,22 @@ def with_certificate(loaded: Loaded, own: Path) -> Loaded:
         logger.warning("%s is not used any more: everybody has the key of the pair that 0.22 shipped", named)
     cert, key = layers.own_pair(own)
     tls.ensure_pair(cert, key)
-    pair = {"api.ssl_cert": str(cert), "api.ssl_key": str(key)}
+    return _with(loaded, {"api.ssl_cert": str(cert), "api.ssl_key": str(key)})
+
+
+def with_discovery_secret(loaded: Loaded) -> Loaded:
+    """Make the discovery secret at the first start; brokers that share a registry are given the same one."""
+    if schema.option(loaded.effective, "_global", "discovery_secret"):
+        return loaded
+    return _with(loaded, {"_global.discovery_secret": secrets.token_hex(32)})
+
+
+def _with(loaded: Loaded, values: Mapping[str, Any]) -> Loaded:
+    """Return a configuration with these settings, by path, in force and to be saved."""
     return replace(
         loaded,
-        saved=layers.freeze(layers.override(loaded.saved, pair)),
-        effective=layers.freeze(layers.override(loaded.effective, pair)),
+        saved=layers.freeze(layers.override(loaded.saved, values)),
+        effective=layers.freeze(layers.override(loaded.effective, values)),
     )
 
 

@@ -9,8 +9,9 @@
 #
 #   bpclient -b localhost service register --name CLUSTER --data '{}' --idempotent
 #
-# Who needs a key sets BPBROKER_ACCESS_KEY or BPBROKER_TOKEN. Servers may boot in
-# any order: each step waits for what it needs, for at most five minutes (WAIT).
+# Where the broker wants a key, set BPBROKER_TOKEN to what `bpbroker token` printed:
+# then only the right broker is believed, and only it gets the key. Servers may boot
+# in any order: each step waits for what it needs, for at most five minutes (WAIT).
 set -eu
 
 usage() { echo "usage: $0 CLUSTER master|replica" >&2; exit 2; }

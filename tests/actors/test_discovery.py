@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import socket
+import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import pytest
 
+from bpbroker import DEFAULT_PORT
 from bpbroker.actors.base import ActorAddress, launch, wait_for
 from bpbroker.actors.discovery import DATAGRAMS_PER_SEC, Discovery, bind_udp
 from bpbroker.config import layers
@@ -19,6 +23,7 @@ from bpbroker.discovery.datagram import (
     Reply,
     decode_answer,
     plain_question,
+    signed_answer,
     signed_question,
 )
 from bpbroker.errors import Overloaded
@@ -28,6 +33,7 @@ NONCE = "0f" * 16
 QUESTION = Question("foo", NONCE)
 FINGERPRINT = "ab" * 32
 REGISTRY = "cd" * 16
+SECRET, OTHER = "5e" * 32, "07" * 32
 ALIVE = b"ping/Ping?data=alive"
 
 
@@ -40,6 +46,8 @@ class Registry:
         self.asked: list[str] = []
         self.late: list[Future[str]] | None = None
         self.overloaded = False
+        self.everything = False
+        """Whether it holds every name."""
         self.free = threading.Event()
         """While this is not set, who asks is kept waiting."""
         self.free.set()
@@ -54,7 +62,7 @@ class Registry:
         if self.late is not None:
             self.late.append(reply)
         else:
-            reply.set_result(REGISTRY if message.name == "foo" else "")
+            reply.set_result(REGISTRY if message.name == "foo" or self.everything else "")
         return reply
 
     def tell(self, message: Any) -> None:
@@ -68,11 +76,16 @@ def settings(**sections: Any) -> Any:
 class Running:
     """A discovery actor and a client's socket."""
 
-    def __init__(self, address: ActorAddress, registry: Registry, port: int, client: socket.socket) -> None:
+    def __init__(
+        self, address: ActorAddress, registry: Registry, where: tuple[str, int], client: socket.socket, wrong: list[str]
+    ) -> None:
         self.address = address
         self.registry = registry
-        self.port = port
+        self.where = where
+        self.port = where[1]
         self.client = client
+        self.wrong = wrong
+        """The addresses of wrong macs."""
 
     def ask(self, payload: bytes) -> bytes:
         self.client.sendto(payload, ("127.0.0.1", self.port))
@@ -100,14 +113,16 @@ class Running:
 def run() -> Iterator[Callable[..., Running]]:
     undo: list[Callable[[], object]] = []
 
-    def make(**sections: Any) -> Running:
-        sockets = bind_udp("127.0.0.1", 0)
+    def make(*, ip: str = "127.0.0.1", **sections: Any) -> Running:
+        sockets = bind_udp(ip, 0)
         registry = Registry()
-        address = ActorAddress("discovery", launch(Discovery, sockets, registry, settings(**sections), FINGERPRINT))
+        wrong: list[str] = []
+        ref = launch(Discovery, sockets, registry, settings(**sections), FINGERPRINT, wrong.append)
+        address = ActorAddress("discovery", ref)
         client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         client.settimeout(20)
         undo.extend((lambda: address.stop(10), client.close, *(sock.close for sock in sockets)))
-        return Running(address, registry, sockets[0].getsockname()[1], client)
+        return Running(address, registry, sockets[0].getsockname(), client, wrong)
 
     yield make
     for step in undo:
@@ -135,36 +150,55 @@ def test_the_udp_ping_comes_back_and_not_more(run: Callable[..., Running]) -> No
 
 
 def test_a_signed_question_gets_an_authentic_answer(run: Callable[..., Running]) -> None:
-    running = run(services={"_access_key": ["old", "new"]}, ossec={"_access_key": "third"})
-    for key in ("old", "new", "third"):
-        request = signed_question("foo", NONCE, key)
-        reply = running.ask(request)
-        assert decode_answer(reply, QUESTION, key) == Reply(REGISTRY, FINGERPRINT, running.port, "127.0.0.1")
-        assert len(reply) <= len(request) + GROWTH_MAX
-    assert running.is_silent(signed_question("foo", NONCE, "wrong"))
+    running = run(_global={"discovery_secret": SECRET})
+    request = signed_question("foo", NONCE, SECRET)
+    reply = running.ask(request)
+    assert decode_answer(reply, QUESTION, SECRET) == Reply(REGISTRY, FINGERPRINT, running.port, "127.0.0.1")
+    assert len(reply) <= len(request) + GROWTH_MAX
+    assert running.is_silent(signed_question("foo", NONCE, OTHER))
 
 
-def test_without_a_key_the_same_is_said_unsigned(run: Callable[..., Running]) -> None:
-    running = run(services={"_access_key": "k"})
+def test_an_access_key_signs_nothing(run: Callable[..., Running]) -> None:
+    """A packet that was signed with a key would be an oracle for it: guesses could be tried against it for ever."""
+    key = "0a" * 32
+    running = run(services={"_access_key": key})
+    assert running.is_silent(signed_question("foo", NONCE, key))
+    unsigned = running.ask(signed_question("foo", NONCE))
+    assert decode_answer(unsigned, QUESTION, key) is None
+
+
+def test_without_the_secret_the_same_is_said_unsigned(run: Callable[..., Running]) -> None:
+    running = run(_global={"discovery_secret": SECRET})
     reply = running.ask(signed_question("foo", NONCE))
     assert decode_answer(reply, QUESTION) is not None
-    assert decode_answer(reply, QUESTION, "k") is None
+    assert decode_answer(reply, QUESTION, SECRET) is None
+
+
+def test_wrong_macs_are_counted_by_address_where_only_signed_questions_are_answered(
+    run: Callable[..., Running],
+) -> None:
+    running = run(_global={"discovery": "authenticated", "discovery_secret": SECRET}, ping={"_access_key": "k"})
+    for _ in range(3):
+        running.client.sendto(signed_question("foo", NONCE, OTHER), ("127.0.0.1", running.port))
+    assert decode_answer(running.ask(signed_question("foo", NONCE, SECRET)), QUESTION, SECRET) is not None
+    assert running.wrong == ["127.0.0.1"] * 3
+    assert wait_for(running.address.ask(Ping(), 10), 10).figures["wrong_macs"] == 3
 
 
 def test_a_question_that_is_too_short_for_its_answer_meets_silence(run: Callable[..., Running]) -> None:
     assert run().is_silent(signed_question("foo", NONCE).rstrip())
 
 
-def test_authenticated_answers_only_who_has_a_key(run: Callable[..., Running]) -> None:
-    running = run(_global={"discovery": "authenticated"}, services={"_access_key": "k"})
+def test_authenticated_answers_only_who_has_the_secret(run: Callable[..., Running]) -> None:
+    running = run(_global={"discovery": "authenticated", "discovery_secret": SECRET}, services={"_access_key": "k"})
     assert running.is_silent(plain_question("foo"))
     assert running.is_silent(signed_question("foo", NONCE))
-    assert decode_answer(running.ask(signed_question("foo", NONCE, "k")), QUESTION, "k") is not None
+    assert decode_answer(running.ask(signed_question("foo", NONCE, SECRET)), QUESTION, SECRET) is not None
 
 
 def test_off_answers_nobody(run: Callable[..., Running]) -> None:
     running = run(_global={"discovery": "off"}, services={"_access_key": "k"})
-    for payload in (plain_question("foo"), signed_question("foo", NONCE, "k"), ALIVE):
+    for payload in (plain_question("foo"), signed_question("foo", NONCE, OTHER), ALIVE):
         running.client.sendto(payload, ("127.0.0.1", running.port))
     while wait_for(running.address.ask(Ping(), 10), 10).figures["read"] < 3:
         time.sleep(0.005)
@@ -273,3 +307,86 @@ def test_another_actor_can_take_the_sockets_over() -> None:
     finally:
         for sock in sockets:
             sock.close()
+
+
+# --- brokers that are made to answer each other ---
+
+
+class Forger:
+    """Sends datagrams on loopback that pretend another source; needs root."""
+
+    def __init__(self) -> None:
+        try:
+            self._sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)
+        except PermissionError:
+            pytest.skip("a raw socket needs root")
+        self._sock.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
+
+    def send(self, payload: bytes, source: tuple[str, int], target: tuple[str, int]) -> None:
+        """Send one datagram from ``source``; no checksums, loopback wants none (RFC 768)."""
+        udp = struct.pack("!HHHH", source[1], target[1], 8 + len(payload), 0) + payload
+        addresses = socket.inet_aton(source[0]) + socket.inet_aton(target[0])
+        head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, socket.IPPROTO_UDP, 0)
+        self._sock.sendto(head + addresses + udp, (target[0], 0))
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+@pytest.fixture
+def forger() -> Iterator[Forger]:
+    made = Forger()
+    yield made
+    made.close()
+
+
+def total(brokers: list[Running], what: str) -> int:
+    return sum(wait_for(broker.address.ask(Ping(), 10), 10).figures[what] for broker in brokers)
+
+
+def exchange(brokers: list[Running], send: Callable[[], None], count: int) -> int:
+    """Send datagrams, wait until the brokers have nothing more to say, and give how often they answered."""
+    read, answered = total(brokers, "read"), total(brokers, "answered")
+    send()
+    while total(brokers, "read") < read + count:
+        time.sleep(0.002)
+    said = (0, 0)
+    while (now := (total(brokers, "read"), total(brokers, "answered"))) != said:
+        said = now
+        for broker in brokers:
+            broker.settle()
+        time.sleep(0.05)
+        assert total(brokers, "answered") - answered <= 50 * count, "they talk for ever"
+    return total(brokers, "answered") - answered
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forging is tested on Linux")
+def test_two_brokers_never_talk_to_each_other(run: Callable[..., Running], forger: Forger) -> None:
+    brokers = [run(ip="127.0.0.1"), run(ip="127.0.0.2")]
+    for broker in brokers:
+        broker.registry.everything = True
+    one, two = (broker.where for broker in brokers)
+    nested = b"ping/Ping?data=" * 200 + b"x"
+    # What it costs: no reply, or one; an echo of a name has one that is smaller than what it took.
+    for payload, replies in (
+        (b"foo", 1),
+        (b"Key Exists\n", 0),
+        (nested, 0),
+        (b"ping/Ping?data=" + signed_question("foo", NONCE), 0),
+        (b"ping/Ping?data=Key Exists", 0),
+        (signed_question("foo", NONCE), 1),
+        (signed_answer(QUESTION, Reply(REGISTRY, FINGERPRINT, 5, "127.0.0.2")), 0),
+        (b"ping/Ping?data=" + b"\xff" * 100, 1),
+        (b"ping/Ping?data=foo", 2),
+    ):
+        assert exchange(brokers, partial(forger.send, payload, two, one), 1) == replies, payload
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forging is tested on Linux")
+def test_no_answer_goes_to_a_brokers_port_or_a_system_services(run: Callable[..., Running], forger: Forger) -> None:
+    running = run()
+    target = ("127.0.0.1", running.port)
+    for port in (running.port, DEFAULT_PORT, 7, 53, 123, 1023):
+        for payload in (b"foo", signed_question("foo", NONCE), ALIVE):
+            forger.send(payload, ("127.0.0.9", port), target)
+    assert exchange([running], lambda: forger.send(b"foo", ("127.0.0.9", 50000), target), 1) == 1

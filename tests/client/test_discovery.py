@@ -12,8 +12,10 @@ import pytest
 
 from bpbroker.client import discover, discover_all
 from bpbroker.discovery.datagram import PLAIN_REPLY, Question, Reply, decode, signed_answer
+from bpbroker.discovery.jointoken import JoinToken, make_token
 from bpbroker.errors import UsageError, WaitTimeout
 
+SECRET, OTHER = "5e" * 32, "07" * 32
 ANSWER = Reply("ab" * 16, "cd" * 32, 20443, "127.0.0.1")
 Answerer = Callable[[Question], list[bytes]]
 
@@ -54,17 +56,17 @@ def responder() -> Iterator[Responder]:
     each.close()
 
 
-def signed(key: str = "", answer: Reply = ANSWER) -> Answerer:
-    return lambda question: [signed_answer(question, answer, key)] if question.nonce else []
+def signed(secret: str = "", answer: Reply = ANSWER) -> Answerer:
+    return lambda question: [signed_answer(question, answer, secret)] if question.nonce else []
 
 
 def plain(question: Question) -> list[bytes]:
     return [] if question.nonce else [PLAIN_REPLY]
 
 
-def nobody(responder: Responder, *, key: str = "", fingerprint: str = "") -> None:
+def nobody(responder: Responder, *, secret: str = "", fingerprint: str = "") -> None:
     with pytest.raises(WaitTimeout, match="'foo'") as caught:
-        discover("foo", port=responder.port, timeout_secs=0.3, key=key, fingerprint=fingerprint)
+        discover("foo", port=responder.port, timeout_secs=0.3, secret=secret, fingerprint=fingerprint)
     assert caught.value.exit_code == 124
 
 
@@ -79,17 +81,17 @@ def test_a_signed_answer_tells_more(responder: Responder) -> None:
 
 
 def test_an_authentic_answer_is_known_as_such(responder: Responder) -> None:
-    responder.reply = signed("key")
-    assert discover("foo", key="key", port=responder.port).authentic
+    responder.reply = signed(SECRET)
+    assert discover("foo", secret=SECRET, port=responder.port).authentic
+    token = make_token(JoinToken((), (), "key", SECRET))
+    assert discover("foo", token=token, port=responder.port).authentic
 
 
-@pytest.mark.parametrize(
-    "reply", [plain, signed(), signed("other"), signed("key", ANSWER._replace(address="10.0.0.9"))]
-)
-def test_with_a_key_nothing_else_counts(responder: Responder, reply: Answerer) -> None:
+@pytest.mark.parametrize("reply", [plain, signed(), signed(OTHER), signed(SECRET, ANSWER._replace(address="10.0.0.9"))])
+def test_with_the_secret_nothing_else_counts(responder: Responder, reply: Answerer) -> None:
     responder.reply = reply
-    nobody(responder, key="key")
-    assert all(payload.startswith(b"_bpb1 ? ") for _, payload in responder.heard)  # and nothing plain was asked
+    nobody(responder, secret=SECRET)
+    assert all(payload.startswith(b"_bpb2 ? ") for _, payload in responder.heard)  # and nothing plain was asked
 
 
 @pytest.mark.parametrize("reply", [plain, signed(answer=ANSWER._replace(fingerprint="00" * 32))])
@@ -101,13 +103,13 @@ def test_with_a_fingerprint_no_other_counts(responder: Responder, reply: Answere
 
 
 def test_an_old_answer_is_none(responder: Responder) -> None:
-    old = signed_answer(Question("foo", "00" * 16), ANSWER, "key")
+    old = signed_answer(Question("foo", "00" * 16), ANSWER, SECRET)
     responder.reply = lambda _: [old]
-    nobody(responder, key="key")
+    nobody(responder, secret=SECRET)
 
 
 def test_rubbish_is_ignored(responder: Responder) -> None:
-    responder.reply = lambda question: [b"", b"\xff" * 3000, b"_bpb1 ! x", b"Key Exists", *plain(question)]
+    responder.reply = lambda question: [b"", b"\xff" * 3000, b"_bpb2 ! x", b"Key Exists", *plain(question)]
     assert discover("foo", port=responder.port).address == "127.0.0.1"
 
 
@@ -171,7 +173,23 @@ def test_a_host_without_any_interface_waits_for_one_on_windows_too(monkeypatch: 
         discover("foo", timeout_secs=0.3)
 
 
-@pytest.mark.parametrize("key", ["\udcff", "a\nb"])
-def test_a_key_that_no_broker_can_have_is_refused(key: str) -> None:
-    with pytest.raises(UsageError, match="access key"):
-        discover("foo", key=key, timeout_secs=0.3)
+@pytest.mark.parametrize("secret", ["\udcff", "key", "AB" * 32, "ab" * 31])
+def test_a_secret_that_is_none_is_refused_and_not_repeated(secret: str) -> None:
+    with pytest.raises(UsageError, match="discovery secret") as caught:
+        discover("foo", secret=secret, timeout_secs=0.3)
+    assert secret not in str(caught.value)
+
+
+def test_a_token_of_several_brokers_takes_each_of_them(responder: Responder) -> None:
+    token = make_token(JoinToken((), ("00" * 32, "cd" * 32)))
+    responder.reply = signed()
+    assert discover("foo", token=token, port=responder.port).port == 20443
+    responder.reply = signed(answer=ANSWER._replace(fingerprint="11" * 32))
+    with pytest.raises(WaitTimeout):
+        discover("foo", token=token, port=responder.port, timeout_secs=0.3)
+
+
+def test_with_secret_and_fingerprint_both_must_fit(responder: Responder) -> None:
+    responder.reply = signed(SECRET)
+    nobody(responder, secret=SECRET, fingerprint="00" * 32)
+    assert discover("foo", secret=SECRET, fingerprint="CD" * 32, port=responder.port).authentic

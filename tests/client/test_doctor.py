@@ -32,14 +32,14 @@ def test_a_broker_that_is_well(broker: RunningBroker, tmp_path: Path) -> None:
     assert {"TCP", "certificate", "expiry", "health", "clock", "access", "UDP"} == set(found)
     assert "not seen before" in found["certificate"].detail
     assert not (tmp_path / "pins").exists()  # looking pins nothing
-    right = Trust(fingerprint=canonical_fingerprint(broker.note["fingerprint"]))
+    right = Trust([canonical_fingerprint(broker.note["fingerprint"])])
     assert "as expected" in look(broker, pins, right)["certificate"].detail
 
 
 def test_a_certificate_that_is_not_the_pinned_one(broker: RunningBroker, tmp_path: Path) -> None:
     pins = KnownBrokers(tmp_path / "pins")
     pins.check(f"127.0.0.1:{broker.port}", "0" * 64)
-    for trust in (Trust(), Trust(fingerprint="0" * 64)):
+    for trust in (Trust(), Trust(["0" * 64])):
         found = look(broker, pins, trust, key="canary")
         assert found["certificate"].level == "fail"
         assert found["certificate"].advice

@@ -8,8 +8,12 @@ from bpbroker.errors import SeveralBrokers
 R1, R2 = "aa" * 16, "bb" * 16
 
 
-def signed(address: str, registry: str = R1) -> Broker:
-    return Broker(address, 20443, registry, "cd" * 32)
+def signed(address: str, registry: str = R1, fingerprint: str = "cd" * 32) -> Broker:
+    return Broker(address, 20443, registry, fingerprint, authentic=True)
+
+
+def claimed(address: str, registry: str = R1, fingerprint: str = "cd" * 32) -> Broker:
+    return Broker(address, 20443, registry, fingerprint)
 
 
 def plain(address: str) -> Broker:
@@ -59,7 +63,25 @@ def test_one_registry_by_several_ways_is_one_broker(brokers: tuple[Broker, ...])
 
 
 def test_brokers_that_share_a_registry_are_no_split_brain() -> None:
-    assert after(signed("10.0.0.6"), signed("10.0.0.5")).the_one("foo").address == "10.0.0.6"
+    two = after(signed("10.0.0.6"), signed("10.0.0.5", R1, "ee" * 32))
+    assert two.the_one("foo").address == "10.0.0.6"
+    assert [item.address for item in two.candidates("foo")] == ["10.0.0.6", "10.0.0.5"]
+
+
+def test_an_unsigned_claim_of_the_same_registry_proves_nothing() -> None:
+    with pytest.raises(SeveralBrokers):
+        after(claimed("10.0.0.6"), claimed("10.0.0.66", R1, "66" * 32)).the_one("foo")
+
+
+def test_one_certificate_at_several_addresses_is_one_broker() -> None:
+    assert after(claimed("10.0.0.6"), claimed("10.0.1.6", R2)).the_one("foo").address == "10.0.0.6"
+
+
+def test_answers_that_claim_expected_certificates_are_all_tried() -> None:
+    responders = Responders(expected=True)
+    for broker in (claimed("fe80::1%eth0"), claimed("10.0.0.66", R2), claimed("10.0.0.6", R1, "ee" * 32)):
+        responders.heard(broker, 100.0)
+    assert [item.address for item in responders.candidates("foo")] == ["10.0.0.66", "10.0.0.6", "fe80::1%eth0"]
 
 
 def test_this_hosts_own_broker_is_one_whatever_its_addresses() -> None:

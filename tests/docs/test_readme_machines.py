@@ -130,6 +130,10 @@ def test_every_command_does_what_it_shows(machines: dict[str, Machine]) -> None:
             for name in "bc":
                 for file in (made / "ca.crt", *made.glob(f"{ADDRESSES[name]}.*")):
                     shutil.copy(file, machines[name].folder)
+        if "discovery.secret)" in step.command and step.machines == "a":
+            shutil.copy(machines["a"].folder / "discovery.secret", machines["b"].folder)
+        for file, to in re.findall(r"> (\S+)  # copy it to ([abc])$", step.command):
+            shutil.copy(machines[step.machines].folder / file, machines[to].folder)
     assert typed >= 20
 
 

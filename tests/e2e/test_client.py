@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bpbroker.discovery.jointoken import make_token
+from bpbroker.discovery.jointoken import JoinToken, make_token
 from tests.support.running import RunningBroker
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -32,7 +32,7 @@ def fails(ended: Ended, code: int, says: str) -> None:
     """See that a command failed with one line that says why, and printed nothing."""
     assert ended.returncode == code, ended
     assert ended.stdout == ""
-    lines = [line for line in ended.stderr.splitlines() if not line.startswith("First contact")]
+    lines = [line for line in ended.stderr.splitlines() if not line.startswith(("First contact", "Warning: "))]
     assert len(lines) == 1, ended
     assert lines[0].startswith("Fatal error: ")
     assert says in lines[0]
@@ -124,7 +124,7 @@ def test_options_may_stand_where_0_22s_users_put_them_and_anywhere_else(broker: 
         (("discover", "--name", "x", "--all", "--first"), "--all"),
         (("--discover", "x", "ping"), "--discover"),
         (("--fingerprint", "abc", "ping"), "64 hexadecimal"),
-        (("--token", "hush-hush", "ping"), "bpb1:"),
+        (("--token", "hush-hush", "ping"), "bpb2:"),
         (("--access-key-file", "/nowhere", "ping"), "/nowhere"),
         (("--cacert", "/nowhere", "ping"), "/nowhere"),
         (("service", "register", "--name", "x", "--data", "@/nowhere"), "/nowhere"),
@@ -379,7 +379,7 @@ def test_find_then_do_in_one_call(broker: RunningBroker) -> None:
 
 def test_a_join_token_is_all_that_a_machine_needs(make_broker: Callable[..., RunningBroker], tmp_path: Path) -> None:
     broker = make_broker({"services": {"_access_key": "canary"}, "_global": {"discovery": "authenticated"}}).start()
-    token = make_token(broker.note["fingerprint"], "canary")
+    token = broker.token()
     (tmp_path / "token").write_text(f"{token}\n")
     where, port = here(broker), ("--port", str(broker.port))
     value(run(broker, "-b", where, "--token", token, "service", "register", "--name", "foo", "--data", "bar"))
@@ -389,27 +389,120 @@ def test_a_join_token_is_all_that_a_machine_needs(make_broker: Callable[..., Run
         ((), {"BPBROKER_TOKEN": token}),
         ((), {"BPBROKER_TOKEN": f"@{tmp_path / 'token'}"}),
     ):
-        ended = run(broker, *port, *how, "--discover", "foo", "service", "get", "--name", "foo", **environ)
-        assert (ended.stdout, ended.stderr, ended.returncode) == ("bar\n", "", 0)
+        for more in ((), ("--discover", "foo")):
+            ended = run(broker, *port, *how, *more, "service", "get", "--name", "foo", **environ)
+            assert (ended.stdout, ended.stderr, ended.returncode) == ("bar\n", "", 0)
     assert not Path(broker.environ["BPBROKER_KNOWN_BROKERS"]).exists()
-    # Who has no key, or another, is not answered; who expects another certificate does not take the answer.
+    # Without the secret, or with another, there is no answer; that of a broker with another certificate is not taken.
     quick = (*port, "--timeout", "400ms")
     fails(run(broker, *quick, "discover", "--name", "foo"), 124, "answered")
-    fails(run(broker, *quick, "-a", "wrong", "discover", "--name", "foo"), 124, "answered")
-    other = make_token("00" * 32, "canary")
+    fails(run(broker, *quick, "-a", "canary", "discover", "--name", "foo"), 124, "answered")
+    other = make_token(JoinToken((), ["00" * 32], "canary", broker.discovery_secret))
     fails(run(broker, *quick, "--token", other, "discover", "--name", "foo"), 124, "answered")
     fails(run(broker, "-b", where, "--token", other, "ping"), 6, "nothing was sent")
     assert "canary" not in broker.text
+    assert broker.discovery_secret not in broker.text
 
 
-def test_the_key_alone_makes_discovery_vouch_for_the_certificate(make_broker: Callable[..., RunningBroker]) -> None:
+def test_of_a_tokens_addresses_the_first_that_is_the_broker_is_taken(make_broker: Callable[..., RunningBroker]) -> None:
     broker = make_broker({"services": {"_access_key": "canary"}}).start()
+    stranger = make_broker().start()
+    token = broker.token("--address", here(stranger), "--address", "127.0.0.1:1", "--address", here(broker))
+    ended = run(broker, "--token", token, "service", "register", "--name", "foo", "--data", "bar")
+    assert value(ended) == "bar\n"
+    assert "is not the expected one; nothing was sent" in ended.stderr
+    assert stranger.get("foo").status == 404
+
+
+def test_the_discovery_secret_is_made_once_and_outlives_a_start_and_a_reload(broker: RunningBroker) -> None:
+    secret = broker.discovery_secret
+    assert len(secret) == 64
+    broker.restart()
+    assert broker.discovery_secret == secret
+    content = json.loads(broker.config.read_text())
+    del content["_global"]["discovery_secret"]
+    broker.config.write_text(json.dumps(content))
+    assert broker.bpbroker("reload").returncode == 0
+    assert broker.stop() == 0
+    assert broker.discovery_secret == secret
+    assert secret not in broker.text
+
+
+def test_a_fingerprint_alone_lets_tls_decide(broker: RunningBroker) -> None:
+    value(broker.bpclient("service", "register", "--name", "foo", "--data", "bar"))
+    known = ("--port", str(broker.port), "--fingerprint", broker.note["fingerprint"])
+    assert value(run(broker, *known, "discover", "--name", "foo"))
+    assert value(run(broker, *known, "-a", "k", "--discover", "foo", "service", "get", "--name", "foo")) == "bar\n"
+
+
+def test_no_key_goes_to_whichever_host_answered_a_discovery(make_broker: Callable[..., RunningBroker]) -> None:
+    broker = make_broker({"services": {"_access_key": "canary"}}).start()
+    value(broker.bpclient("-a", "canary", "service", "register", "--name", "foo", "--data", "bar"))
+    pins = Path(broker.environ["BPBROKER_KNOWN_BROKERS"])
+    pins.unlink()
     port = ("--port", str(broker.port))
-    value(broker.bpclient("-q", "-a", "canary", "service", "register", "--name", "foo", "--data", "bar"))
-    Path(broker.environ["BPBROKER_KNOWN_BROKERS"]).unlink()
-    found = run(broker, *port, "--discover", "foo", "service", "get", "--name", "foo", BPBROKER_ACCESS_KEY="canary")
-    assert (found.stdout, found.stderr) == ("bar\n", "")
+    get = ("--discover", "foo", "service", "get", "--name", "foo")
+    before = broker.text.count('"Get"')
+    for how, environ in ((("-a", "canary"), {}), ((), {"BPBROKER_ACCESS_KEY": "canary"}), (("-q", "-a", "canary"), {})):
+        ended = run(broker, *port, *how, *get, **environ)
+        fails(ended, 6, "nothing was sent")
+        for way in ("--token", "--fingerprint", "--cacert", broker.note["fingerprint"]):
+            assert way in ended.stderr
+        assert "canary" not in ended.stderr
+    assert not pins.exists()
+    assert broker.text.count('"Get"') == before
+    certificate = str(broker.config.with_suffix(".crt"))
+    for how in (("--token", broker.token()), ("--fingerprint", broker.note["fingerprint"]), ("--cacert", certificate)):
+        assert value(run(broker, *port, "-a", "canary", *how, *get)) == "bar\n"
+    found = value(run(broker, *port, "discover", "--name", "foo")).strip()
+    value(run(broker, "-b", f"{found}:{broker.port}", "ping"))  # pins it
+    assert value(run(broker, *port, "-a", "canary", *get)) == "bar\n"
+
+
+def test_a_key_goes_to_a_named_address_with_a_warning_that_shows_the_certificate(broker: RunningBroker) -> None:
+    first, second = broker.bpclient("-a", "k", "ping"), broker.bpclient("-a", "k", "ping")
+    assert value(first)
+    assert "Warning: the access key goes to" in first.stderr
+    assert broker.note["fingerprint"] in first.stderr
+    assert (second.returncode, second.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("options", "environ"), [(("--strict",), {}), ((), {"BPBROKER_TRUST": "strict"})])
+def test_strict_trust_takes_no_first_contact(
+    broker: RunningBroker, options: tuple[str, ...], environ: dict[str, str]
+) -> None:
+    for key in ((), ("-a", "k")):
+        ended = run(broker, "-b", here(broker), *key, *options, "ping", "--data", "x", **environ)
+        fails(ended, 6, "nothing was sent")
+        assert broker.note["fingerprint"] in ended.stderr
+    known = ("--fingerprint", broker.note["fingerprint"])
+    assert value(run(broker, "-b", here(broker), *options, *known, "ping", "--data", "x", **environ)) == "x\n"
     assert not Path(broker.environ["BPBROKER_KNOWN_BROKERS"]).exists()
+    value(broker.bpclient("ping"))
+    assert value(run(broker, "-b", here(broker), *options, "ping", "--data", "x", **environ)) == "x\n"
+
+
+def test_a_word_for_trust_that_means_nothing_is_refused(broker: RunningBroker) -> None:
+    fails(run(broker, "-b", here(broker), "ping", BPBROKER_TRUST="stict"), 2, "BPBROKER_TRUST")
+    fails(run(broker, "-b", here(broker), "--insecure", "--strict", "ping"), 2, "--insecure")
+
+
+@pytest.mark.parametrize(("said", "code"), [("y\n", 0), ("n\n", 6), ("\n", 6), ("\x04", 6)])
+def test_on_a_terminal_a_person_is_asked(broker: RunningBroker, said: str, code: int) -> None:
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        broker.command("bpbroker.client", "-b", here(broker), "-a", "k", "ping", "--data", "x"),
+        env=broker.environ, stdin=follower, stdout=subprocess.PIPE, stderr=follower, text=True,
+    )  # fmt: skip
+    os.close(follower)
+    shown = ""
+    while "[y/N]" not in shown:
+        shown += os.read(leader, 1000).decode()
+    assert broker.note["fingerprint"] in shown
+    os.write(leader, said.encode())
+    assert process.communicate(timeout=30)[0] == ("x\n" if code == 0 else "")
+    os.close(leader)
+    assert process.returncode == code
 
 
 def test_insecure_warns_and_a_ca_file_is_enough(broker: RunningBroker) -> None:

@@ -37,4 +37,24 @@ def test_memory_is_bounded_however_many_addresses_try() -> None:
     wrong = WrongKeys(3)
     for number in range(30_000):
         wrong.count(f"10.0.{number // 256}.{number % 256}", number / 1000)
-    assert len(wrong._times) <= 10_000
+    assert len(wrong._counted) <= 10_000
+
+
+def test_datagrams_whose_source_can_be_forged_shut_no_one_out() -> None:
+    wrong = WrongKeys(3)
+    for _ in range(100):
+        wrong.count("a", 0.0, proven=False)
+    assert wrong.pause_secs("a", 1.0) is None
+    wrong.count("a", 1.0)  # one over a connection: now the datagrams count as well
+    assert wrong.pause_secs("a", 2.0) == 58
+    assert wrong.pause_secs("a", 61.5) is None
+
+
+def test_a_flood_of_forged_addresses_does_not_wash_a_guesser_out() -> None:
+    wrong = WrongKeys(3)
+    for _ in range(3):
+        wrong.count("guesser", 0.0)
+    for number in range(30_000):
+        wrong.count(f"10.0.{number // 256}.{number % 256}", 1.0, proven=False)
+    assert wrong.pause_secs("guesser", 2.0) == 58
+    assert len(wrong._counted) <= 10_000

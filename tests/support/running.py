@@ -197,6 +197,18 @@ class RunningBroker:
     def get(self, name: str) -> Answer:
         return self.request("/services/Get/", name=name)
 
+    def token(self, *arguments: str) -> str:
+        """Give a join token, as ``bpbroker token`` prints it."""
+        printed = self.bpbroker("token", *arguments)
+        assert printed.returncode == 0, printed.stderr
+        return printed.stdout.strip()
+
+    @property
+    def discovery_secret(self) -> str:
+        """What signs its discovery datagrams."""
+        secret: str = json.loads(self.config.read_text())["_global"]["discovery_secret"]
+        return secret
+
     def bpbroker(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run the ``bpbroker`` command with this broker's home."""
         return self._run("bpbroker", arguments, stdin)

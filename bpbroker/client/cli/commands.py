@@ -93,9 +93,10 @@ def doctor(session: Session) -> Output:
     from bpbroker.client.doctor import examine, networks
     from bpbroker.client.pins import KnownBrokers
 
-    key, _ = session.secrets
-    target = session.client()[0].address
-    return output.of_findings([networks(), *examine(target, session.trust, KnownBrokers(), key=key)])
+    client, _ = session.client()
+    client.close()
+    findings = examine(client.address, session.trust, KnownBrokers(), key=session.secrets.key)
+    return output.of_findings([networks(), *findings])
 
 
 @_command(

@@ -97,13 +97,18 @@ class Invocation:
 
 
 EVERYWHERE: Final = (
+    Option(
+        "--token",
+        metavar="TOKEN",
+        about="Join token: broker, its certificate and key in one; @FILE, or -; or set BPBROKER_TOKEN.",
+    ),
     Option("-b", "--bpbroker", metavar="HOST:PORT", about="The broker; or set BPBROKER."),
     Option("--discover", metavar="NAME", about="Find the broker that holds NAME, then use that."),
     Option("-a", "--access-key", metavar="KEY", about="Access key, @FILE, or -; or set BPBROKER_ACCESS_KEY."),
     Option("--access-key-file", metavar="FILE", about="File that holds the access key."),
-    Option("--token", metavar="TOKEN", about="Join token, @FILE, or -; or set BPBROKER_TOKEN."),
     Option("--fingerprint", metavar="SHA256", about="The broker's certificate must be this one."),
     Option("--cacert", metavar="FILE", about="The broker's certificate must be signed by one of these."),
+    Option("--strict", flag=True, about="Refuse a certificate never seen before; or set BPBROKER_TRUST=strict."),
     Option("--insecure", flag=True, about="Do not check the broker's certificate."),
     Option("--timeout", metavar="TIME", about="Give up after this time, such as 500ms, 30s, 5m."),
     Option(

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from bpbroker import DEFAULT_PORT
-from bpbroker.client.address import parse_address, parse_port
+from bpbroker.client.address import BrokerAddress, parse_address, parse_port
 from bpbroker.client.api import RETRIES, TIMEOUT_SECS, Client
 from bpbroker.client.cli.output import Output, of_entry, render
 from bpbroker.client.cli.progress import Progress
-from bpbroker.client.cli.words import seconds, secrets
-from bpbroker.client.transport import Trust
-from bpbroker.errors import NotShown, RequestError, UsageError
+from bpbroker.client.cli.words import Secrets, seconds, secrets
+from bpbroker.client.transport import CONNECT_SECS, Trust
+from bpbroker.errors import BpbrokerError, CannotConnect, NotShown, NotTrusted, RequestError, UsageError, WaitTimeout
 from bpbroker.registry import entry
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
@@ -39,11 +39,11 @@ class Session:
         self._environ = environ
         self.quiet = bool(given.get("quiet"))
         self.port = parse_port(str(given["port"])) if "port" in given else DEFAULT_PORT
-        self._secrets: tuple[str, str] | None = None
+        self._secrets: Secrets | None = None
 
     @property
-    def secrets(self) -> tuple[str, str]:
-        """Key and fingerprint; read once, because one of them may come from standard input."""
+    def secrets(self) -> Secrets:
+        """Key, fingerprints and so on; read once, because one of them may come from standard input."""
         if self._secrets is None:
             self._secrets = secrets(self._given, self._environ)
         return self._secrets
@@ -51,7 +51,7 @@ class Session:
     @property
     def trust(self) -> Trust:
         """By what the broker is recognised."""
-        return Trust(self.secrets[1], self._given.get("cacert", ""), bool(self._given.get("insecure")))
+        return Trust(self.secrets.fingerprints, self._given.get("cacert", ""), bool(self._given.get("insecure")))
 
     def render(self, result: Output) -> bytes:
         """Give a result in the form that was asked for."""
@@ -89,63 +89,143 @@ class Session:
         return Progress(what, quiet=self.quiet)
 
     def discover(self, name: str, wait_secs: float = 0.0, *, first: bool = False) -> Broker:
-        """Find the broker that holds ``name``, asking for ``wait_secs`` if that is longer than the timeout."""
-        from bpbroker.client.discovery import TIMEOUT_SECS, discover  # a call to a known broker does without
+        """Find the broker that holds ``name``, asking for ``wait_secs`` if that is longer than the timeout.
 
-        secs = max(self.timeout(TIMEOUT_SECS), wait_secs)
-        with self.waiting_for(f"a broker that holds '{name}'"):
-            return discover(name, timeout_secs=secs, first=first, **self._how_to_ask())
+        Raises:
+            NotTrusted, CannotConnect: none of those that claim an expected certificate has it, or can be reached.
+        """
+        found = self._find(name, wait_secs, first=first)
+        if found[0].authentic or not self.secrets.fingerprints:
+            return found[0]
+        # A claim of a fingerprint is no proof of it: a connection is.
+        clients = [self._client(_target(broker), self.trust, "") for broker in found]
+        with self._first_that_answers(clients, wait=False) as client:
+            return found[clients.index(client)]
 
     def discover_all(self, name: str) -> list[Broker]:
         """Find every broker that holds ``name``."""
-        from bpbroker.client.discovery import TIMEOUT_SECS, discover_all
+        from bpbroker.client.discovery import TIMEOUT_SECS, Credentials, ask
 
+        known = Credentials(self.secrets.discovery, self.secrets.fingerprints)
         with self.waiting_for(f"brokers that hold '{name}'"):
-            return discover_all(name, timeout_secs=self.timeout(TIMEOUT_SECS), **self._how_to_ask())
+            return ask(
+                name, known, port=self.port, timeout_secs=self.timeout(TIMEOUT_SECS),
+                interface=self._given.get("interface", ""), first=False, everybody=True,
+            ).everybody()  # fmt: skip
 
-    def _how_to_ask(self) -> dict[str, Any]:
-        key, fingerprint = self.secrets
-        return {
-            "key": key,
-            "fingerprint": fingerprint,
-            "port": self.port,
-            "interface": self._given.get("interface", ""),
-        }
+    def _find(self, name: str, wait_secs: float, *, first: bool = False) -> list[Broker]:
+        """Return the addresses at which the broker that holds ``name`` answered, the most useful first."""
+        # A call to a known broker does without loading this.
+        from bpbroker.client.discovery import TIMEOUT_SECS, Credentials, ask
+
+        known = Credentials(self.secrets.discovery, self.secrets.fingerprints)
+        secs = max(self.timeout(TIMEOUT_SECS), wait_secs)
+        with self.waiting_for(f"a broker that holds '{name}'"):
+            return ask(
+                name, known, port=self.port, timeout_secs=secs,
+                interface=self._given.get("interface", ""), first=first, everybody=False,
+            ).candidates(name)  # fmt: skip
 
     def client(self, wait_secs: float = 0.0) -> tuple[Client, float]:
-        """Give a client of the broker that the options name or that is discovered, and what is left of ``wait_secs``.
+        """Return a client of the broker that the options name or that is discovered, and what is left of ``wait_secs``.
 
         Raises:
             UsageError: they name none.
+            NotTrusted, CannotConnect: a token or a discovery names several addresses, and no broker is at any.
         """
         began = time.monotonic()
-        key, fingerprint = self.secrets
         given = self._given
         name = given.get("discover")
         if name and given.get("bpbroker"):
             raise UsageError("--bpbroker and --discover both say which broker; give one of them")
         address = given.get("bpbroker") or (not name and self._environ.get("BPBROKER")) or ""
+        trust = self.trust
         if name:
-            broker = self.discover(name, wait_secs)
-            target = parse_address(f"[{broker.address}]" if ":" in broker.address else broker.address, broker.port)
-            # What a signed answer says of the certificate is as good as having been told.
-            fingerprint = fingerprint or (broker.fingerprint if broker.authentic else "")
+            found = self._find(name, wait_secs)
+            if not (found[0].authentic or trust.fingerprints):
+                found = found[:1]  # where nothing tells the right one, one is as good as another
+            targets = [_target(broker) for broker in found]
+            if found[0].authentic and not trust.fingerprints:
+                # What a signed answer says of the certificate is as good as having been told.
+                trust = Trust([broker.fingerprint for broker in found], trust.cacert, trust.insecure)
         elif address:
-            target = parse_address(address, self.port)
+            targets = [parse_address(address, self.port)]
+        elif self.secrets.addresses:
+            targets = [parse_address(text) for text in self.secrets.addresses]
         else:
-            raise UsageError("Which broker? Give --bpbroker HOST:PORT or --discover NAME, or set BPBROKER=HOST:PORT")
-        insecure = bool(given.get("insecure"))
-        if insecure:
+            raise UsageError(
+                "Which broker? Give --token TOKEN, --bpbroker HOST:PORT or --discover NAME, or set BPBROKER=HOST:PORT"
+            )
+        clients = [self._client(target, trust, name or "") for target in targets]
+        if trust.insecure:
             self.tell("Warning: the broker's certificate is not checked (--insecure)")
-        client = Client(
+        client = self._first_that_answers(clients, wait=True) if len(clients) > 1 else clients[0]
+        return client, max(0.0, wait_secs - (time.monotonic() - began)) if name else wait_secs
+
+    def _client(self, target: BrokerAddress, trust: Trust, discovered: str) -> Client:
+        strict = self._is_strict()
+
+        def first_contact(address: str, fingerprint: str) -> None:
+            from bpbroker.client.cli.first_contact import FirstContact, question_on_terminal
+
+            FirstContact(
+                self.tell,
+                key=bool(self.secrets.key),
+                discovered=discovered,
+                strict=strict,
+                ask=None if self.quiet else question_on_terminal(),
+            ).decide(address, fingerprint)
+
+        return Client(
             target,
-            access_key=key,
-            fingerprint="" if insecure else fingerprint,
-            cacert=given.get("cacert", ""),
-            insecure=insecure,
+            access_key=self.secrets.key,
+            fingerprint=() if trust.insecure else trust.fingerprints,
+            cacert=trust.cacert,
+            insecure=trust.insecure,
             timeout_secs=self.timeout(TIMEOUT_SECS),
             # Who says how long wants it tried for so long: a broker may be away for a restart, or for a reboot.
-            retries=given.get("retry", _UNTIL_TIMEOUT if "timeout" in given else RETRIES),
+            retries=self._given.get("retry", _UNTIL_TIMEOUT if "timeout" in self._given else RETRIES),
             tell=self.tell,
+            first_contact=first_contact,
         )
-        return client, max(0.0, wait_secs - (time.monotonic() - began)) if name else wait_secs
+
+    def _is_strict(self) -> bool:
+        """Whether a certificate that was never seen is refused."""
+        word = self._environ.get("BPBROKER_TRUST", "")
+        if word not in ("", "strict"):
+            raise UsageError(f"BPBROKER_TRUST is {word[:40]!r}: it must be strict, or not set")
+        strict = bool(self._given.get("strict")) or word == "strict"
+        if strict and self._given.get("insecure"):
+            raise UsageError("--insecure and strict trust exclude each other")
+        return strict
+
+    def _first_that_answers(self, clients: Sequence[Client], *, wait: bool) -> Client:
+        """Return the first client whose broker can be reached and is the expected one; say what is wrong with others.
+
+        With ``wait``, a client whose broker is away is better than none: its calls are tried again.
+
+        Raises:
+            NotTrusted, CannotConnect, WaitTimeout: there is none.
+        """
+        failure: BpbrokerError | None = None
+        away: Client | None = None
+        for client in clients:
+            try:
+                client.connect(min(CONNECT_SECS, self.timeout(TIMEOUT_SECS)))
+            except (NotTrusted, CannotConnect, WaitTimeout) as error:
+                client.close()
+                failure = error
+                if isinstance(error, NotTrusted):
+                    self.tell(str(error))
+                else:
+                    away = away or client
+            else:
+                return client
+        if wait and away is not None:
+            return away
+        assert failure is not None  # noqa: S101 - there is at least one client
+        raise failure
+
+
+def _target(broker: Broker) -> BrokerAddress:
+    return parse_address(f"[{broker.address}]" if ":" in broker.address else broker.address, broker.port)

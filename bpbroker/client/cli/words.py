@@ -102,8 +102,29 @@ def _decoded(data: bytes, what: str) -> str:
         raise UsageError(f"{what} is not UTF-8 text") from None
 
 
-def secrets(given: Mapping[str, str | None], environ: Mapping[str, str] = os.environ) -> tuple[str, str]:
-    """Work out key and canonical fingerprint: options before the environment, the more particular before the token.
+class Secrets:
+    """What the options and the environment say of a broker: how to be let in, and by what to recognise it.
+
+    Args:
+        key: access key; empty if none was given.
+        fingerprints: SHA-256 of the certificates that the broker may have, canonical.
+        discovery: the discovery secret of its registry.
+        addresses: where a join token says that it is.
+    """
+
+    __slots__ = ("addresses", "discovery", "fingerprints", "key")
+
+    def __init__(
+        self, key: str = "", fingerprints: Sequence[str] = (), discovery: str = "", addresses: Sequence[str] = ()
+    ) -> None:
+        self.key = key
+        self.fingerprints = tuple(fingerprints)
+        self.discovery = discovery
+        self.addresses = tuple(addresses)
+
+
+def secrets(given: Mapping[str, str | None], environ: Mapping[str, str] = os.environ) -> Secrets:
+    """Work out what is known of the broker: options before the environment, the more particular before the token.
 
     Args:
         given: the options ``access_key``, ``access_key_file``, ``token`` and ``fingerprint``, None where absent.
@@ -114,29 +135,26 @@ def secrets(given: Mapping[str, str | None], environ: Mapping[str, str] = os.env
     """
     given_token = given.get("token")
     token_word = given_token or environ.get("BPBROKER_TOKEN", "")
-    token_key = token_fingerprint = ""
+    found = Secrets()
     if token_word:
         from bpbroker.discovery.jointoken import parse_token
 
-        token_fingerprint, token_key = parse_token(secret(token_word, "the join token"))
+        token = parse_token(secret(token_word, "the join token"))
+        found = Secrets(token.key, token.fingerprints, token.secret, token.addresses)
     key = given.get("access_key")
     key_file = given.get("access_key_file")
     if key is not None:
-        key = secret(key, "--access-key")
+        found.key = secret(key, "--access-key")
     elif key_file:
-        key = secret_file(key_file, "--access-key-file")
-    elif given_token and token_key:
-        key = token_key
-    elif environ.get("BPBROKER_ACCESS_KEY"):
-        key = secret(environ["BPBROKER_ACCESS_KEY"], "BPBROKER_ACCESS_KEY")
-    else:
-        key = token_key
+        found.key = secret_file(key_file, "--access-key-file")
+    elif environ.get("BPBROKER_ACCESS_KEY") and not (given_token and found.key):
+        found.key = secret(environ["BPBROKER_ACCESS_KEY"], "BPBROKER_ACCESS_KEY")
     fingerprint = given.get("fingerprint")
     if fingerprint:
         from bpbroker.discovery.jointoken import canonical_fingerprint
 
-        fingerprint = canonical_fingerprint(fingerprint)
-    return key, fingerprint or token_fingerprint
+        found.fingerprints = (canonical_fingerprint(fingerprint),)
+    return found
 
 
 def split_cols(arguments: Sequence[str], commands: Container[str], flags: Container[str]) -> Iterator[str]:

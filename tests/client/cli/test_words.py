@@ -8,6 +8,7 @@ import pytest
 
 from bpbroker.client.cli import words
 from bpbroker.client.cli.words import content, seconds, secret, secret_file, secrets, split_cols
+from bpbroker.discovery.jointoken import JoinToken, make_token
 from bpbroker.errors import UsageError
 
 FINGERPRINT = "ab" * 32
@@ -125,15 +126,23 @@ def test_a_secret_loses_the_newline_at_its_end(tmp_path: Path) -> None:
 def test_options_go_before_the_environment_and_the_particular_before_the_token(
     given: dict[str, str | None], environ: dict[str, str], key: str, fingerprint: str
 ) -> None:
-    assert secrets(given, environ) == (key, fingerprint)
+    found = secrets(given, environ)
+    assert (found.key, found.fingerprints) == (key, (fingerprint,) if fingerprint else ())
 
 
 def test_secrets_from_files(tmp_path: Path) -> None:
     (tmp_path / "t").write_text(f"{TOKEN}\n")
     (tmp_path / "k").write_text("k\n")
-    assert secrets({}, {"BPBROKER_TOKEN": f"@{tmp_path / 't'}"}) == ("from-token", FINGERPRINT)
-    assert secrets({"access_key_file": str(tmp_path / "k")}, {})[0] == "k"
-    assert secrets({"access_key": f"@{tmp_path / 'k'}"}, {})[0] == "k"
+    found = secrets({}, {"BPBROKER_TOKEN": f"@{tmp_path / 't'}"})
+    assert (found.key, found.fingerprints) == ("from-token", (FINGERPRINT,))
+    assert secrets({"access_key_file": str(tmp_path / "k")}, {}).key == "k"
+    assert secrets({"access_key": f"@{tmp_path / 'k'}"}, {}).key == "k"
+
+
+def test_a_token_tells_addresses_and_the_discovery_secret() -> None:
+    token = make_token(JoinToken(["10.0.0.5:20443"], [FINGERPRINT], "k", "cd" * 32))
+    found = secrets({"token": token}, {})
+    assert (found.addresses, found.discovery) == (("10.0.0.5:20443",), "cd" * 32)
 
 
 COMMANDS, FLAGS = frozenset(("service", "get", "ping")), frozenset(("--raw", "-q"))
