@@ -174,8 +174,9 @@ class ConfigStore(Actor):
             if loaded.saved["api"][key] == default
         }
         # What the first start made is not lost when a file is put there that never had it.
-        if not schema.option(loaded.saved, "_global", "discovery_secret"):
-            kept["_global.discovery_secret"] = schema.option(self._saved, "_global", "discovery_secret")
+        secret = schema.option(self._saved, "_discovery", "secret")
+        if secret and not schema.option(loaded.saved, "_discovery", "secret"):
+            kept["_discovery.secret"] = secret
         self._saved = layers.freeze(layers.override(loaded.saved, kept))
         self._seen = _stamp(self._sources.own)
         self._take(layers.freeze(layers.override(self._saved, self._sources.overrides)))

@@ -137,7 +137,7 @@ class Discovery(Actor):
     def _apply(self, settings: Settings) -> None:
         self._mode: str = schema.option(settings, "_global", "discovery")
         self._name_max: int = schema.option(settings, "api", "max_name_bytes")
-        self._secret: str = schema.option(settings, "_global", "discovery_secret") or ""
+        self._secret: str = schema.option(settings, "_discovery", "secret") or ""
         self._echoes = self._mode != "off" and not layers.access_keys(settings, "ping")
 
     def _certificate_changed(self, news: CertificateChanged) -> None:

@@ -126,7 +126,7 @@ def token(scope: Scope, *, namespace: str, addresses: tuple[str, ...], fingerpri
         [str(parse_address(text)) for text in addresses] or _addresses(scope, loaded),
         list(dict.fromkeys((own, *map(canonical_fingerprint, fingerprints)))),
         keys[0] if keys else "",
-        schema.option(loaded.effective, "_global", "discovery_secret") or "",
+        schema.option(loaded.effective, "_discovery", "secret") or "",
     )
     if not made.secret:
         click.echo("warning: there is no discovery secret yet; the next start of the broker makes one", err=True)

@@ -145,11 +145,10 @@ KNOWN: Final[Mapping[str, Mapping[str, Key]]] = {
     "_global": {
         "healthcheck_freq_sec": Key(_number(0.1, 86400, whole=False), 10, "how often every part is pinged"),
         "discovery": Key(_choice("open", "authenticated", "off"), "open", "whom discovery answers"),
-        "discovery_secret": Key(
-            _optional(_secret),
-            None,
-            "what signs discovery's datagrams; the same for all brokers of one registry",
-            secret=True,
+    },
+    "_discovery": {
+        "secret": Key(
+            _optional(_secret), None, "what signs datagrams; the same for all brokers of one registry", secret=True
         ),
     },
     "_config": {

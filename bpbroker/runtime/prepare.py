@@ -161,9 +161,9 @@ def with_certificate(loaded: Loaded, own: Path) -> Loaded:
 
 def with_discovery_secret(loaded: Loaded) -> Loaded:
     """Make the discovery secret at the first start; brokers that share a registry are given the same one."""
-    if schema.option(loaded.effective, "_global", "discovery_secret"):
+    if schema.option(loaded.effective, "_discovery", "secret"):
         return loaded
-    return _with(loaded, {"_global.discovery_secret": secrets.token_hex(32)})
+    return _with(loaded, {"_discovery.secret": secrets.token_hex(32)})
 
 
 def _with(loaded: Loaded, values: Mapping[str, Any]) -> Loaded:

@@ -150,7 +150,7 @@ def test_the_udp_ping_comes_back_and_not_more(run: Callable[..., Running]) -> No
 
 
 def test_a_signed_question_gets_an_authentic_answer(run: Callable[..., Running]) -> None:
-    running = run(_global={"discovery_secret": SECRET})
+    running = run(_discovery={"secret": SECRET})
     request = signed_question("foo", NONCE, SECRET)
     reply = running.ask(request)
     assert decode_answer(reply, QUESTION, SECRET) == Reply(REGISTRY, FINGERPRINT, running.port, "127.0.0.1")
@@ -168,7 +168,7 @@ def test_an_access_key_signs_nothing(run: Callable[..., Running]) -> None:
 
 
 def test_without_the_secret_the_same_is_said_unsigned(run: Callable[..., Running]) -> None:
-    running = run(_global={"discovery_secret": SECRET})
+    running = run(_discovery={"secret": SECRET})
     reply = running.ask(signed_question("foo", NONCE))
     assert decode_answer(reply, QUESTION) is not None
     assert decode_answer(reply, QUESTION, SECRET) is None
@@ -177,7 +177,7 @@ def test_without_the_secret_the_same_is_said_unsigned(run: Callable[..., Running
 def test_wrong_macs_are_counted_by_address_where_only_signed_questions_are_answered(
     run: Callable[..., Running],
 ) -> None:
-    running = run(_global={"discovery": "authenticated", "discovery_secret": SECRET}, ping={"_access_key": "k"})
+    running = run(_global={"discovery": "authenticated"}, _discovery={"secret": SECRET}, ping={"_access_key": "k"})
     for _ in range(3):
         running.client.sendto(signed_question("foo", NONCE, OTHER), ("127.0.0.1", running.port))
     assert decode_answer(running.ask(signed_question("foo", NONCE, SECRET)), QUESTION, SECRET) is not None
@@ -190,7 +190,7 @@ def test_a_question_that_is_too_short_for_its_answer_meets_silence(run: Callable
 
 
 def test_authenticated_answers_only_who_has_the_secret(run: Callable[..., Running]) -> None:
-    running = run(_global={"discovery": "authenticated", "discovery_secret": SECRET}, services={"_access_key": "k"})
+    running = run(_global={"discovery": "authenticated"}, _discovery={"secret": SECRET}, services={"_access_key": "k"})
     assert running.is_silent(plain_question("foo"))
     assert running.is_silent(signed_question("foo", NONCE))
     assert decode_answer(running.ask(signed_question("foo", NONCE, SECRET)), QUESTION, SECRET) is not None

@@ -51,9 +51,26 @@ def test_a_key_that_is_missing_or_wrong(make_broker: object, tmp_path: Path) -> 
     assert callable(make_broker)
     broker = make_broker({"services": {"_access_key": "secret"}}).start()
     pins = KnownBrokers(tmp_path / "pins")
+    right = Trust([canonical_fingerprint(broker.note["fingerprint"])])
     assert "needs an access key" in look(broker, pins)["access"].detail
-    assert look(broker, pins, key="wrong")["access"].level == "fail"
-    assert look(broker, pins, key="secret")["access"].level == "ok"
+    assert look(broker, pins, right, key="wrong")["access"].level == "fail"
+    assert look(broker, pins, right, key="secret")["access"].level == "ok"
+
+
+def test_a_key_goes_only_where_the_certificate_is_known(make_broker: object, tmp_path: Path) -> None:
+    assert callable(make_broker)
+    broker = make_broker({"services": {"_access_key": "secret"}}).start()
+    pins = KnownBrokers(tmp_path / "pins")
+    found = look(broker, pins, key="secret")
+    assert "needs an access key" in found["access"].detail  # it was not sent
+    assert found["key"].level == "warning"
+    own, other = tmp_path / "own.pem", tmp_path / "other.pem"
+    own.write_bytes(broker.config.with_suffix(".crt").read_bytes())
+    trustme.CA().cert_pem.write_to_path(str(other))
+    assert look(broker, pins, Trust(cacert=str(own)), key="secret")["access"].level == "ok"
+    refused = look(broker, pins, Trust(cacert=str(other)), key="secret")
+    assert refused["certificate"].level == "fail"
+    assert "access" not in refused
 
 
 def test_nobody_there(tmp_path: Path) -> None:

@@ -420,7 +420,7 @@ def test_the_discovery_secret_is_made_once_and_outlives_a_start_and_a_reload(bro
     broker.restart()
     assert broker.discovery_secret == secret
     content = json.loads(broker.config.read_text())
-    del content["_global"]["discovery_secret"]
+    del content["_discovery"]["secret"]
     broker.config.write_text(json.dumps(content))
     assert broker.bpbroker("reload").returncode == 0
     assert broker.stop() == 0

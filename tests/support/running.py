@@ -206,7 +206,7 @@ class RunningBroker:
     @property
     def discovery_secret(self) -> str:
         """What signs its discovery datagrams."""
-        secret: str = json.loads(self.config.read_text())["_global"]["discovery_secret"]
+        secret: str = json.loads(self.config.read_text())["_discovery"]["secret"]
         return secret
 
     def bpbroker(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
