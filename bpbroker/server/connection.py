@@ -48,11 +48,9 @@ from bpbroker.server.request_cycle import RequestCycle
 
 logger = logging.getLogger(__name__)
 
-_RECORD_BYTES: Final = 16 * 1024
-"""The most that one TLS record holds: reading that much leaves nothing behind that the selector cannot see."""
-_RECORDS_AT_ONCE: Final = 16
+_DRAIN_AT_ONCE: Final = 16
 _SEND_AT_ONCE: Final = 256 * 1024
-"""What the loop's thread reads and sends for one connection before it looks at others."""
+"""What the loop's thread sends for one connection before it looks at others; it reads at most 16 KiB."""
 _SLICE_BYTES: Final = 64 * 1024
 _AHEAD_MAX_BYTES: Final = 64 * 1024
 """What a client may send ahead while its request is served."""
@@ -156,7 +154,8 @@ class Connection:
     @property
     def held_bytes(self) -> int:
         """The memory that is kept for its client, in bytes."""
-        return self._framer.held_bytes + len(self._unsent) + self._cycle.held_bytes
+        outgoing = self._stream.held_bytes if self._stream is not None else 0
+        return self._framer.held_bytes + len(self._unsent) + outgoing + self._cycle.held_bytes
 
     def _go(self, phase: Phase) -> None:
         """Go over to another phase."""
@@ -246,17 +245,19 @@ class Connection:
         stream = self._stream
         if stream is None:
             return Turn.CLOSE
-        turn = self._frame(b"") if self._framer.begun else None
-        for _ in range(_RECORDS_AT_ONCE):
+        if self._framer.begun:
+            turn = self._frame(b"")
             if turn is not None:
                 return turn
-            received = stream.receive(_RECORD_BYTES)
-            if isinstance(received, tls.Want):
-                return _TURN[received]
-            if not received:
-                return Turn.CLOSE
-            turn = self._frame(received)
-        return turn or Turn.READ
+        received = stream.receive()
+        if isinstance(received, tls.Want):
+            return _TURN[received]
+        if not received:
+            return Turn.CLOSE
+        turn = self._frame(received)
+        if turn is not None:
+            return turn
+        return Turn.CLOSE if stream.ended else Turn.READ
 
     def _frame(self, received: bytes) -> Turn | None:
         """Take in what came, and serve the request if that completes it; None if more has to come."""
@@ -276,6 +277,8 @@ class Connection:
         self._cycle.take(request)
         if self._service.stopping:
             self._cycle.keep_alive = False
+        if self._stream is not None and self._stream.ended:
+            self._left_at = time.monotonic()
         if self._cycle.heavy:
             return Turn.WORKER
         return self._send() if self._serve() else Turn.ASK
@@ -285,8 +288,8 @@ class Connection:
         if self._stream is None:
             return Turn.CLOSE
         try:
-            received = self._stream.receive(_RECORD_BYTES)
-        except tls.StreamBroken:
+            received = self._stream.receive()
+        except (tls.StreamBroken, OSError):
             received = b""
         if isinstance(received, tls.Want):
             return _TURN[received]
@@ -310,6 +313,8 @@ class Connection:
             self._unsent = self._unsent[sent:]
             budget -= sent
             self.deadline = min(time.monotonic() + self._service.policy.request_secs, self._send_until)
+        if self._stream.held_bytes and not self._stream.flush():
+            return Turn.WRITE
         if not self._cycle.keep_alive:
             return self._linger()
         if self._left_at is not None:
@@ -349,7 +354,7 @@ class Connection:
         self.deadline = time.monotonic() + _LINGER_SECS
 
     def _drain(self) -> Turn:
-        for _ in range(_RECORDS_AT_ONCE):
+        for _ in range(_DRAIN_AT_ONCE):
             received = self.socket.recv(_SLICE_BYTES)
             self._lingered += len(received)
             if not received or self._lingered > _LINGER_BYTES:

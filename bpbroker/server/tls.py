@@ -17,6 +17,7 @@ import os
 import socket
 import ssl
 import stat
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -39,6 +40,21 @@ VALID_DAYS: Final = 3650
 WARN_DAYS: Final = 30
 _CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
 _PEM_MAX_BYTES: Final = 1024 * 1024
+_GROUPS: Final = b"X25519:P-256:P-384"
+"""For the key exchange. What OpenSSL adds by itself in a new version costs each handshake more."""
+_FEED_BYTES: Final = 16 * 1024
+"""The most that OpenSSL is given at a time, and so the most that it can work on before others have their turn."""
+_SUSPECT_BYTES: Final = 2 * 1024
+"""The same for a client whose last bytes brought no data: 75 KeyUpdates, a third of a millisecond."""
+_RECORD_BYTES: Final = 16 * 1024
+"""The most data that a record holds."""
+_SLICE_BYTES: Final = 8 * 1024
+"""What goes into OpenSSL's memory at once: it keeps that much for as long as the connection lives."""
+_OVERHEAD_BYTES: Final = 1024
+_EMPTY_BURST_BYTES: Final = 32 * 1024
+"""A record that comes in pieces looks empty until its last piece is there, so this is more than a record."""
+_EMPTY_BYTES_PER_SEC: Final = 8 * 1024
+"""What a client may send without data in it: KeyUpdates, empty records, attempts to renegotiate."""
 _RELEASE_BUFFERS: Final = 0x10
 """SSL_MODE_RELEASE_BUFFERS, which pyOpenSSL has no name for: saves 34 KiB for each idle connection."""
 
@@ -239,7 +255,7 @@ def is_open(key: Path) -> bool:
 
 
 def context(cert: Path, key: Path) -> SSL.Context:
-    """Make the server's TLS context: TLS 1.2 or newer, forward secrecy, AEAD, the whole chain, session tickets.
+    """Create the server's TLS context: TLS 1.2 or newer, forward secrecy, AEAD, the whole chain, session tickets.
 
     Raises:
         ConfigurationError: certificate and key cannot be used together.
@@ -256,6 +272,8 @@ def context(cert: Path, key: Path) -> SSL.Context:
     # A client that ends without close_notify has ended, no worse: where a request ends stands in its head.
     made.set_options(getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0))
     made.set_cipher_list(_CIPHERS)
+    if SSL._lib.SSL_CTX_set1_curves_list(made._context, _GROUPS) != 1:  # type: ignore[attr-defined]  # noqa: SLF001 - pyOpenSSL has no name for it
+        raise ConfigurationError("This OpenSSL does not know the key exchange groups X25519, P-256 and P-384")
     made.set_session_id(b"bpbroker")  # without it OpenSSL refuses to resume sessions
     made.set_mode(_RELEASE_BUFFERS)
     try:
@@ -284,64 +302,250 @@ class StreamBroken(Exception):
 
 
 class Stream:
-    """The server's end of one TLS connection on a non-blocking socket."""
+    """The server's end of one TLS connection on a non-blocking socket.
+
+    OpenSSL reads from memory, not from the socket: one ``SSL_read`` goes on as
+    long as records arrive that carry no data, and a flood of TLS 1.3 KeyUpdate
+    held the loop's thread for 39 s. Here one call feeds it at most 16 KiB, and
+    a client that goes on sending records without data is cut off.
+    """
+
+    __slots__ = (
+        "_accepted", "_allowance", "_allowance_at", "_header", "_missing", "_outgoing", "_socket", "_tls", "_unread",
+        "ended",
+    )  # fmt: skip
 
     def __init__(self, server_context: SSL.Context, sock: socket.socket) -> None:
-        self._connection = SSL.Connection(server_context, sock)
-        self._connection.set_accept_state()
+        self.ended = False
+        """Whether the client has said that it sends no more (close_notify)."""
+        self._socket = sock
+        self._tls = SSL.Connection(server_context, None)
+        self._tls.set_accept_state()
+        self._accepted = False
+        self._outgoing = memoryview(b"")
+        """What OpenSSL has made and the socket has not taken."""
+        self._unread = False
+        """Whether the last bytes of the handshake may have data behind them."""
+        self._header = b""
+        """The beginning of a record's header that is not complete."""
+        self._missing = 0
+        """How many bytes are missing of the record that was begun."""
+        self._allowance = float(_EMPTY_BURST_BYTES)
+        self._allowance_at = time.monotonic()
+
+    @property
+    def held_bytes(self) -> int:
+        """What is kept for the socket to take, in bytes."""
+        return len(self._outgoing)
 
     def handshake(self) -> Want | None:
         """Go on with the handshake; None when it is done.
 
         Raises:
             StreamBroken: it failed.
+            OSError: the connection is lost.
         """
-        try:
-            self._connection.do_handshake()
-        except SSL.WantReadError:
-            return Want.READ
-        except SSL.WantWriteError:
+        if not self.flush():
             return Want.WRITE
+        if self._accepted:
+            return None
+        try:
+            incoming = self._socket.recv(_FEED_BYTES)
+        except BlockingIOError:
+            return Want.READ
+        if not incoming:
+            raise StreamBroken("the connection was cut")
+        self._count_records(incoming)
+        self._spend(len(incoming), 0)
+        self._tls.bio_write(incoming)
+        try:
+            self._tls.do_handshake()
+        except SSL.WantReadError:
+            pass
         except SSL.Error as error:
+            self._end_broken()
             raise StreamBroken(_reason(error)) from None
-        return None
+        else:
+            self._accepted = self._unread = True
+            self._allowance = _EMPTY_BURST_BYTES
+        self._take_out(_RECORD_BYTES)
+        if not self.flush():
+            return Want.WRITE
+        return None if self._accepted else Want.READ
 
-    def receive(self, size: int) -> bytes | Want:
-        """Give what has come in, ``b""`` at its end.
+    def receive(self) -> bytes | Want:
+        """Return what has come in, at most about 16 KiB; ``b""`` at its end.
+
+        Nothing is left in OpenSSL that the selector would not see.
 
         Raises:
-            StreamBroken: the connection is lost.
+            StreamBroken: the client does not speak TLS as it should, or sends too many records without data.
+            OSError: the connection is lost.
         """
+        if self._unread:
+            self._unread = False
+            data = self._decrypt(b"", None)
+            if data:
+                return data
+        had_ended = self.ended
+        if had_ended:
+            return b""
+        suspect = self._allowance < _EMPTY_BURST_BYTES
         try:
-            return self._connection.recv(size)
+            incoming = self._socket.recv(_SUSPECT_BYTES if suspect else _FEED_BYTES)
+        except BlockingIOError:
+            return Want.READ if self.flush() else Want.WRITE
+        if not incoming:
+            return b""
+        ended = self._count_records(incoming)
+        if len(incoming) <= _SLICE_BYTES:
+            data = self._decrypt(incoming, ended)
+        else:
+            slices = (incoming[at : at + _SLICE_BYTES] for at in range(0, len(incoming), _SLICE_BYTES))
+            data = b"".join([self._decrypt(part, None) for part in slices])
+        if len(incoming) > 2 * len(data) or self._allowance < _EMPTY_BURST_BYTES:
+            self._spend(len(incoming), len(data))
+        if data:
+            return data
+        if self.ended:
+            return b""
+        self._take_out(_RECORD_BYTES)  # a reply to a KeyUpdate, or an alert
+        return Want.READ if self.flush() else Want.WRITE
+
+    def _decrypt(self, incoming: bytes, records: int | None) -> bytes:
+        """Return the data in what came in; ``records`` is how many records end there, None if that is not known."""
+        tls = self._tls
+        if incoming:
+            tls.bio_write(incoming)
+        try:
+            data = tls.recv(_RECORD_BYTES)
+            if records == 1 and not self._missing and not self._header:
+                return data  # as nearly always: there was one record, and to ask for more would only raise an error
+            parts = [data]
         except SSL.WantReadError:
-            return Want.READ
-        except SSL.WantWriteError:
-            return Want.WRITE
+            return b""
         except SSL.ZeroReturnError:
+            self.ended = True
             return b""
         except SSL.Error as error:
+            self._end_broken()
             raise StreamBroken(_reason(error)) from None
+        try:
+            while True:
+                parts.append(tls.recv(_RECORD_BYTES))
+        except SSL.WantReadError:
+            pass
+        except SSL.ZeroReturnError:
+            self.ended = True
+        except SSL.Error as error:
+            self._end_broken()
+            raise StreamBroken(_reason(error)) from None
+        return b"".join(parts)
 
-    def send(self, content: bytes | memoryview) -> int | Want:
-        """Send as much as goes at once; give the number of bytes that went.
+    def _count_records(self, incoming: bytes) -> int:
+        """Follow the records in what came in; return how many of them end there."""
+        size = len(incoming)
+        if not self._missing and not self._header and size >= 5 and int.from_bytes(incoming[3:5]) == size - 5:
+            return 1
+        ended = position = 0
+        while position < size:
+            if self._missing:
+                step = min(self._missing, size - position)
+                self._missing -= step
+                ended += not self._missing
+            else:
+                step = min(5 - len(self._header), size - position)
+                self._header += incoming[position : position + step]
+                if len(self._header) == 5:
+                    self._missing = int.from_bytes(self._header[3:])
+                    self._header = b""
+                    ended += not self._missing
+            position += step
+        return ended
+
+    def _spend(self, came: int, data: int) -> None:
+        """Take bytes that brought no data off the allowance.
+
+        Twice the data is free: so much is the overhead of a record of 29 bytes.
 
         Raises:
-            StreamBroken: the connection is lost.
+            StreamBroken: there is nothing left of it.
         """
-        try:
-            return self._connection.send(content)
-        except SSL.WantWriteError:
+        now = time.monotonic()
+        refill = (now - self._allowance_at) * _EMPTY_BYTES_PER_SEC
+        self._allowance_at = now
+        self._allowance = min(float(_EMPTY_BURST_BYTES), self._allowance + refill + 2 * data - came)
+        if self._allowance < 0:
+            raise StreamBroken("too many records without data")
+
+    def send(self, content: bytes | memoryview) -> int | Want:
+        """Take content to be sent, if what was taken before has gone; return how many bytes of it were taken.
+
+        :meth:`flush` says when all of it has gone.
+
+        Raises:
+            StreamBroken: the client does not speak TLS as it should.
+            OSError: the connection is lost.
+        """
+        if self._outgoing and not self.flush():
             return Want.WRITE
+        tls = self._tls
+        size = len(content)
+        try:
+            if size <= _SLICE_BYTES:
+                sent = tls.send(content)
+                self._take_out(size + _OVERHEAD_BYTES)
+            else:
+                parts = []
+                sent = 0
+                while sent < size:
+                    sent += tls.send(content[sent : sent + _SLICE_BYTES])
+                    parts.append(tls.bio_read(_SLICE_BYTES + _OVERHEAD_BYTES))
+                self._outgoing = memoryview(b"".join(parts))
         except SSL.WantReadError:
             return Want.READ
         except SSL.Error as error:
             raise StreamBroken(_reason(error)) from None
+        self.flush()
+        return sent
+
+    def flush(self) -> bool:
+        """Send what was taken before; whether all of it has gone.
+
+        Raises:
+            OSError: the connection is lost.
+        """
+        while self._outgoing:
+            try:
+                sent = self._socket.send(self._outgoing)
+            except BlockingIOError:
+                return False
+            self._outgoing = self._outgoing[sent:]
+        return True
 
     def say_goodbye(self) -> None:
         """Send close_notify, so that the client knows that it has everything."""
-        with contextlib.suppress(SSL.Error):
-            self._connection.shutdown()
+        with contextlib.suppress(SSL.Error, OSError):
+            self._tls.shutdown()
+            self._take_out(_RECORD_BYTES)
+            self.flush()
+
+    def _end_broken(self) -> None:
+        """Send the alert that OpenSSL has made for what it does not take."""
+        with contextlib.suppress(OSError):
+            self._take_out(_RECORD_BYTES)
+            self.flush()
+
+    def _take_out(self, size: int) -> None:
+        """Take what OpenSSL has to send; ``size`` is more than that is, nearly always."""
+        made = b""
+        try:
+            while len(made) % size == 0:
+                made += self._tls.bio_read(size)
+        except SSL.WantReadError:
+            pass
+        if made:
+            self._outgoing = memoryview(bytes(self._outgoing) + made) if self._outgoing else memoryview(made)
 
 
 def _reason(error: SSL.Error) -> str:

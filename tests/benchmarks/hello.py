@@ -66,6 +66,7 @@ class Raw(io.RawIOBase):
 
     def __init__(self, sock: TlsSocket) -> None:
         self._sock = sock
+        self._kept = b""
         self.received = 0
 
     def readable(self) -> bool:
@@ -76,21 +77,26 @@ class Raw(io.RawIOBase):
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         room = memoryview(buffer)
-        while isinstance(got := self._received(len(room)), tls.Want):
-            self._sock.wait(got)
+        kept: bytes | tls.Want = self._kept or self._received()
+        while isinstance(kept, tls.Want):
+            self._sock.wait(kept)
+            kept = self._received()
+        got, self._kept = kept[: len(room)], kept[len(room) :]
         room[: len(got)] = got
         self.received += len(got)
         return len(got)
 
-    def _received(self, size: int) -> bytes | tls.Want:
+    def _received(self) -> bytes | tls.Want:
         try:
-            return self._sock.stream.receive(size)
+            return self._sock.stream.receive()
         except tls.StreamBroken:
             return b""
 
     def write(self, content: ReadableBuffer, /) -> int:
         while isinstance(sent := self._sock.stream.send(bytes(content)), tls.Want):
             self._sock.wait(sent)
+        while not self._sock.stream.flush():
+            self._sock.wait(tls.Want.WRITE)
         return sent
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import os
+import select
 import socket
 import ssl
 import subprocess
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from OpenSSL import SSL
 
 from bpbroker.errors import ConfigurationError
 from bpbroker.server import tls
@@ -157,7 +160,8 @@ class Server:
                 try:
                     while stream.handshake() is not None:
                         pass
-                    content = stream.receive(100)
+                    while isinstance(content := stream.receive(), tls.Want):
+                        pass
                     assert isinstance(content, bytes)
                     stream.send(content)
                     stream.say_goodbye()
@@ -244,6 +248,129 @@ def test_the_whole_chain_is_sent(tmp_path: Path) -> None:
             assert wrapped.recv(10) == b"x"
     finally:
         running.stop()
+
+
+def test_the_key_exchange_is_one_of_three_groups(server: Server) -> None:
+    def tried(groups: str) -> str:
+        return subprocess.run(
+            ["openssl", "s_client", "-groups", groups, "-connect", f"127.0.0.1:{server.port}"],
+            input="x\n", capture_output=True, text=True, check=False, timeout=60,
+        ).stdout  # fmt: skip
+
+    for group, name in (("X25519", "X25519"), ("P-256", "prime256v1"), ("P-384", "secp384r1")):
+        assert name in tried(group)
+    for group in ("P-521", "X448"):
+        assert "no peer certificate available" in tried(group)
+
+
+def connected(pair: tuple[Path, Path], version: int) -> tuple[tls.Stream, SSL.Connection, socket.socket]:
+    """Give a stream, and a client of it that has its bytes in memory, and the socket that those have to go to."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.set_min_proto_version(version)
+    context.set_max_proto_version(version)
+    stream, client = tls.Stream(tls.context(*pair), ours), SSL.Connection(context, None)
+    client.set_connect_state()
+    want: tls.Want | None = tls.Want.READ
+    shaken = False
+    while want is not None or not shaken:
+        try:
+            client.do_handshake()
+            shaken = True
+        except SSL.WantReadError:
+            pass
+        with contextlib.suppress(SSL.WantReadError):
+            theirs.send(client.bio_read(1 << 16))
+        want = stream.handshake() if want is not None else None
+        with contextlib.suppress(BlockingIOError):
+            client.bio_write(theirs.recv(1 << 16))
+    return stream, client, theirs
+
+
+@pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
+def test_however_records_are_cut_all_data_comes_out(pair: tuple[Path, Path], version: int) -> None:
+    stream, client, theirs = connected(pair, version)
+    with theirs, stream._socket:
+        content, received = os.urandom(16_384), b""
+        for size in (1, 16_384, 20, 5_000):
+            for start in range(0, 16_384, size) if size > 1 else range(200):
+                client.send(content[start : start + size])
+        sent = client.bio_read(1 << 20)
+        expected = content[:200] + 3 * content
+        for size in (1, 3, 30_000, 16_389, 7, 100_000):
+            theirs.send(sent[:size])
+            sent = sent[size:]
+            while select.select([stream._socket], [], [], 0)[0]:
+                part = stream.receive()
+                if isinstance(part, bytes):
+                    received += part
+        assert not sent
+        assert received == expected
+        client.shutdown()
+        theirs.send(client.bio_read(1 << 16))
+        assert stream.receive() == b""
+        assert stream.ended
+
+
+def test_data_together_with_the_end_is_not_lost(pair: tuple[Path, Path]) -> None:
+    stream, client, theirs = connected(pair, SSL.TLS1_3_VERSION)
+    with theirs, stream._socket:
+        client.send(b"last words")
+        client.shutdown()
+        theirs.send(client.bio_read(1 << 16))
+        assert stream.receive() == b"last words"
+        assert stream.ended
+        assert stream.receive() == b""
+
+
+def test_what_the_socket_does_not_take_is_sent_later(pair: tuple[Path, Path]) -> None:
+    stream, client, theirs = connected(pair, SSL.TLS1_3_VERSION)
+    with theirs, stream._socket:
+        content, taken, received = os.urandom(3_000_000), 0, b""
+        while len(received) < len(content):
+            while taken < len(content) and isinstance(sent := stream.send(content[taken : taken + 65_536]), int):
+                taken += sent
+            assert stream.held_bytes <= 70_000
+            while True:
+                try:
+                    client.bio_write(theirs.recv(1 << 16))
+                    while True:
+                        received += client.recv(1 << 16)
+                except SSL.WantReadError:
+                    continue
+                except BlockingIOError:
+                    break
+            stream.flush()
+        assert received == content
+
+
+def test_records_without_data_are_taken_for_a_while(pair: tuple[Path, Path]) -> None:
+    stream, client, theirs = connected(pair, SSL.TLS1_3_VERSION)
+    with theirs, stream._socket:
+        for number in range(5_000):  # each record is as small as it can be, and full of data
+            client.send(b"x" * 29)
+            theirs.send(client.bio_read(1 << 16))
+            assert stream.receive() == b"x" * 29, number
+        with pytest.raises(tls.StreamBroken, match="without data"):  # one byte of data with each 22 of record
+            for _ in range(5_000):
+                client.send(b"x")
+                theirs.send(client.bio_read(1 << 16))
+                assert stream.receive() == b"x"
+
+
+def test_renegotiation_is_refused_and_cannot_be_asked_for_without_end(pair: tuple[Path, Path]) -> None:
+    stream, client, theirs = connected(pair, SSL.TLS1_2_VERSION)
+    with theirs, stream._socket:
+        assert client.renegotiate()
+        with contextlib.suppress(SSL.WantReadError):
+            client.do_handshake()
+        hello = client.bio_read(1 << 16)
+        theirs.send(hello)
+        with contextlib.suppress(tls.StreamBroken):
+            assert stream.receive() is tls.Want.READ
+        assert theirs.recv(1 << 16)[0] == 21  # an alert: no_renegotiation
 
 
 def test_what_is_no_tls_is_broken(pair: tuple[Path, Path]) -> None:
