@@ -11,8 +11,9 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cherrypy
@@ -20,11 +21,12 @@ from cherrypy.process.servers import ServerAdapter
 
 from bpbroker import __version__, messages
 from bpbroker.actors.backup import Backup
-from bpbroker.actors.base import launch, wait_for
+from bpbroker.actors.base import ActorAddress, ask_patiently, launch
 from bpbroker.actors.config_store import ConfigStore
 from bpbroker.actors.discovery import Discovery
 from bpbroker.actors.extension import Extension
 from bpbroker.actors.healthcheck import Healthcheck
+from bpbroker.actors.ownership import Owned
 from bpbroker.actors.supervisor import Supervisor
 from bpbroker.config import layers, schema
 from bpbroker.errors import BpbrokerError, ConfigurationError
@@ -41,13 +43,13 @@ from bpbroker.runtime.watchdog import Watchdog
 from bpbroker.server import tls
 from bpbroker.server.certificate_watch import CertificateWatch
 from bpbroker.server.listener import BrokerServer
-from bpbroker.storage.sources import Loaded
 
 logger = logging.getLogger("bpbroker")
 
-ASK_TIMEOUT_SECS = 10.0
-SAVE_TIMEOUT_SECS = 45.0
-"""Adding settings writes the file with all entries; less than who asks for it waits."""
+LAST_COMMIT_SECS = 30.0
+"""How long the registry may take to end: it commits what is staged, and folds its log, a few syncs of a slow disk."""
+SAID_EVERY_SECS = 10.0
+"""So often the log says how far the file is, at start and stop."""
 LOOP_SILENT_SECS = 5.0
 """The server's loop goes round four times a second; after this long it is taken for stuck."""
 MAIN_STUCK_SECS = 300.0
@@ -78,6 +80,24 @@ def run(options: RunOptions, tell: Callable[[str], None]) -> int:
     return 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """To the main loop: what it asked for was answered."""
+
+    asked: Future[Any]
+    then: Callable[[Future[Any]], Any]
+    outcome: Future[Any]
+
+    def go_on(self) -> None:
+        """Do what comes next, and settle the outcome."""
+        try:
+            result = self.then(self.asked)
+        except Exception as error:  # noqa: BLE001 - handed to who asked, and logged there
+            messages.fail(self.outcome, error)
+        else:
+            messages.settle(self.outcome, result)
+
+
 class Broker:
     """One running broker. The main thread builds it, waits for events, and takes it down."""
 
@@ -93,44 +113,67 @@ class Broker:
         self._server: BrokerServer | None = None
         self._trouble = ""
         self._application: Application | None = None
+        self._patience = sdnotify.Patience(self._at_work, self._progress)
+        self._unsaved = ""
+        """Why the last write of the file did not happen."""
 
     def run(self) -> int:
         """Start, serve until told to stop, stop. Gives the exit code."""
         with self._undo:
             self._loop.watch_signals(self._undo)
-            self._prepared = prepared = prepare(self._plan, self._undo)
-            self._loaded = prepared.loaded
-            self._settings: messages.Settings = prepared.loaded.effective
-            self._cert, self._context = prepared.cert, prepared.context
-            self._start_actors()
-            server = self._start_frontend()
-            watchdog = Watchdog(lambda: self._is_alive(server), limit_secs=sdnotify.watchdog_secs())
-            self._undo.callback(watchdog.stop)
-            self._say_ready()
-            watchdog.start()
-            self._loop.serve(self._take, self._tend)
+            self._undo.enter_context(self._patience)
+            for step in (self._prepare, self._start_actors, self._start_frontend, self._say_ready):
+                if not self._loop.stop_asked:
+                    step()
+            if self._loop.stop_asked:
+                logger.info("Told to stop before it was ready")
+            else:
+                self._serve()
             sdnotify.notify(sdnotify.STOPPING, sdnotify.status(f"Stopping: writes {self._own}"))
+        if self._unsaved:
+            logger.error("Stopped; the configuration file was not written: %s", self._unsaved)
+            return 1
         logger.info("Stopped")
         return 0
 
-    def _is_alive(self, server: BrokerServer) -> bool:
-        """Whether a restart by systemd would do more harm than good."""
-        return server.loop.silent_secs() < LOOP_SILENT_SECS and self._loop.busy_secs() < MAIN_STUCK_SECS
+    def _serve(self) -> None:
+        """Take events until one says stop."""
+        watchdog = Watchdog(self._is_alive, limit_secs=sdnotify.watchdog_secs())
+        self._undo.callback(watchdog.stop)
+        watchdog.start()
+        self._patience.wanted = False
+        self._loop.serve(self._take, self._tend)
+        self._patience.wanted = True
+
+    def _is_alive(self) -> bool:
+        """Return whether a restart by systemd would do more harm than good."""
+        silent_secs = 0.0 if self._server is None else self._server.loop.silent_secs()
+        return silent_secs < LOOP_SILENT_SECS and self._loop.busy_secs() < MAIN_STUCK_SECS
+
+    def _prepare(self) -> None:
+        prepared = prepare(self._plan, self._undo)
+        loaded = self._loaded = prepared.loaded
+        self._settings: messages.Settings = loaded.effective
+        self._cert, self._context = prepared.cert, prepared.context
+        # Its entries are the registry's from here on: held here, too, they would never be freed.
+        without = loaded if layers.shares_registry(loaded.effective) else replace(loaded, entries={})
+        self._prepared = replace(prepared, loaded=without)
+        self._owned = Owned(without, lambda loaded: self._loop.tell(messages.SettingsChanged(loaded.effective)))
 
     # --- actors, bottom up ---
 
     def _start_actors(self) -> None:
         own, settings = self._own, self._settings
-        self._parts.start("registry", registry_factory(own, lambda: self._settings, self._prepared.loaded))
+        self._parts.start("registry", registry_factory(own, lambda: self._settings, self._loaded))
+        self._loaded = self._prepared.loaded
         self._undo.callback(self._stop_actors)
         registry = self._addresses["registry"]
-        self._parts.start(
-            "config store",
-            lambda: launch(ConfigStore, self._plan.sources, self._loaded, registry, self._settings_published),
-        )
+        self._parts.start("config store", lambda: launch(ConfigStore, self._plan.sources, self._owned, registry))
         self._save()
-        store = self._addresses["config store"]
-        self._parts.start("backup", lambda: launch(Backup, own, store, self._settings))
+        if self._loop.stop_asked:  # the file may have taken long
+            return
+        store, folder = self._addresses["config store"], Owned(None)
+        self._parts.start("backup", lambda: launch(Backup, own, folder, store, self._settings))
         self._parts.start(
             "discovery",
             lambda: launch(
@@ -167,19 +210,37 @@ class Broker:
 
     def _stop_actors(self) -> None:
         """Write everything down, then stop the actors from the top down."""
+        self._parts.close("registry", "config store")
         for name in ("healthcheck", "discovery", "backup", *(n for n in self._addresses if n.startswith("extension "))):
             self._parts.stop(name)
         try:
             if "config store" in self._addresses:
                 self._save()
-        except BpbrokerError as error:
-            logger.error("The configuration file was not written: %s; nothing is lost, the journal has it", error)  # noqa: TRY400 - for the operator
+        except Exception as error:
+            if not isinstance(error, BpbrokerError):
+                logger.exception("Error while writing the configuration file")
+            self._unsaved = f"{error}; nothing acknowledged is lost, the journal has it and the next start takes it up"
         self._parts.stop("config store")
-        self._parts.stop("registry")
+        self._parts.stop("registry", LAST_COMMIT_SECS)
 
     def _save(self) -> None:
-        """Write the configuration file with all entries; the journal is empty afterwards."""
-        wait_for(self._addresses["config store"].ask(messages.Save(), ASK_TIMEOUT_SECS), ASK_TIMEOUT_SECS)
+        """Write the configuration file with all entries, however long that takes; the journal is empty afterwards.
+
+        Raises:
+            Unavailable: it could not be written.
+            TimedOut: no part of it was written for a minute.
+        """
+        store = self._addresses["config store"]
+        said = time.monotonic()
+
+        def moved() -> None:
+            nonlocal said
+            work = store.at_work if isinstance(store, ActorAddress) else None
+            if work is not None and time.monotonic() - said >= SAID_EVERY_SECS:
+                said = time.monotonic()
+                logger.info("Still %s", work.text)
+
+        ask_patiently(store, messages.Save(), moved=moved)
 
     # --- frontend ---
 
@@ -193,7 +254,7 @@ class Broker:
         detail = f"its loop has not gone round for {silent:.0f} s" if slow else ""
         return messages.Pong(not slow, detail, server.loop.figures())
 
-    def _start_frontend(self) -> BrokerServer:
+    def _start_frontend(self) -> None:
         self._application = Application(self._settings, self._addresses, self._prepared.token)
         self._server = BrokerServer(self._prepared.tcp, self._application, self._settings, self._context, rejected)
         cherrypy.config.update({"engine.autoreload.on": False, "log.screen": False})
@@ -204,14 +265,13 @@ class Broker:
         adapter.subscribe()
         cherrypy.engine.start()
         self._undo.callback(cherrypy.engine.exit)
-        return self._server
 
     def _say_ready(self) -> None:
         self._describe()
         for section in ("services", *layers.namespaces(self._settings)):
             if not layers.access_keys(self._settings, section):
                 logger.warning("%s is open to everybody: it has no _access_key", section)
-        pong = wait_for(self._addresses["registry"].ask(messages.Ping(), ASK_TIMEOUT_SECS), ASK_TIMEOUT_SECS)
+        pong: messages.Pong = ask_patiently(self._addresses["registry"], messages.Ping())
         extensions = ", ".join(layers.namespaces(self._settings)) or "none"
         logger.info("%s entries; extensions: %s", pong.figures["entries"] if pong.ok else "no", extensions)
         if not pong.ok:
@@ -238,6 +298,19 @@ class Broker:
         if self._server is not None:
             sdnotify.notify(self._status())
 
+    def _at_work(self) -> str:
+        """Return what a long start or stop is at."""
+        phase = "Stopping" if self._loop.stop_asked else "Starting"
+        work = [work.text for address in self._actors() if (work := address.at_work) is not None]
+        return f"{phase}: {', '.join(work)}" if work else phase
+
+    def _progress(self) -> object:
+        """Return what changes while a start or stop goes on: steps of the actors, and half seconds of computing."""
+        return int(2 * time.process_time()), [address.progress for address in self._actors()]
+
+    def _actors(self) -> list[ActorAddress]:
+        return [address for address in list(self._addresses.values()) if isinstance(address, ActorAddress)]
+
     def _describe(self) -> None:
         """Leave a note in the lock file for the local ``bpbroker`` command."""
         self._prepared.lock.describe(
@@ -251,32 +324,56 @@ class Broker:
         if isinstance(event, messages.ApplyConfiguration):
             return self._add(event)
         if isinstance(event, messages.Reload):
-            self._reload()
+            return self._reload()
+        if isinstance(event, _Answered):
+            event.go_on()
         elif isinstance(event, messages.SettingsChanged):
             self._apply(event.settings)
         return None
 
-    def _add(self, message: messages.ApplyConfiguration) -> messages.Applied:
+    def _then(self, message: Any, go_on: Callable[[Future[Any]], Any]) -> Future[Any]:
+        """Ask the config store, which may take long, and go on in the main thread when it has answered.
+
+        The main thread waits for nothing: it has to hear signals and to tell the watchdog that it is alive.
+
+        Args:
+            message: what to ask.
+            go_on: given the answer; what it returns or raises becomes the outcome.
+        """
+        outcome: Future[Any] = Future()
+        asked = self._addresses["config store"].ask(message, float("inf"))
+        asked.add_done_callback(lambda done: self._loop.tell(_Answered(done, go_on, outcome)))
+        return outcome
+
+    def _add(self, message: messages.ApplyConfiguration) -> Future[Any]:
         """Have settings added; when this is over clients can call the extensions that are enabled by it."""
-        reply = self._addresses["config store"].ask(message, SAVE_TIMEOUT_SECS)
-        applied: messages.Applied = wait_for(reply, SAVE_TIMEOUT_SECS)
-        self._apply(self._loaded.effective)
-        return applied
+
+        def added(asked: Future[Any]) -> messages.Applied:
+            applied: messages.Applied = asked.result()
+            self._apply(self._owned.value.effective)
+            return applied
+
+        return self._then(message, added)
 
     # --- reload ---
 
-    def _reload(self) -> None:
+    def _reload(self) -> Future[Any]:
         """Take configuration, certificate and extension modules up anew.
 
-        Raises:
-            ConfigurationError: the configuration cannot be used, and nothing changed; or the
-                certificate cannot, and the one before stays in use.
+        The outcome is a ConfigurationError when the configuration cannot be used, and nothing changed; or when the
+        certificate cannot, and the one before stays in use.
         """
         sdnotify.notify(sdnotify.reloading(), sdnotify.status("Reloads"))
         try:
             reopen_logs()
-            reply = self._addresses["config store"].ask(messages.ReloadSettings(), ASK_TIMEOUT_SECS)
-            settings: messages.Settings = wait_for(reply, ASK_TIMEOUT_SECS)
+            return self._then(messages.ReloadSettings(), self._reloaded)
+        except BaseException:
+            sdnotify.notify(sdnotify.READY, self._status())
+            raise
+
+    def _reloaded(self, asked: Future[Any]) -> None:
+        try:
+            settings: messages.Settings = asked.result()
             problem = self._reload_certificate(settings)
             self._apply(settings, again=True)
             if problem is not None:
@@ -300,11 +397,6 @@ class Broker:
         self._addresses["discovery"].tell(messages.CertificateChanged(tls.fingerprint(cert)))
         logger.info("The certificate in use is %s, SHA-256 %s", cert, tls.fingerprint(cert))
         return None
-
-    def _settings_published(self, loaded: Loaded) -> None:
-        """Hear from the config store, in its thread; the main thread does the work."""
-        self._loaded = loaded
-        self._loop.tell(messages.SettingsChanged(loaded.effective))
 
     def _apply(self, settings: messages.Settings, *, again: bool = False) -> None:
         """Let everybody know the settings in force; start and stop extensions.

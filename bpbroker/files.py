@@ -25,8 +25,9 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final, Self
 
 from bpbroker.errors import StorageFailed, StorageFull, Unavailable
 
@@ -55,7 +56,9 @@ class OutcomeUnknown(OSError):
 # --- writing a file as a whole ---
 
 
-def replace(path: Path, chunks: Iterable[bytes], *, mode: int = 0o600) -> None:
+def replace(
+    path: Path, chunks: Iterable[bytes], *, mode: int = 0o600, renaming: AbstractContextManager[Any] | None = None
+) -> None:
     """Put a new file in the place of the one at ``path``, as :func:`write_whole` does.
 
     Raises:
@@ -64,7 +67,7 @@ def replace(path: Path, chunks: Iterable[bytes], *, mode: int = 0o600) -> None:
             file is in place but perhaps not for good.
     """
     try:
-        write_whole(path, chunks, mode=mode)
+        write_whole(path, chunks, mode=mode, renaming=renaming)
     except OSError as error:
         known = not isinstance(error, OutcomeUnknown)
         raise storage_error(f"Cannot write {path}", error, outcome_known=known) from error
@@ -77,6 +80,7 @@ def write_whole(
     mode: int = 0o600,
     owner: tuple[int, int] | None = None,
     follow: bool = True,
+    renaming: AbstractContextManager[Any] | None = None,
 ) -> None:
     """Put a new file in the place of the one at ``path``, durably; after an error the old one is still there.
 
@@ -88,6 +92,8 @@ def write_whole(
             old one, else of the folder, so that a command run by root does not lock out a broker of another user.
         follow: whether a symbolic link leads to the file that is replaced, as long as its folder is not
             :func:`untrusted`; without it the link itself is replaced.
+        renaming: entered when the new file is whole, left when its name is durable. What it raises ends the
+            writing, and the old file stays.
 
     Raises:
         OutcomeUnknown: the new file is there, but syncing its folder failed.
@@ -95,7 +101,7 @@ def write_whole(
     """
     if follow:
         path = _target(path)
-    with _Folder(path.parent) as folder:
+    with _Folder(path.parent) as folder, contextlib.ExitStack() as until_durable:
         name = temporary_name(path.name)
         renamed = False
         try:
@@ -103,6 +109,8 @@ def write_whole(
                 descriptor = file.fileno()
                 _give(descriptor, owner or _owner(folder.status(path.name), folder.status()))
                 _fill(descriptor, file.write, file.flush, chunks)
+                if renaming is not None:
+                    until_durable.enter_context(renaming)
                 if sys.platform != "win32":
                     # Renamed while it is open: its lock keeps a sweep of another process from it.
                     folder.rename(name, path.name)

@@ -1,17 +1,27 @@
-"""The backup actor: owns the schedule and the backups folder."""
+"""The backup actor: owns the schedule and the backups folder.
+
+It answers at any time. Backups are made by a worker, one at a time; the folder
+is listed by another one, which does not wait for them. Both work under a claim:
+when another actor has taken this one's place, they can neither put a backup
+into the folder nor remove one.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bpbroker import files
-from bpbroker.actors.base import Actor, wait_for
+from bpbroker.actors.base import DEFERRED, Actor, ask_patiently
 from bpbroker.actors.inbox import Wake
+from bpbroker.actors.ownership import Owned
 from bpbroker.config import schema
-from bpbroker.errors import BpbrokerError
+from bpbroker.errors import BpbrokerError, Unavailable
 from bpbroker.messages import (
     Address,
     BackupInfo,
@@ -22,6 +32,8 @@ from bpbroker.messages import (
     Pong,
     Settings,
     SettingsChanged,
+    fail,
+    settle,
 )
 from bpbroker.storage import backups, config_file
 
@@ -29,7 +41,25 @@ logger = logging.getLogger(__name__)
 
 _RETRY_SECS = 5.0
 """After a backup that failed the next one is tried so soon; twice as long after each further one."""
-DOCUMENT_TIMEOUT_SECS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """The worker to the actor: the folder was looked at."""
+
+    newest: BackupInfo | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """The worker to the actor: a backup was made, or was not needed, or failed."""
+
+    asked: bool
+    """Whether it was asked for, and not only due."""
+    made: BackupInfo | None = None
+    holds: Document | None = None
+    """What the newest backup holds now, without the entries themselves."""
+    error: Exception | None = None
 
 
 class Backup(Actor):
@@ -37,43 +67,70 @@ class Backup(Actor):
 
     Args:
         own: the file whose state is backed up.
+        folder: the right to the backups folder; claimed here.
         config_store: asked for the state.
         settings: the settings in force.
     """
 
-    def __init__(self, own: Path, config_store: Address, settings: Settings) -> None:
+    def __init__(self, own: Path, folder: Owned[None], config_store: Address, settings: Settings) -> None:
         super().__init__()
         self._own = own
+        self._claim = folder.claim()
         self._config_store = config_store
         self._last: Document | None = None
         """What the newest backup holds, without the entries themselves."""
         self._last_made: float | None = None
+        """Monotonic time at which the newest one was made: its age must not jump with the clock."""
         self._problem = ""
         self._failed = 0
         """How often in a row."""
         self._apply_settings(settings)
-        self._due = 0.0
+        self._due = float("inf")
         """Monotonic, so that a clock that jumps neither skips backups nor makes a storm of them."""
+        self._asked: list[Future[Any]] = []
+        """Who asked for a backup that has not been begun."""
+        self._served: tuple[Future[Any], ...] = ()
+        """Who asked for the one that is being made."""
+        self._busy = True
+        """Whether the worker is at a backup, or has not looked into the folder yet."""
+        self._worker = self.add_worker("backup's worker")
+        self._lister = self.add_worker("backup's lister")
         self.handlers = {
-            BackupNow: lambda _: self._make(self._document()),
-            ListBackups: lambda _: tuple(backups.found(own)),
+            BackupNow: self._backup_now,
+            ListBackups: self._list,
             SettingsChanged: self._settings_changed,
-            Wake: lambda _: self._wake(),
+            Wake: lambda _: self._go_on(),
+            _Looked: self._looked,
+            _Ended: self._ended,
         }
 
     def started(self) -> None:
-        """Set the alarm for the first backup: a broker that is often restarted makes its backups, too."""
-        newest = next(iter(backups.found(self._own)), None)
-        age = float("inf")
-        if newest is not None:
-            self._last_made = newest.made_at
-            age = max(0.0, time.time() - newest.made_at)
-        self._sleep(max(0.0, self._every_secs - age))
+        """Have the folder looked at: a broker that is often restarted makes its backups, too."""
+        self._worker.do("looking for the newest backup", self._look)
+
+    def stopped(self) -> None:
+        """Refuse who waits."""
+        self._refuse("The broker is stopping")
+
+    def abandoned(self) -> None:
+        """Give the claim up, and refuse who waits."""
+        self._claim.give_up()
+        self._refuse("The broker's part for this is being replaced")
+
+    def _refuse(self, why: str) -> None:
+        for reply in list(self._asked):
+            fail(reply, Unavailable(f"{why}; nothing was done"))
+        for reply in self._served:
+            unknown = Unavailable(f"{why}; whether the backup was made is not known")
+            unknown.outcome_known = False
+            fail(reply, unknown)
 
     def status(self) -> Pong:
-        """Give the age of the newest backup in seconds, and why the last one failed if it did."""
-        age = None if self._last_made is None else max(0, round(time.time() - self._last_made))
+        """Return the age of the newest backup in seconds, and why the last one failed if it did."""
+        age = None if self._last_made is None else max(0, round(time.monotonic() - self._last_made))
         return Pong(ok=not self._problem, detail=self._problem, figures={"newest_backup_age_secs": age})
+
+    # --- when ---
 
     def _apply_settings(self, settings: Settings) -> None:
         self._every_secs: float = schema.option(settings, "_config", "backup_freq_secs")
@@ -89,47 +146,94 @@ class Backup(Actor):
         self._due = time.monotonic() + secs
         self.wake_at(self._due)
 
-    def _wake(self) -> None:
-        if time.monotonic() < self._due:  # an alarm of a schedule that was changed
+    def _backup_now(self, _: BackupNow) -> Any:
+        """Make one behind the one that is being made. Who asks while it waits to begin shares it."""
+        if self.reply is not None:
+            self._asked.append(self.reply)
+            self._go_on()
+        return DEFERRED
+
+    def _list(self, _: ListBackups) -> Any:
+        self._lister.do("listing the backups", lambda: tuple(backups.found(self._own)), self.reply)
+        return DEFERRED
+
+    def _go_on(self) -> None:
+        """Have the next backup made, if one is wanted and none is being made."""
+        due = time.monotonic() >= self._due
+        if self._busy:
+            pass
+        elif self._asked or due:
+            if due:
+                self._sleep(self._every_secs)
+            self._served, self._asked = tuple(self._asked), []
+            served, last, keep, self._busy = self._served, self._last, self._keep, True
+            self._worker.do("making a backup", lambda: self._work(served, last, keep))
+        if not due:
             self.wake_at(self._due)
-            return
-        self._sleep(self._every_secs)
-        try:
-            document = self._document()
-            if self._changed(document):
-                self._make(document)
-            else:
-                self._done(document)
-        except BpbrokerError as error:
+
+    def _looked(self, message: _Looked) -> None:
+        age = float("inf")
+        if message.newest is not None:
+            age = max(0.0, time.time() - message.newest.made_at)
+            self._last_made = time.monotonic() - age
+        self._sleep(max(0.0, self._every_secs - age))
+        self._busy = False
+        self._go_on()
+
+    def _ended(self, message: _Ended) -> None:
+        self._busy = False
+        if message.error is None:
+            self._last = message.holds
+            self._problem = ""
+            self._failed = 0
+            if message.made is not None:
+                self._last_made = time.monotonic()
+        elif not message.asked:
             self._failed += 1
             self._sleep(min(self._every_secs, _RETRY_SECS * 2 ** min(self._failed - 1, 20)))
-            self._problem = f"The last backup failed: {error}"
-            logger.error("%s", self._problem)  # noqa: TRY400 - its reason is in the message, a traceback helps nobody
+            self._problem = f"The last backup failed: {message.error}"
+            logger.error("%s", self._problem)
+        self._go_on()
 
-    def _changed(self, document: Document) -> bool:
-        if self._last is not None:
-            return document.sequence != self._last.sequence or document.settings != self._last.settings
+    # --- by the worker's thread ---
+
+    def _look(self) -> None:
+        newest = None
+        try:
+            newest = next(iter(backups.found(self._own)), None)
+        except BpbrokerError as error:
+            logger.warning("%s", error)  # making one will say so, too
+        self.tell_self(_Looked(newest))
+
+    def _work(self, asked: tuple[Future[Any], ...], last: Document | None, keep: int) -> None:
+        """Make a backup; when none asked for it, only if something changed since the last one."""
+        try:
+            document: Document = ask_patiently(self._config_store, GetDocument(), moved=self._worker.step)
+            made = self._make(document) if asked or self._changed(document, last) else None
+            with self._claim.exclusively():
+                backups.rotate(self._own, keep)
+        except Exception as error:
+            if not isinstance(error, BpbrokerError):
+                logger.exception("Error while making a backup")
+            self.tell_self(_Ended(bool(asked), error=error))
+            for reply in asked:
+                fail(reply, error)
+        else:
+            # The entries themselves would be a second copy of the registry's memory.
+            self.tell_self(_Ended(bool(asked), made, Document(document.settings, {}, document.sequence)))
+            for reply in asked:
+                settle(reply, made)
+
+    def _changed(self, document: Document, last: Document | None) -> bool:
+        if last is not None:
+            return document.sequence != last.sequence or document.settings != last.settings
         newest = next(iter(backups.found(self._own)), None)
         return newest is None or not backups.holds(newest, self._content(document))
 
-    def _document(self) -> Document:
-        reply = self._config_store.ask(GetDocument(), DOCUMENT_TIMEOUT_SECS)
-        document: Document = wait_for(reply, DOCUMENT_TIMEOUT_SECS)
-        return document
-
-    @staticmethod
-    def _content(document: Document) -> Iterator[bytes]:
-        return files.gently(config_file.chunks(document.settings, document.entries))
-
     def _make(self, document: Document) -> BackupInfo:
-        info = backups.make(self._own, self._content(document))
-        self._last_made = info.made_at
-        self._done(document)
-        return info
+        return backups.make(self._own, self._content(document), self._claim.exclusively())
 
-    def _done(self, document: Document) -> None:
-        # The entries themselves would be a second copy of the registry's memory.
-        self._last = Document(document.settings, {}, document.sequence)
-        backups.rotate(self._own, self._keep)
-        self._problem = ""
-        self._failed = 0
+    def _content(self, document: Document) -> Iterator[bytes]:
+        settings, entries = document.settings, document.entries
+        content = files.gently(config_file.chunks(settings, entries))
+        return self._worker.follow(content, config_file.pieces(settings, entries))

@@ -25,6 +25,7 @@ import pykka
 
 from bpbroker import messages
 from bpbroker.actors.inbox import Envelope, Inbox
+from bpbroker.actors.worker import STALLED_SECS, AtWork, Worker
 from bpbroker.errors import BpbrokerError, TimedOut, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,10 @@ class Actor(pykka.ThreadingActor):
         self.reply: Future[Any] | None = None
         self.ready: Future[None] = Future()
         """The outcome of its start."""
+        self.workers: tuple[Worker, ...] = ()
+        """Threads beside this one that do its long work; see :meth:`add_worker`."""
+        self._taken = 0
+        """Messages taken up and done, each counted twice."""
         _actors[self.actor_urn] = self
 
     # --- hooks for subclasses ---
@@ -101,6 +106,9 @@ class Actor(pykka.ThreadingActor):
             self.stopped()
         except BaseException:
             logger.exception("%s: error while stopping", type(self).__name__)
+        self._end_workers(Unavailable("The broker is stopping"))
+        for worker in self.workers:
+            worker.join(_LAST_STEP_SECS)  # it removes the half that it was writing
         while not self.actor_inbox.empty():
             envelope = self.actor_inbox.get()
             inner = envelope.message
@@ -116,6 +124,7 @@ class Actor(pykka.ThreadingActor):
     def abandon(self) -> None:
         """Refuse what is in the inbox and run :meth:`abandoned`; from any thread, also while the actor is stuck."""
         self.actor_inbox.refuse(Unavailable("The broker's part for this is being replaced; nothing was done"))
+        self._end_workers(Unavailable("The broker's part for this is being replaced"))
         try:
             self.abandoned()
         except Exception:
@@ -131,6 +140,7 @@ class Actor(pykka.ThreadingActor):
             messages.fail(reply, TimedOut("The broker was too busy to take this request up in time; nothing was done"))
             return
         self.reply = reply
+        self._taken += 1
         try:
             result = self._dispatch(message.message)
         except BpbrokerError as error:
@@ -148,16 +158,52 @@ class Actor(pykka.ThreadingActor):
                 messages.settle(reply, result)
         finally:
             self.reply = None
+            self._taken += 1
+
+    def _end_workers(self, error: Unavailable) -> None:
+        for worker in self.workers:
+            worker.end(error)
 
     def _dispatch(self, message: Any) -> Any:
         if type(message) is messages.Ping:
-            return self.status()
+            return self._pong()
         handler = self.handlers.get(type(message))
         if handler is None:
             raise TypeError(f"{type(self).__name__} does not take {type(message).__name__}")
         return handler(message)
 
+    def _pong(self) -> messages.Pong:
+        """Return the status, with what is being worked on. Work that makes no step any more is no good health."""
+        pong = self.status()
+        for worker in self.workers:
+            work = worker.at_work
+            if work is not None:
+                ok, detail = pong.ok, pong.detail
+                if work.stalled:
+                    ok = False
+                    detail = detail or f"{work.what} has made no step for {work.silent_secs:.0f} s"
+                pong = messages.Pong(ok, detail, {**pong.figures, "at_work": work.text})
+        return pong
+
+    # --- seen from other threads ---
+
+    @property
+    def progress(self) -> int:
+        """A number that grows while it works: messages taken up and done, steps of its workers."""
+        return self._taken + sum(worker.steps for worker in self.workers)
+
+    @property
+    def at_work(self) -> AtWork | None:
+        """The long work that is being done beside it, None if there is none."""
+        return next((work for worker in self.workers if (work := worker.at_work) is not None), None)
+
     # --- for handlers ---
+
+    def add_worker(self, name: str) -> Worker:
+        """Return a new worker of this actor; called in ``__init__``. It ends with the actor."""
+        worker = Worker(name)
+        self.workers += (worker,)
+        return worker
 
     @property
     def in_use(self) -> bool:
@@ -199,7 +245,7 @@ class ActorAddress:
     def replace(self, ref: pykka.ActorRef[Any]) -> None:
         """Put another actor behind this name; the one before stops if it ever comes to itself again."""
         before, self._ref = self._ref, ref
-        if before is not None:
+        if before is not None and before is not ref:
             with contextlib.suppress(pykka.ActorDeadError):
                 before.stop(block=False)
             _abandon(before)
@@ -214,6 +260,23 @@ class ActorAddress:
         """Whether there is an actor that still takes messages."""
         ref = self._ref
         return ref is not None and ref.is_alive()
+
+    @property
+    def progress(self) -> tuple[str, int]:
+        """What changes while the actor behind this name works, or when another one takes its place."""
+        actor = self._actor
+        return ("", 0) if actor is None else (actor.actor_urn, actor.progress)
+
+    @property
+    def at_work(self) -> AtWork | None:
+        """The long work that is being done beside the actor, None if there is none."""
+        actor = self._actor
+        return None if actor is None else actor.at_work
+
+    @property
+    def _actor(self) -> Actor | None:
+        ref = self._ref
+        return None if ref is None else _actors.get(ref.actor_urn)
 
     def tell(self, message: Any) -> None:
         """See :meth:`bpbroker.messages.Address.tell`."""
@@ -246,6 +309,10 @@ class ActorAddress:
         return True
 
 
+_LAST_STEP_SECS = 1.5
+"""How long an actor that ends waits for the step that its worker is in."""
+
+
 def _abandon(ref: pykka.ActorRef[Any]) -> None:
     actor = _actors.get(ref.actor_urn)
     if actor is not None:
@@ -265,14 +332,74 @@ def wait_for(reply: Future[T], timeout_secs: float) -> T:
         raise TimedOut(f"No answer from the broker's own part within {timeout_secs:g} s") from None
 
 
-def launch(actor: type[Actor], *args: Any, timeout_secs: float = 30.0, **kwargs: Any) -> pykka.ActorRef[Any]:
-    """Start an actor and wait until its :meth:`Actor.started` is through.
+def ask_patiently(
+    address: messages.Address,
+    message: Any,
+    *,
+    moved: Callable[[], None] = lambda: None,
+    stalled_secs: float = STALLED_SECS,
+) -> Any:
+    """Ask and block for the reply as long as the actor makes progress, however long that takes.
+
+    For long work, and for callers below which no request of the frontend waits.
+
+    Args:
+        address: whom to ask.
+        message: what.
+        moved: called about once a second in which the actor made progress. What it raises ends the waiting.
+        stalled_secs: how long the actor may make none.
 
     Raises:
+        TimedOut: it has made no progress for that long.
+        Exception: what the actor answered.
+    """
+    reply = address.ask(message, float("inf"))
+    return _wait_patiently(reply, lambda: getattr(address, "progress", None), address.name, moved, stalled_secs)
+
+
+def _wait_patiently(
+    reply: Future[Any],
+    progress: Callable[[], object],
+    name: str,
+    moved: Callable[[], None] = lambda: None,
+    stalled_secs: float = STALLED_SECS,
+) -> Any:
+    seen, moved_at = progress(), time.monotonic()
+    while True:
+        try:
+            return reply.result(min(1.0, stalled_secs))
+        except FutureTimeout:
+            if reply.done():  # just now; or it is the actor's own error
+                return reply.result()
+        now, last = time.monotonic(), seen
+        seen = progress()
+        if seen != last:
+            moved_at = now
+            moved()
+        elif now - moved_at >= stalled_secs:
+            reply.cancel()
+            raise TimedOut(f"The broker's {name} has made no progress for {now - moved_at:.0f} s")
+
+
+def launch(actor: type[Actor], *args: Any, timeout_secs: float = STALLED_SECS, **kwargs: Any) -> pykka.ActorRef[Any]:
+    """Start an actor and wait until its :meth:`Actor.started` is through.
+
+    Reading a million entries takes as long as it takes: what counts is whether the thread works.
+
+    Args:
+        actor: its class.
+        args: what it is made with.
+        timeout_secs: for how long it may do nothing.
+        kwargs: what it is made with.
+
+    Raises:
+        TimedOut: it did nothing for that long.
         Exception: whatever :meth:`Actor.started` raised (pykka itself would return a dead ref).
     """
     ref = actor.start(*args, **kwargs)
     made = _actors.get(ref.actor_urn)
     if made is not None:
-        wait_for(made.ready, timeout_secs)
+        # Half seconds: threads that only wake up now and then are no work.
+        computed = lambda: int(2 * time.process_time())  # noqa: E731
+        _wait_patiently(made.ready, computed, actor.__name__, stalled_secs=timeout_secs)
     return ref

@@ -1,14 +1,25 @@
-"""The config store actor: owns the settings and the configuration file."""
+"""The config store actor: owns the settings and the configuration file.
+
+It answers at any time. What reads or writes the file is done by its worker,
+one piece after the other, so there is one writer. The worker's thread alone
+changes what the actor knows; the actor's own thread only reads it, each value
+being immutable. Both work under a claim: when another actor has taken this
+one's place, its worker can neither publish settings nor rename a file nor make
+the journal forget.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bpbroker.actors.base import DEFERRED, Actor, wait_for
+from bpbroker import files
+from bpbroker.actors.base import DEFERRED, Actor, ask_patiently
+from bpbroker.actors.ownership import Owned, Replaced
 from bpbroker.config import layers, schema
 from bpbroker.errors import ConfigurationError, StorageFailed, Unavailable
 from bpbroker.messages import (
@@ -25,6 +36,7 @@ from bpbroker.messages import (
     Snapshot,
     SnapshotSaved,
     SnapshotTaken,
+    fail,
     settle,
 )
 from bpbroker.storage import backups, config_file
@@ -32,10 +44,17 @@ from bpbroker.storage.sources import Loaded, Sources
 
 logger = logging.getLogger(__name__)
 
-SNAPSHOT_TIMEOUT_SECS = 30.0
-
 COMMITS_MAX = 1000
 """After this many commits the file is saved at the next backup, so that the journal of a long run stays short."""
+
+_WRITING = "writing the configuration file"
+
+
+@dataclass(frozen=True, slots=True)
+class _Grown:
+    """The actor to itself: the journal's last commit has this number now."""
+
+    sequence: int
 
 
 class ConfigStore(Actor):
@@ -43,83 +62,147 @@ class ConfigStore(Actor):
 
     Args:
         sources: the files and this run's overrides.
-        loaded: what was read from them.
+        owned: the settings as they were published last; claimed here. Its entries are those that stay in the file as
+            they are while the registry is somewhere else.
         registry: asked for a snapshot at every save.
-        publish: called, in this actor's thread, whenever the settings change; who takes this actor's place is
-            given what was published last.
     """
 
-    def __init__(self, sources: Sources, loaded: Loaded, registry: Address, publish: Callable[[Loaded], None]) -> None:
+    def __init__(self, sources: Sources, owned: Owned[Loaded], registry: Address) -> None:
         super().__init__()
+        self._claim = owned.claim()
+        loaded = self._claim.value
         self._sources = sources
         self._saved: Mapping[str, Any] = loaded.saved
         self._effective: Settings = loaded.effective
         self._registry = registry
         self._kept = loaded.entries if layers.shares_registry(loaded.effective) else None
         """Entries that stay in the file as they are while the registry is somewhere else."""
-        self._publish = publish
         self._origin = loaded.origin
         self._problem = ""
         self._sequence = -1
         """Number of the last commit that is in the file; none of this run's yet."""
+        self._in_file: Mapping[str, Any] | None = None
+        """The settings that this actor wrote last."""
         self._seen = _stamp(sources.own)
+        self._shortening = False
+        self._worker = self.add_worker("config store's worker")
         self.handlers = {
             GetSettings: lambda _: self._effective,
-            ApplyConfiguration: self._apply,
-            ReloadSettings: self._reload,
-            Save: lambda _: self._save(),
+            ApplyConfiguration: lambda message: self._later("adding settings", lambda: self._apply(message)),
+            ReloadSettings: lambda _: self._later("reading the configuration", self._reload),
+            Save: lambda _: self._later(_WRITING, lambda: self._save(self._saved)),
             GetDocument: self._get_document,
+            _Grown: self._grown,
         }
 
     def status(self) -> Pong:
-        """Give why the file could not be written the last time, if it could not."""
+        """Return why the file could not be written the last time, if it could not."""
         return Pong(ok=not self._problem, detail=self._problem)
 
-    def _document(self) -> Document:
-        reply = self._registry.ask(Snapshot(), SNAPSHOT_TIMEOUT_SECS)
-        taken: SnapshotTaken = wait_for(reply, SNAPSHOT_TIMEOUT_SECS)
-        return Document(self._saved, taken.entries, taken.sequence)
+    def abandoned(self) -> None:
+        """Give the claim up: whatever the worker still does has no effect."""
+        self._claim.give_up()
 
-    def _get_document(self, _: GetDocument) -> Any:
-        """Give the state; a backup asks for it. Save it, too, when the journal has grown long meanwhile."""
-        document = self._document()
-        if self.reply is not None:
-            settle(self.reply, document)
-        grown = document.sequence - self._sequence >= COMMITS_MAX
-        if self._kept is None and grown and _stamp(self._sources.own) == self._seen:
-            try:
-                self._write(document, gently=True)
-            except Unavailable as error:
-                logger.warning("The journal stays as long as it is: %s", error)
+    def _later(self, what: str, work: Callable[[], Any]) -> Any:
+        self._worker.do(what, work, self.reply)
         return DEFERRED
 
-    def _save(self) -> None:
+    # --- what a backup asks for: by the actor's thread ---
+
+    def _get_document(self, _: GetDocument) -> Any:
+        """Reply with the state when the registry has told its part."""
+        reply = self.reply
+        if reply is not None:
+            asked = self._registry.ask(Snapshot(), float("inf"))
+            asked.add_done_callback(lambda done: self._snapshot_taken(done, reply))
+        return DEFERRED
+
+    def _snapshot_taken(self, asked: Future[Any], reply: Future[Any]) -> None:
+        """Settle a document; in the registry's thread."""
+        try:
+            taken: SnapshotTaken = asked.result()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the asker must hear of it
+            fail(reply, error)
+        else:
+            self.tell_self(_Grown(taken.sequence))
+            settle(reply, Document(self._saved, taken.entries, taken.sequence))
+
+    def _grown(self, message: _Grown) -> None:
+        """Save the file when the journal has grown long."""
+        if self._kept is None and message.sequence - self._sequence >= COMMITS_MAX and not self._shortening:
+            self._shortening = True
+            self._worker.do(_WRITING, self._shorten)
+
+    # --- by the worker's thread ---
+
+    def _shorten(self) -> None:
+        self._shortening = False
+        if _stamp(self._sources.own) == self._seen:  # an edit is kept until the file has to be written
+            try:
+                self._write(self._saved, gently=True)
+            except Unavailable as error:
+                logger.warning("The journal stays as long as it is: %s", error)
+
+    def _save(self, settings: Mapping[str, Any], *, gently: bool = False) -> None:
         """Write the file, with all entries that live beside it."""
         if _stamp(self._sources.own) != self._seen:
             self._keep_edited()
         if self._kept is None:
-            self._write(self._document())
+            self._write(settings, gently=gently)
         else:
-            self._write_file(Document(self._saved, self._kept, 0))
+            self._write_file(Document(settings, self._kept, 0), gently=gently)
 
-    def _write(self, document: Document, *, gently: bool = False) -> None:
+    def _write(self, settings: Mapping[str, Any], *, gently: bool) -> None:
         """Write the file and let the journal forget what is in it."""
-        self._write_file(document, gently=gently)
-        self._sequence = document.sequence
-        forgotten = self._registry.ask(SnapshotSaved(document.sequence), SNAPSHOT_TIMEOUT_SECS)
+        taken: SnapshotTaken = ask_patiently(self._registry, Snapshot(), moved=self._worker.step)
+        document = Document(settings, taken.entries, taken.sequence)
+        if not self._is_in_file(document):
+            self._write_file(document, gently=gently)
+            self._sequence = document.sequence
         try:
-            wait_for(forgotten, SNAPSHOT_TIMEOUT_SECS)
+            self._claim.check()
+        except Replaced:
+            raise self._too_late() from None
+        try:
+            ask_patiently(self._registry, SnapshotSaved(document.sequence), moved=self._worker.step)
         except Unavailable as error:  # the file is complete; a start replays the journal over it, harmlessly
             logger.warning("The journal could not be emptied: %s", error)
 
-    def _write_file(self, document: Document, *, gently: bool = False) -> None:
+    @staticmethod
+    def _too_late() -> Replaced:
+        """Return the error for one who was replaced when the file had been written already."""
+        replaced = Replaced("The broker's part for this has been replaced; whether it was done is not known")
+        replaced.outcome_known = False
+        return replaced
+
+    def _is_in_file(self, document: Document) -> bool:
+        """Return whether the file holds just this, written by this actor and by nobody else since."""
+        return (
+            document.sequence == self._sequence
+            and document.settings is self._in_file
+            and _stamp(self._sources.own) == self._seen
+        )
+
+    def _write_file(self, document: Document, *, gently: bool) -> None:
         own = self._sources.own
+
+        def follow(content: Iterator[bytes], pieces: int) -> Iterable[bytes]:
+            return self._worker.follow(files.gently(content) if gently else content, pieces)
+
         try:
-            config_file.write(own, document.settings, document.entries, origin=self._origin_at(document), gently=gently)
+            config_file.write(
+                own,
+                document.settings,
+                document.entries,
+                origin=self._origin_at(document),
+                follow=follow,
+                renaming=self._claim.exclusively(),
+            )
         except Unavailable as error:
             self._problem = str(error)
             raise
         self._problem = ""
+        self._in_file = document.settings
         self._seen = _stamp(own)
 
     def _origin_at(self, document: Document) -> config_file.Origin | None:
@@ -131,7 +214,7 @@ class ConfigStore(Actor):
         """Keep what somebody wrote into the file while the broker ran: it is about to be overwritten."""
         own = self._sources.own
         try:
-            kept = backups.keep_aside(own, "edited")
+            kept = backups.keep_aside(own, "edited", follow=self._worker.follow)
         except Unavailable as error:
             logger.warning("%s was changed while the broker ran; it is overwritten: %s", own, error)
         else:
@@ -153,18 +236,19 @@ class ConfigStore(Actor):
             raise ConfigurationError("The configuration cannot be used:\n  " + "\n  ".join(problems), problems)
         merged, added, kept = layers.add(self._saved, settings)
         if added:
-            before = self._saved
-            self._saved = layers.freeze(merged)
+            saved = layers.freeze(merged)
             try:
-                self._save()
+                self._save(saved, gently=True)
             except Unavailable as error:
-                self._saved = before
+                if not error.outcome_known:
+                    raise
                 raise StorageFailed(f"Nothing was changed: {error}") from None
-            self._take(layers.freeze(layers.override(merged, self._sources.overrides)))
+            self._take(saved)
         return Applied(added, kept)
 
-    def _reload(self, _: ReloadSettings) -> Settings:
+    def _reload(self) -> Settings:
         """Read the files again; the entries in them are older than the registry's and are not looked at."""
+        seen = _stamp(self._sources.own)
         loaded = self._sources.load()
         for warning in loaded.warnings:
             logger.warning("%s", warning)
@@ -177,18 +261,22 @@ class ConfigStore(Actor):
         secret = schema.option(self._saved, "_discovery", "secret")
         if secret and not schema.option(loaded.saved, "_discovery", "secret"):
             kept["_discovery.secret"] = secret
-        self._saved = layers.freeze(layers.override(loaded.saved, kept))
-        self._seen = _stamp(self._sources.own)
-        self._take(layers.freeze(layers.override(self._saved, self._sources.overrides)))
+        self._take(layers.freeze(layers.override(loaded.saved, kept)))
+        self._seen = seen
         return self._effective
 
-    def _take(self, effective: Settings) -> None:
-        self._effective = effective
-        self._publish(Loaded(self._saved, effective, {}, (), self._origin))
+    def _take(self, saved: Mapping[str, Any]) -> None:
+        """Work by these settings from now on, and publish them."""
+        effective = layers.freeze(layers.override(saved, self._sources.overrides))
+        try:
+            self._claim.publish(Loaded(saved, effective, self._kept or {}, (), self._origin))
+        except Replaced:
+            raise self._too_late() from None
+        self._saved, self._effective = saved, effective
 
 
 def _stamp(file: Path) -> tuple[int, ...]:
-    """Give what changes when somebody writes to a file; empty when it is not there."""
+    """Return what changes when somebody writes to a file; empty when it is not there."""
     try:
         status = file.stat()
     except OSError:

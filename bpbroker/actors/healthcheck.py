@@ -3,6 +3,10 @@
 It never waits. Pings are all on their way at once and a fresh actor is made in
 a thread of its own. Who asks for the health gets what new pings say, or what is
 known when not all have been answered a moment later.
+
+Slow is not stuck. An actor that has not come to its ping yet but works through
+what came before is left alone, however long that takes; so is one whose worker
+makes steps. Only an actor that makes no progress is taken for stuck.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ from bpbroker.messages import (
 logger = logging.getLogger(__name__)
 
 LATE_SECS: Final = 1.0
-"""A ping unanswered for this long, and for a whole period, is told in health."""
+"""A ping unanswered for this long, and for a whole period, without any progress, is told in health."""
 STUCK_SECS: Final = 10.0
 """After this long, and a whole period, the actor is replaced: replacing a slow one costs more than its slowness."""
 
@@ -79,12 +83,23 @@ class _Part:
     ping: Future[Any] | None = None
     pinged_at: float = 0.0
     """Monotonic."""
+    progress: object = None
+    """See :attr:`ActorAddress.progress`, when it was looked at last."""
+    moved_at: float = 0.0
+    """Monotonic time at which it was found to have changed."""
     silent: bool = False
     """Whether it is dead or does not answer: then the broker is not well, whatever the part does."""
     restarts: Restarts = field(default_factory=Restarts)
     restarting: bool = False
     problem: str = ""
     """Why the last try to start it again failed."""
+
+    def silent_secs(self, address: Address, now: float) -> float:
+        """Return for how long a ping has been unanswered and the actor has made no progress; 0 without a ping."""
+        progress = getattr(address, "progress", None)
+        if progress != self.progress:
+            self.progress, self.moved_at = progress, now
+        return 0.0 if self.ping is None else now - max(self.pinged_at, self.moved_at)
 
     def learn(self, *, ok: bool, detail: str, figures: Mapping[str, Any] | None = None) -> None:
         """Note how the part is now, and log a change."""
@@ -238,7 +253,11 @@ class Healthcheck(Actor):
             if trouble:
                 part.silent = True
                 part.learn(ok=False, detail=trouble)
-            if trouble and isinstance(address, ActorAddress) and (not address.alive or self._is_stuck(part, now)):
+            if (
+                trouble
+                and isinstance(address, ActorAddress)
+                and (not address.alive or self._is_stuck(part, address, now))
+            ):
                 self._replace(part, now)
             elif part.ping is None:
                 self._send_ping(part, address, now)
@@ -269,10 +288,10 @@ class Healthcheck(Actor):
 
     def _trouble(self, part: _Part, address: Address, now: float) -> str:
         """Say why an actor has to be replaced sooner or later; empty when it has not."""
-        waited = now - part.pinged_at
+        silent_secs = part.silent_secs(address, now)
         if _is_dead(address):
             trouble = "it has died"
-        elif part.ping is not None and waited >= max(LATE_SECS, 0.9 * self._every_secs):
+        elif part.ping is not None and silent_secs >= max(LATE_SECS, 0.9 * self._every_secs):
             trouble = "it does not answer"
         else:
             return ""
@@ -282,8 +301,8 @@ class Healthcheck(Actor):
             trouble += f"; it was replaced {RESTARTS_MAX} times and rests for a while"
         return trouble
 
-    def _is_stuck(self, part: _Part, now: float) -> bool:
-        return part.ping is not None and now - part.pinged_at >= max(self._stuck_secs, 0.9 * self._every_secs)
+    def _is_stuck(self, part: _Part, address: Address, now: float) -> bool:
+        return part.ping is not None and part.silent_secs(address, now) >= max(self._stuck_secs, 0.9 * self._every_secs)
 
     def _send_ping(self, part: _Part, address: Address, now: float) -> None:
         try:

@@ -17,7 +17,7 @@ from bpbroker.messages import Ping
 logger = logging.getLogger(__name__)
 
 STUCK_SECS: Final = 10.0
-"""The healthcheck never waits, so this long without an answer is no slowness."""
+"""The healthcheck never waits, so this long without an answer and without progress is no slowness."""
 
 
 class Supervisor:
@@ -37,11 +37,12 @@ class Supervisor:
         self._stuck_secs = stuck_secs
         self._ping: Future[Any] | None = None
         self._pinged_at = 0.0
+        self._progress: object = None
         self._next = 0.0
         self._restarts = Restarts()
 
     def look(self, now: float, every_secs: float) -> float:
-        """Look how it is if that was not done in the last ``every_secs``; gives the seconds until the next time.
+        """Look how it is if that was not done in the last ``every_secs``; return the seconds until the next time.
 
         ``now`` is the monotonic time.
         """
@@ -53,6 +54,9 @@ class Supervisor:
     def _look(self, now: float) -> None:
         if self._ping is not None and self._ping.done():
             self._ping = None
+        progress = self._address.progress
+        if progress != self._progress:
+            self._progress, self._pinged_at = progress, now
         if not self._address.alive:
             self._replace(now, "it has died")
         elif self._ping is None:

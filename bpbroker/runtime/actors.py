@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import pykka
 
 from bpbroker import messages
-from bpbroker.actors.base import ActorAddress, launch, wait_for
+from bpbroker.actors.base import ActorAddress, ask_patiently, launch
 from bpbroker.actors.registry import Registry
 from bpbroker.actors.shared_registry import SharedRegistry
 from bpbroker.config import layers
+from bpbroker.errors import Unavailable
 from bpbroker.storage import config_file
 from bpbroker.storage.config_file import Origin
 from bpbroker.storage.embedded.journal import journal_path
@@ -23,8 +25,6 @@ from bpbroker.storage.etcd.store import EtcdStore
 from bpbroker.storage.sources import Loaded
 
 logger = logging.getLogger("bpbroker")
-
-START_TIMEOUT_SECS = 60.0
 
 Factory = Callable[[], pykka.ActorRef[Any]]
 
@@ -39,26 +39,58 @@ class Parts:
     def __init__(self, broker: messages.Address) -> None:
         self.addresses: dict[str, messages.Address] = {"broker": broker}
         self._factories: dict[str, Factory] = {}
+        self._restarting = threading.RLock()
+        self._closed = False
 
     def start(self, name: str, factory: Factory) -> ActorAddress:
         """Start an actor, see that it answers, and keep how to make another one."""
         address = ActorAddress(name, factory())
         self._factories[name] = factory
-        wait_for(address.ask(messages.Ping(), START_TIMEOUT_SECS), START_TIMEOUT_SECS)
+        ask_patiently(address, messages.Ping())
         self.addresses[name] = address
         return address
 
     def restart(self, name: str) -> pykka.ActorRef[Any]:
-        """Make a fresh actor for the healthcheck to put in a dead or stuck one's place."""
-        before = self.addresses.get(name)
-        if isinstance(before, ActorAddress):
-            before.abandon()
-        return self._factories[name]()
+        """Put a fresh actor in a dead or stuck one's place, and return it; one at a time.
 
-    def stop(self, name: str) -> None:
+        Raises:
+            Unavailable: the broker is stopping.
+            Exception: whatever stands in the way of its start.
+        """
+        with self._restarting:
+            if self._closed:
+                raise Unavailable("The broker is stopping")
+            return self._restart(name)
+
+    def _restart(self, name: str) -> pykka.ActorRef[Any]:
+        address = self.addresses.get(name)
+        if isinstance(address, ActorAddress):
+            address.abandon()
+        ref = self._factories[name]()
+        if isinstance(address, ActorAddress):
+            address.replace(ref)
+        return ref
+
+    def close(self, *needed: str) -> None:
+        """Let no actor be replaced any more, and wait for the replacement that is under way.
+
+        Args:
+            needed: names of actors that a stop cannot do without: a dead one is replaced once more.
+        """
+        with self._restarting:
+            self._closed = True
+            for name in needed:
+                address = self.addresses.get(name)
+                if isinstance(address, ActorAddress) and not address.alive:
+                    try:
+                        self._restart(name)
+                    except Exception:
+                        logger.exception("The %s could not be started again", name)
+
+    def stop(self, name: str, timeout_secs: float = 2.0) -> None:
         """Stop an actor, if there is one of that name."""
         address = self.addresses.get(name)
-        if isinstance(address, ActorAddress) and not address.stop(2.0):
+        if isinstance(address, ActorAddress) and not address.stop(timeout_secs):
             logger.warning("The %s did not stop in time", name)
 
     def remove(self, name: str) -> None:

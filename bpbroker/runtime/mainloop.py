@@ -34,6 +34,11 @@ class MainLoop:
         self._busy_since: float | None = None
         """Monotonic; None while it waits for an event."""
 
+    @property
+    def stop_asked(self) -> bool:
+        """Whether a signal has said stop."""
+        return self._stop_asked is not None
+
     def busy_secs(self) -> float:
         """Return for how long it has been at what it does now; 0 while it waits for something to do."""
         since = self._busy_since
@@ -72,8 +77,9 @@ class MainLoop:
         """Take events until one says stop.
 
         Args:
-            take: does what an event asks for and gives the reply; what it raises is logged and told to who asked.
-            tend: looks after what nobody else does; gives the seconds until it has to be called again.
+            take: does what an event asks for and returns the reply, or a future of it; what it raises is logged and
+                told to who asked. It must not wait for long.
+            tend: looks after the healthcheck; returns the seconds until it has to be called again.
         """
         # Windows does not interrupt a wait for Ctrl-C.
         longest = 0.5 if sys.platform == "win32" else 3600.0
@@ -95,13 +101,28 @@ class MainLoop:
 
     @staticmethod
     def _take(event: Any, reply: Future[Any], take: Callable[[Any], Any]) -> None:
+        outcome: Future[Any]
         try:
             result = take(event)
-        except BpbrokerError as error:
-            logger.error("%s", error)  # noqa: TRY400 - meant for the operator, who needs no traceback
-            messages.fail(reply, error)
-        except Exception as error:
-            logger.exception("Error in the main loop")
-            messages.fail(reply, error)
+        except Exception as error:  # noqa: BLE001 - told and logged below
+            outcome = Future()
+            outcome.set_exception(error)
         else:
-            messages.settle(reply, result)
+            if isinstance(result, Future):
+                outcome = result
+            else:
+                outcome = Future()
+                outcome.set_result(result)
+        outcome.add_done_callback(lambda done: _pass_on(done, reply))
+
+
+def _pass_on(outcome: Future[Any], reply: Future[Any]) -> None:
+    error = outcome.exception()
+    if error is None:
+        messages.settle(reply, outcome.result())
+        return
+    if isinstance(error, BpbrokerError):
+        logger.error("%s", error)  # meant for the operator, who needs no traceback
+    else:
+        logger.error("Error in the main loop", exc_info=error)
+    messages.fail(reply, error)

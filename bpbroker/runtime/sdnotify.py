@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Final, Self
+
+EXTEND_SECS: Final = 60.0
+"""Work at a start or stop that goes on gets so much more time each time that it is said."""
+EXTEND_EVERY_SECS: Final = 5.0
 
 READY = "READY=1"
 STOPPING = "STOPPING=1"
@@ -20,17 +26,22 @@ SEND_SECS = 1.0
 
 
 def reloading() -> str:
-    """Give the state that says that a reload begins; say :data:`READY` when it is over."""
+    """Return the state that says that a reload begins; say :data:`READY` when it is over."""
     return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
 
 
 def status(text: str) -> str:
-    """Give the state that shows ``text`` in ``systemctl status``."""
+    """Return the state that shows ``text`` in ``systemctl status``."""
     return f"STATUS={' '.join(text.split())}"
 
 
+def extend(secs: float) -> str:
+    """Return the state that asks for so many more seconds in the present start or stop."""
+    return f"EXTEND_TIMEOUT_USEC={round(secs * 1_000_000)}"
+
+
 def notify(*states: str, environ: Mapping[str, str] = os.environ) -> bool:
-    """Send states; False when nobody listens. A service manager that is gone is no reason to fail."""
+    """Send states; False when there is no listener. A service manager that is gone is no reason to fail."""
     path = environ.get("NOTIFY_SOCKET", "")
     if not path.startswith(("/", "@")):
         return False
@@ -46,10 +57,60 @@ def notify(*states: str, environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def watchdog_secs(environ: Mapping[str, str] = os.environ) -> float | None:
-    """Give the seconds within which systemd wants to hear :data:`WATCHDOG`, or None; tell it at half of that."""
+    """Return the seconds within which systemd wants to hear :data:`WATCHDOG`, or None; tell it at half of that."""
     try:
         limit = int(environ.get("WATCHDOG_USEC", ""))
         wanted = int(environ.get("WATCHDOG_PID") or os.getpid())
     except ValueError:
         return None
     return limit / 1_000_000 if limit > 0 and wanted == os.getpid() else None
+
+
+class Patience:
+    """Asks for more time during a long start or stop, as long as there is progress, and says what it is at.
+
+    A thread of its own, for the main thread reads a file or waits meanwhile.
+    Without ``NOTIFY_SOCKET`` there is none.
+
+    Args:
+        say: returns what the start or stop is at, one line.
+        progress: returns what changes while it goes on.
+        environ: has ``NOTIFY_SOCKET``.
+    """
+
+    def __init__(
+        self, say: Callable[[], str], progress: Callable[[], object], environ: Mapping[str, str] = os.environ
+    ) -> None:
+        self.wanted = True
+        """Whether a start or stop is under way."""
+        self._say = say
+        self._progress = progress
+        self._environ = environ
+        watchdog = watchdog_secs(environ)
+        self._every_secs = min(EXTEND_EVERY_SECS, watchdog / 4 if watchdog else EXTEND_EVERY_SECS)
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        if self._environ.get("NOTIFY_SOCKET"):
+            self._thread = threading.Thread(target=self._run, name="patience", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        seen = self._progress()
+        moved_at = time.monotonic()
+        while not self._ended.wait(self._every_secs):
+            if not self.wanted:
+                continue
+            now, last = time.monotonic(), seen
+            seen = self._progress()
+            if seen != last:
+                moved_at = now
+            if now - moved_at < EXTEND_SECS:
+                notify(extend(EXTEND_SECS), status(self._say()), WATCHDOG, environ=self._environ)

@@ -10,11 +10,12 @@ import re
 import shlex
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from bpbroker import files
 from bpbroker.config import schema
@@ -43,10 +44,15 @@ def folder_for(own: Path) -> Path:
     return (parent.parent if parent.name == "etc" else parent) / "backups"
 
 
-def make(own: Path, chunks: Iterable[bytes]) -> BackupInfo:
+def make(own: Path, chunks: Iterable[bytes], renaming: AbstractContextManager[Any] | None = None) -> BackupInfo:
     """Write a backup with this content; makes the folder when it is not there.
 
     It is always the newest one by name, also when the clock was set back.
+
+    Args:
+        own: the configuration file whose state it is.
+        chunks: the content.
+        renaming: see :func:`bpbroker.files.write_whole`.
 
     Raises:
         StorageFull, StorageFailed, Unavailable: it could not be written; no half backup is left.
@@ -61,7 +67,7 @@ def make(own: Path, chunks: Iterable[bytes]) -> BackupInfo:
     if newest is not None:
         made = max(made, _time_of(Path(newest.path)) + _TICK)
     path = folder / f"{own.stem}-{made.strftime(_TIME_FORM)}.json"
-    files.replace(path, chunks)
+    files.replace(path, chunks, renaming=renaming)
     return BackupInfo(str(path), made.timestamp(), path.stat().st_size)
 
 
@@ -129,13 +135,20 @@ def holds(info: BackupInfo, chunks: Iterable[bytes]) -> bool:
         return False
 
 
-def keep_aside(file: Path, why: str, folder_of: Path | None = None) -> Path | None:
+def keep_aside(
+    file: Path,
+    why: str,
+    folder_of: Path | None = None,
+    *,
+    follow: Callable[[Iterator[bytes]], Iterable[bytes]] = lambda content: content,
+) -> Path | None:
     """Copy a file that is about to be replaced into the backups folder, as ``<name>.<why>-<time>``; None if it is gone.
 
     Args:
         file: what to copy.
         why: such as ``damaged`` or ``edited``.
         folder_of: the configuration file whose backups folder it is, when it is not ``file`` itself.
+        follow: given the content in pieces, returns the pieces to write.
 
     Raises:
         StorageFull, StorageFailed: it cannot be copied.
@@ -146,7 +159,7 @@ def keep_aside(file: Path, why: str, folder_of: Path | None = None) -> Path | No
     try:
         files.make_folder(folder, own)
         with file.open("rb") as source:
-            files.replace(copy, iter(lambda: source.read(1 << 20), b""))
+            files.replace(copy, follow(iter(lambda: source.read(1 << 20), b"")))
     except FileNotFoundError:
         return None
     except OSError as error:

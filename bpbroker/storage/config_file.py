@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from json.decoder import JSONDecodeError
 from pathlib import Path
@@ -265,7 +266,8 @@ def write(
     entries: Mapping[str, bytes],
     *,
     origin: Origin | None = None,
-    gently: bool = False,
+    follow: Callable[[Iterator[bytes], int], Iterable[bytes]] = lambda content, _: content,
+    renaming: AbstractContextManager[Any] | None = None,
 ) -> None:
     """Replace the file by this state, atomically and durably; mode 0600.
 
@@ -276,14 +278,21 @@ def write(
         settings: everything but entries and origin.
         entries: name to entry, JSON in UTF-8.
         origin: whose state it is; with None nothing is noted.
-        gently: take longer, and do not slow down other threads.
+        follow: given the content in pieces and about how many there are; returns the pieces to write.
+            What it raises ends the writing.
+        renaming: see :func:`bpbroker.files.write_whole`.
 
     Raises:
         StorageFull: the disk is full; the old file is there.
         StorageFailed: anything else went wrong; the old file is there unless ``outcome_known`` is False.
     """
-    content = chunks(settings, entries, origin)
-    files.replace(path, files.gently(content) if gently else content)
+    content = follow(chunks(settings, entries, origin), pieces(settings, entries))
+    files.replace(path, content, renaming=renaming)
+
+
+def pieces(settings: Mapping[str, Any], entries: Mapping[str, bytes]) -> int:
+    """Return about how many pieces :func:`chunks` yields."""
+    return len(settings) + len(entries) // CHUNK_ENTRIES + 1
 
 
 def chunks(settings: Mapping[str, Any], entries: Mapping[str, bytes], origin: Origin | None = None) -> Iterator[bytes]:

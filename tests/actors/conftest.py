@@ -204,6 +204,11 @@ class Asked:
         """Ask and wait."""
         return base.wait_for(self.send(message), 10)
 
+    def workers_end(self) -> bool:
+        """Wait for the threads beside an actor that was given up."""
+        assert self.address._ref is not None
+        return all(worker.join(10) for worker in base._actors[self.address._ref.actor_urn].workers)
+
 
 @pytest.fixture
 def ledger() -> Ledger:

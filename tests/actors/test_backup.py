@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from bpbroker.actors.backup import Backup
-from bpbroker.actors.base import Actor
+from bpbroker.actors.base import Actor, wait_for
+from bpbroker.actors.ownership import Owned
 from bpbroker.config import layers
 from bpbroker.errors import StorageFailed, Unavailable
 from bpbroker.messages import BackupInfo, BackupNow, Document, GetDocument, ListBackups, Ping, SettingsChanged
@@ -75,7 +77,7 @@ def start(file: Path, run: Callable[..., Asked], state: State) -> Callable[..., 
                 super().__init__(state, changing=changing)
 
         store = run(Store)
-        return run(Backup, file, store.address, settings_of(**options))
+        return run(Backup, file, Owned(None), store.address, settings_of(**options))
 
     return start
 
@@ -169,7 +171,9 @@ def test_new_settings_count_at_once(start: Callable[..., Asked], file: Path) -> 
 
 def test_status_tells_the_age(start: Callable[..., Asked], file: Path) -> None:
     backups.make(file, config_file.chunks({"services": {}}, {}))
-    status = start()(Ping())
+    backup = start()
+    until(lambda: backup(Ping()).figures["newest_backup_age_secs"] is not None)
+    status = backup(Ping())
     assert status.ok
     assert 0 <= status.figures["newest_backup_age_secs"] < 60
 
@@ -210,3 +214,78 @@ def test_one_that_failed_is_tried_again_before_the_next_is_due(
     state.error = None
     until(lambda: bool(backup(Ping()).ok))
     assert len(backup(ListBackups())) == 1
+
+
+# --- slow, and replaced ---
+
+
+class Gate:
+    """Stands in the middle of the first backup, as a disk that takes long."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.open = threading.Event()
+        self.shut = True
+
+    def chunks(self, settings: Mapping[str, Any], entries: Mapping[str, bytes]) -> Iterator[bytes]:
+        if self.shut:
+            self.shut = False
+            yield b"{"
+            self.reached.set()
+            assert self.open.wait(60)
+        yield from _chunks(settings, entries)
+
+
+_chunks = config_file.chunks
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate()
+    monkeypatch.setattr(config_file, "chunks", gate.chunks)
+    yield gate
+    gate.open.set()
+
+
+def test_it_answers_while_it_makes_one_and_those_who_ask_meanwhile_share_the_next(
+    start: Callable[..., Asked], gate: Gate, file: Path
+) -> None:
+    backup = start()
+    assert gate.reached.wait(10)
+    assert backup(Ping()).figures["at_work"].startswith("making a backup")
+    assert backup(Ping()).ok
+    assert backup(ListBackups()) == ()
+    asked = [backup.send(BackupNow()) for _ in range(3)]
+    backup(Ping())
+    assert len(list(backups.folder_for(file).iterdir())) == 1  # the half of the first one
+    gate.open.set()
+    made = [wait_for(reply, 10) for reply in asked]
+    assert made[0] == made[1] == made[2]
+    assert len(backup(ListBackups())) == 2
+
+
+def test_one_that_was_replaced_puts_nothing_into_the_folder(
+    gate: Gate, file: Path, state: State, run: Callable[..., Asked]
+) -> None:
+    folder = Owned(None)
+
+    class Store(Pretended):
+        def __init__(self) -> None:
+            super().__init__(state, changing=False)
+
+    config_store = run(Store)
+    old = run(Backup, file, folder, config_store.address, settings_of())
+    assert gate.reached.wait(10)
+    behind = old.send(BackupNow())
+    old(Ping())
+    old.address.abandon()
+    with pytest.raises(Unavailable, match="is being replaced; nothing was done"):
+        wait_for(behind, 10)
+    new = run(Backup, file, folder, config_store.address, settings_of())
+    until(lambda: len(backups.found(file)) == 1)
+    made = backups.found(file)
+    gate.open.set()
+    assert old.workers_end()
+    assert backups.found(file) == made
+    assert [path.name for path in backups.folder_for(file).iterdir()] == [Path(made[0].path).name]
+    assert new(Ping()).ok

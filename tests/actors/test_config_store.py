@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bpbroker.actors import config_store
+from bpbroker.actors import config_store, worker
+from bpbroker.actors.base import wait_for
 from bpbroker.actors.config_store import ConfigStore
+from bpbroker.actors.ownership import Owned
 from bpbroker.actors.registry import Registry
 from bpbroker.config import layers
 from bpbroker.errors import ConfigurationError, StorageFailed, StorageFull, Unavailable
@@ -28,7 +31,7 @@ from bpbroker.messages import (
 from bpbroker.storage import backups, config_file
 from bpbroker.storage.embedded.journal import journal_path, read_journal
 from bpbroker.storage.embedded.store import EmbeddedStore
-from bpbroker.storage.sources import Sources
+from bpbroker.storage.sources import Loaded, Sources
 
 if TYPE_CHECKING:
     from tests.actors.conftest import Asked
@@ -55,11 +58,55 @@ def registry(file: Path, run: Callable[..., Asked]) -> Asked:
 
 
 @pytest.fixture
-def store(file: Path, run: Callable[..., Asked], registry: Asked, published: list[Settings]) -> Asked:
-    sources = Sources(file, overrides={"api.listen_port": 7})
-    return run(
-        ConfigStore, sources, sources.load(), registry.address, lambda loaded: published.append(loaded.effective)
-    )
+def sources(file: Path) -> Sources:
+    return Sources(file, overrides={"api.listen_port": 7})
+
+
+@pytest.fixture
+def owned(sources: Sources, published: list[Settings]) -> Owned[Loaded]:
+    return Owned(sources.load(), lambda loaded: published.append(loaded.effective))
+
+
+@pytest.fixture
+def store(run: Callable[..., Asked], registry: Asked, sources: Sources, owned: Owned[Loaded]) -> Asked:
+    return run(ConfigStore, sources, owned, registry.address)
+
+
+def finish(store: Asked) -> None:
+    """Wait until it has done all that was begun."""
+    store(Ping())
+    store(ApplyConfiguration({}))
+
+
+class Gate:
+    """Stands in the middle of a file that is written, as a disk that takes long."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.open = threading.Event()
+        self.shut = True
+
+    def chunks(
+        self, settings: Settings, entries: Mapping[str, bytes], origin: config_file.Origin | None = None
+    ) -> Iterator[bytes]:
+        content = b"".join(_chunks(settings, entries, origin))
+        yield content[:20]
+        if self.shut:
+            self.shut = False  # only the first one that comes waits
+            self.reached.set()
+            assert self.open.wait(60)
+        yield content[20:]
+
+
+_chunks = config_file.chunks
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate()
+    monkeypatch.setattr(config_file, "chunks", gate.chunks)
+    yield gate
+    gate.open.set()
 
 
 def test_the_settings_in_force_have_the_overrides_and_the_file_has_not(store: Asked, file: Path) -> None:
@@ -175,7 +222,7 @@ def test_a_document_is_a_complete_state_and_shortens_a_long_journal(
     store(Save())
     registry(Register("early", {}, "i"))
     store(GetDocument())
-    store(Ping())
+    finish(store)
     assert set(read_journal(journal_path(file)).changes) == {"early"}
     monkeypatch.setattr(config_store, "COMMITS_MAX", 2)
     registry(Register("new", {}, "i"))
@@ -183,12 +230,12 @@ def test_a_document_is_a_complete_state_and_shortens_a_long_journal(
     assert set(document.entries) == {"old", "early", "new"}
     assert document.settings["services"] == {"_access_key": "k"}
     assert document.sequence == 2
-    store(Ping())
+    finish(store)
     assert read_journal(journal_path(file)).changes == {}
     assert set(config_file.read(file)[1]) == {"old", "early", "new"}
     written = file.stat().st_mtime_ns
     store(GetDocument())
-    store(Ping())
+    finish(store)
     assert file.stat().st_mtime_ns == written
 
 
@@ -205,7 +252,7 @@ def test_an_edit_while_the_broker_runs_is_not_lost(
     file.write_text(edited)
     registry(Register("new", {}, "i"))
     store(GetDocument())
-    store(Ping())
+    finish(store)
     assert file.read_text() == edited
     with caplog.at_level(logging.WARNING):
         store(Save())
@@ -230,3 +277,113 @@ def test_a_registry_that_cannot_forget_does_not_fail_the_save(
         store(Save())
     assert "The journal could not be emptied: full" in caplog.text
     assert set(config_file.read(file)[1]) == {"old", "new"}
+
+
+# --- slow, and replaced ---
+
+
+def test_it_answers_while_it_writes_and_says_how_far_it_is(store: Asked, gate: Gate) -> None:
+    saved = store.send(Save())
+    assert gate.reached.wait(10)
+    pong = store(Ping())
+    assert pong.ok
+    assert pong.figures["at_work"].startswith("writing the configuration file")
+    assert store(GetSettings())["services"]["_access_key"] == "k"
+    assert set(store(GetDocument()).entries) == {"old"}
+    assert not saved.done()
+    gate.open.set()
+    wait_for(saved, 10)
+    assert "at_work" not in store(Ping()).figures
+
+
+def test_work_without_a_step_is_told(store: Asked, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "STALLED_SECS", 0.0)
+    store.send(Save())
+    assert gate.reached.wait(10)
+    pong = store(Ping())
+    assert not pong.ok
+    assert "has made no step for" in pong.detail
+
+
+def test_a_replaced_store_puts_no_file_in_its_place(
+    store: Asked,
+    registry: Asked,
+    run: Callable[..., Asked],
+    sources: Sources,
+    owned: Owned[Loaded],
+    gate: Gate,
+    file: Path,
+) -> None:
+    registry(Register("early", {}, "i"))
+    saved, behind = store.send(Save()), store.send(Save())
+    assert gate.reached.wait(10)
+    store.address.abandon()
+    for reply, known in ((saved, False), (behind, True)):  # at once, although the thread still hangs
+        with pytest.raises(Unavailable) as caught:
+            wait_for(reply, 10)
+        assert caught.value.outcome_known is known
+    registry(Register("late", {}, "i"))
+    successor = run(ConfigStore, sources, owned, registry.address)
+    successor(Save())
+    registry(Register("latest", {}, "i"))
+    whole = file.read_bytes()
+    gate.open.set()
+    assert store.workers_end()
+    assert file.read_bytes() == whole
+    assert set(config_file.read(file)[1]) == {"old", "early", "late"}
+    assert set(read_journal(journal_path(file)).changes) == {"latest"}
+    assert [path.name for path in file.parent.iterdir() if path.suffix == ".tmp"] == []
+
+
+def test_a_setting_is_said_to_be_added_only_by_who_owns_the_settings(
+    store: Asked,
+    registry: Asked,
+    run: Callable[..., Asked],
+    sources: Sources,
+    owned: Owned[Loaded],
+    gate: Gate,
+    published: list[Settings],
+    file: Path,
+) -> None:
+    """Another one takes over, with the settings from before, in the moment between the file and the publication."""
+    applied = store.send(ApplyConfiguration({"ossec": {}}))
+    assert gate.reached.wait(10)
+    successor = run(ConfigStore, sources, owned, registry.address)
+    gate.open.set()
+    with pytest.raises(Unavailable):
+        wait_for(applied, 10)
+    assert published == []
+    assert "ossec" not in successor(GetSettings())
+    successor(ApplyConfiguration({"ossec": {}}))
+    successor(Save())
+    assert "ossec" in config_file.read(file)[0]
+    assert "ossec" in published[-1]
+
+
+def test_what_is_in_the_file_already_is_not_written_again(store: Asked, registry: Asked, file: Path) -> None:
+    store(Save())
+    inode = file.stat().st_ino
+    store(Save())
+    assert file.stat().st_ino == inode
+    registry(Register("new", {}, "i"))
+    store(Save())
+    assert file.stat().st_ino != inode
+    edited = file.read_text().replace('"new"', '"changed by hand"')
+    file.write_text(edited)
+    store(Save())
+    assert set(config_file.read(file)[1]) == {"old", "new"}
+
+
+def test_a_stop_ends_the_work_and_leaves_no_half(
+    store: Asked, gate: Gate, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = file.read_bytes()
+    saved = store.send(Save())
+    assert gate.reached.wait(10)
+    threading.Timer(0.2, gate.open.set).start()
+    assert store.address.stop(10)
+    with pytest.raises(Unavailable, match="The broker is stopping"):
+        wait_for(saved, 10)
+    assert file.read_bytes() == before
+    assert [path.name for path in file.parent.iterdir() if path.suffix == ".tmp"] == []
+    assert "Traceback" not in caplog.text

@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,24 @@ from bpbroker.storage.embedded.store import EmbeddedStore
 WAIT_SECS = 30.0
 
 
+@dataclass(frozen=True)
+class _Busy:
+    """Work for so long."""
+
+    secs: float
+
+
 class Worker(Actor):
     """Holds still for whoever tells it to."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pong = Pong(figures={"born": time.time()})
-        self.handlers = {threading.Event: lambda event: event.wait(60), Pong: self.become}
+        self.handlers = {
+            threading.Event: lambda event: event.wait(60),
+            Pong: self.become,
+            _Busy: lambda busy: time.sleep(busy.secs),
+        }
 
     def become(self, pong: Pong) -> None:
         self.pong = pong
@@ -236,6 +248,20 @@ def test_a_slow_actor_is_told_but_not_replaced(ward: Ward) -> None:
     assert report.parts[0].detail == "it does not answer"
     ward.held.set()
     ward.until(lambda report: report.ok)
+    assert ward.part("worker").restarts == 0
+
+
+def test_an_actor_that_works_through_much_is_well_and_not_replaced(ward: Ward) -> None:
+    """A ping waits behind 40 messages of 50 ms each, six times as long as a stuck actor would be left alone."""
+    address = ward.add("worker")
+    ward.start(every_secs=0.1, stuck_secs=0.3)
+    ward.report()
+    for _ in range(40):
+        address.tell(_Busy(0.05))
+    done = address.ask(Ping(), WAIT_SECS)
+    while not done.done():
+        assert ward.report().ok
+        time.sleep(0.02)
     assert ward.part("worker").restarts == 0
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from bpbroker.actors import base
 from bpbroker.actors.backup import Backup
 from bpbroker.actors.config_store import ConfigStore
+from bpbroker.actors.ownership import Owned
 from bpbroker.actors.registry import Registry
 from bpbroker.errors import BpbrokerError, RequestError
 from bpbroker.messages import BackupNow, Delete, Get, List, Replace, Save
@@ -37,9 +38,11 @@ class Driver:
             return EmbeddedStore(journal_path(file), lambda: config_file.read(file)[1])
 
         self.registry = base.ActorAddress("registry", base.launch(Registry, store, loaded.effective))
-        launched = base.launch(ConfigStore, sources, loaded, self.registry, lambda _: None)
+        launched = base.launch(ConfigStore, sources, Owned(loaded), self.registry)
         self.config_store = base.ActorAddress("config store", launched)
-        self.backup = base.ActorAddress("backup", base.launch(Backup, file, self.config_store, loaded.effective))
+        self.backup = base.ActorAddress(
+            "backup", base.launch(Backup, file, Owned(None), self.config_store, loaded.effective)
+        )
 
     def step(self, what: str, address: base.ActorAddress, message: Any) -> None:
         say(f"begin {what}")
