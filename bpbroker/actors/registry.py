@@ -1,56 +1,54 @@
-"""The registry actor: owns all entries and the store in which they last.
+"""The registry actor: owns all entries, and decides what each write does to them.
 
 Group commit: a write is decided against the entries and the writes waiting
 before it, staged, and one ``Flush`` is queued behind what is in the inbox
-already. That flush commits everything staged in one transaction, then the
-entries change and all callers are answered. What was decided on a staged
-state, a refusal too, is answered only when that state is durable; a ``Get`` of
-a staged name waits for the flush.
+already. That flush commits everything staged together, then the entries change
+and each write has its reply. What was decided on a staged state, a refusal
+too, is replied only when that state is durable.
 
-What is different in a store that other brokers write to as well is in
-:mod:`bpbroker.actors.shared_registry`.
+How a commit and a read are carried out is handed in as a backend. On a local
+store both are done at once and memory is the truth. On a shared store they take
+their time, and memory may be behind. So names under way are left alone until
+their commit has ended, a write that met something newer is decided again, and
+one that changes nothing is replied only after a look at the store. All of that
+is here, for each backend; with a local store it just never happens.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 from bpbroker.actors.base import DEFERRED, Actor
 from bpbroker.actors.inbox import Wake
+from bpbroker.actors.registry_backend import Backend
 from bpbroker.config import schema
-from bpbroker.errors import NotFound, Overloaded, RequestError, StorageFailed, StorageFull, Unavailable
+from bpbroker.errors import NotFound, Overloaded, StorageFailed, StorageFull, Unavailable
 from bpbroker.messages import (
-    Delete,
     Exists,
     Get,
     Known,
     List,
     Pong,
     Record,
-    Register,
-    Replace,
     Settings,
     SettingsChanged,
     Snapshot,
-    SnapshotSaved,
-    SnapshotTaken,
-    Update,
     fail,
     settle,
 )
-from bpbroker.registry.changes import Change, Conflict, Outcome
-from bpbroker.registry.index import EntryIndex
-from bpbroker.registry.replies import answer, failure_of, not_found, refusal
-from bpbroker.registry.waiters import Waiter, Waiters
-from bpbroker.registry.writes import Write, outcome, record
-from bpbroker.storage.base import Store
+from bpbroker.registry.changes import Conflict, Outcome
+from bpbroker.registry.memory import Batch, Memory, PendingWrite
+from bpbroker.registry.replies import not_found, refusal, send, write_failure
+from bpbroker.registry.waiters import Waiter
+from bpbroker.registry.writes import WRITES, Write
 
-logger = logging.getLogger(__name__)
+_ATTEMPTS: Final = 8
+"""How often a write is decided because the store turns out to hold something newer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,119 +57,77 @@ class Flush:
 
 
 @dataclass(frozen=True, slots=True)
-class _Forget:
-    """The registry to itself: let the journal forget the next piece."""
-
-
-@dataclass(frozen=True, slots=True)
 class _Left:
-    """The registry to itself: nobody waits for this answer any more."""
+    """The registry to itself: the client of this waiting read has gone."""
 
     waiter: Waiter
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A write and where its answer goes."""
-
-    message: Write
-    reply: Future[Any] | None
-    attempt: int = 1
-    sure: bool = False
-    """Whether the entry's state was looked at in a shared store since the write came."""
-
-
-Decision = Record | RequestError | None
-"""What to answer once the state that it was decided on is durable."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one commit carries."""
-
-    decided: list[tuple[Asked, Decision]]
-    staged: dict[str, Record | None]
-    """Name to the entry as it will be, None for no entry."""
 
 
 class Registry(Actor):
     """Owns the entries.
 
     Args:
-        open_store: makes the store; called in the actor's thread.
+        backend: how it commits and reads.
         settings: the settings in force.
-        registry_id: 32 hexadecimal digits.
     """
 
-    def __init__(self, open_store: Callable[[], Store], settings: Settings, registry_id: str = "0" * 32) -> None:
+    def __init__(self, backend: Backend, settings: Settings) -> None:
         super().__init__()
-        self._open_store = open_store
-        self._store: Any
-        self._id = registry_id
-        self._book = EntryIndex()
-        self._staged: dict[str, Record | None] = {}
-        self._decided: list[tuple[Asked, Decision]] = []
-        self._behind: list[tuple[Get, Future[Any]]] = []
-        self._waiting = Waiters()
-        self._saved = 0
-        """The file holds everything up to this commit."""
-        self._forgetting: list[Future[Any] | None] = []
-        """Who is to hear when the journal has forgotten that; empty when there is nothing to forget."""
+        self.memory = Memory()
+        self._backend = backend
+        self._under_way: Batch | None = None
+        self._postponed: list[PendingWrite] = []
+        """Writes to names whose commit is under way."""
         self._problem: Unavailable | None = None
+        """Why writes cannot be stored, as far as the last one showed."""
         self._apply_settings(settings)
         self.handlers = {
-            Register: self._write,
-            Replace: self._write,
-            Update: self._write,
-            Delete: self._write,
+            **dict.fromkeys(WRITES, self._write),
             Get: self._get,
             List: self._list,
             Exists: self._exists,
             Snapshot: self._snapshot,
-            SnapshotSaved: self._snapshot_saved,
             SettingsChanged: lambda message: self._apply_settings(message.settings),
             Wake: lambda _: self._wake(),
-            Flush: lambda _: self._flush(),
-            _Forget: lambda _: self._forget(),
-            _Left: lambda message: self._waiting.remove(message.waiter),
+            Flush: self._flush,
+            _Left: lambda message: self.memory.waiters.remove(message.waiter),
+            **backend.handlers,
         }
 
     def started(self) -> None:
         """Open the store and take its entries into memory."""
-        self._store = self._open_store()
-        self._book = EntryIndex(record(name, value) for name, value in self._store.load().items())
+        self._backend.open(self)
+        self._set_alarm()
 
     def stopped(self) -> None:
-        """Commit what is staged, answer who waits, let go of the store."""
-        if not hasattr(self, "_store"):  # it could not be opened
-            return
-        while self._decided:
+        """Give each write and each waiting read its reply, and close the store."""
+        self._backend.drain()
+        while self.memory.batch.writes:
             self._flush()
-        while self._forgetting:  # no traffic any more that it could hold up
-            self._forget()
-        for waiter in self._waiting.all():
+        for waiter in self.memory.waiters.all():
             fail(waiter.reply, Unavailable("The broker is stopping"))
-        self._store.close()
+        self._backend.close()
 
     def status(self) -> Pong:
-        """Give figures, and why writes fail if they do."""
+        """Return figures, and why the registry cannot be used as it should if so."""
+        backend = self._backend
         if isinstance(self._problem, StorageFull):
-            self._probe()  # nobody may write for a while, but health shall see that there is space again
+            backend.probe()  # it may be that no client writes for a while, but health shall see that there is space
         figures = {
-            "entries": len(self._book),
-            "waiting": len(self._waiting),
+            "entries": len(self.memory.entries),
+            "waiting": self.memory.waiters.size,
             "inbox": self.actor_inbox.qsize(),
-            **getattr(self._store, "figures", {}),
+            **backend.figures,
         }
-        return Pong(ok=self._problem is None, detail=str(self._problem or ""), figures=figures)
+        detail = backend.trouble or str(self._problem or "") or next(iter(backend.faults.values()), "")
+        return Pong(not detail, detail, figures)
 
-    def _probe(self) -> None:
-        try:
-            self._store.probe()
-        except Unavailable as error:
-            self._problem = error
-        else:
+    def report(self, failure: Unavailable | None) -> None:
+        """Take the last word on whether a write can be stored; an error of another kind says nothing on that."""
+        if failure is None:
             self._problem = None
+        elif isinstance(failure, (StorageFull, StorageFailed)):
+            self._problem = failure
 
     def _apply_settings(self, settings: Settings) -> None:
         self._max_waiting: int = schema.option(settings, "api", "max_waiting")
@@ -180,189 +136,195 @@ class Registry(Actor):
     # --- writes ---
 
     def _write(self, message: Write) -> Any:
-        self._decide(Asked(message, self.reply))
+        self._decide(PendingWrite(message, self.reply))
         return DEFERRED
 
-    def _decide(self, asked: Asked) -> None:
+    def _decide(self, write: PendingWrite) -> None:
         """Decide what a write does to the state as it will be after all writes before it, and stage that."""
-        name = asked.message.name
-        staged = name in self._staged
-        current = self._staged[name] if staged else self._book.get(name)
-        verdict: Decision
-        try:
-            verdict = outcome(asked.message, current, time.time(), self._max_data_bytes)
-        except RequestError as error:
-            if not staged:
-                self._change_nothing(asked, error)
-                return
-            verdict = error
+        name, backend = write.message.name, self._backend
+        if self._under_way is not None and name in self._under_way.staged:
+            self._postponed.append(write)
+            return
+        why = backend.away or backend.faults.get(name)
+        if why:
+            send(write.reply, Unavailable(f"Nothing was changed: {why}"))
+            return
+        first = not self.memory.batch.writes
+        if self.memory.decide(write, time.time(), self._max_data_bytes):
+            if first:
+                self.tell_self(Flush())
+        elif write.sure or backend.is_fresh(name):
+            send(write.reply, write.decision)
         else:
-            if verdict is not None or current is not None:
-                self._staged[name] = verdict
-            elif not staged:  # deleting what is not there changes nothing
-                self._change_nothing(asked, None)
-                return
-        if not self._decided:
-            self.tell_self(Flush())
-        self._decided.append((asked, verdict))
+            backend.read(name, partial(self._decide_surely, write))
 
-    def _change_nothing(self, asked: Asked, verdict: RequestError | None) -> None:
-        """Answer a write that changes nothing and was decided on a durable state."""
-        answer(asked.reply, verdict)
-
-    def _flush(self) -> None:
-        """Commit everything staged, then let it be seen and answer."""
-        batch, behind = self._take_batch(), self._behind
-        self._behind = []
-        changes = [Change(name, after.json if after else None) for name, after in batch.staged.items()]
-        try:
-            outcomes = self._store.commit(changes) if changes else ()
-        except Exception as error:  # noqa: BLE001 - whatever it is, everybody who waits must hear of it
-            failure = failure_of(error)
-            self._committed(batch, [failure] * len(changes), failure)
+    def _decide_surely(self, write: PendingWrite, failure: Unavailable | None) -> None:
+        """Decide a write again after a look at the store."""
+        if failure is not None:
+            send(write.reply, Unavailable(f"Nothing was changed: {failure}"))
         else:
-            self._committed(batch, outcomes)
-        for message, reply in behind:
-            self._get_now(message, reply)
+            write.sure = True
+            self._decide(write)
 
-    def _take_batch(self) -> Batch:
-        batch = Batch(self._decided, self._staged)
-        self._decided, self._staged = [], {}
-        return batch
+    def _flush(self, _: Flush | None = None) -> None:
+        """Commit everything staged, unless a commit is under way: its end flushes again."""
+        if self._under_way is None and self.memory.batch.writes:
+            batch = self._under_way = self.memory.take_batch()
+            self._backend.commit(batch.changes(), self._commit_ended)
 
-    def _committed(self, batch: Batch, outcomes: Sequence[Outcome], failure: Unavailable | None = None) -> None:
-        """Let what is durable now be seen, and answer; ``failure`` is of the whole commit."""
-        met: dict[str, Outcome] = {}
-        """What stood in the way of single changes."""
-        for (name, after), result in zip(batch.staged.items(), outcomes, strict=True):
-            if isinstance(result, (Unavailable, Conflict)):
-                met[name] = result
-                failure = failure or (result if isinstance(result, Unavailable) else None)
-            self._settle(name, after, result)
-        if failure is None:
-            self._problem = None
-        elif isinstance(failure, (StorageFull, StorageFailed)):
-            self._problem = failure
-        for asked, verdict in batch.decided:
-            what = met.get(asked.message.name)
-            if isinstance(what, Unavailable):
-                answer(asked.reply, refusal(what, decided=not isinstance(verdict, RequestError)))
+    def _commit_ended(self, result: Sequence[Outcome] | BaseException) -> None:
+        """Let what is durable now be seen, and reply; then go on with the writes that came meanwhile."""
+        batch, self._under_way = self._under_way, None
+        if batch is None:
+            return
+        failed: dict[str, Unavailable | Conflict] = {}
+        failure = None
+        if isinstance(result, BaseException):
+            failure = write_failure(result)
+            failed = dict.fromkeys(batch.staged, failure)
+        else:
+            for (name, after), outcome in zip(batch.staged.items(), result, strict=True):
+                if isinstance(outcome, Unavailable):
+                    failed[name] = outcome
+                    failure = failure or outcome
+                    continue
+                if isinstance(outcome, Conflict):
+                    failed[name] = outcome
+                self._backend.learn(name, after, outcome)
+        if failure is not self._problem:
+            self.report(failure)
+        for write in batch.writes:
+            what = failed.get(write.message.name) if failed else None
+            if what is None:
+                send(write.reply, write.decision)
             elif isinstance(what, Conflict):
-                self._again(asked)
+                self._decide_again(write)
             else:
-                answer(asked.reply, verdict)
+                send(write.reply, refusal(what, decided=not isinstance(write.decision, BaseException)))
+        if self._postponed or self.memory.batch.writes:
+            self._go_on(waste=isinstance(result, BaseException))
 
-    def _settle(self, name: str, after: Record | None, result: Outcome) -> None:
-        """Take what became of one change."""
-        if not isinstance(result, (Unavailable, Conflict)):
-            self._put(name, after)
+    def _decide_again(self, write: PendingWrite) -> None:
+        """Decide a write whose name is not as it was thought to be."""
+        if write.attempt < _ATTEMPTS:
+            write.attempt += 1
+            write.sure = False
+            self._decide(write)
+        else:
+            send(write.reply, Overloaded(f"Entry '{write.message.name}' changes too fast; nothing was changed"))
 
-    def _again(self, asked: Asked) -> None:
-        """Decide a write again whose entry is not what was expected; without other writers this cannot be."""
-        raise AssertionError(asked.message.name)
+    def _go_on(self, *, waste: bool) -> None:
+        """Take up the writes that waited for a commit to end.
 
-    def _put(self, name: str, after: Record | None) -> None:
-        """Let a durable change be seen, and wake who waited for it."""
-        before = self._book.put(name, after)
-        if after is not None:
-            for reply in self._waiting.appeared(name, after.etag):
-                settle(reply, after)
-        if (before is None) != (after is None):
-            for prefix, replies in self._waiting.counted(name, 1 if before is None else -1):
-                matching = self._book.matching(prefix) if replies else ()
-                for reply in replies:
-                    settle(reply, matching)
+        Args:
+            waste: it failed; while the store is in trouble they would only wait for the same once more.
+        """
+        trouble = self._backend.trouble if waste else ""
+        postponed, self._postponed = self._postponed, []
+        if trouble:
+            for write in (*self.memory.take_batch().writes, *postponed):
+                send(write.reply, refusal(Unavailable(f"Nothing was changed: {trouble}"), decided=True))
+            return
+        for write in postponed:
+            self._decide(write)
+        if self.memory.batch.writes:
+            self.tell_self(Flush())
 
     # --- reads ---
 
     def _exists(self, message: Exists) -> str:
-        return self._id if message.name in self._book else ""
-
-    def _age_secs(self) -> float:
-        """Give how old the entries in memory may be."""
-        return 0.0
+        known = not self._backend.trouble and message.name in self.memory.entries
+        return self._backend.registry_id if known else ""
 
     def _get(self, message: Get) -> Any:
-        if self.reply is not None:
-            if message.local:
-                self._get_local(message, self.reply)
-            elif message.name in self._staged:
-                self._behind.append((message, self.reply))
-            else:
-                self._get_now(message, self.reply)
+        if message.local:
+            return self._get_local(message)
+        reply = self.reply
+        if reply is None:
+            return None
+        if not self._backend.is_fresh(message.name):
+            self._backend.read(message.name, partial(self._get_now, message, reply))
+            return DEFERRED
+        if message.wait_secs <= 0:  # as most reads; the next lines are all that they cost
+            found = self.memory.entries.get(message.name)
+            if found is not None:
+                return found
+        self._get_now(message, reply, None)
         return DEFERRED
 
-    def _get_local(self, message: Get, reply: Future[Any]) -> None:
-        found, age = self._book.get(message.name), round(self._age_secs(), 3)
+    def _get_local(self, message: Get) -> Record:
+        age_secs = self._known_age_secs()
+        found = self.memory.entries.get(message.name)
         if found is None:
-            fail(reply, NotFound(f"{not_found(message.name)}; this was so {age:g} s ago"))
-        else:
-            settle(reply, replace(found, age_secs=age))
+            raise NotFound(f"{not_found(message.name)}; this was so {age_secs:g} s ago")
+        return replace(found, age_secs=age_secs)
 
-    def _get_now(self, message: Get, reply: Future[Any]) -> None:
-        found = self._book.get(message.name)
-        if message.wait_secs > 0 and (found is None or found.etag == message.unless_etag):
+    def _get_now(self, message: Get, reply: Future[Any], failure: Unavailable | None) -> None:
+        """Reply from memory, which is up to date for this name, or wait for another state."""
+        found = self.memory.entries.get(message.name)
+        if failure is not None:
+            fail(reply, Unavailable(str(failure)))
+        elif message.wait_secs > 0 and (found is None or found.etag == message.unless_etag):
             self._wait(message, reply, 0)
+        elif found is not None:
+            settle(reply, found)
         else:
-            answer(reply, found or not_found(message.name))
+            fail(reply, not_found(message.name))
 
     def _list(self, message: List) -> Any:
-        records = self._book.matching(message.prefix)
         if message.local:
-            return Known(records, round(self._age_secs(), 3))
-        if len(records) >= message.at_least or message.wait_secs <= 0 or self.reply is None:
-            return records
-        self._wait(message, self.reply, len(records))
+            age_secs = self._known_age_secs()
+            return Known(self.memory.entries.matching(message.prefix), age_secs)
+        reply = self.reply
+        if reply is not None:
+            at_least = message.at_least if message.wait_secs > 0 else 0
+            self._backend.list(message.prefix, at_least, partial(self._listed, message, reply))
         return DEFERRED
 
+    def _listed(self, message: List, reply: Future[Any], found: tuple[Record, ...] | Unavailable) -> None:
+        if isinstance(found, tuple) and len(found) < message.at_least and message.wait_secs > 0:
+            self._wait(message, reply, len(found))
+        else:
+            send(reply, found)
+
+    def _known_age_secs(self) -> float:
+        """Return how old what memory holds may be.
+
+        Raises:
+            Unavailable: it holds nothing yet.
+        """
+        if self._backend.away:
+            raise Unavailable(self._backend.away)
+        return round(self._backend.age_secs(), 3)
+
+    def _snapshot(self, _: Snapshot) -> Any:
+        self._backend.snapshot(partial(send, self.reply))
+        return DEFERRED
+
+    # --- waiting reads ---
+
     def _wait(self, message: Get | List, reply: Future[Any], count: int) -> None:
-        if len(self._waiting) >= self._max_waiting:
+        waiters = self.memory.waiters
+        if waiters.size >= self._max_waiting:
             fail(reply, Overloaded(f"{self._max_waiting} requests wait already (api.max_waiting)"))
             return
-        waiter = self._waiting.add(message, reply, time.monotonic() + message.wait_secs, count)
-        self.wake_at(self._waiting.next_deadline())
-        # Called in the thread of whoever gives up.
+        waiter = waiters.add(message, reply, time.monotonic() + message.wait_secs, count)
+        self._set_alarm()
+        # Called in the thread of whoever cancels it.
         reply.add_done_callback(lambda done: self.tell_self(_Left(waiter)) if done.cancelled() else None)
 
     def _wake(self) -> None:
-        self._expire()
-
-    def _expire(self) -> None:
-        """Answer who has waited long enough with what there is."""
-        for waiter in self._waiting.expired(time.monotonic()):
+        """Reply to expired waits with the current entries, and see how the store is."""
+        entries = self.memory.entries
+        for waiter in self.memory.waiters.expired(time.monotonic()):
             if isinstance(waiter.message, List):
-                settle(waiter.reply, self._book.matching(waiter.message.prefix))
+                settle(waiter.reply, entries.matching(waiter.message.prefix))
             else:
                 name = waiter.message.name
-                answer(waiter.reply, self._book.get(name) or not_found(name))
-        if len(self._waiting):
-            self.wake_at(self._waiting.next_deadline())
+                send(waiter.reply, entries.get(name) or not_found(name))
+        self._set_alarm()
 
-    # --- snapshots ---
-
-    def _snapshot(self, _: Snapshot) -> Any:
-        return SnapshotTaken(self._book.snapshot(), self._store.sequence)
-
-    def _snapshot_saved(self, message: SnapshotSaved) -> Any:
-        self._saved = max(self._saved, message.sequence)
-        self._forgetting.append(self.reply)
-        if len(self._forgetting) == 1:
-            self._forget()
-        return DEFERRED
-
-    def _forget(self) -> None:
-        """Let the journal forget a piece; the next one queues behind what waits in the inbox."""
-        if not self._forgetting:
-            return
-        failure = None
-        try:
-            if self._store.forget(self._saved):
-                self.tell_self(_Forget())
-                return
-        except Unavailable as error:
-            failure = error
-            if isinstance(error, StorageFailed):
-                self._problem = error
-        waiting, self._forgetting = self._forgetting, []
-        for reply in waiting:
-            answer(reply, failure and refusal(failure, decided=True))
+    def _set_alarm(self) -> None:
+        moment = min(self._backend.look(), self.memory.waiters.next_deadline())
+        if moment < float("inf"):
+            self.wake_at(moment)

@@ -132,7 +132,7 @@ class _Registry:
             if message.name not in records:
                 raise NotFound(f"Entry '{message.name}' not found")
             return records[message.name]
-        found = writes.outcome(message, records.get(message.name), time.time(), entry.DATA_MAX_BYTES)
+        found = writes.decide(message, records.get(message.name), time.time(), entry.DATA_MAX_BYTES)
         if found is None:
             records.pop(message.name, None)
         else:

@@ -1,4 +1,4 @@
-"""What the registry answers when it cannot do what it was asked. Pure but for the log."""
+"""What the registry replies, errors above all. Pure but for the log."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import logging
 from concurrent.futures import Future
 from typing import Any
 
-from bpbroker.errors import NotFound, StorageFailed, Unavailable
-from bpbroker.messages import Record, fail, settle
+from bpbroker.errors import BpbrokerError, NotFound, StorageFailed, Unavailable
+from bpbroker.messages import fail, settle
 
 logger = logging.getLogger(__name__)
 
 
 def not_found(name: str) -> NotFound:
-    """Give the error that there is no such entry."""
+    """Return the error that there is no such entry."""
     return NotFound(f"Entry '{name}' not found")
 
 
-def failure_of(error: BaseException) -> Unavailable:
-    """Give what a failed commit means to its writers."""
+def write_failure(error: BaseException) -> Unavailable:
+    """Return what a failed commit means to the writes in it."""
     if isinstance(error, Unavailable):
         return error
     logger.error("The store failed in a way that it should not", exc_info=error)
@@ -27,18 +27,27 @@ def failure_of(error: BaseException) -> Unavailable:
     return failure
 
 
+def read_failure(error: BaseException) -> Unavailable:
+    """Return what a failed read of the store means to a client."""
+    if isinstance(error, Unavailable):
+        return error
+    if not isinstance(error, BpbrokerError):
+        logger.error("The store failed in a way that it should not", exc_info=error)
+    return Unavailable("The registry's store failed; the broker's log has the reason")
+
+
 def refusal(failure: Unavailable, *, decided: bool) -> Unavailable:
-    """Give each caller an error of its own; a write that was refused anyway has certainly changed nothing."""
+    """Return an error of its own for one write; one that was refused anyway has certainly changed nothing."""
     result = type(failure)(str(failure) if decided else "Nothing was changed; a write before it could not be stored")
     result.outcome_known = failure.outcome_known or not decided
     return result
 
 
-def answer(reply: Future[Any] | None, verdict: Record | BaseException | None) -> None:
-    """Give a request its answer or its error."""
+def send(reply: Future[Any] | None, value: Any) -> None:
+    """Give a reply its value, or its error if ``value`` is one; None: the message wanted no reply."""
     if reply is None:
         return
-    if isinstance(verdict, BaseException):
-        fail(reply, verdict)
+    if isinstance(value, BaseException):
+        fail(reply, value)
     else:
-        settle(reply, verdict)
+        settle(reply, value)

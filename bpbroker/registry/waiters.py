@@ -1,4 +1,4 @@
-"""Who waits for an entry: the registry's book of waiting reads. No thread, no lock: its actor's alone."""
+"""The reads that wait for an entry, or for enough entries. No thread, no lock: its actor's alone."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Waiter:
 
 @dataclass(slots=True)
 class _Group:
-    """Those who wait for enough entries with one prefix."""
+    """The reads that wait for enough entries with one prefix."""
 
     count: int
     """How many such entries there are."""
     least: int
-    """Nobody in the group is content with fewer; may be lower than need be."""
+    """No read in the group is content with fewer; may be lower than the smallest count that they wait for."""
     waiters: dict[Waiter, None] = field(default_factory=dict)
 
 
@@ -43,17 +43,18 @@ class Waiters:
         self._lengths: tuple[int, ...] = ()
         self._deadlines: list[tuple[float, int, Waiter]] = []
         self._number = 0
-        self._size = 0
+        self.size = 0
+        """How many reads wait."""
 
     def __len__(self) -> int:
-        return self._size
+        return self.size
 
     def add(self, message: Get | List, reply: Future[Any], deadline: float, count: int) -> Waiter:
-        """Enter a read that waits until ``deadline`` (monotonic).
+        """Add a read that waits until ``deadline``.
 
         Args:
             message: the read.
-            reply: where its answer goes.
+            reply: its reply.
             deadline: monotonic time.
             count: for a List: how many entries with its prefix there are.
         """
@@ -68,14 +69,14 @@ class Waiters:
             group.least = min(group.least, message.at_least)
             group.waiters[waiter] = None
         self._number += 1
-        self._size += 1
+        self.size += 1
         heapq.heappush(self._deadlines, (deadline, self._number, waiter))
-        if len(self._deadlines) > 2 * self._size + 64:
-            self._drop_answered()
+        if len(self._deadlines) > 2 * self.size + 64:
+            self._drop_removed()
         return waiter
 
     def appeared(self, name: str, etag: str) -> Iterator[Future[Any]]:
-        """Take out and give those for whom the entry's new state is what they wait for."""
+        """Remove the waiters that the entry's new state satisfies, and yield their replies."""
         waiters = self._by_name.get(name)
         if waiters:
             for waiter in [w for w in waiters if isinstance(w.message, Get) and w.message.unless_etag != etag]:
@@ -83,7 +84,10 @@ class Waiters:
                 yield waiter.reply
 
     def counted(self, name: str, step: int) -> Iterator[tuple[str, list[Future[Any]]]]:
-        """Count an entry that came (1) or went (-1); take out and give, by prefix, those who have enough now."""
+        """Count an entry that came (1) or went (-1). Remove the waiters that have enough now, and yield their replies.
+
+        Yields each prefix with a list of replies, which may be empty.
+        """
         for length in self._lengths:
             prefix = name[:length]
             group = self._by_prefix.get(prefix)
@@ -100,23 +104,23 @@ class Waiters:
                 yield prefix, [waiter.reply for waiter in content]
 
     def next_deadline(self) -> float:
-        """Give the monotonic time at which :meth:`expired` has something to give."""
+        """Return the monotonic time at which the first waiter expires; infinite if none waits."""
         return self._deadlines[0][0] if self._deadlines else float("inf")
 
     def expired(self, now: float) -> Iterator[Waiter]:
-        """Take out and give those whose time is over."""
+        """Remove and yield the waiters whose time is over."""
         while self._deadlines and self._deadlines[0][0] <= now:
             _, _, waiter = heapq.heappop(self._deadlines)
             if self.remove(waiter):
                 yield waiter
 
     def all(self) -> list[Waiter]:
-        """Give everybody who waits."""
+        """Return all waiters."""
         groups = (group.waiters for group in self._by_prefix.values())
         return [waiter for waiters in (*self._by_name.values(), *groups) for waiter in waiters]
 
     def remove(self, waiter: Waiter) -> bool:
-        """Take out one; False if it was taken out before. Its deadline is skipped when it comes up."""
+        """Remove a waiter; return False if it was removed before."""
         message = waiter.message
         if isinstance(message, Get):
             waiters = self._by_name.get(message.name, {})
@@ -131,13 +135,13 @@ class Waiters:
             else:
                 del self._by_prefix[message.prefix]
                 self._measure()
-        self._size -= 1
+        self.size -= 1
         return True
 
     def _measure(self) -> None:
         self._lengths = tuple({len(prefix) for prefix in self._by_prefix})
 
-    def _drop_answered(self) -> None:
+    def _drop_removed(self) -> None:
         present = set(self.all())
         self._deadlines = [item for item in self._deadlines if item[2] in present]
         heapq.heapify(self._deadlines)

@@ -1,27 +1,72 @@
-"""What each write does to an entry: conditions, the entry that comes out, refusals. Pure functions."""
+"""What each kind of write does to an entry. Pure functions: the same state and write give the same result.
+
+To add a kind of write:
+
+1. its message in ``messages.py``: a frozen dataclass with ``name`` and ``condition``, and what else it needs;
+2. its function here: ``(write, current, now, max_bytes)`` → the entry after it, or a refusal that it raises;
+3. one row in :data:`WRITES`, one name in :data:`Write`.
+
+The registry takes it then, on each store: it decides the write on the staged
+state, commits it with others, decides again after a conflict, and replies when
+the entry is durable. What clients and extensions call is one row each in
+``frontend/actions.py``, ``extensions/registry_calls.py`` and ``client/calls.py``.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, Final
 
 from bpbroker.errors import AlreadyExists, PreconditionFailed, TooLarge
-from bpbroker.messages import Condition, Delete, Record, Register, Replace, Update
+from bpbroker.messages import ALWAYS, Condition, Delete, Record, Register, Replace, Update
 from bpbroker.registry import entry
 
 Write = Register | Replace | Update | Delete
 
 
 def record(name: str, encoded: bytes) -> Record:
-    """Give the record of an encoded entry."""
+    """Return the record of an encoded entry."""
     return Record(name, encoded, entry.etag(encoded))
 
 
-def outcome(message: Write, current: Record | None, now: float, max_bytes: int) -> Record | None:
-    """Give the entry as it is after the write, None for no entry.
+def _register(write: Register, current: Record | None, now: float, _max_bytes: int) -> Record:
+    if current is not None:
+        raise AlreadyExists(f"Entry '{write.name}' already exists")
+    return record(write.name, entry.encode(entry.stamp(write.data, write.source, now)))
+
+
+def _replace(write: Replace, _current: Record | None, now: float, _max_bytes: int) -> Record:
+    return record(write.name, entry.encode(entry.stamp(write.data, write.source, now)))
+
+
+def _update(write: Update, current: Record | None, now: float, max_bytes: int) -> Record:
+    own = write.data
+    if current is not None:
+        own = entry.deep_merge(entry.without_stamp(json.loads(current.json)), own)
+        if len(entry.encode(own)) > max_bytes:
+            raise TooLarge(f"The merged entry would be larger than {max_bytes} bytes; nothing was changed")
+    return record(write.name, entry.encode(entry.stamp(own, write.source, now)))
+
+
+def _delete(_write: Delete, _current: Record | None, _now: float, _max_bytes: int) -> None:
+    return None
+
+
+WRITES: Final[dict[type[Any], Callable[[Any, Record | None, float, int], Record | None]]] = {
+    Register: _register,
+    Replace: _replace,
+    Update: _update,
+    Delete: _delete,
+}
+"""Message type to what it does."""
+
+
+def decide(write: Write, current: Record | None, now: float, max_bytes: int) -> Record | None:
+    """Return the entry as it is after a write, None for no entry.
 
     Args:
-        message: the write.
+        write: the write.
         current: the entry before it.
         now: Unix time in seconds.
         max_bytes: the most that a merged entry may take.
@@ -29,23 +74,15 @@ def outcome(message: Write, current: Record | None, now: float, max_bytes: int) 
     Raises:
         BadRequest, PreconditionFailed, AlreadyExists, TooLarge: nothing is to be changed.
     """
-    if not isinstance(message, Delete):
-        entry.check_new_name(message.name)
-    _check_condition(message.name, message.condition, current)
-    if isinstance(message, Delete):
-        return None
-    if isinstance(message, Register) and current is not None:
-        raise AlreadyExists(f"Entry '{message.name}' already exists")
-    own = message.data
-    if isinstance(message, Update) and current is not None:
-        own = entry.deep_merge(entry.without_stamp(json.loads(current.json)), own)
-        if len(entry.encode(own)) > max_bytes:
-            raise TooLarge(f"The merged entry would be larger than {max_bytes} bytes; nothing was changed")
-    return record(message.name, entry.encode(entry.stamp(own, message.source, now)))
+    if type(write) is not Delete:
+        entry.check_new_name(write.name)
+    if write.condition is not ALWAYS:
+        _check_condition(write.name, write.condition, current)
+    return WRITES[type(write)](write, current, now, max_bytes)
 
 
 def _check_condition(name: str, condition: Condition, current: Record | None) -> None:
-    """Check ``If-Match`` and ``If-None-Match`` as RFC 9110, section 13.1, has them."""
+    """Check ``If-Match`` and ``If-None-Match`` as RFC 9110, section 13.1, defines them."""
     if condition.match is not None and not _tagged(condition.match, current):
         found = "it does not exist" if current is None else f"its tag is {_tag(current)}"
         raise PreconditionFailed(f"Entry '{name}' is not as expected: {found}")

@@ -13,7 +13,8 @@ import pykka
 from bpbroker import messages
 from bpbroker.actors.base import ActorAddress, ask_patiently, launch
 from bpbroker.actors.registry import Registry
-from bpbroker.actors.shared_registry import SharedRegistry
+from bpbroker.actors.registry_local import LocalBackend
+from bpbroker.actors.registry_shared import SharedBackend
 from bpbroker.config import layers
 from bpbroker.errors import Unavailable
 from bpbroker.storage import config_file
@@ -119,7 +120,7 @@ def registry_factory(own: Path, settings_now: Callable[[], messages.Settings], l
                 own,
             )
         options = EtcdOptions.of(settings_now())
-        return lambda: launch(SharedRegistry, lambda: EtcdStore(options), settings_now())
+        return lambda: launch(Registry, SharedBackend(lambda: EtcdStore(options)), settings_now())
     journal, first = journal_path(own), [entries]
 
     def base() -> Mapping[str, bytes]:
@@ -129,4 +130,4 @@ def registry_factory(own: Path, settings_now: Callable[[], messages.Settings], l
     def store() -> EmbeddedStore:
         return EmbeddedStore(journal, base, origin.registry, origin.commit)
 
-    return lambda: launch(Registry, store, settings_now(), origin.registry)
+    return lambda: launch(Registry, LocalBackend(store, origin.registry), settings_now())

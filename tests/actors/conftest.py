@@ -10,7 +10,8 @@ import pytest
 
 from bpbroker.actors import base
 from bpbroker.actors.registry import Registry
-from bpbroker.actors.shared_registry import SharedRegistry
+from bpbroker.actors.registry_local import LocalBackend
+from bpbroker.actors.registry_shared import SharedBackend
 from bpbroker.config import layers
 from bpbroker.registry.changes import Change, Changes, Committed, Conflict, News, Outcome, Seen, State
 
@@ -232,7 +233,7 @@ def run() -> Iterator[Callable[..., Asked]]:
 @pytest.fixture
 def registry(ledger: Ledger, run: Callable[..., Asked]) -> Iterator[Asked]:
     """A registry on :func:`ledger`."""
-    yield run(Registry, lambda: ledger, layers.freeze(layers.DEFAULTS))
+    yield run(Registry, LocalBackend(lambda: ledger), layers.freeze(layers.DEFAULTS))
     ledger.release()
 
 
@@ -244,4 +245,4 @@ def shared_ledger() -> SharedLedger:
 @pytest.fixture
 def shared_registry(shared_ledger: SharedLedger, run: Callable[..., Asked]) -> Asked:
     """A registry on :func:`shared_ledger`."""
-    return run(SharedRegistry, lambda: shared_ledger, layers.freeze(layers.DEFAULTS))
+    return run(Registry, SharedBackend(lambda: shared_ledger), layers.freeze(layers.DEFAULTS))

@@ -16,6 +16,7 @@ from bpbroker.actors.base import wait_for
 from bpbroker.actors.config_store import ConfigStore
 from bpbroker.actors.ownership import Owned
 from bpbroker.actors.registry import Registry
+from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.config import layers
 from bpbroker.errors import ConfigurationError, StorageFailed, StorageFull, Unavailable
 from bpbroker.messages import (
@@ -54,7 +55,11 @@ def published() -> list[Settings]:
 
 @pytest.fixture
 def registry(file: Path, run: Callable[..., Asked]) -> Asked:
-    return run(Registry, lambda: EmbeddedStore(journal_path(file), lambda: config_file.read(file)[1]), layers.DEFAULTS)
+    return run(
+        Registry,
+        LocalBackend(lambda: EmbeddedStore(journal_path(file), lambda: config_file.read(file)[1])),
+        layers.DEFAULTS,
+    )
 
 
 @pytest.fixture

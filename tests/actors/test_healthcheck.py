@@ -18,6 +18,7 @@ from bpbroker.actors import restarts
 from bpbroker.actors.base import Actor, ActorAddress, launch, wait_for
 from bpbroker.actors.healthcheck import Healthcheck, Probe
 from bpbroker.actors.registry import Registry
+from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.config import layers
 from bpbroker.errors import StorageFailed, Unavailable
 from bpbroker.messages import (
@@ -376,7 +377,7 @@ def test_a_stuck_registry_is_replaced_with_all_its_entries_and_fenced_off(ward: 
             return super().commit(changes)
 
     journal = tmp_path / "journal"
-    address = ward.add("registry", lambda: launch(Registry, lambda: Slow(journal, dict), settings(10)))
+    address = ward.add("registry", lambda: launch(Registry, LocalBackend(lambda: Slow(journal, dict)), settings(10)))
     write(address, Register("kept", {"n": 1}, "10.0.0.7"))
     write(address, Register("gone", {}, "10.0.0.7"))
     write(address, Delete("gone"))

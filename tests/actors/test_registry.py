@@ -13,6 +13,7 @@ import pytest
 
 from bpbroker.actors import base
 from bpbroker.actors.registry import Registry
+from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.config import layers
 from bpbroker.errors import (
     AlreadyExists,
@@ -146,7 +147,7 @@ def test_exists(registry: Asked) -> None:
 
 def test_it_starts_with_what_the_store_has(ledger: Ledger, run: Callable[..., Asked]) -> None:
     ledger.entries = {"b": b'{"x": 1}', "a": b"{}"}
-    registry = run(Registry, lambda: ledger, layers.DEFAULTS)
+    registry = run(Registry, LocalBackend(lambda: ledger), layers.DEFAULTS)
     assert [(record.name, record.json) for record in registry(List())] == [("a", b"{}"), ("b", b'{"x": 1}')]
 
 
@@ -155,7 +156,7 @@ def test_a_store_that_cannot_be_opened_fails_the_start() -> None:
         raise DamagedFile("damaged")
 
     with pytest.raises(DamagedFile):
-        base.launch(Registry, damaged, layers.DEFAULTS)
+        base.launch(Registry, LocalBackend(damaged), layers.DEFAULTS)
 
 
 # --- conditions ---
@@ -521,15 +522,15 @@ def journal(tmp_path: Path) -> Path:
 
 def test_a_replaced_registry_that_wakes_up_is_fenced_off(run: Callable[..., Asked], journal: Path) -> None:
     """S5: the healthcheck put a fresh one in its place while it was stuck."""
-    old = run(Registry, lambda: EmbeddedStore(journal, dict), layers.DEFAULTS)
+    old = run(Registry, LocalBackend(lambda: EmbeddedStore(journal, dict)), layers.DEFAULTS)
     old(register("a", x=1))
-    new = run(Registry, lambda: EmbeddedStore(journal, dict), layers.DEFAULTS)
+    new = run(Registry, LocalBackend(lambda: EmbeddedStore(journal, dict)), layers.DEFAULTS)
     new(register("b"))
     with pytest.raises(StorageFailed, match="another registry has taken this one's place"):
         old(register("b"))
     assert old.address.stop(10)
     new(update("a", y=2))
     assert new.address.stop(10)
-    again = run(Registry, lambda: EmbeddedStore(journal, dict), layers.DEFAULTS)
+    again = run(Registry, LocalBackend(lambda: EmbeddedStore(journal, dict)), layers.DEFAULTS)
     assert own(again(Get("a"))) == {"x": 1, "y": 2}
     assert [record.name for record in again(List())] == ["a", "b"]

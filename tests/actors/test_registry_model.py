@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from bpbroker.actors import base
 from bpbroker.actors.registry import Registry
+from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.config import layers
 from bpbroker.errors import AlreadyExists, NotFound, PreconditionFailed, RequestError
 from bpbroker.messages import Condition, Delete, Exists, Get, List, Register, Replace, Snapshot, SnapshotSaved, Update
@@ -82,7 +83,7 @@ class Machine(RuleBasedStateMachine):
         self.start()
 
     def start(self) -> None:
-        self.address = base.ActorAddress("registry", base.launch(Registry, self.store, layers.DEFAULTS))
+        self.address = base.ActorAddress("registry", base.launch(Registry, LocalBackend(self.store), layers.DEFAULTS))
 
     def store(self) -> EmbeddedStore:
         return EmbeddedStore(journal_path(self.file), lambda: config_file.read(self.file)[1])

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bpbroker.actors.sharing import Versions
 from bpbroker.errors import AlreadyExists, NotFound, Overloaded, PreconditionFailed, StorageFull, Unavailable
 from bpbroker.messages import Condition, Delete, Exists, Get, List, Ping, Register, Replace, Snapshot, Update
 from bpbroker.registry.changes import Broken, Changes, Seen
+from bpbroker.registry.replica import Versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -292,12 +292,13 @@ def test_what_is_no_entry_is_told_and_left_alone(quiet: SharedLedger, shared_reg
 def test_it_starts_without_its_store_and_serves_when_it_comes(
     shared_ledger: SharedLedger, run: Callable[..., Asked]
 ) -> None:
-    from bpbroker.actors.shared_registry import SharedRegistry
+    from bpbroker.actors.registry import Registry
+    from bpbroker.actors.registry_shared import SharedBackend
     from bpbroker.config import layers
 
     shared_ledger.put("a", b"{}")
     shared_ledger.away = Unavailable("nobody there")
-    registry = run(SharedRegistry, lambda: shared_ledger, layers.freeze(layers.DEFAULTS))
+    registry = run(Registry, SharedBackend(lambda: shared_ledger), layers.freeze(layers.DEFAULTS))
     assert registry(Ping()).detail == "nobody there"
     assert registry(Exists("a")) == ""
     for message in (Get("a"), Get("a", local=True), List(), Replace("a", {}, IP), Snapshot()):

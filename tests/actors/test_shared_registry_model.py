@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from bpbroker.actors import base
-from bpbroker.actors.shared_registry import SharedRegistry
+from bpbroker.actors.registry import Registry
+from bpbroker.actors.registry_shared import SharedBackend
 from bpbroker.config import layers
 from bpbroker.errors import NotFound
 from bpbroker.messages import Delete, Exists, Get, List, Register, Replace, Snapshot, Update
@@ -52,7 +53,7 @@ class Machine(RuleBasedStateMachine):
 
     def start(self) -> base.ActorAddress:
         options = EtcdOptions.of({"_registry": self.section})
-        launched = base.launch(SharedRegistry, lambda: EtcdStore(options), layers.DEFAULTS)
+        launched = base.launch(Registry, SharedBackend(lambda: EtcdStore(options)), layers.DEFAULTS)
         return base.ActorAddress("registry", launched)
 
     @initialize()

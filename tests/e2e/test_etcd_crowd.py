@@ -161,11 +161,11 @@ EtcdStore.commit = lambda store, changes: commit(store, [replace(change, expects
 STALE = """
 import time
 from dataclasses import replace
-from bpbroker.actors.shared_registry import SharedRegistry
+from bpbroker.actors.registry import Registry
 from bpbroker.storage.etcd.store import EtcdStore
 
-get, follow = SharedRegistry._get, EtcdStore.follow
-SharedRegistry._get = lambda registry, message: get(registry, replace(message, local=True))
+get, follow = Registry._get, EtcdStore.follow
+Registry._get = lambda registry, message: get(registry, replace(message, local=True))
 EtcdStore.follow = lambda store, after, take: follow(store, after, lambda news: (time.sleep(0.2), take(news)))
 """
 

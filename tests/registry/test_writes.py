@@ -16,7 +16,7 @@ THERE = writes.record("a", entry.encode(entry.stamp({"x": {"y": 1}}, "10.0.0.9",
 
 
 def decide(message: writes.Write, current: Record | None, max_bytes: int = 1000) -> Record | None:
-    return writes.outcome(message, current, 7.9, max_bytes)
+    return writes.decide(message, current, 7.9, max_bytes)
 
 
 @pytest.mark.parametrize("kind", [Register, Replace, Update])

@@ -15,6 +15,7 @@ from bpbroker.actors.backup import Backup
 from bpbroker.actors.config_store import ConfigStore
 from bpbroker.actors.ownership import Owned
 from bpbroker.actors.registry import Registry
+from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.errors import BpbrokerError, RequestError
 from bpbroker.messages import BackupNow, Delete, Get, List, Replace, Save
 from bpbroker.storage import config_file
@@ -37,7 +38,7 @@ class Driver:
         def store() -> EmbeddedStore:
             return EmbeddedStore(journal_path(file), lambda: config_file.read(file)[1])
 
-        self.registry = base.ActorAddress("registry", base.launch(Registry, store, loaded.effective))
+        self.registry = base.ActorAddress("registry", base.launch(Registry, LocalBackend(store), loaded.effective))
         launched = base.launch(ConfigStore, sources, Owned(loaded), self.registry)
         self.config_store = base.ActorAddress("config store", launched)
         self.backup = base.ActorAddress(

@@ -11,6 +11,7 @@ import pytest
 from bpbroker.actors.base import ActorAddress, launch
 from bpbroker.actors.extension import Extension
 from bpbroker.actors.registry import Registry
+from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.config import layers
 from bpbroker.storage.embedded.store import EmbeddedStore
 from tests.support.extension import MODULE, WAIT_SECS, Made, Make
@@ -19,7 +20,9 @@ from tests.support.extension import MODULE, WAIT_SECS, Made, Make
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[ActorAddress]:
     settings = layers.freeze(layers.DEFAULTS)
-    address = ActorAddress("registry", launch(Registry, lambda: EmbeddedStore(tmp_path / "j", dict), settings))
+    address = ActorAddress(
+        "registry", launch(Registry, LocalBackend(lambda: EmbeddedStore(tmp_path / "j", dict)), settings)
+    )
     yield address
     assert address.stop(WAIT_SECS)
 

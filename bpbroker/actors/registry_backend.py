@@ -1,0 +1,108 @@
+"""How the registry commits and reads: what is handed to its actor, one for each kind of store.
+
+The actor decides; a backend says when memory is up to date and what became of
+a commit. :class:`~bpbroker.actors.registry_local.LocalBackend` does all of it at
+once, in the actor's thread. :class:`~bpbroker.actors.registry_shared.SharedBackend`
+has it done in other threads and calls back later, in the actor's thread again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from bpbroker.errors import Unavailable
+from bpbroker.messages import Record, SnapshotTaken
+from bpbroker.registry.changes import Change, Committed, Conflict, Outcome
+from bpbroker.registry.memory import Memory
+from bpbroker.registry.reads import Then
+
+
+class Host(Protocol):
+    """What a backend needs of its registry actor."""
+
+    memory: Memory
+    reply: Future[Any] | None
+    """Of the message that is being handled."""
+
+    def tell_self(self, message: Any) -> None:
+        """Queue a message to the actor; from any thread."""
+
+    def report(self, failure: Unavailable | None) -> None:
+        """Take the last word on whether a write can be stored; None: it can."""
+
+
+class Backend(Protocol):
+    """How the registry commits and reads. Every method is called in the actor's thread, and none may block for long."""
+
+    @property
+    def registry_id(self) -> str:
+        """32 hexadecimal digits; the same for all brokers that share one registry."""
+
+    @property
+    def away(self) -> str:
+        """Why there is nothing to serve at all; empty once there is."""
+
+    @property
+    def trouble(self) -> str:
+        """Why the store cannot be reached now; empty while it can. Not empty if :attr:`away` is not."""
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        """Names that cannot be served, and why."""
+
+    @property
+    def figures(self) -> Mapping[str, Any]:
+        """Numbers and states that health shows, all of them JSON values."""
+
+    @property
+    def handlers(self) -> Mapping[type, Callable[[Any], Any]]:
+        """Messages of its own that the actor hands on."""
+
+    def open(self, host: Host) -> None:
+        """Open the store and fill the memory. Called once, before everything else.
+
+        Raises:
+            ConfigurationError: the store cannot be used.
+        """
+
+    def drain(self) -> None:
+        """End what is under way and call back, for the registry stops. A commit after this is called back at once."""
+
+    def close(self) -> None:
+        """Close the store, if it was opened."""
+
+    def look(self) -> float:
+        """See how the store is, if that is due. Return the monotonic time of the next look; may be infinite."""
+
+    def age_secs(self) -> float:
+        """Return for how long memory may have been behind the store."""
+
+    # --- reading ---
+
+    def is_fresh(self, name: str) -> bool:
+        """Return whether memory surely holds the newest state of a name, and no staged one replaces it."""
+
+    def read(self, name: str, then: Then) -> None:
+        """Bring memory up to date for a name, then call ``then``."""
+
+    def list(self, prefix: str, at_least: int, then: Callable[[tuple[Record, ...] | Unavailable], None]) -> None:
+        """Call ``then`` with all entries whose names begin with ``prefix``.
+
+        If there are fewer than ``at_least``, memory is up to date with them.
+        """
+
+    def snapshot(self, then: Callable[[SnapshotTaken | Unavailable], None]) -> None:
+        """Call ``then`` with a complete committed state."""
+
+    # --- committing ---
+
+    def commit(self, changes: Sequence[Change], ended: Callable[[Sequence[Outcome] | BaseException], None]) -> None:
+        """Commit changes, then call ``ended`` with their outcomes or what went wrong. One commit at a time."""
+
+    def learn(self, name: str, after: Record | None, outcome: Committed | Conflict) -> None:
+        """Let memory hold what became of a change to ``after``."""
+
+    def probe(self) -> None:
+        """Find out whether a commit would work now, and report it to the host, at once or later."""

@@ -1,0 +1,161 @@
+"""The registry's backend on a store with no other writer: at once, and what is in memory is the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from bpbroker.actors.base import DEFERRED
+from bpbroker.actors.registry_backend import Host
+from bpbroker.errors import StorageFailed, Unavailable
+from bpbroker.messages import Record, SnapshotSaved, SnapshotTaken
+from bpbroker.registry.changes import Change, Committed, Conflict, Outcome
+from bpbroker.registry.memory import Memory
+from bpbroker.registry.reads import Then
+from bpbroker.registry.replies import refusal, send
+from bpbroker.registry.writes import record
+from bpbroker.storage.base import LocalStore
+
+
+@dataclass(frozen=True, slots=True)
+class _Forget:
+    """The registry to itself: let the journal forget the next piece."""
+
+
+class LocalBackend:
+    """Implements :class:`bpbroker.actors.registry_backend.Backend`.
+
+    Args:
+        open_store: makes the store; called in the actor's thread.
+        registry_id: 32 hexadecimal digits.
+    """
+
+    away = ""
+    trouble = ""
+
+    def __init__(self, open_store: Callable[[], LocalStore], registry_id: str = "0" * 32) -> None:
+        self.registry_id = registry_id
+        self.faults: Mapping[str, str] = {}
+        self.handlers: Mapping[type, Callable[[Any], Any]] = {
+            SnapshotSaved: self._snapshot_saved,
+            _Forget: lambda _: self._forget(),
+        }
+        self._open_store = open_store
+        self._store: LocalStore
+        self._is_open = False
+        self._host: Host
+        self._memory: Memory
+        self._behind: list[Then] = []
+        """Reads of names that the next commit changes."""
+        self._saved = 0
+        """The configuration file holds everything up to this commit."""
+        self._forgetting: list[Future[Any] | None] = []
+        """The replies to those that said so; empty when there is nothing to forget."""
+
+    @property
+    def figures(self) -> Mapping[str, Any]:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`."""
+        return self._store.figures
+
+    def open(self, host: Host) -> None:
+        """Open the store and take its entries into memory."""
+        self._host, self._memory = host, host.memory
+        self._store = self._open_store()
+        self._is_open = True
+        self._memory.fill(record(name, value) for name, value in self._store.load().items())
+
+    def drain(self) -> None:
+        """Forget to the end: there is no traffic any more that this could hold up."""
+        while self._forgetting:
+            self._forget()
+
+    def close(self) -> None:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`."""
+        if self._is_open:
+            self._store.close()
+
+    def look(self) -> float:
+        """Return infinity: a commit tells how the store is."""
+        return float("inf")
+
+    def age_secs(self) -> float:
+        """Return 0: memory is never behind."""
+        return 0.0
+
+    # --- reading ---
+
+    def is_fresh(self, name: str) -> bool:
+        """Return whether no staged write changes the name."""
+        return name not in self._memory.batch.staged
+
+    def read(self, name: str, then: Then) -> None:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`; a read of a staged name waits for the commit."""
+        if self.is_fresh(name):
+            then(None)
+        else:
+            self._behind.append(then)
+
+    def list(self, prefix: str, _at_least: int, then: Callable[[tuple[Record, ...] | Unavailable], None]) -> None:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`."""
+        then(self._memory.entries.matching(prefix))
+
+    def snapshot(self, then: Callable[[SnapshotTaken | Unavailable], None]) -> None:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`."""
+        then(SnapshotTaken(self._memory.entries.snapshot(), self._store.sequence))
+
+    # --- committing ---
+
+    def commit(self, changes: Sequence[Change], ended: Callable[[Sequence[Outcome] | BaseException], None]) -> None:
+        """Commit at once; ``ended`` has been called when this returns."""
+        result: Sequence[Outcome] | BaseException
+        try:
+            result = self._store.commit(changes)
+        except Exception as error:  # noqa: BLE001 - whatever it is, each write in it must have a reply
+            result = error
+        ended(result)
+        if self._behind:
+            behind, self._behind = self._behind, []
+            for then in behind:
+                then(None)
+
+    def learn(self, name: str, after: Record | None, outcome: Committed | Conflict) -> None:
+        """Let the change be seen."""
+        if isinstance(outcome, Committed):  # without other writers there is no conflict
+            self._memory.put(name, after)
+
+    def probe(self) -> None:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`."""
+        try:
+            self._store.probe()
+        except Unavailable as error:
+            self._host.report(error)
+        else:
+            self._host.report(None)
+
+    # --- forgetting ---
+
+    def _snapshot_saved(self, message: SnapshotSaved) -> Any:
+        self._saved = max(self._saved, message.sequence)
+        self._forgetting.append(self._host.reply)
+        if len(self._forgetting) == 1:
+            self._forget()
+        return DEFERRED
+
+    def _forget(self) -> None:
+        """Let the journal forget a piece; the next one queues behind what waits in the inbox."""
+        if not self._forgetting:
+            return
+        failure = None
+        try:
+            if self._store.forget(self._saved):
+                self._host.tell_self(_Forget())
+                return
+        except Unavailable as error:
+            failure = error
+            if isinstance(error, StorageFailed):
+                self._host.report(error)
+        waiting, self._forgetting = self._forgetting, []
+        for reply in waiting:
+            send(reply, failure and refusal(failure, decided=True))

@@ -1,0 +1,304 @@
+"""The registry's backend on a store that other brokers write to as well.
+
+Memory may be behind the store. So a commit says which version of each entry it
+expects, a read asks the store, and what other brokers change is followed.
+Commits and reads take their time: lanes make them, and call back.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Final
+
+from bpbroker.actors.registry_backend import Host
+from bpbroker.actors.registry_lanes import Done, Kind, Lanes
+from bpbroker.errors import StorageFull, Unavailable
+from bpbroker.messages import Record, SnapshotTaken
+from bpbroker.registry.changes import Broken, Change, Changes, Committed, Conflict, Outcome, Seen, State
+from bpbroker.registry.reads import ReadQueue, Then
+from bpbroker.registry.replica import Replica
+from bpbroker.registry.replies import read_failure
+from bpbroker.registry.writes import record
+from bpbroker.storage.base import SharedStore
+
+logger = logging.getLogger(__name__)
+
+NO_ANSWER: Final = "The registry's store does not answer"
+
+CHECK_SECS: Final = 1.0
+"""A store that has not been used for so long is asked whether it is there."""
+
+_STOPPING: Final = "the broker is stopping"
+
+
+class SharedBackend:
+    """Implements :class:`bpbroker.actors.registry_backend.Backend`.
+
+    Args:
+        open_store: makes the store; called in the actor's thread.
+    """
+
+    def __init__(self, open_store: Callable[[], SharedStore]) -> None:
+        self.away = "There is no registry yet"
+        self.handlers: Mapping[type, Callable[[Any], Any]] = {
+            Done: lambda done: done.then(done.result),
+            State: self._take_state,
+            Changes: self._take_changes,
+            Broken: self._take_break,
+        }
+        self._open_store = open_store
+        self._store: SharedStore
+        self._replica: Replica
+        self._lanes: Lanes
+        self._is_open = self._is_running = False
+        """Whether there is a store, and whether there are lanes."""
+        self._host: Host
+        self._no_answer = ""
+        """Why the store does not answer; empty while it does."""
+        self._reads = ReadQueue()
+        self._reading = False
+        self._commit: tuple[Future[Any], Callable[[Sequence[Outcome] | BaseException], None]] | None = None
+        self._stopping = False
+        self._fresh_at = time.monotonic()
+        self._broken_at: float | None = None
+
+    @property
+    def registry_id(self) -> str:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`."""
+        return self._replica.registry_id
+
+    @property
+    def trouble(self) -> str:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`."""
+        return self.away or self._no_answer
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`."""
+        return self._replica.faults
+
+    @property
+    def figures(self) -> Mapping[str, Any]:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`."""
+        return {"age_secs": round(self.age_secs(), 3)}
+
+    def age_secs(self) -> float:
+        """Return how long ago memory surely held the newest state."""
+        now = time.monotonic()
+        return now - min(self._fresh_at, now if self._broken_at is None else self._broken_at)
+
+    # --- its life ---
+
+    def open(self, host: Host) -> None:
+        """Open the store and learn what it holds; while it does not answer, the follower tries again and again."""
+        self._host = host
+        self._replica = Replica(host.memory)
+        store = self._store = self._open_store()
+        self._is_open = True
+        state = None
+        try:
+            state = store.open()
+        except Unavailable as error:
+            self.away = str(error)
+            logger.warning("There is no registry yet, and it is tried again: %s", error)
+        self._fresh_at = time.monotonic()
+        self._lanes = Lanes(host.tell_self)
+        self._is_running = True
+        self._lanes.follow(store.follow, state.version if state else None)
+        if state is not None:
+            self._take_state(state)
+
+    def drain(self) -> None:
+        """Stop the lanes. Call back with what became of the commit under way, if that is known; refuse the rest."""
+        self._stopping, self.away = True, _STOPPING
+        if self._is_running:
+            self._lanes.stop()
+        for then in self._reads.clear():
+            then(Unavailable("The broker is stopping"))
+        if self._commit is not None:
+            (result, ended), self._commit = self._commit, None
+            unknown = Unavailable(f"Whether this was changed is not known: {_STOPPING}")
+            unknown.outcome_known = False
+            ended((result.exception() or result.result()) if result.done() else unknown)
+
+    def close(self) -> None:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`; the follower ends with it."""
+        if self._is_open:
+            self._store.close()
+
+    # --- committing ---
+
+    def commit(self, changes: Sequence[Change], ended: Callable[[Sequence[Outcome] | BaseException], None]) -> None:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`."""
+        if self._stopping:
+            ended(Unavailable(f"Nothing was changed: {_STOPPING}"))
+            return
+
+        def taken(result: Sequence[Outcome] | BaseException) -> None:
+            self._commit = None
+            ended(result)
+
+        self._commit = self._call("commit", lambda: self._store.commit(changes), taken), ended
+
+    def learn(self, name: str, after: Record | None, outcome: Committed | Conflict) -> None:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`."""
+        if isinstance(outcome, Conflict):
+            self._replica.learn(outcome.seen)
+        else:
+            value, version = (None, 0) if after is None else (after.json, outcome.version)
+            self._replica.learn(Seen(name, value, version, outcome.version), after)
+
+    def probe(self) -> None:
+        """Have the store asked whether it has space; the next ping tells."""
+
+        def taken(result: object) -> None:
+            if not isinstance(result, BaseException):
+                self._host.report(None)
+
+        self._call("scan", self._store.probe, taken)
+
+    # --- reading ---
+
+    def is_fresh(self, _name: str) -> bool:
+        """Return False: another broker may have changed anything meanwhile."""
+        return False
+
+    def read(self, name: str, then: Then) -> None:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`; reads that come together are one read."""
+        if self.away:
+            then(Unavailable(self.away))
+            return
+
+        def known(failure: Unavailable | None) -> None:
+            why = str(failure or self.away or self.faults.get(name, ""))
+            then(Unavailable(why) if why else None)
+
+        self._read(name, known)
+
+    def _read(self, name: str, then: Then) -> None:
+        self._reads.add(name, then)
+        if not self._reading:
+            self._reading = True
+            # Behind what is in the inbox: reads that came together are asked together.
+            self._host.tell_self(Done(self._begin_read))
+
+    def _read_again(self, names: Sequence[str]) -> None:
+        """Read names of which only something old may have been seen."""
+        for name in names:
+            self._read(name, lambda _: None)
+
+    def _begin_read(self, _: object = None) -> None:
+        names = self._reads.begin()
+
+        def taken(result: Sequence[Seen] | BaseException) -> None:
+            unsure = () if isinstance(result, BaseException) else [s.name for s in result if not self._replica.learn(s)]
+            self._read_ended(result, unsure)
+
+        self._call("read", lambda: self._store.read(names), taken)
+
+    def _read_ended(self, result: object, unsure: Sequence[str] = ()) -> None:
+        """Call back for the reads that have ended, and begin with those that came meanwhile."""
+        failure = read_failure(result) if isinstance(result, BaseException) else None
+        done = self._reads.end(unsure) if failure is None else self._reads.clear()
+        for then in done:
+            then(failure)
+        self._reading = bool(self._reads)
+        if self._reading:
+            self._begin_read()
+
+    def list(self, prefix: str, at_least: int, then: Callable[[tuple[Record, ...] | Unavailable], None]) -> None:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`."""
+        if self.away:
+            then(Unavailable(self.away))
+            return
+
+        def taken(result: State | BaseException) -> None:
+            if isinstance(result, BaseException):
+                then(Unavailable(str(read_failure(result))))
+                return
+            records = tuple(
+                record(seen.name, seen.value) for seen in result.entries if seen.value is not None and not seen.fault
+            )
+            if len(records) < at_least:
+                if result.registry_id != self._replica.registry_id:
+                    then(Unavailable("The registry in the store has just become another one"))
+                    return
+                self._read_again(self._replica.learn_all(result, prefix))
+                records = self._host.memory.entries.matching(prefix)  # others may have come meanwhile
+            then(records)
+
+        self._call("scan", lambda: self._store.scan(prefix), taken)
+
+    def snapshot(self, then: Callable[[SnapshotTaken | Unavailable], None]) -> None:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`."""
+        if self.away:
+            then(Unavailable(self.away))
+            return
+
+        def taken(result: State | BaseException) -> None:
+            if isinstance(result, BaseException):
+                then(Unavailable(str(read_failure(result))))
+                return
+            entries = {seen.name: seen.value for seen in result.entries if seen.value is not None and not seen.fault}
+            newest = max((seen.version for seen in result.entries), default=0)
+            then(SnapshotTaken(entries, max(newest, min(self._replica.versions.newest, result.version))))
+
+        self._call("scan", self._store.scan, taken)
+
+    # --- how the store is ---
+
+    def _call(self, kind: Kind, call: Callable[[], Any], then: Callable[[Any], None]) -> Future[Any]:
+        begun = time.monotonic()
+
+        def ended(result: Any) -> None:
+            if not isinstance(result, BaseException):
+                self._answered(begun)
+            elif isinstance(result, Unavailable) and not isinstance(result, StorageFull):
+                self._failed(str(result) if result.outcome_known else NO_ANSWER)
+            then(result)
+
+        return self._lanes.call(kind, call, ended)
+
+    def _answered(self, begun: float) -> None:
+        self._fresh_at = max(self._fresh_at, begun)
+        if self._no_answer:
+            logger.info("The registry's store answers again")
+            self._no_answer = ""
+            self._store.hurry()
+
+    def _failed(self, why: str) -> None:
+        if why != self._no_answer:
+            logger.warning("The registry's store: %s", why)
+        self._no_answer = why
+
+    def look(self) -> float:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`; asks the store if it has not been used lately."""
+        now = time.monotonic()
+        if now - self._fresh_at >= CHECK_SECS and not self._reading:
+            self._reading = True
+            self._call("read", self._store.check, self._read_ended)
+        return now + CHECK_SECS
+
+    # --- what others change ---
+
+    def _take_state(self, state: State) -> None:
+        """Take everything that the store holds."""
+        self._read_again(self._replica.take_state(state))
+        if self.away:
+            logger.info("The registry is there: %d entries", len(self._host.memory.entries))
+            self.away = ""
+        self._broken_at = None
+
+    def _take_changes(self, changes: Changes) -> None:
+        self._broken_at = None
+        self._read_again([seen.name for seen in changes.seen if not self._replica.learn(seen)])
+
+    def _take_break(self, news: Broken) -> None:
+        if self._broken_at is None:
+            self._broken_at = time.monotonic()
+            logger.warning("The watch on the registry's store broke off: %s", news.why)
+        if self.away:
+            self.away = news.why
