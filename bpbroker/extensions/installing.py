@@ -6,7 +6,6 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -89,13 +88,12 @@ def uninstall(namespace: str, lib: Path) -> tuple[Path, ...]:
     if not there:
         raise NotFound(f"{lib} has no extension {namespace}")
     there += [kept for path in there if os.path.lexists(kept := _kept(path))]
-    for path in there:
+    for path in reversed(there):  # the older versions first: one that is left alone would get its name back
         try:
             _remove(path)
+            sync_folder(lib)
         except OSError as error:
             raise ConfigurationError(f"{path} was not removed: {error.strerror}") from None
-    with suppress(OSError):
-        sync_folder(lib)
     return tuple(there)
 
 
@@ -257,8 +255,11 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _remove(path: Path) -> None:
+    """Remove a module or package at once: killed in the middle, what is left of it is no package any more."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        gone = path.with_name(temporary_name(path.name))
+        rename(path, gone)
+        shutil.rmtree(gone)
     else:
         path.unlink()
 
