@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from bpbroker.config.paths import Home
-from bpbroker.errors import BpbrokerError
-from bpbroker.runtime.plan import Plan, RunOptions
-from bpbroker.runtime.prepare import prepare
-from bpbroker.server import tls
-from bpbroker.storage import backups, config_file, offline
-from bpbroker.storage.embedded.journal import journal_path
-from bpbroker.storage.embedded.store import EmbeddedStore
-from bpbroker.storage.sources import Sources
+from bpbroker.storage import offline
 from tests.support import power_cut, power_driver
+from tests.support.coming_up import Found, come_up
 from tests.support.power_cut import Crash, Note, Recording, Tree
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
@@ -49,6 +41,8 @@ class Promises:
     """Path of a backup to the sections that were promised then."""
     backup: str = ""
     module: str = ""
+    package: str = ""
+    keyed: set[str] = field(default_factory=set)
     fingerprint: str = ""
     gone: frozenset[str] = frozenset()
     """Sections that a restore takes away."""
@@ -64,6 +58,9 @@ class Promises:
         elif "ok" in note:
             values = self.entries[str(name)]
             del values[: values.index(note["value"])]
+        self.package = note.get("package", self.package)
+        if "keyed" in note:
+            self.keyed.add(note["keyed"])
         self.module = note.get("content", self.module)
         self.fingerprint = note.get("fingerprint", self.fingerprint)
         if "section" in note:
@@ -79,18 +76,6 @@ class Promises:
             self.sections, self.gone = kept, frozenset(self.sections - kept)
         elif note.get("done") == "restore":
             self.before, self.restoring = None, ""
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a start found on a disk."""
-
-    entries: Mapping[str, str]
-    sections: frozenset[str] = frozenset()
-    fingerprint: str = ""
-    modules: tuple[str, ...] = ()
-    backups: tuple[str, ...] = ()
-    problem: str = ""
 
 
 def broken(found: Found, promises: Promises, later: Mapping[str, Any]) -> Iterator[str]:
@@ -110,47 +95,13 @@ def broken(found: Found, promises: Promises, later: Mapping[str, Any]) -> Iterat
         yield f"the certificate is {found.fingerprint}, neither the old nor the new one"
     if promises.module and not set(found.modules) & {promises.module, later.get("content")}:
         yield "the extension is missing or half"
+    packages = [content for content in (promises.package, later.get("package")) if content is not None]
+    if found.package not in [(content, content) if content else () for content in packages]:
+        yield "the package is missing or half"
+    if not promises.keyed <= found.answered:
+        yield f"a call was answered, but not its repeat: {promises.keyed - found.answered}"
     if promises.backup and not (promises.backup in found.backups or len(found.backups) >= 2):
         yield f"the backup {promises.backup} is missing"
-
-
-# --- a start ---
-
-
-def come_up(home: Path) -> Found:
-    """Start on what is there as ``bpbroker start`` does, up to the first snapshot, and look at it."""
-    own = home / "etc" / "bpbroker.json"
-    lib = home / "lib"
-    overrides = {"api.listen_port": 0, "api.listen_ip": "127.0.0.1"}
-    try:
-        with ExitStack() as undo:
-            prepared = prepare(Plan(RunOptions(), Home(home), Sources(own, None, overrides)), undo)
-            origin = prepared.loaded.origin
-            assert origin is not None
-            store = EmbeddedStore(journal_path(own), lambda: prepared.loaded.entries, origin.registry, origin.commit)
-            try:
-                entries = store.load()
-                config_file.write(own, prepared.loaded.saved, entries, origin=replace(origin, commit=store.sequence))
-                store.forget(store.sequence)
-            finally:
-                store.close()
-            fingerprint = tls.fingerprint(prepared.cert)
-    except BpbrokerError as error:
-        return Found({}, problem=f"exit {error.exit_code}: {error}")
-    settings, again, _ = offline.state_of(own)
-    halves = [str(path) for path in home.rglob("*") if ".tmp" in path.name or path.name.endswith(".staged")]
-    made = [backups.check(info) for info in backups.found(own)]
-    problems = [each.problem for each in made if each.problem]
-    problems += [f"left behind: {halves}"] if halves else []
-    problems += ["the snapshot differs from the journal"] if again != entries else []
-    return Found(
-        {name: json.loads(value)["v"] for name, value in entries.items()},
-        frozenset(settings),
-        fingerprint,
-        tuple(path.read_text() for path in lib.rglob("*.py")) if lib.exists() else (),
-        tuple(each.info.path for each in made),
-        "; ".join(problems),
-    )
 
 
 class Trial:
@@ -160,6 +111,7 @@ class Trial:
         self._home = home
         self._notes = recording.notes
         self._known: dict[bytes, Found] = {}
+        self.warnings: set[str] = set()
         self.tried = 0
 
     @property
@@ -177,6 +129,7 @@ class Trial:
             if note.at >= crash.at:
                 later.update(note.value)
         found = self._start(crash.tree)
+        self.warnings |= found.warnings
         if promises.restoring and found.problem:
             # Cut off in the middle: the same command again is what helps.
             power_cut.put(crash.tree, self._home)
@@ -223,20 +176,22 @@ def recorded(scenario: str, place: Path) -> Recording:
 
 
 @pytest.mark.parametrize("scenario", list(power_driver.SCENARIOS))
-def test_whatever_the_disk_has_missed_nothing_promised_is_lost(
+def test_killed_or_without_power_at_any_moment_nothing_promised_is_lost(
     scenario: str, place: Path, record_property: Any
 ) -> None:
     recording = recorded(scenario, place)
     assert recording.notes
     trial = Trial(recording, place / "home")
-    more = int(os.environ.get(LONG, "3"))
+    more = int(os.environ.get(LONG, "2"))
+    near = 2 if LONG not in os.environ else 5
     failures: dict[str, Crash] = {}
     for seed in range(1, 2 if LONG not in os.environ else 4):
-        for crash in power_cut.states(recording, seed, more):
+        for crash in chain(power_cut.kills(recording), power_cut.states(recording, seed, near, more)):
             for reason in trial.broken(crash):
                 failures.setdefault(reason.partition("\n")[0], crash)
     record_property("states", trial.tried)
     record_property("starts", trial.started)
+    assert not {warning for warning in trial.warnings if "was cut off" not in warning}
     assert trial.started > 3 * len(recording.syncs) ** 0.5
     assert not failures, _shown(failures)
 

@@ -47,8 +47,6 @@ _NOT_MODELLED: Final = frozenset(
 )
 _LEFT_OUT: Final = ("-shm", ".log", ".lock")
 _BLOCK: Final = 4096
-_ALL_SUBSETS_OF: Final = 3
-"""Of so many of the latest unsynced operations every subset is tried: what depends on each other is near."""
 
 Tree = Mapping[str, bytes | None]
 """What a folder holds: relative path to content, None for a folder."""
@@ -526,15 +524,17 @@ class Crash:
     zeros: bool
 
 
-def states(recording: Recording, seed: int, more: int) -> Iterator[Crash]:
+def states(recording: Recording, seed: int, near: int, more: int) -> Iterator[Crash]:
     """Yield what the disk may hold when the power goes, by the syncs before which it goes.
 
-    Every subset of the latest unsynced operations is lost, together with none and with all of those before them. Of
-    other subsets (each operation alone lost, each one alone there, all after each one lost, random ones) some.
+    Every subset of the latest unsynced operations is lost, together with none and with all of those before them: what
+    depends on each other is near. Of other subsets (each operation alone lost, each one alone there, all after each one
+    lost, random ones) some.
 
     Args:
         recording: what was done.
         seed: of the choice.
+        near: of how many of the latest operations every subset is lost.
         more: how many of the other subsets at each sync.
     """
     dice = random.Random(seed)  # noqa: S311 - not for secrets
@@ -549,7 +549,7 @@ def states(recording: Recording, seed: int, more: int) -> Iterator[Crash]:
             pending.append((number, following))
             number += 1
             following = next(operations, None)
-        for kept in _subsets(len(pending), dice, more):
+        for kept in _subsets(len(pending), dice, near, more):
             lost = tuple(operation.text for index, (_, operation) in enumerate(pending) if index not in kept)
             for zeros in (False, True) if lost else (False,):
                 tree = disk.tree(pending, kept, zeros=zeros)
@@ -563,6 +563,15 @@ def states(recording: Recording, seed: int, more: int) -> Iterator[Crash]:
         pending = still
 
 
+def kills(recording: Recording) -> Iterator[Crash]:
+    """Yield what is there when the processes are killed behind each operation: all that was done up to then."""
+    disk = _Disk(recording)
+    for number, operation in enumerate(recording.operations):
+        disk.apply(number, operation)
+        tree = disk.tree([], frozenset(), zeros=False)
+        yield Crash(operation.end + 1, tree, f"a kill behind {operation.text}", (), zeros=False)
+
+
 def _is_durable(operation: Operation, sync: Sync) -> bool:
     what = operation.what
     if operation.end >= sync.start:
@@ -572,11 +581,11 @@ def _is_durable(operation: Operation, sync: Sync) -> bool:
     return what.node == sync.node
 
 
-def _subsets(count: int, dice: random.Random, more: int) -> list[frozenset[int]]:
+def _subsets(count: int, dice: random.Random, near: int, more: int) -> list[frozenset[int]]:
     """Return which of ``count`` operations the disk has got, for every state that is tried."""
     everything = range(count)
     whole = frozenset(everything)
-    latest = everything[-_ALL_SUBSETS_OF:]
+    latest = everything[-near:]
     before = whole - set(latest)
     some = [frozenset(kept) for size in range(len(latest) + 1) for kept in combinations(latest, size)]
     always = [frozenset(), whole, *some, *(before | kept for kept in some)]

@@ -6,7 +6,9 @@ Usage: ``python power_driver.py HOME SCENARIO``. Runs real brokers and commands 
 * ``{"ask": NAME, "value": VALUE}``, before a request that gives an entry this value; None to delete it
 * ``{"ok": NAME, "value": VALUE, "port": PORT}``, when it was answered with success
 * ``{"done": COMMAND, …}``, when a command ended well, with what it promised: a ``section`` of the settings, a
-  ``module`` with its ``content``, the path of a ``backup``, the certificate's ``fingerprint``
+  ``module`` with its ``content``, the content of both modules of a ``package``, the path of a ``backup``, the
+  certificate's ``fingerprint``
+* ``{"keyed": KEY, "port": PORT}``, when a call with an idempotency key was answered
 * ``{"restoring": PATH, "entries": {NAME: VALUE, …}}``, before a backup takes the place of everything
 """
 
@@ -111,12 +113,34 @@ class Driver:
     def install(self, result: int, *words: str) -> None:
         """Install a module with this content."""
         module = self.home.with_name("sums.py")
-        module.write_text(f'"""Sums."""\n\n\ndef Add(rh):\n    rh.data = {result}\n')
+        module.write_text(f'"""Sums."""\n\n\ndef Add(rh):\n    rh.data = "{result}"\n')
         promised = {"section": "sums"} if words else {}
         self.run(
             "install-extension", "--script", str(module), *words,
             module=module.name, content=module.read_text(), **promised,
         )  # fmt: skip
+
+    def install_package(self, result: int) -> None:
+        """Install a package of two modules with the same content."""
+        package = self.home.with_name("pkg")
+        package.mkdir(exist_ok=True)
+        for name in ("__init__.py", "more.py"):
+            (package / name).write_text(f'"""Package."""\n\n\ndef Add(rh):\n    rh.data = "{result}"\n')
+        self.run("install-extension", "--script", str(package), package=(package / "more.py").read_text())
+
+    def call(self, key: str) -> None:
+        """Call the extension with an idempotency key."""
+        connection = self.broker.connect()
+        try:
+            connection.connect()
+            connection.request("POST", "/sums/Add", "", {"Idempotency-Key": key, "Content-Length": "0"})
+            response = connection.getresponse()
+            content = response.read()
+            if response.status != 200:
+                raise AssertionError((response.status, content))
+            self.note(keyed=key, port=connection.sock.getsockname()[1])
+        finally:
+            connection.close()
 
     def certificate(self, *words: str) -> None:
         shown = self.broker.bpbroker("certificate", "--format", "json", *words)
@@ -168,6 +192,10 @@ def commands(driver: Driver) -> None:
     broker.start()
     driver.write("kept", "2")
     driver.install(1, "--enable")
+    driver.call("first")
+    driver.call("second")
+    driver.install_package(1)
+    driver.install_package(2)
     driver.certificate("--renew")
     driver.run("reload")
     driver.write("kept", "in the journal")
@@ -177,6 +205,7 @@ def commands(driver: Driver) -> None:
     driver.install(2)
     broker.start()
     driver.write("kept", "3")
+    driver.run("uninstall-extension", "pkg", package="")
     assert broker.stop() == 0
 
 
