@@ -36,6 +36,8 @@ _REGISTRIES = itertools.count()
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Choose the fast tier, on all cores, unless the command line names files or a mark."""
+    if hasattr(config, "workerinput"):
+        return  # a process that xdist started, and that must start no more
     if config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.markexpr:
         config.option.markexpr = "not system"
         if getattr(config.option, "numprocesses", 0) is None:
