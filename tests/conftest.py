@@ -40,7 +40,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         return  # a process that xdist started, and that must start no more
     if config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.markexpr:
         config.option.markexpr = "not system"
-        if getattr(config.option, "numprocesses", 0) is None:
+        # A worker of xdist comes here too, with the same command line: it must not start workers of its own.
+        if getattr(config.option, "numprocesses", 0) is None and not hasattr(config, "workerinput"):
             config.option.numprocesses = "auto"
     if config.option.machine and getattr(config.option, "numprocesses", 0) is None:
         # One process for the machines with systemd and one for those with System V init.
