@@ -126,6 +126,8 @@ class Connection:
         self.phase = Phase.HANDSHAKE
         self.watched: Turn | None = None
         """What the selector watches it for; the loop's own note."""
+        self.queued = False
+        """Whether it has its next step in this round without an event; the loop's own note."""
         self.lent = False
         """Whether a worker has it: set by the loop's thread, cleared by the worker."""
         self.deadline = time.monotonic() + service.policy.handshake_secs
@@ -272,7 +274,7 @@ class Connection:
         if request is None:
             if framer.wants_go_ahead() and self._stream is not None:
                 self._stream.send(_CONTINUE)
-            return None
+            return Turn.AGAIN if framer.more else None
         self._go(Phase.SERVING)
         self._cycle.take(request)
         if self._service.stopping:

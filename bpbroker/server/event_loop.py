@@ -188,11 +188,12 @@ class EventLoop:
 
     def _move_on(self, connection: Connection) -> None:
         """Let a connection do what it can without blocking, and see what has to happen then."""
-        if connection.watched is None:
-            return  # closed or lent a moment ago, while this was on its way
+        if connection.watched is None or connection.queued:
+            return  # closed or lent a moment ago, while this was on its way; or it has its turn in this round anyway
         self._next(connection, self._safely(connection, connection.move_on))
 
     def _take_back(self, connection: Connection) -> None:
+        connection.queued = False
         if connection in self._connections and not connection.lent:
             self._next(connection, self._safely(connection, connection.resume))
 
@@ -212,6 +213,7 @@ class EventLoop:
             self._asking.append(connection)
         elif turn is Turn.AGAIN:
             self._wait_for(connection, Turn.READ)
+            connection.queued = True
             self._handed_back.append(connection)
         elif turn is Turn.CLOSE:
             self._close(connection)

@@ -24,6 +24,12 @@ _LENGTH: Final = re.compile(r"[0-9]{1,18}\Z")
 _CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\Z")
 _ESCAPED_SLASH: Final = re.compile("%2[Ff]")
 _CHUNK_LINE_MAX: Final = 256
+_CHUNKS_AT_ONCE: Final = 128
+"""How many chunks are followed before others have their turn; that takes a quarter of a millisecond."""
+_CHUNKS_FREE: Final = 512
+_CHUNK_MEAN_BYTES: Final = 64
+"""A body may have 512 chunks of any size; more only if they have 64 bytes in the mean."""
+_EXTENSIONS_MAX_BYTES: Final = 1024
 _BLANK_LINES_MAX: Final = 4
 _ONCE: Final = frozenset({"content-length", "host", "transfer-encoding", "content-type"})
 
@@ -80,6 +86,10 @@ class Framer:
         self._blank = 0
         self._chunks: bytearray | None = None
         """A chunked body as far as it is decoded."""
+        self._chunk_count = 0
+        self._extension_bytes = 0
+        self.more = False
+        """Whether :meth:`feed` stopped because it had worked enough: what is there is to be looked at again."""
         self._last: tuple[str, tuple[int, int], Limits, Fields] | None = None
 
     @property
@@ -111,6 +121,7 @@ class Framer:
         """
         if received:
             self._buffer += received
+        self.more = False
         buffer = self._buffer
         request = self._request
         if request is None:
@@ -134,7 +145,7 @@ class Framer:
             request.body = bytes(self._chunks or b"")
         del buffer[:end]
         self._request = self._chunks = None
-        self._searched = self._blank = 0
+        self._searched = self._blank = self._chunk_count = self._extension_bytes = 0
         self._expects_continue = False
         return request
 
@@ -176,12 +187,21 @@ class Framer:
         return Request(method, path, query, fields.values, self._address, b"", version, fields.keeps_alive)
 
     def _follow_chunks(self, buffer: bytearray) -> bool:
-        """Follow a chunked body as far as it is there; True at its end."""
+        """Follow a chunked body as far as it is there; True at its end.
+
+        A chunk costs as much work as a hundred bytes, so a turn has a budget of chunks, and a body a number that
+        grows with its size.
+        """
         if self._chunks is None:
             self._chunks = bytearray()
         position = self._body_start
+        budget = _CHUNKS_AT_ONCE
         try:
             while True:
+                if not budget:
+                    self.more = True
+                    return False
+                budget -= 1
                 line_end = buffer.find(b"\r\n", position, position + _CHUNK_LINE_MAX)
                 if line_end < 0:
                     if len(buffer) - position >= _CHUNK_LINE_MAX:
@@ -205,19 +225,36 @@ class Framer:
                 if buffer[end : end + 2] != b"\r\n":
                     raise Rejected(400, "A chunk does not end where its size says")
                 self._chunks += buffer[line_end + 2 : end]
+                self._count_chunk(line_end - position - len(match[1]))
                 position = end + 2
         finally:
             # What is decoded is dropped, once for all chunks that came together: each time moves the rest.
             del buffer[self._body_start : position]
 
+    def _count_chunk(self, extension_bytes: int) -> None:
+        self._chunk_count += 1
+        self._extension_bytes += extension_bytes
+        if self._chunk_count > _CHUNKS_FREE + len(self._chunks or b"") // _CHUNK_MEAN_BYTES:
+            raise Rejected(400, "The body comes in too many small chunks; send larger ones")
+        if self._extension_bytes > _EXTENSIONS_MAX_BYTES:
+            raise Rejected(400, f"The chunks have more than {_EXTENSIONS_MAX_BYTES} bytes of extensions")
+
     def _end_of_trailers(self, buffer: bytearray, start: int) -> int:
-        """Return where the request ends, -1 if that is not there yet; trailers are of no use and dropped."""
+        """Return where the request ends, -1 if that is not there yet.
+
+        Trailers are checked as header fields are, and dropped: nothing here has a use for one.
+        """
         if buffer[start : start + 2] == b"\r\n":
             return start + 2
         end = buffer.find(b"\r\n\r\n", start)
-        if end < 0 and len(buffer) - start > self.limits.head_bytes:
+        if (end if end >= 0 else len(buffer)) - start > self.limits.head_bytes:
             raise Rejected(431, f"The request's trailer is larger than {self.limits.head_bytes} bytes")
-        return end + 4 if end >= 0 else -1
+        if end < 0:
+            if _has_bare_newline(buffer, start):
+                raise Rejected(400, "A line of the request's trailer ends without a carriage return")
+            return -1
+        parse_lines(buffer[start:end].decode("latin-1"), self.limits)
+        return end + 4
 
 
 def _has_bare_newline(buffer: bytearray, start: int) -> bool:
@@ -259,6 +296,24 @@ def parse_fields(text: str, version: tuple[int, int], limits: Limits) -> Fields:
     Raises:
         Rejected: one is malformed, there are too many, or they contradict each other.
     """
+    values = parse_lines(text, limits)
+    if version >= (1, 1) and "host" not in values:
+        raise Rejected(400, "The request has no Host header")  # RFC 9112, section 3.2
+    options = values.get("connection", "").lower()
+    return Fields(
+        values,
+        _body_length(values, version, limits),
+        "keep-alive" in options if version < (1, 1) else "close" not in options,
+        version >= (1, 1) and values.get("expect", "").lower() == "100-continue",
+    )
+
+
+def parse_lines(text: str, limits: Limits) -> dict[str, str]:
+    """Return header or trailer fields by lower-case name; ``text`` is without the line end after the last one.
+
+    Raises:
+        Rejected: one is malformed or given twice, or there are too many.
+    """
     lines = text.split("\r\n") if text else []
     if len(lines) > limits.fields:
         raise Rejected(431, f"The request has more than {limits.fields} header fields (api.max_headers)")
@@ -274,13 +329,7 @@ def parse_fields(text: str, version: tuple[int, int], limits: Limits) -> Fields:
                 raise Rejected(400, f"The header field {name} is given twice")
             value = f"{values[name]}, {value}"
         values[name] = value
-    options = values.get("connection", "").lower()
-    return Fields(
-        values,
-        _body_length(values, version, limits),
-        "keep-alive" in options if version < (1, 1) else "close" not in options,
-        version >= (1, 1) and values.get("expect", "").lower() == "100-continue",
-    )
+    return values
 
 
 def _body_length(values: Mapping[str, str], version: tuple[int, int], limits: Limits) -> int:

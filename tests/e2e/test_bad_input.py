@@ -27,7 +27,7 @@ METHODS = (*WRITES, "Delete", "Get")
     [
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET /services/Get/?name=a HTTP/1.0\r\n\r\n",
-        b"POST / HTTP/1.1\r\nContent-Length: 70000\r\n\r\n" + b"x" * 70000,
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 70000\r\n\r\n" + b"x" * 70000,
         b"SSH-2.0-OpenSSH_9.6\r\n",
         b"\x00",
         b"\x80\x2e\x01\x03\x01\x00\x15\x00\x00\x00\x10",  # a ClientHello of SSL 2

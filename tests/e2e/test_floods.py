@@ -6,6 +6,8 @@ With ``BPBROKER_LONG=1`` the attacks go on for half a minute.
 from __future__ import annotations
 
 import logging
+import select
+import ssl
 import subprocess
 import sys
 import time
@@ -40,3 +42,40 @@ def test_key_updates_without_end(attack: Callable[..., Attacked]) -> None:
     logger.info("KeyUpdates %s: %s", sent, witness.figures)
     assert min(sent) > 100
     assert witness.figures.slowest_secs < 2.0  # while the flood goes on, not after it
+
+
+def test_bodies_in_tiny_chunks(attack: Callable[..., Attacked]) -> None:
+    attacked = attack()
+    with Witness(attacked.broker) as witness:
+        sent = send_tiny_chunks(attacked, 40, SECS)
+    logger.info("tiny chunks %s bytes: %s", sent, witness.figures)
+    assert sent > 100_000
+    assert witness.figures.slowest_secs < 2.0
+
+
+def send_tiny_chunks(attacked: Attacked, connections: int, secs: float) -> int:
+    """Send chunked bodies of one-byte chunks on so many connections; give how many bytes were sent."""
+
+    def connect() -> ssl.SSLSocket:
+        client = attacked.tls()
+        client.sendall(b"POST /ping/Ping/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        client.setblocking(False)
+        return client
+
+    until = time.monotonic() + secs
+    sent = 0
+    clients = [connect() for _ in range(connections)]
+    try:
+        while time.monotonic() < until:
+            for client in select.select([], clients, [], 0.1)[1]:
+                try:
+                    sent += client.send(b"1\r\nx\r\n" * 2700)
+                except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                    pass
+                except OSError:  # it was refused
+                    client.close()
+                    clients[clients.index(client)] = connect()
+    finally:
+        for client in clients:
+            client.close()
+    return sent

@@ -55,7 +55,8 @@ def is_closed(client: socket.socket) -> bool:
 def test_two_hundred_clients_that_keep_their_connections(attack: Callable[..., Attacked]) -> None:
     attacked = attack()
     calls = [
-        f"POST /services/{method}/?name=kept-{number % 50}&data=x HTTP/1.1\r\nContent-Length: 0\r\n".encode() + REQUEST
+        f"POST /services/{method}/?name=kept-{number % 50}&data=x HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n".encode()
+        + REQUEST
         for number in range(997)
         for method in ("Replace", "Get")
     ]
@@ -133,9 +134,9 @@ def test_silent_connections_and_half_hellos(attack: Callable[..., Attacked]) -> 
 @pytest.mark.parametrize(
     "trickle",
     [
-        b"POST /services/Replace/?name=slow&data=x HTTP/1.1\r\nX: ",
-        b"POST /services/Replace/ HTTP/1.1\r\nContent-Length: 4000\r\n\r\n",
-        b"POST /services/Replace/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n400\r\n",
+        b"POST /services/Replace/?name=slow&data=x HTTP/1.1\r\nHost: x\r\nX: ",
+        b"POST /services/Replace/ HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n\r\n",
+        b"POST /services/Replace/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n400\r\n",
     ],
     ids=["head", "body", "chunk"],
 )
@@ -161,7 +162,7 @@ def test_a_request_that_trickles_in_is_ended_by_one_deadline(attack: Callable[..
 def test_idle_connections_are_closed_in_time_and_with_a_word(attack: Callable[..., Attacked]) -> None:
     attacked = attack(request_timeout_secs=1.0, keep_alive_secs=1.0)
     with attacked.tls() as silent, attacked.tls() as kept:
-        kept.sendall(b"GET /live HTTP/1.1\r\n\r\n")
+        kept.sendall(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n")
         assert kept.recv(65536).startswith(b"HTTP/1.1 200 ")
         assert silent.recv(65536) == b""  # not an error: close_notify came
         assert kept.recv(65536) == b""
@@ -170,7 +171,7 @@ def test_idle_connections_are_closed_in_time_and_with_a_word(attack: Callable[..
 def test_a_body_that_comes_a_moment_after_its_head(attacked: Attacked) -> None:
     body = b'{"name": "late", "data": "x"}'
     head = (
-        b"POST /services/Replace/ HTTP/1.1\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        b"POST /services/Replace/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
         b"Content-Length: %d\r\n" % len(body)
     )
     with attacked.tls() as client:
@@ -182,7 +183,7 @@ def test_a_body_that_comes_a_moment_after_its_head(attacked: Attacked) -> None:
 
 def test_a_request_that_comes_byte_by_byte(attacked: Attacked) -> None:
     with attacked.tls() as client:
-        for byte in b"GET /services/List/?prefix=none HTTP/1.1\r\nConnection: close\r\n" + REQUEST:
+        for byte in b"GET /services/List/?prefix=none HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + REQUEST:
             client.sendall(bytes([byte]))  # one TLS record each
         received = b""
         while part := client.recv(65536):
@@ -193,9 +194,9 @@ def test_a_request_that_comes_byte_by_byte(attacked: Attacked) -> None:
 
 def test_many_requests_at_once_are_answered_in_order(attacked: Attacked) -> None:
     count = 200
-    sent = b"".join(b"GET /ping/Ping/?data=%d HTTP/1.1\r\n\r\n" % number for number in range(count))
+    sent = b"".join(b"GET /ping/Ping/?data=%d HTTP/1.1\r\nHost: x\r\n\r\n" % number for number in range(count))
     with attacked.tls() as client:
-        client.sendall(sent + b"GET /ping/Ping/?data=last HTTP/1.1\r\nConnection: close\r\n\r\n")
+        client.sendall(sent + b"GET /ping/Ping/?data=last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         received = b""
         while part := client.recv(65536):
             received += part
@@ -207,7 +208,7 @@ def test_many_requests_at_once_are_answered_in_order(attacked: Attacked) -> None
 def test_a_client_that_waits_for_the_go_ahead(attacked: Attacked) -> None:
     with attacked.tls() as client:
         client.sendall(
-            b"POST /services/Replace/ HTTP/1.1\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+            b"POST /services/Replace/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
             b"Content-Length: 30\r\n" + REQUEST
         )
         assert client.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -221,7 +222,7 @@ def test_a_large_answer_arrives_whole_at_a_reader_that_pauses(attacked: Attacked
     for name in names:
         assert attacked.call("Replace", name=name, data=large).status == 200
     with Witness(attacked.broker), attacked.tls() as client:
-        client.sendall(b"GET /services/List/?prefix=large- HTTP/1.1\r\nConnection: close\r\n" + REQUEST)
+        client.sendall(b"GET /services/List/?prefix=large- HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + REQUEST)
         time.sleep(1)
         received = bytearray()
         while part := client.recv(1 << 20):
@@ -273,7 +274,7 @@ def test_a_thousand_waiting_clients_and_sixteen_writers(make_broker: Callable[..
         waiting = []
         for number in range(waiters):
             client = held.enter_context(attacked.tls())
-            client.sendall(f"GET /services/Get/?name=w{number}&wait=120 HTTP/1.1\r\n".encode() + REQUEST)
+            client.sendall(f"GET /services/Get/?name=w{number}&wait=120 HTTP/1.1\r\nHost: x\r\n".encode() + REQUEST)
             waiting.append(client)
         eventually(lambda: attacked.process.num_fds() >= attacked.descriptors + waiters)
         busy = p99_of_writers(attacked, writes)

@@ -114,7 +114,7 @@ def test_a_session_is_resumed(attacked: Attacked, version: ssl.TLSVersion) -> No
             context.wrap_socket(sock, session=session, suppress_ragged_eofs=False) as client,
         ):
             assert client.session_reused is reused
-            client.sendall(b"GET /live HTTP/1.1\r\nConnection: close\r\n\r\n")
+            client.sendall(b"GET /live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             received = b""
             while part := client.recv(65536):  # an end without close_notify would raise
                 received += part

@@ -10,6 +10,7 @@ from bpbroker.server.framing import Framer, Limits, Rejected, unquoted
 from bpbroker.server.request import Request
 
 LIMITS = Limits(head_bytes=1024, fields=20, body_bytes=1000)
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 GET = b"GET /a?b=c HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -28,7 +29,7 @@ def test_a_request_without_a_body_ends_at_the_blank_line() -> None:
     assert found.keeps_alive
     assert framer.held_bytes == len(b"GET /next")
     assert framer.feed(b"") is None
-    second = framer.feed(b" HTTP/1.1\r\n\r\n")
+    second = framer.feed(b" HTTP/1.1\r\nHost: x\r\n\r\n")
     assert second is not None
     assert second.path == "/next"
     assert not framer.begun
@@ -70,7 +71,7 @@ def test_it_does_not_matter_how_the_bytes_are_cut(cuts: list[int]) -> None:
 
 
 def test_a_body_of_known_length_is_waited_for() -> None:
-    head = b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n"
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
     framer = Framer(LIMITS)
     assert framer.feed(head + b"hell") is None
     found = framer.feed(b"o!")
@@ -82,18 +83,18 @@ def test_a_body_of_known_length_is_waited_for() -> None:
 @pytest.mark.parametrize(
     ("content", "status"),
     [
-        (b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nContent-Length: +1_0\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nContent-Length: 1, 1\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: +1_0\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1, 1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 400),
         (b"GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nA: b\0c\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nA: b\rc\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nA: b\nc: d\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nA: b\r\n folded\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nA : b\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA: b\0c\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA: b\rc\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA: b\nc: d\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n folded\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA : b\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
         (b"GET http://x/ HTTP/1.1\r\n\r\n", 400),
@@ -105,14 +106,25 @@ def test_a_body_of_known_length_is_waited_for() -> None:
         (b"GET / HTTP/1.1\nHost: x\n", 400),
         (b"\x16\x03\x01", 400),
         (b"\r\n" * 10, 400),
-        (b"POST / HTTP/1.1\r\nContent-Length: 2147483648\r\n\r\n", 413),
-        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nfffffff\r\n", 413),
-        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", 400),
-        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nabc", 400),
-        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1" * 300, 400),
-        (b"GET / HTTP/1.1\r\nA: " + b"x" * 2000, 431),
-        (b"GET / HTTP/1.1\r\nA: " + b"x" * 2000 + b"\r\n\r\n", 431),
-        (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 30 + b"\r\n", 431),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2147483648\r\n\r\n", 413),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nfffffff\r\n", 413),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nabc", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1" * 300, 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 2000, 431),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 2000 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 30 + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nX-Host: x\r\n\r\n", 400),
+        (CHUNKED + b"0\r\nA: b\nc: d\r\n\r\n", 400),
+        (CHUNKED + b"0\r\nA: b\n", 400),
+        (CHUNKED + b"0\r\nA: b\0c\r\n\r\n", 400),
+        (CHUNKED + b"0\r\nno colon\r\n\r\n", 400),
+        (CHUNKED + b"0\r\n folded: x\r\n\r\n", 400),
+        (CHUNKED + b"0\r\n" + b"A: b\r\n" * 30 + b"\r\n", 431),
+        (CHUNKED + b"0\r\nA: " + b"x" * 2000 + b"\r\n\r\n", 431),
+        (CHUNKED + b"0\r\nA: " + b"x" * 2000, 431),
+        (CHUNKED + b"1;" + b"x" * 200 + b"\r\nx\r\n" + 6 * (b"1;" + b"x" * 200 + b"\r\nx\r\n"), 400),
     ],
 )
 def test_what_cannot_be_trusted_is_rejected(content: bytes, status: int) -> None:
@@ -124,22 +136,52 @@ def test_what_cannot_be_trusted_is_rejected(content: bytes, status: int) -> None
 
 def test_endless_tiny_chunks_do_not_pile_up() -> None:
     framer = Framer(LIMITS)
-    assert framer.feed(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n") is None
+    assert framer.feed(CHUNKED) is None
     largest = 0
-    with pytest.raises(Rejected, match="larger than 1000"):
+    with pytest.raises(Rejected, match="too many small chunks"):
         for _ in range(2000):
             assert framer.feed(b"1\r\nx\r\n") is None
             largest = max(largest, framer.held_bytes)
     assert largest < 1100
 
 
+def test_chunks_that_came_together_are_followed_a_few_at_a_time() -> None:
+    framer = Framer(LIMITS)
+    rounds = 1
+    found = framer.feed(CHUNKED + b"2\r\nab\r\n" * 400 + b"0\r\n\r\n")
+    while found is None:
+        assert framer.more
+        before = framer.held_bytes
+        found = framer.feed(b"")
+        rounds += 1
+        assert before - framer.held_bytes < 1500
+    assert rounds > 3
+    assert found.body == b"ab" * 400
+    assert not framer.more
+    again = framer.feed(CHUNKED + b"2\r\nab\r\n0\r\n\r\n")  # each body is counted for itself
+    assert again is not None
+
+
+def test_a_large_body_may_have_many_chunks() -> None:
+    framer = Framer(Limits())
+    found = framer.feed(CHUNKED + (b"100\r\n" + b"x" * 256 + b"\r\n") * 4000 + b"0\r\n\r\n")
+    while found is None:
+        assert framer.more
+        found = framer.feed(b"")
+    assert len(found.body) == 256 * 4000
+
+
+def test_an_old_client_need_not_name_the_host() -> None:
+    assert feed_all(b"GET / HTTP/1.0\r\n\r\n") is not None
+
+
 @pytest.mark.parametrize(
     "content",
     [
-        b"GET / HTTP/1.1\r\nA:" + b" " * 900_000 + b"\x01\r\n\r\n",
-        b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 150_000 + b"\r\n",
-        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 150_000,
-        b"GET /" + b"%" * 900_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nA:" + b" " * 900_000 + b"\x01\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 150_000 + b"\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 150_000,
+        b"GET /" + b"%" * 900_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
 )
 def test_the_time_it_takes_grows_with_the_bytes_and_no_faster(content: bytes) -> None:
@@ -155,7 +197,7 @@ def test_the_time_it_takes_grows_with_the_bytes_and_no_faster(content: bytes) ->
 @pytest.mark.parametrize("size", [1, 7, 100])
 def test_a_head_that_trickles_in_is_searched_once(size: int) -> None:
     framer = Framer(Limits(head_bytes=200_000))
-    content = b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 99 + b"B: " + b"x" * 100_000 + b"\r\n\r\n"
+    content = b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 98 + b"B: " + b"x" * 100_000 + b"\r\n\r\n"
     pieces = [content[start : start + size] for start in range(0, len(content), size)]
     assert [framer.feed(piece) for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
     assert framer.feed(pieces[-1]) is not None
@@ -163,7 +205,7 @@ def test_a_head_that_trickles_in_is_searched_once(size: int) -> None:
 
 def test_a_client_that_waits_for_a_go_ahead_gets_it_once() -> None:
     framer = Framer(LIMITS)
-    head = b"POST / HTTP/1.1\r\nContent-Length: 2\r\nExpect: 100-Continue\r\n\r\n"
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-Continue\r\n\r\n"
     for _ in range(2):
         assert not framer.wants_go_ahead()
         assert framer.feed(head) is None
@@ -199,7 +241,7 @@ def test_arbitrary_bytes_are_rejected_or_waited_for(content: bytes) -> None:
     ],
 )
 def test_who_keeps_the_connection(line: bytes, connection: bytes, kept: bool) -> None:
-    found = feed_all(b"GET / " + line + b"\r\n" + connection + b"\r\n")
+    found = feed_all(b"GET / " + line + b"\r\nHost: x\r\n" + connection + b"\r\n")
     assert found is not None
     assert found.keeps_alive is kept
 

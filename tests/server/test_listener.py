@@ -180,7 +180,7 @@ def test_pipelined_requests_are_answered_in_order_even_around_one_that_is_owed(s
 def test_what_is_quick_is_served_by_the_loop_and_what_is_large_by_a_worker(serve: Serve, app: App) -> None:
     server = serve()
     large = b"x" * (request_cycle.INLINE_BODY_BYTES + 1)
-    head = b"POST /%b HTTP/1.1\r\nContent-Length: %d\r\n\r\n"
+    head = b"POST /%b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
     with client(server) as sock:
         for path, body in ((b"small", b"x"), (b"large", large), (b"small", b"y")):
             sock.sendall(head % (path, len(body)) + body)
@@ -197,14 +197,14 @@ def test_an_application_that_exits_or_raises_stops_nobody(serve: Serve) -> None:
         status, body = ask(server, GET % path)
         assert status == 500
         assert json.loads(body) == {"success": False, "message": "Internal error; see the broker's log", "data": {}}
-    status, body = ask(server, b"POST /exit HTTP/1.1\r\nContent-Length: 20000\r\n\r\n" + b"x" * 20_000)
+    status, body = ask(server, b"POST /exit HTTP/1.1\r\nHost: x\r\nContent-Length: 20000\r\n\r\n" + b"x" * 20_000)
     assert (status, b"canary" in body) == (500, False)
     assert ask(server, GET % b"fine") == (200, b"fine")
 
 
 def test_a_rejected_request_is_answered_and_its_connection_ended(serve: Serve) -> None:
     with client(serve()) as sock:
-        sock.sendall(b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n" + b"x" * 100_000)
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n" + b"x" * 100_000)
         received = read_all(sock)
     head, _, body = received.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 The Content-Length is not a number\r\n")
@@ -236,7 +236,7 @@ def test_an_owed_answer_holds_no_thread(serve: Serve, app: App, path: bytes) -> 
 
 def test_an_answer_owed_to_a_large_request_comes_too(serve: Serve, app: App) -> None:
     with client(serve()) as sock:
-        sock.sendall(b"POST /heavy HTTP/1.1\r\nContent-Length: 50000\r\n\r\n" + b"x" * 50_000)
+        sock.sendall(b"POST /heavy HTTP/1.1\r\nHost: x\r\nContent-Length: 50000\r\n\r\n" + b"x" * 50_000)
         app.settle(b"done")
         assert answer(sock) == (200, b"done")
 
@@ -314,7 +314,7 @@ def test_too_much_kept_for_clients_is_let_go(serve: Serve, monkeypatch: pytest.M
         greedy = stack.enter_context(client(server))
         greedy.sendall(GET % b"big")
         loader = stack.enter_context(client(server))
-        loader.sendall(b"POST / HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 900_000)
+        loader.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 900_000)
         modest = stack.enter_context(client(server))
         modest.sendall(GET[:-2] % b"modest")
         eventually(lambda: server.loop.figures()["connections"] <= 2)
@@ -410,7 +410,7 @@ def test_a_reload_serves_the_new_certificate_and_leaves_open_connections_alone(
         assert before == ssl.PEM_cert_to_DER_cert(pair[0].read_text())
         old.sendall(GET % b"x")
         assert answer(old) == (200, b"x")
-        old.sendall(b"GET / HTTP/1.1\r\nX: " + b"x" * 3000 + b"\r\n\r\n")
+        old.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 3000 + b"\r\n\r\n")
         assert answer(old)[0] == 431
 
 
