@@ -2,12 +2,17 @@
 
 A key is noted durably before its call runs and gets its answer durably before
 the client does. So a repeat finds the answer, or that the call is under way,
-or that the broker, or its part for it, ended in the middle: then nobody can know what the
-call did, and it is not run again.
+or that the broker, or its part for it, ended in the middle: then what the call did
+cannot be known, and it is not run again.
+
+What a keyed call costs does not depend on how many keys are kept. How old a
+key is does not depend on the machine's calendar, which may jump by years: the
+file has a clock of its own, see :class:`Now`.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -15,7 +20,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +33,9 @@ from bpbroker.messages import Call, CallResult
 logger = logging.getLogger(__name__)
 
 KEPT_SECS: Final = 24 * 3600.0
+"""A key is kept for at least a day; the time in which the machine is off does not count in full."""
+_NOTE_EVERY_SECS: Final = 3600.0
+"""Without any call the file's clock is noted so often: what was not noted is forgotten when the machine starts anew."""
 FORGOTTEN_AT_ONCE: Final = 500
 """Answers past their day that go at once, so that none takes long."""
 KEYS_MAX: Final = 100_000
@@ -39,16 +47,82 @@ _SMALL_BYTES: Final = 1024
 _WARN_FROM: Final = 0.8
 
 _KEY: Final = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?")
+_VERSION: Final = 1
 _SCHEMA: Final = """
+BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS answers (
     namespace TEXT NOT NULL, key TEXT NOT NULL, request BLOB NOT NULL, begun REAL NOT NULL,
     ok INTEGER, status INTEGER, message TEXT, content_type TEXT, body BLOB,
     PRIMARY KEY (namespace, key)
 );
 CREATE INDEX IF NOT EXISTS age ON answers (begun);
+CREATE TABLE IF NOT EXISTS total (keys INTEGER NOT NULL);
+DELETE FROM total;
+INSERT INTO total SELECT count(*) FROM answers;
+CREATE TRIGGER IF NOT EXISTS added AFTER INSERT ON answers BEGIN UPDATE total SET keys = keys + 1; END;
+CREATE TRIGGER IF NOT EXISTS removed AFTER DELETE ON answers BEGIN UPDATE total SET keys = keys - 1; END;
+CREATE TABLE IF NOT EXISTS clock (boot TEXT NOT NULL, uptime REAL NOT NULL, wall REAL NOT NULL, reading REAL NOT NULL);
+PRAGMA user_version = 1;
+COMMIT;
 """
+"""The table ``total`` has the number of keys: counting them would cost a look at each. ``begun`` is by the file's
+clock; files of earlier versions have Unix time there, so that is what a new clock begins with."""
 
 KeptResult = CallResult | RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """One look at the machine's clocks.
+
+    The file's own clock runs with the machine's uptime, which nobody can set.
+    When the machine was started anew, it goes on by the smaller one of the new
+    uptime and what the calendar says: so neither a calendar that jumps nor a
+    file that comes from another machine lets a key be forgotten too early.
+    """
+
+    boot: str
+    """Which start of the machine this is; empty where the system does not tell."""
+    uptime: float
+    """Seconds since then, time asleep included where the system counts it."""
+    wall: float
+    """Unix time."""
+
+    @classmethod
+    def look(cls) -> Now:
+        """Look at the clocks."""
+        boottime = getattr(time, "CLOCK_BOOTTIME", None)
+        uptime = time.monotonic() if boottime is None else time.clock_gettime(boottime)
+        return cls(_boot(), uptime, time.time())
+
+    def reading(self, connection: sqlite3.Connection) -> float:
+        """Return what the file's clock shows, in seconds."""
+        row = connection.execute("SELECT boot, uptime, wall, reading FROM clock").fetchone()
+        if row is None:
+            (newest,) = connection.execute("SELECT max(begun) FROM answers").fetchone()
+            return max(self.wall, newest or 0.0)
+        boot, uptime, wall, reading = row
+        same = boot == self.boot and self.uptime >= uptime
+        passed = self.uptime - uptime if same else min(self.uptime, self.wall - wall)
+        return float(reading + max(0.0, passed))
+
+    def is_to_be_noted(self, connection: sqlite3.Connection, reading: float) -> bool:
+        """Return whether the file's clock was noted before the machine's last start, or long ago, or never."""
+        row = connection.execute("SELECT boot, reading FROM clock").fetchone()
+        return row is None or row[0] != self.boot or reading - row[1] > _NOTE_EVERY_SECS
+
+    def note(self, connection: sqlite3.Connection, reading: float) -> None:
+        """Note what the file's clock shows now; inside a transaction."""
+        connection.execute("DELETE FROM clock")
+        connection.execute("INSERT INTO clock VALUES (?, ?, ?, ?)", (self.boot, self.uptime, self.wall, reading))
+
+
+@functools.cache
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +132,11 @@ class Keyed:
     namespace: str
     key: str
     request: bytes
-    """Digest of what was asked and by whom: nobody else gets the answer, nothing else is taken for a repeat."""
+    """Digest of what was asked and from where: only a repeat of just this gets the answer."""
 
     @classmethod
     def of(cls, namespace: str, call: Call) -> Keyed | None:
-        """Give a call's key, None if it has none.
+        """Return a call's key, None if it has none.
 
         Raises:
             BadRequest: it cannot be a key.
@@ -105,14 +179,16 @@ class Answers:
 
     Args:
         path: the SQLite file, made when needed; None keeps the answers in memory only.
+        look: looks at the machine's clocks.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, look: Callable[[], Now] = Now.look) -> None:
         self._path = path
+        self._look = look
         self._connection: sqlite3.Connection | None = None
 
     def find(self, keyed: Keyed) -> KeptResult | None:
-        """Give the answer that a key's call got, None if there was no such call in the last day.
+        """Return the answer that a key's call got, None if there was no such call in the last day.
 
         Raises:
             BadRequest: the key stands for another request.
@@ -122,7 +198,7 @@ class Answers:
             row = connection.execute(
                 "SELECT request, ok, status, message, content_type, body FROM answers"
                 " WHERE namespace = ? AND key = ? AND begun > ?",
-                (keyed.namespace, keyed.key, time.time() - KEPT_SECS),
+                (keyed.namespace, keyed.key, self._look().reading(connection) - KEPT_SECS),
             ).fetchone()
         if row is None:
             return None
@@ -151,16 +227,19 @@ class Answers:
         Raises:
             Overloaded, StorageFull, Unavailable: it could not be noted, so it must not run.
         """
-        now = time.time()
         with self._file() as connection, _transaction(connection):
+            clocks = self._look()
+            now = clocks.reading(connection)
+            clocks.note(connection, now)
             _forget(connection, now)
             connection.execute(
                 "DELETE FROM answers WHERE namespace = ? AND key = ? AND begun <= ?",
                 (keyed.namespace, keyed.key, now - KEPT_SECS),
             )
             _make_room(connection)
-            count, oldest = connection.execute("SELECT count(*), min(begun) FROM answers").fetchone()
+            count = _count(connection)
             if count >= KEYS_MAX or _used_bytes(connection) >= BYTES_MAX:
+                (oldest,) = connection.execute("SELECT min(begun) FROM answers").fetchone()
                 hours, minutes = divmod(max(0, int(oldest + KEPT_SECS - now)) // 60 + 1, 60)
                 raise Overloaded(
                     f"{count} calls with an Idempotency-Key in one day are the most that is kept; nothing was done;"
@@ -197,14 +276,16 @@ class Answers:
         """
         if self._connection is None and (self._path is None or not self._path.exists()):
             return Usage(0, 0)
-        now = time.time()
         with self._file() as connection:
+            clocks = self._look()
+            now = clocks.reading(connection)
             over = connection.execute("SELECT 1 FROM answers WHERE begun <= ? LIMIT 1", (now - KEPT_SECS,)).fetchone()
-            if over is not None:
+            if over is not None or (_count(connection) and clocks.is_to_be_noted(connection, now)):
                 with _transaction(connection):
+                    now = clocks.reading(connection)  # another thread may have noted it meanwhile
+                    clocks.note(connection, now)
                     _forget(connection, now)
-            (count,) = connection.execute("SELECT count(*) FROM answers").fetchone()
-            return Usage(count, _used_bytes(connection))
+            return Usage(_count(connection), _used_bytes(connection))
 
     def close(self) -> None:
         """Let go of the file."""
@@ -215,7 +296,7 @@ class Answers:
 
     @contextmanager
     def _file(self) -> Iterator[sqlite3.Connection]:
-        """Give the open file; what goes wrong inside becomes an error of ours."""
+        """Yield the open file; what goes wrong inside becomes an error of ours."""
         try:
             if self._connection is None:
                 self._connection = _open(self._path)
@@ -241,7 +322,8 @@ def _open(path: Path | None) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
-        connection.executescript(_SCHEMA)
+        if connection.execute("PRAGMA user_version").fetchone()[0] < _VERSION:
+            connection.executescript(_SCHEMA)
     except BaseException:
         connection.close()
         raise
@@ -284,6 +366,11 @@ def _make_room(connection: sqlite3.Connection) -> None:
             break
     connection.executemany("UPDATE answers SET body = NULL WHERE rowid = ?", rows)
     logger.warning("The %d oldest answers to calls with an Idempotency-Key made room for new ones", len(rows))
+
+
+def _count(connection: sqlite3.Connection) -> int:
+    (count,) = connection.execute("SELECT keys FROM total").fetchone()
+    return int(count)
 
 
 def _used_bytes(connection: sqlite3.Connection) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,9 +8,18 @@ import pytest
 
 from bpbroker.errors import BadRequest, ExtensionFailed, Overloaded, RequestError, StorageFull, Unavailable
 from bpbroker.extensions import idempotency
-from bpbroker.extensions.idempotency import Answers, Keyed
+from bpbroker.extensions.idempotency import Answers, Keyed, Now
 from bpbroker.messages import Call, CallResult
 
+DAY_SECS = idempotency.KEPT_SECS
+OLD_SCHEMA = """
+CREATE TABLE answers (
+    namespace TEXT NOT NULL, key TEXT NOT NULL, request BLOB NOT NULL, begun REAL NOT NULL,
+    ok INTEGER, status INTEGER, message TEXT, content_type TEXT, body BLOB,
+    PRIMARY KEY (namespace, key)
+);
+CREATE INDEX age ON answers (begun);
+"""
 RESULT = CallResult(200, "OK", "text/plain", b"\x00body")
 
 
@@ -19,9 +29,33 @@ def keyed(key: str = "k", method: str = "F", source: str = "10.0.0.7") -> Keyed:
     return found
 
 
+class Clocks:
+    """The clocks of a machine, as a test sets them."""
+
+    def __init__(self) -> None:
+        self.boot, self.uptime, self.wall = "first", 1000.0, 1_800_000_000.0
+
+    def look(self) -> Now:
+        return Now(self.boot, self.uptime, self.wall)
+
+    def wait(self, secs: float) -> None:
+        self.uptime += secs
+        self.wall += secs
+
+    def restart(self, off_secs: float = 60.0) -> None:
+        self.boot += "+"
+        self.uptime = 5.0
+        self.wall += off_secs
+
+
 @pytest.fixture
-def kept(tmp_path: Path) -> Iterator[Answers]:
-    found = Answers(tmp_path / "answers")
+def clocks() -> Clocks:
+    return Clocks()
+
+
+@pytest.fixture
+def kept(tmp_path: Path, clocks: Clocks) -> Iterator[Answers]:
+    found = Answers(tmp_path / "answers", clocks.look)
     yield found
     found.close()
 
@@ -66,26 +100,120 @@ def test_nobody_else_gets_the_answer(kept: Answers, other: Keyed) -> None:
         kept.find(other)
 
 
-def test_answers_are_kept_for_a_day(kept: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bpbroker.extensions.idempotency.time.time", lambda: 1_000_000.0)
+def test_answers_are_kept_for_a_day(kept: Answers, clocks: Clocks) -> None:
     kept.begin(keyed())
     kept.finish(keyed(), RESULT)
-    monkeypatch.setattr("bpbroker.extensions.idempotency.time.time", lambda: 1_000_000.0 + 24 * 3600 - 1)
+    clocks.wait(DAY_SECS - 1)
     assert kept.find(keyed()) == RESULT
-    monkeypatch.setattr("bpbroker.extensions.idempotency.time.time", lambda: 1_000_000.0 + 24 * 3600)
+    clocks.wait(1)
     assert kept.find(keyed()) is None
     kept.begin(keyed())
 
 
-def test_a_key_can_be_used_again_after_a_day_however_many_are_over(
-    kept: Answers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bpbroker.extensions.idempotency.time.time", lambda: 1_000_000.0)
+@pytest.mark.parametrize("days", [1000, -1000])
+def test_a_calendar_that_jumps_changes_no_age(kept: Answers, clocks: Clocks, days: int) -> None:
+    kept.begin(keyed())
+    kept.finish(keyed(), RESULT)
+    clocks.wall += days * DAY_SECS
+    assert kept.find(keyed()) == RESULT
+    kept.begin(keyed("later"))
+    clocks.restart()
+    clocks.wall += days * DAY_SECS
+    assert kept.find(keyed()) == RESULT
+    with pytest.raises(Unavailable):
+        kept.begin(keyed())
+    kept.tidy()
+    clocks.wait(DAY_SECS)
+    assert kept.find(keyed()) is None
+    assert kept.tidy().keys == 0
+
+
+def test_the_time_between_two_starts_of_the_machine_counts_as_far_as_it_is_sure(kept: Answers, clocks: Clocks) -> None:
+    kept.begin(keyed())
+    kept.finish(keyed(), RESULT)
+    clocks.restart(off_secs=10 * DAY_SECS)
+    assert kept.find(keyed()) == RESULT
+    clocks.wait(DAY_SECS / 2)
+    kept.begin(keyed("other"))
+    clocks.restart()
+    clocks.wait(DAY_SECS / 2 - 11)  # and twice 5 s of uptime when it was looked at first
+    assert kept.find(keyed()) == RESULT
+    clocks.wait(1)
+    assert kept.find(keyed()) is None
+
+
+def test_a_file_from_another_machine_forgets_nothing_early(kept: Answers, clocks: Clocks) -> None:
+    kept.begin(keyed())
+    kept.finish(keyed(), RESULT)
+    clocks.boot, clocks.uptime = "another", 1000 * DAY_SECS
+    clocks.wait(60)
+    assert kept.find(keyed()) == RESULT
+
+
+def test_a_calm_broker_notes_the_time(kept: Answers, clocks: Clocks) -> None:
+    kept.begin(keyed())
+    kept.finish(keyed(), RESULT)
+    clocks.wait(DAY_SECS - 1)
+    assert kept.tidy().keys == 1
+    clocks.restart()
+    clocks.wait(1)
+    assert kept.find(keyed()) is None
+
+
+def test_a_file_of_an_earlier_version_is_taken_up(tmp_path: Path, clocks: Clocks) -> None:
+    """Its ages are Unix time; one of them is of a calendar that was years ahead."""
+    old = sqlite3.connect(tmp_path / "answers", isolation_level=None)
+    old.execute("PRAGMA journal_mode=WAL")
+    old.executescript(OLD_SCHEMA)
+    for key, begun in (("over", -2 * DAY_SECS), ("k", -60.0), ("ahead", 1000 * DAY_SECS)):
+        row = ("demo", key, keyed(key).request, clocks.wall + begun, 1, 200, "OK", "text/plain", b"\x00body")
+        old.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+    old.close()
+    kept = Answers(tmp_path / "answers", clocks.look)
+    assert kept.find(keyed("ahead")) == RESULT
+    assert kept.tidy().keys == 1
+    clocks.wait(DAY_SECS)
+    assert kept.tidy().keys == 0
+    kept.close()
+
+
+def test_a_key_costs_the_same_however_many_are_kept(kept: Answers) -> None:
+    def cost(key: str) -> int:
+        steps = 0
+
+        def step() -> int:
+            nonlocal steps
+            steps += 1
+            return 0
+
+        assert kept._connection is not None
+        kept._connection.set_progress_handler(step, 1)  # each step of SQLite's machine, whatever the disk does
+        kept.begin(keyed(key))
+        kept.finish(keyed(key), RESULT)
+        assert kept.find(keyed(key)) == RESULT
+        kept.tidy()
+        kept._connection.set_progress_handler(None, 1)
+        return steps
+
+    kept.begin(keyed("first"))
+    few = cost("a")
+    assert kept._connection is not None
+    kept._connection.execute("BEGIN")
+    kept._connection.executemany(
+        "INSERT INTO answers (namespace, key, request, begun) SELECT 'demo', ?, x'00', max(begun) FROM answers",
+        [(f"many-{number}",) for number in range(3000)],
+    )
+    kept._connection.execute("COMMIT")
+    assert cost("b") <= few + 20
+    assert kept.tidy().keys == 3003
+
+
+def test_a_key_can_be_used_again_after_a_day_however_many_are_over(kept: Answers, clocks: Clocks) -> None:
     for number in range(idempotency.FORGOTTEN_AT_ONCE):
         kept.begin(keyed(f"k{number}"))
-    monkeypatch.setattr("bpbroker.extensions.idempotency.time.time", lambda: 1_000_001.0)
+    clocks.wait(1)
     kept.begin(keyed("last"))
-    monkeypatch.setattr("bpbroker.extensions.idempotency.time.time", lambda: 1_000_001.0 + 24 * 3600)
+    clocks.wait(DAY_SECS)
     assert kept.find(keyed("last")) is None
     kept.begin(keyed("last"))
 
@@ -128,15 +256,14 @@ def test_old_answers_make_room_for_new_ones_and_no_call_runs_twice(
         kept.begin(keyed("k0"))
 
 
-def test_what_is_over_goes_without_another_call(kept: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_over_goes_without_another_call(kept: Answers, clocks: Clocks) -> None:
     assert kept.tidy() == idempotency.Usage(0, 0)
-    monkeypatch.setattr("bpbroker.extensions.idempotency.time.time", lambda: 1_000_000.0)
     for number in range(idempotency.FORGOTTEN_AT_ONCE + 1):
         kept.begin(keyed(f"k{number}"))
-    monkeypatch.setattr("bpbroker.extensions.idempotency.time.time", lambda: 1_000_001.0)
+    clocks.wait(1)
     kept.begin(keyed("last"))
     assert kept.tidy().keys == idempotency.FORGOTTEN_AT_ONCE + 2
-    monkeypatch.setattr("bpbroker.extensions.idempotency.time.time", lambda: 1_000_000.0 + 24 * 3600)
+    clocks.wait(DAY_SECS - 1)
     assert kept.tidy().keys == 2
     assert kept.tidy().keys == 1
 
