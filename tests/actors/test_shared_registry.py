@@ -12,7 +12,6 @@ import pytest
 from bpbroker.errors import AlreadyExists, NotFound, Overloaded, PreconditionFailed, StorageFull, Unavailable
 from bpbroker.messages import Condition, Delete, Exists, Get, List, Ping, Register, Replace, Snapshot, Update
 from bpbroker.registry.changes import Broken, Changes, Seen
-from bpbroker.registry.replica import Versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -273,6 +272,21 @@ def test_everything_is_taken_anew_after_a_gap(quiet: SharedLedger, shared_regist
     }
 
 
+def test_nothing_of_another_registry_is_left(quiet: SharedLedger, shared_registry: Asked) -> None:
+    for name in ("a", "b"):
+        shared_registry(Register(name, {"old": 1}, IP))
+    waiting = shared_registry.send(List("", at_least=3, wait_secs=60))
+    until(lambda: shared_registry(Ping()).figures["waiting"] == 1)
+    with quiet.lock:
+        quiet.entries, quiet.version, quiet.registry_id = {"b": (b'{"new": 1}', 2)}, 2, "6" * 32
+    quiet.tell(quiet.scan())
+    assert [own(record) for record in shared_registry(List(local=True)).records] == [{"new": 1}]
+    assert (shared_registry(Exists("a")), shared_registry(Exists("b"))) == ("", quiet.registry_id)
+    assert own(shared_registry(Update("a", {"x": 1}, IP))) == {"x": 1}
+    shared_registry(Register("c", {}, IP))
+    assert [record.name for record in waiting.result(10)] == ["a", "b", "c"]
+
+
 def test_what_is_no_entry_is_told_and_left_alone(quiet: SharedLedger, shared_registry: Asked) -> None:
     quiet.put("a", b"rubbish")
     for message in (Get("a"), Replace("a", {}, IP), Delete("a")):
@@ -333,22 +347,3 @@ def test_a_snapshot_is_of_the_store(quiet: SharedLedger, shared_registry: Asked)
     assert shared_registry(Snapshot()).sequence == taken.sequence
     shared_registry(Delete("b"))
     assert shared_registry(Snapshot()).sequence > taken.sequence
-
-
-# --- versions ---
-
-
-def test_versions_tell_news_from_what_came_late() -> None:
-    versions = Versions()
-    assert versions.take(Seen("a", b"{}", 5, 5)) is True
-    assert versions.take(Seen("a", b"{}", 5, 9)) is False
-    assert versions.take(Seen("a", b"{}", 4, 4)) is False
-    assert versions.take(Seen("a", None, 0, 4)) is False
-    assert versions["a"] == 5
-    assert versions.take(Seen("a", None, 0, 7)) is True
-    assert versions["a"] == 0
-    assert versions.take(Seen("a", None, 0, 8)) is False
-    assert versions.take(Seen("a", b"{}", 6, 6)) is None  # before or after it was seen to be absent?
-    assert versions.take(Seen("b", b"{}", 3, 3)) is None
-    assert versions.take(Seen("b", b"{}", 3, 8)) is True
-    assert versions.newest == 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -70,3 +71,7 @@ def test_conditions_are_those_of_rfc_9110(
 
 def test_no_condition_expects_nothing() -> None:
     assert decide(Delete("a", ALWAYS), None) is None
+
+
+def test_each_kind_of_write_has_its_row() -> None:
+    assert set(writes.WRITES) == set(get_args(writes.Write))

@@ -1,0 +1,55 @@
+"""One more kind of write is a message and a row in the table: the rest comes with the registry, on each store."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bpbroker.messages import ALWAYS, Condition, Get, Record
+from bpbroker.registry import writes
+
+if TYPE_CHECKING:
+    from tests.actors.conftest import Asked, Ledger, SharedLedger
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """Count an entry up."""
+
+    name: str
+    condition: Condition = ALWAYS
+
+
+def count_up(write: Next, current: Record | None, _now: float, _max_bytes: int) -> Record:
+    number = json.loads(current.json)["n"] if current else 0
+    return writes.record(write.name, b'{"n": %d}' % (number + 1))
+
+
+@pytest.fixture(autouse=True)
+def added(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(writes.WRITES, Next, count_up)
+
+
+def number(record: Any) -> Any:
+    return json.loads(record.json)["n"]
+
+
+def test_on_a_local_store(ledger: Ledger, registry: Asked) -> None:
+    ledger.hold()
+    first = registry.send(Next("a"))
+    ledger.await_commit()
+    more = [registry.send(Next("a")) for _ in range(3)]
+    ledger.release()
+    assert [number(reply.result(10)) for reply in (first, *more)] == [1, 2, 3, 4]
+    assert len(ledger.commits) == 2
+
+
+def test_on_a_shared_store(shared_ledger: SharedLedger, shared_registry: Asked) -> None:
+    assert number(shared_registry(Next("a"))) == 1
+    shared_ledger.quiet = True
+    shared_ledger.put("a", b'{"n": 7}')
+    assert number(shared_registry(Next("a"))) == 8
+    assert number(shared_registry(Get("a"))) == 8
