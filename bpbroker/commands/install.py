@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,12 +17,12 @@ from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.config.paths import Home, system_home
 from bpbroker.errors import InUse, StartError, UsageError
 from bpbroker.service import linux, machine, windows
-from bpbroker.service.execute import execute
+from bpbroker.service.execute import execute, others_files
 from bpbroker.service.plan import Plan, Service
-from bpbroker.service.state import Where, plan_purge
+from bpbroker.service.state import Where, files_of, plan_purge
 from bpbroker.service.templates import Recorded
 from bpbroker.storage import config_file
-from bpbroker.storage.lock import FileLock, holder
+from bpbroker.storage.lock import FileLock, holder, lock_path
 
 DEFAULT_NAME = "bpbroker"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
@@ -56,7 +57,9 @@ def install_service(scope: Scope, *, user: str, name: str, root: Path, dry_run: 
     else:
         _only_root(root, dry_run=dry_run)
         found = machine.look(root)
-        plan = linux.plan_install(found, _as_installed(scope, service, linux.installed(found, name), user))
+        service = _as_installed(scope, service, linux.installed(found, name), user)
+        plan = linux.plan_install(found, service)
+        _see_that_its_files_may_move(found, service)
     _carry_out(plan, root, dry_run=dry_run)
 
 
@@ -155,6 +158,26 @@ def _see_whose_data(scope: Scope, service: Service, known: Recorded | None) -> N
         )
     if scope.config is None and known is None and service.name != DEFAULT_NAME:
         raise UsageError(f"Whose data is to go? No service {service.name} is installed here: give --config FILE")
+
+
+def _see_that_its_files_may_move(found: machine.Machine, service: Service) -> None:
+    """Refuse to give files to another user while a broker works on them.
+
+    Raises:
+        InUse: one runs on files that do not belong to the service's user.
+    """
+    config = found.path(str(service.config))
+    if not os.access(lock_path(config), os.R_OK | os.W_OK):
+        return  # it has never run, or this is a plain user's rehearsal
+    user = service.user or "root"
+    others = others_files(files_of(service, found.path), user, found.root)
+    note = holder(config) if others else None
+    if note is not None:
+        raise InUse(
+            f"A broker runs on {service.config} (process {note.get('pid', '?')}),"
+            f" and files of its do not belong to {user}, such as {others[0]}.\n"
+            f"Stop it first, then run this again: bpbroker --config {shlex.quote(str(service.config))} stop"
+        )
 
 
 def _only_root(root: Path, *, dry_run: bool) -> None:

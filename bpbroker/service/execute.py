@@ -7,7 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bpbroker import files
@@ -91,6 +91,14 @@ def _ids(owner: str, root: Path) -> tuple[int, int]:
         if fields[0] == owner and len(fields) > 3:
             return int(fields[2]), int(fields[3])
     raise ConfigurationError(f"There is no user {owner} in {root}")
+
+
+def others_files(paths: Iterable[Path], owner: str, root: Path) -> list[Path]:
+    """Return those that belong to another user than ``owner``; none where there are no such users."""
+    if sys.platform == "win32":
+        return []
+    uid, _ = _ids(owner, root)
+    return [path for path in paths if path.lstat().st_uid != uid]
 
 
 def _adopt(path: Path, owner: str, root: Path) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from bpbroker.errors import ConfigurationError, StartError
 from bpbroker.service.machine import Machine, is_ours
 from bpbroker.service.plan import Adopt, MakeFolder, Plan, Remove, Run, Service, SetAside, Step, WriteFile
-from bpbroker.service.state import files_of
+from bpbroker.service.state import files_of, logs_of
 from bpbroker.service.templates import Recorded, check_plain, init_script, recorded, unit
 
 
@@ -41,7 +41,8 @@ def plan_install(machine: Machine, service: Service) -> Plan:
         # First of all: a program in root's own folders is out of reach for everybody else.
         trial = ("runuser", "-u", service.user, "--", *service.program, "--version")
         steps.append(Run(trial, f"see that {service.user} can run it"))
-    files = tuple(files_of(service, machine.path))
+    # With the logs: a user cannot append to what belongs to the one before.
+    files = (*files_of(service, machine.path), *logs_of(log_file(service), machine.path))
     if files:
         steps.append(Adopt(files, service.user or "root"))
     steps += _folders(machine, service)

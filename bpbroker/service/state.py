@@ -36,6 +36,11 @@ def files_of(service: Service, where: Where) -> list[Path]:
     ]
 
 
+def logs_of(log_file: PurePath, where: Where) -> list[Path]:
+    """Return the service's log file and those that rotation left beside it."""
+    return _matching(where(str(log_file.parent)), f"{log_file.name}*")
+
+
 def _matching(folder: Path, pattern: str) -> list[Path]:
     """Give what is there; nothing where this user may not look, for whom it is a rehearsal."""
     return sorted(folder.glob(pattern)) if os.access(folder, os.R_OK | os.X_OK) else []

@@ -181,6 +181,28 @@ def test_it_runs_as_the_user_asked_for(port: int) -> None:
     assert client(port, "service", "get", "--name", "foo") == "bar\n"
 
 
+@pytest.mark.usefixtures("_reachable")
+def test_a_change_of_user_moves_everything_but_not_under_a_running_broker(port: int) -> None:
+    assert bpbroker("install-service").returncode == 0
+    assert service("start") == 0
+    client(port, "service", "register", "--name", "foo", "--data", "bar")
+    files = [*(HOME / "etc").iterdir(), *LOGS.iterdir()]
+    done = bpbroker("install-service", "--user", "daemon")
+    assert done.returncode == 1
+    assert "Stop it first" in done.stderr
+    assert {path.stat().st_uid for path in files} == {0}
+    client(port, "service", "replace", "--name", "foo", "--data", "later")
+    assert service("stop") == 0
+    assert bpbroker("install-service", "--user", "daemon").returncode == 0
+    assert service("start") == 0  # it can append to the log that was root's
+    assert client(port, "service", "get", "--name", "foo") == "later\n"
+    assert {path.stat().st_uid for path in (*(HOME / "etc").iterdir(), *LOGS.iterdir())} == {1}
+    assert service("stop") == 0
+    assert bpbroker("install-service", "--user", "root").returncode == 0
+    assert service("start") == 0
+    assert client(port, "service", "get", "--name", "foo") == "later\n"
+
+
 @pytest.mark.usefixtures("port", "_reachable")
 def test_only_root_may() -> None:
     done = run("runuser", "-u", "daemon", "--", BIN / "bpbroker", "install-service")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bpbroker.storage.lock import FileLock
+
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="chroot and chown need root")
 
 OTHER = "/srv/other/b.json"
@@ -78,3 +80,25 @@ def test_the_home_that_was_meant_is_the_services_home(tree: Path) -> None:
     assert run(tree, "install-service", BPBROKER_HOME="/opt/my home").returncode == 0
     assert '\nEnvironment="BPBROKER_HOME=/opt/my home"\n' in (tree / "etc/systemd/system/bpbroker.service").read_text()
     assert "\nBPBROKER_HOME='/opt/my home'\n" in (tree / "etc/init.d/bpbroker").read_text()
+
+
+def test_another_user_beside_a_running_broker_is_refused_and_nothing_changes(tree: Path) -> None:
+    assert run(tree, "install-service").returncode == 0
+    config = data(tree, "/usr/local/bpbroker/etc/bpbroker.json")
+    script = tree / "etc/init.d/bpbroker"
+    before = script.read_text()
+    with FileLock(config) as lock:
+        lock.describe(pid=4711)
+        for words in ((), ("--dry-run",)):
+            refused = run(tree, "install-service", "--user", "broker", *words)
+            assert refused.returncode == 1
+            assert "process 4711" in refused.stderr
+            assert "bpbroker --config /usr/local/bpbroker/etc/bpbroker.json stop" in refused.stderr
+        assert {path.stat().st_uid for path in (config.parent, *config.parent.iterdir())} == {0}
+        assert script.read_text() == before
+        assert run(tree, "install-service").returncode == 0  # its own user's files stay where they are
+    assert run(tree, "install-service", "--user", "broker").returncode == 0
+    assert {path.stat().st_uid for path in (config.parent, *config.parent.iterdir())} == {4321}
+    with FileLock(config):
+        assert run(tree, "install-service").returncode == 0  # it stays with its user
+        assert run(tree, "install-service", "--user", "root").returncode == 1

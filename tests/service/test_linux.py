@@ -123,6 +123,22 @@ def test_a_user_owns_what_the_broker_writes_but_not_the_modules(make_tree: Calla
     assert made["usr/local/bpbroker/etc/bpbroker.json.lock"][1:] == (0, 0)  # nor a symbolic one
 
 
+@needs_root
+def test_a_change_of_user_takes_the_logs_along(make_tree: Callable[..., Path]) -> None:
+    root = make_tree("update-rc.d")
+    do(plan_install(look(root), SERVICE), root)
+    logs = root / "var/log/bpbroker"
+    for name in ("bpbroker.log", "bpbroker.log.1", "of-another.log"):
+        (logs / name).write_text("x")
+    do(plan_install(look(root), replace(SERVICE, user="broker")), root)
+    made = listing(root)
+    assert made["var/log/bpbroker/bpbroker.log"][1:] == (4321, 4322)
+    assert made["var/log/bpbroker/bpbroker.log.1"][1:] == (4321, 4322)
+    assert made["var/log/bpbroker/of-another.log"][1:] == (0, 0)
+    do(plan_install(look(root), SERVICE), root)
+    assert listing(root)["var/log/bpbroker/bpbroker.log"][1] == 0
+
+
 def test_a_user_that_is_not_there_is_refused_with_how_to_make_it(make_tree: Callable[..., Path]) -> None:
     root = make_tree("update-rc.d")
     with pytest.raises(ConfigurationError, match=r"useradd --system .* nobody-knows"):
