@@ -100,7 +100,7 @@ class Registry(Actor):
         self._set_alarm()
 
     def stopped(self) -> None:
-        """Give each write and each waiting read its reply, and close the store."""
+        """Reply to all writes and waiting reads, and close the store."""
         self._backend.drain()
         while self.memory.batch.writes:
             self._flush()
@@ -212,6 +212,12 @@ class Registry(Actor):
             self._decide(write)
         else:
             send(write.reply, Overloaded(f"Entry '{write.message.name}' changes too fast; nothing was changed"))
+
+    def decide_staged_again(self) -> None:
+        """Decide all writes that no commit has begun with once more: the state that they met is gone."""
+        for write in self.memory.take_batch().writes:
+            write.sure = False
+            self._decide(write)
 
     def _go_on(self, *, waste: bool) -> None:
         """Take up the writes that waited for a commit to end.

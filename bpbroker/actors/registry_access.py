@@ -23,7 +23,7 @@ class RegistryAccess:
         self._registry = registry
 
     def serve(self, call: Call, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Give the frame that answers what a method asked; see :class:`bpbroker.extensions.rh.Registry`."""
+        """Return the frame that answers what a method asked; see :class:`bpbroker.extensions.rh.Registry`."""
         try:
             message = message_of(call, asked)
             secs = ANSWER_SECS + (message.wait_secs if isinstance(message, Get) else 0.0)

@@ -32,6 +32,9 @@ class Host(Protocol):
     def report(self, failure: Unavailable | None) -> None:
         """Take the last word on whether a write can be stored; None: it can."""
 
+    def decide_staged_again(self) -> None:
+        """Decide all writes that no commit has begun with once more: the state that they met is gone."""
+
 
 class Backend(Protocol):
     """How the registry commits and reads. Every method is called in the actor's thread, and none may block for long."""

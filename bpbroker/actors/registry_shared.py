@@ -286,11 +286,14 @@ class SharedBackend:
 
     def _take_state(self, state: State) -> None:
         """Take everything that the store holds."""
+        other = self._replica.registry_id not in ("", state.registry_id)
         self._read_again(self._replica.take_state(state))
         if self.away:
             logger.info("The registry is there: %d entries", len(self._host.memory.entries))
             self.away = ""
         self._broken_at = None
+        if other:
+            self._host.decide_staged_again()
 
     def _take_changes(self, changes: Changes) -> None:
         self._broken_at = None

@@ -38,7 +38,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def check_name(name: object, *, max_bytes: int = NAME_MAX_BYTES) -> str:
-    """Give back ``name`` if an entry may be called that.
+    """Return ``name`` if an entry may have it.
 
     Raises:
         BadRequest: it may not; the message says why.
@@ -135,10 +135,10 @@ def strict_json(text: str, *, what: str = "The data", max_depth: int = DEPTH_MAX
 
 
 def strict_json_at(text: str, at: int, *, what: str, max_depth: int) -> tuple[Any, int]:
-    """Parse one JSON value that begins exactly at ``at``; gives it and its end. Errors as of :func:`strict_json`."""
+    """Parse one JSON value that begins exactly at ``at``. Return it and its end. Errors as of :func:`strict_json`."""
     try:
         value, end = _DECODER.raw_decode(text, at)
-        # Who has few brackets cannot be deep; counting them is much cheaper than looking.
+        # Few brackets cannot be deep; to count them is much cheaper than to look into the value.
         if text.count("{", at, end) + text.count("[", at, end) > max_depth and too_deep(value, max_depth):
             raise _Fault(f"it is nested deeper than {max_depth}")
     except json.JSONDecodeError:
@@ -168,7 +168,7 @@ def too_deep(value: object, limit: int = DEPTH_MAX) -> bool:
 
 
 def parse(data: str, *, max_bytes: int = DATA_MAX_BYTES, max_depth: int = DEPTH_MAX) -> dict[str, Any]:
-    """Make an entry of what a client sent as ``data``.
+    """Return the own part of an entry for what a client sent as ``data``.
 
     A JSON object is the entry; anything else, valid JSON or not, is kept as
     text under ``_str``. Text that begins as an object or a list but holds
@@ -195,7 +195,7 @@ def parse(data: str, *, max_bytes: int = DATA_MAX_BYTES, max_depth: int = DEPTH_
 
 
 def check_object(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Give back an object that may be stored as an entry's own part.
+    """Return the object as a dict if it may be stored as an entry's own part.
 
     Raises:
         BadRequest: it has one of the broker's two keys, or a lone surrogate somewhere.
@@ -211,7 +211,7 @@ def check_object(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stamp(own: Mapping[str, Any], source: str, now: float) -> dict[str, Any]:
-    """Give the entry to store: its own keys, then who wrote it and when (``now`` in Unix seconds)."""
+    """Return the entry to store: its own keys, then the address that wrote it and the time (``now``, Unix seconds)."""
     result = {key: value for key, value in own.items() if key not in STAMP_KEYS}
     result["last_write_ip"] = source
     result["last_write_ts"] = int(now)
@@ -219,7 +219,7 @@ def stamp(own: Mapping[str, Any], source: str, now: float) -> dict[str, Any]:
 
 
 def without_stamp(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Give an entry's own keys."""
+    """Return an entry's own keys and their values."""
     return {key: value for key, value in entry.items() if key not in STAMP_KEYS}
 
 
@@ -236,7 +236,7 @@ def deep_merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]
 
 
 def encode(entry: Mapping[str, Any]) -> bytes:
-    """Give an entry as one line of JSON in UTF-8.
+    """Return an entry as one line of JSON in UTF-8.
 
     Raises:
         UnicodeEncodeError: it has a lone surrogate.
@@ -246,5 +246,5 @@ def encode(entry: Mapping[str, Any]) -> bytes:
 
 
 def etag(encoded: bytes) -> str:
-    """Give the strong entity tag of an encoded entry, quotes included (RFC 9110, section 8.8.3)."""
+    """Return the strong entity tag of an encoded entry, quotes included (RFC 9110, section 8.8.3)."""
     return f'"{hashlib.sha256(encoded).hexdigest()[:32]}"'

@@ -1,4 +1,4 @@
-"""The entries in memory: by name, and their names in order. No thread, no lock: the registry's alone."""
+"""The entries in memory: by name, and their names in order. No thread, no lock: its actor's alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EntryIndex:
         return name in self._records
 
     def put(self, name: str, after: Record | None) -> Record | None:
-        """Enter an entry, or remove it with None; gives the one before."""
+        """Put an entry in, or remove it with None. Return the entry before."""
         before = self._records.get(name)
         if after is not None:
             self._records[name] = after
@@ -40,7 +40,7 @@ class EntryIndex:
         return before
 
     def matching(self, prefix: str) -> tuple[Record, ...]:
-        """Give all entries whose names begin with ``prefix``, sorted by name."""
+        """Return all entries whose names begin with ``prefix``, sorted by name."""
         names, records = self._names, self._records
         start = end = bisect_left(names, prefix)
         while end < len(names) and names[end].startswith(prefix):
@@ -48,7 +48,7 @@ class EntryIndex:
         return tuple(records[name] for name in names[start:end])
 
     def snapshot(self) -> Mapping[str, bytes]:
-        """Give a copy that does not change any more: name to entry, JSON in UTF-8."""
+        """Return a copy that does not change any more: name to entry, JSON in UTF-8."""
         return _Snapshot(self._records.copy(), self._names.copy())
 
 

@@ -2,7 +2,7 @@
 
 A write is decided on the *staged* state: the entries as they will be when every
 write before it is durable. So writes that come together share one commit, and
-each still meets those before it. No thread, no lock: only its actor touches it.
+each still meets those before it. No thread, no lock: only the registry's actor touches it.
 """
 
 from __future__ import annotations

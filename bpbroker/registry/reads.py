@@ -1,6 +1,6 @@
 """Reads of single names in a shared store, put together: one at a time is under way, the next takes all that came.
 
-No thread, no lock: its actor's alone.
+No thread, no lock: only the registry's actor touches it.
 """
 
 from __future__ import annotations

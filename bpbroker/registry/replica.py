@@ -1,7 +1,8 @@
-"""What a broker knows of a store that other brokers write to as well. No thread, no lock: its actor's alone.
+"""What a broker knows of a store that other brokers write to as well.
 
 What is read and what a watch tells come in any order. Each has a version, so
-what is older than what is known already changes nothing.
+what is older than what is known already changes nothing. No thread, no lock: only
+the registry's actor touches it.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def refusal(failure: Unavailable, *, decided: bool) -> Unavailable:
 
 
 def send(reply: Future[Any] | None, value: Any) -> None:
-    """Give a reply its value, or its error if ``value`` is one; None: the message wanted no reply."""
+    """Settle a reply with a value, or with an error if ``value`` is one. Does nothing if no reply was wanted (None)."""
     if reply is None:
         return
     if isinstance(value, BaseException):

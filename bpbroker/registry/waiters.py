@@ -1,4 +1,4 @@
-"""The reads that wait for an entry, or for enough entries. No thread, no lock: its actor's alone."""
+"""The reads that wait for an entry, or for enough entries. No thread, no lock: only the registry's actor touches it."""
 
 from __future__ import annotations
 

@@ -8,8 +8,9 @@ To add a kind of write:
 
 The registry takes it then, on each store: it decides the write on the staged
 state, commits it with others, decides again after a conflict, and replies when
-the entry is durable. What clients and extensions call is one row each in
-``frontend/actions.py``, ``extensions/registry_calls.py`` and ``client/calls.py``.
+the entry is durable. What is left is how it is called: a row each in
+``frontend/actions.py`` (HTTP) and ``extensions/registry_calls.py`` (``rh.registry``),
+and a method in ``client/api.py``.
 """
 
 from __future__ import annotations

@@ -287,6 +287,31 @@ def test_nothing_of_another_registry_is_left(quiet: SharedLedger, shared_registr
     assert [record.name for record in waiting.result(10)] == ["a", "b", "c"]
 
 
+def test_what_was_decided_on_another_registry_is_decided_again(
+    shared_ledger: SharedLedger, shared_registry: Asked
+) -> None:
+    shared_registry(Register("a", {"old": 1}, IP))
+    hold, begun = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        assert hold.wait(10)
+
+    shared_ledger.before_commit = wait
+    first = shared_registry.send(Replace("b", {}, IP))
+    assert begun.wait(10)
+    second = shared_registry.send(Update("a", {"x": 1}, IP))
+    shared_registry(Ping())  # it is decided
+    with shared_ledger.lock:
+        version = shared_ledger.entries["a"][1]  # that of the new registry's entry, as it happens
+        shared_ledger.entries, shared_ledger.registry_id = {"a": (b'{"new": 1}', version)}, "6" * 32
+    shared_ledger.tell(shared_ledger.scan())
+    shared_registry(Ping())  # and the news are known
+    hold.set()
+    first.result(10)
+    assert own(second.result(10)) == {"new": 1, "x": 1}
+
+
 def test_what_is_no_entry_is_told_and_left_alone(quiet: SharedLedger, shared_registry: Asked) -> None:
     quiet.put("a", b"rubbish")
     for message in (Get("a"), Replace("a", {}, IP), Delete("a")):
