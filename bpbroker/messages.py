@@ -302,6 +302,9 @@ class BackupInfo:
 class Health:
     """Reply: :class:`HealthReport`."""
 
+    folders: bool = False
+    """Whether paths are told in full: they are the operator's business. Else only their last parts."""
+
 
 @dataclass(frozen=True, slots=True)
 class PartHealth:

@@ -12,11 +12,12 @@ makes steps. Only an actor that makes no progress is taken for stuck.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import pykka
@@ -48,6 +49,9 @@ STUCK_SECS: Final = 10.0
 
 FRESH_SECS: Final = 0.25
 """How long the answer to who asks for the health waits for pings."""
+
+_FOLDERS: Final = re.compile(r"""(?:(?<![^\s'"(=])/|\b[A-Za-z]:[\\/])(?:[^:;"'\n]*[\\/])?""")
+"""An absolute path up to its last part."""
 
 Probe = Callable[[], Pong]
 Restart = Callable[[str], pykka.ActorRef[Any]]
@@ -122,6 +126,21 @@ class _Part:
         return PartHealth(self.name, self.ok, self.since, self.detail, self.restarts.count, figures)
 
 
+def _without_folders(report: HealthReport) -> HealthReport:
+    """Return a report with only the last part of each path in its texts."""
+    parts = tuple(replace(part, detail=_bare(part.detail), figures=_bare(part.figures)) for part in report.parts)
+    return HealthReport(report.ok, parts)
+
+
+def _bare(value: Any) -> Any:
+    """Return a value with only the last part of each path in its texts."""
+    if isinstance(value, Mapping):
+        return {key: _bare(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_bare(item) for item in value)
+    return _FOLDERS.sub("…/", value) if isinstance(value, str) else value
+
+
 class Healthcheck(Actor):
     """Pings every part each ``_global.healthcheck_freq_sec``.
 
@@ -154,12 +173,12 @@ class Healthcheck(Actor):
         self._stuck_secs = stuck_secs
         self._parts: dict[str, _Part] = {}
         self._next_round = 0.0
-        self._asking: list[Future[Any]] = []
+        self._asking: list[tuple[Future[Any], bool]] = []
         """Who asked for the health and waits for the pings on their way."""
         self._asked_until = 0.0
         self._every_secs: float = schema.option(settings, "_global", "healthcheck_freq_sec")
         self.handlers = {
-            Health: lambda _: self._health(),
+            Health: lambda message: self._health(message.folders),
             SettingsChanged: self._settings_changed,
             Wake: lambda _: self._wake(),
             _Heard: self._heard,
@@ -172,7 +191,7 @@ class Healthcheck(Actor):
 
     def stopped(self) -> None:
         """Refuse who still waits."""
-        for reply in self._asking:
+        for reply, _ in self._asking:
             fail(reply, Unavailable("The broker is stopping"))
 
     def _settings_changed(self, message: SettingsChanged) -> None:
@@ -181,7 +200,7 @@ class Healthcheck(Actor):
 
     # --- who asks ---
 
-    def _health(self) -> Any:
+    def _health(self, folders: bool) -> Any:
         if self.reply is None:
             return None
         if not self._asking:
@@ -192,7 +211,7 @@ class Healthcheck(Actor):
                 if address is not None and part.ping is None and not part.restarting and not _is_dead(address):
                     self._send_ping(part, address, now)
             self.wake_at(self._asked_until)
-        self._asking.append(self.reply)
+        self._asking.append((self.reply, folders))
         self._tell_if_known()
         return DEFERRED
 
@@ -208,8 +227,9 @@ class Healthcheck(Actor):
         late = time.monotonic() >= self._asked_until
         if self._asking and (late or all(part.ping is None for part in self._parts.values())):
             report = self._report()
-            for reply in self._asking:
-                settle(reply, report)
+            public = _without_folders(report)
+            for reply, folders in self._asking:
+                settle(reply, report if folders else public)
             self._asking.clear()
 
     def _report(self) -> HealthReport:

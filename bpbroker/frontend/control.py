@@ -22,7 +22,7 @@ def _simple(actor: str, message: Callable[[], Any], timeout_secs: float = 60.0) 
 _Action = Callable[[Mapping[str, Any]], tuple[str, Ask]]
 
 CONTROL: Final[Mapping[str, _Action]] = {
-    "Status": _simple("healthcheck", messages.Health),
+    "Status": _simple("healthcheck", lambda: messages.Health(folders=True)),
     "Backup": _simple("backup", messages.BackupNow),
     "Backups": _simple("backup", messages.ListBackups),
     "Reload": _simple("broker", messages.Reload),

@@ -157,6 +157,29 @@ def test_every_part_says_how_it_is(ward: Ward) -> None:
     assert good.alive
 
 
+@pytest.mark.parametrize(
+    ("detail", "shown"),
+    [
+        (
+            "The last backup failed: Cannot make the backups folder /opt/bp broker/backups: File exists",
+            "The last backup failed: Cannot make the backups folder …/backups: File exists",
+        ),
+        ("Cannot write '/etc/x/bpbroker.json': Disk full", "Cannot write '…/bpbroker.json': Disk full"),
+        (r"Cannot read C:\Program Files\bpbroker\etc\b.json: Denied", "Cannot read …/b.json: Denied"),
+        ("there is no pkg/sub.py in the lib folder", "there is no pkg/sub.py in the lib folder"),
+        ("ImportError of a, line 7; 3/4", "ImportError of a, line 7; 3/4"),
+    ],
+)
+def test_folders_are_told_to_the_operator_alone(ward: Ward, detail: str, shown: str) -> None:
+    ward.probes["disk"] = lambda: Pong(ok=False, detail=detail, figures={"paths": [detail]})
+    ward.start()
+    told = ward.part("disk")
+    assert (told.detail, told.figures["paths"], told.figures["last_error"]) == (shown, (shown,), shown)
+    report = wait_for(ward.addresses["healthcheck"].ask(Health(folders=True), WAIT_SECS), WAIT_SECS)
+    (full,) = [part for part in report.parts if part.name == "disk"]
+    assert (full.detail, full.figures["paths"]) == (detail, [detail])
+
+
 def test_what_is_not_well_is_told_when_it_changes_and_only_then(ward: Ward) -> None:
     good, bad = ward.add("good"), ward.add("bad")
     ward.start(every_secs=0.05)

@@ -65,7 +65,8 @@ def test_a_body_that_is_announced_too_large(attacked: Attacked, length: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("size", "status", "says"), [(1, 400, "small chunks"), (1000, 413, "max_body_bytes"), (65536, 413, "max_body_bytes")]
+    ("size", "status", "says"),
+    [(1, 400, "small chunks"), (1000, 413, "max_body_bytes"), (65536, 413, "max_body_bytes")],
 )
 def test_chunks_without_end(attacked: Attacked, size: int, status: int, says: str) -> None:
     process = psutil.Process(attacked.broker.pid)
