@@ -10,7 +10,7 @@ from typing import Final, NoReturn
 
 import click
 
-from bpbroker import __version__
+from bpbroker import __version__, process
 from bpbroker.commands.scope import Scope, shared_options
 from bpbroker.errors import BpbrokerError
 
@@ -84,9 +84,22 @@ def cli(context: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command line, that of this process if none is given, and end the process with its exit code."""
+    if arguments is None:
+        process.settle()
+        process.fill_streams()
     scope = Scope()
     try:
-        cli.main(arguments, prog_name="bpbroker", obj=scope)
+        code = cli.main(arguments, prog_name="bpbroker", obj=scope, standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Abort:
+        _end("Aborted!", 1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        process.drop_output()
+        sys.exit(process.NO_READER)
     except BpbrokerError as error:
         if scope.debug:
             traceback.print_exc()

@@ -436,10 +436,12 @@ def make_folder(folder: Path, owner_of: Path | None = None, *, mode: int = 0o700
         if not folder.is_dir():
             raise
         return
-    if sys.platform != "win32" and owner_of is not None:
+    if sys.platform != "win32":
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _NO_LINK)
         try:
-            adopt_owner(descriptor, owner_of)
+            os.fchmod(descriptor, mode)  # the starter's umask is not asked
+            if owner_of is not None:
+                adopt_owner(descriptor, owner_of)
         finally:
             os.close(descriptor)
     sync_folder(folder.parent)

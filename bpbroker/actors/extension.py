@@ -8,6 +8,8 @@ has passed is too late.
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import tempfile
 import time
 from collections import deque
@@ -86,7 +88,6 @@ class Extension(Actor):
 
     def started(self) -> None:
         """Look at the module without running it, and preload it if it shall be."""
-        self._lock = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stopped()
         self._take(self._settings)
         self._tidy()
 
@@ -256,9 +257,15 @@ class Extension(Actor):
                 user=section.get("_user"),
                 memory_max_bytes=section.get("_memory_max_bytes"),
                 environment=dict(section.get("_env", {})),
-                lock=self._lock.fileno() if self._lock is not None and self._workers_max > 1 else None,
+                lock=self._shared_lock() if self._workers_max > 1 else None,
             )
         )
+
+    def _shared_lock(self) -> int:
+        """Return the descriptor of a file that all children of the namespace can lock; made when first needed."""
+        if self._lock is None:
+            self._lock = _lock_file()  # closed by stopped()
+        return self._lock.fileno()
 
     # --- what drivers tell ---
 
@@ -357,3 +364,10 @@ def _give(reply: Future[Any], answer: CallResult | RequestError) -> None:
         settle(reply, answer)
     else:
         fail(reply, answer)
+
+
+def _lock_file() -> IO[bytes]:
+    """Return a file without a name; in memory where that exists, because no temporary folder may be writable."""
+    if sys.platform == "linux":
+        return os.fdopen(os.memfd_create("bpbroker-lock"), "w+b")
+    return tempfile.TemporaryFile()

@@ -136,8 +136,10 @@ class KnownBrokers:
         from bpbroker import files
 
         path = Path(self.path)
-        files.make_folder(path.parent)
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        # Root with another user's HOME leaves nothing there that this user cannot change.
+        nearest = next(folder for folder in path.parents if folder.exists())
+        files.make_folder(path.parent, nearest)
+        lock = files.open_private(Path(f"{path}.lock"), os.O_RDWR | os.O_CREAT, owner_of=nearest)
         try:
             _hold(lock)
             lines = self._read()  # again: another process may have been faster

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,10 +13,19 @@ from bpbroker.commands.scope import FILE, Scope, command, pass_scope
 from bpbroker.runtime.logs import FORMATS, LEVELS, LogOptions
 
 
+class _Port(click.IntRange):
+    """A port; what Kubernetes puts into BPBROKER_…_PORT for a service of that name counts as not given."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and value.startswith(("tcp://", "udp://")):
+            return None
+        return super().convert(value, param, ctx)
+
+
 @command("start", short_help="Start service")
 @click.option("--listen-ip", envvar="BPBROKER_LISTEN_IP", metavar="ADDRESS", help="Address to bind to, for this run.")
 @click.option(
-    "--listen-port", envvar="BPBROKER_LISTEN_PORT", metavar="PORT", type=click.IntRange(0, 65535),
+    "--listen-port", envvar="BPBROKER_LISTEN_PORT", metavar="PORT", type=_Port(0, 65535),
     help="TCP and UDP port, for this run; 0 takes any free one.",
 )  # fmt: skip
 @click.option("--ssl-cert", envvar="BPBROKER_SSL_CERT", type=FILE, metavar="FILE", help="Certificate, for this run.")

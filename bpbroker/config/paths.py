@@ -64,7 +64,10 @@ def find_home(environ: Mapping[str, str] = os.environ) -> Home:
     system = Path(system_home(environ))
     if environ.get("BPBROKER_HOME") or system.exists() or os.access(_nearest(system), os.W_OK):
         return Home(system)
-    return Home(user_home(environ))
+    try:
+        return Home(user_home(environ))
+    except RuntimeError:  # no HOME and no such user, as in a bare container: --config says where to go
+        return Home(system)
 
 
 def _nearest(path: Path) -> Path:

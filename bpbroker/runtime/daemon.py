@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from bpbroker import process
 from bpbroker.errors import BpbrokerError, ConfigurationError, StartError
 
 READY = "ready"
@@ -41,7 +42,7 @@ def in_background(serve: Callable[[Ready], int], log_file: Path) -> str:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.close(reader)
+        process.close_inherited(writer)
         _background(serve, log_file, writer)
     os.close(writer)
     os.waitpid(pid, 0)

@@ -85,7 +85,7 @@ def test_all_that_a_one_shot_call_loads(fake: FakeBroker, known_brokers: Path, w
     assert loaded.isdisjoint({*SERVER, *COSTLY})
     assert "ssl" in loaded
     assert ours(loaded) == {
-        *("errors", "registry", "registry.entry", "client"),
+        *("errors", "process", "registry", "registry.entry", "client"),
         *(f"client.{name}" for name in ("address", "api", "calls", "retry", "answers", "http1", "transport", "pins")),
         "client.cli",
         *(f"client.cli.{name}" for name in ("main", "parser", "options", "words")),

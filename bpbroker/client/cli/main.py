@@ -15,7 +15,10 @@ def main() -> None:
     """Run ``bpclient`` and end the process with its exit code."""
     import gc
 
+    from bpbroker import process
+
     gc.disable()  # a call ends before collecting garbage would pay: it costs 1 ms
+    process.settle()
     code = _run(sys.argv[1:])
     try:
         if sys.stderr is not None:
@@ -27,13 +30,32 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> int:
     from bpbroker.errors import BpbrokerError
+    from bpbroker.process import NO_READER
 
     try:
         return _perform(arguments)
     except BpbrokerError as error:
         return _failed(str(error), error.exit_code)
+    except BrokenPipeError:
+        return NO_READER
     except KeyboardInterrupt:
         return _failed("Interrupted", 130)
+    except SystemExit as end:  # help or the version was printed
+        return _flushed(end)
+
+
+def _flushed(end: SystemExit) -> int:
+    """Return the exit code of what click has printed, once all of it is written."""
+    from bpbroker.process import NO_READER
+
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        return NO_READER
+    except OSError as error:
+        return _failed(f"The help cannot be written to standard output: {error.strerror}", 1)
+    return end.code if isinstance(end.code, int) else 0
 
 
 def _perform(arguments: list[str]) -> int:
@@ -53,7 +75,12 @@ def _perform(arguments: list[str]) -> int:
     if call is None:
         from bpbroker.client.cli import tree
 
-        call = tree.parse(words)
+        try:
+            call = tree.parse(words)
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            raise NotShown(f"The help cannot be written to standard output: {error.strerror}") from None
     session = Session(call.given)
     result = call.command.action(session, **call.own)
     try:
@@ -78,6 +105,8 @@ def _print(data: bytes) -> None:
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise NotShown(f"The result cannot be written to standard output: {error.strerror}") from None
 

@@ -77,6 +77,8 @@ def secret_file(path: str, what: str) -> str:
 
 
 def _standard_input(what: str, limit: int) -> bytes:
+    if sys.stdin is None:
+        raise UsageError(f"Standard input is closed; {what} was to be read from it")
     data = sys.stdin.buffer.read(limit + 1)
     if len(data) > limit:
         raise UsageError(f"Standard input for {what} is larger than {limit} bytes")

@@ -1,0 +1,65 @@
+"""What this process inherited from its starter, made as in a fresh process: descriptors 0 to 2, signals.
+
+Both programs call :func:`settle` first of all. Loads nothing large: it is part
+of every call of ``bpclient``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+
+def settle() -> None:
+    """Open descriptors 0 to 2 on the null device if they are closed, and handle signals as in a fresh process.
+
+    Otherwise the next file that is opened becomes standard output, children
+    cannot be waited for, and SIGTERM does nothing. ``sys.stdin`` and its
+    likes stay None where the stream was closed: whoever needs one says so.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            _open_null(number)
+    if sys.platform != "win32":
+        if signal.getsignal(signal.SIGCHLD) is not signal.SIG_DFL:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _open_null(number: int) -> None:
+    opened = os.open(os.devnull, os.O_RDONLY if number == 0 else os.O_WRONLY)
+    if opened != number:
+        os.dup2(opened, number)
+        os.close(opened)
+    os.set_inheritable(number, True)
+
+
+def fill_streams() -> None:
+    """Put the null device in the place of standard streams that were closed, for code that does not expect None."""
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - a descriptor, for the whole run
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115 - as above
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115 - as above
+
+
+def close_inherited(*keep: int) -> None:
+    """Close every descriptor but 0 to 2 and those to keep: a lock or a pipe of the starter must not live on in here."""
+    kept = sorted({0, 1, 2, *keep})
+    for low, high in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
+        os.closerange(low + 1, high)
+
+
+NO_READER = 141
+"""Exit code of a program whose reader went away: 128 and the number of SIGPIPE, as shells show it."""
+
+
+def drop_output() -> None:
+    """Point standard output at the null device: its reader has gone, and nothing must complain of it any more."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
