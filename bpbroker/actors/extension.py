@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import tempfile
 import time
 from collections import deque
@@ -368,6 +367,6 @@ def _give(reply: Future[Any], answer: CallResult | RequestError) -> None:
 
 def _lock_file() -> IO[bytes]:
     """Return a file without a name; in memory where that exists, because no temporary folder may be writable."""
-    if sys.platform == "linux":
+    if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("bpbroker-lock"), "w+b")
     return tempfile.TemporaryFile()

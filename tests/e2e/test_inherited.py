@@ -65,10 +65,8 @@ def test_closed_streams_do_not_matter_in_the_background(stopped: RunningBroker, 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_streams_do_not_become_files_in_the_foreground(stopped: RunningBroker, closed: str) -> None:
-    shell(
-        stopped,
-        f"{BROKER} start --pid-file pid > log 2>&1 {closed} & for i in $(seq 300); do [ -s pid ] && break; sleep .1; done",
-    )
+    wait = "for i in $(seq 300); do [ -s pid ] && break; sleep .1; done"
+    shell(stopped, f"{BROKER} start --pid-file pid > log 2>&1 {closed} & {wait}")
     pid = (stopped.home / "pid").read_text().strip()
     for number in (0, 1, 2):
         target = str(Path(f"/proc/{pid}/fd/{number}").readlink())
