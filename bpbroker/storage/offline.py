@@ -295,30 +295,45 @@ def _findings(own: Path) -> Iterator[CheckResult]:
             if good is None
             else CheckResult("backups", "ok", f"the newest good one is {good.info.path}: {good.entries} entries")
         )
-    yield from _of_file(own, good, changed=state is not None and bool(state.changes))
+    yield from _of_file(own, good, state)
     yield of_backups
 
 
-def _of_file(own: Path, good: backups.Checked | None, *, changed: bool) -> Iterator[CheckResult]:
+def _of_file(own: Path, good: backups.Checked | None, journal: JournalState | None) -> Iterator[CheckResult]:
     try:
-        settings, entries = config_file.read(own)
+        settings, entries, origin = config_file.read_content(own)
     except BpbrokerError as error:
         yield CheckResult("file", "fail", str(error))
         return
     if settings:
         yield CheckResult("file", "ok", f"{own}: {len(entries)} entries, {len(settings)} sections")
-    elif changed:
+    elif journal is not None and journal.changes:
         yield CheckResult("file", "fail", f"{own} is gone, but its journal has changes of it")
     elif good is not None:
         lost = f"{own} is not there, so a start makes a new one without entries"
         yield CheckResult("file", "warning", f"{lost}. {backups.advised(own, good)}")
     else:
         yield CheckResult("file", "warning", f"{own} is not there yet; the first start makes it")
+    if settings and journal is not None and not layers.shares_registry(settings):
+        yield from _of_both(own, origin, journal)
     problems = list(schema.problems(settings))
     for problem in problems:
         yield CheckResult("settings", "fail", problem)
     if layers.shares_registry(settings) and not problems:
         yield _of_etcd(settings, len(entries))
+
+
+def _of_both(own: Path, origin: Origin | None, journal: JournalState) -> Iterator[CheckResult]:
+    """Say whether file and journal belong together, if that is not as it should be."""
+    if holder(own) is not None:
+        return  # a broker is at work on both
+    try:
+        fit = match(own, origin, journal)
+    except DamagedFile as error:
+        yield CheckResult("file and journal", "fail", str(error))
+    else:
+        if fit.warning:
+            yield CheckResult("file and journal", "warning", fit.warning)
 
 
 def _of_etcd(settings: Mapping[str, Any], unused: int) -> CheckResult:

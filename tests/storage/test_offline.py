@@ -343,3 +343,25 @@ def test_a_torn_end_is_only_a_warning(file: Path) -> None:
     assert levels(file)["journal's end"] == "warning"
     with FileLock(file):  # a running broker's commit, half written
         assert "journal's end" not in levels(file)
+
+
+@pytest.mark.parametrize(
+    ("origin", "level", "says"),
+    [
+        (config_file.Origin("2" * 32, 0), "fail", "do not belong together"),
+        (config_file.Origin("1" * 32, 9), "warning", "is newer"),
+        (config_file.Origin("1" * 32, 0), None, ""),
+    ],
+)
+def test_it_says_whether_file_and_journal_belong_together(
+    tmp_path: Path, origin: config_file.Origin, level: str | None, says: str
+) -> None:
+    own = tmp_path / "bpbroker.json"
+    store = EmbeddedStore(journal_path(own), dict, "1" * 32)
+    store.load()
+    store.commit([Change("a", b"{}")])
+    store.close()
+    config_file.write(own, SETTINGS, {}, origin=origin)
+    found = {each.what: each for each in offline.check(own)}.get("file and journal")
+    assert (found.level if found else None) == level
+    assert says in (found.detail if found else "")
