@@ -2,7 +2,11 @@
 
 A write is decided on the *staged* state: the entries as they will be when every
 write before it is durable. So writes that come together share one commit, and
-each still meets those before it. No thread, no lock: only the registry's actor touches it.
+each still meets those before it. No thread, no lock: only the registry's actor
+touches it.
+
+Today a write concerns one name. :meth:`Memory.decide` and the actor's ``_decide``
+and ``_commit_ended`` rely on that, nothing else does.
 """
 
 from __future__ import annotations

@@ -325,6 +325,16 @@ def test_health_says_that_the_disk_is_full_until_it_is_not(registry: Asked, ledg
     registry(register("a"))
 
 
+def test_health_looks_again_after_a_look_that_could_not_tell(registry: Asked, ledger: Ledger) -> None:
+    ledger.failures.append(StorageFull("The disk is full"))
+    ledger.probe_failure = Unavailable("The journal is busy")
+    with pytest.raises(StorageFull):
+        registry(Replace("a", {}, IP))
+    assert registry(Ping()).detail == "The disk is full"
+    ledger.probe_failure = None
+    assert registry(Ping()).ok
+
+
 def test_health_says_that_no_write_is_taken_any_more(registry: Asked, ledger: Ledger) -> None:
     ledger.failures = [unknown()]
     with pytest.raises(StorageFailed):

@@ -1,4 +1,4 @@
-"""The book of those who wait."""
+"""The reads that wait, by name, by prefix and by deadline."""
 
 from __future__ import annotations
 
