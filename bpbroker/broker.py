@@ -399,7 +399,7 @@ class Broker:
         return None
 
     def _apply(self, settings: messages.Settings, *, again: bool = False) -> None:
-        """Let everybody know the settings in force; start and stop extensions.
+        """Send the settings in force to all parts; start and stop extensions.
 
         With ``again`` extensions look at their modules anew even if no setting changed.
         """

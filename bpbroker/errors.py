@@ -52,7 +52,7 @@ class BpbrokerError(Exception):
 
     @property
     def message(self) -> str:
-        """The sentence shown to whoever caused or met the error."""
+        """The sentence shown to the person who caused or met the error."""
         return str(self)
 
 
@@ -221,7 +221,7 @@ class UsageError(ClientError):
 
 
 class NotShown(ClientError):
-    """There is a result, but it cannot be given as it was asked for, or to nobody."""
+    """There is a result, but it cannot be shown in the form that was asked for, or standard output is closed."""
 
 
 class CannotConnect(ClientError):
@@ -260,5 +260,5 @@ _BY_STATUS: dict[int, type[RequestError]] = {
 
 
 def from_status(status: int, message: str) -> RequestError:
-    """Give the error that a broker's answer of this HTTP status means to a client."""
+    """Return the error that a broker's answer of this HTTP status means to a client."""
     return _BY_STATUS.get(status, RequestError)(message)

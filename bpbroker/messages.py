@@ -41,7 +41,7 @@ class Address(Protocol):
 
 
 def settle(reply: Future[T], value: T) -> None:
-    """Give ``reply`` its value unless it has one already or nobody waits any more."""
+    """Set the value of ``reply``, unless it has one or was cancelled."""
     try:
         reply.set_result(value)
     except InvalidStateError:
@@ -49,7 +49,7 @@ def settle(reply: Future[T], value: T) -> None:
 
 
 def fail(reply: Future[Any], error: BaseException) -> None:
-    """Give ``reply`` its error unless it has an outcome already or nobody waits any more."""
+    """Set ``reply`` to an error, unless it has an outcome or was cancelled."""
     try:
         reply.set_exception(error)
     except InvalidStateError:
@@ -167,7 +167,7 @@ class Get:
     wait_secs: float = 0.0
     unless_etag: str | None = None
     local: bool = False
-    """Give what this broker knows, without asking a shared store; the record then has its age."""
+    """Whether what this broker knows is enough: a shared store is not asked, and the record has its age."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,7 @@ class List:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a broker knows of several entries without asking anybody."""
+    """What a broker knows of several entries without asking a store."""
 
     records: tuple[Record, ...]
     age_secs: float

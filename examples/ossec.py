@@ -109,7 +109,7 @@ def _restart(rh: Request, folder: Path, turn: int) -> None:
 
 
 def _count(state: IO[str]) -> int:
-    """Give this agent's number in the order of adding."""
+    """Return this agent's number in the order of adding."""
     state.seek(0)
     turn = int(state.read() or 0) + 1
     _put(state, turn)

@@ -74,7 +74,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def make_broker(tmp_path: Path) -> Iterator[Callable[..., RunningBroker]]:
-    """Give a maker of brokers, not started; each has a home of its own. All are gone after the test."""
+    """Yield a maker of brokers, not started; each has a home of its own. All are gone after the test."""
     made: list[RunningBroker] = []
 
     def make(configuration: Mapping[str, Any] | None = None, *options: str) -> RunningBroker:
@@ -88,13 +88,13 @@ def make_broker(tmp_path: Path) -> Iterator[Callable[..., RunningBroker]]:
 
 @pytest.fixture
 def broker(make_broker: Callable[..., RunningBroker]) -> RunningBroker:
-    """Give a running broker with nothing configured."""
+    """Return a running broker with nothing configured."""
     return make_broker().start()
 
 
 @pytest.fixture(scope="session")
 def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
-    """Give a running etcd cluster that all tests share: who kills members needs one from :func:`make_etcd`."""
+    """Yield a running etcd cluster that all tests share: who kills members needs one from :func:`make_etcd`."""
     cluster = EtcdCluster(tmp_path_factory.mktemp("etcd"))
     try:
         yield cluster.start_all()
@@ -104,13 +104,13 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
 
 @pytest.fixture
 def etcd_section(etcd: EtcdCluster) -> dict[str, Any]:
-    """Give the section ``_registry`` of an empty registry on the shared cluster."""
+    """Return the section ``_registry`` of an empty registry on the shared cluster."""
     return etcd.configuration(f"{PREFIX}test{next(_REGISTRIES)}")
 
 
 @pytest.fixture
 def make_etcd(tmp_path: Path) -> Iterator[Callable[..., EtcdCluster]]:
-    """Give a maker of etcd clusters, not started. All are gone after the test."""
+    """Yield a maker of etcd clusters, not started. All are gone after the test."""
     made: list[EtcdCluster] = []
 
     def make(members: int = 3, **options: Any) -> EtcdCluster:
@@ -124,7 +124,7 @@ def make_etcd(tmp_path: Path) -> Iterator[Callable[..., EtcdCluster]]:
 
 @pytest.fixture(scope="session")
 def etcd_wires() -> Iterator[Network]:
-    """Give the hosts of ``tests/support/etcd_network.py`` with nothing running on them."""
+    """Yield the hosts of ``tests/support/etcd_network.py`` with nothing running on them."""
     network = Network("et")
     try:
         wire(network)
@@ -137,7 +137,7 @@ def etcd_wires() -> Iterator[Network]:
 
 @pytest.fixture
 def etcd_network(etcd_wires: Network, tmp_path: Path) -> Iterator[EtcdNetwork]:
-    """Give a running etcd cluster on hosts of its own, whose cables may be cut."""
+    """Yield a running etcd cluster on hosts of its own, whose cables may be cut."""
     made = EtcdNetwork.on(etcd_wires, tmp_path / "etcd")
     try:
         made.etcd.start_all()

@@ -85,7 +85,7 @@ class Actor(pykka.ThreadingActor):
         """
 
     def status(self) -> messages.Pong:
-        """Give the answer to a ping; it must be quick."""
+        """Return the answer to a ping; it must be quick."""
         return messages.Pong()
 
     # --- pykka's side ---

@@ -191,7 +191,7 @@ class Discovery(Actor):
         return None
 
     def _when_known(self, asked: tuple[_Asked, ...]) -> Callable[[Future[str]], None]:
-        """Give the callback; it runs in the registry's thread, so it only passes the news on."""
+        """Return the callback; it runs in the registry's thread, so it only passes the news on."""
 
         def tell(reply: Future[str]) -> None:
             if not reply.cancelled() and reply.exception() is None and reply.result():
@@ -220,12 +220,12 @@ class Discovery(Actor):
         self._answered += 1
 
     def _sender(self, heard_on: socket.socket) -> socket.socket:
-        """Give the socket to answer from: one that hears broadcasts cannot send, the first of its family can."""
+        """Return the socket to answer from: one that hears broadcasts cannot send, the first of its family can."""
         return next(sock for sock in self._sockets if sock.family == heard_on.family)
 
 
 def _own_address(sock: socket.socket, peer: tuple[Any, ...]) -> str | None:
-    """Give the address, without a scope, that what ``sock`` sends to ``peer`` comes from."""
+    """Return the address, without a scope, that what ``sock`` sends to ``peer`` comes from."""
     bound = str(sock.getsockname()[0]).partition("%")[0]
     if bound not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
         return bound

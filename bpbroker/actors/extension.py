@@ -120,11 +120,11 @@ class Extension(Actor):
                 fail(reply, error)
 
     def _jobs(self) -> list[Job]:
-        """Give the calls that wait or run."""
+        """Return the calls that wait or run."""
         return [*list(self._waiting), *(worker.job for worker in self._crew if worker.job)]
 
     def status(self) -> Pong:
-        """Give figures of its calls, and why its module cannot be used if it cannot."""
+        """Return figures of its calls, and why its module cannot be used if it cannot."""
         figures = {
             **self._judge.figures(),
             "running": self._crew.running,
@@ -213,7 +213,7 @@ class Extension(Actor):
             raise Overloaded(f"{len(self._waiting)} calls of {self._namespace} wait already; nothing was done")
 
     def _go_on(self) -> None:
-        """Give waiting calls to free children, and start children for those that remain."""
+        """Hand waiting calls to free children, and start children for those that remain."""
         for worker in self._crew.free():
             job = self._next()
             if job is None:

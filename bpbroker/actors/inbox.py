@@ -57,7 +57,7 @@ class Inbox:
         """Whether the actor was told to stop, if it does not know it yet: it may be stuck."""
 
     def get(self) -> Any:
-        """Give the next pykka envelope, or :data:`_WAKE` when the time for it has come."""
+        """Return the next pykka envelope, or :data:`_WAKE` when the time for it has come."""
         wake_at = self.wake_at
         if wake_at is None:
             return self._queue.get()

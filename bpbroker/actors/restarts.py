@@ -28,7 +28,7 @@ class Restarts:
         self._recent.append(now)
 
     def pause_secs(self, now: float) -> float:
-        """Give how long to wait before the next one; 0 or less when it may be now."""
+        """Return how long to wait before the next one; 0 or less when it may be now."""
         while self._recent and now - self._recent[0] > RESTARTS_WINDOW_SECS:
             self._recent.popleft()
         if not self._recent:

@@ -26,7 +26,7 @@ def printable(text: str) -> str:
 
 
 def json_value(answer: Response) -> Any:
-    """Give the body's JSON value; None if it is none."""
+    """Return the body's JSON value; None if it is none."""
     try:
         return json.loads(answer.body)
     except (ValueError, RecursionError):
@@ -34,7 +34,7 @@ def json_value(answer: Response) -> Any:
 
 
 def refusal(answer: Response, status: int = 0) -> RequestError:
-    """Give the error that an answer is: its message from the body, else from the reason phrase.
+    """Return the error that an answer is: its message from the body, else from the reason phrase.
 
     Args:
         answer: from the broker.

@@ -63,7 +63,7 @@ class Result:
         return self.body.decode("utf-8", "replace")
 
     def json(self) -> Any:
-        """Give the body's JSON value.
+        """Return the body's JSON value.
 
         Raises:
             ValueError: it is none.
@@ -294,7 +294,7 @@ class Client:
 
 
 def _text(data: Data) -> str:
-    """Give data as the text that is sent.
+    """Return data as the text that is sent.
 
     Raises:
         UsageError: it cannot be written as JSON.
@@ -308,7 +308,7 @@ def _text(data: Data) -> str:
 
 
 def _consistency(wanted: str, wait_secs: float) -> dict[str, str]:
-    """Give the parameter for a read, none for the default.
+    """Return the parameter for a read, none for the default.
 
     Raises:
         UsageError: it is no consistency, or does not go with waiting.
@@ -325,7 +325,7 @@ def _entry(answer: Registered) -> Entry:
 
 
 def _quoted(tag: str) -> bytes:
-    """Give an entity tag as a header wants it; taken with or without its quotes.
+    """Return an entity tag as a header wants it; taken with or without its quotes.
 
     Raises:
         UsageError: it is none.

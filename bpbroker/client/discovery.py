@@ -1,4 +1,4 @@
-"""Finding the broker that holds a name, by asking everybody nearby."""
+"""Finding the broker that holds a name, by asking all brokers on this host's networks."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def ask(
         pause = pauses(jitter=False)
         while (now := time.monotonic()) < min(end, responders.enough_at):
             if now >= again:
-                # Anew each time: whoever waits at boot began before its network was there.
+                # Anew each time: a client that waits at boot began before its network was there.
                 responders.own_addresses = outlets.refresh()
                 outlets.send(wanted)
                 again = now + next(pause)
@@ -182,7 +182,7 @@ def _hear(sock: socket.socket, question: Question, credentials: Credentials, res
 
 
 def _scoped(sender: tuple[Any, ...]) -> str:
-    """Give a socket address's host, with the interface where it means nothing without that."""
+    """Return a socket address's host, with the interface where it means nothing without that."""
     address = str(sender[0])
     if len(sender) < 4 or not sender[3] or "%" in address:
         return address

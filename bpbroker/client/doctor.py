@@ -240,7 +240,7 @@ def _udp(target: BrokerAddress) -> Finding:
 
 
 def not_after(certificate: bytes) -> datetime | None:
-    """Give the moment until which a certificate (DER) is good; None when it cannot be read."""
+    """Return the moment until which a certificate (DER) is good; None when it cannot be read."""
     found = _VALIDITY.search(certificate)
     if found is None:
         return None

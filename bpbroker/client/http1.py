@@ -48,7 +48,7 @@ class Response:
 
 
 def request_bytes(method: str, path: str, host: str, headers: Mapping[str, bytes], body: bytes | None) -> bytes:
-    """Give a request as it is sent."""
+    """Return a request as it is sent."""
     lines = [f"{method} {path} HTTP/1.1".encode("ascii"), b"Host: " + host.encode("ascii")]
     lines += [name.encode("ascii") + b": " + value for name, value in headers.items()]
     if body is not None:
@@ -102,7 +102,7 @@ class ResponseReader:
         return headers
 
     def _body(self, status: int, headers: Mapping[str, str]) -> tuple[bytes, bool]:
-        """Give the body, and whether its end showed without the connection's end."""
+        """Return the body, and whether its end showed without the connection's end."""
         if status in (204, 304):
             return b"", True
         if headers.get("transfer-encoding", "").lower() == "chunked":

@@ -19,7 +19,7 @@ Place = tuple[str, int] | tuple[str, int, int, int]
 
 
 class Outlets:
-    """A socket for every address of this host, or of one interface, and whom each of them reaches.
+    """A socket for every address of this host, or of one interface, and the addresses that each of them sends to.
 
     A socket bound to an interface's address is how a broadcast leaves through
     that interface, on Linux as on Windows.
@@ -68,7 +68,7 @@ class Outlets:
         return {item.address for item in found}
 
     def send(self, payloads: list[bytes]) -> None:
-        """Send each payload to everybody; that some cannot be reached is common, an interface may just go down."""
+        """Send each payload to all addresses; failures are common, an interface may just go down."""
         problem = "this host has no network"
         sent = 0
         for sock, places in self._open.values():

@@ -27,7 +27,7 @@ _FILE_MAX: Final = 1024 * 1024
 
 
 def default_path() -> str:
-    """Give the file of this user; ``BPBROKER_KNOWN_BROKERS`` moves it."""
+    """Return the file of this user; ``BPBROKER_KNOWN_BROKERS`` moves it."""
     moved = os.environ.get("BPBROKER_KNOWN_BROKERS")
     if moved:
         return moved

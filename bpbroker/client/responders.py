@@ -1,4 +1,4 @@
-"""Who answered a discovery, and whether they are one broker or several. Pure: time is given."""
+"""The brokers that answered a discovery: whether they are one broker or several. Pure: time is given."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Responders:
         return bool(self._by_address)
 
     def everybody(self) -> list[Broker]:
-        """Give all who answered, in the order of their first answers.
+        """Return all brokers that answered, in the order of their first answers.
 
         Loopback and link-local addresses are left out where the same broker
         answered from a better one.
@@ -81,7 +81,7 @@ class Responders:
         ]
 
     def the_one(self, name: str) -> Broker:
-        """Give the broker, by its most useful address.
+        """Return the broker, by its most useful address.
 
         Raises:
             SeveralBrokers: there are several with different registries.
@@ -130,7 +130,7 @@ def _speaks_for(broker: Broker) -> str:
 
 
 def _best(group: list[Broker]) -> Broker:
-    """Give the answer whose address is of use to most."""
+    """Return the answer with the most useful address."""
     return min(group, key=_rank)
 
 
@@ -138,7 +138,7 @@ _LOOPBACK_RANK: Final = 2
 
 
 def _rank(broker: Broker) -> int:
-    """Give how little use an address is to others: IPv4, IPv6, loopback, link-local."""
+    """Return an address's rank, lower is more useful to other hosts: IPv4, IPv6, loopback, link-local."""
     if broker.address.startswith("127."):
         return _LOOPBACK_RANK
     if ":" not in broker.address:

@@ -13,7 +13,7 @@ LONGEST_SECS: Final = 5.0
 
 
 def pauses(*, jitter: bool = True) -> Iterator[float]:
-    """Give the pauses between attempts, in seconds: doubling, with ``jitter`` so that clients do not come in step."""
+    """Yield the pauses between attempts, in seconds: doubling, with ``jitter`` so that clients do not come in step."""
     import random  # it loads a good deal, and most calls never pause
 
     pause = FIRST_SECS

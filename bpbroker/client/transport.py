@@ -60,7 +60,7 @@ class Deadline:
         self._what = what
 
     def remaining(self) -> float:
-        """Give the seconds left.
+        """Return the seconds left.
 
         Raises:
             WaitTimeout: there are none.
@@ -71,11 +71,11 @@ class Deadline:
         return left
 
     def left(self) -> float:
-        """Give the seconds left, 0 or less when it is over."""
+        """Return the seconds left, 0 or less when it is over."""
         return self._end - time.monotonic()
 
     def over(self) -> WaitTimeout:
-        """Give the error that says so."""
+        """Return the error that says so."""
         return WaitTimeout(f"{self._what} did not answer within {self._secs:g} s; --timeout gives it longer")
 
 
@@ -192,7 +192,7 @@ class Transport:
         raise NotReached(f"Cannot connect to {self.address}: {why}; is the broker running, and is this its address?")
 
     def _secure(self, raw: socket.socket, context: ssl.SSLContext, deadline: Deadline) -> ssl.SSLSocket:
-        """Make TLS of a TCP connection and see who is there."""
+        """Begin TLS on a TCP connection and check the broker's certificate."""
         import ssl
 
         raw.settimeout(deadline.remaining())
@@ -260,7 +260,7 @@ class Transport:
 
 
 def _bundle(path: str) -> str:
-    """Give the certificates in a file, and whatever stands between them.
+    """Return the certificates in a file, and whatever stands between them.
 
     Raises:
         OSError: it cannot be read.
@@ -276,7 +276,7 @@ def _bundle(path: str) -> str:
 
 
 def _host_bytes(host: str) -> bytes:
-    """Give a host as the resolver and TLS take it.
+    """Return a host as the resolver and TLS take it.
 
     Raises:
         UnicodeError: it is no name, such as with two dots in a row.
@@ -309,7 +309,7 @@ def _send(sock: ssl.SSLSocket, data: bytes, deadline: Deadline) -> OSError | Non
 
 
 def _is_stale(sock: ssl.SSLSocket) -> bool:
-    """Whether an idle connection has ended, or holds something that nobody asked for."""
+    """Whether an idle connection has ended, or holds bytes that are no response to a request."""
     import ssl
 
     sock.settimeout(0)

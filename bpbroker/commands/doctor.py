@@ -53,7 +53,7 @@ def doctor(scope: Scope, *, form: str) -> None:
 
 
 def diagnose(scope: Scope) -> Iterator[Finding]:
-    """Give what is found, one thing after the other."""
+    """Yield what is found, one thing after the other."""
     folder = scope.own.parent
     if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):  # noqa: PTH112 - is_dir raises in a closed one
         yield Finding("folder", FAIL, f"{folder} cannot be read by this user", _AS_OWNER)

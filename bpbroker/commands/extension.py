@@ -131,7 +131,7 @@ def _row(record: ExtensionRecord, part: Mapping[str, Any]) -> tuple[object, ...]
 
 
 def _parts(scope: Scope) -> dict[str, dict[str, Any]]:
-    """Give what the running broker says of each of its extensions; nothing when none answers."""
+    """Return the running broker's report on each of its extensions; empty when no broker answers."""
     broker = running(scope)
     if broker is None:
         return {}

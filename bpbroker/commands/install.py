@@ -134,7 +134,7 @@ def _service(scope: Scope, name: str, user: str) -> Service:
 
 
 def _as_installed(scope: Scope, service: Service, known: Recorded | None, user: str) -> Service:
-    """Give the service with what it was installed with where the command line says nothing.
+    """Return the service with what it was installed with where the command line says nothing.
 
     Running install-service again, as after an upgrade, must not give a service
     that ran as a user of its own to root, nor may a purge take the data of
@@ -186,7 +186,7 @@ def _only_root(root: Path, *, dry_run: bool) -> None:
 
 
 def _program() -> tuple[str, ...]:
-    """Give how this very installation is started: by its script, or by its interpreter.
+    """Return the words that start this very installation: its script, or its interpreter.
 
     -P keeps the working directory out of the module path.
     """

@@ -65,7 +65,7 @@ def _end(scope: Scope, broker: LocalBroker) -> Callable[[float], bool]:
     except ProcessLookupError:
         return released
     # Between looking and signalling the broker may have ended and its number
-    # may have gone to somebody else: now that the process is held, look again.
+    # may have gone to another process: now that the process is held, look again.
     note = holder(scope.own)
     if note is None or note.get("pid") != broker.pid:
         return released
@@ -136,7 +136,7 @@ def _detail(part: dict[str, Any]) -> str:
 
 
 def _figure(name: str, value: object) -> str:
-    """Give a figure as people read it; its name says its unit."""
+    """Return a figure as people read it; its name says its unit."""
     if isinstance(value, (int, float)):
         for ending, unit, shown in (
             ("_at", "", shown_time),

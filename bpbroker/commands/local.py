@@ -1,6 +1,6 @@
-"""Asking the broker that runs on a configuration file: who it is, and what it answers under ``/_control``.
+"""Asking the broker that runs on a configuration file: its note in the lock file, its answers under ``/_control``.
 
-Whoever may read the lock file has the control token, and nobody else.
+Only users that may read the lock file have the control token.
 """
 
 from __future__ import annotations
@@ -77,13 +77,13 @@ class LocalBroker:
 
 
 def running(scope: Scope) -> LocalBroker | None:
-    """Give the broker that runs on the command's configuration file, or None."""
+    """Return the broker that runs on the command's configuration file, or None."""
     note = holder(scope.own)
     return None if note is None else LocalBroker(note)
 
 
 def must_run(scope: Scope) -> LocalBroker:
-    """Give the broker that runs on the command's configuration file.
+    """Return the broker that runs on the command's configuration file.
 
     Raises:
         StartError: none does.

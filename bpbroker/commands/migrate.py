@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _progress(bars: contextlib.ExitStack) -> Tell:
-    """Return what shows, on a terminal, how many entries have been copied; the bar ends with ``bars``."""
+    """Create the function that shows, on a terminal, how many entries have been copied; the bar ends with ``bars``."""
     bar: ProgressBar[int] | None = None
 
     def show(done: int, of: int) -> None:

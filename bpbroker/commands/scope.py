@@ -65,7 +65,7 @@ class Scope:
             os.setuid(folder.st_uid)
 
     def command_line(self, command: str) -> str:
-        """Give how ``command`` is called for the same broker, for messages that say what to do."""
+        """Return the command line of ``command`` for the same broker, for messages that say what to do."""
         return f"bpbroker --config {self.own} {command}" if self.config else f"bpbroker {command}"
 
 
@@ -79,7 +79,7 @@ def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> Non
 
 
 def shared_options(*, environment: bool) -> list[click.Option]:
-    """Give the options that every command takes.
+    """Return the options that every command takes.
 
     Only those of the group read the environment: one behind the command would
     otherwise beat a flag in front of it.

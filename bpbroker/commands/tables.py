@@ -15,7 +15,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def format_option(function: F) -> F:
-    """Give a command its ``--format``."""
+    """Add ``--format`` to a command."""
     option = click.option(
         "--format", "form", type=click.Choice(("table", "json")), default="table", show_default=True,
         help="Columns for people, or JSON on one line.",
@@ -37,12 +37,12 @@ def echo_json(value: Any) -> None:
 
 
 def shown_time(seconds: float) -> str:
-    """Give a Unix time as ISO 8601 in UTC, to the second."""
+    """Return a Unix time as ISO 8601 in UTC, to the second."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def shown_size(size_bytes: float) -> str:
-    """Give a size in the unit that suits it."""
+    """Return a size in the unit that suits it."""
     for unit in _UNITS:
         if size_bytes < 1024 or unit == _UNITS[-1]:
             break
@@ -51,7 +51,7 @@ def shown_size(size_bytes: float) -> str:
 
 
 def shown_age(seconds: float) -> str:
-    """Give a duration in its two largest units, such as ``3d 4h``."""
+    """Return a duration in its two largest units, such as ``3d 4h``."""
     left = max(0, int(seconds))
     parts = []
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):

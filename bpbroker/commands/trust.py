@@ -32,7 +32,7 @@ _ADDRESSES_MAX = 8
 @format_option
 @pass_scope
 def certificate(scope: Scope, *, renew: bool, hosts: tuple[str, ...], form: str) -> None:
-    """Show whom the broker's certificate is for, until when, and its fingerprint."""
+    """Show the names in the broker's certificate, its expiry and its fingerprint."""
     cert, key = _pair(scope, scope.sources().load())
     if renew:
         _renew(scope, cert, key, hosts)
@@ -62,7 +62,7 @@ def certificate(scope: Scope, *, renew: bool, hosts: tuple[str, ...], form: str)
 
 
 def _pair(scope: Scope, loaded: Loaded) -> tuple[Path, Path]:
-    """Give the paths of certificate and key.
+    """Return the paths of certificate and key.
 
     Raises:
         ConfigurationError: there are none yet.

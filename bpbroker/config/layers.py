@@ -19,7 +19,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 DEFAULT_CERT: Final = str(_PACKAGE / "dummy_api.crt")
 DEFAULT_KEY: Final = str(_PACKAGE / "dummy_api.key")
-"""The pair that 0.22 shipped to everybody. It does not exist here: the first start makes one for the host."""
+"""The pair that 0.22 shipped, the same in every copy. It is not here: the first start makes one for the host."""
 
 DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
     {
@@ -36,7 +36,7 @@ REGISTRY_SECTION: Final = "services"
 
 
 def split(document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give ``(settings, entries)`` of a document."""
+    """Return ``(settings, entries)`` of a document."""
     settings = dict(document)
     services = document.get(REGISTRY_SECTION)
     if not isinstance(services, Mapping):
@@ -89,7 +89,7 @@ def _add(base: dict[str, Any], extra: Mapping[str, Any], path: str, added: list[
 
 
 def freeze(value: Any) -> Any:
-    """Give a read-only copy: mappings become read-only mappings, lists become tuples, at every depth."""
+    """Return a read-only copy: mappings become read-only mappings, lists become tuples, at every depth."""
     if isinstance(value, Mapping):
         return MappingProxyType({key: freeze(item) for key, item in value.items()})
     if isinstance(value, (list, tuple)):
@@ -98,7 +98,7 @@ def freeze(value: Any) -> Any:
 
 
 def thaw(value: Any) -> Any:
-    """Give a plain, changeable copy of what :func:`freeze` or a JSON parser made."""
+    """Return a plain, changeable copy of what :func:`freeze` or a JSON parser made."""
     if isinstance(value, Mapping):
         return {key: thaw(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -107,7 +107,7 @@ def thaw(value: Any) -> Any:
 
 
 def override(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Give settings with single values replaced; ``values`` maps paths such as ``api.listen_port``."""
+    """Return settings with single values replaced; ``values`` maps paths such as ``api.listen_port``."""
     result: dict[str, Any] = thaw(settings)
     for path, value in values.items():
         section, _, key = path.partition(".")
@@ -116,7 +116,7 @@ def override(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str
 
 
 def has_shipped_pair(settings: Mapping[str, Any]) -> bool:
-    """Whether the settings name the pair that 0.22 shipped, of which everybody has the key.
+    """Whether the settings name the pair that 0.22 shipped, whose key is public.
 
     It is known by its names: the folder is wherever some version was installed.
     """
@@ -137,7 +137,7 @@ def named_pair(settings: Mapping[str, Any]) -> tuple[Path, Path]:
 
 
 def namespaces(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Give the sections that enable an extension: every one that is neither the broker's own nor built in."""
+    """Yield the sections that enable an extension: every one that is neither the broker's own nor built in."""
     for name in settings:
         if not name.startswith("_") and name not in DEFAULTS:
             yield name
@@ -149,14 +149,14 @@ def shares_registry(settings: Mapping[str, Any]) -> bool:
 
 
 def access_keys(settings: Mapping[str, Any], section: str) -> tuple[str, ...]:
-    """Give the keys of which a request to this section must bring one; none means it is open."""
+    """Return the keys of which a request to this section must bring one; none means it is open."""
     value = settings.get(section, {}).get("_access_key", "")
     keys = value if isinstance(value, (list, tuple)) else (value,)
     return tuple(key for key in keys if key)
 
 
 def for_extension(settings: Mapping[str, Any], own: str) -> dict[str, Any]:
-    """Give the copy of the settings that an extension sees: without other sections' secrets."""
+    """Return the copy of the settings that an extension sees: without other sections' secrets."""
     result: dict[str, Any] = thaw(settings)
     for name, section in result.items():
         if name != own and isinstance(section, dict):

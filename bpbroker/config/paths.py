@@ -39,7 +39,7 @@ class Home:
 
 
 def system_home(environ: Mapping[str, str], *, windows: bool = sys.platform == "win32") -> PurePath:
-    """Give the system-wide home of this platform, ``BPBROKER_HOME`` first."""
+    """Return the system-wide home of this platform, ``BPBROKER_HOME`` first."""
     if environ.get("BPBROKER_HOME"):
         return PureWindowsPath(environ["BPBROKER_HOME"]) if windows else Path(environ["BPBROKER_HOME"])
     if windows:
@@ -48,7 +48,7 @@ def system_home(environ: Mapping[str, str], *, windows: bool = sys.platform == "
 
 
 def user_home(environ: Mapping[str, str]) -> Path:
-    """Give a plain user's own home for the broker (XDG base directories)."""
+    """Return a plain user's own home for the broker (XDG base directories)."""
     if sys.platform == "win32":
         return Path(environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "bpbroker"
     data = environ.get("XDG_DATA_HOME", "")
@@ -56,7 +56,7 @@ def user_home(environ: Mapping[str, str]) -> Path:
 
 
 def find_home(environ: Mapping[str, str] = os.environ) -> Home:
-    """Give the home to use.
+    """Return the home to use.
 
     A plain user for whom the system's home does not exist and cannot be made
     gets their own data folder, so that ``bpbroker start`` works for everybody.
@@ -71,5 +71,5 @@ def find_home(environ: Mapping[str, str] = os.environ) -> Home:
 
 
 def _nearest(path: Path) -> Path:
-    """Give the nearest folder above ``path`` that exists."""
+    """Return the nearest folder above ``path`` that exists."""
     return next((folder for folder in path.parents if folder.exists()), Path(path.anchor))

@@ -1,6 +1,6 @@
 """Which keys the configuration knows, what they may be, and what they are when absent.
 
-Only the seed's defaults are written into the file (``config.DEFAULTS``); every
+Only the defaults that 0.22 had are written into the file (``config.DEFAULTS``); every
 other key is optional and has its default here. Unknown keys are kept and only
 warned about when they look like a typing error.
 """
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from bpbroker.registry.entry import DATA_MAX_BYTES, DEPTH_MAX, NAME_MAX_BYTES
 
 Check = Callable[[Any], str | None]
-"""Gives what is wrong with a value, as ``must be …``, or None."""
+"""Function of a value to what is wrong with it, as ``must be …``, or None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,20 +188,20 @@ _OWN_SECTIONS: Final = (*KNOWN, "worker")
 
 
 def keys_of(section: str) -> Mapping[str, Key]:
-    """Give the known keys of a section."""
+    """Return the known keys of a section."""
     if section in KNOWN:
         return KNOWN[section]
     return {} if section.startswith("_") or section == "worker" else EXTENSION
 
 
 def option(settings: Mapping[str, Any], section: str, key: str) -> Any:
-    """Give a setting, or its default where the configuration does not have it."""
+    """Return a setting, or its default where the configuration does not have it."""
     found = settings.get(section, {})
     return found[key] if key in found else keys_of(section)[key].default
 
 
 def problems(document: Mapping[str, Any]) -> Iterator[str]:
-    """Give everything in a document that cannot be used, a sentence each: path, value, what it must be."""
+    """Yield everything in a document that cannot be used, a sentence each: path, value, what it must be."""
     for name, section in document.items():
         if not isinstance(section, Mapping):
             yield f"{name} is {_shown(section)}: a section must be an object"
@@ -226,7 +226,7 @@ ETCD_DATA_MAX_BYTES: Final = _MIB
 
 
 def _registry_problems(section: Mapping[str, Any], api: Any) -> Iterator[str]:
-    """Give what does not fit together."""
+    """Yield what does not fit together."""
     if section.get("store") == "etcd":
         if not section.get("endpoints"):
             wanted = 'a list of addresses such as "https://10.0.0.5:2379"'
@@ -245,7 +245,7 @@ def _registry_problems(section: Mapping[str, Any], api: Any) -> Iterator[str]:
 
 
 def warnings(document: Mapping[str, Any], is_installed: Callable[[str], bool] = lambda _: False) -> Iterator[str]:
-    """Give what can be used but is probably not meant: sections and keys that look like a known one mistyped.
+    """Yield what can be used but is probably not meant: sections and keys that look like a known one mistyped.
 
     Args:
         document: the sections.

@@ -1,4 +1,4 @@
-"""Finding a broker: datagrams, the sockets for them, tokens that say whom to trust.
+"""Finding a broker: datagrams, the sockets for them, tokens that say which broker to trust.
 
 Read ``datagram`` first (what is asked and answered; pure), then ``udp`` (the
 broker's sockets), ``interfaces`` and ``jointoken``. The discovery actor owns

@@ -54,9 +54,9 @@ _EVERYWHERE: Final = ("", "::", "0.0.0.0")  # noqa: S104 - recognised here, boun
 
 
 def _places(ip: str) -> list[tuple[socket.AddressFamily, str]]:
-    """Give family and address of every socket that this ``listen_ip`` means."""
+    """Return family and address of every socket that this ``listen_ip`` means."""
     if ip in ("", "::"):
-        both = [(socket.AF_INET, "0.0.0.0")]  # noqa: S104 - the seed's default: all interfaces
+        both = [(socket.AF_INET, "0.0.0.0")]  # noqa: S104 - the default: all interfaces
         return [*both, (socket.AF_INET6, "::")] if _ipv6_works() else both
     found = socket.getaddrinfo(ip, None, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
     return [(family, str(where[0])) for family, _, _, _, where in found[:1]]
@@ -91,7 +91,7 @@ def _bound(family: socket.AddressFamily, address: str, port: int) -> socket.sock
 
 
 def _ears(ip: str, port: int) -> list[socket.socket]:
-    """Give sockets that hear what is sent to everybody on the network of one address.
+    """Return sockets that hear broadcasts and multicasts on the network of one address.
 
     On Linux a socket bound to one address hears neither broadcasts nor
     multicasts; on Windows it hears broadcasts.

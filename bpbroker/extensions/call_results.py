@@ -25,14 +25,14 @@ class CallResults:
         self._last_error_at = 0.0
 
     def figures(self) -> dict[str, Any]:
-        """Give the numbers since the start."""
+        """Return the numbers since the start."""
         found: dict[str, Any] = {"calls": self.calls, "failures": self._failures}
         if self._last_error:
             found.update(last_error=self._last_error, last_error_at=self._last_error_at)
         return found
 
     def judge(self, call: Call, outcome: Ending) -> CallResult | RequestError:
-        """Give the answer to a call that ended this way."""
+        """Return the answer to a call that ended this way."""
         if isinstance(outcome, CallResult):
             return outcome
         if isinstance(outcome, NoMethod):
@@ -44,7 +44,7 @@ class CallResults:
         return self._failed(call, f"ended its process: {outcome}", "crashed")
 
     def too_late(self, call: Call, limit_secs: float) -> TimedOut:
-        """Give the answer to a call that was killed at its time limit."""
+        """Return the answer to a call that was killed at its time limit."""
         self._note(call, f"took longer than {limit_secs:g} s and was killed")
         error = TimedOut(f"{call.method} took longer than {limit_secs:g} s and was stopped")
         error.outcome_known = False

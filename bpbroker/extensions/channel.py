@@ -23,7 +23,7 @@ class ChannelBroken(Exception):
 
 
 def pack(head: Mapping[str, Any], body: bytes = b"") -> bytes:
-    """Give one frame as it is sent.
+    """Return one frame as it is sent.
 
     Raises:
         ValueError: the head is larger than :data:`HEAD_MAX_BYTES`.

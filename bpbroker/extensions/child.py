@@ -308,7 +308,7 @@ def _start(launch: Launch) -> subprocess.Popen[bytes]:
 
 
 def _as_user(name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Give the options and the environment that make a process another user's.
+    """Return the options and the environment that make a process another user's.
 
     Raises:
         NotImportable: there is no such user.

@@ -14,7 +14,7 @@ class ReadOnly(dict[str, Any]):
 
     @classmethod
     def of(cls, value: Any) -> Any:
-        """Give a JSON value with every object in it read-only."""
+        """Return a JSON value with every object in it read-only."""
         if isinstance(value, dict):
             return cls({key: cls.of(item) for key, item in value.items()})
         return [cls.of(item) for item in value] if isinstance(value, list) else value

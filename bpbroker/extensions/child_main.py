@@ -91,7 +91,7 @@ class _Broker:
         return frame
 
     def answer(self, head: Mapping[str, Any], body: bytes = b"") -> None:
-        """Give the final word on what :meth:`next` gave."""
+        """Return the final word on what :meth:`next` gave."""
         with self._turn:
             self._open = False
             channel.write(self._answers, channel.pack(head, body))
@@ -212,7 +212,7 @@ def load(namespace: str, lib: Path) -> ModuleType:
 
 
 def methods_of(module: ModuleType) -> dict[str, Method]:
-    """Give what clients may call: functions defined in the module itself whose name has no ``_`` in front."""
+    """Return the functions that clients may call: those of the module itself whose name has no ``_`` in front."""
     return {name: value for name, value in vars(module).items() if not name.startswith("_") and _is_own(value, module)}
 
 
@@ -260,7 +260,7 @@ def _trace() -> str:
 
 
 def _problem(error: BaseException, lib: Path) -> str:
-    """Say why a module cannot be imported, without the error's own text: health shows it to everybody."""
+    """Say why a module cannot be imported, without the error's own text: health shows it without a key."""
     said = type(error).__name__
     if isinstance(error, ImportError) and error.name:
         said += f" of {error.name}"

@@ -101,7 +101,7 @@ def uninstall(namespace: str, lib: Path) -> tuple[Path, ...]:
 
 
 def _checked(folder: Path) -> Iterator[Path]:
-    """Give a package's files, relative to its folder, once all of them are seen to be fit.
+    """Yield a package's files, relative to its folder, once all of them are seen to be fit.
 
     Raises:
         UsageError: one is not.
@@ -128,7 +128,7 @@ def _checked(folder: Path) -> Iterator[Path]:
 
 
 def _checked_file(path: Path) -> Path:
-    """Give back the path of a file that can be read, and parsed if it is a module.
+    """Return the path of a file that can be read, and parsed if it is a module.
 
     Raises:
         UsageError: it cannot.
@@ -243,12 +243,12 @@ def _keep_older(target: Path) -> tuple[Path, Path] | None:
 
 
 def _kept(path: Path) -> Path:
-    """Give the name of the older version: none that can be imported."""
+    """Return the name of the older version: none that can be imported."""
     return path.with_name(f"{path.name}{_KEPT}")
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file's content to a new file that everybody may read and only its owner write."""
+    """Copy a file's content to a new file that all users may read and only its owner write."""
     with source.open("rb") as reader:
         chunks = iter(lambda: reader.read(_PIECE_BYTES), b"")
         write_whole(target, chunks, mode=0o644, owner=process_owner(), follow=False)
@@ -265,7 +265,7 @@ def _remove(path: Path) -> None:
 
 
 def _brought(namespace: str, files: list[Path], lib: Path) -> Iterator[ExtensionRecord]:
-    """Give the namespaces of what was installed, those without a method left out unless it is the only one."""
+    """Yield the namespaces of what was installed, those without a method left out unless it is the only one."""
     if files and files[0].is_absolute():
         yield look_at(namespace, lib)
         return

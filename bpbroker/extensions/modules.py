@@ -72,7 +72,7 @@ def name_problem(namespace: str) -> str:
 
 
 def find(namespace: str, lib: Path) -> Path | None:
-    """Give the file of a namespace's module, or None; a package goes before a module, as in Python."""
+    """Return the file of a namespace's module, or None; a package goes before a module, as in Python."""
     stem = lib.joinpath(*namespace.split("."))
     for path in (stem / "__init__.py", stem.with_name(f"{stem.name}.py")):
         if path.is_file():
@@ -101,7 +101,7 @@ def look_at(namespace: str, lib: Path) -> ExtensionRecord:
 
 
 def catalogue(settings: Mapping[str, Any], lib: Path) -> tuple[ExtensionRecord, ...]:
-    """Give all namespaces that are enabled or have a module in the lib folder, by name."""
+    """Return all namespaces that are enabled or have a module in the lib folder, by name."""
     enabled = set(layers.namespaces(settings))
     names = enabled | {name for name in _modules(lib) if not name_problem(name)}
     records = []
@@ -115,7 +115,7 @@ def catalogue(settings: Mapping[str, Any], lib: Path) -> tuple[ExtensionRecord, 
 
 
 def _modules(lib: Path) -> Iterator[str]:
-    """Give the names of all modules in the lib folder, packages' modules included."""
+    """Yield the names of all modules in the lib folder, packages' modules included."""
     for path in _files(lib):
         parts = path.relative_to(lib).with_suffix("").parts
         if path.suffix == ".py":
@@ -123,7 +123,7 @@ def _modules(lib: Path) -> Iterator[str]:
 
 
 def _files(lib: Path) -> Iterator[Path]:
-    """Give the files below the lib folder, in order, compiled and hidden ones left out; bounded."""
+    """Yield the files below the lib folder, in order, compiled and hidden ones left out; bounded."""
     count = 0
     for folder, folders, names in os.walk(lib):
         folders[:] = sorted(name for name in folders if name != "__pycache__" and not name.startswith("."))
@@ -136,7 +136,7 @@ def _files(lib: Path) -> Iterator[Path]:
 
 
 def signature(lib: Path) -> bytes:
-    """Give a digest that changes when any file of the lib folder does: modules may import each other."""
+    """Return a digest that changes when any file of the lib folder does: modules may import each other."""
     digest = hashlib.sha256()
     for path in _files(lib):
         try:
@@ -162,7 +162,7 @@ def read_source(path: Path) -> bytes:
 
 
 def offered(source: bytes) -> tuple[str, ...]:
-    """Give the methods that a module's source defines: functions whose name has no ``_`` in front.
+    """Return the methods that a module's source defines: functions whose name has no ``_`` in front.
 
     The compiled module tells: it holds the code of each function of its top
     level, those under ``if`` and ``try`` too. A syntax tree would not do:

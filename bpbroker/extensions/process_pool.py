@@ -137,7 +137,7 @@ class Job:
 
     call: Call
     replies: list[Future[Any]]
-    """The first caller's, then those of who repeated the request with its Idempotency-Key."""
+    """The first caller's, then those of callers that repeated the request with its Idempotency-Key."""
     deadline: float
     """Monotonic time until which it has to be begun."""
     keyed: Keyed | None = None
@@ -146,7 +146,7 @@ class Job:
 
     @property
     def abandoned(self) -> bool:
-        """Whether nobody waits for it any more, or all were told already that it is not done."""
+        """Whether all callers have left, or were told already that it is not done."""
         return all(reply.done() for reply in self.replies)
 
 
@@ -185,11 +185,11 @@ class ProcessPool:
         return iter(list(self._workers.values()))
 
     def get(self, driver: Driver) -> Worker | None:
-        """Give the worker of a driver, None when it is out of use already."""
+        """Return the worker of a driver, None when it is out of use already."""
         return self._workers.get(driver)
 
     def free(self) -> Iterator[Worker]:
-        """Give the workers that can take a call now."""
+        """Return the workers that can take a call now."""
         return (worker for worker in self if worker.ready and worker.job is None)
 
     @property

@@ -19,7 +19,7 @@ _WRITES: Final[Mapping[str, type[Register | Replace | Update]]] = {
 
 
 def message_of(call: Call, asked: Mapping[str, Any]) -> Write | Get | List:
-    """Give the registry's message for what a method asked; nothing in it is trusted.
+    """Return the registry's message for what a method asked; nothing in it is trusted.
 
     Raises:
         BadRequest, TooLarge: it is not what a client might ask.
@@ -42,7 +42,7 @@ def message_of(call: Call, asked: Mapping[str, Any]) -> Write | Get | List:
 
 
 def plain(value: Record | tuple[Record, ...] | None) -> Any:
-    """Give the registry's reply as JSON values."""
+    """Return the registry's reply as JSON values."""
     if isinstance(value, Record):
         return json.loads(value.json)
     return None if value is None else {record.name: json.loads(record.json) for record in value}

@@ -81,7 +81,7 @@ class Registry:
         return self._entry("Update", name=name, data=_text(data))
 
     def get(self, name: str, *, wait_secs: float = 0.0) -> dict[str, Any]:
-        """Give an entry, waiting up to ``wait_secs`` for it to be there.
+        """Return an entry, waiting up to ``wait_secs`` for it to be there.
 
         Raises:
             NotFound: it is not there.
@@ -93,7 +93,7 @@ class Registry:
         self._ask("Delete", name=name)
 
     def list(self, prefix: str = "") -> dict[str, dict[str, Any]]:
-        """Give all entries whose name begins with ``prefix``, sorted by name."""
+        """Return all entries whose name begins with ``prefix``, sorted by name."""
         found: dict[str, dict[str, Any]] = self._ask("List", prefix=prefix)
         return found
 
@@ -143,12 +143,12 @@ class Request:
         self._source = source
 
     def RequestingHost(self) -> str:  # noqa: N802 - the protocol's name
-        """Give the client's address as text."""
+        """Return the client's address as text."""
         return self._source
 
 
 def result_of(rh: Request) -> CallResult:
-    """Give the answer that a finished method left in ``rh``.
+    """Return the answer that a finished method left in ``rh``.
 
     Raises:
         Unsendable: it set something that cannot be sent.
@@ -161,7 +161,7 @@ def result_of(rh: Request) -> CallResult:
 
 
 def refusal(status: object, message: object) -> CallResult:
-    """Give the answer to a call that its method refused by raising.
+    """Return the answer to a call that its method refused by raising.
 
     Raises:
         Unsendable: the status is none of an error.
@@ -172,7 +172,7 @@ def refusal(status: object, message: object) -> CallResult:
 
 
 def checked(status: object, message: object, content_type: object, body: bytes) -> CallResult:
-    """Give an answer if it can be sent.
+    """Return an answer if it can be sent.
 
     Raises:
         Unsendable: it cannot.
@@ -189,7 +189,7 @@ def checked(status: object, message: object, content_type: object, body: bytes) 
 
 
 def one_line(text: str) -> str:
-    """Give text fit for one line of an HTTP answer: no control characters, no lone surrogates, bounded."""
+    """Return text fit for one line of an HTTP answer: no control characters, no lone surrogates, bounded."""
     clean = _CONTROL.sub(" ", text[: 4 * MESSAGE_MAX]).strip().encode("utf-8", "replace").decode()
     return clean if len(clean) <= MESSAGE_MAX else f"{clean[: MESSAGE_MAX - 3]}..."
 
@@ -210,5 +210,5 @@ def _body(data: object) -> bytes:
 
 
 def _text(data: Mapping[str, Any] | str) -> str:
-    """Give an entry's data as a client would send it."""
+    """Return an entry's data as a client would send it."""
     return data if isinstance(data, str) else json.dumps(dict(data), ensure_ascii=False, allow_nan=False)

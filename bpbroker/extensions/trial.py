@@ -112,13 +112,13 @@ class _Limit:
 
 
 class _Registry:
-    """A registry in memory with the rules of the real one; nobody else writes to it, so nothing waits."""
+    """A registry in memory with the rules of the real one; it has no other writer, so nothing waits."""
 
     def __init__(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
         self._records = {name: writes.record(name, entry.encode(value)) for name, value in entries.items()}
 
     def serve(self, call: Call, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Give the frame that answers what the method asked."""
+        """Return the frame that answers what the method asked."""
         try:
             return {"value": plain(self._do(message_of(call, asked)))}
         except RequestError as error:

@@ -85,12 +85,12 @@ def write(line: Line) -> None:
 
 
 def flush() -> None:
-    """Give everything to the logger now."""
+    """Pass everything to the logger now."""
     _book.write()
 
 
 def as_json(now: float, monotonic: float, line: Line) -> str:
-    """Give the line for a request that was answered at this Unix and monotonic time."""
+    """Return the line for a request that was answered at this Unix and monotonic time."""
     address, status, sent_bytes, request_id, namespace, method, name, started = line
     seconds = int(now)
     shown = "null" if name is None else _quoted(name[:_TEXT_MAX])

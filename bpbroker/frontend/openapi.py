@@ -49,7 +49,7 @@ _ANSWERS = {
 
 @cache
 def description() -> dict[str, Any]:
-    """Give the description as a JSON object."""
+    """Return the description as a JSON object."""
     result = {
         "type": "object",
         "required": ["success", "message"],

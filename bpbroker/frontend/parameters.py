@@ -25,7 +25,7 @@ class Parameters:
         """Every access key that was given and is not empty."""
 
     def text(self, name: str) -> str | None:
-        """Give a parameter as text; None if it is not there.
+        """Return a parameter as text; None if it is not there.
 
         Raises:
             BadRequest: it is a JSON value of another kind.
@@ -40,14 +40,14 @@ class Parameters:
         raise BadRequest(f"The parameter {name} must be text")
 
     def texts(self) -> dict[str, str]:
-        """Give all of them as text, other JSON values as their JSON: what an extension sees."""
+        """Return all of them as text, other JSON values as their JSON: what an extension sees."""
         return {
             name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             for name, value in self.values.items()
         }
 
     def name(self, max_bytes: int) -> str:
-        """Give the entry's name.
+        """Return the entry's name.
 
         Raises:
             BadRequest: it is missing or cannot be a name.
@@ -57,7 +57,7 @@ class Parameters:
         return entry.check_name(self.values["name"], max_bytes=max_bytes)
 
     def data(self, max_bytes: int, max_depth: int) -> dict[str, Any]:
-        """Give the entry's own part.
+        """Return the entry's own part.
 
         Raises:
             BadRequest, TooLarge: it is missing or cannot be stored.
@@ -79,7 +79,7 @@ class Parameters:
         return own
 
     def seconds(self, name: str) -> float:
-        """Give a parameter as seconds, 0 if it is not there.
+        """Return a parameter as seconds, 0 if it is not there.
 
         Raises:
             BadRequest: it is no number from 0 to 600.
@@ -96,7 +96,7 @@ class Parameters:
         return value
 
     def count(self, name: str) -> int:
-        """Give a parameter as a whole number, 0 if it is not there.
+        """Return a parameter as a whole number, 0 if it is not there.
 
         Raises:
             BadRequest: it is none, or negative.

@@ -103,7 +103,7 @@ class Parts:
 
 
 def registry_factory(own: Path, settings_now: Callable[[], messages.Settings], loaded: Loaded) -> Factory:
-    """Give what makes a registry actor: on the store that the configuration names when the broker starts.
+    """Return the factory of the registry actor: on the store that the configuration names when the broker starts.
 
     Args:
         own: the configuration file.

@@ -165,7 +165,7 @@ def escaped(text: str) -> str:
 
 
 def ready_lines(record: logging.LogRecord) -> list[str] | None:
-    """Give the lines of a record that are JSON already and stay as they are in every format (the access log)."""
+    """Return the lines of a record that are JSON already and stay as they are in every format (the access log)."""
     lines: list[str] | None = getattr(record, "lines", None)
     return lines
 
@@ -186,7 +186,7 @@ class TextFormatter(logging.Formatter):
         self._colour = colour
 
     def format(self, record: logging.LogRecord) -> str:
-        """Give the line."""
+        """Return the line."""
         ready = ready_lines(record)
         if ready is not None:
             return "\n".join(ready)
@@ -196,7 +196,7 @@ class TextFormatter(logging.Formatter):
         return self.with_trace(f"{_time(record)} {level} {record.name}: {escaped(record.getMessage())}", record)
 
     def with_trace(self, line: str, record: logging.LogRecord) -> str:
-        """Give the line with the record's traceback below it."""
+        """Return the line with the record's traceback below it."""
         trace = _trace(self, record)
         return line if trace is None else "\n    ".join([line, *trace.splitlines()])
 
@@ -205,7 +205,7 @@ class JournalFormatter(TextFormatter):
     """A line for journald: the priority in front (sd-daemon(3)), and no time."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Give the line; each line of a traceback has the priority too, as journald reads line by line."""
+        """Return the line; each line of a traceback has the priority too, as journald reads line by line."""
         ready = ready_lines(record)
         if ready is None:
             ready = self.with_trace(f"{record.name}: {escaped(record.getMessage())}", record).splitlines()
@@ -217,7 +217,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line: ``time``, ``level``, ``logger``, ``message``, what was given as ``extra``, ``error``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Give the line."""
+        """Return the line."""
         ready = ready_lines(record)
         if ready is not None:
             return "\n".join(ready)
@@ -245,7 +245,7 @@ def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str | Non
 
 
 def _priority(level: int) -> int:
-    """Give syslog's number for a level."""
+    """Return syslog's number for a level."""
     for number, floor in ((2, logging.CRITICAL), (3, logging.ERROR), (4, logging.WARNING), (6, logging.INFO)):
         if level >= floor:
             return number

@@ -133,7 +133,7 @@ def _to_file(own: Path, _settings: Mapping[str, Any], _store: EtcdStore, state: 
 
 
 def compare(entries: Mapping[str, bytes], there: Mapping[str, bytes]) -> tuple[list[str], int, tuple[str, ...]]:
-    """Give the names that are not there yet, how many are there just so, and the names that are there otherwise."""
+    """Return the names that are not there yet, how many are there just so, and the names that are there otherwise."""
     missing = sorted(entries.keys() - there.keys())
     left = tuple(sorted(name for name in entries.keys() & there.keys() if entries[name] != there[name]))
     return missing, len(entries) - len(missing) - len(left), left

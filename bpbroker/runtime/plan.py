@@ -27,7 +27,7 @@ class RunOptions:
     log: LogOptions = field(default_factory=LogOptions)
 
     def overrides(self) -> dict[str, Any]:
-        """Give this run's settings, by path; they are never written back."""
+        """Return this run's settings, by path; they are never written back."""
         given = {
             "api.listen_ip": self.listen_ip,
             "api.listen_port": self.listen_port,

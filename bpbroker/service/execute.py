@@ -62,7 +62,7 @@ def _make_folder(path: Path, mode: int, owner: str, root: Path) -> bool:
 
 
 def _permit(path: Path, mode: int, owner: str, root: Path) -> bool:
-    """Give a file or folder its mode and owner; False when it had them."""
+    """Set the mode and owner of a file or folder; False when it had them."""
     before = path.stat()
     changed = False
     if sys.platform != "win32":
@@ -102,7 +102,7 @@ def others_files(paths: Iterable[Path], owner: str, root: Path) -> list[Path]:
 
 
 def _adopt(path: Path, owner: str, root: Path) -> bool:
-    """Give a file away, but never by a link: whoever owns the folder may have put it there."""
+    """Change a file's owner, but never through a link, which the owner of the folder may have put there."""
     found = path.lstat()
     uid, gid = _ids(owner, root)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid == uid or os.geteuid() != 0:

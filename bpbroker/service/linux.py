@@ -12,12 +12,12 @@ from bpbroker.service.templates import Recorded, check_plain, init_script, recor
 
 
 def log_file(service: Service) -> PurePath:
-    """Give where the init script has the broker log to; under systemd its log is in the journal."""
+    """Return the log file that the init script names; under systemd the log is in the journal."""
     return PurePosixPath(f"/var/log/{service.name}/{service.name}.log")
 
 
 def plan_install(machine: Machine, service: Service) -> Plan:
-    """Give what install-service does.
+    """Return the steps of install-service.
 
     Raises:
         StartError: this system has no init system that we know.
@@ -38,7 +38,7 @@ def plan_install(machine: Machine, service: Service) -> Plan:
         )
     steps: list[Step] = []
     if service.user and not machine.foreign:
-        # First of all: a program in root's own folders is out of reach for everybody else.
+        # First of all: no other user can change a program in root's own folders.
         trial = ("runuser", "-u", service.user, "--", *service.program, "--version")
         steps.append(Run(trial, f"see that {service.user} can run it"))
     # With the logs: a user cannot append to what belongs to the one before.
@@ -59,7 +59,7 @@ def plan_install(machine: Machine, service: Service) -> Plan:
 
 
 def installed(machine: Machine, name: str) -> Recorded | None:
-    """Give what the service of this name was installed with; None when none is, or it does not say."""
+    """Return the options that this service was installed with; None when it is not there or does not say."""
     files = [machine.path(_unit_path(name))]
     if machine.init_folder is not None:
         files.append(machine.init_folder / name)
@@ -112,7 +112,7 @@ def _install_unit(machine: Machine, service: Service, steps: list[Step], notes: 
 
 
 def _make_room(path: Path, steps: list[Step], notes: list[str]) -> None:
-    """Keep what somebody else put there, such as the script of an older bpbroker."""
+    """Keep a file that we did not write, such as the script of an older bpbroker."""
     if (path.exists() or path.is_symlink()) and not is_ours(path):
         # .orig is a suffix that insserv and chkconfig pass over.
         to = next(
@@ -134,7 +134,7 @@ def _unit_path(name: str) -> str:
 
 
 def plan_uninstall(machine: Machine, service: Service) -> Plan:
-    """Give what uninstall-service does; no steps when nothing is installed."""
+    """Return the steps of uninstall-service; none when nothing is installed."""
     steps: list[Step] = []
     file = machine.path(_unit_path(service.name))
     if is_ours(file):

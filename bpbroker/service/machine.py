@@ -32,11 +32,11 @@ class Machine:
         return self.root != Path("/")
 
     def path(self, inside: str) -> Path:
-        """Give where a path of the machine is; symbolic links are followed as the machine itself would."""
+        """Return the real location of a path of the machine; links are followed as the machine itself would."""
         return within(self.root, inside)
 
     def command(self, *argv: str) -> tuple[str, ...]:
-        """Give the command line that runs a program of the machine's."""
+        """Return the command line that runs a program of the machine's."""
         return ("chroot", str(self.root), *argv) if self.foreign else argv
 
 
@@ -56,7 +56,7 @@ def look(root: Path) -> Machine:
 
 
 def within(root: Path, inside: str) -> Path:
-    """Give ``inside`` as a path under ``root``, following symbolic links as if ``root`` were ``/``.
+    """Return ``inside`` as a path under ``root``, following symbolic links as if ``root`` were ``/``.
 
     An image's ``/etc/init.d`` may be a link to ``/etc/rc.d/init.d``; taken
     as it stands, it would lead out of the image into this system.

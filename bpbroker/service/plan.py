@@ -16,7 +16,7 @@ class Service:
     config: PurePath
     home: PurePath
     user: str = ""
-    """Whom it runs as; empty is root (LocalSystem on Windows)."""
+    """The user that it runs as; empty is root (LocalSystem on Windows)."""
     needs_home_folders: bool = False
     """Whether the program itself lies in a user's home folder."""
 
@@ -27,7 +27,7 @@ class Service:
         return (parent.parent if parent.name == "etc" else parent) / "backups"
 
     def prepare(self) -> Run:
-        """Give the step that makes configuration and certificate where they are missing."""
+        """Return the step that makes configuration and certificate where they are missing."""
         argv = (*self.program, "--config", str(self.config), "prepare")
         return Run(argv, "make configuration and certificate, if they are not there")
 
@@ -58,7 +58,7 @@ class WriteFile:
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """Move a file that somebody else made out of the way."""
+    """Move a file that we did not make out of the way."""
 
     path: PurePath
     to: PurePath
@@ -92,7 +92,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
-    """Give files to the service's user."""
+    """Make the service's user the owner of files."""
 
     paths: tuple[PurePath, ...]
     owner: str

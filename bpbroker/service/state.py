@@ -9,11 +9,11 @@ from pathlib import Path, PurePath
 from bpbroker.service.plan import Plan, Remove, Service, Step
 
 Where = Callable[[str], Path]
-"""Gives where a path of the machine is; not the same when the machine is a tree under another root."""
+"""Function of a path of the machine to its real location: another one when the machine is a tree elsewhere."""
 
 
 def files_of(service: Service, where: Where) -> list[Path]:
-    """Give the files of this configuration that are there, its backups included."""
+    """Return the files of this configuration that are there, its backups included."""
     config = where(str(service.config))
     # With what `certificate --renew` and a broker in the background leave beside them.
     ends = ("crt", "crt.old", "crt.staged", "key", "key.old", "key.staged", "log", "log.?")
@@ -42,12 +42,12 @@ def logs_of(log_file: PurePath, where: Where) -> list[Path]:
 
 
 def _matching(folder: Path, pattern: str) -> list[Path]:
-    """Give what is there; nothing where this user may not look, for whom it is a rehearsal."""
+    """Return the paths that are there; none where this user may not look, as in a rehearsal."""
     return sorted(folder.glob(pattern)) if os.access(folder, os.R_OK | os.X_OK) else []
 
 
 def plan_purge(service: Service, logs: PurePath, where: Where) -> Plan:
-    """Give what removes all data; folders only when nothing of anybody else's is left in them."""
+    """Return the steps that remove all data; folders only when no other files are left in them."""
     config, home = where(str(service.config)), where(str(service.home))
     folders = [where(str(service.backups)), config.parent]
     if config.is_relative_to(home):

@@ -13,14 +13,14 @@ from bpbroker.errors import ConfigurationError
 from bpbroker.service.plan import Service
 
 MARK = "Written by `bpbroker install-service`"
-"""Whoever finds this in a file may overwrite or remove it."""
+"""A file with this in it is ours: it may be overwritten or removed."""
 
 _PLACE = re.compile(r"@([A-Z_]+)@")
 _RECORD = re.compile(r"^# Configuration: (?P<config>/.*)\n# Runs as: (?P<user>.+)$", re.MULTILINE)
 
 
 def template(name: str) -> str:
-    """Give a file of ``deploy/``: inside the installed package, or beside it in a checkout."""
+    """Return a file of ``deploy/``: inside the installed package, or beside it in a checkout."""
     installed = resources.files(bpbroker) / "deploy" / name
     if installed.is_file():
         return installed.read_text(encoding="utf-8")
@@ -33,7 +33,7 @@ def fill(text: str, values: dict[str, str]) -> str:
 
 
 def init_script(service: Service) -> str:
-    """Give the System V init script."""
+    """Return the System V init script."""
     return fill(
         template("bpbroker.init"),
         {
@@ -49,7 +49,7 @@ def init_script(service: Service) -> str:
 
 
 def unit(service: Service) -> str:
-    """Give the systemd unit."""
+    """Return the systemd unit."""
     # A folder that is not there would keep the unit from starting; without the one of backups the broker can serve.
     folders = (str(service.config.parent), f"-{service.backups}")
     command = [*service.program, "--config", str(service.config)]

@@ -13,17 +13,17 @@ from bpbroker.service.templates import check_plain, fill, template
 
 
 def nssm_path(home: PurePath) -> PurePath:
-    """Give where nssm must be."""
+    """Return the path that nssm must have."""
     return home / "bin" / "nssm.exe"
 
 
 def log_file(service: Service) -> PurePath:
-    """Give where nssm writes the service's output."""
+    """Return the file that nssm writes the service's output to."""
     return service.home / "logs" / f"{service.name}.log"
 
 
 def missing(nssm: PurePath) -> StartError:
-    """Give the error that says that nssm is not there, and where to put it."""
+    """Return the error that says that nssm is not there, and where to put it."""
     return StartError(
         f"{nssm} is missing. On Windows nssm runs bpbroker as a service:\n"
         "put nssm.exe (2.24 or newer) there and run this again. Nothing was done."
@@ -31,7 +31,7 @@ def missing(nssm: PurePath) -> StartError:
 
 
 def plan_install(nssm: PurePath, service: Service, *, installed: bool) -> Plan:
-    """Give what install-service does; the commands for nssm are those of ``deploy/nssm.commands``.
+    """Return the steps of install-service; the commands for nssm are those of ``deploy/nssm.commands``.
 
     Args:
         nssm: the program.
@@ -76,7 +76,7 @@ def plan_install(nssm: PurePath, service: Service, *, installed: bool) -> Plan:
 
 
 def plan_uninstall(nssm: PurePath, service: Service, *, installed: bool) -> Plan:
-    """Give what uninstall-service does: stop, then remove."""
+    """Return the steps of uninstall-service: stop, then remove."""
     if not installed:
         return Plan((), (f"No service named {service.name} is installed here.",))
     return Plan(

@@ -39,7 +39,7 @@ class Checked:
 
 
 def folder_for(own: Path) -> Path:
-    """Give the folder of a configuration file's backups: ``<home>/backups`` for ``<home>/etc/…``, else beside it."""
+    """Return the folder of a configuration file's backups: ``<home>/backups`` for ``<home>/etc/…``, else beside it."""
     parent = own.parent
     return (parent.parent if parent.name == "etc" else parent) / "backups"
 
@@ -77,7 +77,7 @@ def _time_of(path: Path) -> datetime:
 
 
 def found(own: Path) -> list[BackupInfo]:
-    """Give the backups of a configuration file, newest first.
+    """Return the backups of a configuration file, newest first.
 
     Raises:
         Unavailable: their folder cannot be read.
@@ -178,12 +178,12 @@ def check(info: BackupInfo) -> Checked:
 
 
 def newest_good(own: Path) -> Checked | None:
-    """Give the newest backup that reads back well."""
+    """Return the newest backup that reads back well."""
     return next((checked for checked in map(check, found(own)) if not checked.problem), None)
 
 
 def advice(own: Path) -> str:
-    """Give what goes with the message about a damaged file: the newest good backup and how to restore it."""
+    """Return what goes with the message about a damaged file: the newest good backup and how to restore it."""
     try:
         good = newest_good(own)
     except BpbrokerError as error:
@@ -194,7 +194,7 @@ def advice(own: Path) -> str:
 
 
 def advised(own: Path, good: Checked) -> str:
-    """Give the sentence that names a good backup and how to restore it."""
+    """Return the sentence that names a good backup and how to restore it."""
     return (
         f"The newest good backup is {good.info.path} ({good.entries} entries); to go back to it:\n"
         f"  {shlex.join(('bpbroker', '--config', str(own), 'restore', good.info.path))}"

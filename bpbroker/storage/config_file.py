@@ -209,7 +209,7 @@ class _Reader:
             at = self.skip(at + 1)
 
     def _key(self, at: int) -> tuple[str, int]:
-        """Give a key that is not plain, or is none, and where its value begins."""
+        """Return a key that is not plain, or is none, and where its value begins."""
         if self._text[at : at + 1] != '"':
             raise self.fault("a key in double quotes must be here", at)
         key, end = self.value(at)

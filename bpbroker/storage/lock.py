@@ -90,12 +90,12 @@ class FileLock:
 
 
 def lock_path(config_file: Path) -> Path:
-    """Give the lock file of a configuration file."""
+    """Return the lock file of a configuration file."""
     return config_file.with_name(f"{config_file.name}.lock")
 
 
 def holder(config_file: Path) -> dict[str, Any] | None:
-    """Give the note of the broker that runs on this file, or None when none does.
+    """Return the note of the broker that runs on this file, or None when none does.
 
     Raises:
         ConfigurationError: the lock file is there but may not be read by this user.

@@ -1,4 +1,4 @@
-"""The backup actor: cases B1 and B3 at the actor; schedule, rotation, what it says of itself."""
+"""The backup actor: schedule, rotation, what it says of itself."""
 
 from __future__ import annotations
 

@@ -251,7 +251,7 @@ def test_an_edit_while_the_broker_runs_is_not_lost(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The seed: changes are overwritten at exit. But no backup does it before, and a copy is kept."""
+    """As in 0.22, changes are overwritten at exit. But no backup does it before, and a copy is kept."""
     monkeypatch.setattr(config_store, "COMMITS_MAX", 1)
     edited = '{"_config": {"backup_retain_n": 9}}'
     file.write_text(edited)

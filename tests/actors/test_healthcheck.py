@@ -1,4 +1,4 @@
-"""The healthcheck with real actors that die, hang and come back: case S5."""
+"""The healthcheck with real actors that die, hang and come back."""
 
 from __future__ import annotations
 

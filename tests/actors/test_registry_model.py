@@ -58,7 +58,7 @@ class Model:
 
 
 def condition(kind: str, there: bool, tag: str) -> tuple[Condition, bool]:
-    """Give a condition of some kind on an entry that is there or not, and whether it holds."""
+    """Return a condition of some kind on an entry that is there or not, and whether it holds."""
     return {
         "none": (Condition(), True),
         "exists": (Condition(match=("*",)), there),

@@ -27,7 +27,7 @@ def fake(authority: trustme.CA) -> Iterator[FakeBroker]:
 
 @pytest.fixture
 def known_brokers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give the file of pins that everything in this test uses."""
+    """Return the file of pins that everything in this test uses."""
     path = tmp_path / "config" / "known_brokers"
     monkeypatch.setenv("BPBROKER_KNOWN_BROKERS", str(path))
     return path

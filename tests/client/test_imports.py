@@ -20,7 +20,7 @@ COSTLY = {
 
 
 def loaded_by(code: str, *arguments: str) -> set[str]:
-    """Give what code loads in a Python that has loaded nothing, not even ``site``, and so finds only ours."""
+    """Return what code loads in a Python that has loaded nothing, not even ``site``, and so finds only ours."""
     begin = f"import sys; sys.path.insert(0, {str(ROOT)!r}); before = set(sys.modules)"
     end = "print('loaded:', *(set(sys.modules) - before))"
     done = subprocess.run(

@@ -23,7 +23,7 @@ class Ran(NamedTuple):
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give a home of the test's own that does not exist yet."""
+    """Return a home of the test's own that does not exist yet."""
     home = tmp_path / "home"
     monkeypatch.setenv("BPBROKER_HOME", str(home))
     return home
@@ -35,7 +35,7 @@ def bpbroker(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Ran]:
-    """Give what runs ``bpbroker`` with these words."""
+    """Return what runs ``bpbroker`` with these words."""
 
     def run(*words: str | Path, stdin: str = "") -> Ran:
         capfd.readouterr()

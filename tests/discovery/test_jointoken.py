@@ -53,7 +53,7 @@ WHOLE = JoinToken(
 
 
 def word(members: object) -> str:
-    """Give a token that says this, whatever it is."""
+    """Return a token that says this, whatever it is."""
     data = members if isinstance(members, bytes) else json.dumps(members).encode()
     return "bpb2:" + base64.urlsafe_b64encode(data).decode().rstrip("=")
 

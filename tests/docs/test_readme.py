@@ -20,7 +20,7 @@ QUICKSTART = README[README.index("## Quickstart") : README.index("## The registr
 
 
 def session() -> Iterator[tuple[str, list[str]]]:
-    """Give each command of the Quickstart's shell blocks with the output that the README shows."""
+    """Yield each command of the Quickstart's shell blocks with the output that the README shows."""
     for block in re.findall(r"```shell\n(.*?)```", QUICKSTART, re.DOTALL):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             command, *shown = part.strip().split("\n")

@@ -71,7 +71,7 @@ class Machine:
         assert self.type("set -m")[0] == 0  # as a shell that a person types into: jobs are process groups
 
     def type(self, command: str) -> tuple[int, str, str]:
-        """Give exit code, standard output and standard error; what runs in the background stays running."""
+        """Return exit code, standard output and standard error; what runs in the background stays running."""
         self._steps += 1
         typed, out, err = (self.folder / f"{self._steps}.{kind}" for kind in ("sh", "out", "err"))
         typed.write_text(f"{command}\n")

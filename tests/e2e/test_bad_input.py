@@ -1,4 +1,4 @@
-"""Whatever is sent: refused with a reason, nothing changed, nobody else notices (cases L5 to L13)."""
+"""Bad requests of every kind: refused with a reason, nothing changed, no other client harmed."""
 
 from __future__ import annotations
 

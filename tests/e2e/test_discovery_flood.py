@@ -1,4 +1,4 @@
-"""Whatever comes to the discovery port, the broker serves on (cases U1, U2, U3 and U5)."""
+"""Whatever comes to the discovery port, the broker serves on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Extensions through a real broker: cases A5, A6, A8, E1 to E8 and reload."""
+"""Extensions through a real broker: access, failures, limits, reload."""
 
 from __future__ import annotations
 

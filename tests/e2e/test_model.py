@@ -1,4 +1,4 @@
-"""The registry over HTTPS against a dict, with whatever hypothesis thinks of (case L12)."""
+"""The registry over HTTPS against a dict, with whatever hypothesis thinks of."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def canonical(value: Any) -> str:
 
 
 def merged(old: Any, new: Any) -> Any:
-    """Merge at every depth, as the seed says; written apart from the broker's own."""
+    """Merge at every depth; written apart from the broker's own."""
     if not isinstance(old, dict) or not isinstance(new, dict):
         return new
     return {**old, **{key: merged(old[key], value) if key in old else value for key, value in new.items()}}

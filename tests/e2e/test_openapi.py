@@ -1,4 +1,4 @@
-"""The description of the API against the API: what schemathesis makes of ``/openapi.json`` (case L12)."""
+"""The description of the API against the API: what schemathesis makes of ``/openapi.json``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that hold on to the broker harm nobody else (cases L1 to L4 and L15, and the rows of TLS traps).
+"""Clients that hold on to the broker harm no other client.
 
 With ``BPBROKER_LONG=1`` the attacks have the size that the cases name.
 """

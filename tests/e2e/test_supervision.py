@@ -1,4 +1,4 @@
-"""A running broker whose actors are killed and held from inside: case S5."""
+"""A running broker whose actors are killed and held from inside."""
 
 from __future__ import annotations
 

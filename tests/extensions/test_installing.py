@@ -1,4 +1,4 @@
-"""Installing extension modules: case E10."""
+"""Installing extension modules."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def test_a_change_is_made_with_post_alone(broker: Broker, method: str) -> None:
 
 
 def header(field: str, value: str) -> dict[str, Any]:
-    """Give a header field as an argument of :meth:`Broker.call`."""
+    """Return a header field as an argument of :meth:`Broker.call`."""
     return {field: value}
 
 

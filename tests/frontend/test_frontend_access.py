@@ -1,4 +1,4 @@
-"""Who may call what through the frontend: sections, keys, methods, origins (cases A1 to A9)."""
+"""Access through the frontend: sections, keys, methods, origins."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ _RECORDER = '#!/bin/sh\necho "${0##*/} $*" >>/calls\n'
 
 @pytest.fixture
 def make_tree(tmp_path: Path) -> Callable[..., Path]:
-    """Give a maker of trees into which one can chroot; the named programs only record their arguments in /calls."""
+    """Return a maker of trees into which one can chroot; the named programs only record their arguments in /calls."""
 
     def make(*programs: str, folders: tuple[str, ...] = ("etc/init.d",)) -> Path:
         root = tmp_path / "root"
@@ -42,7 +42,7 @@ def _copy_with_libraries(program: Path, root: Path, to: str) -> None:
 
 @pytest.fixture
 def calls() -> Callable[[Path], list[str]]:
-    """Give what reads the calls that a tree's programs recorded."""
+    """Return what reads the calls that a tree's programs recorded."""
 
     def read(root: Path) -> list[str]:
         path = root / "calls"

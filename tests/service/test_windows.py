@@ -86,7 +86,7 @@ def test_a_missing_nssm_says_where_to_put_it() -> None:
 
 @pytest.fixture
 def nssm(tmp_path: Path) -> Path:
-    """Give a program that records its arguments as JSON, and fails as nssm does when told to."""
+    """Return a program that records its arguments as JSON, and fails as nssm does when told to."""
     path = tmp_path / "nssm.exe"
     path.write_text(
         f"#!{sys.executable}\n"

@@ -56,7 +56,7 @@ def opened(journal: Path) -> Iterator[Callable[[], EmbeddedStore]]:
 
 @pytest.fixture
 def crashed(journal: Path, opened: Callable[[], EmbeddedStore], tmp_path: Path) -> Callable[[], Path]:
-    """Gives the journal of a fresh copy of what is left when the broker is killed after :data:`CHANGES`.
+    """Return the journal of a fresh copy of what is left when the broker is killed after :data:`CHANGES`.
 
     Half of the changes are in the journal itself, the others, each a commit of its own, in its log.
     """
@@ -109,5 +109,5 @@ def base() -> dict[str, bytes]:
 
 @pytest.fixture
 def look() -> Callable[[Path], dict[str, bytes]]:
-    """Gives the content of all files in a folder that count."""
+    """Return the content of all files in a folder that count."""
     return files_in

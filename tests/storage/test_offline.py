@@ -46,7 +46,7 @@ def backup(file: Path) -> Path:
 
 
 def start(file: Path) -> dict[str, bytes]:
-    """Give the entries that a start finds."""
+    """Return the entries that a start finds."""
     store = EmbeddedStore(journal_path(file), lambda: config_file.read(file)[1])
     try:
         return dict(store.load())

@@ -228,7 +228,7 @@ def _write(session: Session, method: str, options: dict[str, Any], **how: Any) -
 
 
 def _data(data: str | None, data_raw: str | None) -> str | None:
-    """Give what ``--data`` or ``--data-raw`` means; None if neither was given.
+    """Return the value of ``--data`` or ``--data-raw``; None if neither was given.
 
     Raises:
         UsageError: both were, or it cannot be read.

@@ -43,7 +43,7 @@ class Output:
 
 
 def render(output: Output, form: str, cols: Sequence[str] = ()) -> bytes:
-    """Give the bytes to print, the newline at the end included.
+    """Return the bytes to print, the newline at the end included.
 
     Args:
         output: what.
@@ -75,7 +75,7 @@ def of_entry(entry: Row) -> Output:
 
 
 def of_ping(answer: Row) -> Output:
-    """Show the echo; who asked is in the other forms."""
+    """Show the echo; the other forms have the client's address too."""
     shown = of_entry(answer["data"])
     text = _line(json.dumps(answer["data"])) if shown.text is None else shown.text
     return Output(text, answer, [{"src": answer.get("src"), **answer["data"]}])
@@ -172,7 +172,7 @@ def _line(text: str) -> bytes:
 
 
 def _utf8(text: str) -> bytes:
-    """Give text as bytes; half a surrogate pair, which only JSON can write, becomes a question mark."""
+    """Return text as bytes; half a surrogate pair, which only JSON can write, becomes a question mark."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -206,7 +206,7 @@ def _cell(value: Any) -> str:
 
 
 def _csv(rows: Sequence[Row], cols: Sequence[str], *, header: bool) -> bytes:
-    """Give rows as CSV (RFC 4180 but for the line ends, which are what shells read)."""
+    """Return rows as CSV (RFC 4180 but for the line ends, which are what shells read)."""
     import csv
     import io
 
@@ -241,7 +241,7 @@ _POWERSHELL: Final = _Dialect("${name} = '{value}'", {quote: quote * 2 for quote
 
 
 def _assignments(rows: Sequence[Row], many: bool, dialect: _Dialect) -> list[str]:
-    """Give assignments to variables named ``bp_<key>``.
+    """Return assignments to variables named ``bp_<key>``.
 
     The prefix is there because keys come from whoever may write to the
     registry: an entry must not be able to set ``PATH``.

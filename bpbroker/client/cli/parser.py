@@ -95,7 +95,7 @@ def _value(option: Option, text: str) -> str | int:
     if option.bounds is None:
         return text
     smallest, largest = option.bounds
-    # Click would take " 7" and "1_0", too; nobody writes that.
+    # Click would take " 7" and "1_0", too; no script needs that.
     if not (text.isascii() and text.isdigit() and len(text) < 10 and smallest <= int(text) <= largest):
         raise _Unsure
     return int(text)

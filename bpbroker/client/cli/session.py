@@ -54,7 +54,7 @@ class Session:
         return Trust(self.secrets.fingerprints, self._given.get("cacert", ""), bool(self._given.get("insecure")))
 
     def render(self, result: Output) -> bytes:
-        """Give a result in the form that was asked for."""
+        """Return a result in the form that was asked for."""
         return render(result, self._given.get("format", "text"), self._given.get("cols", ()))
 
     def see_that_a_shell_can_hold(self, data: str) -> None:
@@ -73,7 +73,7 @@ class Session:
             return  # saying what is wrong with it is for the broker, whose limits are its own
 
     def timeout(self, default: float) -> float:
-        """Give ``--timeout`` in seconds, or the default."""
+        """Return ``--timeout`` in seconds, or the default."""
         found = seconds(self._given["timeout"]) if "timeout" in self._given else default
         if found <= 0:
             raise UsageError("--timeout must be more than 0")
@@ -183,7 +183,7 @@ class Session:
             cacert=trust.cacert,
             insecure=trust.insecure,
             timeout_secs=self.timeout(TIMEOUT_SECS),
-            # Who says how long wants it tried for so long: a broker may be away for a restart, or for a reboot.
+            # A time that was given is time to try in: a broker may be away for a restart, or for a reboot.
             retries=self._given.get("retry", _UNTIL_TIMEOUT if "timeout" in self._given else RETRIES),
             tell=self.tell,
             first_contact=first_contact,

@@ -38,7 +38,7 @@ def seconds(text: str) -> float:
 
 
 def content(text: str, what: str, limit: int = 0) -> str:
-    """Give an argument's content: ``-`` is standard input, ``@file`` is a file, anything else is itself.
+    """Return an argument's content: ``-`` is standard input, ``@file`` is a file, anything else is itself.
 
     Args:
         text: the argument.
@@ -57,7 +57,7 @@ def content(text: str, what: str, limit: int = 0) -> str:
 
 
 def secret(text: str, what: str) -> str:
-    """Give a key or a token: itself, or the content of ``@file`` or of ``-`` without the newline at its end.
+    """Return a key or a token: itself, or the content of ``@file`` or of ``-`` without the newline at its end.
 
     Raises:
         UsageError: it cannot be read, or there is nothing in it.
@@ -72,7 +72,7 @@ def secret(text: str, what: str) -> str:
 
 
 def secret_file(path: str, what: str) -> str:
-    """Give the secret in a file, without the newline at its end; errors as of :func:`secret`."""
+    """Return the secret in a file, without the newline at its end; errors as of :func:`secret`."""
     return secret(path if path == "-" else f"@{path}", what)
 
 
@@ -160,7 +160,7 @@ def secrets(given: Mapping[str, str | None], environ: Mapping[str, str] = os.env
 
 
 def split_cols(arguments: Sequence[str], commands: Container[str], flags: Container[str]) -> Iterator[str]:
-    """Give the arguments with ``--cols a b`` written as ``--cols=a --cols=b``, which click understands.
+    """Yield the arguments with ``--cols a b`` written as ``--cols=a --cols=b``, which click understands.
 
     0.22 took any number of words after ``--cols``, up to the next option. Here
     they also end at the name of a command.

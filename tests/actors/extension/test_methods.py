@@ -1,4 +1,4 @@
-"""What a method is given, and what becomes of what it gives."""
+"""What a method is given, and what becomes of its result."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def read(call: Invocation | None) -> Any:
 
 
 def by_click(words: Iterable[str]) -> Any:
-    """Give what click understands; None if it does not, or has done something else, such as help."""
+    """Return what click understands; None if it does not, or has done something else, such as help."""
     try:
         return read(tree.parse(list(words)))
     except (UsageError, SystemExit):
@@ -44,7 +44,7 @@ VALUES = st.one_of(
 
 @st.composite
 def options(draw: st.DrawFn, known: tuple[Option, ...], *, right: bool = False) -> list[str]:
-    """Give an option as somebody types it: right mostly, or always."""
+    """Return an option as somebody types it: right mostly, or always."""
     option = draw(st.sampled_from(known))
     name = draw(st.sampled_from(option.names))
     if option.flag:
@@ -62,7 +62,7 @@ def options(draw: st.DrawFn, known: tuple[Option, ...], *, right: bool = False) 
 
 @st.composite
 def lines(draw: st.DrawFn, *, right: bool = False) -> list[str]:
-    """Give a command line that begins well; often, or always, all of it makes sense."""
+    """Return a command line that begins well; often, or always, all of it makes sense."""
     command = draw(st.sampled_from(list(COMMANDS.values())))
     words: list[str] = []
     for word in command.path:
@@ -115,7 +115,7 @@ def test_nothing_that_is_well_formed_is_left_to_click(words: list[str]) -> None:
 
 
 def readme_lines() -> list[list[str]]:
-    """Give the words after each ``bpclient`` in the README that is a call, not prose."""
+    """Return the words after each ``bpclient`` in the README that is a call, not prose."""
     import shlex
 
     found = []

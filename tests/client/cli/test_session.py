@@ -15,7 +15,7 @@ AWAY = failure(503, "Overloaded", Retry_After="1")
 
 @pytest.fixture
 def session(fake: FakeBroker, known_brokers: Path, quick: list[float]) -> Callable[..., Session]:
-    """Give a maker of sessions with a made-up broker; pauses take no time."""
+    """Return a maker of sessions with a made-up broker; pauses take no time."""
     assert not known_brokers.exists()
     assert not quick
 

@@ -1,4 +1,4 @@
-"""A damaged journal: cases C7 and C8 for each byte of it. Never a wrong entry, never a changed file."""
+"""A damaged journal, cut or flipped at each byte. Never a wrong entry, never a changed file."""
 
 from __future__ import annotations
 
