@@ -119,7 +119,8 @@ class Registry(Actor):
             "inbox": self.actor_inbox.qsize(),
             **backend.figures,
         }
-        detail = backend.trouble or str(self._problem or "") or next(iter(backend.faults.values()), "")
+        detail = backend.trouble or str(self._problem or "") or backend.take_notice()
+        detail = detail or next(iter(backend.faults.values()), "")
         return Pong(not detail, detail, figures)
 
     def report(self, failure: Unavailable | None) -> None:

@@ -55,6 +55,9 @@ class Backend(Protocol):
     def faults(self) -> Mapping[str, str]:
         """Names that cannot be served, and why."""
 
+    def take_notice(self) -> str:
+        """Return what health shall say once, as an error; empty if there is nothing that was not said."""
+
     @property
     def figures(self) -> Mapping[str, Any]:
         """Numbers and states that health shows, all of them JSON values."""

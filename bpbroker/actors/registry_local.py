@@ -54,6 +54,10 @@ class LocalBackend:
         self._forgetting: list[Future[Any] | None] = []
         """The replies to those that said so; empty when there is nothing to forget."""
 
+    def take_notice(self) -> str:
+        """Return nothing: only this registry writes to its store."""
+        return ""
+
     @property
     def figures(self) -> Mapping[str, Any]:
         """See :class:`~bpbroker.actors.registry_backend.Backend`."""

@@ -58,6 +58,8 @@ class SharedBackend:
         self._host: Host
         self._no_answer = ""
         """Why the store does not answer; empty while it does."""
+        self._notice = ""
+        """Why everything was read anew; empty if health has said it."""
         self._reads = ReadQueue()
         self._reading = False
         self._commit: tuple[Future[Any], Callable[[Sequence[Outcome] | BaseException], None]] | None = None
@@ -79,6 +81,11 @@ class SharedBackend:
     def faults(self) -> Mapping[str, str]:
         """See :class:`~bpbroker.actors.registry_backend.Backend`."""
         return self._replica.faults
+
+    def take_notice(self) -> str:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`."""
+        notice, self._notice = self._notice, ""
+        return notice
 
     @property
     def figures(self) -> Mapping[str, Any]:
@@ -286,7 +293,8 @@ class SharedBackend:
 
     def _take_state(self, state: State) -> None:
         """Take everything that the store holds."""
-        other = self._replica.registry_id not in ("", state.registry_id)
+        self._notice = state.anew or self._notice
+        other = bool(state.anew) or self._replica.registry_id not in ("", state.registry_id)
         self._read_again(self._replica.take_state(state))
         if self.away:
             logger.info("The registry is there: %d entries", len(self._host.memory.entries))

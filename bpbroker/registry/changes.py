@@ -77,6 +77,8 @@ class State:
     """Sorted by name; absent names are not in it."""
     version: int
     registry_id: str
+    anew: str = ""
+    """Why nothing that the store told before holds any more; empty if it does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""One endpoint of an etcd cluster, by urllib3: connections, TLS, and what their errors mean.
+"""One endpoint of an etcd cluster, by urllib3: its connection, TLS, and what their errors mean.
 
 Import it late: urllib3 is installed only with the extra ``etcd``.
 """
@@ -9,13 +9,14 @@ import errno
 import json
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from bpbroker.storage.etcd.gateway import EtcdOptions
 
 _CONNECT_SECS: Final = 1.0
-_ONCE: Final = urllib3.Retry(total=False)
-"""No second try and no redirect: :mod:`bpbroker.storage.etcd.gateway` decides what comes next."""
 _HEADERS: Final = {"Content-Type": "application/json", "Accept-Encoding": "identity", "User-Agent": "bpbroker"}
 
 # Numbers of OpenSSL's x509_vfy.h.
@@ -77,7 +76,7 @@ def tls_context(options: EtcdOptions) -> ssl.SSLContext:
 
 
 class Endpoint:
-    """One endpoint and the connections to it.
+    """One endpoint and the connection to it; to be used by one thread at a time, except :meth:`hang_up`.
 
     Args:
         url: scheme, host and port, such as ``https://10.0.0.5:2379``.
@@ -87,23 +86,42 @@ class Endpoint:
     def __init__(self, url: str, context: ssl.SSLContext) -> None:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port or 2379
-        # Two: at the end of a broker its last call may still be under way when the keys are tidied up.
-        self._pool = (
-            urllib3.HTTPSConnectionPool(host, port, maxsize=2, ssl_context=context)
-            if parts.scheme == "https"
-            else urllib3.HTTPConnectionPool(host, port, maxsize=2)
+        self._connection = (
+            HTTPSConnection(host, port, ssl_context=context) if parts.scheme == "https" else HTTPConnection(host, port)
         )
+        self._connection.auto_open = 0  # what is asked first on a new connection is not ours to say
         self._headers = _HEADERS
-        self._stream: urllib3.BaseHTTPResponse | None = None
+        self._streaming: socket.socket | None = None
 
     @property
     def token(self) -> str | None:
-        """The token of the etcd user, which every request carries."""
+        """The token of the etcd user, which every request carries; None after a connection was lost.
+
+        A member keeps tokens in memory. A restored member takes ours for one that it will learn of later, and waits.
+        """
         return self._headers.get("Authorization")
 
     @token.setter
     def token(self, token: str | None) -> None:
         self._headers = {**_HEADERS, "Authorization": token} if token is not None else _HEADERS
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, and the endpoint has not closed it."""
+        return self._connection.is_connected
+
+    def connect(self, secs: float) -> None:
+        """Make a new connection; one that there was is closed.
+
+        Raises:
+            Failed: it cannot be made.
+        """
+        if self._connection.sock is not None:  # the endpoint closed it, we did not
+            self.token = None
+        self._connection.close()
+        self._connection.timeout = min(_CONNECT_SECS, secs)
+        with self._failing():
+            self._connection.connect()
 
     def post(self, path: str, body: Mapping[str, Any], secs: float) -> dict[str, Any]:
         """Send a request and return the document of its response.
@@ -113,21 +131,13 @@ class Endpoint:
         Raises:
             Refused, Failed: it did not do what it was asked.
         """
-        try:
-            response = self._pool.urlopen(
-                "POST", f"/v3{path}", json.dumps(body).encode(), self._headers, _ONCE,
-                redirect=False, assert_same_host=False,
-                timeout=urllib3.Timeout(connect=min(_CONNECT_SECS, secs), read=secs),
-            )  # fmt: skip
-            data = response.data
-        except (HTTPError, HTTPException, OSError) as fault:
-            raise _failed(fault) from None
+        response = self._send(path, body, secs, self._headers, stream=False)
         if response.status != 200:
-            raise error(data)
-        return document(data)
+            raise error(response.data)
+        return document(response.data)
 
-    def stream(self, path: str, body: Mapping[str, Any], silent_secs: float) -> Iterator[dict[str, Any]]:
-        """Send a request and yield the messages of its response as they come.
+    def stream(self, path: str, body: Mapping[str, Any], silent_secs: float) -> Generator[dict[str, Any], None, None]:
+        """Send a request and yield the messages of its response as they come; the connection is of no use afterwards.
 
         Ends when nothing came for ``silent_secs``.
 
@@ -135,39 +145,57 @@ class Endpoint:
             Refused, Failed: it did not do what it was asked, or ended the response.
         """
         try:
-            response = self._pool.urlopen(
-                # Without a leader the endpoint shall end the watch instead of staying silent.
-                "POST", f"/v3{path}", json.dumps(body).encode(), {**self._headers, "Grpc-Metadata-hasleader": "true"},
-                _ONCE, redirect=False, assert_same_host=False, preload_content=False,
-                timeout=urllib3.Timeout(connect=_CONNECT_SECS, read=silent_secs),
-            )  # fmt: skip
-        except (HTTPError, HTTPException, OSError) as fault:
-            raise _failed(fault) from None
-        try:
-            if response.status != 200:
-                raise error(response.data)
-            self._stream = response
-            yield from _messages(response)
-        except ReadTimeoutError:
-            return
-        except (HTTPError, HTTPException, OSError) as fault:
-            raise _failed(fault) from None
+            # Without a leader the endpoint shall end the watch instead of staying silent.
+            headers = {**self._headers, "Grpc-Metadata-hasleader": "true"}
+            response = self._send(path, body, silent_secs, headers, stream=True)
+            with self._failing():
+                if response.status != 200:
+                    raise error(response.data)
+                self._streaming = self._connection.sock
+                try:
+                    yield from _messages(response)
+                except ReadTimeoutError:
+                    return
         finally:
-            self._stream = None
-            response.close()
+            self._streaming = None
+            self.close()
         raise Failed("it ended the watch", sent=False)
 
     def hang_up(self) -> None:
         """Make a :meth:`stream` in another thread end now."""
-        stream = self._stream
-        if stream is not None:
-            with suppress(OSError, ValueError, RuntimeError):  # it has just ended
-                stream.shutdown()
+        sock = self._streaming
+        if sock is not None:
+            with suppress(OSError):  # it has just ended
+                # That of SSLSocket would also take the encryption away from the thread that reads.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close all connections that are not in use; a call that is under way closes its own."""
-        self.hang_up()
-        self._pool.close()
+        """Close the connection."""
+        self._connection.close()
+
+    def _send(
+        self, path: str, body: Mapping[str, Any], secs: float, headers: Mapping[str, str], *, stream: bool
+    ) -> urllib3.BaseHTTPResponse:
+        self._connection.timeout = secs
+        with self._failing():
+            self._connection.request(
+                "POST", f"/v3{path}", json.dumps(body).encode(), headers, preload_content=not stream
+            )
+            return self._connection.getresponse()
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Close the connection at an error in the body, and say what it means.
+
+        Raises:
+            Failed: there was one.
+        """
+        try:
+            yield
+        except (HTTPError, HTTPException, OSError) as fault:
+            self._connection.close()
+            self.token = None
+            raise _failed(fault) from None
 
 
 def _messages(response: urllib3.BaseHTTPResponse) -> Iterator[dict[str, Any]]:

@@ -1,20 +1,24 @@
 """The way to an etcd cluster: its HTTPS/JSON gateway, endpoint after endpoint until the time is over.
 
-:mod:`bpbroker.storage.etcd.endpoint` sends one request to one endpoint. Here are
-the others: the deadline, the token of a user, and which endpoint is next.
+:mod:`bpbroker.storage.etcd.endpoint` sends one request to one endpoint. Here is
+what goes beyond one: the deadline, the token of a user, which endpoint is next,
+and whether a new connection leads to the history that we know
+(:mod:`bpbroker.storage.etcd.timeline`).
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from bpbroker.config import schema
 from bpbroker.errors import ConfigurationError
 from bpbroker.storage.etcd.responses import AWAY, Failed, Refused, Unreachable
+from bpbroker.storage.etcd.timeline import FORGOTTEN, WENT_BACK, Moment, Restored, Timeline
 
 if TYPE_CHECKING:
     from bpbroker.storage.etcd.endpoint import Endpoint
@@ -61,11 +65,15 @@ class EtcdOptions:
 class Gateway:
     """One caller's way to the cluster; to be used by one thread at a time, except :meth:`hang_up` and :meth:`close`.
 
+    Args:
+        options: how the cluster is reached.
+        timeline: what all gateways of one store know of the cluster's history.
+
     Raises:
         ConfigurationError: urllib3 is not installed, or a certificate cannot be used.
     """
 
-    def __init__(self, options: EtcdOptions) -> None:
+    def __init__(self, options: EtcdOptions, timeline: Timeline) -> None:
         try:
             from bpbroker.storage.etcd.endpoint import Endpoint, tls_context
         except ImportError:
@@ -73,33 +81,71 @@ class Gateway:
                 "_registry.store is etcd, but its client is not installed: pip install 'bpbroker[etcd]'"
             ) from None
         self._options = options
+        self._timeline = timeline
         context = tls_context(options)
         self._endpoints = [Endpoint(url, context) for url in options.endpoints]
         self._current = 0
+        self._connected_in = -1
+        """Number of the timeline against which the connection to the current endpoint was held."""
+        self._using = threading.Lock()
         self._closed = False
         self._told: set[str] = set()
         """What went wrong and was logged, until something goes right again."""
 
-    def call(self, path: str, body: Mapping[str, Any], timeout_secs: float | None = None) -> dict[str, Any]:
+    def moment(self) -> Moment:
+        """Return what is known of the cluster's history; to be taken before a request is made."""
+        return self._timeline.moment()
+
+    def note(self, key: str, revision: int, value: str | None, before: Moment) -> None:
+        """Remember a change that an answer had: new connections are held against the newest one."""
+        self._timeline.note(key, revision, value, before)
+
+    def call(
+        self, path: str, body: Mapping[str, Any], timeout_secs: float | None = None, *, before: Moment | None = None
+    ) -> dict[str, Any]:
         """Send a request that may be sent twice, to one endpoint after the other until one answers.
+
+        It is sent only to a cluster that has the history of ``before``, by default what is known now.
 
         Raises:
             Unreachable: none did within the time.
+            Restored: the cluster has another history.
             Compacted: it asks for versions that are gone.
             StorageFull: the cluster takes no more data.
             ConfigurationError: the cluster refuses us.
         """
         limit = self._options.timeout_secs if timeout_secs is None else timeout_secs
         deadline = time.monotonic() + limit
+        if not self._using.acquire(timeout=limit):
+            raise Unreachable(AWAY)
+        try:
+            return self._call(path, body, limit, deadline, before or self.moment())
+        finally:
+            self._using.release()
+            if self._closed:
+                self.close()
+
+    def _call(
+        self, path: str, body: Mapping[str, Any], limit: float, deadline: float, before: Moment
+    ) -> dict[str, Any]:
         tried, sent, distrusting = 0, False, set[int]()
         while True:
-            remaining = deadline - time.monotonic()
+            secs = max(0.05, min(deadline - time.monotonic(), max(_ATTEMPT_SECS, limit / 3)))
+            ready = False
             try:
-                answer = self._attempt(path, body, max(0.05, min(remaining, max(_ATTEMPT_SECS, limit / 3))))
+                endpoint = self._ready(secs, before)
+                ready = True
+                answer = self._send(endpoint, path, body, secs)
+                sent = True
+                if path.startswith("/kv/"):
+                    self._timeline.check(answer, before)
+            except Restored as error:
+                error.outcome_known = not sent
+                raise
             except Refused as refusal:
                 raise refusal.meaning(sent=sent) from None
             except Failed as failure:
-                sent = sent or failure.sent
+                sent = sent or (ready and failure.sent)
                 if failure.distrust:  # it may show only at the second try: TLS 1.3 refuses late
                     distrusting.add(self._current)
                 self._tell(failure)
@@ -113,32 +159,34 @@ class Gateway:
             if tried % len(self._endpoints) == 0:
                 time.sleep(min(_PAUSE_SECS, max(0.0, deadline - time.monotonic())))
             if time.monotonic() >= deadline or self._closed:
-                error = Unreachable(AWAY)
-                error.outcome_known = not sent
-                raise error
+                unreachable = Unreachable(AWAY)
+                unreachable.outcome_known = not sent
+                raise unreachable
 
-    def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def stream(self, path: str, body: Mapping[str, Any], *, before: Moment) -> Generator[dict[str, Any], None, None]:
         """Send a request to one endpoint and yield the messages of its response as they come.
 
         Ends when the endpoint has been silent for a while; the next call tries the next endpoint.
 
         Raises:
             Unreachable: the endpoint ended it, or :meth:`hang_up` was called.
+            Restored: the cluster has another history than that of ``before``.
             ConfigurationError: the cluster refuses us.
         """
-        endpoint = self._endpoints[self._current]
-        try:
-            self._log_in(endpoint, _ATTEMPT_SECS)
-            yield from endpoint.stream(path, body, SILENT_SECS)
-        except Refused as refusal:
-            endpoint.token = None
-            self._next()
-            raise refusal.meaning(sent=False) from None
-        except Failed as failure:
-            self._tell(failure)
-            self._next()
-            raise Unreachable("The registry's etcd cluster ended the watch") from None
-        self._next()
+        with self._using:
+            try:
+                endpoint = self._ready(_ATTEMPT_SECS, before)
+                yield from endpoint.stream(path, body, SILENT_SECS)
+            except Refused as refusal:
+                self._endpoints[self._current].token = None
+                raise refusal.meaning(sent=False) from None
+            except Failed as failure:
+                self._tell(failure)
+                raise Unreachable("The registry's etcd cluster ended the watch") from None
+            finally:
+                self._next()
+                if self._closed:
+                    self._close()
 
     def hang_up(self) -> None:
         """Make a :meth:`stream` in another thread end now."""
@@ -146,16 +194,72 @@ class Gateway:
             endpoint.hang_up()
 
     def close(self) -> None:
-        """Close all connections; a call in another thread ends after its present attempt."""
+        """Close all connections; a call in another thread ends after its present attempt, and closes them then."""
         self._closed = True
+        self.hang_up()
+        if self._using.acquire(blocking=False):
+            try:
+                self._close()
+            finally:
+                self._using.release()
+
+    def _close(self) -> None:
         for endpoint in self._endpoints:
             endpoint.close()
 
     def _next(self) -> None:
+        self._endpoints[self._current].close()
         self._current = (self._current + 1) % len(self._endpoints)
 
-    def _attempt(self, path: str, body: Mapping[str, Any], secs: float) -> dict[str, Any]:
+    def _ready(self, secs: float, before: Moment) -> Endpoint:
+        """Return the current endpoint, connected to a cluster that has the history of ``before``.
+
+        Raises:
+            Restored: it has another one.
+            Refused, Failed: the endpoint cannot be used.
+        """
         endpoint = self._endpoints[self._current]
+        if self._timeline.number != before.timeline:
+            self._timeline.begin(before, "")
+        if self._connected_in != before.timeline or not endpoint.connected:
+            endpoint.connect(secs)
+            self._verify(endpoint, secs, before)
+            self._connected_in = before.timeline
+        return endpoint
+
+    def _verify(self, endpoint: Endpoint, secs: float, before: Moment) -> None:
+        """Hold a new connection against what is known of the history.
+
+        Raises:
+            Restored: the cluster has another one.
+            Refused, Failed: the endpoint cannot be used.
+        """
+        witness = before.witness
+        ranges = [{"request_range": {"key": witness.key}}] if witness is not None else []
+        (now, *_) = (*self._ranges(endpoint, ranges, secs, before), None)
+        if witness is None or witness.is_newest(now):
+            return
+        at = {"key": witness.key, "revision": str(witness.revision)}
+        earlier = {**at, "revision": str(witness.revision - 1)}
+        try:
+            found = self._ranges(endpoint, [{"request_range": at}, {"request_range": earlier}], secs, before)
+        except Refused as refusal:
+            if refusal.forgotten:
+                self._timeline.begin(before, FORGOTTEN)
+            raise
+        if not witness.is_in(*found):
+            self._timeline.begin(before, WENT_BACK)
+
+    def _ranges(
+        self, endpoint: Endpoint, ranges: Sequence[Mapping[str, Any]], secs: float, before: Moment
+    ) -> list[Mapping[str, Any] | None]:
+        """Return what is under some keys, None for nothing."""
+        answer = self._send(endpoint, "/kv/txn", {"success": ranges}, secs)
+        self._timeline.check(answer, before)
+        found = (part.get("response_range", {}).get("kvs", ()) for part in answer.get("responses", ()))
+        return [kvs[0] if kvs else None for kvs in found]
+
+    def _send(self, endpoint: Endpoint, path: str, body: Mapping[str, Any], secs: float) -> dict[str, Any]:
         self._log_in(endpoint, secs)
         try:
             return endpoint.post(path, body, secs)

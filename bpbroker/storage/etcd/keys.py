@@ -3,7 +3,7 @@
 Each key is behind the configured prefix and a slash::
 
     registry          {"id": …, "format": 1}, made by the first broker
-    entries/<name>    an entry as JSON; its version is etcd's mod_revision
+    entries/<name>    an entry as JSON; etcd's mod_revision is in its version
     commits/<random>  a broker's last commit, see :mod:`bpbroker.storage.etcd.commits`
 """
 
@@ -17,6 +17,7 @@ from bpbroker.errors import BadRequest
 from bpbroker.registry import entry
 from bpbroker.registry.changes import Seen
 from bpbroker.storage.etcd.responses import decode, encode
+from bpbroker.storage.etcd.timeline import Moment
 
 NAME_MAX_BYTES: Final = 4096
 """Longest name that any broker may allow."""
@@ -34,28 +35,28 @@ class Keys:
         self.registry = encode(base + b"registry")
 
     def entry(self, name: str) -> str:
-        """Give the key of an entry."""
+        """Return the key of an entry."""
         return encode(self._entries + name.encode())
 
     def name(self, key: str) -> str:
-        """Give the name of the entry with this key."""
+        """Return the name of the entry with this key."""
         return decode(key)[len(self._entries) :].decode(errors="replace")
 
     def commit(self, broker: str) -> str:
-        """Give the key of a broker's last commit."""
+        """Return the key of a broker's last commit."""
         return encode(self._commits + broker.encode())
 
     def entries(self, prefix: str) -> tuple[str, str]:
-        """Give begin and end of the keys of all entries whose names begin with ``prefix``."""
+        """Return begin and end of the keys of all entries whose names begin with ``prefix``."""
         begin = self._entries + prefix.encode()
         return encode(begin), encode(_after(begin))
 
     def commits(self) -> tuple[str, str]:
-        """Give begin and end of the keys of all brokers' last commits."""
+        """Return begin and end of the keys of all brokers' last commits."""
         return encode(self._commits), encode(_after(self._commits))
 
     def gaps(self) -> Iterator[tuple[str, str]]:
-        """Give begin and end of every range behind the prefix in which only ``registry`` may be."""
+        """Yield begin and end of every range behind the prefix in which only ``registry`` may be."""
         registry = decode(self.registry)
         yield encode(self._base), encode(self._commits)
         yield encode(_after(self._commits)), encode(self._entries)
@@ -64,17 +65,20 @@ class Keys:
 
 
 def _after(prefix: bytes) -> bytes:
-    """Give the first key behind all that begin with ``prefix``; UTF-8 never has a byte 255."""
+    """Return the first key behind all that begin with ``prefix``; UTF-8 never has a byte 255."""
     return prefix[:-1] + bytes([prefix[-1] + 1])
 
 
-def as_seen(name: str, kv: Mapping[str, Any] | None, as_of: int) -> Seen:
-    """Give what a key's value is as an entry."""
+def as_seen(name: str, kv: Mapping[str, Any] | None, as_of: int, moment: Moment) -> Seen:
+    """Return what a key's value is as an entry.
+
+    ``as_of`` is a revision; ``moment`` is from before the request.
+    """
     if kv is None:
-        return Seen(name, None, 0, as_of)
-    version = int(kv["mod_revision"])
+        return Seen(name, None, 0, moment.version(as_of))
+    version = moment.version(int(kv["mod_revision"]))
     value = decode(kv.get("value", ""))
-    return Seen(name, value, version, as_of, _fault(name, value))
+    return Seen(name, value, version, moment.version(as_of), _fault(name, value))
 
 
 def _fault(name: str, value: bytes) -> str:
@@ -89,5 +93,5 @@ def _fault(name: str, value: bytes) -> str:
 
 
 def revision_of(answer: Mapping[str, Any]) -> int:
-    """Give the version of the cluster that an answer is of."""
+    """Return the revision of the cluster that an answer is of."""
     return int(answer["header"]["revision"])

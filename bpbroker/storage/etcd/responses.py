@@ -45,9 +45,14 @@ class Refused(Exception):
         """Whether a new token may help: it lives for five minutes without use, and not longer than the member."""
         return self.code == _UNAUTHENTICATED or self.text == _OLD_REVISION
 
+    @property
+    def forgotten(self) -> bool:
+        """Whether the revision that was asked for is gone."""
+        return self.code == _OUT_OF_RANGE
+
     def meaning(self, *, sent: bool) -> Unavailable | ConfigurationError:
         """Return the error of the call. ``sent``: an earlier attempt may have changed something."""
-        if self.code == _OUT_OF_RANGE:
+        if self.forgotten:
             return Compacted("The registry's etcd cluster has forgotten these versions")
         if self.code == _EXHAUSTED:
             error = StorageFull("The etcd cluster's space is used up: nothing was changed")

@@ -1,7 +1,8 @@
 """The registry on an etcd cluster, shared by several brokers.
 
 What is under which key is in :mod:`bpbroker.storage.etcd.keys`, how commits happen
-once in :mod:`bpbroker.storage.etcd.commits`; here is what a registry asks of them.
+once in :mod:`bpbroker.storage.etcd.commits`, and how a restored cluster is noticed in
+:mod:`bpbroker.storage.etcd.timeline`; here is what a registry asks of them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 from typing import Any, Final
 
 from bpbroker.errors import BpbrokerError, ConfigurationError, StorageFull, Unavailable
@@ -19,6 +22,7 @@ from bpbroker.storage.etcd.commits import Commits, batches, clear_left_over
 from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway
 from bpbroker.storage.etcd.keys import Keys, as_seen, revision_of
 from bpbroker.storage.etcd.responses import Compacted, decode, encode
+from bpbroker.storage.etcd.timeline import REPLACED, Moment, Restored, Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +30,7 @@ FORMAT: Final = 1
 _PAGE: Final = 1000
 """Entries in one answer of a scan."""
 _RETRY_SECS: Final = 1.0
+_PAUSE_SECS: Final = 0.1
 
 
 class EtcdStore:
@@ -37,7 +42,8 @@ class EtcdStore:
 
     def __init__(self, options: EtcdOptions) -> None:
         self._keys = Keys(options.prefix)
-        self._writer, self._reader, self._scanner, self._watcher = (Gateway(options) for _ in range(4))
+        self._timeline = Timeline(self._follow_anew)
+        self._writer, self._reader, self._scanner, self._watcher = (Gateway(options, self._timeline) for _ in range(4))
         self._commits = Commits(self._keys, self._writer, options.timeout_secs)
         self._registry_id = ""
         self._closing = threading.Event()
@@ -78,14 +84,21 @@ class EtcdStore:
 
     def read(self, names: Sequence[str]) -> Sequence[Seen]:
         """See :meth:`bpbroker.storage.base.SharedStore.read`."""
-        ranges = [{"request_range": {"key": self._keys.entry(name)}} for name in names[:READ_MAX]]
+        moment = self._reader.moment()
+        ranges = [{"key": self._keys.entry(name)} for name in names[:READ_MAX]]
         try:
-            answer = self._reader.call("/kv/txn", {"success": ranges})
+            if len(ranges) == 1:  # without a transaction it takes less time, there and here
+                answer = self._reader.call("/kv/range", ranges[0], before=moment)
+                found = [answer.get("kvs", ())]
+            else:
+                body = {"success": [{"request_range": each} for each in ranges]}
+                answer = self._reader.call("/kv/txn", body, before=moment)
+                found = [part.get("response_range", {}).get("kvs", ()) for part in answer["responses"]]
         except ConfigurationError as error:
             raise _as_unavailable(error) from None
         as_of = revision_of(answer)
-        found = (part.get("response_range", {}).get("kvs", ()) for part in answer["responses"])
-        return [as_seen(name, kvs[0] if kvs else None, as_of) for name, kvs in zip(names, found, strict=True)]
+        self._note([kv for kvs in found for kv in kvs], moment)
+        return [as_seen(name, kvs[0] if kvs else None, as_of, moment) for name, kvs in zip(names, found, strict=True)]
 
     def scan(self, prefix: str = "") -> State:
         """See :meth:`bpbroker.storage.base.SharedStore.scan`."""
@@ -95,7 +108,7 @@ class EtcdStore:
             raise _as_unavailable(error) from None
 
     def peek(self) -> dict[str, bytes]:
-        """Give all entries without opening the store: nothing is written, not even who we are.
+        """Return all entries without opening the store: nothing is written, not even a registry's id.
 
         Raises:
             ConfigurationError, Unavailable: the cluster cannot be used.
@@ -138,16 +151,23 @@ class EtcdStore:
         """See :meth:`bpbroker.storage.base.SharedStore.follow`."""
         while not self._closing.is_set():
             self._again.clear()
+            moment = self._watcher.moment()
             try:
-                identity = self._identity(self._watcher)
-                if after is None or identity != self._registry_id:
+                identity = self._identity(self._watcher, moment)
+                if after is not None and identity != self._registry_id:
+                    self._timeline.begin(moment, REPLACED)
+                if after is None or not moment.has(after):
                     state = self._open(self._watcher)
                     after = state.version
-                    take(state)
-                for news, upto in self._watch(after):
+                    take(replace(state, anew=self._timeline.take_notice()))
+                for news, upto in self._watch(after, moment):
                     after = upto
                     take(news)
                 continue  # nothing has happened for a while: look whether the watch still works
+            except Restored:
+                after = None
+                self._closing.wait(_PAUSE_SECS)  # endpoints of two clusters would make it go round and round
+                continue
             except Compacted:
                 take(Broken("its history was compacted meanwhile; all entries are read again"))
                 after = None
@@ -160,34 +180,48 @@ class EtcdStore:
                 take(Broken("the cluster answers something unexpected"))
             self._again.wait(_RETRY_SECS)
 
-    def _watch(self, after: int) -> Iterator[tuple[Changes, int]]:
-        """Give changes as they come, with the version up to which nothing can be missing."""
-        begin, end = self._keys.entries("")
-        create = {"key": begin, "range_end": end, "start_revision": str(after + 1), "fragment": True}
-        for message in self._watcher.stream("/watch", {"create_request": create}):
-            if "error" in message:
-                raise Unavailable("The registry's etcd cluster ended the watch")
-            result = message["result"]
-            if result.get("canceled"):
-                if "compact_revision" in result:
-                    raise Compacted("The registry's etcd cluster has forgotten these versions")
-                logger.warning("etcd ended the watch: %s", result.get("cancel_reason", "no reason given"))
-                raise Unavailable("The registry's etcd cluster ended the watch")
-            events = tuple(self._event(event) for event in result.get("events", ()))
-            if events and not result.get("fragment"):
-                after = max(after, *(event.as_of for event in events))
-            if events or result.get("created"):
-                yield Changes(events), after
+    def _follow_anew(self) -> None:
+        self._watcher.hang_up()
+        self._again.set()
 
-    def _event(self, event: Mapping[str, Any]) -> Seen:
+    def _watch(self, after: int, moment: Moment) -> Iterator[tuple[Changes, int]]:
+        """Yield changes as they come, with the version up to which nothing can be missing."""
+        begin, end = self._keys.entries("")
+        start = moment.revision_of(after) + 1
+        create = {"key": begin, "range_end": end, "start_revision": str(start), "fragment": True}
+        with closing(self._watcher.stream("/watch", {"create_request": create}, before=moment)) as messages:
+            for message in messages:
+                if "error" in message:
+                    raise Unavailable("The registry's etcd cluster ended the watch")
+                result = message["result"]
+                if result.get("canceled"):
+                    if "compact_revision" in result:
+                        raise Compacted("The registry's etcd cluster has forgotten these versions")
+                    logger.warning("etcd ended the watch: %s", result.get("cancel_reason", "no reason given"))
+                    raise Unavailable("The registry's etcd cluster ended the watch")
+                events = tuple(self._event(event, moment) for event in result.get("events", ()))
+                if events and not result.get("fragment"):
+                    after = max(after, *(event.as_of for event in events))
+                if events or result.get("created"):
+                    yield Changes(events), after
+
+    def _event(self, event: Mapping[str, Any], moment: Moment) -> Seen:
         kv = event["kv"]
-        name, version = self._keys.name(kv["key"]), int(kv["mod_revision"])
-        return as_seen(name, None if event.get("type") == "DELETE" else kv, version)
+        revision = int(kv["mod_revision"])
+        present = None if event.get("type") == "DELETE" else kv
+        self._timeline.note(kv["key"], revision, None if present is None else kv.get("value", ""), moment)
+        return as_seen(self._keys.name(kv["key"]), present, revision, moment)
 
     # --- what is there ---
 
-    def _identity(self, gateway: Gateway) -> str:
-        """Give the registry's id; the first broker of all makes it."""
+    def _note(self, kvs: Sequence[Mapping[str, Any]], moment: Moment) -> None:
+        """Remember the newest change among some keys."""
+        if kvs:
+            newest = max(kvs, key=lambda kv: int(kv["mod_revision"]))
+            self._timeline.note(newest["key"], int(newest["mod_revision"]), newest.get("value", ""), moment)
+
+    def _identity(self, gateway: Gateway, moment: Moment | None = None) -> str:
+        """Return the registry's id; the first broker of all makes it."""
         new = {"id": secrets.token_hex(16), "format": FORMAT}
         key = self._keys.registry
         answer = gateway.call(
@@ -197,6 +231,7 @@ class EtcdStore:
                 "success": [{"request_put": {"key": key, "value": encode(json.dumps(new).encode())}}],
                 "failure": [{"request_range": {"key": key}}],
             },
+            before=moment,
         )
         if answer.get("succeeded"):
             return str(new["id"])
@@ -227,23 +262,25 @@ class EtcdStore:
         begin, end = first, _ = self._keys.entries(prefix)
         found: list[Seen] = []
         revision = 0
+        moment = gateway.moment()
         while True:
             page = {"key": begin, "range_end": end, "limit": _PAGE, "revision": str(revision)}
             try:
-                answer = gateway.call("/kv/range", page)
+                answer = gateway.call("/kv/range", page, before=moment)
             except Compacted:  # the version of the first page is gone: begin anew
                 begin, revision, found = first, 0, []
                 continue
             revision = revision or revision_of(answer)
             kvs = answer.get("kvs", ())
-            found += (as_seen(self._keys.name(kv["key"]), kv, revision) for kv in kvs)
+            self._note(kvs, moment)
+            found += (as_seen(self._keys.name(kv["key"]), kv, revision, moment) for kv in kvs)
             if not answer.get("more"):
-                return State(tuple(found), revision, self._registry_id)
+                return State(tuple(found), moment.version(revision), self._registry_id)
             begin = encode(decode(kvs[-1]["key"]) + b"\0")
 
 
 def read_all(settings: Mapping[str, Any]) -> dict[str, bytes]:
-    """Give all entries in the cluster that the settings name, as they are at one version; changes nothing.
+    """Return all entries in the cluster that the settings name, as they are at one version; changes nothing.
 
     Raises:
         ConfigurationError, Unavailable: the cluster cannot be used.
@@ -256,7 +293,7 @@ def read_all(settings: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def _as_unavailable(error: BpbrokerError) -> Unavailable:
-    """Give what an error of a call means to a client: the cluster may let us in again."""
+    """Return what an error of a call means to a client: the cluster may let us in again."""
     if isinstance(error, Unavailable):
         if not error.outcome_known:
             told = Unavailable("Whether this was changed is not known: the registry's etcd cluster does not answer")

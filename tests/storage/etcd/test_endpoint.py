@@ -99,15 +99,22 @@ def endpoint(url: str, **changed: Any) -> Endpoint:
     return Endpoint(url, tls_context(options(**changed)))
 
 
+def connected(url: str, **changed: Any) -> Endpoint:
+    at = endpoint(url, **changed)
+    at.connect(30)
+    return at
+
+
 def failure(at: Endpoint, secs: float = 30.0) -> Failed:
     with closing(at), pytest.raises(Failed) as caught:
+        at.connect(30)
         at.post("/kv/range", {}, secs)
     return caught.value
 
 
 def test_what_is_sent(serve: Serve) -> None:
     got: list[bytes] = []
-    with closing(endpoint(serve(respond("200 OK", b"{}"), respond("200 OK", b'{"a": 1}'), got=got))) as at:
+    with closing(connected(serve(respond("200 OK", b"{}"), respond("200 OK", b'{"a": 1}'), got=got))) as at:
         assert at.post("/kv/txn", {"name": "é"}, 30) == {}
         at.token = "secret.1"
         assert at.post("/kv/txn", {}, 30) == {"a": 1}  # over the same connection
@@ -151,7 +158,7 @@ def test_a_response_of_no_use_may_have_been_a_write(serve: Serve, response: byte
     ],
 )
 def test_what_every_member_would_refuse(serve: Serve, body: bytes, *, stale: bool) -> None:
-    with closing(endpoint(serve(respond("400 Bad", body)))) as at, pytest.raises(Refused) as caught:
+    with closing(connected(serve(respond("400 Bad", body)))) as at, pytest.raises(Refused) as caught:
         at.post("/kv/range", {}, 30)
     assert caught.value.stale_token is stale
 
@@ -203,7 +210,7 @@ def test_without_ca_cert_the_authorities_of_the_system_count(
     url = serve(respond("200 OK", b"{}"), context=context)
     assert failure(endpoint(url)).distrust
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "system.pem"))  # what OpenSSL takes for the system's
-    with closing(endpoint(url)) as at:
+    with closing(connected(url)) as at:
         assert at.post("/kv/range", {}, 30) == {}
 
 
@@ -239,7 +246,7 @@ def test_messages_of_a_stream_end_anywhere(serve: Serve) -> None:
     whole = b'{"n": 1}\n{"n": 2}\n\n{"n": 3}\n'
     for size in (1, 5, 100):
         pieces = b"".join(chunk(whole[at : at + size]) for at in range(0, len(whole), size))
-        at = endpoint(serve(CHUNKED + pieces + chunk(b"")))
+        at = connected(serve(CHUNKED + pieces + chunk(b"")))
         with closing(at):
             messages = at.stream("/watch", {}, 30)
             assert [next(messages) for _ in range(3)] == [{"n": 1}, {"n": 2}, {"n": 3}]
@@ -248,7 +255,7 @@ def test_messages_of_a_stream_end_anywhere(serve: Serve) -> None:
 
 
 def test_a_stream_that_is_silent_ends_without_an_error(serve: Serve) -> None:
-    with closing(endpoint(serve(CHUNKED + chunk(b'{"n": 1}\n'), None))) as at:
+    with closing(connected(serve(CHUNKED + chunk(b'{"n": 1}\n'), None))) as at:
         assert list(at.stream("/watch", {}, 0.2)) == [{"n": 1}]
 
 
@@ -259,12 +266,12 @@ def test_a_stream_breaks_off(serve: Serve) -> None:
         (CHUNKED + b"no length\r\n", "it broke off"),
         (respond("401 No", b'{"code": 7, "message": "etcdserver: permission denied"}'), "permission denied"),
     ):
-        with closing(endpoint(serve(response))) as at, pytest.raises((Failed, Refused), match=why):
+        with closing(connected(serve(response))) as at, pytest.raises((Failed, Refused), match=why):
             list(at.stream("/watch", {}, 30))
 
 
 def test_a_stream_in_another_thread_is_hung_up(serve: Serve) -> None:
-    at = endpoint(serve(CHUNKED + chunk(b'{"n": 1}\n'), None))
+    at = connected(serve(CHUNKED + chunk(b'{"n": 1}\n'), None))
     begun, ended = threading.Event(), list[str]()
 
     def follow() -> None:
@@ -281,3 +288,27 @@ def test_a_stream_in_another_thread_is_hung_up(serve: Serve) -> None:
         at.hang_up()
         thread.join(10)
     assert ended == ["it broke off"]
+
+
+def token(at: Endpoint) -> str | None:
+    return at.token
+
+
+def test_a_token_does_not_outlive_a_lost_connection(serve: Serve) -> None:
+    good = respond("200 OK", b"{}")
+    at = connected(serve(good))  # one response, then it closes
+    at.token = "secret.1"
+    with closing(at):
+        assert at.post("/kv/range", {}, 30) == {}
+        at.close()
+        at.connect(30)
+        assert at.token == "secret.1"  # we closed it
+        assert at.post("/kv/range", {}, 30) == {}
+        while at.connected:
+            pass
+        at.connect(30)
+        assert token(at) is None
+    at = connected(serve(respond("200 OK", b"{}", 3)))
+    at.token = "secret.1"
+    assert str(failure(at)) == "it broke off"
+    assert token(at) is None

@@ -177,8 +177,8 @@ def test_when_the_history_is_gone_it_is_said_that_nothing_is_known(
     losses.plan = ["after"]
     call = Gateway.call
 
-    def compacted(self: Gateway, path: str, body: Mapping[str, Any], *limit: float) -> Any:
-        return forgotten() if "compare" not in body and "success" in body else call(self, path, body, *limit)
+    def compacted(self: Gateway, path: str, body: Mapping[str, Any], *limit: float, **options: Any) -> Any:
+        return forgotten() if "compare" not in body and "success" in body else call(self, path, body, *limit, **options)
 
     monkeypatch.setattr(Gateway, "call", compacted)
     with pytest.raises(Unavailable, match="Whether this was changed is not known") as caught:
@@ -217,8 +217,8 @@ def test_a_scan_is_a_state_at_one_version(store: EtcdStore, monkeypatch: pytest.
     store.commit([Change(f"n{number}", b'{"n": 1}', 0) for number in range(8)] + [Change("other", b"{}", 0)])
     call, pages = Gateway.call, []
 
-    def meddle(self: Gateway, path: str, body: Mapping[str, Any], *limit: float) -> Any:
-        answer = call(self, path, body, *limit)
+    def meddle(self: Gateway, path: str, body: Mapping[str, Any], *limit: float, **options: Any) -> Any:
+        answer = call(self, path, body, *limit, **options)
         if path == "/kv/range":
             pages.append(body)
             call(store._writer, "/kv/put", {"key": store._keys.entry(f"n{len(pages)}"), "value": encode(b'{"n": 2}')})
@@ -238,8 +238,8 @@ def test_a_scan_that_is_overtaken_by_a_compaction_begins_anew(
     store.commit([Change(f"n{number}", b"{}", 0) for number in range(5)])
     call, compacted = Gateway.call, threading.Event()
 
-    def meddle(self: Gateway, path: str, body: Mapping[str, Any], *limit: float) -> Any:
-        answer = call(self, path, body, *limit)
+    def meddle(self: Gateway, path: str, body: Mapping[str, Any], *limit: float, **options: Any) -> Any:
+        answer = call(self, path, body, *limit, **options)
         if path == "/kv/range" and not compacted.is_set():
             compacted.set()
             call(store._writer, "/kv/put", {"key": store._keys.entry("late"), "value": encode(b"{}")})
@@ -478,7 +478,7 @@ def test_a_cluster_without_space_is_full(store: EtcdStore, monkeypatch: pytest.M
     real = Endpoint.post
 
     def full(self: Endpoint, path: str, body: Mapping[str, Any], secs: float) -> Any:
-        if path == "/kv/txn":
+        if path == "/kv/txn" and "compare" in body:
             raise Refused(8, "etcdserver: mvcc: database space exceeded")
         return {"alarms": [{"alarm": "NOSPACE"}]} if path == "/maintenance/alarm" else real(self, path, body, secs)
 
