@@ -9,6 +9,11 @@ whole, and one restart of the manager serves all agents that were added before
 it began. Another program that writes the file has to take the same lock,
 ``etc/.client.keys.lock``; ``manage_agents`` does not, so do not use it at the
 same moment.
+
+Where systemd runs, it restarts the manager: the unit that ``ossec_unit`` names
+(``ossec``), or, when there is none, ``ossec-control`` in a unit of its own. What
+this module started itself would belong to the broker's service, and
+``systemctl stop bpbroker`` would end the manager too.
 """
 
 import fcntl
@@ -26,6 +31,8 @@ from typing import IO
 from bpbroker.extensions import Error, Request
 
 RESTART_SECS = 60
+SYSTEMD = Path("/run/systemd/system")
+"""It is there where systemd runs."""
 
 
 def AddAgent(rh: Request) -> None:
@@ -98,14 +105,29 @@ def _restart(rh: Request, folder: Path, turn: int) -> None:
             newest = int(counter.read() or 0)
         # Not a pipe: the daemons that it starts may keep it open, and reading would never end.
         with tempfile.TemporaryFile("w+", errors="replace") as output:
-            command = [str(folder / "bin" / "ossec-control"), "restart"]
             try:
-                subprocess.run(command, stdout=output, stderr=output, timeout=RESTART_SECS, check=True)
+                subprocess.run(
+                    _restart_command(rh, folder), stdout=output, stderr=output, timeout=RESTART_SECS, check=True
+                )
             except (OSError, subprocess.SubprocessError) as error:
                 output.seek(0)
-                rh.log.exception("ossec-control restart failed: %s", output.read()[-2000:])
+                rh.log.exception("the manager's restart failed: %s", output.read()[-2000:])
                 raise Error(500, "OSSEC could not be restarted, so the agent was not added") from error
         _put(state, newest)
+
+
+def _restart_command(rh: Request, folder: Path) -> list[str]:
+    """Return what restarts the manager so that its daemons outlive the broker."""
+    control = [str(folder / "bin" / "ossec-control"), "restart"]
+    if not SYSTEMD.is_dir():
+        return control
+    unit = f"{rh.config.get('ossec_unit') or 'ossec'}.service"
+    asked = ["systemctl", "cat", unit]
+    known = subprocess.run(asked, capture_output=True, timeout=RESTART_SECS, check=False)
+    if known.returncode == 0:
+        return ["systemctl", "restart", unit]
+    # A unit of several daemons and no main one; it is forgotten when the next restart has ended them.
+    return ["systemd-run", "--quiet", "--collect", "--service-type=forking", "--property=GuessMainPID=no", *control]
 
 
 def _count(state: IO[str]) -> int:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import json
+import logging
 import re
 import shutil
 import time
+import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -170,3 +173,37 @@ def test_a_storm_of_200_agents(make_manager: Callable[..., Manager], workers: in
     assert len(manager.log) == 200 if workers == 1 else len(manager.log) < 200
     assert secs < 100, "20 s on a quiet machine; five times that is allowed"
     print(f"{workers} workers: {secs:.1f} s, {len(manager.log)} restarts")  # noqa: T201 - the figure that is reported
+
+
+@pytest.mark.parametrize("unit", ["ossec", "wazuh-manager", ""])
+def test_where_systemd_runs_it_restarts_the_manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
+    spec = importlib.util.spec_from_file_location("ossec", EXAMPLES / "ossec.py")
+    assert spec is not None
+    assert spec.loader is not None
+    ossec = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(ossec)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("systemctl", "systemd-run"):
+        program = programs / name
+        program.write_text(
+            f'#!/bin/sh\n[ "$1" = cat ] && exec test "$2" = "{unit}.service"\necho "$0 $*" >>{tmp_path}/calls\n'
+        )
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    monkeypatch.setattr(ossec, "SYSTEMD", tmp_path)
+    (tmp_path / "etc").mkdir()
+    rh = types.SimpleNamespace(
+        config={"ossec_dir": str(tmp_path), "ossec_unit": unit if unit != "ossec" else ""},
+        qs={"data": "node-7"},
+        log=logging.getLogger("test"),
+        RequestingHost=lambda: "10.0.0.7",
+    )
+    ossec.AddAgent(rh)
+    (call,) = (tmp_path / "calls").read_text().splitlines()
+    if unit:
+        assert call == f"{programs}/systemctl restart {unit}.service"
+    else:
+        assert call.startswith(f"{programs}/systemd-run ")
+        assert call.endswith(f" --service-type=forking --property=GuessMainPID=no {tmp_path}/bin/ossec-control restart")
+    assert LINE.fullmatch(rh.data)

@@ -6,21 +6,21 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.machine.installed import UP_SECS, Host
+from tests.machine.installed import TOP, UP_SECS, Host
 
-pytestmark = pytest.mark.parametrize("base", ["systemd"], indirect=True)
+pytestmark = [pytest.mark.parametrize("base", ["systemd"], indirect=True), pytest.mark.xdist_group("systemd")]
 
 WATCHDOG_SECS = 20
-LIB = "/usr/local/bpbroker/lib"
 MODULE = """\
 import subprocess
 
 
 def Start(rh):
     subprocess.Popen(["sleep", "1001"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    subprocess.run(["systemd-run", "--unit=outlives", "sleep", "1002"], check=True)
     rh.data = "started"
 """
+CONTROL = "#!/bin/sh\npkill -f sleep.1002\nsetsid sleep 1002 >/dev/null 2>&1 &\n"
+"""An OSSEC manager of one daemon."""
 
 
 @pytest.fixture
@@ -37,13 +37,15 @@ def shown(host: Host, name: str) -> str:
     return host.run(f"systemctl show bpbroker -p {name} --value").strip()
 
 
+def put(host: Host, path: str, text: str) -> None:
+    """Write a file; make its folder."""
+    host.run(f"mkdir -p $(dirname {path}) && cat >{path} <<'END'\n{text}\nEND\n")
+
+
 def drop_in(host: Host, text: str) -> None:
     """Add to the unit and start the service again."""
-    host.run(
-        "mkdir -p /etc/systemd/system/bpbroker.service.d && "
-        f"printf '%s' '{text}' >/etc/systemd/system/bpbroker.service.d/test.conf && "
-        "systemctl daemon-reload && systemctl restart bpbroker"
-    )
+    put(host, "/etc/systemd/system/bpbroker.service.d/test.conf", text)
+    host.run("systemctl daemon-reload && systemctl restart bpbroker")
     host.await_up()
 
 
@@ -70,12 +72,21 @@ def test_status_line_and_watchdog(host: Host) -> None:
     host.check()
 
 
-def test_what_an_extension_starts_ends_with_the_service_unless_systemd_started_it(host: Host) -> None:
-    host.run(
-        f"cat >/root/daemons.py <<'END'\n{MODULE}END\nbpbroker install-extension --script /root/daemons.py --enable"
-    )
-    assert host.call("daemons/Start") == (200, "started")
-    host.run("pgrep -f 'sleep 1001' && pgrep -f 'sleep 1002'")
-    host.service("stop")
+def test_what_an_extension_starts_ends_with_the_service_and_what_systemd_starts_lives_on(host: Host) -> None:
+    put(host, "/root/daemons.py", MODULE)
+    put(host, "/root/ossec.py", (TOP / "examples/ossec.py").read_text())
+    put(host, "/var/ossec/bin/ossec-control", CONTROL)
+    host.run("chmod 755 /var/ossec/bin/ossec-control && mkdir /var/ossec/etc")
+    for name in ("daemons", "ossec"):
+        host.run(f"bpbroker install-extension --script /root/{name}.py --enable")
+    drop_in(host, (TOP / "deploy/bpbroker-extensions.conf").read_text())
+    execute = "bpclient -b 127.0.0.1:20443 execute --method"
+    assert host.run(f"{execute} daemons.Start").strip() == "started"
+    added = host.run(f"{execute} ossec.AddAgent --data node-7")
+    assert added.startswith("001 node-7 127.0.0.1 ")
+    first = host.run("pgrep -f '^sleep 1002'")
+    assert host.run("pgrep -f '^sleep 1001'")
+    host.service("restart")
     assert host.machine.try_to("pgrep -f '^sleep 1001'").code == 1
-    host.run("pgrep -f '^sleep 1002'")
+    assert host.run("pgrep -f '^sleep 1002'") == first
+    host.await_up()
