@@ -10,12 +10,15 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from bpbroker.registry.entry import DATA_MAX_BYTES, DEPTH_MAX, NAME_MAX_BYTES
+
+_INVISIBLE: Final = frozenset({"Cc", "Cf", "Cs", "Zs", "Zl", "Zp"})
 
 Check = Callable[[Any], str | None]
 """Function of a value to what is wrong with it, as ``must be …``, or None."""
@@ -72,7 +75,18 @@ def _access_key(value: Any) -> str | None:
         return "must not have an empty text in its list"
     if any(len(key.encode(errors="replace")) > 1024 for key in keys):
         return "must not be longer than 1024 bytes"
+    if any(_unsendable(key) for key in keys):
+        return (
+            "must not begin or end with white space, nor have a tab, a newline or an invisible character:"
+            " no client could send it"
+        )
     return None
+
+
+def _unsendable(key: str) -> bool:
+    """Whether a key has characters that are lost or changed on the way, or that nobody sees."""
+    odd = (unicodedata.category(character) in _INVISIBLE and character != " " for character in key)
+    return key != key.strip() or any(odd)
 
 
 def _secret(value: Any) -> str | None:

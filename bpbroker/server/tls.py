@@ -31,12 +31,15 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import SSL
 
 from bpbroker import files
+from bpbroker.discovery.interfaces import interfaces
 from bpbroker.errors import ConfigurationError
 from bpbroker.server import own_pair
 
 logger = logging.getLogger(__name__)
 
 VALID_DAYS: Final = 3650
+_MADE_AFTER: Final = datetime.datetime(2026, 11, 1, tzinfo=datetime.UTC)
+"""No certificate is made before: a clock that shows an earlier time is wrong."""
 WARN_DAYS: Final = 30
 _CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
 _PEM_MAX_BYTES: Final = 1024 * 1024
@@ -144,8 +147,10 @@ def make_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
         .issuer_name(subject)
         .public_key(public)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))  # clocks of machines that boot for the first time are off
-        .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
+        # The clock of a machine that boots for the first time may be days ahead, or in 1970. It will be corrected,
+        # and the certificate shall be good before and after: it begins no later than this version came out.
+        .not_valid_before(min(now - datetime.timedelta(days=1), _MADE_AFTER))
+        .not_valid_after(max(now, _MADE_AFTER) + datetime.timedelta(days=VALID_DAYS))
         .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -172,17 +177,12 @@ def _key_usage() -> x509.KeyUsage:
 
 
 def own_names() -> list[str]:
-    """Give this host's names and addresses, as far as it knows them without asking the network."""
-    name = socket.gethostname()
-    found = [name, "localhost", "127.0.0.1", "::1"]
-    with contextlib.suppress(OSError, UnicodeError):
-        found += [str(item[4][0]) for item in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
-    for family, target in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
-        # Connecting a UDP socket sends nothing; it tells which address would be used.
-        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((target, 9))
-            found.append(probe.getsockname()[0])
-    return list(dict.fromkeys(item.partition("%")[0] for item in found if item))
+    """Return this host's name and every address that its interfaces have; nothing is asked of the network.
+
+    A look-up of the own name could take ten seconds, and without a default route tell nothing.
+    """
+    addresses = [each.address for each in interfaces() if not each.link_local]
+    return list(dict.fromkeys((socket.gethostname(), "localhost", "127.0.0.1", "::1", *addresses)))
 
 
 def _general_name(name: str) -> x509.GeneralName:

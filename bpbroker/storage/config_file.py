@@ -21,6 +21,7 @@ from bpbroker import files
 from bpbroker.config import layers
 from bpbroker.errors import BadRequest, ConfigurationError, DamagedFile
 from bpbroker.registry import entry
+from bpbroker.text import decode
 
 DEPTH_MAX: Final = 250
 """Deeper than any entry may be (``api.max_json_depth`` is at most 200), shallower than Python's recursion limit."""
@@ -130,7 +131,7 @@ def _content(content: bytes, where: str) -> Content:
 def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Take the entries one by one, so that 100,000 of them never exist as objects at the same time."""
     try:
-        text = raw.decode("utf-8-sig")
+        text = decode(raw)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         column = error.start - raw.rfind(b"\n", 0, error.start)

@@ -116,3 +116,15 @@ def test_a_password_in_an_endpoint_is_refused_and_not_shown(user: str) -> None:
     (fault,) = schema.problems({"_registry": {"endpoints": [f"https://{user}:canary@h:2379"]}})
     assert "canary" not in fault
     assert "@h:2379" in fault
+
+
+@pytest.mark.parametrize("key", [" a", "a ", "a\tb", "a\nb", "a\u00a0b", "a\u200bb", "\ufeffa", "a\u2028b", "\ud800"])
+def test_a_key_that_no_client_can_send_is_refused_without_showing_it(key: str) -> None:
+    (problem,) = schema.problems({"services": {"_access_key": key}})
+    assert "no client could send it" in problem
+    assert repr(key) not in problem
+
+
+@pytest.mark.parametrize("key", ["a", "a b", "ä", "密钥"])
+def test_a_key_that_can_be_sent(key: str) -> None:
+    assert list(schema.problems({"services": {"_access_key": key}})) == []

@@ -98,10 +98,12 @@ def _file(path: str, what: str, limit: int) -> bytes:
 
 
 def _decoded(data: bytes, what: str) -> str:
+    from bpbroker.text import decode
+
     try:
-        return data.decode()
+        return decode(data)
     except UnicodeDecodeError:
-        raise UsageError(f"{what} is not UTF-8 text") from None
+        raise UsageError(f"{what} is not UTF-8 text (nor UTF-16 with a byte order mark)") from None
 
 
 class Secrets:
