@@ -43,9 +43,6 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         # A worker of xdist comes here too, with the same command line: it must not start workers of its own.
         if getattr(config.option, "numprocesses", 0) is None and not hasattr(config, "workerinput"):
             config.option.numprocesses = "auto"
-    if config.option.machine and getattr(config.option, "numprocesses", 0) is None:
-        # One process for the machines with systemd and one for those with System V init.
-        config.option.numprocesses, config.option.dist = 2, "loadgroup"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
