@@ -13,6 +13,7 @@ import pykka
 from bpbroker import messages
 from bpbroker.actors.base import ActorAddress, ask_patiently, launch
 from bpbroker.actors.registry import Registry
+from bpbroker.actors.registry_backend import Backend
 from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.actors.registry_shared import SharedBackend
 from bpbroker.config import layers
@@ -120,7 +121,7 @@ def registry_factory(own: Path, settings_now: Callable[[], messages.Settings], l
                 own,
             )
         options = EtcdOptions.of(settings_now())
-        return lambda: launch(Registry, SharedBackend(lambda: EtcdStore(options)), settings_now())
+        return lambda: _registry(SharedBackend(lambda: EtcdStore(options)), settings_now())
     journal, first = journal_path(own), [entries]
 
     def base() -> Mapping[str, bytes]:
@@ -130,4 +131,8 @@ def registry_factory(own: Path, settings_now: Callable[[], messages.Settings], l
     def store() -> EmbeddedStore:
         return EmbeddedStore(journal, base, origin.registry, origin.commit)
 
-    return lambda: launch(Registry, LocalBackend(store, origin.registry), settings_now())
+    return lambda: _registry(LocalBackend(store, origin.registry), settings_now())
+
+
+def _registry(backend: Backend, settings: messages.Settings) -> pykka.ActorRef[Any]:
+    return launch(Registry, backend, settings)
