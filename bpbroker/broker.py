@@ -35,6 +35,7 @@ from bpbroker.frontend.application import Application, rejected
 from bpbroker.runtime import sdnotify
 from bpbroker.runtime.actors import Parts, registry_factory
 from bpbroker.runtime.daemon import Ready, in_background
+from bpbroker.runtime.exposure import exposed_code, see_that_it_may_start
 from bpbroker.runtime.logs import reopen_logs, setup_logging
 from bpbroker.runtime.mainloop import MainLoop
 from bpbroker.runtime.plan import Plan, RunOptions
@@ -43,6 +44,7 @@ from bpbroker.runtime.watchdog import Watchdog
 from bpbroker.server import tls
 from bpbroker.server.certificate_watch import CertificateWatch
 from bpbroker.server.listener import BrokerServer
+from bpbroker.storage.lock import process_note
 
 logger = logging.getLogger("bpbroker")
 
@@ -66,6 +68,7 @@ def run(options: RunOptions, tell: Callable[[str], None]) -> int:
         BpbrokerError: it cannot start; nothing is left running or half made.
     """
     plan = Plan.of(options)
+    see_that_it_may_start(plan.sources.own)
     if not options.daemon:
         setup_logging(options.log)
         return Broker(plan).run()
@@ -276,6 +279,8 @@ class Broker:
         logger.info("%s entries; extensions: %s", pong.figures["entries"] if pong.ok else "no", extensions)
         if not pong.ok:
             logger.warning("Not ready yet: %s", pong.detail)
+        for sentence in exposed_code(self._plan.home.lib, layers.namespaces(self._settings)):
+            logger.warning("%s", sentence)
         listen = self._settings["api"]["listen_ip"] or "all interfaces"
         logger.info(
             "bpbroker %s is %s: listening on %s, port %d (TCP and UDP); certificate SHA-256 %s; configuration %s",
@@ -314,7 +319,8 @@ class Broker:
     def _describe(self) -> None:
         """Leave a note in the lock file for the local ``bpbroker`` command."""
         self._prepared.lock.describe(
-            pid=os.getpid(), port=self._prepared.port, address=self._prepared.local_address, token=self._prepared.token,
+            **process_note(),
+            port=self._prepared.port, address=self._prepared.local_address, token=self._prepared.token,
             fingerprint=tls.fingerprint(self._cert), started=self._started, version=__version__,
         )  # fmt: skip
 

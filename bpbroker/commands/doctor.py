@@ -22,6 +22,7 @@ from bpbroker.config import layers
 from bpbroker.discovery.jointoken import canonical_fingerprint
 from bpbroker.errors import BpbrokerError, ClientError, ConfigurationError, RequestError
 from bpbroker.extensions.modules import Status, catalogue
+from bpbroker.runtime.exposure import exposed_code
 from bpbroker.server import tls
 from bpbroker.storage import offline
 from bpbroker.storage.sources import Loaded
@@ -85,6 +86,7 @@ def diagnose(scope: Scope) -> Iterator[Finding]:
     if loaded is not None:
         yield from _access(loaded)
         yield from _extensions(scope, loaded)
+        yield from _code(scope, loaded)
         yield from _pair(scope, loaded, broker)
     if broker is not None:
         yield from _broker(broker, loaded)
@@ -130,6 +132,15 @@ def _extensions(scope: Scope, loaded: Loaded) -> Iterator[Finding]:
         else:
             advice = "install it with install-extension, or take its section out of the configuration"
             yield Finding(what, FAIL, record.problem, advice)
+
+
+def _code(scope: Scope, loaded: Loaded) -> Iterator[Finding]:
+    """See whether other users could change code that the broker runs."""
+    found = list(exposed_code(scope.home.lib, layers.namespaces(loaded.effective)))
+    for sentence in found:
+        yield Finding("code", WARNING, sentence, "take the right to write away from others (chmod go-w, chown root)")
+    if not found:
+        yield Finding("code", OK, "no other user can change the program or an extension")
 
 
 def _pair(scope: Scope, loaded: Loaded, broker: LocalBroker | None) -> Iterator[Finding]:

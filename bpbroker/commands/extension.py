@@ -34,6 +34,7 @@ def install_extension(scope: Scope, *, script: Path, enable: bool) -> None:
     """
     from bpbroker.extensions.installing import install
 
+    scope.act_as_owner(scope.home.lib)
     installed = install(script, scope.home.lib)
     click.echo(f"installed {installed.path}" if installed.changed else f"{installed.path} is the same already")
     if installed.kept:
@@ -57,6 +58,12 @@ def _enable(scope: Scope, namespaces: list[str]) -> None:
         added = add_offline(scope, document).added
     for namespace in namespaces:
         click.echo(f"enabled {namespace}" if namespace in added else f"{namespace} was enabled already")
+        if namespace in added:
+            click.echo(
+                f"warning: {namespace} is open to everybody: it has no _access_key. To guard it, give its section one "
+                f"in {scope.own}" + (f", then: {scope.command_line('reload')}" if broker is not None else ""),
+                err=True,
+            )
 
 
 def _tell_how_to_enable(scope: Scope, namespaces: list[str]) -> None:
@@ -81,6 +88,7 @@ def uninstall_extension(scope: Scope, *, name: str) -> None:
     """Remove the extension module or package NAME from the lib folder; its section in the configuration stays."""
     from bpbroker.extensions.installing import uninstall
 
+    scope.act_as_owner(scope.home.lib)
     for path in uninstall(name, scope.home.lib):
         click.echo(f"removed {path}")
     if running(scope) is not None:

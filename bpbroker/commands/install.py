@@ -16,6 +16,7 @@ import click
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.config.paths import Home, system_home
 from bpbroker.errors import InUse, StartError, UsageError
+from bpbroker.runtime.exposure import exposed_code
 from bpbroker.service import linux, machine, windows
 from bpbroker.service.execute import execute, others_files
 from bpbroker.service.plan import Plan, Service
@@ -56,6 +57,8 @@ def install_service(scope: Scope, *, user: str, name: str, root: Path, dry_run: 
         plan = windows.plan_install(nssm, service, installed=_nssm_knows(nssm, name))
     else:
         _only_root(root, dry_run=dry_run)
+        for sentence in exposed_code(Path(str(service.home)) / "lib", (), (0,)) if root == Path("/") else ():
+            click.echo(f"warning: {sentence}", err=True)
         found = machine.look(root)
         service = _as_installed(scope, service, linux.installed(found, name), user)
         plan = linux.plan_install(found, service)

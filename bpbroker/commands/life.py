@@ -12,11 +12,12 @@ from typing import Any
 
 import click
 
+from bpbroker import files
 from bpbroker.commands.local import LocalBroker, must_run, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, echo_table, format_option, shown_age, shown_size, shown_time
 from bpbroker.errors import CannotConnect, StartError, WaitTimeout
-from bpbroker.storage.lock import holder
+from bpbroker.storage.lock import holder, is_process_of, lock_path
 
 STOP_SECS = 30.0
 _POLL_SECS = 0.05
@@ -57,24 +58,57 @@ def _end(scope: Scope, broker: LocalBroker) -> Callable[[float], bool]:
     if sys.platform == "win32":  # a signal would end it as a power cut does
         broker.ask("Stop")
         return released
+    _see_that_the_note_can_be_trusted(scope, broker)
     if not hasattr(os, "pidfd_open"):
-        os.kill(broker.pid, signal.SIGTERM)
+        _signal(broker, lambda: os.kill(broker.pid, signal.SIGTERM))
         return released
     try:
         process = os.pidfd_open(broker.pid)
     except ProcessLookupError:
         return released
-    # Between looking and signalling the broker may have ended and its number
-    # may have gone to another process: now that the process is held, look again.
+    # Between looking and signalling the broker may have ended, and another process may have got its number: now that
+    # the process is held, look again.
     note = holder(scope.own)
-    if note is None or note.get("pid") != broker.pid:
+    if note is None or note.get("pid") != broker.pid or not is_process_of(note):
         return released
-    signal.pidfd_send_signal(process, signal.SIGTERM)
+    _signal(broker, lambda: signal.pidfd_send_signal(process, signal.SIGTERM))
 
     def ended(timeout_secs: float) -> bool:
         return bool(select.select([process], [], [], timeout_secs)[0])
 
     return ended
+
+
+def _see_that_the_note_can_be_trusted(scope: Scope, broker: LocalBroker) -> None:
+    """See that a signal to the process in the note reaches the broker and nothing else.
+
+    The note lies in the configuration's folder. Where that is another user's,
+    that user may have written any number into it: root signals with that
+    user's rights only.
+
+    Raises:
+        StartError: the process is not the one that wrote the note, or the folder can be written to by others.
+    """
+    scope.act_as_owner()
+    if files.untrusted(scope.own.parent):
+        raise StartError(
+            f"Root signals no process that {lock_path(scope.own)} names: other users can write to that folder. "
+            f"Stop the broker (process {broker.pid}) as its own user"
+        )
+    if not is_process_of(broker.note):
+        raise StartError(
+            f"The broker on {scope.own} is no process of this system, or of this container: it is process {broker.pid} "
+            "in another one. Stop it there"
+        )
+
+
+def _signal(broker: LocalBroker, send: Callable[[], None]) -> None:
+    try:
+        send()
+    except ProcessLookupError:
+        pass
+    except PermissionError:
+        raise StartError(f"This user may not end the broker (process {broker.pid}); try as its own user") from None
 
 
 @command("reload", short_help="Have the running broker take changes up")

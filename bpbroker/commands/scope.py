@@ -50,15 +50,16 @@ class Scope:
         """Return the files that a broker started with this ``--config`` reads."""
         return sources_of(self.home, self.own)
 
-    def act_as_owner(self) -> None:
-        """Become, when run by root, the user to whom the configuration's folder belongs.
+    def act_as_owner(self, of: Path | None = None) -> None:
+        """Become, when run by root, the user to whom the configuration's folder, or ``of``, belongs.
 
         What the command writes is then that user's, as the broker needs it,
         and a link that such a user put there leads root nowhere.
         """
         if sys.platform == "win32" or os.geteuid() != 0:
             return
-        folder = next(folder for folder in self.own.parents if folder.exists()).stat()
+        place = of if of is not None else self.own.parent
+        folder = next(folder for folder in (place, *place.parents) if folder.exists()).stat()
         if folder.st_uid != 0:
             os.setgroups([])
             os.setgid(folder.st_gid)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bpbroker import process
 from bpbroker.errors import BpbrokerError, ConfigurationError, StartError
+from bpbroker.runtime.logs import open_log
 
 READY = "ready"
 
@@ -36,7 +37,7 @@ def in_background(serve: Callable[[Ready], int], log_file: Path) -> str:
         raise StartError("--daemon does not exist on this system; use install-service instead")
     try:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640))
+        os.close(open_log(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
     except OSError as error:
         raise StartError(f"Cannot write the log file {log_file}: {error.strerror}") from None
     reader, writer = os.pipe()

@@ -21,6 +21,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, Final, TextIO
 
+from bpbroker import files
 from bpbroker.errors import ConfigurationError
 
 FORMATS: Final = ("text", "json")
@@ -110,7 +111,7 @@ class LogFile(RotatingFileHandler):
             os.close(old)
 
     def _open(self) -> Any:
-        return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=_open_private)
+        return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=open_log)
 
     def _redirect(self, old: int) -> None:
         if not self.stream:
@@ -125,7 +126,14 @@ class LogFile(RotatingFileHandler):
                 os.dup2(self.stream.fileno(), number)
 
 
-def _open_private(path: str, flags: int) -> int:
+def open_log(path: str | os.PathLike[str], flags: int) -> int:
+    """Open a log file and return its descriptor; root follows no link that another user may have put there.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    if files.untrusted(Path(path).parent):
+        return files.open_private(Path(path), flags, mode=FILE_MODE)
     return os.open(path, flags, FILE_MODE)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -47,7 +45,7 @@ def _do(step: Step, root: Path) -> bool:
             Path(step.to).chmod(0o644)
         return True
     if isinstance(step, Remove):
-        return _remove(Path(step.path), only_if_empty=step.only_if_empty)
+        return files.remove_all(Path(step.path), only_if_empty=step.only_if_empty)
     if isinstance(step, Adopt):
         given = [path for path in step.paths if _adopt(Path(path), step.owner, root)]
         return bool(given)
@@ -56,25 +54,8 @@ def _do(step: Step, root: Path) -> bool:
 
 
 def _make_folder(path: Path, mode: int, owner: str, root: Path) -> bool:
-    there = path.is_dir()
-    path.mkdir(parents=True, exist_ok=True)
-    return _permit(path, mode, owner, root) or not there
-
-
-def _permit(path: Path, mode: int, owner: str, root: Path) -> bool:
-    """Set the mode and owner of a file or folder; False when it had them."""
-    before = path.stat()
-    changed = False
-    if sys.platform != "win32":
-        if before.st_mode & 0o7777 != mode:
-            path.chmod(mode)
-            changed = True
-        if owner and os.geteuid() == 0:
-            uid, gid = _ids(owner, root)
-            if (before.st_uid, before.st_gid) != (uid, gid):
-                os.chown(path, uid, gid)
-                changed = True
-    return changed
+    given = _ids(owner, root) if owner and sys.platform != "win32" and os.geteuid() == 0 else None
+    return files.permit_folder(path, mode, given)
 
 
 def _ids(owner: str, root: Path) -> tuple[int, int]:
@@ -102,37 +83,20 @@ def others_files(paths: Iterable[Path], owner: str, root: Path) -> list[Path]:
 
 
 def _adopt(path: Path, owner: str, root: Path) -> bool:
-    """Change a file's owner, but never through a link, which the owner of the folder may have put there."""
-    found = path.lstat()
-    uid, gid = _ids(owner, root)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid == uid or os.geteuid() != 0:
-        return False
-    os.chown(path, uid, gid, follow_symlinks=False)
-    return True
+    """Give a file away, but no link: the folder's owner may have put it there."""
+    return os.geteuid() == 0 and files.give_file(path, _ids(owner, root))
 
 
 def _write(path: Path, content: bytes, mode: int) -> bool:
     if path.is_file() and not path.is_symlink() and path.read_bytes() == content:
-        return _permit(path, mode, "root", Path("/"))
+        if path.stat().st_mode & 0o7777 == mode:
+            return False
+        path.chmod(mode)  # its folder is root's: /etc
+        return True
     files.make_folder(path.parent, mode=0o755)
     # A link in its place, such as that of a masked unit, is replaced and not followed.
     files.write_whole(path, [content], mode=mode, owner=files.process_owner(), follow=False)
     return True
-
-
-def _remove(path: Path, *, only_if_empty: bool) -> bool:
-    if only_if_empty:
-        try:
-            path.rmdir()
-        except OSError:
-            return False
-        return True
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-        return True
-    there = path.exists() or path.is_symlink()
-    path.unlink(missing_ok=True)
-    return there
 
 
 def _run(step: Run) -> None:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from bpbroker import files
 from bpbroker.errors import ConfigurationError
 from bpbroker.service.templates import MARK
 
@@ -62,7 +63,7 @@ def within(root: Path, inside: str) -> Path:
     as it stands, it would lead out of the image into this system.
 
     Raises:
-        ConfigurationError: links lead in a circle.
+        ConfigurationError: links lead in a circle, or another user may have put one there.
     """
     todo = [part for part in reversed(inside.split("/")) if part not in ("", ".")]
     here: list[str] = []
@@ -74,6 +75,8 @@ def within(root: Path, inside: str) -> Path:
             continue
         path = root.joinpath(*here, part)
         if path.is_symlink():
+            if files.untrusted(path.parent):
+                raise ConfigurationError(f"{path} is a link, in a folder that another user may write to; remove it")
             links += 1
             if links > _LINKS_MAX:
                 raise ConfigurationError(f"{root / inside}: too many symbolic links")

@@ -14,14 +14,13 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from bpbroker import files
 from bpbroker.errors import ConfigurationError, InUse
 
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-"""Started by root in a folder of somebody else's, the broker must not be led to another file by a link."""
 _TRIES = 20
 _PAUSE_SECS = 0.02
 """A look at the lock takes it for a moment; who wants it for good tries a little longer than that."""
@@ -42,18 +41,20 @@ class FileLock:
 
         Raises:
             InUse: another process holds it; the message names it and says what to do.
-            ConfigurationError: the lock file cannot be made.
+            ConfigurationError: the lock file cannot be made, or is a link.
         """
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o600)
-            files.adopt_owner(descriptor, self._config_file)
+            # Its note has the control token: a file that others could read so far is closed to them first.
+            descriptor = files.open_private(
+                self._path, os.O_RDWR | os.O_CREAT, owner_of=self._config_file, tighten=True
+            )
         except OSError as error:
             raise ConfigurationError(f"Cannot write {self._path}: {error.strerror}") from None
         for attempt in range(_TRIES):
             if _try_lock(descriptor, alone=True):
                 self._descriptor = descriptor
                 try:
-                    self.describe(pid=os.getpid())
+                    self.describe(**process_note())
                 except OSError as error:
                     self.release()
                     raise ConfigurationError(f"Cannot write {self._path}: {error.strerror}") from None
@@ -89,6 +90,34 @@ class FileLock:
         self.release()
 
 
+def process_note() -> dict[str, Any]:
+    """Return what a note says of this process: its id, and what shows later that the id is still this process's."""
+    return {"pid": os.getpid(), "process": _identity(os.getpid())}
+
+
+def is_process_of(note: Mapping[str, Any]) -> bool:
+    """Whether the process id in a note is that of the process that wrote it.
+
+    A number means nothing in another PID namespace (a container), after a boot,
+    or when its process has ended and another one has got it. Where the system
+    does not tell, the number has to do.
+    """
+    pid = note.get("pid")
+    return isinstance(pid, int) and pid > 0 and note.get("process", "") == _identity(pid)
+
+
+def _identity(pid: int) -> str:
+    """Return PID namespace, boot and start time of a process in one word; empty where the system does not tell."""
+    try:
+        namespace = Path("/proc/self/ns/pid").readlink()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        # The name in the second field may hold anything; the start time is the 20th behind it (proc(5)).
+        started = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
+    except (OSError, IndexError, ValueError):
+        return ""
+    return f"{namespace} {boot} {started}"
+
+
 def lock_path(config_file: Path) -> Path:
     """Return the lock file of a configuration file."""
     return config_file.with_name(f"{config_file.name}.lock")
@@ -101,7 +130,7 @@ def holder(config_file: Path) -> dict[str, Any] | None:
         ConfigurationError: the lock file is there but may not be read by this user.
     """
     try:
-        descriptor = os.open(lock_path(config_file), os.O_RDWR | _NO_LINK)
+        descriptor = files.open_private(lock_path(config_file), os.O_RDWR)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -169,7 +169,9 @@ def _missing_too(own: Path, backup: Path) -> Iterator[None]:
 
 
 def _find(own: Path, backup: Path) -> Path:
-    for path in (backup, backups.folder_for(own) / backup.name):
+    """Return the path of a backup; a bare name means the backups folder, whatever the working directory holds."""
+    there = backups.folder_for(own) / backup.name
+    for path in (there, backup) if str(backup) == backup.name else (backup, there):
         if path.is_file():
             return path
     listing = shlex.join(("bpbroker", "--config", str(own), "backups"))

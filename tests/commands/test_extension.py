@@ -36,7 +36,8 @@ def test_installing_without_a_broker(bpbroker: Run, home: Path, script: Path) ->
     assert (done.code, done.out) == (0, f"installed {target}\ndemo: Hello, Fail\n")
     assert '{"demo": {}}' in done.err
     again = bpbroker("install-extension", "--script", script, "--enable")
-    assert again == (0, f"{target} is the same already\ndemo: Hello, Fail\nenabled demo\n", "")
+    assert again[:2] == (0, f"{target} is the same already\ndemo: Hello, Fail\nenabled demo\n")
+    assert "warning: demo is open to everybody: it has no _access_key" in again.err
     assert json.loads((home / "etc" / "bpbroker.json").read_text())["demo"] == {}
     script.write_text(f"{MODULE}# newer\n")
     newer = bpbroker("install-extension", "--script", script, "--enable")

@@ -102,3 +102,19 @@ def test_another_user_beside_a_running_broker_is_refused_and_nothing_changes(tre
     with FileLock(config):
         assert run(tree, "install-service").returncode == 0  # it stays with its user
         assert run(tree, "install-service", "--user", "root").returncode == 1
+
+
+def test_a_folder_that_its_user_made_a_link_is_not_given_away(tree: Path) -> None:
+    install = ("install-service", "--user", "broker", "-c", OTHER)
+    assert run(tree, *install).returncode == 0
+    backups = tree / "srv/other/backups"
+    outside = tree / "precious"
+    outside.mkdir(0o755)
+    before = outside.stat()
+    backups.rmdir()
+    backups.symlink_to(outside)
+    refused = run(tree, *install)
+    assert refused.returncode == 78
+    assert "is a link" in refused.stderr
+    after = outside.stat()
+    assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)

@@ -51,7 +51,10 @@ def test_nobody_holds_what_was_never_locked(config_file: Path) -> None:
 def test_the_note_is_there_while_the_lock_is_held(config_file: Path) -> None:
     held = lock.FileLock(config_file)
     with held:
-        assert lock.holder(config_file) == {"pid": os.getpid()}
+        note = lock.holder(config_file)
+        assert note is not None
+        assert note["pid"] == os.getpid()
+        assert lock.is_process_of(note)
         held.describe(pid=1, token="t" * 100)
         assert lock.holder(config_file) == {"pid": 1, "token": "t" * 100}
         held.describe(pid=2)
@@ -76,7 +79,9 @@ def test_another_process_is_refused_quickly_with_the_pid(config_file: Path, othe
         lock.FileLock(config_file).acquire()
     assert time.monotonic() - started < 2
     assert str(config_file) in str(caught.value)
-    assert lock.holder(config_file) == {"pid": other.pid}
+    note = lock.holder(config_file)
+    assert note is not None
+    assert note["pid"] == other.pid
 
 
 def test_the_kernel_releases_it_at_death(config_file: Path, other: subprocess.Popen[str]) -> None:
@@ -84,7 +89,10 @@ def test_the_kernel_releases_it_at_death(config_file: Path, other: subprocess.Po
     other.wait(10)
     assert lock.holder(config_file) is None
     with lock.FileLock(config_file):
-        assert lock.holder(config_file) == {"pid": os.getpid()}
+        note = lock.holder(config_file)
+        assert note is not None
+        assert note["pid"] == os.getpid()
+        assert lock.is_process_of(note)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no shared lock of this kind")
@@ -130,3 +138,22 @@ def test_a_note_that_is_no_note_is_no_error(config_file: Path, other: subprocess
     with pytest.raises(InUse, match="in use by another process"):
         lock.FileLock(config_file).acquire()
     assert other.poll() is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
+def test_a_lock_file_that_others_could_read_is_closed_to_them(config_file: Path) -> None:
+    path = lock.lock_path(config_file)
+    path.touch(0o644)
+    path.chmod(0o644)
+    with lock.FileLock(config_file):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+@pytest.mark.parametrize(
+    "change", [{"pid": 1}, {"process": ""}, {"process": "pid:[1] boot 7"}, {"pid": -1}, {"pid": "1"}]
+)
+def test_a_number_is_a_broker_only_if_all_that_was_noted_fits(change: dict[str, object]) -> None:
+    note = lock.process_note()
+    assert lock.is_process_of(note)
+    assert not lock.is_process_of({**note, **change})

@@ -283,6 +283,17 @@ def test_a_disk_error_is_an_error_of_ours(file: Path, backup: Path, monkeypatch:
         offline.restore(file, backup)
 
 
+def test_a_bare_name_means_the_backups_folder(
+    file: Path, backup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    config_file.write(here / backup.name, OTHER_SETTINGS, {"planted": b"{}"})
+    monkeypatch.chdir(here)
+    assert offline.restore(file, Path(backup.name)).backup == backup
+    assert offline.restore(file, here / backup.name).backup == here / backup.name
+
+
 # --- check ---
 
 

@@ -1,0 +1,77 @@
+"""Whose code and whose files a broker trusts: what other users could change, and through it this process.
+
+Root that works in another user's folder does what that user likes: it follows
+links, makes and gives away files. Code that another user may write to runs
+with the rights of the broker.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import bpbroker
+from bpbroker import files
+from bpbroker.errors import StartError
+from bpbroker.extensions import modules
+
+
+def see_that_it_may_start(own: Path) -> None:
+    """See that a broker run by root does not work on a configuration of another user's.
+
+    Args:
+        own: the configuration file; need not exist.
+
+    Raises:
+        StartError: it would; the message says how to run it as that user.
+    """
+    if sys.platform == "win32" or os.geteuid() != 0:
+        return
+    folder = next(folder for folder in own.parents if folder.exists())
+    for path in (folder, own):
+        uid = path.stat().st_uid if path.exists() else 0
+        if uid:
+            name = _user(uid)
+            command = shlex.join(("runuser", "-u", name, "--", "bpbroker", "--config", str(own), "start"))
+            raise StartError(
+                f"{path} belongs to {name}, so root starts no broker on it: it would follow links that are put there."
+                f"\nStart it as that user:\n  {command}\nor give the folder to root."
+            )
+
+
+def _user(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"
+
+
+def exposed_code(lib: Path, namespaces: Iterable[str], trusted: Iterable[int] | None = None) -> Iterator[str]:
+    """Say which code that a broker runs other users could change, a sentence each.
+
+    Args:
+        lib: the folder of extension modules.
+        namespaces: the extensions that are enabled.
+        trusted: numbers of the users who may; root and this process's user by default.
+    """
+    if sys.platform == "win32":
+        return
+    users = tuple(trusted) if trusted is not None else (0, os.geteuid())
+    told = set()
+    program = Path(bpbroker.__file__).parent
+    for what, path in (
+        ("the program", program),
+        ("its Python", Path(sys.executable)),
+        ("its Python's modules", Path(sys.prefix)),
+        ("the lib folder", lib),
+        *((f"the extension {name}", found) for name in namespaces if (found := modules.find(name, lib)) is not None),
+    ):
+        open_to_others = files.exposed(path, users) if path.exists() else None
+        if open_to_others is not None and open_to_others not in told:
+            told.add(open_to_others)
+            yield f"Other users can write to {open_to_others}, and so change {what}, which has the broker's rights"
