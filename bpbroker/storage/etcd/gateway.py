@@ -62,6 +62,21 @@ class EtcdOptions:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class _Patience:
+    """How long to wait for what one call needs."""
+
+    deadline: float
+    """When the call must be over, by the monotonic clock."""
+    step_secs: float
+    """For each request to an endpoint."""
+
+    @property
+    def secs(self) -> float:
+        """For the next request."""
+        return max(0.05, min(self.step_secs, self.deadline - time.monotonic()))
+
+
 class Gateway:
     """One caller's way to the cluster; to be used by one thread at a time, except :meth:`hang_up` and :meth:`close`.
 
@@ -115,27 +130,24 @@ class Gateway:
             ConfigurationError: the cluster refuses us.
         """
         limit = self._options.timeout_secs if timeout_secs is None else timeout_secs
-        deadline = time.monotonic() + limit
+        patience = _Patience(time.monotonic() + limit, max(_ATTEMPT_SECS, limit / 3))
         if not self._using.acquire(timeout=limit):
             raise Unreachable(AWAY)
         try:
-            return self._call(path, body, limit, deadline, before or self.moment())
+            return self._call(path, body, patience, before or self.moment())
         finally:
             self._using.release()
             if self._closed:
                 self.close()
 
-    def _call(
-        self, path: str, body: Mapping[str, Any], limit: float, deadline: float, before: Moment
-    ) -> dict[str, Any]:
+    def _call(self, path: str, body: Mapping[str, Any], patience: _Patience, before: Moment) -> dict[str, Any]:
         tried, sent, distrusting = 0, False, set[int]()
         while True:
-            secs = max(0.05, min(deadline - time.monotonic(), max(_ATTEMPT_SECS, limit / 3)))
             ready = False
             try:
-                endpoint = self._ready(secs, before)
+                endpoint = self._ready(patience, before)
                 ready = True
-                answer = self._send(endpoint, path, body, secs)
+                answer = self._send(endpoint, path, body, patience)
                 sent = True
                 if path.startswith("/kv/"):
                     self._timeline.check(answer, before)
@@ -157,8 +169,8 @@ class Gateway:
             if len(distrusting) == len(self._endpoints):
                 raise ConfigurationError("The registry's etcd cluster cannot be used: its certificate or ours is wrong")
             if tried % len(self._endpoints) == 0:
-                time.sleep(min(_PAUSE_SECS, max(0.0, deadline - time.monotonic())))
-            if time.monotonic() >= deadline or self._closed:
+                time.sleep(min(_PAUSE_SECS, max(0.0, patience.deadline - time.monotonic())))
+            if time.monotonic() >= patience.deadline or self._closed:
                 unreachable = Unreachable(AWAY)
                 unreachable.outcome_known = not sent
                 raise unreachable
@@ -175,7 +187,8 @@ class Gateway:
         """
         with self._using:
             try:
-                endpoint = self._ready(_ATTEMPT_SECS, before)
+                patience = _Patience(time.monotonic() + self._options.timeout_secs, _ATTEMPT_SECS)
+                endpoint = self._ready(patience, before)
                 yield from endpoint.stream(path, body, SILENT_SECS)
             except Refused as refusal:
                 self._endpoints[self._current].token = None
@@ -211,7 +224,7 @@ class Gateway:
         self._endpoints[self._current].close()
         self._current = (self._current + 1) % len(self._endpoints)
 
-    def _ready(self, secs: float, before: Moment) -> Endpoint:
+    def _ready(self, patience: _Patience, before: Moment) -> Endpoint:
         """Return the current endpoint, connected to a cluster that has the history of ``before``.
 
         Raises:
@@ -222,12 +235,12 @@ class Gateway:
         if self._timeline.number != before.timeline:
             self._timeline.begin(before, "")
         if self._connected_in != before.timeline or not endpoint.connected:
-            endpoint.connect(secs)
-            self._verify(endpoint, secs, before)
+            endpoint.connect(patience.secs)
+            self._verify(endpoint, patience, before)
             self._connected_in = before.timeline
         return endpoint
 
-    def _verify(self, endpoint: Endpoint, secs: float, before: Moment) -> None:
+    def _verify(self, endpoint: Endpoint, patience: _Patience, before: Moment) -> None:
         """Hold a new connection against what is known of the history.
 
         Raises:
@@ -236,13 +249,13 @@ class Gateway:
         """
         witness = before.witness
         ranges = [{"request_range": {"key": witness.key}}] if witness is not None else []
-        (now, *_) = (*self._ranges(endpoint, ranges, secs, before), None)
+        (now, *_) = (*self._ranges(endpoint, ranges, patience, before), None)
         if witness is None or witness.is_newest(now):
             return
         at = {"key": witness.key, "revision": str(witness.revision)}
         earlier = {**at, "revision": str(witness.revision - 1)}
         try:
-            found = self._ranges(endpoint, [{"request_range": at}, {"request_range": earlier}], secs, before)
+            found = self._ranges(endpoint, [{"request_range": at}, {"request_range": earlier}], patience, before)
         except Refused as refusal:
             if refusal.forgotten:
                 self._timeline.begin(before, FORGOTTEN)
@@ -251,30 +264,30 @@ class Gateway:
             self._timeline.begin(before, WENT_BACK)
 
     def _ranges(
-        self, endpoint: Endpoint, ranges: Sequence[Mapping[str, Any]], secs: float, before: Moment
+        self, endpoint: Endpoint, ranges: Sequence[Mapping[str, Any]], patience: _Patience, before: Moment
     ) -> list[Mapping[str, Any] | None]:
         """Return what is under some keys, None for nothing."""
-        answer = self._send(endpoint, "/kv/txn", {"success": ranges}, secs)
+        answer = self._send(endpoint, "/kv/txn", {"success": ranges}, patience)
         self._timeline.check(answer, before)
         found = (part.get("response_range", {}).get("kvs", ()) for part in answer.get("responses", ()))
         return [kvs[0] if kvs else None for kvs in found]
 
-    def _send(self, endpoint: Endpoint, path: str, body: Mapping[str, Any], secs: float) -> dict[str, Any]:
-        self._log_in(endpoint, secs)
+    def _send(self, endpoint: Endpoint, path: str, body: Mapping[str, Any], patience: _Patience) -> dict[str, Any]:
+        self._log_in(endpoint, patience)
         try:
-            return endpoint.post(path, body, secs)
+            return endpoint.post(path, body, patience.secs)
         except Refused as refusal:
             endpoint.token = None
             if self._options.user is None or not refusal.stale_token:
                 raise
-        self._log_in(endpoint, secs)
-        return endpoint.post(path, body, secs)
+        self._log_in(endpoint, patience)
+        return endpoint.post(path, body, patience.secs)
 
-    def _log_in(self, endpoint: Endpoint, secs: float) -> None:
+    def _log_in(self, endpoint: Endpoint, patience: _Patience) -> None:
         if self._options.user is None or endpoint.token is not None:
             return
         answer = endpoint.post(
-            "/auth/authenticate", {"name": self._options.user, "password": self._options.password}, secs
+            "/auth/authenticate", {"name": self._options.user, "password": self._options.password}, patience.secs
         )
         endpoint.token = str(answer.get("token", ""))
 

@@ -142,7 +142,7 @@ def test_a_commit_whose_answer_is_lost_happens_once(store: EtcdStore, losses: Lo
 
 
 def test_a_request_that_comes_late_changes_nothing(make: Make, losses: Losses) -> None:
-    store = make(timeout_secs=0.5)
+    store = make(timeout_secs=1.5)
     store.open()
     store.commit([Change("a", b'{"n": 1}', ANYTHING)])
     losses.plan = ["before"] * 100
@@ -157,7 +157,7 @@ def test_a_request_that_comes_late_changes_nothing(make: Make, losses: Losses) -
 
 
 def test_an_uncertain_commit_that_did_happen_is_no_trouble_for_the_next(make: Make, losses: Losses) -> None:
-    store = make(timeout_secs=0.5)
+    store = make(timeout_secs=1.5)
     store.open()
     losses.plan = ["after"] + ["before"] * 100
     with pytest.raises(Unavailable):
