@@ -20,7 +20,7 @@ from typing import IO, Any, Final
 from bpbroker.actors.base import DEFERRED, Actor
 from bpbroker.actors.inbox import Wake
 from bpbroker.actors.registry_access import RegistryAccess
-from bpbroker.config import layers, schema
+from bpbroker.config import schema
 from bpbroker.errors import Overloaded, RequestError, TimedOut, Unauthorized, Unavailable
 from bpbroker.extensions import modules
 from bpbroker.extensions.call_results import CallResults, ChildTrace
@@ -141,7 +141,7 @@ class Extension(Actor):
     def _take(self, settings: Settings) -> None:
         """Work by these settings and the module as it is now; calls that wait go to fresh children."""
         self._settings = settings
-        self._view = layers.for_extension(settings, self._namespace)
+        self._view = schema.for_extension(settings, self._namespace)
         self._signature = modules.signature(self._lib)
         self._timeout_secs: float = self._option("_timeout_secs")
         self._workers_max: int = self._option("_workers")
@@ -156,7 +156,7 @@ class Extension(Actor):
         self._go_on()
 
     def _settings_changed(self, message: SettingsChanged) -> None:
-        view = layers.for_extension(message.settings, self._namespace)
+        view = schema.for_extension(message.settings, self._namespace)
         if view != self._view or modules.signature(self._lib) != self._signature:
             self._take(message.settings)
 

@@ -153,13 +153,3 @@ def access_keys(settings: Mapping[str, Any], section: str) -> tuple[str, ...]:
     value = settings.get(section, {}).get("_access_key", "")
     keys = value if isinstance(value, (list, tuple)) else (value,)
     return tuple(key for key in keys if key)
-
-
-def for_extension(settings: Mapping[str, Any], own: str) -> dict[str, Any]:
-    """Return the copy of the settings that an extension sees: without other sections' secrets."""
-    result: dict[str, Any] = thaw(settings)
-    for name, section in result.items():
-        if name != own and isinstance(section, dict):
-            for key in ("_access_key", "password"):
-                section.pop(key, None)
-    return result

@@ -297,3 +297,44 @@ _USERINFO: Final = re.compile(r"//[^/\"]*@")
 def _shown(value: Any) -> str:
     text = _USERINFO.sub("//…@", json.dumps(value, default=str, ensure_ascii=True))
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+_SECRET_NAME: Final = re.compile(
+    r"pass(?:word|wd|phrase)?\Z|secret|token|credential|(?:\A|_)(?:api)?keys?\Z", re.IGNORECASE
+)
+"""What a key of an extension's own is called when its value is not for others."""
+
+
+def for_extension(settings: Mapping[str, Any], own: str) -> dict[str, Any]:
+    """Return the copy of the settings that an extension sees: its own section whole, others without secrets."""
+    shown: dict[str, Any] = {}
+    for name, section in settings.items():
+        if name == own or not isinstance(section, Mapping):
+            shown[name] = _plain(section)
+        elif name not in _NOT_FOR_EXTENSIONS:
+            known = keys_of(name)
+            kept = {key: value for key, value in section.items() if not (key in known and known[key].secret)}
+            shown[name] = {
+                key: _plain(value) if key in known else _without_secrets(value)
+                for key, value in kept.items()
+                if key in known or not _SECRET_NAME.search(key)
+            }
+    return shown
+
+
+_NOT_FOR_EXTENSIONS: Final = ("_discovery", "_keys")
+
+
+def _plain(value: Any) -> Any:
+    """Return a changeable copy, as a JSON parser makes it."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_secrets(item) for key, item in value.items() if not _SECRET_NAME.search(key)}
+    if isinstance(value, (list, tuple)):
+        return [_without_secrets(item) for item in value]
+    return _USERINFO.sub("//…@", value) if isinstance(value, str) else value

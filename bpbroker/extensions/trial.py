@@ -59,7 +59,7 @@ def run_extension(
     launch = Launch(
         namespace,
         lib,
-        settings={**layers.for_extension(settings, namespace), namespace: layers.thaw(section)},
+        settings={**schema.for_extension(settings, namespace), namespace: layers.thaw(section)},
         timeout_secs=timeout_secs,
         user=section.get("_user"),
         memory_max_bytes=section.get("_memory_max_bytes"),

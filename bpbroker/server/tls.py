@@ -152,7 +152,9 @@ def make_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
         .not_valid_before(min(now - datetime.timedelta(days=1), _MADE_AFTER))
         .not_valid_after(max(now, _MADE_AFTER) + datetime.timedelta(days=VALID_DAYS))
         .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        # No authority: whoever has its key can sign for no other name, not even for those who trust this file as one.
+        # OpenSSL, Python and curl take a self-signed certificate that is itself in the file, CA or not.
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         # Python 3.13 verifies strictly (RFC 5280): who trusts this file as a CA needs the following three in it.
         .add_extension(_key_usage(), critical=True)
@@ -171,7 +173,7 @@ def make_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
 
 def _key_usage() -> x509.KeyUsage:
     return x509.KeyUsage(
-        digital_signature=True, key_cert_sign=True, content_commitment=False, key_encipherment=False,
+        digital_signature=True, key_cert_sign=False, content_commitment=False, key_encipherment=False,
         data_encipherment=False, key_agreement=False, crl_sign=False, encipher_only=False, decipher_only=False,
     )  # fmt: skip
 

@@ -87,15 +87,6 @@ def test_access_keys(section: dict[str, Any], keys: tuple[str, ...]) -> None:
     assert layers.access_keys({"services": section}, "services") == keys
 
 
-def test_an_extension_does_not_see_the_keys_of_others() -> None:
-    settings = {"services": {"_access_key": "s"}, "ossec": {"_access_key": "o", "x": 1}, "_registry": {"password": "p"}}
-    assert layers.for_extension(settings, "ossec") == {
-        "services": {},
-        "ossec": {"_access_key": "o", "x": 1},
-        "_registry": {},
-    }
-
-
 def test_override_replaces_single_values() -> None:
     assert layers.override({"api": {"listen_port": 1, "x": 2}}, {"api.listen_port": 0, "new.key": 1}) == {
         "api": {"listen_port": 0, "x": 2},

@@ -128,3 +128,37 @@ def test_a_key_that_no_client_can_send_is_refused_without_showing_it(key: str) -
 @pytest.mark.parametrize("key", ["a", "a b", "ä", "密钥"])
 def test_a_key_that_can_be_sent(key: str) -> None:
     assert list(schema.problems({"services": {"_access_key": key}})) == []
+
+
+def test_an_extension_does_not_see_the_secrets_of_other_sections() -> None:
+    settings = {
+        "api": {"ssl_key": "/etc/b.key", "listen_port": 1},
+        "services": {"_access_key": "hush"},
+        "_discovery": {"secret": "hush"},
+        "_keys": {"ci": {"sha256": "hush"}},
+        "_registry": {"password": "hush", "user": "u", "client_key": "/etc/c.key"},
+        "ossec": {"_access_key": "o", "_env": {"A": "mine"}, "password": "mine"},
+        "mail": {
+            "_access_key": "hush", "_env": {"A": "hush"}, "host": "h", "api_key": "hush", "PASSWORD": "hush",
+            "smtp": [{"user": "u", "passwd": "hush", "auth_token": "hush"}], "url": "https://u:hush@h/", "keyboard": "de",
+        },
+    }  # fmt: skip
+    seen = schema.for_extension(layers.freeze(settings), "ossec")
+    assert seen == {
+        "api": {"ssl_key": "/etc/b.key", "listen_port": 1},
+        "services": {},
+        "_registry": {"user": "u", "client_key": "/etc/c.key"},
+        "ossec": {"_access_key": "o", "_env": {"A": "mine"}, "password": "mine"},
+        "mail": {"host": "h", "smtp": [{"user": "u"}], "url": "https://…@h/", "keyboard": "de"},
+    }
+
+
+def test_every_secret_is_known_as_one() -> None:
+    """A new setting whose name sounds like a secret has to say whether it is one."""
+    for section, keys in {**schema.KNOWN, "extension": schema.EXTENSION}.items():
+        for name, key in keys.items():
+            if schema._SECRET_NAME.search(name) and not name.startswith(("ssl_", "client_")):
+                assert key.secret or name == "wrong_keys_per_minute", f"{section}.{name}"
+    assert list(schema.problems({"_discovery": {"secret": "hush"}})) == [
+        "_discovery.secret: must be 64 lower-case hexadecimal digits, such as `openssl rand -hex 32` prints"
+    ]

@@ -5,6 +5,7 @@ import datetime
 import logging
 import os
 import select
+import shutil
 import socket
 import ssl
 import subprocess
@@ -14,6 +15,10 @@ from pathlib import Path
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from OpenSSL import SSL
 
 from bpbroker.errors import ConfigurationError
@@ -388,3 +393,75 @@ def test_what_is_no_tls_is_broken(pair: tuple[Path, Path]) -> None:
 def test_a_device_is_no_certificate() -> None:
     with pytest.raises(ConfigurationError, match="/dev/zero holds no certificate in PEM form"):
         tls.read_certificate(Path("/dev/zero"))
+
+
+def _verified(trusted: Path, chain: Path, key: Path, host: str, flags: ssl.VerifyFlags) -> str:
+    """Have a client that trusts one file shake hands with a server; give why it refuses, or nothing."""
+    client, server = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    client.load_verify_locations(trusted)
+    client.verify_flags |= flags
+    server.load_cert_chain(chain, key)
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    one = client.wrap_bio(to_client, to_server, server_hostname=host)
+    two = server.wrap_bio(to_server, to_client, server_side=True)
+    for _ in range(4):
+        for side in (one, two):
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            except ssl.SSLCertVerificationError as error:
+                return str(error.verify_message)
+    assert one.version() == "TLSv1.3"
+    return ""
+
+
+def _signed_by(cert: Path, key: Path, name: str, folder: Path) -> tuple[Path, Path]:
+    """Misuse a broker's pair as an authority: give the chain and the key of a certificate for another name."""
+    issuer = x509.load_pem_x509_certificate(cert.read_bytes())
+    issuer_key = serialization.load_pem_private_key(key.read_bytes(), None)
+    assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
+    made = ec.generate_private_key(ec.SECP256R1())
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .issuer_name(issuer.subject)
+        .public_key(made.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(issuer.not_valid_before_utc)
+        .not_valid_after(issuer.not_valid_after_utc)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key()), critical=False)
+        .sign(issuer_key, hashes.SHA256())
+    )
+    chain, own = folder / "forged.pem", folder / "forged.key"
+    chain.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + cert.read_bytes())
+    own.write_bytes(
+        made.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return chain, own
+
+
+@pytest.mark.parametrize("flags", [ssl.VerifyFlags.VERIFY_DEFAULT, ssl.VerifyFlags.VERIFY_X509_STRICT])
+def test_the_certificate_is_trusted_for_its_own_names_and_can_sign_for_no_other(
+    tmp_path: Path, flags: ssl.VerifyFlags
+) -> None:
+    cert, key = tmp_path / "b.crt", tmp_path / "b.key"
+    tls.make_pair(cert, key, ["broker.example", "127.0.0.1"])
+    for host in ("broker.example", "127.0.0.1"):
+        assert _verified(cert, cert, key, host, flags) == ""
+    assert _verified(cert, cert, key, "other.example", flags) != ""
+    chain, own = _signed_by(cert, key, "other.example", tmp_path)
+    assert "CA" in _verified(cert, chain, own, "other.example", flags)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+@pytest.mark.parametrize("options", [(), ("-x509_strict",), ("-partial_chain",), ("-purpose", "sslserver")])
+def test_openssl_takes_the_certificate_as_its_own_authority(tmp_path: Path, options: tuple[str, ...]) -> None:
+    cert, key = tmp_path / "b.crt", tmp_path / "b.key"
+    tls.make_pair(cert, key, ["broker.example"])
+    verify = ["openssl", "verify", *options, "-CAfile", str(cert)]
+    assert subprocess.run([*verify, str(cert)], capture_output=True, check=False).returncode == 0
+    chain, _ = _signed_by(cert, key, "other.example", tmp_path)
+    forged = subprocess.run([*verify, "-untrusted", str(cert), str(chain)], capture_output=True, check=False)
+    assert forged.returncode != 0
