@@ -140,7 +140,8 @@ def test_an_extension_does_not_see_the_secrets_of_other_sections() -> None:
         "ossec": {"_access_key": "o", "_env": {"A": "mine"}, "password": "mine"},
         "mail": {
             "_access_key": "hush", "_env": {"A": "hush"}, "host": "h", "api_key": "hush", "PASSWORD": "hush",
-            "smtp": [{"user": "u", "passwd": "hush", "auth_token": "hush"}], "url": "https://u:hush@h/", "keyboard": "de",
+            "smtp": [{"user": "u", "passwd": "hush", "auth_token": "hush"}],
+            "url": "https://u:hush@h/", "keyboard": "de",
         },
     }  # fmt: skip
     seen = schema.for_extension(layers.freeze(settings), "ossec")
