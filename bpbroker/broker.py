@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import cherrypy
@@ -44,6 +46,7 @@ from bpbroker.runtime.watchdog import Watchdog
 from bpbroker.server import tls
 from bpbroker.server.certificate_watch import CertificateWatch
 from bpbroker.server.listener import BrokerServer
+from bpbroker.server.memory import Memory
 from bpbroker.storage.lock import process_note
 
 logger = logging.getLogger("bpbroker")
@@ -258,8 +261,19 @@ class Broker:
         return messages.Pong(not slow, detail, server.loop.figures())
 
     def _start_frontend(self) -> None:
-        self._application = Application(self._settings, self._addresses, self._prepared.token)
-        self._server = BrokerServer(self._prepared.tcp, self._application, self._settings, self._context, rejected)
+        memory = Memory()
+        self._application = Application(
+            self._settings, self._addresses, self._prepared.token, _names(self._cert), memory
+        )
+        self._server = BrokerServer(
+            self._prepared.tcp,
+            self._application,
+            self._settings,
+            self._context,
+            rejected,
+            self._application.admit,
+            memory,
+        )
         cherrypy.config.update({"engine.autoreload.on": False, "log.screen": False})
         cherrypy.log.error_log.setLevel(logging.WARNING)  # the bus tells of each of its states
         cherrypy.server.unsubscribe()
@@ -399,6 +413,8 @@ class Broker:
         except ConfigurationError as error:
             return ConfigurationError(f"The certificate was not reloaded, the one before stays in use: {error}")
         self._cert, self._context = cert, context
+        if self._application is not None:
+            self._application.names_changed(_names(cert))
         self._describe()
         self._addresses["discovery"].tell(messages.CertificateChanged(tls.fingerprint(cert)))
         logger.info("The certificate in use is %s, SHA-256 %s", cert, tls.fingerprint(cert))
@@ -433,3 +449,8 @@ class Broker:
         for name, address in list(self._addresses.items()):
             if name not in ("broker", "config store"):  # who tells this, and who published it
                 address.tell(messages.SettingsChanged(settings))
+
+
+def _names(cert: Path) -> tuple[str, ...]:
+    """Return the names of this host: its own, without asking the network, and those in its certificate."""
+    return (socket.gethostname(), *tls.read_certificate(cert).names)

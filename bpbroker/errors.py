@@ -13,6 +13,7 @@ with sit on the class, so no caller translates one into the other::
     │   ├── AlreadyExists             409   4
     │   ├── PreconditionFailed        412   4
     │   ├── TooLarge                  413   1
+    │   ├── Misdirected               421   1
     │   ├── HeadersTooLarge           431   1
     │   ├── TooManyRequests           429   1
     │   ├── ExtensionFailed           500   1
@@ -121,6 +122,12 @@ class TooLarge(RequestError):
     """Something in the request is larger than its limit."""
 
     status = 413
+
+
+class Misdirected(RequestError):
+    """A browser was led here by a name that is not this broker's."""
+
+    status = 421
 
 
 class HeadersTooLarge(RequestError):

@@ -49,6 +49,12 @@ def _text(value: Any) -> str | None:
     return None if isinstance(value, str) else "must be text"
 
 
+def _names(value: Any) -> str | None:
+    if isinstance(value, (list, tuple)) and all(isinstance(name, str) and name.strip() for name in value):
+        return None
+    return 'must be a list of names such as "broker.example.org"'
+
+
 def _path(value: Any) -> str | None:
     return None if isinstance(value, str) and value and "\0" not in value else "must be the path of a file"
 
@@ -139,6 +145,7 @@ KNOWN: Final[Mapping[str, Mapping[str, Key]]] = {
     "api": {
         "listen_port": Key(_number(0, 65535), 20443, "TCP and UDP port; 0 takes any free one"),
         "listen_ip": Key(_text, "", "address to bind to; empty means all interfaces"),
+        "host_names": Key(_names, (), "more names by which browsers reach this broker, such as an alias in DNS"),
         "ssl_cert": Key(_path, "", "certificate, PEM, chain included"),
         "ssl_key": Key(_path, "", "private key, PEM"),
         "workers": Key(_number(1, 64), 2, "threads that answer requests; none of them ever waits"),

@@ -41,6 +41,8 @@ class Ask(NamedTuple):
     """Whether the client means to wait."""
     late: RequestError = response.LATE
     """The error when there was no reply in time."""
+    size_of: Callable[[Any], int] | None = None
+    """The size of what ``show`` makes of the reply, about, in bytes; None if it is small."""
 
 
 Decide = Callable[[Parameters, Mapping[str, str], str, EntryLimits], Ask | Response]
@@ -112,7 +114,12 @@ def _list(parameters: Parameters, _fields: Mapping[str, str], _source: str, _lim
         raise BadRequest("The prefix is not valid UTF-8") from None
     message = messages.List(prefix, parameters.count("count"), wait, local)
     show = _show_known if local else response.entries
-    return Ask(message, show, wait + _WAIT_SLACK_SECS, heavy=True, patient=wait > 0)
+    size_of = _size_of_known if local else response.size_of_entries
+    return Ask(message, show, wait + _WAIT_SLACK_SECS, heavy=True, patient=wait > 0, size_of=size_of)
+
+
+def _size_of_known(known: Known) -> int:
+    return response.size_of_entries(known.records)
 
 
 def _show_known(known: Known) -> Response:

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -24,21 +24,22 @@ from bpbroker.config import layers, schema
 from bpbroker.errors import (
     BadRequest,
     ConfigurationError,
-    Forbidden,
     MethodNotAllowed,
     NotFound,
+    Overloaded,
     RequestError,
     TooManyRequests,
     Unauthorized,
     Unavailable,
 )
-from bpbroker.frontend import access_keys, access_log
+from bpbroker.frontend import access_keys, access_log, origins
 from bpbroker.frontend.actions import BUILT_IN, Ask, EntryLimits
 from bpbroker.frontend.control import CONTROL
 from bpbroker.frontend.openapi import description
 from bpbroker.frontend.parameters import Parameters, json_object, parse
 from bpbroker.server import response
-from bpbroker.server.request import Request
+from bpbroker.server.memory import Memory
+from bpbroker.server.request import Request, network_of
 from bpbroker.server.response import PendingResponse, Response
 
 logger = logging.getLogger(__name__)
@@ -83,14 +84,24 @@ class Application:
         settings: the settings in force.
         addresses: the broker's actors by name; looked up at each use.
         control_token: what the local ``bpbroker`` command brings to ``/_control``.
+        names: the names by which browsers may reach this broker, beside those in the settings.
+        memory: what the server keeps for clients, so that no response is made that it has no room for.
     """
 
     def __init__(
-        self, settings: messages.Settings, addresses: Mapping[str, messages.Address], control_token: str
+        self,
+        settings: messages.Settings,
+        addresses: Mapping[str, messages.Address],
+        control_token: str,
+        names: Collection[str] = (),
+        memory: Memory | None = None,
     ) -> None:
         self._addresses = addresses
         self._control_token = control_token
         self._derived = _Derived.of(settings)
+        self._names = names
+        self._own_names = _own_names(names, settings)
+        self._memory = Memory() if memory is None else memory
         self._wrong_keys = access_keys.WrongKeys(schema.option(settings, "api", "wrong_keys_per_minute"))
         self._id_prefix = os.urandom(6).hex()
         self._id_numbers = itertools.count(1)
@@ -98,7 +109,24 @@ class Application:
     def settings_changed(self, settings: messages.Settings) -> None:
         """Serve by these settings from the next request on."""
         self._derived = _Derived.of(settings)
+        self._own_names = _own_names(self._names, settings)
         self._wrong_keys.limit = schema.option(settings, "api", "wrong_keys_per_minute")
+
+    def names_changed(self, names: Collection[str]) -> None:
+        """Be known by these names, beside those in the settings."""
+        self._names = names
+        self._own_names = _own_names(names, self._derived.settings)
+
+    def admit(self, request: Request) -> Response | None:
+        """Return the response to a request that is refused by its head alone, before its body is read."""
+        call = _Call(self._request_id(request), request.address)
+        try:
+            self._check_head(request, call, early=True)
+        except RequestError as error:
+            return call.finish(response.of_error(error))
+        except Exception as error:  # noqa: BLE001 - the edge: everything becomes a response
+            return call.finish(call.broken(error))
+        return None
 
     def __call__(self, request: Request) -> Response | PendingResponse:
         """Serve one request."""
@@ -118,40 +146,61 @@ class Application:
         return f"{self._id_prefix}{next(self._id_numbers):06x}"
 
     def _serve(self, request: Request, call: _Call) -> Response | PendingResponse:
-        _check_origin(request.fields)
-        path = request.path
-        namespace, _, method = path.removeprefix("/").removesuffix("/").partition("/")
+        self._check_head(request, call)
+        namespace = call.namespace
+        if namespace == "_control":
+            return self._control(request, call)
+        if namespace:
+            return self._call(request, call)
+        return _PAGES[request.path.strip("/")](self, call)
+
+    def _check_head(self, request: Request, call: _Call, *, early: bool = False) -> None:
+        """Refuse what can be refused before the body is there; note whose method is called.
+
+        With ``early`` the body is not there, so it is worth while to look into the query, too.
+        """
+        origins.check(request.fields, self._own_names)
+        namespace, _, method = request.path.removeprefix("/").removesuffix("/").partition("/")
         if not method and namespace in _PAGES:
             if request.method not in _READ_WITH:
-                raise MethodNotAllowed(f"{path} is read with GET", _READ_WITH)
-            return _PAGES[namespace](self, call)
+                raise MethodNotAllowed(f"{request.path} is read with GET", _READ_WITH)
+            return
         if not namespace:
             raise NotFound("This is a bpbroker: requests go to /<namespace>/<Method>/")
         call.namespace, call.method = namespace, method
         if namespace == "_control":
-            return self._control(request, call)
-        return self._call(request, call)
+            scheme, _, token = request.fields.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not access_keys.matches([token], (self._control_token,)):
+                raise Unauthorized("Unauthorized package")
+            return
+        keys = self._derived.keys.get(namespace)
+        if keys is None:
+            raise Unauthorized("Unauthorized package")
+        if keys:
+            self._check_pause(call.source)
+            given = _in_header(request.fields)
+            if given:
+                self._check_key(keys, given, call.source)
+            elif early and request.query:  # then the body is not looked at for parameters
+                self._check_key(keys, parse(request.query, "", b"", 1).keys, call.source)
 
     def _call(self, request: Request, call: _Call) -> Response | PendingResponse:
         """Serve a call of a namespace's method: section, key and method are looked at in this order."""
         derived = self._derived
         namespace, method = call.namespace, call.method
-        keys = derived.keys.get(namespace)
-        if keys is None:
-            raise Unauthorized("Unauthorized package")
-        if keys:
-            self._check_pause(call.source)
+        keys = derived.keys[namespace]
         parameters = parse(request.query, request.fields.get("content-type", ""), request.body, derived.limits.depth)
         if keys:
-            self._check_key(keys, _candidates(request.fields, parameters), call.source)
+            given = _in_header(request.fields)
+            if not given or parameters.keys:
+                self._check_key(keys, (*given, *parameters.keys), call.source)
         actions = BUILT_IN.get(namespace)
         if actions is None:
             return self._extension(request, parameters, call)
         action = actions.get(method)
         if action is None:
             raise Unauthorized("Unauthorized method")
-        verb = "GET" if request.method == "HEAD" else request.method  # the server keeps the body back
-        if verb not in action.allow:
+        if request.method not in action.allow:
             raise MethodNotAllowed(f"{namespace}/{method} is called with {' or '.join(action.allow)}", action.allow)
         call.name = parameters.values.get("name")
         outcome = action.decide(parameters, request.fields, call.source, derived.limits)
@@ -160,32 +209,49 @@ class Application:
         return self._ask("registry", outcome, call)
 
     def _check_pause(self, source: str) -> None:
-        pause = self._wrong_keys.pause_secs(source, time.monotonic())
+        pause = self._wrong_keys.pause_secs(network_of(source), time.monotonic())
         if pause is not None:
             error = TooManyRequests(f"Too many wrong access keys from {source}; try again in {pause} s")
             error.retry_after_secs = pause
             raise error
 
-    def _check_key(self, keys: tuple[str, ...], candidates: list[object], source: str) -> None:
+    def _check_key(self, keys: tuple[str, ...], candidates: Sequence[object], source: str) -> None:
         if not access_keys.matches(candidates, keys):
             if candidates:
-                self._wrong_keys.count(source, time.monotonic())
+                self._wrong_keys.count(network_of(source), time.monotonic())
             raise Unauthorized("Incorrect access key")
 
     def _ask(
         self, name: str, ask: Ask, call: _Call, broken: Callable[[BaseException], Response] | None = None
     ) -> PendingResponse:
         address = self._addresses[name]
-        message, show, timeout, heavy, patient, late = ask
+        message, show, timeout, heavy, patient, late, size_of = ask
+        if size_of is not None:
+            show = self._if_there_is_room(size_of, show)
 
         def finish(reply: Future[Any]) -> Response:
             return call.finish(response.rendered(reply, show, broken or call.broken, late))
 
         return PendingResponse(lambda: address.ask(message, timeout), finish, timeout, heavy=heavy, patient=patient)
 
+    def _if_there_is_room(
+        self, size_of: Callable[[Any], int], show: Callable[[Any], Response]
+    ) -> Callable[[Any], Response]:
+        def shown(value: Any) -> Response:
+            size = size_of(value)
+            if self._memory.has_room(size):
+                return show(value)
+            return response.of_error(
+                Overloaded(
+                    f"The answer has {size / 2**20:.1f} MiB, more than this broker has room for at the moment; "
+                    "ask for a part of the names with prefix, or try again later"
+                )
+            )
+
+        return shown
+
     def _extension(self, request: Request, parameters: Parameters, call: _Call) -> PendingResponse:
-        namespace, method = call.namespace, call.method
-        verb = "GET" if request.method == "HEAD" else request.method
+        namespace, method, verb = call.namespace, call.method, request.method
         if not _METHOD_NAME.match(method):
             raise Unauthorized("Unauthorized method")
         if verb not in _CALL_WITH:
@@ -204,9 +270,6 @@ class Application:
 
     def _control(self, request: Request, call: _Call) -> PendingResponse:
         """Serve the local ``bpbroker`` command, which has read the token from the lock file."""
-        scheme, _, token = request.fields.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not access_keys.matches([token], (self._control_token,)):
-            raise Unauthorized("Unauthorized package")
         action = CONTROL.get(call.method)
         if action is None:
             raise Unauthorized("Unauthorized method")
@@ -288,20 +351,15 @@ class _Call:
         return response.failure(500, f"Internal error; the broker's log has it under id {self.id}")
 
 
-def _check_origin(fields: Mapping[str, str]) -> None:
-    """Refuse what a web page of another origin makes a browser send.
-
-    Raises:
-        Forbidden: the request has an ``Origin`` that is not this server.
-    """
-    origin = fields.get("origin")
-    if origin is not None and origin != f"https://{fields.get('host', '')}":
-        raise Forbidden("Requests from web pages of another origin are not served")
+def _own_names(names: Collection[str], settings: messages.Settings) -> frozenset[str]:
+    """Return every name by which a browser may reach this broker, in lower case."""
+    more = schema.option(settings, "api", "host_names")
+    return frozenset(name.lower().removesuffix(".") for name in ("localhost", *names, *more))
 
 
-def _candidates(fields: Mapping[str, str], parameters: Parameters) -> list[object]:
-    """Return every access key that the request brings, in parameters and header fields."""
-    found: list[object] = list(parameters.keys)
+def _in_header(fields: Mapping[str, str]) -> list[str]:
+    """Return the access keys in a request's header fields."""
+    found = []
     scheme, _, key = fields.get("authorization", "").partition(" ")
     if key and scheme.lower() == "bearer":
         found.append(_utf8(key.strip()))

@@ -42,8 +42,9 @@ from typing import Any, Final
 
 from bpbroker.server import response, tls
 from bpbroker.server.framing import Framer, Rejected
+from bpbroker.server.memory import SMALL_BYTES
 from bpbroker.server.policy import Service
-from bpbroker.server.request import plain_address
+from bpbroker.server.request import Request, network_of, plain_address
 from bpbroker.server.request_cycle import RequestCycle
 
 logger = logging.getLogger(__name__)
@@ -123,6 +124,10 @@ class Connection:
     ) -> None:
         self.socket = sock
         self.peer = plain_address(address[0])
+        self.network = network_of(self.peer)
+        """What is counted as one client."""
+        self.served = False
+        """Whether a request on it was ever complete."""
         self.phase = Phase.HANDSHAKE
         self.watched: Turn | None = None
         """What the selector watches it for; the loop's own note."""
@@ -140,6 +145,10 @@ class Connection:
         self._send_until = 0.0
         self._left_at: float | None = None
         self._lingered = 0
+        self._admitted: Request | None = None
+        """The request that may have its body read."""
+        self._counted_bytes = 0
+        """What the server's memory has counted for this connection."""
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -222,6 +231,8 @@ class Connection:
     def close(self) -> None:
         """Say goodbye and close the socket."""
         self._cycle.give_up()
+        self._service.memory.change(-self._counted_bytes)
+        self._counted_bytes = 0
         if self._stream is not None and self.phase not in (Phase.HANDSHAKE, Phase.LINGERING):
             # cheroot sends no close_notify: OpenSSL 3 clients that read to the end then report an error.
             self._stream.say_goodbye()
@@ -272,16 +283,27 @@ class Connection:
         except Rejected as rejected:
             return self._reject(rejected.status, str(rejected))
         if request is None:
+            if framer.held_bytes > SMALL_BYTES or self._counted_bytes:
+                self._count()
+            awaited = framer.awaited
+            if awaited is not None and awaited is not self._admitted:
+                refusal = self._service.admit(awaited)
+                if refusal is not None:
+                    return self._refuse(refusal)
+                self._admitted = awaited
             if framer.wants_go_ahead() and self._stream is not None:
                 self._stream.send(_CONTINUE)
             return Turn.AGAIN if framer.more else None
         self._go(Phase.SERVING)
+        self.served = True
+        self._admitted = None
         self._cycle.take(request)
         if self._service.stopping:
             self._cycle.keep_alive = False
         if self._stream is not None and self._stream.ended:
             self._left_at = time.monotonic()
         if self._cycle.heavy:
+            self._count()
             return Turn.WORKER
         return self._send() if self._serve() else Turn.ASK
 
@@ -297,6 +319,8 @@ class Connection:
             return _TURN[received]
         if received:
             self._framer.keep(received)
+            if self._framer.held_bytes > SMALL_BYTES:
+                self._count()
             return Turn.READ if self._framer.held_bytes < _AHEAD_MAX_BYTES else Turn.NOTHING
         self._left_at = time.monotonic()
         return Turn.NOTHING
@@ -308,6 +332,7 @@ class Connection:
         budget = _SEND_AT_ONCE
         while self._unsent:
             if budget <= 0:
+                self._count()
                 return Turn.WRITE
             sent = self._stream.send(self._unsent[:_SLICE_BYTES])
             if isinstance(sent, tls.Want):
@@ -317,6 +342,8 @@ class Connection:
             self.deadline = min(time.monotonic() + self._service.policy.request_secs, self._send_until)
         if self._stream.held_bytes and not self._stream.flush():
             return Turn.WRITE
+        if self._counted_bytes:
+            self._count()
         if not self._cycle.keep_alive:
             return self._linger()
         if self._left_at is not None:
@@ -331,9 +358,15 @@ class Connection:
         """Refuse what cannot be served, and close."""
         refusal = response.failure(status, message)
         self._service.rejected(self.peer, refusal)
+        return self._refuse(refusal)
+
+    def _refuse(self, refusal: response.Response) -> Turn:
+        """Send a response to what is not read any further, and close."""
+        self._framer.clear()
         self._unsent = memoryview(response.encode(refusal))
         self._cycle.keep_alive = False
         self._go(Phase.SENDING)
+        self._count()
         self.deadline = self._send_until = time.monotonic() + _LINGER_SECS
         return self.move_on()
 
@@ -396,6 +429,17 @@ class Connection:
         self.deadline = time.monotonic() + self._service.policy.request_secs
         self._send_until = self.deadline + len(content) / _SLOWEST_BYTES_PER_SEC
         self._go(Phase.SENDING)
+        if len(content) > SMALL_BYTES or self._counted_bytes:
+            self._count()
+
+    def _count(self) -> None:
+        """Have the server's memory count what is kept now."""
+        held = self.held_bytes
+        if held <= SMALL_BYTES:
+            held = 0
+        if held != self._counted_bytes:
+            self._service.memory.change(held - self._counted_bytes)
+            self._counted_bytes = held
 
     def _send_at_once(self) -> None:
         """Send what the socket takes, in a worker's thread; the rest is the loop's."""

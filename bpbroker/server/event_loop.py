@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from bpbroker.server.connection import Connection, Phase, Turn
 from bpbroker.server.policy import Service
-from bpbroker.server.request import plain_address
+from bpbroker.server.request import network_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +28,6 @@ _TICK_SECS: Final = 0.25
 _PAUSE_SECS: Final = 0.1
 """How long not to accept when the process has no file descriptor left."""
 _EVICT_AT_ONCE: Final = 64
-_HELD_MAX_BYTES: Final = 256 * 1024 * 1024
-"""What all clients together may have the server keep: requests on their way in, responses on their way out."""
 
 _EVENTS: Final = {Turn.READ: selectors.EVENT_READ, Turn.WRITE: selectors.EVENT_WRITE}
 
@@ -55,7 +53,9 @@ class EventLoop:
         self._handed_back: deque[Connection] = deque()
         self._asking: deque[Connection] = deque()
         self._connections: set[Connection] = set()
-        self._by_address: Counter[str] = Counter()
+        self._by_network: Counter[str] = Counter()
+        self._newcomers: dict[Connection, None] = {}
+        """Connections in the order in which they came, until it is seen that a request on one was complete."""
         self._accept_again = 0.0
         self._stop = False
         self._done = threading.Event()
@@ -126,6 +126,9 @@ class EventLoop:
                     self._take_back(self._handed_back.popleft())
                 for _ in range(len(self._asking)):
                     self._asking.popleft().ask()
+                memory = self._service.memory
+                if memory.held_bytes > memory.limit_bytes:
+                    self._shed(memory.held_bytes - memory.limit_bytes // 2)
                 now = self._beat = time.monotonic()
                 if now >= next_sweep or (self._service.stopping and self._listening):
                     next_sweep = now + _TICK_SECS
@@ -147,7 +150,7 @@ class EventLoop:
                 self._accept_again = time.monotonic() + _PAUSE_SECS
                 return
             try:
-                if self._has_room(plain_address(address[0])):
+                if self._has_room(network_of(address[0])):
                     self._enter(Connection(self._service, self.hand_back, sock, address))
                 else:
                     sock.close()
@@ -156,28 +159,48 @@ class EventLoop:
 
     def _enter(self, connection: Connection) -> None:
         self._connections.add(connection)
-        self._by_address[connection.peer] += 1
+        self._by_network[connection.network] += 1
+        self._newcomers[connection] = None
         self._wait_for(connection, Turn.READ)
 
-    def _has_room(self, host: str) -> bool:
-        """Whether one more connection of an address may come in.
+    def _has_room(self, network: str) -> bool:
+        """Whether one more connection of a client's network may come in.
 
-        When all places are taken, the address with the most connections loses
-        some of its idle ones: nobody can shut the others out by only connecting.
+        When all places are taken, the network with the most connections loses
+        some of its idle ones. When all have as few, as an attacker with many
+        addresses has, the oldest connection goes that has never had a complete
+        request, and if there is none, the ones that have been idle for longest.
+        So the place of a client that asks for something is safe, and there is
+        always one for the next.
         """
-        held = self._by_address.get(host, 0)
+        held = self._by_network.get(network, 0)
         if held >= self._service.policy.connections_per_address_max:
             return False
-        if len(self._connections) < self._service.policy.connections_max:
+        places = self._service.policy.connections_max
+        if len(self._connections) < places:
             return True
-        busiest, most = self._by_address.most_common(1)[0]
-        if held + 1 >= most:
-            return False
-        idle = [connection for connection in self._connections if connection.peer == busiest and connection.idle]
-        idle.sort(key=lambda connection: connection.deadline)
-        for connection in idle[: min(_EVICT_AT_ONCE, most - held - 1)]:
-            self._close(connection)
-        return len(self._connections) < self._service.policy.connections_max
+        busiest, most = self._by_network.most_common(1)[0]
+        if held + 1 < most:
+            idle = [connection for connection in self._connections if connection.network == busiest and connection.idle]
+            idle.sort(key=lambda connection: connection.deadline)
+            for connection in idle[: min(_EVICT_AT_ONCE, most - held - 1)]:
+                self._close(connection)
+        if len(self._connections) >= places:
+            self._evict_newcomer()
+        if len(self._connections) >= places:
+            idle = [connection for connection in self._connections if connection.idle]
+            for connection in sorted(idle, key=lambda connection: connection.deadline)[:_EVICT_AT_ONCE]:
+                self._close(connection)
+        return len(self._connections) < places
+
+    def _evict_newcomer(self) -> None:
+        """Close the oldest connection that has never had a complete request, if there is one."""
+        while self._newcomers:
+            connection = next(iter(self._newcomers))
+            del self._newcomers[connection]
+            if not connection.served and connection in self._connections:
+                self._close(connection)
+                return
 
     def _listen(self, *, on: bool) -> None:
         if on and not self._listening:
@@ -241,10 +264,11 @@ class EventLoop:
         self._unwatch(connection)
         if connection in self._connections:
             self._connections.remove(connection)
-            host = connection.peer
-            self._by_address[host] -= 1
-            if not self._by_address[host]:
-                del self._by_address[host]
+            self._newcomers.pop(connection, None)
+            network = connection.network
+            self._by_network[network] -= 1
+            if not self._by_network[network]:
+                del self._by_network[network]
         connection.close()
 
     def _sweep(self, now: float) -> None:
@@ -255,23 +279,22 @@ class EventLoop:
             self._listener.close()  # a client that connects now is refused at once
         elif not self._listening and now >= self._accept_again:
             self._listen(on=True)
-        held = 0
         for connection in tuple(self._connections):
             if connection.lent:
                 continue
-            held += connection.held_bytes
             if connection.phase is Phase.SERVING:
                 connection.watch_over(now)
                 if stopping:
                     connection.stop()
             elif now >= connection.deadline or (stopping and connection.idle):
                 self._next(connection, self._safely(connection, connection.too_late))
-        if held > _HELD_MAX_BYTES:
-            self._shed(held - _HELD_MAX_BYTES // 2)
 
     def _shed(self, too_many_bytes: int) -> None:
         """Close the connections with the largest buffers until half of the limit is in use."""
-        logger.warning("Clients have %d MiB kept for them; letting go of some", _HELD_MAX_BYTES >> 20)
+        logger.warning(
+            "More than %d MiB are kept for clients; the connections that need most are closed",
+            self._service.memory.limit_bytes >> 20,
+        )
         candidates = [
             connection
             for connection in self._connections

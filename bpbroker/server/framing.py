@@ -98,6 +98,16 @@ class Framer:
         return bool(self._buffer) or self._request is not None
 
     @property
+    def awaited(self) -> Request | None:
+        """The request whose body is still to come, if there is one."""
+        return self._request
+
+    def clear(self) -> None:
+        """Forget what came in."""
+        self._buffer = bytearray()
+        self._request = self._chunks = None
+
+    @property
     def held_bytes(self) -> int:
         """How many bytes are kept."""
         return len(self._buffer) + (len(self._chunks) if self._chunks is not None else 0)

@@ -42,7 +42,9 @@ from bpbroker.messages import Settings
 from bpbroker.server.connection import Connection
 from bpbroker.server.event_loop import EventLoop
 from bpbroker.server.framing import Limits
+from bpbroker.server.memory import Memory
 from bpbroker.server.policy import Policy, Service
+from bpbroker.server.request import Request
 from bpbroker.server.request_cycle import Application
 from bpbroker.server.response import Response
 
@@ -119,6 +121,10 @@ def _no_log(_address: str, _refusal: Response) -> None:
     """Log nothing."""
 
 
+def _admit(_request: Request) -> None:
+    """Refuse nothing by its head alone."""
+
+
 class BrokerServer:
     """A server on a socket that listens already.
 
@@ -129,6 +135,9 @@ class BrokerServer:
         context: from :func:`bpbroker.server.tls.context`.
         rejected: called with the client's address and the response when a
             request is refused before the application sees it.
+        admit: called with a request whose body is still to come; returns the
+            response if it is refused by its head alone.
+        memory: what is kept for clients is counted there.
     """
 
     shutdown_timeout = 3
@@ -141,12 +150,16 @@ class BrokerServer:
         settings: Settings,
         context: Any,
         rejected: Callable[[str, Response], object] = _no_log,
+        admit: Callable[[Request], Response | None] = _admit,
+        memory: Memory | None = None,
     ) -> None:
         self.listener = sock
         self.port: int = sock.getsockname()[1]
         self.ready = False
         """Whether it serves."""
-        self._service = Service(application, _policy(context, settings), rejected)
+        self._service = Service(
+            application, _policy(context, settings), Memory() if memory is None else memory, admit, rejected
+        )
         self._workers = Workers(schema.option(settings, "api", "workers"))
         self.loop = EventLoop(sock, self._service, self._workers.put)
 

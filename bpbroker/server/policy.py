@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpbroker.server.framing import Limits
+from bpbroker.server.memory import Memory
+from bpbroker.server.request import Request
 from bpbroker.server.request_cycle import Application
 from bpbroker.server.response import Response
 
@@ -34,6 +36,9 @@ class Service:
 
     application: Application
     policy: Policy
+    memory: Memory
+    admit: Callable[[Request], Response | None]
+    """Called with a request whose body is still to come; what it returns is sent instead of reading the body."""
     rejected: Callable[[str, Response], object]
     """Called with a client's address and the response to what never became a request."""
     stopping: bool = False

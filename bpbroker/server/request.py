@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,6 +29,20 @@ class Request:
     version: tuple[int, int] = (1, 1)
     keeps_alive: bool = True
     """Whether the client wants the connection to go on."""
+
+
+def network_of(address: str) -> str:
+    """Return what counts as one client: an IPv4 address, or the /64 network of an IPv6 one.
+
+    A host on the IPv6 internet has a whole /64, so an address of its own for each connection.
+    """
+    if ":" not in address:
+        return address
+    try:
+        number = int(ipaddress.IPv6Address(plain_address(address).partition("%")[0]))
+    except ValueError:
+        return plain_address(address)
+    return str(ipaddress.IPv6Address(number >> 64 << 64))
 
 
 def plain_address(address: str) -> str:

@@ -162,6 +162,23 @@ def test_only_reads_that_wait_are_patient_and_only_lists_are_heavy(broker: Broke
     assert not broker.registry.asked
 
 
+def test_a_list_for_which_there_is_no_room_says_what_to_do(broker: Broker) -> None:
+    for outcome, target in (
+        ((RECORD,) * 1000, "/services/List/"),
+        (messages.Known((RECORD,) * 1000, 0.5), "/services/List/?consistency=local"),
+    ):
+        broker.registry.outcome = outcome
+        assert broker.call(target).status == 200
+        broker.memory.change(broker.memory.limit_bytes - 100_000)
+        answer = broker.call(target)
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        assert "prefix" in answer.message
+        broker.memory.change(100_000 - broker.memory.limit_bytes)
+    broker.registry.outcome = (RECORD,)
+    broker.memory.change(broker.memory.limit_bytes)
+    assert broker.call("/services/List/").status == 200  # a small one always has room
+
+
 # --- extensions ---
 
 

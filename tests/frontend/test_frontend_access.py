@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bpbroker.config import layers
+from bpbroker.server.request import Request
 from tests.support.application import SETTINGS, Answer, Broker
 
 
@@ -120,3 +121,103 @@ def test_a_page_of_another_origin_is_not_served(broker: Broker, origin: str) -> 
     for target in ("/services/Replace/?name=a&data=b", "/health", "/nope", "/_control/Stop"):
         assert broker.call(target, ORIGIN=origin).status == 403
     assert broker.call("/services/Get/?name=foo", ORIGIN="https://broker:20443").status == 200
+
+
+@pytest.mark.parametrize(
+    ("site", "status"),
+    [("cross-site", 403), ("same-site", 403), ("Cross-Site", 403), ("same-origin", 200), ("none", 200)],
+)
+def test_a_page_of_another_site_is_not_served_without_an_origin_either(broker: Broker, site: str, status: int) -> None:
+    for target in ("/services/Get/?name=foo", "/live", "/pkg.sub/F"):
+        assert broker.call(target, "GET", SEC_FETCH_SITE=site).status == status
+
+
+BROWSER = {"USER_AGENT": "Mozilla/5.0 (X11; Linux x86_64)"}
+
+
+@pytest.mark.parametrize("marks", [BROWSER, {"SEC_FETCH_SITE": "same-origin"}, {"SEC_FETCH_MODE": "cors"}])
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("broker", 200),
+        ("BROKER.:20443", 200),
+        ("localhost:20443", 200),
+        ("a.example.org", 200),
+        ("a.b.example.org", 421),
+        ("example.org", 421),
+        ("10.0.0.5:20443", 200),
+        ("[fe80::1]:20443", 200),
+        ("rebound.example:20443", 421),
+        ("broker.evil.example", 421),
+        ("10.0.0.5.evil.example", 421),
+        ("", 421),
+    ],
+)
+def test_a_browser_has_to_know_the_broker_by_its_own_name(
+    broker: Broker, host: str, status: int, marks: dict[str, Any]
+) -> None:
+    assert broker.call("/services/Get/?name=foo", "GET", HOST=host, **marks).status == status
+    assert broker.call("/services/Get/?name=foo", "GET", HOST=host, USER_AGENT="curl/8").status == 200
+
+
+def test_more_names_can_be_set(broker: Broker) -> None:
+    def status() -> int:
+        return broker.call("/live", "GET", HOST="alias.example", USER_AGENT=BROWSER["USER_AGENT"]).status
+
+    assert status() == 421
+    broker.application.settings_changed(layers.freeze({**SETTINGS, "api": {"host_names": ["Alias.Example"]}}))
+    assert status() == 200
+    broker.application.settings_changed(layers.freeze(SETTINGS))
+    assert status() == 421
+    broker.application.names_changed(["alias.example"])
+    assert status() == 200
+
+
+def test_methods_are_not_called_with_head(broker: Broker) -> None:
+    for target in ("/services/Get/?name=foo", "/services/List/", "/ping/Ping/", "/pkg.sub/F"):
+        answer = broker.call(target, "HEAD")
+        assert answer.status == 405
+        assert "HEAD" not in answer.headers["Allow"]
+    assert not broker.registry.asked
+
+
+# --- by the head alone ---
+
+
+def admitted(broker: Broker, target: str, **headers: str) -> int:
+    path, _, query = target.partition("?")
+    fields = {"host": "broker", **{name.lower().replace("_", "-"): value for name, value in headers.items()}}
+    refusal = broker.application.admit(Request("POST", path, query, fields, "10.0.0.7"))
+    return 200 if refusal is None else refusal.status
+
+
+def test_a_key_in_a_header_is_checked_before_the_body_is_read(broker: Broker) -> None:
+    assert admitted(broker, "/ossec/F", X_ACCESS_KEY="secret") == 200
+    assert admitted(broker, "/ossec/F", AUTHORIZATION="Bearer wrong") == 401
+    assert admitted(broker, "/ossec/F?access_key=secret") == 200
+    assert admitted(broker, "/ossec/F?access_key=wrong") == 401
+    assert admitted(broker, "/ossec/F?name=x") == 401  # with a query, the body has no parameters
+    assert admitted(broker, "/ossec/F") == 200  # the key may be in the body
+    assert admitted(broker, "/nope/F") == 401
+    assert admitted(broker, "/services/Replace") == 200
+    assert admitted(broker, "/_control/ApplyConfiguration", AUTHORIZATION="Bearer wrong") == 401
+    assert admitted(broker, "/health") == 405
+    assert admitted(broker, "/services/Replace", ORIGIN="https://evil.example") == 403
+
+
+def test_a_wrong_key_is_counted_once_wherever_it_is_found(broker: Broker) -> None:
+    broker.application.settings_changed(layers.freeze({**SETTINGS, "api": {"wrong_keys_per_minute": 4}}))
+    assert admitted(broker, "/ossec/F", X_ACCESS_KEY="wrong") == 401
+    assert broker.call("/ossec/F", X_ACCESS_KEY="wrong").status == 401
+    assert broker.call("/ossec/F?access_key=wrong").status == 401
+    assert broker.call("/ossec/F?access_key=secret", X_ACCESS_KEY="secret").status == 401
+    assert broker.call("/ossec/F", X_ACCESS_KEY="secret").status == 429
+    assert admitted(broker, "/ossec/F", X_ACCESS_KEY="secret") == 429
+
+
+def test_a_network_of_ipv6_guesses_as_one_client(broker: Broker) -> None:
+    broker.application.settings_changed(layers.freeze({**SETTINGS, "api": {"wrong_keys_per_minute": 3}}))
+    for number in range(3):
+        assert broker.call("/ossec/F?access_key=guess", source=f"2001:db8::{number}").status == 401
+    assert broker.call("/ossec/F?access_key=guess", source="2001:db8::ffff:1").status == 429
+    assert broker.call("/ossec/F?access_key=secret", source="2001:db8:0:1::1").status == 200

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ import pytest
 
 from bpbroker.config import layers
 from bpbroker.errors import InUse, StartError
-from bpbroker.server import event_loop, request_cycle, response, tls
+from bpbroker.server import request_cycle, response, tls
 from bpbroker.server.listener import BrokerServer, bind_tcp, raise_descriptor_limit
-from bpbroker.server.request import Request
+from bpbroker.server.memory import Memory
+from bpbroker.server.request import Request, network_of
 from bpbroker.server.response import PendingResponse, Response
 
 Serve = Callable[..., BrokerServer]
+Admit = Callable[[Request], Response | None]
 GET = b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST = b"GET /%b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
@@ -94,9 +96,10 @@ def app() -> App:
 def serve(pair: tuple[Path, Path], app: App) -> Iterator[Serve]:
     with ExitStack() as stack:
 
-        def start(**api: Any) -> BrokerServer:
+        def start(memory: Memory | None = None, admit: Admit = lambda _: None, **api: Any) -> BrokerServer:
             settings = layers.freeze({"api": api})
-            server = BrokerServer(bind_tcp("127.0.0.1", 0), app, settings, tls.context(*pair))
+            listener = bind_tcp("127.0.0.1", 0)
+            server = BrokerServer(listener, app, settings, tls.context(*pair), admit=admit, memory=memory)
             stack.callback(server.listener.close)
             thread = threading.Thread(target=server.start)
             thread.start()
@@ -307,9 +310,9 @@ def test_a_reader_that_takes_nothing_is_let_go(serve: Serve) -> None:
         eventually(lambda: server.loop.figures()["connections"] == 0)
 
 
-def test_too_much_kept_for_clients_is_let_go(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_loop, "_HELD_MAX_BYTES", 1_000_000)
-    server = serve()
+def test_too_much_kept_for_clients_is_let_go(serve: Serve) -> None:
+    memory = Memory(1_000_000)
+    server = serve(memory=memory)
     with ExitStack() as stack:
         greedy = stack.enter_context(client(server))
         greedy.sendall(GET % b"big")
@@ -320,6 +323,69 @@ def test_too_much_kept_for_clients_is_let_go(serve: Serve, monkeypatch: pytest.M
         eventually(lambda: server.loop.figures()["connections"] <= 2)
         modest.sendall(b"\r\n")
         assert answer(modest) == (200, b"modest")
+    eventually(lambda: memory.held_bytes == 0)
+
+
+def test_what_is_kept_is_counted_while_it_comes_while_it_is_served_and_while_it_goes(serve: Serve, app: App) -> None:
+    memory = Memory()
+    server = serve(memory=memory)
+    with client(server) as sock:
+        sock.sendall(b"POST /later HTTP/1.1\r\nHost: x\r\nContent-Length: 500000\r\n\r\n" + b"x" * 400_000)
+        eventually(lambda: memory.held_bytes > 390_000)
+        sock.sendall(b"x" * 100_000)
+        eventually(lambda: app.owed)
+        app.settle(b"y" * 20_000_000)
+        eventually(lambda: memory.held_bytes > 9_000_000)
+        assert answer(sock) == (200, b"y" * 20_000_000)
+        eventually(lambda: memory.held_bytes == 0)
+
+
+def test_a_request_can_be_refused_by_its_head_alone(serve: Serve, app: App) -> None:
+    asked: list[Request] = []
+
+    def admit(request: Request) -> Response | None:
+        asked.append(request)
+        return None if request.path == "/fine" else response.failure(401, "Incorrect access key")
+
+    server = serve(admit=admit)
+    head = b"POST /%b HTTP/1.1\r\nHost: x\r\nContent-Length: 500000\r\n\r\n"
+    with client(server) as sock:
+        sock.sendall(head % b"wrong")
+        assert answer(sock)[0] == 401
+        assert sock.recv(1) == b""
+    with client(server) as sock:
+        sock.sendall(head % b"fine" + b"x" * 250_000)
+        sock.sendall(b"x" * 250_000 + GET % b"wrong")  # one that is complete goes to the application at once
+        assert answer(sock) == (200, b"fine")
+        assert answer(sock) == (200, b"wrong")
+    assert [request.path for request in asked] == ["/wrong", "/fine"]
+    assert app.bodies == [b"x" * 500_000, b""]
+
+
+def test_when_full_the_oldest_that_never_asked_gives_way_to_the_next(serve: Serve) -> None:
+    server = serve(max_connections=16, max_connections_per_address=1)
+    with ExitStack() as stack:
+
+        def connect(number: int) -> ssl.SSLSocket:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            sock = socket.create_connection(("127.0.0.1", server.port), 30, (f"127.0.3.{number}", 0))
+            return stack.enter_context(context.wrap_socket(sock))
+
+        served = connect(1)
+        served.sendall(GET % b"x")
+        assert answer(served) == (200, b"x")
+        halves = [connect(number) for number in range(2, 17)]
+        for half in halves:
+            half.sendall(b"GET / HTTP/1.1\r\nHo")
+        for number in range(17, 40):  # each is one too many
+            fresh = connect(number)
+            fresh.sendall(GET % b"y")
+            assert answer(fresh) == (200, b"y")
+        for half in halves:
+            with suppress(ConnectionResetError):
+                assert half.recv(1) == b""
 
 
 def test_an_address_can_have_so_many_connections_and_no_more(serve: Serve) -> None:
@@ -476,3 +542,20 @@ def test_an_empty_address_is_all_interfaces() -> None:
         socket.create_connection(("127.0.0.1", port), 10).close()
         if listener.family == socket.AF_INET6:
             socket.create_connection(("::1", port), 10).close()
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("10.0.0.7", "10.0.0.7"),
+        ("::ffff:10.0.0.7", "10.0.0.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("2001:db8:1:2::1", "2001:db8:1:2::"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::"),
+        ("fe80::1%eth0", "fe80::"),
+        ("::1", "::"),
+        ("", ""),
+    ],
+)
+def test_a_network_of_ipv6_is_one_client(address: str, network: str) -> None:
+    assert network_of(address) == network

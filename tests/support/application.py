@@ -11,6 +11,7 @@ from bpbroker import messages
 from bpbroker.config import layers
 from bpbroker.frontend.application import Application
 from bpbroker.messages import Record
+from bpbroker.server.memory import Memory
 from bpbroker.server.request import Request
 from bpbroker.server.response import PendingResponse
 
@@ -88,7 +89,8 @@ class Broker:
             "config store": self.store,
             "broker": self.loop,
         }
-        self.application = Application(layers.freeze(settings), named, TOKEN)
+        self.memory = Memory()
+        self.application = Application(layers.freeze(settings), named, TOKEN, ("Broker", "*.example.org"), self.memory)
 
     def call(
         self, target: str, method: str = "POST", body: bytes = b"", *, source: str = "10.0.0.7", **headers: str
