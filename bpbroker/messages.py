@@ -231,11 +231,6 @@ class SnapshotSaved:
 
 
 @dataclass(frozen=True, slots=True)
-class GetSettings:
-    """Reply: the :data:`Settings` in force."""
-
-
-@dataclass(frozen=True, slots=True)
 class ApplyConfiguration:
     """Merge a document into the settings, additively, and save. Reply: :class:`Applied`. Errors: ConfigurationError."""
 

@@ -28,7 +28,6 @@ from bpbroker.messages import (
     ApplyConfiguration,
     Document,
     GetDocument,
-    GetSettings,
     Pong,
     ReloadSettings,
     Save,
@@ -87,7 +86,6 @@ class ConfigStore(Actor):
         self._shortening = False
         self._worker = self.add_worker("config store's worker")
         self.handlers = {
-            GetSettings: lambda _: self._effective,
             ApplyConfiguration: lambda message: self._later("adding settings", lambda: self._apply(message)),
             ReloadSettings: lambda _: self._later("reading the configuration", self._reload),
             Save: lambda _: self._later(_WRITING, lambda: self._save(self._saved)),

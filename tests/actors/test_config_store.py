@@ -22,7 +22,6 @@ from bpbroker.errors import ConfigurationError, StorageFailed, StorageFull, Unav
 from bpbroker.messages import (
     ApplyConfiguration,
     GetDocument,
-    GetSettings,
     Ping,
     Register,
     ReloadSettings,
@@ -115,7 +114,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 
 
 def test_the_settings_in_force_have_the_overrides_and_the_file_has_not(store: Asked, file: Path) -> None:
-    assert store(GetSettings())["api"]["listen_port"] == 7
+    assert store(ReloadSettings())["api"]["listen_port"] == 7
     store(Save())
     settings, entries = config_file.read(file)
     assert settings["api"] == layers.DEFAULTS["api"]
@@ -156,11 +155,11 @@ def test_a_configuration_is_added_saved_and_published(store: Asked, file: Path, 
 def test_what_cannot_be_used_changes_nothing(
     store: Asked, file: Path, published: list[Settings], document: dict[str, Any], message: str
 ) -> None:
-    before, settings = file.read_bytes(), store(GetSettings())
+    before, settings = file.read_bytes(), store(GetDocument()).settings
     with pytest.raises(ConfigurationError, match=message):
         store(ApplyConfiguration(document))
     assert file.read_bytes() == before
-    assert store(GetSettings()) is settings
+    assert store(GetDocument()).settings is settings
     assert published == []
 
 
@@ -177,7 +176,7 @@ def test_a_configuration_that_cannot_be_saved_is_not_applied(
     monkeypatch.setattr(config_file, "write", failing(StorageFull("full")))
     with pytest.raises(StorageFailed, match="Nothing was changed: full"):
         store(ApplyConfiguration({"ossec": {}}))
-    assert "ossec" not in store(GetSettings())
+    assert "ossec" not in store(GetDocument()).settings
     assert published == []
     assert store(Ping()).detail == "full"
     monkeypatch.undo()
@@ -212,12 +211,12 @@ def test_reload_takes_settings_from_the_file_and_leaves_the_entries(
 
 
 def test_a_reload_of_what_cannot_be_used_changes_nothing(store: Asked, file: Path, published: list[Settings]) -> None:
-    before = store(GetSettings())
+    before = store(GetDocument()).settings
     for text in ("{", '{"api": {"listen_port": "x"}}'):
         file.write_text(text)
         with pytest.raises(ConfigurationError):
             store(ReloadSettings())
-    assert store(GetSettings()) is before
+    assert store(GetDocument()).settings is before
     assert published == []
 
 
@@ -293,8 +292,8 @@ def test_it_answers_while_it_writes_and_says_how_far_it_is(store: Asked, gate: G
     pong = store(Ping())
     assert pong.ok
     assert pong.figures["at_work"].startswith("writing the configuration file")
-    assert store(GetSettings())["services"]["_access_key"] == "k"
-    assert set(store(GetDocument()).entries) == {"old"}
+    document = store(GetDocument())
+    assert (document.settings["services"]["_access_key"], set(document.entries)) == ("k", {"old"})
     assert not saved.done()
     gate.open.set()
     wait_for(saved, 10)
@@ -358,7 +357,7 @@ def test_a_setting_is_said_to_be_added_only_by_who_owns_the_settings(
     with pytest.raises(Unavailable):
         wait_for(applied, 10)
     assert published == []
-    assert "ossec" not in successor(GetSettings())
+    assert "ossec" not in successor(GetDocument()).settings
     successor(ApplyConfiguration({"ossec": {}}))
     successor(Save())
     assert "ossec" in config_file.read(file)[0]
