@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import signal
-import subprocess
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.etcd_cluster import PREFIX, EtcdCluster
 from tests.support.etcd_network import EtcdNetwork, wire
-from tests.support.network import Network
+from tests.support.network import Network, wired
 from tests.support.running import RunningBroker
 
 # Who starts the tests in the background of a script has interrupts ignored, and every child would inherit that.
@@ -122,14 +121,8 @@ def make_etcd(tmp_path: Path) -> Iterator[Callable[..., EtcdCluster]]:
 @pytest.fixture(scope="session")
 def etcd_wires() -> Iterator[Network]:
     """Yield the hosts of ``tests/support/etcd_network.py`` with nothing running on them."""
-    network = Network("et")
-    try:
-        wire(network)
-    except subprocess.CalledProcessError as error:
-        network.close()
-        pytest.skip(f"network namespaces cannot be made here: {error.stderr}")
-    yield network
-    network.close()
+    with wired(Network("et"), wire) as network:
+        yield network
 
 
 @pytest.fixture

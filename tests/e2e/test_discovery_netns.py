@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.network import Network, needs_namespaces
+from tests.support.network import Network, needs_namespaces, wired
 from tests.support.running import RunningBroker
 
 pytestmark = needs_namespaces
@@ -70,29 +70,27 @@ def rogue(network: Network, mode: str) -> None:
     assert process.stdout.readline() == "ready\n"
 
 
+def wire(network: Network) -> None:
+    for switch in ("swa", "swb"):
+        network.switch(switch)
+    for host in ("alpha", "gate", "beta", "rogue"):
+        network.host(host)
+    network.cable("alpha", "eth0", "swa", "10.91.1.10/24")
+    network.cable("gate", "eth0", "swa", "10.91.1.20/24")
+    network.cable("gate", "eth1", "swb", "10.91.2.20/24")
+    network.cable("beta", "eth0", "swb", "10.91.2.30/24")
+    network.cable("rogue", "eth0", "swa", "10.91.1.66/24")
+
+
 @pytest.fixture(scope="module")
 def wires() -> Iterator[Network]:
-    network = Network()
-    try:
-        for switch in ("swa", "swb"):
-            network.switch(switch)
-        for host in ("alpha", "gate", "beta", "rogue"):
-            network.host(host)
-        network.cable("alpha", "eth0", "swa", "10.91.1.10/24")
-        network.cable("gate", "eth0", "swa", "10.91.1.20/24")
-        network.cable("gate", "eth1", "swb", "10.91.2.20/24")
-        network.cable("beta", "eth0", "swb", "10.91.2.30/24")
-        network.cable("rogue", "eth0", "swa", "10.91.1.66/24")
-    except subprocess.CalledProcessError as error:
-        network.close()
-        pytest.skip(f"network namespaces cannot be made here: {error.stderr}")
-    yield network
-    network.close()
+    with wired(Network(), wire) as network:
+        yield network
 
 
 @pytest.fixture
 def network(wires: Network) -> Iterator[Network]:
-    """Give the network with nothing running on it."""
+    """Yield the network with nothing running on it."""
     yield wires
     wires.quiet()
 
@@ -103,7 +101,7 @@ Run = Callable[..., Ended]
 
 @pytest.fixture
 def start(network: Network, make_broker: Callable[..., RunningBroker]) -> Start:
-    """Give a starter of a broker on a host, holding ``foo``."""
+    """Return a starter of a broker on a host, holding ``foo``."""
 
     def run(
         host: str, configuration: object = None, *options: str, name: str = "foo", at: str = "127.0.0.1"

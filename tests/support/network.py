@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -75,7 +75,7 @@ class Network:
     # --- run ---
 
     def words(self, host: str) -> tuple[str, ...]:
-        """Give the words in front of a command that run it on a host."""
+        """Return the words in front of a command that run it on a host."""
         return ("ip", "netns", "exec", f"{self.tag}{host}")
 
     @contextmanager
@@ -105,6 +105,19 @@ class Network:
         self.quiet()
         for name in self._made:
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True, timeout=20)
+
+
+@contextmanager
+def wired(network: Network, wire: Callable[[Network], None]) -> Iterator[Network]:
+    """Yield a network once ``wire`` has made its hosts and cables; skip the test where that is not allowed."""
+    try:
+        try:
+            wire(network)
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"network namespaces cannot be made here: {error.stderr}")
+        yield network
+    finally:
+        network.close()
 
 
 def _enter(descriptor: int) -> None:
