@@ -134,7 +134,7 @@ def temporary_name(name: str) -> str:
 
 
 def settle(temporary: Path, path: Path) -> None:
-    """Give a finished file, written under a :func:`temporary_name` in the same folder, its name, durably.
+    """Return a finished file, written under a :func:`temporary_name` in the same folder, its name, durably.
 
     Raises:
         OSError: it cannot be synced or renamed.

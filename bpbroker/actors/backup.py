@@ -113,7 +113,7 @@ class Backup(Actor):
         self._refuse("The broker is stopping")
 
     def abandoned(self) -> None:
-        """Give the claim up, and refuse who waits."""
+        """Drop the claim, and refuse the waiting requests."""
         self._claim.give_up()
         self._refuse("The broker's part for this is being replaced")
 

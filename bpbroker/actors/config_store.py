@@ -98,7 +98,7 @@ class ConfigStore(Actor):
         return Pong(ok=not self._problem, detail=self._problem)
 
     def abandoned(self) -> None:
-        """Give the claim up: whatever the worker still does has no effect."""
+        """Drop the claim: what the worker still does has no effect."""
         self._claim.give_up()
 
     def _later(self, what: str, work: Callable[[], Any]) -> Any:

@@ -119,7 +119,7 @@ class _Part:
             self.figures = figures
 
     def shown(self) -> PartHealth:
-        """Give it as everybody may see it."""
+        """Return it as everybody may see it."""
         figures = dict(self.figures)
         if self.last_error and "last_error" not in figures:
             figures.update(last_error=self.last_error, last_error_at=self.last_error_at)

@@ -45,7 +45,7 @@ class Absent(Exception):
 
 
 def free_port() -> int:
-    """Give a port that was free a moment ago."""
+    """Return a port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -53,7 +53,7 @@ def free_port() -> int:
 
 
 def https_post(path: str, document: Mapping[str, Any]) -> bytes:
-    """Give an HTTP request with a JSON body, as small as clients make them."""
+    """Return an HTTP request with a JSON body, as small as clients make them."""
     body = json.dumps(document)
     return (
         f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -81,7 +81,7 @@ class Peer:
         self.cert, self.key = self.folder / "cert.pem", self.folder / "key.pem"
 
     def version(self) -> str:
-        """Give its version in a word or two."""
+        """Return its version in a word or two."""
         raise NotImplementedError
 
     def start(self) -> None:
@@ -99,11 +99,11 @@ class Peer:
         self.await_answer()
 
     def command(self) -> list[str]:
-        """Give the words that start it."""
+        """Return the words that start it."""
         raise NotImplementedError
 
     def environ(self) -> dict[str, str]:
-        """Give the environment that it runs in."""
+        """Return the environment that it runs in."""
         return dict(os.environ)
 
     def await_answer(self) -> None:
@@ -125,11 +125,11 @@ class Peer:
                 return
 
     def job(self, requests: Sequence[bytes], connections: int, secs: float = 0.0, *, reconnect: bool = False) -> Job:
-        """Give the client's job for some requests to this peer."""
+        """Return the client's job for some requests to this peer."""
         return Job(self.port, self.protocol, requests, connections, secs, self.greeting, reconnect)
 
     def memory_mib(self) -> float:
-        """Give the resident memory of it and its children."""
+        """Return the resident memory of it and its children."""
         if self.process is None:
             return 0.0
         whole = psutil.Process(self.process.pid)

@@ -39,7 +39,7 @@ class Reach:
 
 
 def machine(folder: Path) -> dict[str, Any]:
-    """Give what the figures depend on: the processors, the versions, what one sync of the disk costs."""
+    """Return what the figures depend on: the processors, the versions, what one sync of the disk costs."""
     costs = []
     with tempfile.TemporaryFile(dir=folder) as file:
         for _ in range(50):
@@ -58,13 +58,13 @@ def machine(folder: Path) -> dict[str, Any]:
 
 
 def median(outcomes: list[Outcome]) -> Outcome:
-    """Give the median of each figure over the rounds."""
+    """Return the median of each figure over the rounds."""
     rounds = [asdict(outcome) for outcome in outcomes]
     return Outcome(**{name: statistics.median(each[name] for each in rounds) for name in rounds[0]})
 
 
 def compared(results: Results, cell: Cell, to: Cell, by: Callable[[Outcome, Outcome], float]) -> float | None:
-    """Give the median of the rounds' own comparisons of two cells; None where there is nothing to compare.
+    """Return the median of the rounds' own comparisons of two cells; None where there is nothing to compare.
 
     Taken round by round because a shared machine's speed drifts from one to the next.
     """
@@ -73,19 +73,19 @@ def compared(results: Results, cell: Cell, to: Cell, by: Callable[[Outcome, Outc
 
 
 def ratio(results: Results, cell: Cell, to: Cell) -> float | None:
-    """Give the ratio of calls per second."""
+    """Return the ratio of calls per second."""
     return compared(results, cell, to, lambda ours, theirs: ours.per_second / theirs.per_second)
 
 
 def ours_to(results: Results, cell: Cell) -> float | None:
-    """Give the ratio of our broker to a peer; a broker that is on etcd is held against etcd itself."""
+    """Return the ratio of our broker to a peer; a broker that is on etcd is held against etcd itself."""
     if cell.peer == OnEtcd.name:
         return ratio(results, cell, cell._replace(peer=Etcd.name))
     return ratio(results, cell._replace(peer=Ours.name), cell)
 
 
 def reach(results: Results) -> Iterator[Reach]:
-    """Give what we want to reach, as far as this run can tell."""
+    """Yield what we want to reach, as far as this run can tell."""
     ours = Ours.name
     clients = sorted({cell.clients for cell in results.outcomes})
     wanted = [
@@ -114,7 +114,7 @@ def reach(results: Results) -> Iterator[Reach]:
 
 
 def document(results: Results, of: dict[str, Any]) -> dict[str, Any]:
-    """Give everything as JSON values."""
+    """Return everything as JSON values."""
     return {
         "machine": of,
         "peers": results.peers,
@@ -135,7 +135,7 @@ def document(results: Results, of: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(results: Results, of: dict[str, Any]) -> str:
-    """Give the table: a block for each row, a line for each peer, a column for each number of clients."""
+    """Return the table: a block for each row, a line for each peer, a column for each number of clients."""
     lines = [", ".join(f"{name} {value}" for name, value in of.items()), ""]
     lines += [f"{name}: {version}" for name, version in results.peers.items()]
     for row in dict.fromkeys(cell.row for cell in results.outcomes):

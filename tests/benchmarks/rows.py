@@ -99,7 +99,7 @@ class Results:
 
 
 def at_entries(entries: int) -> str:
-    """Give the name of the row of writes with so many entries."""
+    """Return the name of the row of writes with so many entries."""
     return f"durable writes at {entries:,} entries"
 
 

@@ -13,7 +13,7 @@ from tests.support.witness import CANARY, Attacked
 
 @pytest.fixture(scope="module")
 def keyed_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
-    """Give a running broker whose registry has the canary as its access key; one for all tests of a module."""
+    """Yield a running broker whose registry has the canary as its access key; one for all tests of a module."""
     broker = RunningBroker(tmp_path_factory.mktemp("keyed"), {"services": {"_access_key": CANARY}}).start()
     try:
         yield broker
@@ -23,7 +23,7 @@ def keyed_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBr
 
 @pytest.fixture
 def attacked(keyed_broker: RunningBroker) -> Iterator[Attacked]:
-    """Give the module's broker; after the test it must be as if nothing had been."""
+    """Yield the module's broker; after the test it must be as if nothing had been."""
     subject = Attacked(keyed_broker)
     yield subject
     subject.unharmed()
@@ -31,7 +31,7 @@ def attacked(keyed_broker: RunningBroker) -> Iterator[Attacked]:
 
 @pytest.fixture
 def attack(make_broker: Callable[..., RunningBroker]) -> Iterator[Callable[..., Attacked]]:
-    """Give a maker of a broker of the test's own, with settings for ``api``; checked after the test in the same way."""
+    """Yield a maker of brokers with settings for ``api``; each is checked after the test in the same way."""
     made: list[Attacked] = []
 
     def make(**api: Any) -> Attacked:

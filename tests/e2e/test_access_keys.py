@@ -202,7 +202,7 @@ def test_a_key_is_no_parameter_of_an_extension_and_no_part_of_its_environment(
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
-    """Give a broker with modules that offer more than should be called, and sections that are no namespaces."""
+    """Yield a broker with modules that offer more than should be called, and sections that are no namespaces."""
     sections = ("ext", "pkg", "deep.sub", "os", "subprocess", "worker", "builtins", "_private", "sys", "bpbroker")
     broker = RunningBroker(tmp_path_factory.mktemp("extended"), {name: {} for name in sections})
     (broker.lib / "ext.py").write_text(MODULE)

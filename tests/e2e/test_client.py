@@ -23,7 +23,7 @@ Ended = subprocess.CompletedProcess[str]
 
 
 def value(ended: Ended) -> str:
-    """Give what a successful command printed."""
+    """Return what a successful command printed."""
     assert ended.returncode == 0, ended
     return ended.stdout
 

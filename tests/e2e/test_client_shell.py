@@ -17,7 +17,7 @@ WAVE = 25
 
 
 def shells() -> set[str]:
-    """Give the shells that are here, each once: sh is often one of the others."""
+    """Return the shells that are here, each once: sh is often one of the others."""
     found = {name: shutil.which(name) for name in ("bash", "dash", "sh")}
     return set({Path(program).resolve(): name for name, program in found.items() if program}.values())
 

@@ -46,7 +46,7 @@ print(sent, flush=True)
 
 @pytest.fixture
 def asking(broker: RunningBroker) -> socket.socket:
-    """Give a UDP socket towards a broker that holds ``foo``."""
+    """Return a UDP socket towards a broker that holds ``foo``."""
     broker.register("foo")
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.settimeout(30)
@@ -96,7 +96,7 @@ def test_u3_no_reply_is_more_than_eleven_bytes_larger_than_its_request(asking: s
 
 
 def percentile99(broker: RunningBroker, flood: subprocess.Popen[str] | None) -> float:
-    """Give the 99th percentile of the seconds that a Get takes, for ``SECS`` or while the flood lasts."""
+    """Return the 99th percentile of the seconds that a Get takes, for ``SECS`` or while the flood lasts."""
     connection = broker.connect()
     took: list[float] = []
     began = time.monotonic()

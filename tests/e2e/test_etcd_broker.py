@@ -41,14 +41,14 @@ def is_well(broker: RunningBroker, status: int = 200) -> bool:
 
 @pytest.fixture
 def two(etcd_section: dict[str, Any], make_broker: Make) -> tuple[RunningBroker, RunningBroker]:
-    """Give two running brokers of one registry, on the cluster that all tests share."""
+    """Return two running brokers of one registry, on the cluster that all tests share."""
     first, second = (make_broker(settings(etcd_section)).start() for _ in range(2))
     return first, second
 
 
 @pytest.fixture
 def own_etcd(make_etcd: Callable[..., EtcdCluster]) -> EtcdCluster:
-    """Give a running cluster whose members may be killed."""
+    """Return a running cluster whose members may be killed."""
     return make_etcd().start_all()
 
 

@@ -38,7 +38,7 @@ def settings(etcd: EtcdCluster) -> dict[str, Any]:
 
 @pytest.fixture
 def etcd(make_etcd: Callable[..., EtcdCluster]) -> EtcdCluster:
-    """Give a cluster whose members may be killed."""
+    """Return a cluster whose members may be killed."""
     return make_etcd().start_all()
 
 

@@ -21,7 +21,7 @@ Script = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture(params=["sh", "bash", "dash"])
 def script(request: pytest.FixtureRequest, broker: RunningBroker, tmp_path: Path) -> Script:
-    """Give a starter of a script with ``bpclient`` in its path; the broker holds ``foo``."""
+    """Return a starter of a script with ``bpclient`` in its path; the broker holds ``foo``."""
     shell = shutil.which(request.param)
     if shell is None:
         pytest.skip(f"{request.param} is not installed")

@@ -70,7 +70,7 @@ def run(home: Path, *strace: str) -> Run:
 
 
 def targets(trace: Path, home: Path) -> Iterator[tuple[str, Target]]:
-    """Give the calls on files below ``home``, each with the step that it belongs to."""
+    """Yield the calls on files below ``home``, each with the step that it belongs to."""
     phase, counts = "start", Counter[tuple[str, str]]()
     for line in trace.read_text(errors="replace").splitlines():
         match = LINE.match(line)
@@ -86,7 +86,7 @@ def targets(trace: Path, home: Path) -> Iterator[tuple[str, Target]]:
 
 
 def possible(steps: tuple[str, ...]) -> dict[str, set[str | None]]:
-    """Give the values that each name may have, by what the driver was told."""
+    """Return the values that each name may have, by what the driver was told."""
     states: dict[str, set[str | None]] = {"a": {None}, "b": {None}}
     for step in steps:
         outcome, _, rest = step.partition(" ")

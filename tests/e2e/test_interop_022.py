@@ -32,7 +32,7 @@ Client = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def old_client(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """Give a Python 2.7 and a folder with bpbroker 0.22 from PyPI."""
+    """Return a Python 2.7 and a folder with bpbroker 0.22 from PyPI."""
     python = find_python2()
     if python is None:
         pytest.skip("there is no Python 2.7 with pip on this machine")
@@ -56,7 +56,7 @@ def command(old_client: tuple[str, Path], *arguments: str) -> list[str]:
 
 @pytest.fixture
 def client(old_client: tuple[str, Path], broker: RunningBroker) -> Client:
-    """Give a function that runs the old client against a running broker."""
+    """Return a function that runs the old client against a running broker."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -123,7 +123,7 @@ def test_execute_with_an_access_key(old_client: tuple[str, Path], make_broker: C
 
 @pytest.fixture
 def two_hosts() -> Iterator[tuple[str, str]]:
-    """Give the names of two network namespaces joined by a cable: 10.99.7.1 and 10.99.7.2."""
+    """Yield the names of two network namespaces joined by a cable: 10.99.7.1 and 10.99.7.2."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and iproute2")
     tag = f"bp{os.getpid() % 10000}"

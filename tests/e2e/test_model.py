@@ -41,7 +41,7 @@ no_objects = text.map(lambda said: f"t{said}") | (scalars | st.lists(values, max
 
 
 def canonical(value: Any) -> str:
-    """Give a value so that 1, 1.0 and true differ."""
+    """Return a value so that 1, 1.0 and true differ."""
     return json.dumps(value, sort_keys=True)
 
 

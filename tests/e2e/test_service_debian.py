@@ -57,7 +57,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """Give the port of a service that is configured but not installed yet; it is gone without a trace afterwards."""
+    """Yield the port of a service that is configured but not installed yet; it is gone without a trace afterwards."""
     assert not traces(), "a bpbroker is installed on this machine; this test does not touch it"
     port = free_port()
     try:

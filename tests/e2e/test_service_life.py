@@ -22,7 +22,7 @@ Make = Callable[..., RunningBroker]
 
 @pytest.fixture
 def background(make_broker: Make, tmp_path: Path) -> Iterator[RunningBroker]:
-    """Give a broker that is not started, for starts with --daemon; whatever runs on it at the end is stopped."""
+    """Yield a broker that is not started, for starts with --daemon; whatever runs on it at the end is stopped."""
     broker = make_broker({})
     broker.environ["BPBROKER_PID_FILE"] = str(tmp_path / "pid")
     broker.environ["BPBROKER_LISTEN_PORT"] = "0"

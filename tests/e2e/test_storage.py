@@ -287,7 +287,7 @@ def many(make_broker: Make) -> RunningBroker:
 
 
 def cost(broker: RunningBroker) -> float:
-    """Give the seconds of the middle of 200 writes on one connection."""
+    """Return the seconds of the middle of 200 writes on one connection."""
     connection = broker.connect()
     taken = []
     try:

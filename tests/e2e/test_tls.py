@@ -26,7 +26,7 @@ PRIVATE_KEY = b"PRIVATE KEY-----"
 
 
 def fingerprint_served(port: int) -> str:
-    """Give the SHA-256 fingerprint of the certificate that a new connection gets."""
+    """Return the SHA-256 fingerprint of the certificate that a new connection gets."""
     with (
         socket.create_connection(("127.0.0.1", port), 30) as sock,
         untrusting().wrap_socket(sock, server_hostname="x") as client,
@@ -123,13 +123,13 @@ def test_a_session_is_resumed(attacked: Attacked, version: ssl.TLSVersion) -> No
 
 
 def settings_of(broker: RunningBroker) -> dict[str, Any]:
-    """Give the section ``api`` of the file of a broker."""
+    """Return the section ``api`` of the file of a broker."""
     api: dict[str, Any] = json.loads(broker.config.read_text())["api"]
     return api
 
 
 def with_own_pair(make_broker: Callable[..., RunningBroker], tmp_path: Path) -> tuple[RunningBroker, Path, Path]:
-    """Give a broker, not started, that is configured to use a pair of files."""
+    """Return a broker, not started, that is configured to use a pair of files."""
     cert, key = tmp_path / "own.crt", tmp_path / "own.key"
     tls.make_pair(cert, key, ["broker.example"])
     api = {"ssl_cert": str(cert), "ssl_key": str(key)}

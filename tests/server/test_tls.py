@@ -187,7 +187,7 @@ def server(pair: tuple[Path, Path]) -> Iterator[Server]:
 
 
 def talk(port: int, context: ssl.SSLContext) -> tuple[str | None, str]:
-    """Give the version and the cipher of a connection over which a line was echoed."""
+    """Return the version and the cipher of a connection over which a line was echoed."""
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     with (
@@ -269,7 +269,7 @@ def test_the_key_exchange_is_one_of_three_groups(server: Server) -> None:
 
 
 def connected(pair: tuple[Path, Path], version: int) -> tuple[tls.Stream, SSL.Connection, socket.socket]:
-    """Give a stream, and a client of it that has its bytes in memory, and the socket that those have to go to."""
+    """Return a stream, and a client of it that has its bytes in memory, and the socket that those have to go to."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     theirs.setblocking(False)

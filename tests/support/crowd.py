@@ -31,12 +31,12 @@ _LEFT_TO_THE_COLLECTOR: Final = re.compile(
 
 
 def own(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Give an entry's own keys."""
+    """Return an entry's own keys."""
     return {key: value for key, value in entry.items() if key not in STAMP}
 
 
 def meaning(kind: str, status: int, body: bytes) -> Any:
-    """Give a registry's answer in the words of the history.
+    """Return a registry's answer in the words of the history.
 
     Raises:
         ValueError: no broker may answer that.
@@ -123,7 +123,7 @@ class Client(threading.Thread):
         return {}, ANYTHING
 
     def _connect(self, at: int) -> http.client.HTTPSConnection | None:
-        """Give a connection that is there, so that a call that was begun was sent."""
+        """Return a connection that is there, so that a call that was begun was sent."""
         if at not in self._connections:
             connection = self._crowd.brokers[at].connect()
             try:
@@ -229,7 +229,7 @@ def await_that(true: Callable[[], bool], otherwise: str, secs: float = PROGRESS_
 
 
 def health(broker: RunningBroker) -> tuple[int, dict[str, Any]]:
-    """Give the status and the body of a broker's health; 0 if it does not answer."""
+    """Return the status and the body of a broker's health; 0 if it does not answer."""
     with suppress(OSError, http.client.HTTPException):
         answer = broker.request("/health", "GET")
         return answer.status, answer.json

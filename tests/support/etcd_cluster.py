@@ -53,7 +53,7 @@ class Place:
 
 
 def loopback() -> Place:
-    """Give a loopback address that nobody else uses: while a member is dead nobody must take its ports."""
+    """Return a loopback address that nobody else uses: while a member is dead nobody must take its ports."""
     number, process = next(_NUMBERS) % 254 + 1, os.getpid()
     return Place(f"127.{64 + (process >> 8 & 63)}.{process & 255}.{number}")
 
@@ -171,7 +171,7 @@ class EtcdCluster:
         return [member.endpoint for member in self.members]
 
     def configuration(self, prefix: str, user: str | None = USER) -> dict[str, Any]:
-        """Give a broker's section ``_registry``; ``user`` None leaves out user and password."""
+        """Return a broker's section ``_registry``; ``user`` None leaves out user and password."""
         section: dict[str, Any] = {
             "store": "etcd",
             "endpoints": self.endpoints,
@@ -267,7 +267,7 @@ class EtcdCluster:
             time.sleep(0.02)
 
     def leader(self, *, but: int | None = None) -> int:
-        """Give the number of the member that leads, once more than half of them agree on it and it is not ``but``."""
+        """Return the number of the member that leads, once more than half of them agree on it and it is not ``but``."""
         end = time.monotonic() + READY_SECS
         while True:
             ids: dict[str, int] = {}
@@ -284,7 +284,7 @@ class EtcdCluster:
             time.sleep(0.02)
 
     def text(self, number: int) -> str:
-        """Give the end of what a member has logged."""
+        """Return the end of what a member has logged."""
         return self.members[number].log.read_text(errors="replace")[-5000:]
 
     # --- do ---
@@ -314,7 +314,7 @@ class EtcdCluster:
         return ended.stdout
 
     def revision(self, at: int = 0) -> int:
-        """Give the cluster's revision."""
+        """Return the cluster's revision."""
         header = json.loads(self.etcdctl("get", "none", "--write-out=json", at=at))["header"]
         return int(header["revision"])
 
@@ -337,7 +337,7 @@ class EtcdCluster:
 
 
 def _free_port(place: Place) -> int:
-    """Give a port below those that the system hands out, so that nobody gets it while the member is dead."""
+    """Return a port below those that the system hands out, so that nobody gets it while the member is dead."""
     chance = random.SystemRandom()
     with place.inside():
         while True:

@@ -25,7 +25,7 @@ class EtcdNetwork(NamedTuple):
 
     @classmethod
     def on(cls, network: Network, folder: Path) -> EtcdNetwork:
-        """Give a cluster, not started, on the hosts that :func:`wire` made."""
+        """Return a cluster, not started, on the hosts that :func:`wire` made."""
         places = [Place(at, network.words(host), partial(network.inside, host)) for host, at in _ETCD.items()]
         return cls(network, EtcdCluster(folder, places=places))
 

@@ -42,7 +42,7 @@ def read_request(sock: ssl.SSLSocket) -> Request | None:
 
 
 def answer(status: int = 200, body: Any = None, **headers: str) -> bytes:
-    """Give an answer as bytes; a body that is no bytes becomes JSON."""
+    """Return an answer as bytes; a body that is no bytes becomes JSON."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     fields = {"Content-Length": str(len(content)), **{name.replace("_", "-"): value for name, value in headers.items()}}
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
@@ -61,7 +61,7 @@ Handler = Callable[[ssl.SSLSocket], None]
 
 
 class FakeBroker:
-    """Gives ``answers`` in order, one a request, the last one for ever; or does what ``handler`` does."""
+    """Returns ``answers`` in order, one a request, the last one for ever; or does what ``handler`` does."""
 
     def __init__(self, authority: trustme.CA) -> None:
         self.answers: list[bytes] = [success({})]

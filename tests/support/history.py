@@ -80,7 +80,7 @@ class Call:
         return self.kind == "Get" or self.answer in (REFUSED, UNMATCHED)
 
     def apply(self, state: State) -> tuple[State, Any]:
-        """Give the state after this call on a plain dict, and the right answer."""
+        """Return the state after this call on a plain dict, and the right answer."""
         if self.kind == "Get":
             return state, ABSENT if state is None else state
         if self.expects is not ANYTHING and state != self.expects:
@@ -128,7 +128,7 @@ class History:
         return sum(call.answer is not UNKNOWN for call in self.calls)
 
     def problems(self, found: Mapping[str, State] | None = None) -> list[str]:
-        """Give what cannot have been, a text for each name; ``found`` is what was there in the end, if somebody looked.
+        """Return what cannot have been, a text for each name; ``found`` is what was there in the end, if known.
 
         Raises:
             RuntimeError: a name's calls are too many to decide.
@@ -180,7 +180,7 @@ def contradiction(before: State, calls: Iterable[Call], after: Any = ANYTHING) -
 
 
 def _sorted_out(before: State, calls: Iterable[Call], after: Any) -> tuple[list[Call], list[list[Call]]]:
-    """Give the calls that must be in the order, and those that may: by what they do, each kind by start."""
+    """Return the calls that must be in the order, and those that may: by what they do, each kind by start."""
     relevant = [
         call for call in calls if call.answer is not NOTHING and not (call.kind == "Get" and call.answer is UNKNOWN)
     ]
@@ -209,7 +209,7 @@ def _sorted_out(before: State, calls: Iterable[Call], after: Any) -> tuple[list[
 
 
 def _sent(before: State, calls: Iterable[Call]) -> Counter[str]:
-    """Give how often each piece of data came in."""
+    """Return how often each piece of data came in."""
     sent = Counter(pair for call in calls for pair in _pairs(call.data))
     sent.update(_pairs(before))
     return sent
@@ -259,7 +259,7 @@ class _Search:
                     self._seers[pair].append(number)
 
     def following(self, point: _Point) -> Iterator[_Point]:
-        """Give the points that one more call leads to; the likeliest last, for a stack."""
+        """Yield the points that one more call leads to; the likeliest last, for a stack."""
         candidates, limit = self._candidates(point)
         for _, number, call in candidates:
             if call.changes_nothing and call.answer == call.apply(point.state)[1]:
@@ -299,7 +299,7 @@ class _Search:
         return _Point(low, mask, point.used, state)
 
     def _candidates(self, point: _Point) -> tuple[list[tuple[float, int, Call]], float]:
-        """Give the required calls that may come next, and the time after which none may have begun.
+        """Return the required calls that may come next, and the time after which none may have begun.
 
         Who began after another one, not in the order yet, was answered cannot come before it.
         """

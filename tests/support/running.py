@@ -198,7 +198,7 @@ class RunningBroker:
         return self.request("/services/Get/", name=name)
 
     def token(self, *arguments: str) -> str:
-        """Give a join token, as ``bpbroker token`` prints it."""
+        """Return a join token, as ``bpbroker token`` prints it."""
         printed = self.bpbroker("token", *arguments)
         assert printed.returncode == 0, printed.stderr
         return printed.stdout.strip()
@@ -219,7 +219,7 @@ class RunningBroker:
 
     @staticmethod
     def command(module: str, *arguments: str) -> list[str]:
-        """Give the words that run one of the two commands from this very interpreter."""
+        """Return the words that run one of the two commands from this very interpreter."""
         return [sys.executable, "-m", module, *arguments]
 
     def _run(self, module: str, arguments: tuple[str, ...], stdin: str) -> subprocess.CompletedProcess[str]:

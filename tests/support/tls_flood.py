@@ -16,7 +16,7 @@ _UPDATE_NOT_REQUESTED = 0
 
 
 def library() -> ctypes.CDLL | None:
-    """Give libssl, None where it cannot be found."""
+    """Return libssl, None where it cannot be found."""
     name = ctypes.util.find_library("ssl")
     if name is None:
         return None

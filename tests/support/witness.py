@@ -127,7 +127,7 @@ class Attacked:
         return self.broker.call(f"/services/{method}/", KEY, **parameters)
 
     def tls(self, source: str = "") -> ssl.SSLSocket:
-        """Give a TLS connection, from a loopback address of choice."""
+        """Return a TLS connection, from a loopback address of choice."""
         sock = socket.create_connection(("127.0.0.1", self.broker.port), 30, (source, 0) if source else None)
         try:
             return untrusting().wrap_socket(sock, suppress_ragged_eofs=False)
@@ -153,7 +153,7 @@ class Attacked:
         return Raw.of(received)
 
     def entries(self) -> bytes:
-        """Give all entries, to the byte."""
+        """Return all entries, to the byte."""
         return self.call("List").body
 
     def unharmed(self) -> None:

@@ -65,17 +65,17 @@ class JournalState:
 
 
 def journal_path(config_file: Path) -> Path:
-    """Give the journal of a configuration file."""
+    """Return the journal of a configuration file."""
     return config_file.with_name(f"{config_file.name}.journal")
 
 
 def config_path(journal: Path) -> Path:
-    """Give the configuration file of a journal."""
+    """Return the configuration file of a journal."""
     return journal.with_name(journal.name.removesuffix(".journal"))
 
 
 def files_of(journal: Path) -> tuple[Path, ...]:
-    """Give the files that may hold something of a journal: itself, its log, its mark."""
+    """Return the files that may hold something of a journal: itself, its log, its mark."""
     return journal, _beside(journal, "wal"), _beside(journal, "mark")
 
 
@@ -84,13 +84,13 @@ def _beside(journal: Path, what: str) -> Path:
 
 
 def row_checksum(name: str, sequence: int, value: bytes | None) -> int:
-    """Give the checksum of a change's row."""
+    """Return the checksum of a change's row."""
     start = zlib.crc32(b"%d %d " % (sequence, value is None), zlib.crc32(name.encode()))
     return zlib.crc32(value or b"", start)
 
 
 def owner_checksum(epoch: int, sequence: int) -> int:
-    """Give the checksum of the owner's row."""
+    """Return the checksum of the owner's row."""
     return zlib.crc32(b"%d %d" % (epoch, sequence))
 
 
@@ -219,7 +219,7 @@ def note_origin(connection: sqlite3.Connection, registry: str, base: int) -> Non
 
 
 def changes_of(connection: sqlite3.Connection, journal: Path) -> tuple[dict[str, bytes | None], int]:
-    """Give what an open journal holds, and the number of its last commit.
+    """Return what an open journal holds, and the number of its last commit.
 
     Raises:
         DamagedFile: a row's checksum does not fit.

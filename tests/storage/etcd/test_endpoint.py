@@ -27,7 +27,7 @@ def respond(status: str, body: bytes, length: int | None = None) -> bytes:
 
 
 class Server:
-    """Gives one response to each request of a connection, None for none, and then closes it."""
+    """Returns one response to each request of a connection, None for none, and then closes it."""
 
     def __init__(
         self, responses: tuple[bytes | None, ...], context: ssl.SSLContext | None, got: list[bytes] | None
