@@ -18,9 +18,9 @@ from bpbroker.config.paths import Home, system_home
 from bpbroker.errors import InUse, StartError, UsageError
 from bpbroker.runtime.exposure import exposed_code
 from bpbroker.service import linux, machine, windows
+from bpbroker.service.data import Where, files_of, plan_purge
 from bpbroker.service.execute import execute, others_files
-from bpbroker.service.plan import Plan, Service
-from bpbroker.service.state import Where, files_of, plan_purge
+from bpbroker.service.steps import Plan, Service
 from bpbroker.service.templates import Recorded
 from bpbroker.storage import config_file
 from bpbroker.storage.lock import FileLock, holder, lock_path

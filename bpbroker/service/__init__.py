@@ -1,6 +1,6 @@
 """Installing the broker as a service of the operating system: init.d, systemd, nssm.
 
-What is to be done is a :class:`~bpbroker.service.plan.Plan`, made by pure functions
+What is to be done is a :class:`~bpbroker.service.steps.Plan`, made by pure functions
 from what was found on the machine; carrying it out is a few lines in
 :mod:`bpbroker.service.execute`.
 """

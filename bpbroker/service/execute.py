@@ -11,7 +11,7 @@ from pathlib import Path
 from bpbroker import files
 from bpbroker.errors import ConfigurationError, StartError
 from bpbroker.service.machine import within
-from bpbroker.service.plan import Adopt, MakeFolder, Plan, Remove, Run, SetAside, Step, WriteFile
+from bpbroker.service.steps import Adopt, MakeFolder, Plan, Remove, Run, SetAside, Step, WriteFile
 
 _PROGRAM_TIMEOUT_SECS = 120
 _AGAIN = "What was done before it stays; this can be run again."

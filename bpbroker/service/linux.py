@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path, PurePath, PurePosixPath
 
 from bpbroker.errors import ConfigurationError, StartError
+from bpbroker.service.data import files_of, logs_of
 from bpbroker.service.machine import Machine, is_ours
-from bpbroker.service.plan import Adopt, MakeFolder, Plan, Remove, Run, Service, SetAside, Step, WriteFile
-from bpbroker.service.state import files_of, logs_of
+from bpbroker.service.steps import Adopt, MakeFolder, Plan, Remove, Run, Service, SetAside, Step, WriteFile
 from bpbroker.service.templates import Recorded, check_plain, init_script, recorded, unit
 
 

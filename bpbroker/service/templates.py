@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import bpbroker
 from bpbroker.errors import ConfigurationError
-from bpbroker.service.plan import Service
+from bpbroker.service.steps import Service
 
 MARK = "Written by `bpbroker install-service`"
 """A file with this in it is ours: it may be overwritten or removed."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import PurePath
 
 from bpbroker.errors import ConfigurationError, StartError
-from bpbroker.service.plan import MakeFolder, Plan, Run, Service
+from bpbroker.service.steps import MakeFolder, Plan, Run, Service
 from bpbroker.service.templates import check_plain, fill, template
 
 

@@ -11,11 +11,11 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from bpbroker.errors import ConfigurationError, StartError
+from bpbroker.service.data import plan_purge
 from bpbroker.service.execute import execute
 from bpbroker.service.linux import plan_install, plan_uninstall
 from bpbroker.service.machine import Machine, look
-from bpbroker.service.plan import Plan, Run, Service
-from bpbroker.service.state import plan_purge
+from bpbroker.service.steps import Plan, Run, Service
 from bpbroker.service.templates import init_script, template, unit
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="chroot and chown need root")

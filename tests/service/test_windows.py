@@ -12,7 +12,7 @@ import pytest
 from bpbroker.errors import ConfigurationError, StartError
 from bpbroker.service import windows
 from bpbroker.service.execute import execute
-from bpbroker.service.plan import MakeFolder, Plan, Run, Service
+from bpbroker.service.steps import MakeFolder, Plan, Run, Service
 
 HOME = PureWindowsPath(r"C:\Program Files\bpbroker")
 SERVICE = Service(

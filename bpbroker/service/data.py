@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path, PurePath
 
-from bpbroker.service.plan import Plan, Remove, Service, Step
+from bpbroker.service.steps import Plan, Remove, Service, Step
 
 Where = Callable[[str], Path]
 """Function of a path of the machine to its real location: another one when the machine is a tree elsewhere."""
