@@ -6,6 +6,7 @@ thread (:mod:`bpbroker.extensions.process_pool`), never by an actor.
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
@@ -20,6 +21,7 @@ from typing import Any, Final
 
 from bpbroker.extensions import channel
 from bpbroker.extensions.child_log import forward
+from bpbroker.extensions.process_tree import kill_descendants, now_secs
 from bpbroker.extensions.rh import ANSWER_MAX_BYTES, Unsendable, checked, one_line
 from bpbroker.messages import Call, CallResult
 
@@ -84,6 +86,8 @@ class Child:
         self._output: threading.Thread | None = None
         self._killing = threading.Lock()
         self._killed = False
+        self._began = now_secs()
+        """When it began with what it does now: the import, then each call; never while it does nothing."""
         self._reaped = False
 
     @property
@@ -121,6 +125,7 @@ class Child:
             )
             head, _ = self._receive()
             if head["kind"] == "ready":
+                self._began = math.inf
                 return tuple(str(name) for name in head["methods"])
             raise NotImportable(one_line(str(head["problem"])), str(head["trace"]))
         except (KeyError, TypeError):
@@ -145,6 +150,13 @@ class Child:
             Ended: the process ended in the middle of it.
             ValueError: the call is too large; nothing was done.
         """
+        self._began = now_secs()
+        try:
+            return self._run(call, serve)
+        finally:
+            self._began = math.inf
+
+    def _run(self, call: Call, serve: Serve) -> CallResult:
         self._send(
             {
                 "kind": "call",
@@ -169,11 +181,17 @@ class Child:
             except (KeyError, Unsendable):
                 raise Ended("it interfered with the channel to the broker") from None
 
-    def kill(self) -> None:
-        """Kill the process and everything in its group; from any thread, at any time, without waiting."""
+    def kill(self, *, tree: bool = True) -> None:
+        """Kill the process and everything in its group; from any thread, at any time, without waiting.
+
+        Args:
+            tree: kill also what the call in hand started and what left the group, for a session of its own.
+        """
         with self._killing:
             self._killed = True
             if self._process is not None and not self._reaped:
+                if tree and self.alive():
+                    kill_descendants(self._process.pid, self._began)
                 _kill_group(self._process)
 
     def end(self, grace_secs: float = 0.0) -> None:
@@ -185,7 +203,7 @@ class Child:
             if process.stdin is not None:
                 process.stdin.close()
         self._exited(grace_secs)
-        self.kill()
+        self.kill(tree=False)
         with self._killing:
             self._reaped = True  # from here on its id may belong to somebody else
         process.wait()

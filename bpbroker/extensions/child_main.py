@@ -29,6 +29,7 @@ from bpbroker import config
 from bpbroker.errors import RequestError, Unavailable
 from bpbroker.extensions import channel
 from bpbroker.extensions.child_api import ReadOnly, SharedLock, log_to_broker
+from bpbroker.extensions.process_tree import become_subreaper
 from bpbroker.extensions.rh import Error, Registry, Request, Unsendable, one_line, refusal, result_of
 from bpbroker.messages import CallResult
 
@@ -41,6 +42,7 @@ _BEYOND_MEMORY_BYTES: Final = 1 << 30
 
 def main() -> None:
     """Take standard input and output for the conversation with the broker, then serve it."""
+    become_subreaper()
     requests, answers = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -29,6 +30,49 @@ def test_a_call_past_its_limit_is_killed_with_all_it_started(make: Make, tmp_pat
     assert gone(pid)
     assert gone(int(note.read_text()))
     assert demo.body("Echo")["pid"] != pid
+
+
+ESCAPES = """
+import os, subprocess, sys, time
+
+START = (
+    "import subprocess; null = subprocess.DEVNULL;"
+    "print(subprocess.Popen(['sleep', '300'], stdout=null, stderr=null, start_new_session=True).pid)"
+)
+
+
+def daemon():
+    # As a daemon does it: the process between ends, so that its parent is no longer in the way; a session of its own.
+    done = subprocess.run([sys.executable, "-c", START], stdout=subprocess.PIPE, start_new_session=True)
+    return int(done.stdout)
+
+
+def Restart(rh):
+    rh.data = {'pid': daemon()}
+
+
+def Hang(rh):
+    direct = subprocess.Popen(["sleep", "300"], start_new_session=True)
+    with open(rh.qs["data"] + ".new", "w") as file:
+        file.write(f"{direct.pid} {daemon()}")
+    os.rename(rh.qs["data"] + ".new", rh.qs["data"])
+    time.sleep(300)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what left the group")
+def test_what_left_for_a_session_of_its_own_is_killed_as_well(make: Make, tmp_path: Path) -> None:
+    made, note = make("escapes", ESCAPES, _timeout_secs=6), tmp_path / "pids"
+    before = made.body("Restart")["pid"]
+    with pytest.raises(TimedOut):
+        made.call("Hang", data=str(note))
+    try:
+        for pid in map(int, note.read_text().split()):
+            assert gone(pid)
+        # It is there still: what an earlier call started, such as a service that it restarted, is not this call's.
+        os.kill(before, 0)
+    finally:
+        os.kill(before, signal.SIGKILL)
 
 
 def test_a_ping_is_answered_while_a_call_hangs(demo: Made) -> None:
