@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip all of these tests when not asked for; keep those of one init system together and give them time."""
+    """Skip all of these tests when not asked for; give them time."""
     wanted = config.getoption("machine")
     for item in items:
         if HERE in item.path.parents:
@@ -56,7 +56,7 @@ def bundle(folder: Path) -> Path:
     return build_bundle(folder)
 
 
-@pytest.fixture(scope="session", params=[pytest.param(init, marks=pytest.mark.xdist_group(init)) for init in INITS])
+@pytest.fixture(scope="session", params=INITS)
 def base(request: pytest.FixtureRequest) -> Image:
     """Return the image with this init system."""
     problem = missing()

@@ -9,7 +9,7 @@ import pytest
 
 from tests.machine.installed import UP_SECS, Host
 
-pytestmark = [pytest.mark.parametrize("base", ["systemd"], indirect=True), pytest.mark.xdist_group("systemd")]
+pytestmark = pytest.mark.parametrize("base", ["systemd"], indirect=True)
 
 
 def cable(path: Path, *, server: bool) -> tuple[str, ...]:

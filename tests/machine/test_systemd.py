@@ -8,7 +8,7 @@ import pytest
 
 from tests.machine.installed import TOP, UP_SECS, Host
 
-pytestmark = [pytest.mark.parametrize("base", ["systemd"], indirect=True), pytest.mark.xdist_group("systemd")]
+pytestmark = pytest.mark.parametrize("base", ["systemd"], indirect=True)
 
 WATCHDOG_SECS = 20
 MODULE = """\
