@@ -168,6 +168,8 @@ class Get:
     unless_etag: str | None = None
     local: bool = False
     """Whether what this broker knows is enough: a shared store is not asked, and the record has its age."""
+    client: str = field(default="", compare=False)
+    """For whom a waiting read counts, such as the requesting address; empty for none in particular."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,8 @@ class List:
     wait_secs: float = 0.0
     local: bool = False
     """As for :class:`Get`."""
+    client: str = field(default="", compare=False)
+    """For whom a waiting read counts, such as the requesting address; empty for none in particular."""
 
 
 @dataclass(frozen=True, slots=True)

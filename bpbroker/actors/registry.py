@@ -312,8 +312,9 @@ class Registry(Actor):
 
     def _wait(self, message: Get | List, reply: Future[Any], count: int) -> None:
         waiters = self.memory.waiters
-        if waiters.size >= self._max_waiting:
-            fail(reply, Overloaded(f"{self._max_waiting} requests wait already (api.max_waiting)"))
+        if not waiters.room(message.client, self._max_waiting):
+            mine = f", {waiters.of(message.client)} of them from {message.client}" if message.client else ""
+            fail(reply, Overloaded(f"{waiters.size} requests wait already{mine} (api.max_waiting)"))
             return
         waiter = waiters.add(message, reply, time.monotonic() + message.wait_secs, count)
         self._set_alarm()

@@ -14,6 +14,7 @@ from bpbroker.frontend.parameters import Parameters
 from bpbroker.messages import Condition, Known, Record
 from bpbroker.registry import entry
 from bpbroker.server import response
+from bpbroker.server.request import network_of
 from bpbroker.server.response import Response
 
 _WAIT_SLACK_SECS: Final = 30.0
@@ -72,12 +73,13 @@ def _delete(parameters: Parameters, fields: Mapping[str, str], _source: str, lim
     return Ask(messages.Delete(name, _condition(fields)), lambda _: response.DELETED)
 
 
-def _get(parameters: Parameters, fields: Mapping[str, str], _source: str, limits: EntryLimits) -> Ask:
+def _get(parameters: Parameters, fields: Mapping[str, str], source: str, limits: EntryLimits) -> Ask:
     name = parameters.name(limits.name_bytes)
     wait, local = parameters.seconds("wait"), _is_local(parameters)
     header = fields.get("if-none-match")
     if header is None:
-        return Ask(messages.Get(name, wait, local=local), response.entry, wait + _WAIT_SLACK_SECS, patient=wait > 0)
+        message = messages.Get(name, wait, local=local, client=network_of(source))
+        return Ask(message, response.entry, wait + _WAIT_SLACK_SECS, patient=wait > 0)
     # For a read, a tag that was made weak on its way still names what it did (RFC 9110, section 13.1.2).
     tags = tuple(tag.removeprefix("W/") for tag in _tags("If-None-Match", header))
     if wait and len(tags) > 1:
@@ -88,7 +90,9 @@ def _get(parameters: Parameters, fields: Mapping[str, str], _source: str, limits
             return Response(304, b"", headers=(("ETag", record.etag),))
         return response.entry(record)
 
-    return Ask(messages.Get(name, wait, tags[0], local), show, wait + _WAIT_SLACK_SECS, patient=wait > 0)
+    return Ask(
+        messages.Get(name, wait, tags[0], local, network_of(source)), show, wait + _WAIT_SLACK_SECS, patient=wait > 0
+    )
 
 
 def _is_local(parameters: Parameters) -> bool:
@@ -105,14 +109,14 @@ def _is_local(parameters: Parameters) -> bool:
     return consistency == "local"
 
 
-def _list(parameters: Parameters, _fields: Mapping[str, str], _source: str, _limits: EntryLimits) -> Ask:
+def _list(parameters: Parameters, _fields: Mapping[str, str], source: str, _limits: EntryLimits) -> Ask:
     wait, local = parameters.seconds("wait"), _is_local(parameters)
     prefix = parameters.text("prefix") or ""
     try:
         prefix.encode()
     except UnicodeEncodeError:
         raise BadRequest("The prefix is not valid UTF-8") from None
-    message = messages.List(prefix, parameters.count("count"), wait, local)
+    message = messages.List(prefix, parameters.count("count"), wait, local, network_of(source))
     show = _show_known if local else response.entries
     size_of = _size_of_known if local else response.size_of_entries
     return Ask(message, show, wait + _WAIT_SLACK_SECS, heavy=True, patient=wait > 0, size_of=size_of)

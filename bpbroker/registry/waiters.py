@@ -6,9 +6,12 @@ import heapq
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from bpbroker.messages import Get, List
+
+_RESERVED: Final = 64
+"""A client's own share when all places are taken: this part of them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -43,11 +46,27 @@ class Waiters:
         self._lengths: tuple[int, ...] = ()
         self._deadlines: list[tuple[float, int, Waiter]] = []
         self._number = 0
+        self._by_client: dict[str, int] = {}
         self.size = 0
         """How many reads wait."""
 
     def __len__(self) -> int:
         return self.size
+
+    def of(self, client: str) -> int:
+        """Return how many reads of one client wait."""
+        return self._by_client.get(client, 0)
+
+    def room(self, client: str, most: int) -> bool:
+        """Return whether another read of a client may wait.
+
+        One client gets no more than half of ``most``. When that many wait, each client still gets a few, so that no
+        number of clients can take the last place away from all others.
+        """
+        mine = self.of(client)
+        if client and mine >= (most + 1) // 2:
+            return False
+        return self.size < most or (self.size < 2 * most and mine < most // _RESERVED)
 
     def add(self, message: Get | List, reply: Future[Any], deadline: float, count: int) -> Waiter:
         """Add a read that waits until ``deadline``.
@@ -59,6 +78,7 @@ class Waiters:
             count: for a List: how many entries with its prefix there are.
         """
         waiter = Waiter(message, reply)
+        self._by_client[message.client] = self.of(message.client) + 1
         if isinstance(message, Get):
             self._by_name.setdefault(message.name, {})[waiter] = None
         else:
@@ -136,6 +156,11 @@ class Waiters:
                 del self._by_prefix[message.prefix]
                 self._measure()
         self.size -= 1
+        left = self.of(message.client) - 1
+        if left:
+            self._by_client[message.client] = left
+        else:
+            del self._by_client[message.client]
         return True
 
     def _measure(self) -> None:

@@ -100,3 +100,20 @@ def test_lists_are_answered_exactly_when_there_are_enough(steps: list[Any]) -> N
             if id(reply) in answered:
                 del open_lists[key]
     assert len(waiting) == len(open_lists)
+
+
+def test_no_client_takes_the_places_of_others(waiting: Waiters) -> None:
+    most = 640
+    for client in ("a", "b", "c"):
+        while waiting.room(client, most):
+            add(waiting, Get("x", client=client))
+    assert (waiting.of("a"), waiting.of("b"), waiting.of("c")) == (320, 320, 10)
+    # All places are taken; another one that comes later gets a few all the same, and so does each of many.
+    for number in range(200):
+        while waiting.room(f"late {number}", most):
+            add(waiting, List("n", 1, client=f"late {number}"))
+    assert waiting.of("late 0") == waiting.of("late 60") == 10
+    assert len(waiting) == 2 * most
+    for waiter in waiting.all():
+        waiting.remove(waiter)
+    assert waiting.of("a") == waiting.of("late 0") == 0
