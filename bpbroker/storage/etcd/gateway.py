@@ -289,7 +289,10 @@ class Gateway:
         answer = endpoint.post(
             "/auth/authenticate", {"name": self._options.user, "password": self._options.password}, patience.secs
         )
-        endpoint.token = str(answer.get("token", ""))
+        token = str(answer.get("token", ""))
+        if not (token.isascii() and token.isprintable()):
+            raise Failed("it answers something else than etcd does", sent=True)
+        endpoint.token = token
 
     def _tell(self, failure: Failed) -> None:
         """Log once what is wrong with an endpoint: clients must not see addresses, operators must."""
