@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import trustme
 
+from bpbroker.discovery.jointoken import JoinToken, make_token
 from tests.support.crowd import await_that, health, own
 from tests.support.etcd_cluster import PASSWORDS, PREFIX, USER, EtcdCluster, needs_etcd
 from tests.support.etcd_network import EtcdNetwork
@@ -221,9 +222,10 @@ def test_a_backup_is_the_state_at_one_revision(
 @needs_namespaces
 def test_brokers_of_one_registry_are_no_split_brain(etcd_network: EtcdNetwork, make_broker: Make) -> None:
     network, etcd = etcd_network
-    brokers = []
+    brokers, secret = [], "5e" * 32
     for host in ("broker1", "broker2"):
-        brokers.append(etcd_network.place(make_broker(settings(etcd.configuration(f"{PREFIX}foo"))), host))
+        mine = settings(etcd.configuration(f"{PREFIX}foo")) | {"_discovery": {"secret": secret}}
+        brokers.append(etcd_network.place(make_broker(mine), host))
         brokers[-1].port = 20443
         brokers[-1].start()
     assert brokers[0].register("foo", '{"a": 1}').status == 200
@@ -233,7 +235,8 @@ def test_brokers_of_one_registry_are_no_split_brain(etcd_network: EtcdNetwork, m
     def client(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*elsewhere.prefix, *elsewhere.command("bpbroker.client", *arguments)],
-            env=elsewhere.environ, capture_output=True, text=True, timeout=60, check=False,
+            env={**elsewhere.environ, "BPBROKER_TOKEN": make_token(JoinToken(secret=secret))},
+            capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
 
     found = client("discover", "--name", "foo")
