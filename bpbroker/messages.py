@@ -1,7 +1,7 @@
 """Every request and reply that the broker's parts exchange.
 
 All of them are frozen: a reply is not copied on its way between threads, so
-nobody may be able to change it. What a message's reply is stands in its
+no one may be able to change it. What a message's reply is stands in its
 docstring.
 """
 
@@ -32,7 +32,7 @@ class Address(Protocol):
         """Send a request whose reply, or error, comes with the future.
 
         An actor that takes the message up later than ``timeout_secs`` from now
-        drops it, so that who stopped waiting knows that nothing was done.
+        drops it, so that a caller that stopped waiting knows that nothing was done.
 
         Raises:
             Overloaded: the actor's inbox is full.

@@ -16,7 +16,7 @@ def settle() -> None:
 
     Otherwise the next file that is opened becomes standard output, children
     cannot be waited for, and SIGTERM does nothing. ``sys.stdin`` and its
-    likes stay None where the stream was closed: whoever needs one says so.
+    likes stay None where the stream was closed: code that needs one says so.
     """
     for number in (0, 1, 2):
         try:

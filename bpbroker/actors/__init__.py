@@ -1,1 +1,1 @@
-"""The broker's actors: each owns one piece of state, everybody else sends it messages."""
+"""The broker's actors: each owns one piece of state; all others send it messages."""

@@ -88,9 +88,9 @@ class Backup(Actor):
         self._due = float("inf")
         """Monotonic, so that a clock that jumps neither skips backups nor makes a storm of them."""
         self._asked: list[Future[Any]] = []
-        """Who asked for a backup that has not been begun."""
+        """Requests for a backup that has not been begun."""
         self._served: tuple[Future[Any], ...] = ()
-        """Who asked for the one that is being made."""
+        """Requests for the backup that is being made."""
         self._busy = True
         """Whether the worker is at a backup, or has not looked into the folder yet."""
         self._worker = self.add_worker("backup's worker")
@@ -109,7 +109,7 @@ class Backup(Actor):
         self._worker.do("looking for the newest backup", self._look)
 
     def stopped(self) -> None:
-        """Refuse who waits."""
+        """Refuse all waiting requests."""
         self._refuse("The broker is stopping")
 
     def abandoned(self) -> None:
@@ -147,7 +147,7 @@ class Backup(Actor):
         self.wake_at(self._due)
 
     def _backup_now(self, _: BackupNow) -> Any:
-        """Make one behind the one that is being made. Who asks while it waits to begin shares it."""
+        """Make one behind the one that is being made. Requests that come while it waits to begin share it."""
         if self.reply is not None:
             self._asked.append(self.reply)
             self._go_on()

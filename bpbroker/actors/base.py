@@ -207,7 +207,7 @@ class Actor(pykka.ThreadingActor):
 
     @property
     def in_use(self) -> bool:
-        """Whether this actor is alive and nobody has told it to stop; may be asked by any thread of its own."""
+        """Whether this actor is alive and was not told to stop; may be asked by any thread of its own."""
         return not self.actor_inbox.ending and not self.actor_stopped.is_set()
 
     def tell_self(self, message: Any) -> None:

@@ -168,13 +168,13 @@ class ConfigStore(Actor):
 
     @staticmethod
     def _too_late() -> Replaced:
-        """Return the error for one who was replaced when the file had been written already."""
+        """Return the error of an actor that was replaced when the file had been written already."""
         replaced = Replaced("The broker's part for this has been replaced; whether it was done is not known")
         replaced.outcome_known = False
         return replaced
 
     def _is_in_file(self, document: Document) -> bool:
-        """Return whether the file holds just this, written by this actor and by nobody else since."""
+        """Return whether the file holds just this, written by this actor and by no one else since."""
         return (
             document.sequence == self._sequence
             and document.settings is self._in_file
@@ -209,7 +209,7 @@ class ConfigStore(Actor):
         return origin if origin is None or self._kept is not None else replace(origin, commit=document.sequence)
 
     def _keep_edited(self) -> None:
-        """Keep what somebody wrote into the file while the broker ran: it is about to be overwritten."""
+        """Keep what was written into the file by hand while the broker ran: it is about to be overwritten."""
         own = self._sources.own
         try:
             kept = backups.keep_aside(own, "edited", follow=self._worker.follow)
@@ -274,7 +274,7 @@ class ConfigStore(Actor):
 
 
 def _stamp(file: Path) -> tuple[int, ...]:
-    """Return what changes when somebody writes to a file; empty when it is not there."""
+    """Return values that change when a file is written to; empty when it is not there."""
     try:
         status = file.stat()
     except OSError:

@@ -244,8 +244,8 @@ class _Receiver(threading.Thread):
         sockets: not blocking; never closed here.
         has_room: whether another batch may be read; asked before each.
         take: gets a batch.
-        wanted: whether anybody still waits for batches. When the actor has died, or another one took its place while
-            it was stuck, nobody stops this thread, and it must not take datagrams away from the next one.
+        wanted: whether the actor still waits for batches. When the actor has died, or another one took its place while
+            it was stuck, this thread is not stopped, and it must not take datagrams away from the next one.
     """
 
     def __init__(

@@ -351,7 +351,7 @@ class Extension(Actor):
         self._answer(job, answer)
 
     def _answer(self, job: Job, answer: CallResult | RequestError) -> None:
-        """Answer all who wait for a call."""
+        """Reply to all callers that wait for a call."""
         if job.keyed is not None:
             self._keyed.pop(job.keyed.key, None)
         for reply in job.replies:

@@ -48,7 +48,7 @@ STUCK_SECS: Final = 10.0
 """After this long, and a whole period, the actor is replaced: replacing a slow one costs more than its slowness."""
 
 FRESH_SECS: Final = 0.25
-"""How long the answer to who asks for the health waits for pings."""
+"""How long a reply with the health waits for pings."""
 
 _FOLDERS: Final = re.compile(r"""(?:(?<![^\s'"(=])/|\b[A-Za-z]:[\\/])(?:[^:;"'\n]*[\\/])?""")
 """An absolute path up to its last part."""
@@ -119,7 +119,7 @@ class _Part:
             self.figures = figures
 
     def shown(self) -> PartHealth:
-        """Return it as everybody may see it."""
+        """Return it as it is shown without a key."""
         figures = dict(self.figures)
         if self.last_error and "last_error" not in figures:
             figures.update(last_error=self.last_error, last_error_at=self.last_error_at)
@@ -166,7 +166,7 @@ class Healthcheck(Actor):
         super().__init__()
         self._said = said
         self._trouble_said: str | None = None
-        """None at first: whoever was before may have said something else."""
+        """None at first: the healthcheck before this one may have said something else."""
         self._addresses = addresses
         self._restart = restart
         self._probes: Mapping[str, Probe] = probes if probes is not None else {}
@@ -174,7 +174,7 @@ class Healthcheck(Actor):
         self._parts: dict[str, _Part] = {}
         self._next_round = 0.0
         self._asking: list[tuple[Future[Any], bool]] = []
-        """Who asked for the health and waits for the pings on their way."""
+        """Requests for the health that wait for the pings on their way."""
         self._asked_until = 0.0
         self._every_secs: float = schema.option(settings, "_global", "healthcheck_freq_sec")
         self.handlers = {
@@ -190,7 +190,7 @@ class Healthcheck(Actor):
         self._round()
 
     def stopped(self) -> None:
-        """Refuse who still waits."""
+        """Refuse all waiting requests."""
         for reply, _ in self._asking:
             fail(reply, Unavailable("The broker is stopping"))
 
@@ -223,7 +223,7 @@ class Healthcheck(Actor):
         self._tell_if_known()
 
     def _tell_if_known(self) -> None:
-        """Answer who asked for the health when all pings are answered, or after a moment."""
+        """Reply to the requests for the health when all pings are answered, or after a moment."""
         late = time.monotonic() >= self._asked_until
         if self._asking and (late or all(part.ping is None for part in self._parts.values())):
             report = self._report()

@@ -1,4 +1,4 @@
-"""One owner at a time: who was replaced can neither publish nor put a file in its place any more.
+"""One owner at a time: one that was replaced can neither publish nor put a file in its place any more.
 
 A thread that was given up goes on working: it sits in a system call and comes
 back a minute later. So nothing that lasts is done because a thread believes
@@ -39,7 +39,7 @@ class Owned(Generic[T]):
         self.state = threading.Lock()
         """Guards value and number; never held while a disk is waited for."""
         self.files = threading.Lock()
-        """Held while a file gets its name: who comes next renames behind it, never before it."""
+        """Held while a file gets its name: the next owner renames after it, never before it."""
 
     def claim(self) -> Claim[T]:
         """Become the owner; earlier claims count no more from here on."""

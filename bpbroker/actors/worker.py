@@ -128,7 +128,7 @@ class Worker:
     def end(self, error: Unavailable) -> None:
         """Refuse what waits, and let the present work end at its next step; from any thread, and waits for nothing.
 
-        Who waits for the present work hears at once that its outcome is not known.
+        The caller that waits for the present work hears at once that its outcome is not known.
         """
         if self._ended is None:
             self._ended = error

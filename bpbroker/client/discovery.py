@@ -67,7 +67,7 @@ def discover(
         port: UDP port to ask on.
         timeout_secs: how long to ask.
         interface: only on this interface, by its name or by this host's address there.
-        first: take the first answer, whoever else answers.
+        first: take the first answer, whatever other brokers answer.
 
     Raises:
         WaitTimeout: no broker answered.

@@ -2,7 +2,7 @@
 
 A *document* is the whole of ``bpbroker.json``: sections of settings, and inside
 ``services`` the registry's entries beside that section's own ``_…`` keys.
-*Settings* are a document without the entries; everybody in the broker gets them
+*Settings* are a document without the entries; all parts of the broker get them
 frozen. What may stand in a section, and within which limits, is in
 :mod:`bpbroker.config.schema`.
 """

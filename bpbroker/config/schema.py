@@ -90,7 +90,7 @@ def _access_key(value: Any) -> str | None:
 
 
 def _unsendable(key: str) -> bool:
-    """Whether a key has characters that are lost or changed on the way, or that nobody sees."""
+    """Whether a key has characters that are lost or changed on the way, or that cannot be seen."""
     odd = (unicodedata.category(character) in _INVISIBLE and character != " " for character in key)
     return key != key.strip() or any(odd)
 

@@ -38,7 +38,7 @@ def write(descriptor: int, frame: bytes) -> None:
     """Write a whole frame.
 
     Raises:
-        OSError: nobody reads any more.
+        OSError: the other end is closed.
     """
     rest = memoryview(frame)
     while rest:

@@ -75,7 +75,7 @@ KeptResult = CallResult | RequestError
 class Now:
     """One look at the machine's clocks.
 
-    The file's own clock runs with the machine's uptime, which nobody can set.
+    The file's own clock runs with the machine's uptime, which cannot be set.
     When the machine was started anew, it goes on by the smaller one of the new
     uptime and what the calendar says: so neither a calendar that jumps nor a
     file that comes from another machine lets a key be forgotten too early.

@@ -2,6 +2,6 @@
 
 Read ``application`` first, then ``actions`` (the built-in methods),
 ``parameters`` and ``control`` (what the command line asks of a running
-broker); ``access_keys`` and ``access_log`` are about who called. No state but
+broker); ``access_keys`` and ``access_log`` are about the caller. No state but
 wrong keys is kept here.
 """

@@ -1,4 +1,4 @@
-"""Who may call: access keys compared in constant time, and a limit on guessing. Nothing here does I/O."""
+"""Access: keys compared in constant time, and a limit on guessing. Nothing here does I/O."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class WrongKeys:
 
     The source of a datagram can be forged. So wrong keys that came in datagrams
     count, but do not shut an address out that has brought none over a
-    connection: else anybody could shut out anybody.
+    connection: else one host could shut out another.
 
     Called by several threads without a lock: each step is atomic in CPython,
     and a race can miscount by one, no more.

@@ -3,7 +3,7 @@
 Lines are collected and given to the logger ``bpbroker.access`` every
 twentieth of a second by a thread of its own: logging each one on its own cost
 a third of a small request (measured: 30 of 90 µs), and a log that cannot be
-written for a moment must not hold up who is served.
+written for a moment must not hold up clients.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Line(NamedTuple):
 
 
 class _Book:
-    """Lines that are not written yet, and who writes them."""
+    """Lines that are not written yet, and the thread that writes them."""
 
     def __init__(self) -> None:
         self._lines: deque[tuple[float, float, Line]] = deque(maxlen=_LINES_MAX)

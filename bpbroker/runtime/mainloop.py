@@ -78,7 +78,7 @@ class MainLoop:
 
         Args:
             take: does what an event asks for and returns the reply, or a future of it; what it raises is logged and
-                told to who asked. It must not wait for long.
+                told to the caller. It must not wait for long.
             tend: looks after the healthcheck; returns the seconds until it has to be called again.
         """
         # Windows does not interrupt a wait for Ctrl-C.

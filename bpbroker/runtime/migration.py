@@ -56,7 +56,7 @@ def migrate(
     Raises:
         InUse: a broker runs.
         ConfigurationError: the configuration, a file or what is in etcd cannot be used.
-        StartError: the target holds other entries, or somebody changes it meanwhile.
+        StartError: the target holds other entries, or it is changed meanwhile.
         Unavailable: the cluster does not answer; doing it again goes on where it ended.
     """
     with FileLock(sources.own):

@@ -1,7 +1,7 @@
 """Pings for systemd's watchdog, from a thread of their own: the main thread may be busy for as long as its work takes.
 
 systemd restarts a service that is silent for ``WatchdogSec``. So silence has to
-mean that the broker serves nobody or can never again be told anything, not
+mean that the broker serves no client or can never again be told anything, not
 that it is busy: a reload waits for the disk, a part that is replaced for its
 start.
 """

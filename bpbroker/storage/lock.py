@@ -4,7 +4,7 @@ The kernel releases it when its process dies, however that happens, so there
 is nothing stale to clean up. The lock file's content is a note about the
 running broker for the local ``bpbroker`` command: pid, port, address,
 certificate fingerprint and a control token. It is readable by the owner only
-and means nothing while nobody holds the lock.
+and means nothing while the lock is free.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bpbroker.errors import ConfigurationError, InUse
 
 _TRIES = 20
 _PAUSE_SECS = 0.02
-"""A look at the lock takes it for a moment; who wants it for good tries a little longer than that."""
+"""A look at the lock takes it for a moment; a process that wants it for good tries a little longer than that."""
 
 _NOTE_BYTES = 4096
 

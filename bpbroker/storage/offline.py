@@ -144,7 +144,7 @@ def restore(own: Path, backup: Path, *, dry_run: bool = False) -> Restored:
 
 
 def _held(own: Path, *, dry_run: bool) -> AbstractContextManager[object]:
-    """Return the lock; makes its folder, or does without one where nothing is to be written and nobody can run."""
+    """Return the lock; makes its folder, or does without one where nothing is to be written and no broker can run."""
     if not own.parent.exists():
         if dry_run:
             return nullcontext()

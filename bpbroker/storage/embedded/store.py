@@ -48,7 +48,7 @@ class EmbeddedStore:
     Args:
         journal: the SQLite file, named after its configuration file; made when it is not there.
         base: returns the entries that the configuration file holds.
-        registry: the registry's id, noted in the journal; empty where nobody could mix journals up.
+        registry: the registry's id, noted in the journal; empty where journals cannot be mixed up.
         commit: what file and journal hold together, see :func:`bpbroker.storage.embedded.recovery.match`;
             the next commit is a later one.
     """
@@ -118,7 +118,7 @@ class EmbeddedStore:
         return entries
 
     def _open(self) -> Mapping[str, bytes | None]:
-        """Open the journal for writing, fence off who had it before, and give what it holds."""
+        """Open the journal for writing, fence off the store that had it before, and return what it holds."""
         if not self._journal.exists():
             create(self._journal, self._registry, self._commit)
         connection = sqlite3.connect(self._journal, isolation_level=None, timeout=_BUSY_TIMEOUT_SECS)
