@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from bpbroker.actors.extension import Extension
 from bpbroker.actors.healthcheck import Healthcheck
 from bpbroker.actors.ownership import Owned
 from bpbroker.actors.supervisor import Supervisor
+from bpbroker.actors.worker import Beside
 from bpbroker.config import layers, schema
 from bpbroker.errors import BpbrokerError, ConfigurationError
 from bpbroker.frontend import access_log
@@ -119,6 +120,7 @@ class Broker:
         self._server: BrokerServer | None = None
         self._trouble = ""
         self._application: Application | None = None
+        self._note: dict[str, Any] = {}
         self._patience = sdnotify.Patience(self._at_work, self._progress)
         self._unsaved = ""
         """Why the last write of the file did not happen."""
@@ -188,7 +190,8 @@ class Broker:
         )
         for namespace in layers.namespaces(settings):
             self._start_extension(namespace)
-        probes = {"frontend": self._probe_frontend, "certificate": CertificateWatch(lambda: self._cert)}
+        self._certificate = Beside("reading the certificate", CertificateWatch(lambda: self._cert))
+        probes = {"frontend": self._probe_frontend, "certificate": self._certificate}
         healthcheck = self._parts.start(
             "healthcheck",
             lambda: launch(
@@ -242,7 +245,11 @@ class Broker:
         def moved() -> None:
             nonlocal said
             work = store.at_work if isinstance(store, ActorAddress) else None
-            if work is not None and time.monotonic() - said >= SAID_EVERY_SECS:
+            if work is None:
+                return
+            if self._loop.stop_asked:
+                self._note_work(work.text)
+            if time.monotonic() - said >= SAID_EVERY_SECS:
                 said = time.monotonic()
                 logger.info("Still %s", work.text)
 
@@ -332,11 +339,21 @@ class Broker:
 
     def _describe(self) -> None:
         """Leave a note in the lock file for the local ``bpbroker`` command."""
-        self._prepared.lock.describe(
+        self._note = {
             **process_note(),
-            port=self._prepared.port, address=self._prepared.local_address, token=self._prepared.token,
-            fingerprint=tls.fingerprint(self._cert), started=self._started, version=__version__,
-        )  # fmt: skip
+            "port": self._prepared.port,
+            "address": self._prepared.local_address,
+            "token": self._prepared.token,
+            "fingerprint": tls.fingerprint(self._cert),
+            "started": self._started,
+            "version": __version__,
+        }
+        self._prepared.lock.describe(**self._note)
+
+    def _note_work(self, what: str) -> None:
+        """Note what a stop is at, for ``bpbroker stop``. A note that cannot be written must not end the stop."""
+        with suppress(OSError):
+            self._prepared.lock.describe(**self._note, at_work=what)
 
     # --- events ---
 
@@ -415,6 +432,7 @@ class Broker:
         self._cert, self._context = cert, context
         if self._application is not None:
             self._application.names_changed(_names(cert))
+        self._certificate.look()
         self._describe()
         self._addresses["discovery"].tell(messages.CertificateChanged(tls.fingerprint(cert)))
         logger.info("The certificate in use is %s, SHA-256 %s", cert, tls.fingerprint(cert))

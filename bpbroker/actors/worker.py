@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bpbroker.errors import BpbrokerError, Unavailable
-from bpbroker.messages import fail, settle
+from bpbroker.messages import Pong, fail, settle
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,39 @@ class _Task:
     what: str
     work: Callable[[], Any]
     reply: Future[Any] | None
+
+
+class Beside:
+    """A probe that has to read a disk, done by a worker: asked for, it says at once what it found the last time.
+
+    Args:
+        what: what it does, for people, such as ``reading the certificate``.
+        probe: the look itself; done once here, and then behind each call.
+    """
+
+    def __init__(self, what: str, probe: Callable[[], Pong]) -> None:
+        self._what = what
+        self._probe = probe
+        self._worker = Worker(what)
+        self._found: Pong = probe()
+        self._looking = False
+
+    def __call__(self) -> Pong:
+        """Return what was found last, and have it looked at again. A look that does not come back is no good health."""
+        work = self._worker.at_work
+        if work is not None and work.stalled:
+            return Pong(ok=False, detail=f"{work.what} has not ended for {work.silent_secs:.0f} s")
+        if not self._looking:
+            self._looking = True
+            self._worker.do(self._what, self.look)
+        return self._found
+
+    def look(self) -> None:
+        """Look now."""
+        try:
+            self._found = self._probe()
+        finally:
+            self._looking = False
 
 
 class Worker:

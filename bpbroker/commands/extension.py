@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from bpbroker.commands.configuration import add_offline
-from bpbroker.commands.local import running
+from bpbroker.commands.local import BULK_SECS, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, echo_table, format_option
 from bpbroker.config import layers
@@ -53,7 +53,7 @@ def _enable(scope: Scope, namespaces: list[str]) -> None:
     document: dict[str, Any] = {namespace: {} for namespace in namespaces}
     broker = running(scope)
     if broker is not None:
-        added = broker.ask("ApplyConfiguration", document)["added"]
+        added = broker.ask("ApplyConfiguration", document, BULK_SECS)["added"]
     else:
         added = add_offline(scope, document).added
     for namespace in namespaces:

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from bpbroker import files
-from bpbroker.commands.local import LocalBroker, must_run, running
+from bpbroker.commands.local import BULK_SECS, LocalBroker, must_run, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, echo_table, format_option, shown_age, shown_size, shown_time
 from bpbroker.errors import CannotConnect, StartError, WaitTimeout
@@ -21,22 +21,29 @@ from bpbroker.storage.lock import holder, is_process_of, lock_path
 
 STOP_SECS = 30.0
 _POLL_SECS = 0.05
+_SAID_EVERY_SECS = 10.0
 
 
 @command("stop", short_help="Stop the running broker")
-@click.option("--timeout", type=click.FloatRange(0), default=STOP_SECS, show_default=True, help="Seconds to wait.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0),
+    default=STOP_SECS,
+    show_default=True,
+    help="Seconds to wait without any progress.",
+)
 @pass_scope
 def stop(scope: Scope, *, timeout: float) -> None:
     """Have the running broker write its configuration and end, and wait until it has.
 
-    Fine when none runs.
+    How long writing takes depends on the disk; as long as it goes on this waits. Fine when none runs.
     """
     broker = running(scope)
     if broker is None:
         click.echo(f"No broker runs on {scope.own}.", err=True)
         return
     ended = _end(scope, broker)
-    if not ended(timeout):
+    if not _ends(scope, ended, timeout):
         raise StartError(
             f"The broker (process {broker.pid}) did not end within {timeout:g} s. "
             "What it acknowledged is safe even if it is killed."
@@ -44,8 +51,25 @@ def stop(scope: Scope, *, timeout: float) -> None:
     click.echo(f"The broker (process {broker.pid}) has ended.", err=True)
 
 
+def _ends(scope: Scope, ended: Callable[[float], bool], timeout_secs: float) -> bool:
+    """Wait until the broker has ended; False when it has made no progress for so long."""
+    said_at, work = time.monotonic(), None
+    end = said_at + timeout_secs
+    while not ended(min(1.0, max(0.0, end - time.monotonic()))):
+        now, before = time.monotonic(), work
+        work = (holder(scope.own) or {}).get("at_work")
+        if work != before:
+            end = now + timeout_secs
+            if now - said_at >= _SAID_EVERY_SECS:
+                said_at = now
+                click.echo(f"The broker is still {work} …", err=True)
+        elif now >= end:
+            return False
+    return True
+
+
 def _end(scope: Scope, broker: LocalBroker) -> Callable[[float], bool]:
-    """Tell the broker to end; gives what waits until it has, so many seconds at most."""
+    """Tell the broker to end; return what waits until it has, so many seconds at most."""
 
     def released(timeout_secs: float) -> bool:
         end = time.monotonic() + timeout_secs
@@ -119,7 +143,7 @@ def reload(scope: Scope) -> None:
     When something cannot be used everything stays as it was.
     """
     broker = must_run(scope)
-    broker.ask("Reload")
+    broker.ask("Reload", timeout_secs=BULK_SECS)
     click.echo(f"The broker (process {broker.pid}) has reloaded.", err=True)
 
 

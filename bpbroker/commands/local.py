@@ -20,6 +20,8 @@ from bpbroker.errors import CannotConnect, ConfigurationError, StartError, from_
 from bpbroker.storage.lock import holder
 
 TIMEOUT_SECS = 60.0
+BULK_SECS = 3600.0
+"""For what reads or writes a whole file: that takes as long as it takes on this disk."""
 
 
 @dataclass(frozen=True, slots=True)

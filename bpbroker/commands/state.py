@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from bpbroker.commands.local import running
+from bpbroker.commands.local import BULK_SECS, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, echo_table, format_option, shown_size, shown_time
 from bpbroker.registry.entry import shown_names
@@ -21,7 +21,7 @@ def backup(scope: Scope) -> None:
     """Make a backup now, by the running broker or of a stopped one, and print its path."""
     broker = running(scope)
     if broker is not None:
-        click.echo(broker.ask("Backup")["path"])
+        click.echo(broker.ask("Backup", timeout_secs=BULK_SECS)["path"])
         return
     scope.act_as_owner()
     click.echo(offline.back_up(scope.own).path)

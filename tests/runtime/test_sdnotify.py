@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,35 @@ def test_reloading_carries_the_monotonic_clock() -> None:
 )
 def test_watchdog(environ: dict[str, str], secs: float | None) -> None:
     assert sdnotify.watchdog_secs(environ) == secs
+
+
+def test_more_time_is_asked_for_as_long_as_there_is_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sdnotify, "EXTEND_EVERY_SECS", 0.01)
+    monkeypatch.setattr(sdnotify, "EXTEND_SECS", 0.2)
+    path, numbers = str(tmp_path / "s"), itertools.count()
+    stuck = threading.Event()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(1.0)
+        manager.bind(path)
+        asked = sdnotify.Patience(
+            lambda: "Starting: 5 %", lambda: stuck.is_set() or next(numbers), {"NOTIFY_SOCKET": path}
+        )
+        with asked:
+            for _ in range(30):  # longer than without progress
+                assert manager.recv(200) == b"EXTEND_TIMEOUT_USEC=200000\nSTATUS=Starting: 5 %\nWATCHDOG=1"
+            stuck.set()
+            with pytest.raises(TimeoutError):
+                while True:
+                    manager.recv(200)
+            stuck.clear()
+            manager.recv(200)
+            asked.wanted = False
+            with pytest.raises(TimeoutError):
+                while True:
+                    manager.recv(200)
+    assert "patience" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_without_a_service_manager_there_is_no_thread() -> None:
+    with sdnotify.Patience(lambda: "", lambda: 0, {}):
+        assert "patience" not in {thread.name for thread in threading.enumerate()}
