@@ -121,6 +121,7 @@ class Broker:
         self._trouble = ""
         self._application: Application | None = None
         self._note: dict[str, Any] = {}
+        self._stopping = False
         self._patience = sdnotify.Patience(self._at_work, self._progress)
         self._unsaved = ""
         """Why the last write of the file did not happen."""
@@ -219,6 +220,7 @@ class Broker:
 
     def _stop_actors(self) -> None:
         """Write everything down, then stop the actors from the top down."""
+        self._stopping = True
         self._parts.close("registry", "config store")
         for name in ("healthcheck", "discovery", "backup", *(n for n in self._addresses if n.startswith("extension "))):
             self._parts.stop(name)
@@ -247,7 +249,7 @@ class Broker:
             work = store.at_work if isinstance(store, ActorAddress) else None
             if work is None:
                 return
-            if self._loop.stop_asked:
+            if self._stopping:
                 self._note_work(work.text)
             if time.monotonic() - said >= SAID_EVERY_SECS:
                 said = time.monotonic()
@@ -326,7 +328,7 @@ class Broker:
 
     def _at_work(self) -> str:
         """Return what a long start or stop is at."""
-        phase = "Stopping" if self._loop.stop_asked else "Starting"
+        phase = "Stopping" if self._stopping or self._loop.stop_asked else "Starting"
         work = [work.text for address in self._actors() if (work := address.at_work) is not None]
         return f"{phase}: {', '.join(work)}" if work else phase
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -209,3 +210,51 @@ def test_a_stop_in_the_middle_of_a_start_ends_when_the_file_is_written(tmp_path:
         assert len(config_file.read(slow.broker.config)[1]) == LOADS[0].entries
     finally:
         slow.close()
+
+
+def middle_ms(broker: RunningBroker, path: str, **body: object) -> float:
+    """Give the middle of 300 calls on one connection, in milliseconds."""
+    connection = broker.connect()
+    taken = []
+    try:
+        for number in range(300):
+            text = json.dumps({"name": f"node-{number * 3:07}", **body})
+            begun = time.perf_counter()
+            connection.request("POST", path, text, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            response.read()
+            taken.append(time.perf_counter() - begun)
+            assert response.status == 200
+    finally:
+        connection.close()
+    return sorted(taken)[150] * 1e3
+
+
+@pytest.mark.skipif(not LONG, reason="BPBROKER_LONG=1 runs it")
+def test_a_million_entries_cost_no_request_more(make_broker: Callable[..., RunningBroker]) -> None:
+    """A start of at most 15 s, 600 MiB, requests at most twice as slow as at 1,000 entries; on a quiet machine."""
+    costs, figures = [], ""
+    for count in (1_000, 1_000_000):
+        settings = {"_config": {"backup_freq_secs": 86_400}}
+        broker = make_broker(settings)
+        entry = b'{"role": "replica", "address": "10.0.0.1", "last_write_ip": "10.0.0.1", "last_write_ts": 1795520000}'
+        config_file.write(broker.config, settings, {f"node-{number:07}": entry for number in range(count)})
+        begun = time.monotonic()
+        broker.start()
+        start_secs = time.monotonic() - begun
+        assert broker.bpbroker("backup").returncode == 0
+        memory = psutil.Process(broker.pid).memory_info().rss >> 20
+        costs.append(
+            [
+                min(middle_ms(broker, "/services/Get/") for _ in range(3)),
+                min(middle_ms(broker, "/services/Replace/", data={"n": 1}) for _ in range(3)),
+            ]
+        )
+        begun = time.monotonic()
+        assert broker.stop() == 0, broker.text
+        figures += f"{count}: start {start_secs:.1f} s, stop {time.monotonic() - begun:.1f} s, {memory} MiB,"
+        figures += f" Get {costs[-1][0]:.2f} ms, Replace {costs[-1][1]:.2f} ms; "
+    print(figures)  # noqa: T201 - for -s
+    assert start_secs < 15 * 3  # a shared machine
+    assert memory < 600
+    assert all(many < 2 * few for few, many in zip(*costs, strict=True))

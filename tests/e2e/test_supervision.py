@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from tests.support.running import Answer, RunningBroker
 from tests.support.witness import eventually
 
 PERIOD_SECS = 4.0
+WATCHDOG_SECS = 10.0
 WAIT_SECS = 120.0
 PARTS = {
     "Registry": "registry",
@@ -106,6 +110,7 @@ def sabotaged(make_broker: Callable[..., RunningBroker], tmp_path: Path) -> Sabo
     address = tmp_path / "saboteur"
     broker.program = (sys.executable, str(Path(__file__).parents[1] / "support" / "saboteur.py"))
     broker.environ["SABOTEUR"] = str(address)
+    broker.environ["WATCHDOG_USEC"] = str(int(WATCHDOG_SECS * 1_000_000))
     (broker.lib / "demo.py").write_text(MODULE)
     broker.start()
     subject = Sabotaged(broker, address)
@@ -126,6 +131,45 @@ def test_a_killed_part_is_told_and_replaced(sabotaged: Sabotaged, actor: str) ->
     sabotaged.works()
     assert sabotaged.broker.stop() == 0
     assert sabotaged.broker.text.count(f"The {PARTS[actor]} is not well") == 1  # however often somebody asked
+
+
+@contextmanager
+def heard(broker: RunningBroker) -> Iterator[list[float]]:
+    """Gives the times at which the service manager hears a ping of the watchdog."""
+    times, path, over = [time.monotonic()], broker.home / "notify", threading.Event()
+    path.unlink()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        manager.settimeout(0.1)
+
+        def hear() -> None:
+            while not over.is_set():
+                with suppress(TimeoutError):
+                    if b"WATCHDOG=1" in manager.recv(65536):
+                        times.append(time.monotonic())
+
+        thread = threading.Thread(target=hear)
+        thread.start()
+        try:
+            yield times
+        finally:
+            over.set()
+            thread.join()
+
+
+def test_the_watchdog_hears_from_a_broker_that_replaces_parts(sabotaged: Sabotaged) -> None:
+    with heard(sabotaged.broker) as times:
+        for actor in (*PARTS, "Healthcheck"):
+            sabotaged.tell("hold", actor)
+        for actor in (*PARTS, "Healthcheck"):  # first the one who replaces the others
+            while sabotaged.tell("count", actor) != "2":
+                assert time.monotonic() < times[0] + WAIT_SECS, actor
+                time.sleep(0.05)
+        sabotaged.until(200)
+    pauses = [after - before for before, after in itertools.pairwise([*times, time.monotonic()])]
+    assert max(pauses) < WATCHDOG_SECS / 2
+    sabotaged.tell("release")
+    assert sabotaged.broker.stop() == 0
 
 
 def test_stuck_parts_are_told_and_replaced(sabotaged: Sabotaged) -> None:
