@@ -18,6 +18,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -78,12 +79,11 @@ class Place:
         self.broker.prefix = prefix
         try:
             self.broker.start()
-        except AssertionError:
-            assert self.broker.process is not None
+            assert self.broker.request("/services/Replace/", name="new", data='{"v": "1"}').status == 200
+        except (AssertionError, HTTPException, OSError):  # it was killed
             return self.broker.wait()
         finally:
             self.broker.prefix = ()
-        assert self.broker.register("new", '{"v": "1"}').status == 200
         pid = self.broker.note["pid"]
         os.kill(pid, signal.SIGKILL)  # of the broker: strace would let it live
         self.broker.wait()

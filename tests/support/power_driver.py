@@ -20,13 +20,15 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.support.running import RunningBroker
 
+LONG: Final = os.environ.get("BPBROKER_LONG") == "1"
 SETTINGS: dict[str, Any] = {
     "api": {"listen_ip": "127.0.0.1", "listen_port": 0},
     "services": {"_access_key": "key"},
@@ -178,6 +180,23 @@ def bare(driver: Driver) -> None:
     driver.broker.kill()
 
 
+def cut(driver: Driver) -> None:
+    """First starts that are killed, each a little later, with nothing of the one before on the disk yet."""
+    broker = driver.broker
+    ordinary = broker.program
+    broker.program = (sys.executable, str(Path(__file__).with_name("dying.py")))
+    for number in range(1, 50) if LONG else (2, 3, 5, 9, 14, 20):
+        broker.environ["DIES_AT"] = str(number)
+        with suppress(AssertionError):  # it was killed
+            broker.start()
+        broker.kill()
+    broker.program = ordinary
+    broker.start()
+    driver.certificate()
+    driver.write("first", "1")
+    broker.kill()
+
+
 def commands(driver: Driver) -> None:
     """Everything that an operator changes without a broker and beside one."""
     broker = driver.broker
@@ -209,7 +228,7 @@ def commands(driver: Driver) -> None:
     assert broker.stop() == 0
 
 
-SCENARIOS: dict[str, Callable[[Driver], None]] = {each.__name__: each for each in (bare, life, commands)}
+SCENARIOS: dict[str, Callable[[Driver], None]] = {each.__name__: each for each in (bare, cut, life, commands)}
 
 
 if __name__ == "__main__":
