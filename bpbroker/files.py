@@ -628,9 +628,10 @@ def make_folder(folder: Path, owner_of: Path | None = None, *, mode: int = 0o700
         OSError: it cannot be made, or something else has its name.
     """
     if folder.is_dir():
+        with contextlib.suppress(OSError):  # one above that may only be passed through
+            sync_folder(folder.parent)  # whoever made it may have been killed before this
         return
-    if not folder.parent.exists():
-        make_folder(folder.parent, owner_of, mode=0o755)
+    make_folder(folder.parent, owner_of, mode=0o755)
     try:
         folder.mkdir(mode=mode)
     except FileExistsError:

@@ -82,6 +82,8 @@ def add_offline(scope: Scope, extra: Mapping[str, Any], extra_entries: Mapping[s
             merged = merge(own, extra, extra_entries)
             if merged.added:
                 offline.save(own, merged.settings, merged.entries, merged.origin)
+            else:
+                files.sync_folder(own.parent)  # whoever added it may have been killed before this
     except InUse:
         raise _in_use(scope, holder(own) or {}) from None
     return merged

@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -62,6 +63,8 @@ def install(script: Path, lib: Path) -> Installed:
     there = lib / f"{namespace}{'' if package else '.py'}"
     if _is_same(script, files, there):
         # Installed again, say with --enable: the older version that is kept must not be lost to a copy of this one.
+        with suppress(OSError):
+            sync_folder(lib)  # whoever installed it may have been killed before this
         return Installed(namespace, there, False, tuple(_brought(namespace, files, lib)), None)
     try:
         path, kept = _put(script, files, lib, f"{namespace}{'' if package else '.py'}")

@@ -7,7 +7,7 @@ import secrets
 import shlex
 import socket
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -203,5 +203,3 @@ def make_folders(own: Path, home: Home) -> None:
                 f"Cannot make the folder {folder}: {error.strerror}. "
                 "Choose another place with --config FILE or BPBROKER_HOME"
             ) from None
-    with suppress(OSError):  # who made it may have been killed before this; the folder above may be another user's
-        files.sync_folder(own.parent.parent)

@@ -50,6 +50,7 @@ def heal(cert: Path, key: Path) -> None:
 
 
 def _heal(cert: Path, key: Path) -> None:
+    files.sync_folder(key.parent)  # whoever made what is found here may have been killed before it was durable
     if staged(cert).exists():
         if _fit(staged(cert), staged(key) if staged(key).exists() else key):
             logger.info("The new certificate %s, whose making was cut off, is put in place", cert)

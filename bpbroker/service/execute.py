@@ -89,6 +89,7 @@ def _adopt(path: Path, owner: str, root: Path) -> bool:
 
 def _write(path: Path, content: bytes, mode: int) -> bool:
     if path.is_file() and not path.is_symlink() and path.read_bytes() == content:
+        files.sync_folder(path.parent)  # whoever wrote it may have been killed before this
         if path.stat().st_mode & 0o7777 == mode:
             return False
         path.chmod(mode)  # its folder is root's: /etc

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import chain
@@ -16,10 +18,10 @@ from typing import Any, Final
 
 import pytest
 
-from bpbroker.storage import offline
+from bpbroker.storage import config_file, offline
 from tests.support import power_cut, power_driver
 from tests.support.coming_up import Found, come_up
-from tests.support.power_cut import Crash, Note, Recording, Tree
+from tests.support.power_cut import Crash, Note, Recording
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 
@@ -107,8 +109,9 @@ def broken(found: Found, promises: Promises, later: Mapping[str, Any]) -> Iterat
 class Trial:
     """Starts on every state of a recording; the same state is started on once."""
 
-    def __init__(self, recording: Recording, home: Path) -> None:
+    def __init__(self, recording: Recording, home: Path, earlier: Sequence[Note] = ()) -> None:
         self._home = home
+        self._earlier = earlier
         self._notes = recording.notes
         self._known: dict[bytes, Found] = {}
         self.warnings: set[str] = set()
@@ -128,7 +131,7 @@ class Trial:
         for note in reversed(self._notes):
             if note.at >= crash.at:
                 later.update(note.value)
-        found = self._start(crash.tree)
+        found = self.found(crash)
         self.warnings |= found.warnings
         if promises.restoring and found.problem:
             # Cut off in the middle: the same command again is what helps.
@@ -140,16 +143,17 @@ class Trial:
         return reasons if promises.before is None else reasons and list(broken(found, promises.before, later))
 
     def _before(self, crash: Crash) -> Iterator[Note]:
-        return (note for note in self._notes if note.at < crash.at)
+        return chain(self._earlier, (note for note in self._notes if note.at < crash.at))
 
-    def _start(self, tree: Tree) -> Found:
+    def found(self, crash: Crash) -> Found:
+        """Start on a state."""
         digest = hashlib.sha256()
-        for name in sorted(tree):
-            content = tree[name]
+        for name in sorted(crash.tree):
+            content = crash.tree[name]
             digest.update(f"{name} {None if content is None else len(content)}\0".encode() + (content or b""))
         key = digest.digest()
         if key not in self._known:
-            power_cut.put(tree, self._home)
+            power_cut.put(crash.tree, self._home)
             self._known[key] = come_up(self._home)
         return self._known[key]
 
@@ -168,31 +172,67 @@ def place() -> Iterator[Path]:
 
 def recorded(scenario: str, place: Path) -> Recording:
     home = place / "home"
-    home.mkdir()
+    home.mkdir(exist_ok=True)
     command = [sys.executable, power_driver.__file__, str(home), scenario]
     recording, code = power_cut.record(command, home, place / "trace", stdout=subprocess.DEVNULL, timeout=240)
     assert code == 0, (place / "beside" / "broker.log").read_text(errors="replace")
     return recording
 
 
-@pytest.mark.parametrize("scenario", list(power_driver.SCENARIOS))
-def test_killed_or_without_power_at_any_moment_nothing_promised_is_lost(
-    scenario: str, place: Path, record_property: Any
-) -> None:
+NEAR, MORE, SEEDS, REAL, AGAIN = (5, 40, 3, 12, 8) if LONG else (2, 2, 1, 1, 2)
+"""How many states are tried; see :func:`tests.support.power_cut.states`. The last two are of real starts."""
+
+
+@pytest.mark.parametrize("scenario", ["bare", "cut", "life", "commands"])
+def test_killed_or_without_power_at_any_moment_nothing_promised_is_lost(scenario: str, place: Path) -> None:
     recording = recorded(scenario, place)
     assert recording.notes
     trial = Trial(recording, place / "home")
-    near, more = (5, 40) if LONG else (2, 2)
+    try_all(trial, recording)
+    assert trial.started > 3 * len(recording.syncs) ** 0.5
+    for crash in some(recording, REAL):
+        found = trial.found(crash)
+        if not found.problem:
+            assert really_started(crash, place / "home") == found.entries
+
+
+def test_the_power_goes_again_while_a_start_recovers(place: Path) -> None:
+    first = recorded("life" if LONG else "bare", place)
+    for crash in some(first, AGAIN):
+        power_cut.put(crash.tree, place / "home")
+        (place / "notes").unlink()
+        recording = recorded("again", place)
+        try_all(Trial(recording, place / "home", [note for note in first.notes if note.at < crash.at]), recording)
+
+
+def some(recording: Recording, count: int) -> list[Crash]:
+    """Return some of the states that are least like what the programs themselves saw."""
+    crashes = [crash for crash in power_cut.states(recording, 0, NEAR, MORE) if crash.lost]
+    return random.Random(0).sample(crashes, count)  # noqa: S311 - not for secrets
+
+
+def try_all(trial: Trial, recording: Recording) -> None:
+    """Start on every state and see that every promise holds, and that nothing alarming is said."""
     failures: dict[str, Crash] = {}
-    for seed in range(1, 4 if LONG else 2):
-        for crash in chain(power_cut.kills(recording), power_cut.states(recording, seed, near, more)):
+    for seed in range(1, SEEDS + 1):
+        for crash in chain(power_cut.kills(recording), power_cut.states(recording, seed, NEAR, MORE)):
             for reason in trial.broken(crash):
                 failures.setdefault(reason.partition("\n")[0], crash)
-    record_property("states", trial.tried)
-    record_property("starts", trial.started)
-    assert not {warning for warning in trial.warnings if "was cut off" not in warning}
-    assert trial.started > 3 * len(recording.syncs) ** 0.5
     assert not failures, _shown(failures)
+    assert not {warning for warning in trial.warnings if "was cut off" not in warning}
+
+
+def really_started(crash: Crash, home: Path) -> Mapping[str, str]:
+    """Start and stop a real broker on a state; return the entries that it leaves."""
+    power_cut.put(crash.tree, home)
+    broker = power_driver.BareBroker(home)
+    try:
+        broker.start()
+        assert broker.stop() == 0, broker.text
+    finally:
+        broker.kill()
+    entries = config_file.read(broker.config)[1]
+    return {name: json.loads(value)["v"] for name, value in entries.items()}
 
 
 def _shown(failures: Mapping[str, Crash]) -> str:

@@ -180,6 +180,13 @@ def bare(driver: Driver) -> None:
     driver.broker.kill()
 
 
+def again(driver: Driver) -> None:
+    """A start on what is there, and a write."""
+    driver.broker.start()
+    driver.write("again", "1", "2")
+    driver.broker.kill()
+
+
 def cut(driver: Driver) -> None:
     """First starts that are killed, each a little later, with nothing of the one before on the disk yet."""
     broker = driver.broker
@@ -228,7 +235,7 @@ def commands(driver: Driver) -> None:
     assert broker.stop() == 0
 
 
-SCENARIOS: dict[str, Callable[[Driver], None]] = {each.__name__: each for each in (bare, cut, life, commands)}
+SCENARIOS: dict[str, Callable[[Driver], None]] = {each.__name__: each for each in (again, bare, cut, life, commands)}
 
 
 if __name__ == "__main__":
