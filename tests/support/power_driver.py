@@ -158,7 +158,7 @@ def life(driver: Driver) -> None:
     broker.start()
     driver.certificate()
     driver.write("first", "1", "2", None, "3")
-    driver.crowd(3, 8)
+    driver.crowd(3, 5)
     for _ in range(3):
         driver.backup()
     driver.write("after", "backup")
@@ -192,7 +192,7 @@ def cut(driver: Driver) -> None:
     broker = driver.broker
     ordinary = broker.program
     broker.program = (sys.executable, str(Path(__file__).with_name("dying.py")))
-    for number in range(1, 50) if LONG else (2, 3, 5, 9, 14, 20):
+    for number in range(1, 50) if LONG else (3, 9, 14, 20):
         broker.environ["DIES_AT"] = str(number)
         with suppress(AssertionError):  # it was killed
             broker.start()
