@@ -42,7 +42,7 @@ from typing import Any, Final
 
 from bpbroker.server import response, tls
 from bpbroker.server.framing import Framer, Rejected
-from bpbroker.server.memory import SMALL_BYTES
+from bpbroker.server.memory import CONNECTION_BYTES, SMALL_BYTES
 from bpbroker.server.policy import Service
 from bpbroker.server.request import Request, network_of, plain_address
 from bpbroker.server.request_cycle import RequestCycle
@@ -142,6 +142,8 @@ class Connection:
         self._stream: tls.Stream | None = None
         self._framer = Framer(service.policy.limits, self.peer)
         self._unsent = memoryview(b"")
+        self._sending_bytes = 0
+        """The whole response, of which all is kept as long as a part of it is not sent."""
         self._send_until = 0.0
         self._left_at: float | None = None
         self._lingered = 0
@@ -165,8 +167,9 @@ class Connection:
     @property
     def held_bytes(self) -> int:
         """The memory that is kept for its client, in bytes."""
+        sending = self._sending_bytes if self._unsent else 0
         outgoing = self._stream.held_bytes if self._stream is not None else 0
-        return self._framer.held_bytes + len(self._unsent) + outgoing + self._cycle.held_bytes
+        return self._framer.held_bytes + sending + outgoing + self._cycle.held_bytes
 
     def _go(self, phase: Phase) -> None:
         """Go over to another phase."""
@@ -364,6 +367,7 @@ class Connection:
         """Send a response to what is not read any further, and close."""
         self._framer.clear()
         self._unsent = memoryview(response.encode(refusal))
+        self._sending_bytes = len(self._unsent)
         self._cycle.keep_alive = False
         self._go(Phase.SENDING)
         self._count()
@@ -426,6 +430,7 @@ class Connection:
 
     def _respond(self, content: bytes) -> None:
         self._unsent = memoryview(content)
+        self._sending_bytes = len(content)
         self.deadline = time.monotonic() + self._service.policy.request_secs
         self._send_until = self.deadline + len(content) / _SLOWEST_BYTES_PER_SEC
         self._go(Phase.SENDING)
@@ -435,8 +440,8 @@ class Connection:
     def _count(self) -> None:
         """Have the server's memory count what is kept now."""
         held = self.held_bytes
-        if held <= SMALL_BYTES:
-            held = 0
+        # A buffer that grows is an eighth larger than what is in it.
+        held = 0 if held <= SMALL_BYTES else held + held // 8 + CONNECTION_BYTES
         if held != self._counted_bytes:
             self._service.memory.change(held - self._counted_bytes)
             self._counted_bytes = held

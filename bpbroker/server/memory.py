@@ -8,6 +8,8 @@ from typing import Final
 HELD_MAX_BYTES: Final = 256 * 1024 * 1024
 SMALL_BYTES: Final = 16 * 1024
 """A connection that has less than this kept for it is not counted: most have a few hundred bytes for a moment."""
+CONNECTION_BYTES: Final = 48 * 1024
+"""What one that is counted needs beside that: TLS's own buffers, objects."""
 
 
 class Memory:

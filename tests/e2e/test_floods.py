@@ -12,13 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from tests.support import tls_flood
-from tests.support.witness import LONG, Attacked, Witness
+from tests.support.witness import CANARY, LONG, Attacked, Witness
 
 logger = logging.getLogger(__name__)
 
@@ -79,3 +79,21 @@ def send_tiny_chunks(attacked: Attacked, connections: int, secs: float) -> int:
         for client in clients:
             client.close()
     return sent
+
+
+@pytest.mark.skipif(not LONG, reason="takes half a minute; BPBROKER_LONG=1")
+def test_memory_that_slow_readers_and_unfinished_uploads_take(attack: Callable[..., Attacked]) -> None:
+    attacked = attack()
+    for number in range(10):
+        attacked.call("Replace", name=f"large-{number}", data="x" * 1_000_000)
+    with ExitStack() as stack:
+        for _ in range(100):  # each asks for 10 MB and reads nothing
+            reader = stack.enter_context(attacked.tls())
+            reader.sendall(f"GET /services/List/ HTTP/1.1\r\nHost: x\r\nX-Access-Key: {CANARY}\r\n\r\n".encode())
+        for _ in range(300):
+            loader = stack.enter_context(attacked.tls())
+            loader.sendall(b"POST /services/Replace/ HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+            with suppress(OSError):
+                loader.sendall(b"x" * 999_999)
+        assert attacked.process.memory_info().rss < 400 * 1024 * 1024
+        attacked.memory_bytes = attacked.process.memory_info().rss  # malloc keeps some of it for the next time
