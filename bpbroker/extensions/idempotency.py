@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import ipaddress
 import json
 import logging
 import os
@@ -39,7 +40,11 @@ _NOTE_EVERY_SECS: Final = 3600.0
 FORGOTTEN_AT_ONCE: Final = 500
 """Answers past their day that go at once, so that none takes long."""
 KEYS_MAX: Final = 100_000
-"""Keys of one day beyond which no new one is taken: throwing a key away early would let its call run twice."""
+"""Keys of one namespace and day beyond which none is taken: one thrown away early would let its call run twice."""
+_PART_OF_ONE_CLIENT: Final = 2
+"""One address gets this part of a namespace's keys at most …"""
+_RESERVED: Final = 1000
+"""… and, when they are all taken, still this part, so that no number of others can leave it without."""
 BYTES_MAX: Final = 256 * 1024 * 1024
 """Size of the file beyond which the oldest answers are thrown away, but never their keys."""
 _SMALL_BYTES: Final = 1024
@@ -47,7 +52,7 @@ _SMALL_BYTES: Final = 1024
 _WARN_FROM: Final = 0.8
 
 _KEY: Final = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?")
-_VERSION: Final = 1
+_VERSION: Final = 2
 _SCHEMA: Final = """
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS answers (
@@ -65,6 +70,28 @@ CREATE TABLE IF NOT EXISTS clock (boot TEXT NOT NULL, uptime REAL NOT NULL, wall
 PRAGMA user_version = 1;
 COMMIT;
 """
+_SCHEMA_OF_QUOTAS: Final = """
+BEGIN IMMEDIATE;
+ALTER TABLE answers ADD COLUMN client TEXT NOT NULL DEFAULT '';
+CREATE TABLE quotas (
+    namespace TEXT NOT NULL, client TEXT NOT NULL, keys INTEGER NOT NULL, PRIMARY KEY (namespace, client)
+) WITHOUT ROWID;
+CREATE TABLE spaces (namespace TEXT PRIMARY KEY, keys INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO quotas SELECT namespace, client, count(*) FROM answers GROUP BY namespace, client;
+INSERT INTO spaces SELECT namespace, count(*) FROM answers GROUP BY namespace;
+CREATE TRIGGER counted AFTER INSERT ON answers BEGIN
+    INSERT INTO quotas VALUES (NEW.namespace, NEW.client, 1) ON CONFLICT DO UPDATE SET keys = keys + 1;
+    INSERT INTO spaces VALUES (NEW.namespace, 1) ON CONFLICT DO UPDATE SET keys = keys + 1;
+END;
+CREATE TRIGGER discounted AFTER DELETE ON answers BEGIN
+    UPDATE quotas SET keys = keys - 1 WHERE namespace = OLD.namespace AND client = OLD.client;
+    DELETE FROM quotas WHERE namespace = OLD.namespace AND client = OLD.client AND keys <= 0;
+    UPDATE spaces SET keys = keys - 1 WHERE namespace = OLD.namespace;
+END;
+PRAGMA user_version = 2;
+COMMIT;
+"""
+"""How many keys each namespace, and each client of one, has. Keys of before have no client."""
 """The table ``total`` has the number of keys: counting them would cost a look at each. ``begun`` is by the file's
 clock; files of earlier versions have Unix time there, so that is what a new clock begins with."""
 
@@ -133,6 +160,8 @@ class Keyed:
     key: str
     request: bytes
     """Digest of what was asked and from where: only a repeat of just this gets the answer."""
+    client: str = ""
+    """For whom it counts: the requesting address, or its IPv6 network."""
 
     @classmethod
     def of(cls, namespace: str, call: Call) -> Keyed | None:
@@ -147,7 +176,7 @@ class Keyed:
         if not _KEY.fullmatch(key):
             raise BadRequest("The Idempotency-Key must be 1 to 255 visible ASCII characters")
         asked = json.dumps([namespace, call.method, sorted(call.qs.items()), call.source])
-        return cls(namespace, key, hashlib.sha256(asked.encode()).digest())
+        return cls(namespace, key, hashlib.sha256(asked.encode()).digest(), _client(call.source))
 
     def check_repeat(self, request: bytes) -> None:
         """See that a repeat asks the same.
@@ -237,18 +266,22 @@ class Answers:
                 (keyed.namespace, keyed.key, now - KEPT_SECS),
             )
             _make_room(connection)
-            count = _count(connection)
-            if count >= KEYS_MAX or _used_bytes(connection) >= BYTES_MAX:
-                (oldest,) = connection.execute("SELECT min(begun) FROM answers").fetchone()
+            count, mine = _quotas(connection, keyed)
+            if not _has_room(count, mine, _used_bytes(connection) >= BYTES_MAX):
+                (oldest,) = connection.execute(
+                    "SELECT min(begun) FROM answers WHERE namespace = ?", (keyed.namespace,)
+                ).fetchone()
+                oldest = now if oldest is None else oldest
                 hours, minutes = divmod(max(0, int(oldest + KEPT_SECS - now)) // 60 + 1, 60)
                 raise Overloaded(
-                    f"{count} calls with an Idempotency-Key in one day are the most that is kept; nothing was done;"
+                    f"{count} calls of {keyed.namespace} with an Idempotency-Key in one day, {mine} of them from here,"
+                    " are the most that is kept; nothing was done;"
                     f" the oldest is forgotten in {hours} h {minutes} min."
                     " If running this call twice does no harm, send it without a key"
                 )
             connection.execute(
-                "INSERT INTO answers (namespace, key, request, begun) VALUES (?, ?, ?, ?)",
-                (keyed.namespace, keyed.key, keyed.request, now),
+                "INSERT INTO answers (namespace, key, request, begun, client) VALUES (?, ?, ?, ?, ?)",
+                (keyed.namespace, keyed.key, keyed.request, now, keyed.client),
             )
 
     def finish(self, keyed: Keyed, outcome: KeptResult) -> None:
@@ -322,8 +355,14 @@ def _open(path: Path | None) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
-        if connection.execute("PRAGMA user_version").fetchone()[0] < _VERSION:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version < 1:
             connection.executescript(_SCHEMA)
+        if version < _VERSION:
+            with suppress(sqlite3.OperationalError):  # another thread was faster
+                connection.executescript(_SCHEMA_OF_QUOTAS)
+            if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
+                raise sqlite3.DatabaseError("its tables cannot be brought up to date")
     except BaseException:
         connection.close()
         raise
@@ -357,8 +396,11 @@ def _make_room(connection: sqlite3.Connection) -> None:
         return
     wanted = used - BYTES_MAX * 3 // 4
     rows: list[tuple[int]] = []
+    # Of the namespace that has the most of them: none makes the answers of another one go.
     for rowid, size in connection.execute(
-        "SELECT rowid, length(body) FROM answers WHERE length(body) > ? ORDER BY begun", (_SMALL_BYTES,)
+        "SELECT rowid, length(body) FROM answers WHERE length(body) > ?1 AND namespace = (SELECT namespace FROM answers"
+        " WHERE length(body) > ?1 GROUP BY namespace ORDER BY sum(length(body)) DESC LIMIT 1) ORDER BY begun",
+        (_SMALL_BYTES,),
     ):
         rows.append((rowid,))
         wanted -= size
@@ -366,6 +408,40 @@ def _make_room(connection: sqlite3.Connection) -> None:
             break
     connection.executemany("UPDATE answers SET body = NULL WHERE rowid = ?", rows)
     logger.warning("The %d oldest answers to calls with an Idempotency-Key made room for new ones", len(rows))
+
+
+def _client(source: str) -> str:
+    """Return what counts as one client: an IPv4 address, or the /64 network of an IPv6 one, which one host may have."""
+    try:
+        address = ipaddress.ip_address(source.partition("%")[0])
+    except ValueError:
+        return source
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.IPv6Address(int(address) >> 64 << 64))
+    return str(address)
+
+
+def _quotas(connection: sqlite3.Connection, keyed: Keyed) -> tuple[int, int]:
+    """Return how many keys the namespace has, and its client there."""
+    of_namespace = connection.execute("SELECT keys FROM spaces WHERE namespace = ?", (keyed.namespace,)).fetchone()
+    of_client = connection.execute(
+        "SELECT keys FROM quotas WHERE namespace = ? AND client = ?", (keyed.namespace, keyed.client)
+    ).fetchone()
+    return (of_namespace or (0,))[0], (of_client or (0,))[0]
+
+
+def _has_room(count: int, mine: int, full: bool) -> bool:
+    """Return whether another key is taken.
+
+    Args:
+        count: how many its namespace has.
+        mine: how many of them are its client's.
+        full: whether the file is; then each namespace still gets some, and only some.
+    """
+    few = KEYS_MAX // _RESERVED
+    if mine >= KEYS_MAX // _PART_OF_ONE_CLIENT or (full and count >= few * 10):
+        return False
+    return count < KEYS_MAX or (mine < few and count < 2 * KEYS_MAX)
 
 
 def _count(connection: sqlite3.Connection) -> int:

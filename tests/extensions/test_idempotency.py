@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -220,11 +221,12 @@ def test_a_key_can_be_used_again_after_a_day_however_many_are_over(kept: Answers
 
 def test_too_many_keys_are_refused_and_none_is_forgotten(kept: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idempotency, "KEYS_MAX", 2)
+    monkeypatch.setattr(idempotency, "_PART_OF_ONE_CLIENT", 1)
     for key in ("a", "b"):
         kept.begin(keyed(key))
         kept.finish(keyed(key), RESULT)
     with pytest.raises(
-        Overloaded, match=r"2 calls with an .* was done; the oldest is forgotten in 24 h .* without a key"
+        Overloaded, match=r"2 calls of demo with an .* was done; the oldest is forgotten in 24 h .* without a key"
     ):
         kept.begin(keyed("c"))
     assert kept.find(keyed("a")) == kept.find(keyed("b")) == RESULT
@@ -232,6 +234,40 @@ def test_too_many_keys_are_refused_and_none_is_forgotten(kept: Answers, monkeypa
     monkeypatch.setattr(idempotency, "BYTES_MAX", 1)
     with pytest.raises(Overloaded):
         kept.begin(keyed("d"))
+
+
+def test_no_client_and_no_namespace_takes_the_keys_of_others(kept: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idempotency, "KEYS_MAX", 20)
+    monkeypatch.setattr(idempotency, "_RESERVED", 10)
+
+    def fill(source: str, namespace: str = "demo") -> int:
+        for number in range(100):
+            found = Keyed.of(namespace, Call("F", {}, source, "id", f"{source} {number}"))
+            assert found is not None
+            try:
+                kept.begin(found)
+            except Overloaded:
+                return number
+        raise AssertionError("it has no limit")
+
+    assert fill("10.0.0.1") == 10  # half of all
+    assert fill("2001:db8::1") == 10
+    assert fill("2001:db8::2") == 0  # the same network, so the same client
+    assert [fill(f"10.0.1.{last}") for last in range(11)] == [2] * 10 + [0]  # a few for each that comes later
+    assert fill("10.0.0.1", "other") == 10
+
+
+def test_a_file_of_before_there_were_quotas_is_used_on(tmp_path: Path, clocks: Clocks) -> None:
+    path = tmp_path / "old"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as old:
+        old.executescript(idempotency._SCHEMA)
+        row = ("demo", "k", keyed().request, clocks.look().wall, 1, 200, "OK", "text/plain", b"old")
+        old.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+    answers = Answers(path, clocks.look)
+    assert answers.find(keyed()) == CallResult(200, "OK", "text/plain", b"old")
+    answers.begin(keyed("new"))
+    assert answers.tidy().keys == 2
+    answers.close()
 
 
 def test_old_answers_make_room_for_new_ones_and_no_call_runs_twice(

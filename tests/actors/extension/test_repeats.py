@@ -136,6 +136,7 @@ def test_health_tells_how_many_keys_are_kept_and_warns_early(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bpbroker.extensions.idempotency.KEYS_MAX", 5)
+    monkeypatch.setattr("bpbroker.extensions.idempotency._PART_OF_ONE_CLIENT", 1)
     monkeypatch.setattr(extension, "_TIDY_SECS", 0.05)
     demo = make(answers=tmp_path / "answers")
     assert demo.health().figures["keys_kept"] == 0
