@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     wanted = config.getoption("machine")
     for item in items:
         if HERE in item.path.parents:
-            item.add_marker(pytest.mark.timeout(1200))
+            item.add_marker(pytest.mark.timeout(3600))
             if not wanted:
                 item.add_marker(pytest.mark.skip(reason="boots virtual machines: only with --machine"))
 

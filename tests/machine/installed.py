@@ -15,7 +15,7 @@ from tests.machine.vm import Machine
 from tests.machine.writers import Api, Writers, await_broker, entries
 
 TOP = Path(__file__).parents[2]
-UP_SECS = 120.0
+UP_SECS = 300.0
 """The interpreter alone takes seconds to start in software."""
 
 FILES = "/usr/local/bpbroker/etc"
@@ -37,8 +37,8 @@ def install(image: Image, folder: Path, bundle: Path, accel: str) -> Path:
     machine = Machine(image, folder, devices=devices, network=False, accel=accel)
     try:
         machine.switch_on()
-        machine.run("tar -xzf /dev/vdb -C /root && /root/bpbroker-offline/install", timeout_secs=400.0)
-        machine.run("rm -r /root/bpbroker-offline && bpbroker install-service", timeout_secs=200.0)
+        machine.run("tar -xzf /dev/vdb -C /root && /root/bpbroker-offline/install", timeout_secs=1200.0)
+        machine.run("rm -r /root/bpbroker-offline && bpbroker install-service", timeout_secs=600.0)
         machine.switch_off()
     finally:
         machine.kill()

@@ -17,7 +17,7 @@ def test_power_cuts(make_host: Callable[..., Host], note: Callable[[str], None])
     machine.switch_on()
     host.await_up()  # it starts at boot
     # The first cut hits a service that was installed and started just before.
-    host.run("bpbroker uninstall-service --purge && bpbroker install-service", timeout_secs=300.0)
+    host.run("bpbroker uninstall-service --purge && bpbroker install-service", timeout_secs=600.0)
     host.service("start")
     for secs in CUTS_SECS:
         host.await_up()

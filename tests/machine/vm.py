@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from tests.machine.guest_agent import PORT_NAME
 from tests.machine.image import Image
 
-BOOT_SECS = 240.0
+BOOT_SECS = 600.0
 """A boot takes 16 to 36 s in software; on a busy host several times as long."""
 BROKER_PORT = 20443
 
@@ -201,13 +201,13 @@ class Machine:
 
     # --- what goes on inside ---
 
-    def run(self, command: str, *, timeout_secs: float = 120.0) -> str:
+    def run(self, command: str, *, timeout_secs: float = 300.0) -> str:
         """Run a shell command inside that has to succeed; return its output."""
         done = self.try_to(command, timeout_secs=timeout_secs)
         assert done.code == 0, f"{self.name}: {command}\nended with {done.code}\n{done.out}\n{done.err}"
         return done.out
 
-    def try_to(self, command: str, *, timeout_secs: float = 120.0) -> Done:
+    def try_to(self, command: str, *, timeout_secs: float = 300.0) -> Done:
         """Run a shell command inside; 124 is the code of one that took too long."""
         number = next(self._ids)
         self._agent.send({"id": number, "command": command, "timeout_secs": timeout_secs})
@@ -217,7 +217,7 @@ class Machine:
             if message.get("id") == number:
                 return Done(message["code"], message["out"], message["err"])
 
-    def until(self, command: str, *, within_secs: float = 120.0) -> str:
+    def until(self, command: str, *, within_secs: float = 300.0) -> str:
         """Run a shell command until it succeeds; return its output then."""
         until = time.monotonic() + within_secs
         while True:

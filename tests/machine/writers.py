@@ -87,7 +87,7 @@ class Writers:
         """How many writes were refused in all."""
         return sum(each.refused for each in self.known)
 
-    def until(self, *, acknowledged: int = 0, refused: int = 0, within_secs: float = 120.0) -> None:
+    def until(self, *, acknowledged: int = 0, refused: int = 0, within_secs: float = 300.0) -> None:
         """Wait until so many more writes were acknowledged, or refused."""
         acknowledged += self.acknowledged if acknowledged else 0
         refused += self.refused if refused else 0
