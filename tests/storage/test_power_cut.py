@@ -23,7 +23,7 @@ from tests.support import power_cut, power_driver
 from tests.support.coming_up import Found, come_up
 from tests.support.power_cut import Crash, Note, Recording
 
-pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+pytestmark = [pytest.mark.system, pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")]
 
 LONG: Final = os.environ.get("BPBROKER_LONG") == "1"
 """Whether more states are tried: ten minutes instead of half a one."""
