@@ -42,6 +42,8 @@ class Load:
     sync_secs: float
 
 
+pytestmark = pytest.mark.timeout(2 * WAIT_SECS)
+
 LOADS = [Load(6_000, 0.4), *([Load(200_000, 0.7), Load(1_000_000, 0.1)] if LONG else [])]
 
 
