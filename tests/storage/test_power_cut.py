@@ -134,7 +134,9 @@ class Trial:
         found = self.found(crash)
         self.warnings |= found.warnings
         if promises.restoring and found.problem:
-            # Cut off in the middle: the same command again is what helps.
+            # Cut off in the middle: the same command again is what helps, and the start says so.
+            if "was cut off; do it again" not in found.problem:
+                return [found.problem]
             power_cut.put(crash.tree, self._home)
             offline.restore(self._home / "etc" / "bpbroker.json", Path(promises.restoring))
             found = come_up(self._home)

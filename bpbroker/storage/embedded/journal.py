@@ -149,6 +149,8 @@ def read_journal(journal: Path) -> JournalState:
     try:
         # The mark comes first: a broker that runs may move it on while we read the rest.
         acknowledged = Mark(journal).read()
+        if acknowledged == Mark.RESTORING:  # also when only some of the old journal's files are gone
+            raise DamagedFile(f"A restore of {config_path(journal)} was cut off; do it again")
         if not journal.exists():
             if log.exists() and log.stat().st_size:
                 raise DamagedFile(f"{journal} is gone, but {log} has changes that belong to it")
@@ -160,8 +162,6 @@ def read_journal(journal: Path) -> JournalState:
             state = _read(journal, verdict)
     except OSError as error:
         raise ConfigurationError(f"Cannot read {error.filename or journal}: {error.strerror}") from None
-    if acknowledged == Mark.RESTORING:
-        raise DamagedFile(f"A restore of {config_path(journal)} was cut off; do it again")
     if acknowledged is not None and state.sequence < acknowledged:
         raise DamagedFile(
             f"{journal} is incomplete: it ends with commit {state.sequence}, but commit {acknowledged} was"
