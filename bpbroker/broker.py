@@ -45,9 +45,9 @@ from bpbroker.runtime.plan import Plan, RunOptions
 from bpbroker.runtime.prepare import prepare
 from bpbroker.runtime.watchdog import Watchdog
 from bpbroker.server import tls
+from bpbroker.server.budget import Budget
 from bpbroker.server.certificate_watch import CertificateWatch
 from bpbroker.server.listener import BrokerServer
-from bpbroker.server.memory import Memory
 from bpbroker.storage.lock import process_note
 
 logger = logging.getLogger("bpbroker")
@@ -270,7 +270,7 @@ class Broker:
         return messages.Pong(not slow, detail, server.loop.figures())
 
     def _start_frontend(self) -> None:
-        memory = Memory()
+        memory = Budget()
         self._application = Application(
             self._settings, self._addresses, self._prepared.token, _names(self._cert), memory
         )

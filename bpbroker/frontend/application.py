@@ -38,7 +38,7 @@ from bpbroker.frontend.control import CONTROL
 from bpbroker.frontend.openapi import description
 from bpbroker.frontend.parameters import Parameters, json_object, parse
 from bpbroker.server import response
-from bpbroker.server.memory import Memory
+from bpbroker.server.budget import Budget
 from bpbroker.server.request import Request, network_of
 from bpbroker.server.response import PendingResponse, Response
 
@@ -94,14 +94,14 @@ class Application:
         addresses: Mapping[str, messages.Address],
         control_token: str,
         names: Collection[str] = (),
-        memory: Memory | None = None,
+        memory: Budget | None = None,
     ) -> None:
         self._addresses = addresses
         self._control_token = control_token
         self._derived = _Derived.of(settings)
         self._names = names
         self._own_names = _own_names(names, settings)
-        self._memory = Memory() if memory is None else memory
+        self._memory = Budget() if memory is None else memory
         self._wrong_keys = access_keys.WrongKeys(schema.option(settings, "api", "wrong_keys_per_minute"))
         self._id_prefix = os.urandom(6).hex()
         self._id_numbers = itertools.count(1)

@@ -41,8 +41,9 @@ _PARAMETERS: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 _ANSWERS = {
     "200": "Success", "304": "Unchanged", "400": "Bad request", "401": "Wrong or missing key, or no such method",
-    "403": "A web page of another origin", "404": "No such entry", "405": "Another HTTP method is needed",
+    "403": "A web page of another origin or site", "404": "No such entry", "405": "Another HTTP method is needed",
     "409": "The entry exists already", "412": "The precondition failed", "413": "Too large",
+    "421": "A browser, by a name that is not this broker's",
     "429": "Too many wrong keys", "503": "Overloaded, or storage failed", "504": "Timed out",
 }  # fmt: skip
 

@@ -41,8 +41,8 @@ from enum import Enum
 from typing import Any, Final
 
 from bpbroker.server import response, tls
+from bpbroker.server.budget import CONNECTION_BYTES, SMALL_BYTES
 from bpbroker.server.framing import Framer, Rejected
-from bpbroker.server.memory import CONNECTION_BYTES, SMALL_BYTES
 from bpbroker.server.policy import Service
 from bpbroker.server.request import Request, network_of, plain_address
 from bpbroker.server.request_cycle import RequestCycle
@@ -226,7 +226,7 @@ class Connection:
         self._cycle.stop()
 
     def shed(self) -> Turn:
-        """Let go of what is kept for the client: the server keeps too much."""
+        """Drop what is kept for the client: the server keeps too much."""
         if self.phase is Phase.READING:
             return self._reject(503, "The broker has too many large requests at the moment; try again later")
         return Turn.CLOSE

@@ -39,10 +39,10 @@ from typing import Any, Final
 from bpbroker.config import schema
 from bpbroker.errors import InUse, cannot_listen
 from bpbroker.messages import Settings
+from bpbroker.server.budget import Budget
 from bpbroker.server.connection import Connection
 from bpbroker.server.event_loop import EventLoop
 from bpbroker.server.framing import Limits
-from bpbroker.server.memory import Memory
 from bpbroker.server.policy import Policy, Service
 from bpbroker.server.request import Request
 from bpbroker.server.request_cycle import Application
@@ -151,14 +151,14 @@ class BrokerServer:
         context: Any,
         rejected: Callable[[str, Response], object] = _no_log,
         admit: Callable[[Request], Response | None] = _admit,
-        memory: Memory | None = None,
+        memory: Budget | None = None,
     ) -> None:
         self.listener = sock
         self.port: int = sock.getsockname()[1]
         self.ready = False
         """Whether it serves."""
         self._service = Service(
-            application, _policy(context, settings), Memory() if memory is None else memory, admit, rejected
+            application, _policy(context, settings), Budget() if memory is None else memory, admit, rejected
         )
         self._workers = Workers(schema.option(settings, "api", "workers"))
         self.loop = EventLoop(sock, self._service, self._workers.put)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from bpbroker.server.budget import Budget
 from bpbroker.server.framing import Limits
-from bpbroker.server.memory import Memory
 from bpbroker.server.request import Request
 from bpbroker.server.request_cycle import Application
 from bpbroker.server.response import Response
@@ -36,7 +36,7 @@ class Service:
 
     application: Application
     policy: Policy
-    memory: Memory
+    memory: Budget
     admit: Callable[[Request], Response | None]
     """Called with a request whose body is still to come; what it returns is sent instead of reading the body."""
     rejected: Callable[[str, Response], object]

@@ -75,7 +75,7 @@ class Certificate:
     """SHA-256 of its DER, as pairs of upper-case hexadecimal digits with colons between."""
 
     def days_left(self, now: datetime.datetime) -> int:
-        """Give the whole days until it expires; negative when it has."""
+        """Return the whole days until it expires; negative when it has."""
         return (self.not_after - now).days
 
 
@@ -221,7 +221,7 @@ def read_certificate(cert: Path) -> Certificate:
 
 
 def fingerprint(cert: Path) -> str:
-    """Give the SHA-256 fingerprint of a certificate file, as ``AB:CD:…``.
+    """Return the SHA-256 fingerprint of a certificate file, as ``AB:CD:…``.
 
     Raises:
         ConfigurationError: it cannot be read.
@@ -551,7 +551,7 @@ class Stream:
 
 
 def _reason(error: SSL.Error) -> str:
-    """Give the last reason of an OpenSSL error, such as ``http request``."""
+    """Return the last reason of an OpenSSL error, such as ``http request``."""
     if isinstance(error, SSL.SysCallError):
         return "the connection was cut"
     reasons = error.args[0] if error.args and isinstance(error.args[0], list) else []

@@ -19,8 +19,8 @@ import pytest
 from bpbroker.config import layers
 from bpbroker.errors import InUse, StartError
 from bpbroker.server import request_cycle, response, tls
+from bpbroker.server.budget import Budget
 from bpbroker.server.listener import BrokerServer, bind_tcp, raise_descriptor_limit
-from bpbroker.server.memory import Memory
 from bpbroker.server.request import Request, network_of
 from bpbroker.server.response import PendingResponse, Response
 
@@ -96,7 +96,7 @@ def app() -> App:
 def serve(pair: tuple[Path, Path], app: App) -> Iterator[Serve]:
     with ExitStack() as stack:
 
-        def start(memory: Memory | None = None, admit: Admit = lambda _: None, **api: Any) -> BrokerServer:
+        def start(memory: Budget | None = None, admit: Admit = lambda _: None, **api: Any) -> BrokerServer:
             settings = layers.freeze({"api": api})
             listener = bind_tcp("127.0.0.1", 0)
             server = BrokerServer(listener, app, settings, tls.context(*pair), admit=admit, memory=memory)
@@ -311,7 +311,7 @@ def test_a_reader_that_takes_nothing_is_let_go(serve: Serve) -> None:
 
 
 def test_too_much_kept_for_clients_is_let_go(serve: Serve) -> None:
-    memory = Memory(1_000_000)
+    memory = Budget(1_000_000)
     server = serve(memory=memory)
     with ExitStack() as stack:
         greedy = stack.enter_context(client(server))
@@ -327,16 +327,16 @@ def test_too_much_kept_for_clients_is_let_go(serve: Serve) -> None:
 
 
 def test_what_is_kept_is_counted_while_it_comes_while_it_is_served_and_while_it_goes(serve: Serve, app: App) -> None:
-    memory = Memory()
+    memory = Budget()
     server = serve(memory=memory)
     with client(server) as sock:
         sock.sendall(b"POST /later HTTP/1.1\r\nHost: x\r\nContent-Length: 500000\r\n\r\n" + b"x" * 400_000)
         eventually(lambda: memory.held_bytes > 390_000)
         sock.sendall(b"x" * 100_000)
         eventually(lambda: app.owed)
-        app.settle(b"y" * 20_000_000)
+        app.settle(b"y" * 10_000_000)
         eventually(lambda: memory.held_bytes > 9_000_000)
-        assert answer(sock) == (200, b"y" * 20_000_000)
+        assert answer(sock) == (200, b"y" * 10_000_000)
         eventually(lambda: memory.held_bytes == 0)
 
 

@@ -11,7 +11,7 @@ from bpbroker import messages
 from bpbroker.config import layers
 from bpbroker.frontend.application import Application
 from bpbroker.messages import Record
-from bpbroker.server.memory import Memory
+from bpbroker.server.budget import Budget
 from bpbroker.server.request import Request
 from bpbroker.server.response import PendingResponse
 
@@ -89,7 +89,7 @@ class Broker:
             "config store": self.store,
             "broker": self.loop,
         }
-        self.memory = Memory()
+        self.memory = Budget()
         self.application = Application(layers.freeze(settings), named, TOKEN, ("Broker", "*.example.org"), self.memory)
 
     def call(

@@ -12,7 +12,7 @@ CONNECTION_BYTES: Final = 48 * 1024
 """What one that is counted needs beside that: TLS's own buffers, objects."""
 
 
-class Memory:
+class Budget:
     """What is kept for clients: requests on their way in and being served, responses on their way out.
 
     Counted by the loop's thread and by workers, as it changes.
