@@ -32,16 +32,23 @@ SYSTEM_FIXTURES = frozenset({"make_broker", "etcd", "make_etcd", "etcd_wires"})
 _REGISTRIES = itertools.count()
 
 
+def _fast_tier(config: pytest.Config) -> bool:
+    """Whether the command line names neither files nor a mark."""
+    return config.args_source is pytest.Config.ArgsSource.TESTPATHS and config.option.markexpr in ("", "not system")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Choose the fast tier, on all cores, unless the command line names files or a mark."""
-    if hasattr(config, "workerinput"):
-        return  # a process that xdist started, and that must start no more
-    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.markexpr:
+    """Run the fast tier on all cores."""
+    # A worker of xdist has the same command line: it must not start workers of its own.
+    if _fast_tier(config) and not hasattr(config, "workerinput") and getattr(config.option, "numprocesses", 0) is None:
+        config.option.numprocesses = "auto"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the fast tier; in each worker of xdist too, which selects for itself."""
+    if _fast_tier(config):
         config.option.markexpr = "not system"
-        # A worker of xdist comes here too, with the same command line: it must not start workers of its own.
-        if getattr(config.option, "numprocesses", 0) is None and not hasattr(config, "workerinput"):
-            config.option.numprocesses = "auto"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
