@@ -6,7 +6,6 @@ An entry is a JSON object. Two of its keys are the broker's: ``last_write_ip``
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -243,8 +242,3 @@ def encode(entry: Mapping[str, Any]) -> bytes:
         ValueError: it has NaN or an infinity.
     """
     return json.dumps(entry, ensure_ascii=False, allow_nan=False).encode()
-
-
-def etag(encoded: bytes) -> str:
-    """Return the strong entity tag of an encoded entry, quotes included (RFC 9110, section 8.8.3)."""
-    return f'"{hashlib.sha256(encoded).hexdigest()[:32]}"'

@@ -22,13 +22,14 @@ from typing import Any, Final
 from bpbroker.errors import AlreadyExists, PreconditionFailed, TooLarge
 from bpbroker.messages import ALWAYS, Condition, Delete, Record, Register, Replace, Update
 from bpbroker.registry import entry
+from bpbroker.registry.etag import etag
 
 Write = Register | Replace | Update | Delete
 
 
 def record(name: str, encoded: bytes) -> Record:
     """Return the record of an encoded entry."""
-    return Record(name, encoded, entry.etag(encoded))
+    return Record(name, encoded, etag(encoded))
 
 
 def _register(write: Register, current: Record | None, now: float, _max_bytes: int) -> Record:

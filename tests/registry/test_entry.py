@@ -139,13 +139,6 @@ class TestStamp:
         assert entry.without_stamp(second) == {"b": 1, "c": 2}
 
 
-def test_etag_is_a_digest_of_the_content() -> None:
-    one, other = entry.encode({"a": 1}), entry.encode({"a": 2})
-    assert entry.etag(one) == entry.etag(entry.encode({"a": 1})) != entry.etag(other)
-    assert entry.etag(one).startswith('"')
-    assert len(entry.etag(one)) == 34
-
-
 def test_names_of_many_are_cut_short() -> None:
     assert entry.shown_names(list("abcdefghijk")) == "a, b, c, d, e, f, g, h, i, j, …"
     assert entry.shown_names(("a", "b")) == "a, b"

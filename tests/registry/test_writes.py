@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bpbroker.errors import AlreadyExists, PreconditionFailed, TooLarge
 from bpbroker.messages import ALWAYS, Condition, Delete, Record, Register, Replace, Update
 from bpbroker.registry import entry, writes
+from bpbroker.registry.etag import etag
 
 THERE = writes.record("a", entry.encode(entry.stamp({"x": {"y": 1}}, "10.0.0.9", 5)))
 
@@ -25,7 +26,7 @@ def test_what_is_not_there_is_created_and_stamped(kind: type[Register | Replace 
     made = decide(kind("a", {"x": 1}, "10.0.0.1"), None)
     assert made is not None
     assert json.loads(made.json) == {"x": 1, "last_write_ip": "10.0.0.1", "last_write_ts": 7}
-    assert made == Record("a", made.json, entry.etag(made.json))
+    assert made == Record("a", made.json, etag(made.json))
 
 
 def test_each_does_what_its_name_says() -> None:
