@@ -1,4 +1,8 @@
-"""Watching the healthcheck, which watches all others: done by the main thread, which has nothing else to wait for."""
+"""The supervisor looks after the healthcheck only; the healthcheck replaces all other actors.
+
+It pings the healthcheck and puts a new one in its place when it is dead or
+stuck. The main thread calls it between two events.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ STUCK_SECS: Final = 10.0
 
 
 class Supervisor:
-    """Pings one actor; puts a fresh one in its place when it is dead or stuck.
+    """Pings one actor, the healthcheck; puts a new one in its place when it is dead or stuck.
 
     Args:
         address: the actor's.

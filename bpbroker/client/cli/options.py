@@ -1,8 +1,9 @@
-"""What may be typed: the options and commands of ``bpclient``, as data.
+"""The options of ``bpclient`` as data, and the classes that describe an option or a command.
 
-Two readers work from it. :mod:`bpbroker.client.cli.parser` reads well-formed
-command lines, and loads nothing for that; :mod:`bpbroker.client.cli.tree` makes
-click's commands of it, for help, completion and whatever is not well-formed.
+The commands themselves are in :mod:`bpbroker.client.cli.commands`. Two modules read
+options and commands: :mod:`bpbroker.client.cli.parser` reads well-formed command lines by
+them, and does not load click; :mod:`bpbroker.client.cli.tree` turns them into click's
+commands, for help, completion and every line that is not well-formed.
 """
 
 from __future__ import annotations
