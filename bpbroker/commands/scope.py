@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -61,6 +62,7 @@ class Scope:
         place = of if of is not None else self.own.parent
         folder = next(folder for folder in (place, *place.parents) if folder.exists()).stat()
         if folder.st_uid != 0:
+            importlib.import_module("ifaddr")  # which loads more: that user may not be able to read root's Python
             os.setgroups([])
             os.setgid(folder.st_gid)
             os.setuid(folder.st_uid)

@@ -15,6 +15,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 from typing import Any, Final
 
 from bpbroker.server.connection import Connection, Phase, Turn
@@ -27,6 +28,8 @@ _ACCEPT_AT_ONCE: Final = 64
 _TICK_SECS: Final = 0.25
 _PAUSE_SECS: Final = 0.1
 """How long not to accept when the process has no file descriptor left."""
+_LOOKED_AT: Final = 256
+"""Newcomers that are looked at for one to close: each accept costs the same however many there are."""
 _EVICT_AT_ONCE: Final = 64
 
 _EVENTS: Final = {Turn.READ: selectors.EVENT_READ, Turn.WRITE: selectors.EVENT_WRITE}
@@ -186,21 +189,30 @@ class EventLoop:
             for connection in idle[: min(_EVICT_AT_ONCE, most - held - 1)]:
                 self._close(connection)
         if len(self._connections) >= places:
-            self._evict_newcomer()
+            self._evict_newcomer(busiest if most > 1 else None)
         if len(self._connections) >= places:
             idle = [connection for connection in self._connections if connection.idle]
             for connection in sorted(idle, key=lambda connection: connection.deadline)[:_EVICT_AT_ONCE]:
                 self._close(connection)
         return len(self._connections) < places
 
-    def _evict_newcomer(self) -> None:
-        """Close the oldest connection that has never had a complete request, if there is one."""
-        while self._newcomers:
-            connection = next(iter(self._newcomers))
-            del self._newcomers[connection]
-            if not connection.served and connection in self._connections:
-                self._close(connection)
-                return
+    def _evict_newcomer(self, network: str | None) -> None:
+        """Close the oldest connection that has never had a complete request, if there is one.
+
+        Args:
+            network: has the most connections, so one of its own goes first: a client in the middle of its
+                handshake must not pay for a neighbour that takes all places.
+        """
+        for connection in list(islice(self._newcomers, _LOOKED_AT)):
+            if connection.served or connection not in self._connections:
+                del self._newcomers[connection]
+        oldest = next(iter(self._newcomers), None)
+        near = islice(self._newcomers, _LOOKED_AT)
+        victim = next((each for each in near if each.network == network and not each.served), oldest)
+        if victim is not None:
+            del self._newcomers[victim]
+            if not victim.served:
+                self._close(victim)
 
     def _listen(self, *, on: bool) -> None:
         if on and not self._listening:

@@ -182,7 +182,7 @@ def test_1_a_result_that_cannot_be_written(broker: RunningBroker) -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_1_nobody_reads_the_result(broker: RunningBroker) -> None:
+def test_the_reader_of_the_result_went_away_or_is_none(broker: RunningBroker) -> None:
     broker.register("foo")
     command = broker.command("bpbroker.client", "-q", "-b", here(broker), "service", "get", "--name", "foo")
     reading, writing = os.pipe()
@@ -191,8 +191,7 @@ def test_1_nobody_reads_the_result(broker: RunningBroker) -> None:
         command, env=broker.environ, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60, check=False
     )
     os.close(writing)
-    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
-    assert "standard output" in ended.stderr
+    assert (ended.returncode, ended.stderr) == (141, "")  # quietly, as any program whose reader went away
     closed = subprocess.run(
         ["sh", "-c", 'exec "$@" >&-', "sh", *command],
         env=broker.environ, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
