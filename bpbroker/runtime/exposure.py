@@ -71,7 +71,10 @@ def exposed_code(lib: Path, namespaces: Iterable[str], trusted: Iterable[int] | 
         ("the lib folder", lib),
         *((f"the extension {name}", found) for name in namespaces if (found := modules.find(name, lib)) is not None),
     ):
-        open_to_others = files.exposed(path, users) if path.exists() else None
+        try:
+            open_to_others = files.exposed(path, users) if path.exists() else None
+        except OSError:  # this user may not look there; a warning that cannot be given ends nothing
+            continue
         if open_to_others is not None and open_to_others not in told:
             told.add(open_to_others)
             yield f"Other users can write to {open_to_others}, and so change {what}, which has the broker's rights"
