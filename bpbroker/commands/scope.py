@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -28,6 +28,10 @@ class _File(click.Path):
 
 FILE = _File(dir_okay=False, path_type=Path)
 """A file that need not exist."""
+
+
+_LOADED_BEFORE: Final = ("ifaddr", "cryptography.hazmat.backends")
+"""What commands load late: the user that root becomes may not be able to read root's Python."""
 
 
 @dataclass(slots=True)
@@ -62,7 +66,8 @@ class Scope:
         place = of if of is not None else self.own.parent
         folder = next(folder for folder in (place, *place.parents) if folder.exists()).stat()
         if folder.st_uid != 0:
-            importlib.import_module("ifaddr")  # which loads more: that user may not be able to read root's Python
+            for needed in _LOADED_BEFORE:
+                importlib.import_module(needed)
             os.setgroups([])
             os.setgid(folder.st_gid)
             os.setuid(folder.st_uid)
