@@ -400,6 +400,5 @@ def launch(actor: type[Actor], *args: Any, timeout_secs: float = STALLED_SECS, *
     made = _actors.get(ref.actor_urn)
     if made is not None:
         # Half seconds: threads that only wake up now and then are no work.
-        computed = lambda: int(2 * time.process_time())  # noqa: E731
-        _wait_patiently(made.ready, computed, actor.__name__, stalled_secs=timeout_secs)
+        _wait_patiently(made.ready, lambda: int(2 * time.process_time()), actor.__name__, stalled_secs=timeout_secs)
     return ref
