@@ -1,7 +1,7 @@
 """What the registry tells a store and what it hears from one: values, no behaviour.
 
-A *change* is the next state of one name. Its *outcome* is :class:`Committed`,
-:class:`Conflict`, or an error. What a shared store holds at one moment comes as
+A *change* is the next state of one name, a *group* is changes that belong together.
+A group's *outcome* is :class:`Committed`, :class:`Conflict`, or an error. What a shared store holds at one moment comes as
 :class:`Seen` and :class:`State`; what its watch tells is *news*.
 """
 
@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Final
 
 from bpbroker.errors import Unavailable
+from bpbroker.messages import Record
 
 
 class Anything(Enum):
@@ -29,18 +30,38 @@ class Change:
     """The next state of one name."""
 
     name: str
-    value: bytes | None
-    """The entry as JSON in UTF-8; None deletes it."""
+    after: Record | None
+    """The record as it will be, its revision still an index in the commit; None: there is none any more."""
     expects: int | Anything = ANYTHING
-    """The version that must be there for the change to happen, 0 for no entry, or :data:`ANYTHING`."""
+    """The version that must be there for the change to happen, 0 for no record, or :data:`ANYTHING`."""
+    index: int = 0
+    """Place of the write that makes it in its commit. The change's revision is the commit's plus this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Changes that happen together or not at all."""
+
+    changes: tuple[Change, ...]
+    compared: tuple[tuple[str, int], ...] = ()
+    """Name and version that must be there for the group to happen; the name itself is not changed."""
+    empty: tuple[str, ...] = ()
+    """Prefixes with which there must be no entry for the group to happen."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that the group changes or compares."""
+        return (*(change.name for change in self.changes), *(name for name, _ in self.compared))
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """The change is durable."""
+    """The group is durable."""
 
     version: int = 0
-    """The entry's version from now on; of a deletion, the version from which on there is no entry."""
+    """The names' version from now on; of a deletion, the version from which on there is no record."""
+    revision: int = 0
+    """The commit's revision; that of a change is its index higher."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,25 +69,26 @@ class Seen:
     """What a shared store held for a name at one moment."""
 
     name: str
-    value: bytes | None
-    """The entry as JSON in UTF-8; None for no entry."""
+    record: Record | None
+    """None for no record."""
     version: int
-    """The entry's version, 0 for no entry. Versions of one store grow with every change."""
+    """The record's version, 0 for none. Versions of one store grow with every change."""
     as_of: int
     """The store's own version at that moment; not below ``version``."""
     fault: str = ""
-    """Why this value cannot be an entry (another program wrote it); empty if it can."""
+    """Why this value cannot be a record (another program wrote it); empty if it can."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """The change did not happen: the store holds another version than was expected."""
+    """The group did not happen: the store holds something else than was expected."""
 
-    seen: Seen
+    seen: tuple[Seen, ...]
+    """What it holds for each name of the group, in the order of :attr:`Group.names`."""
 
 
 Outcome = Committed | Conflict | Unavailable
-"""What became of one change; an error where this one failed and others did not."""
+"""What became of one group; an error where this one failed and others did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +99,8 @@ class State:
     """Sorted by name; absent names are not in it."""
     version: int
     registry_id: str
+    revision: int = 0
+    """The highest revision of a change in it."""
     anew: str = ""
     """Why nothing that the store told before holds any more; empty if it does."""
 
@@ -86,6 +110,8 @@ class Changes:
     """The next changes in a shared store, oldest first; empty: the watch works, and nothing was missed."""
 
     seen: tuple[Seen, ...] = ()
+    revision: int = 0
+    """The revision that the store has reached with them, 0 if that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,10 @@ newer, and every method is quick enough for the registry's own thread.
 memory may be behind it, a commit may meet something newer, and each call may
 block for seconds, so the registry makes these calls outside its own thread.
 
-* ``commit``: for each change the comparison with ``expects`` and the write are
-  one step; no other writer comes between. A change happens once or not at all,
-  also if its request has to be sent again. Several changes may be divided: each
-  has its own outcome, and one may fail while another happens.
+* ``commit``: for each group the comparisons and all its changes are one step; no
+  other writer comes between. A group happens once or not at all, also if its
+  request has to be sent again. Several groups may be divided: each has its own
+  outcome, and one may fail while another happens.
 * ``read``: all its names at one version.
 * ``scan``, ``open``: all entries at one version, however many requests it takes.
 * ``follow``: every change after the given version, in the order of versions,
@@ -31,6 +31,10 @@ block for seconds, so the registry makes these calls outside its own thread.
 
 Versions are integers. Each commit gets a higher one than every commit before
 it, for the whole life of the registry; another registry has another id.
+
+Revisions are what clients see of that: integers below 2**53. Each commit gets one
+that is higher than every revision before it, whatever a backup brings back or a
+clock says. The writes of one commit count on from it.
 """
 
 from __future__ import annotations
@@ -38,17 +42,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from bpbroker.registry.changes import Change, News, Outcome, Seen, State
+from bpbroker.registry.changes import Group, News, Outcome, Seen, State
 
 
 class Store(Protocol):
     """What both kinds of store supply."""
 
-    def commit(self, changes: Sequence[Change]) -> Sequence[Outcome]:
-        """Make changes durable and return their outcomes in order.
+    def commit(self, groups: Sequence[Group]) -> Sequence[Outcome]:
+        """Make groups of changes durable and return their outcomes in order.
 
-        A name occurs at most once in ``changes``. An error means that no change
-        has an outcome of its own.
+        A name is in one group at most. An error means that no group has an
+        outcome of its own.
 
         Raises:
             StorageFull: nothing was changed; a later commit may work.
@@ -68,7 +72,7 @@ class LocalStore(Store, Protocol):
     """A store whose only writer is its registry. One thread calls all methods, :meth:`load` first."""
 
     def load(self) -> Mapping[str, bytes]:
-        """Open the store and return all entries: name to JSON in UTF-8. Called once.
+        """Open the store and return all records in their stored form. Called once.
 
         Raises:
             DamagedFile: what is stored cannot be trusted; nothing was changed.
@@ -77,7 +81,7 @@ class LocalStore(Store, Protocol):
 
     @property
     def sequence(self) -> int:
-        """Number of the last commit; grows with every commit, also across restarts."""
+        """The highest revision that was given out; grows with every commit, also across restarts."""
 
     def forget(self, sequence: int) -> bool:
         """Drop what the configuration file holds as well: everything up to this commit.

@@ -1,0 +1,67 @@
+"""The stored form of a record: its JSON, with its revision and its session as last keys. Pure.
+
+This is what stands in the journal, in the configuration file, in a backup and in
+etcd. There the revision is not known when a record is written, so only its place
+in the commit is noted (``last_write_index``). Clients never see these keys, and may not use them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from bpbroker.messages import INDEX_MAX, Record
+
+KEYS: Final = ("last_write_revision", "last_write_index", "last_write_session")
+"""The keys of the stored form that no entry has."""
+
+SESSION_MAX: Final = 128
+"""Longest id of a session, in characters."""
+
+_TRAILER: Final = re.compile(
+    rb'(?:,? ?"last_write_(revision|index)": (\d{1,19}))?(?:,? ?"last_write_session": "([^"\\]{1,128})")?\}\Z'
+)
+_TRAILER_MAX: Final = 256
+
+
+def joined(record: Record) -> bytes:
+    """Return the stored form of a record: with its revision, or with its place in the commit that writes it."""
+    revision = record.revision
+    if revision >= INDEX_MAX:
+        return _joined(record.json, b'"last_write_revision": %d' % revision, record.session)
+    return _joined(record.json, b'"last_write_index": %d' % revision if revision else b"", record.session)
+
+
+def _joined(json: bytes, number: bytes, session: str) -> bytes:
+    parts = [number] if number else []
+    if session:
+        parts.append(b'"last_write_session": "%b"' % session.encode())
+    if not parts:
+        return json
+    lead = b"" if json == b"{}" else b", "
+    return b"%b%b%b}" % (json[:-1], lead, b", ".join(parts))
+
+
+def split(name: str, stored: bytes, commit: int = 0) -> Record:
+    """Return the record of a stored form.
+
+    Args:
+        name: the record's name.
+        stored: JSON in UTF-8.
+        commit: the revision of the commit that wrote it, where the store knows it.
+
+    Returns:
+        The record. Its revision is the one that stands in it, else its place after ``commit``, else 0.
+    """
+    found = _TRAILER.search(stored, max(0, len(stored) - _TRAILER_MAX))
+    if found is None or found.start() == len(stored) - 1:
+        return Record(name, stored, commit)
+    kind, number, session = found.groups()
+    revision = int(number) if kind == b"revision" else commit + int(number or 0)
+    return Record(name, stored[: found.start()] + b"}", revision, (session or b"").decode())
+
+
+def unrevised(stored: bytes) -> bytes:
+    """Return a stored form without its revision: its entry may have been changed by hand."""
+    record = split("", stored)
+    return _joined(record.json, b"", record.session)
