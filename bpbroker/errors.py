@@ -11,6 +11,7 @@ with sit on the class, so no caller translates one into the other::
     │   ├── NotFound                  404   3
     │   ├── MethodNotAllowed          405   1
     │   ├── AlreadyExists             409   4
+    │   ├── Gone                      410   1
     │   ├── PreconditionFailed        412   4
     │   ├── TooLarge                  413   1
     │   ├── Misdirected               421   1
@@ -42,7 +43,8 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
-    from typing import ClassVar
+    from collections.abc import Mapping
+    from typing import Any, ClassVar
 
 
 class BpbrokerError(Exception):
@@ -65,6 +67,12 @@ class RequestError(BpbrokerError):
 
     retry_after_secs: int | None = None
     """When set, the answer carries ``Retry-After`` with this many seconds."""
+
+    data: Mapping[str, Any] | None = None
+    """What is there, for the answer's ``data``: JSON values."""
+
+    failed: int | None = None
+    """Which operation of a batch was refused, from 0."""
 
 
 class BadRequest(RequestError):
@@ -109,6 +117,12 @@ class AlreadyExists(RequestError):
 
     status = 409
     exit_code = 4
+
+
+class Gone(RequestError):
+    """What the request refers to is forgotten; ``data`` says from where to go on."""
+
+    status = 410
 
 
 class PreconditionFailed(RequestError):
@@ -260,7 +274,7 @@ class WaitTimeout(ClientError):
 _BY_STATUS: dict[int, type[RequestError]] = {
     kind.status: kind
     for kind in (
-        BadRequest, Unauthorized, Forbidden, NotFound, AlreadyExists, PreconditionFailed,
+        BadRequest, Unauthorized, Forbidden, NotFound, AlreadyExists, Gone, PreconditionFailed,
         TooLarge, HeadersTooLarge, TooManyRequests, Unavailable, TimedOut,
     )
 }  # fmt: skip

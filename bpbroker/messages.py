@@ -117,12 +117,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What a write expects to find; with both fields unset it expects nothing in particular."""
+    """What a write expects to find; with all fields unset it expects nothing in particular."""
 
     match: tuple[str, ...] | None = None
     """``If-Match``: the entry's tag must be one of these; ``("*",)`` is any existing entry."""
     none_match: tuple[str, ...] | None = None
     """``If-None-Match``: the entry's tag must be none of these; ``("*",)`` is no entry at all."""
+    lock: tuple[str, int] | None = None
+    """Name of a lock and the token of a place that must hold it."""
 
 
 ALWAYS = Condition()
@@ -137,6 +139,8 @@ class Register:
     source: str
     """The requesting address as text; becomes ``last_write_ip``."""
     condition: Condition = ALWAYS
+    session: str | None = None
+    """Id of the session with which the entry is to end; empty: with none; None: as it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,7 @@ class Replace:
     data: Mapping[str, Any]
     source: str
     condition: Condition = ALWAYS
+    session: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +162,24 @@ class Update:
     data: Mapping[str, Any]
     source: str
     condition: Condition = ALWAYS
+    session: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """There is no such entry any more."""
+
+    revision: int = 0
+    """Of the deletion; 0 if there was none."""
+
+    def at(self, revision: int) -> Deleted:
+        """Return it as it is when its commit is durable at a revision."""
+        return Deleted(revision + self.revision)
 
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Remove an entry, absent or not. Reply: None. Errors: PreconditionFailed, Unavailable."""
+    """Remove an entry, absent or not. Reply: :class:`Deleted`. Errors: PreconditionFailed, Unavailable."""
 
     name: str
     condition: Condition = ALWAYS
@@ -204,6 +222,10 @@ class List:
     """As for :class:`Get`."""
     client: str = field(default="", compare=False)
     """For whom a waiting read counts, such as the requesting address; empty for none in particular."""
+    where: tuple[tuple[str, str], ...] = ()
+    """Fields and their values, as text, that an entry must have to count and to be in the reply."""
+    fail_where: tuple[tuple[str, str], ...] = ()
+    """As ``where``; the first entry that matches one of these ends the wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,9 +258,9 @@ class SnapshotTaken:
     """All entries at one moment."""
 
     entries: Mapping[str, bytes]
-    """Name to entry (JSON in UTF-8); this mapping is the receiver's own."""
+    """Name to record in its stored form, the registry's own records too; this mapping is the receiver's own."""
     sequence: int
-    """Number of the last commit that it contains; grows with every commit."""
+    """The highest revision of a change that it contains; grows with every commit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from bpbroker.errors import Unavailable
+from bpbroker.errors import RequestError, Unavailable
 from bpbroker.messages import Record, SnapshotTaken
-from bpbroker.registry.changes import Change, Committed, Conflict, Outcome
+from bpbroker.registry.changes import Committed, Conflict, Group, Outcome
 from bpbroker.registry.memory import Memory
 from bpbroker.registry.reads import Then
+from bpbroker.registry.requests import Done, Open
 
 
 class Host(Protocol):
@@ -87,11 +88,11 @@ class Backend(Protocol):
 
     # --- reading ---
 
-    def is_fresh(self, name: str) -> bool:
-        """Return whether memory surely holds the newest state of a name, and no staged one replaces it."""
+    def is_fresh(self, names: Sequence[str]) -> bool:
+        """Return whether memory surely holds the newest state of all names, and no staged one replaces it."""
 
-    def read(self, name: str, then: Then) -> None:
-        """Bring memory up to date for a name, then call ``then``."""
+    def read(self, names: Sequence[str], then: Then) -> None:
+        """Bring memory up to date for some names, then call ``then``."""
 
     def list(self, prefix: str, at_least: int, then: Callable[[tuple[Record, ...] | Unavailable], None]) -> None:
         """Call ``then`` with all entries whose names begin with ``prefix``.
@@ -104,11 +105,26 @@ class Backend(Protocol):
 
     # --- committing ---
 
-    def commit(self, changes: Sequence[Change], ended: Callable[[Sequence[Outcome] | BaseException], None]) -> None:
-        """Commit changes, then call ``ended`` with their outcomes or what went wrong. One commit at a time."""
+    def commit(self, groups: Sequence[Group], ended: Callable[[Sequence[Outcome] | BaseException], None]) -> None:
+        """Commit groups of changes, then call ``ended`` with their outcomes or what went wrong. One commit at a time."""
 
-    def learn(self, name: str, after: Record | None, outcome: Committed | Conflict) -> None:
-        """Let memory hold what became of a change to ``after``."""
+    def learn(self, committed: Sequence[tuple[Group, Committed]]) -> None:
+        """Let memory hold what one commit has made durable, and watches hear of it."""
+
+    def learn_conflict(self, conflict: Conflict) -> None:
+        """Let memory hold what stood in the way of a group."""
+
+    # --- sessions ---
+
+    @property
+    def leases(self) -> bool:
+        """Whether the store itself ends sessions. If not, the registry does, and the next two are never called."""
+
+    def open_session(self, message: Open, then: Callable[[Done | RequestError], None]) -> None:
+        """Begin a session in the store, or find it, then call ``then``."""
+
+    def renew_session(self, session: str, then: Callable[[Done | RequestError], None]) -> None:
+        """Keep a session alive, then call ``then``; with NotFound if it is over."""
 
     def probe(self) -> None:
         """Find out whether a commit would work now, and report it to the host, at once or later."""

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bpbroker.actors.base import DEFERRED
 from bpbroker.actors.registry_backend import Host
-from bpbroker.errors import StorageFailed, Unavailable
+from bpbroker.errors import RequestError, StorageFailed, Unavailable
 from bpbroker.messages import Record, SnapshotSaved, SnapshotTaken
-from bpbroker.registry.changes import Change, Committed, Conflict, Outcome
+from bpbroker.registry.changes import Committed, Conflict, Group, Outcome
 from bpbroker.registry.memory import Memory
 from bpbroker.registry.reads import Then
 from bpbroker.registry.replies import refusal, send
-from bpbroker.registry.writes import record
+from bpbroker.registry.requests import Done, Open
+from bpbroker.registry.stored import split
 from bpbroker.storage.base import LocalStore
 
 
@@ -34,6 +35,7 @@ class LocalBackend:
 
     away = ""
     trouble = ""
+    leases = False
 
     def __init__(self, open_store: Callable[[], LocalStore], registry_id: str = "0" * 32) -> None:
         self.registry_id = registry_id
@@ -68,7 +70,14 @@ class LocalBackend:
         self._host, self._memory = host, host.memory
         self._store = self._open_store()
         self._is_open = True
-        self._memory.fill(record(name, value) for name, value in self._store.load().items())
+        stored = self._store.load()
+        fresh = self._store.sequence
+        # What an earlier version or an editor wrote has no revision: all of it has the newest one.
+        self._memory.fill(
+            found if found.revision else replace(found, revision=fresh)
+            for found in (split(name, value) for name, value in stored.items())
+        )
+        self._memory.history.begin(self.registry_id, fresh)
 
     def drain(self) -> None:
         """Forget to the end: there is no traffic any more that this could hold up."""
@@ -90,13 +99,14 @@ class LocalBackend:
 
     # --- reading ---
 
-    def is_fresh(self, name: str) -> bool:
-        """Return whether no staged write changes the name."""
-        return name not in self._memory.batch.staged
+    def is_fresh(self, names: Sequence[str]) -> bool:
+        """Return whether no staged write changes one of the names."""
+        staged = self._memory.batch.staged
+        return not staged or not any(name in staged for name in names)
 
-    def read(self, name: str, then: Then) -> None:
+    def read(self, names: Sequence[str], then: Then) -> None:
         """See :class:`~bpbroker.actors.registry_backend.Backend`; a read of a staged name waits for the commit."""
-        if self.is_fresh(name):
+        if self.is_fresh(names):
             then(None)
         else:
             self._behind.append(then)
@@ -107,15 +117,15 @@ class LocalBackend:
 
     def snapshot(self, then: Callable[[SnapshotTaken | Unavailable], None]) -> None:
         """See :class:`~bpbroker.actors.registry_backend.Backend`."""
-        then(SnapshotTaken(self._memory.entries.snapshot(), self._store.sequence))
+        then(SnapshotTaken(self._memory.snapshot(), self._store.sequence))
 
     # --- committing ---
 
-    def commit(self, changes: Sequence[Change], ended: Callable[[Sequence[Outcome] | BaseException], None]) -> None:
+    def commit(self, groups: Sequence[Group], ended: Callable[[Sequence[Outcome] | BaseException], None]) -> None:
         """Commit at once; ``ended`` has been called when this returns."""
         result: Sequence[Outcome] | BaseException
         try:
-            result = self._store.commit(changes)
+            result = self._store.commit(groups)
         except Exception as error:  # noqa: BLE001 - whatever it is, each write in it must have a reply
             result = error
         ended(result)
@@ -124,10 +134,27 @@ class LocalBackend:
             for then in behind:
                 then(None)
 
-    def learn(self, name: str, after: Record | None, outcome: Committed | Conflict) -> None:
-        """Let the change be seen."""
-        if isinstance(outcome, Committed):  # without other writers there is no conflict
-            self._memory.put(name, after)
+    def learn(self, committed: Sequence[tuple[Group, Committed]]) -> None:
+        """Let the changes be seen, and watches hear of them."""
+        put, told = self._memory.put, []
+        upto = 0
+        for group, outcome in committed:
+            base = outcome.revision
+            for change in group.changes:
+                after = change.after.at(base) if change.after is not None else None
+                put(change.name, after)
+                told.append((change.name, after, base + change.index))
+                upto = max(upto, base + change.index)
+        self._memory.announce(told, upto)
+
+    def learn_conflict(self, conflict: Conflict) -> None:
+        """Do nothing: without other writers there is no conflict."""
+
+    def open_session(self, message: Open, then: Callable[[Done | RequestError], None]) -> None:
+        """Never called."""
+
+    def renew_session(self, session: str, then: Callable[[Done | RequestError], None]) -> None:
+        """Never called."""
 
     def probe(self) -> None:
         """See :class:`~bpbroker.actors.registry_backend.Backend`."""

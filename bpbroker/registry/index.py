@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 
 from bpbroker.messages import Record
+from bpbroker.registry.stored import joined
 
 
 class EntryIndex:
@@ -47,23 +49,32 @@ class EntryIndex:
             end += 1
         return tuple(records[name] for name in names[start:end])
 
-    def snapshot(self) -> Mapping[str, bytes]:
-        """Return a copy that does not change any more: name to entry, JSON in UTF-8."""
-        return _Snapshot(self._records.copy(), self._names.copy())
-
-
-class _Snapshot(Mapping[str, bytes]):
-    """Entries by name: copying takes a millisecond, taking 100,000 records apart would take 15."""
-
-    def __init__(self, records: dict[str, Record], names: list[str]) -> None:
-        self._records = records
-        self._names = names
-
-    def __getitem__(self, name: str) -> bytes:
-        return self._records[name].json
+    def copy(self) -> EntryIndex:
+        """Return a copy that does not change any more; taking 100,000 records apart would take 15 ms, this takes one."""
+        result = EntryIndex()
+        result._records, result._names = self._records.copy(), self._names.copy()
+        result.get = result._records.get
+        return result
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
+
+class Snapshot(Mapping[str, bytes]):
+    """All records in their stored form, as they were when this was made."""
+
+    def __init__(self, *indexes: EntryIndex) -> None:
+        self._indexes = [index.copy() for index in indexes]
+
+    def __getitem__(self, name: str) -> bytes:
+        for index in self._indexes:
+            found = index.get(name)
+            if found is not None:
+                return joined(found)
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return chain.from_iterable(self._indexes)
+
     def __len__(self) -> int:
-        return len(self._names)
+        return sum(map(len, self._indexes))

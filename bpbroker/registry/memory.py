@@ -1,30 +1,44 @@
-"""What the registry has in memory: the entries, the writes that wait for a commit, and the reads that wait.
+"""What the registry has in memory: its records, the writes that wait for a commit, and the reads that wait.
 
-A write is decided on the *staged* state: the entries as they will be when every
+A write is decided on the *staged* state: the records as they will be when every
 write before it is durable. So writes that come together share one commit, and
 each still meets those before it. No thread, no lock: only the registry's actor
 touches it.
 
-Today a write concerns one name. :meth:`Memory.decide` and the actor's ``_decide``
-and ``_commit_ended`` rely on that, nothing else does.
+A write may concern several names. What it read and what it changed is one group
+of the commit, together with those of other writes that share a name with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
-from bpbroker.errors import RequestError
-from bpbroker.messages import Record, settle
-from bpbroker.registry.changes import ANYTHING, Change
-from bpbroker.registry.index import EntryIndex
+from bpbroker.errors import RequestError, Unavailable
+from bpbroker.messages import INDEX_MAX, Record
+from bpbroker.registry import locks, sessions
+from bpbroker.registry.changes import ANYTHING, Change, Group
+from bpbroker.registry.history import History, events_of
+from bpbroker.registry.index import EntryIndex, Snapshot
+from bpbroker.registry.parked import Parked, Places
+from bpbroker.registry.replies import send
+from bpbroker.registry.requests import Watch, Watched
 from bpbroker.registry.waiters import Waiters
-from bpbroker.registry.writes import Write, decide
+from bpbroker.registry.writes import Limits, Write, decide
 
-Decision = Record | RequestError | None
-"""The reply to a write: its entry, None when there is none any more, or why it was refused."""
+
+class Fate(Enum):
+    """What becomes of a write that was decided."""
+
+    NOW = "now"
+    """It changes nothing and rests on nothing that is not durable: it can be replied to."""
+    STAGED = "staged"
+    """It is replied to when the next commit is durable."""
+    LATER = "later"
+    """It concerns a name whose commit is under way, or the next commit is full: it has to be decided again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -33,77 +47,235 @@ class PendingWrite:
 
     message: Write
     reply: Future[Any] | None
-    decision: Decision = None
-    """The reply once the state that it was decided on is durable."""
+    decision: Any = None
+    """The reply once the state that it was decided on is durable, or why it was refused."""
     attempt: int = 1
     """How often it has been decided after a conflict, this time included."""
     sure: bool = False
-    """Whether memory held the newest state of its name when it was decided."""
+    """Whether memory held the newest state of its names when it was decided."""
+    names: tuple[str, ...] = ()
+    """What it read and changed."""
 
 
 class Batch:
     """What one commit carries."""
 
-    __slots__ = ("expects", "staged", "writes")
+    __slots__ = ("_empty", "_links", "expects", "indexes", "staged", "writes")
 
     def __init__(self) -> None:
         self.writes: list[PendingWrite] = []
         """In the order in which they were decided, refusals that rest on others among them."""
         self.staged: dict[str, Record | None] = {}
-        """Name to the entry as it will be, None for no entry."""
+        """Name to the record as it will be, None for no record."""
+        self.indexes: dict[str, int] = {}
+        """Name to the place of the last write that changes it."""
         self.expects: dict[str, int] = {}
         """Name to the version that it was decided on, where the store has versions."""
+        self._links: dict[str, str] = {}
+        """Name to another one of its group."""
+        self._empty: list[tuple[str, str]] = []
+        """Name of a group, and a prefix with which there must be no entry."""
 
-    def changes(self) -> list[Change]:
+    def group_of(self, name: str) -> str:
+        """Return the name that stands for a name's group."""
+        links = self._links
+        while name in links:
+            name = links[name]
+        return name
+
+    def link(self, names: Iterable[str], empty: Iterable[str]) -> None:
+        """Let names be in one group."""
+        first = ""
+        for name in names:
+            root = self.group_of(name)
+            first = first or root
+            if root != first:
+                self._links[root] = first
+        self._empty += [(first, prefix) for prefix in empty]
+
+    def groups(self) -> list[Group]:
         """Return what the store has to commit."""
-        expects = self.expects
-        return [
-            Change(name, after.json if after else None, expects.get(name, ANYTHING))
+        expects, indexes = self.expects, self.indexes
+        changes = {
+            name: Change(name, after, expects.get(name, ANYTHING), indexes[name])
             for name, after in self.staged.items()
+        }
+        if not self._links and not self._empty:
+            return [Group((change,)) for change in changes.values()]
+        found: dict[str, list[str]] = {}
+        for name in {**self.staged, **self.expects}:
+            found.setdefault(self.group_of(name), []).append(name)
+        return [
+            Group(
+                tuple(changes[name] for name in names if name in changes),
+                tuple((name, expects[name]) for name in names if name not in changes),
+                tuple(prefix for name, prefix in self._empty if self.group_of(name) == root),
+            )
+            for root, names in found.items()
+            if any(name in changes for name in names)
         ]
 
 
+class _UnderWay(Exception):
+    """A name's commit is under way."""
+
+
+class _View:
+    """Implements :class:`bpbroker.registry.writes.View`."""
+
+    __slots__ = ("_memory", "changes", "empty", "index", "now", "reads")
+
+    def __init__(self, memory: Memory, index: int, now: float) -> None:
+        self._memory = memory
+        self.index = index
+        self.now = now
+        self.changes: dict[str, Record | None] = {}
+        self.reads: dict[str, None] = {}
+        self.empty: list[str] = []
+
+    def get(self, name: str) -> Record | None:
+        self.reads[name] = None
+        return self.peek(name)
+
+    def peek(self, name: str) -> Record | None:
+        if name in self.changes:
+            return self.changes[name]
+        memory = self._memory
+        if memory.under_way is not None and name in memory.under_way.staged:
+            raise _UnderWay
+        if memory.faults and name in memory.faults:
+            raise Unavailable(f"Nothing was changed: {memory.faults[name]}")
+        staged = memory.batch.staged
+        return staged[name] if name in staged else memory.get(name)
+
+    def put(self, name: str, json: bytes, session: str = "") -> Record:
+        self.reads[name] = None
+        record = self.changes[name] = Record(name, json, self.index, session)
+        return record
+
+    def delete(self, name: str) -> None:
+        self.reads[name] = None
+        self.changes[name] = None
+
+    def names(self, prefix: str) -> list[str]:
+        memory = self._memory
+        if memory.under_way is not None and any(name.startswith(prefix) for name in memory.under_way.staged):
+            raise _UnderWay
+        found = set(memory.names(prefix))
+        for changes in (memory.batch.staged, self.changes):
+            for name, after in changes.items():
+                if name.startswith(prefix) and (prefix.startswith("_") or not name.startswith("_")):
+                    (found.discard if after is None else found.add)(name)
+        return sorted(found)
+
+    def must_stay_empty(self, prefix: str) -> None:
+        self.empty.append(prefix)
+
+    def names_of(self, session: str) -> list[str]:
+        memory = self._memory
+        found = set(memory.belongings.get(session, ()))
+        for batch in (memory.under_way, memory.batch):
+            if batch is None:
+                continue
+            mine = {name for name, after in batch.staged.items() if after is not None and session in _sessions_in(after)}
+            if mine and batch is memory.under_way:
+                raise _UnderWay
+            found |= mine
+        return sorted(found)
+
+
+def _sessions_in(record: Record) -> tuple[str, ...]:
+    """Return the sessions that have something in a record."""
+    if record.name.startswith(locks.PREFIX):
+        return tuple(place.session for place in locks.parse(record).places)
+    return (record.session,) if record.session else ()
+
+
 class Memory:
-    """The registry's state. Later states of an entry replace earlier ones here when they are durable, not before."""
+    """The registry's state. Later states of a record replace earlier ones here when they are durable, not before."""
 
     def __init__(self) -> None:
         self.entries = EntryIndex()
         """Every entry as far as this registry knows; with one writer, as they are."""
+        self.own = EntryIndex()
+        """The registry's own records, whose names begin with ``_``."""
         self.batch = Batch()
         """The writes that the next commit carries."""
-        self.waiters = Waiters()
+        self.under_way: Batch | None = None
+        """What the commit carries that has not ended."""
+        self.places = Places()
+        self.waiters = Waiters(self.places)
+        self.parked = Parked(self.places)
+        self.history = History()
+        self.belongings: dict[str, set[str]] = {}
+        """Session to the names of its entries and of the locks in which it has a place."""
+        self.session_began: Callable[[str, Record], None] = lambda _id, _record: None
+        self.session_ended: Callable[[str], None] = lambda _id: None
+        self.lock_changed: Callable[[str, Record | None], None] = lambda _name, _record: None
         self.version: Callable[[str], int] | None = None
-        """Returns the version of an entry that is known; None where the store has no other writers."""
+        """Returns the version of a record that is known; None where the store has no other writers."""
+        self.faults: Mapping[str, str] = {}
+        """Names that cannot be served, and why."""
 
     def fill(self, records: Iterable[Record]) -> None:
-        """Take all entries that a store holds; nothing else has happened yet."""
-        self.entries = EntryIndex(records)
+        """Take all records that a store holds; nothing else has happened yet."""
+        own: list[Record] = []
+        entries: list[Record] = []
+        for record in records:
+            (own if record.name.startswith("_") else entries).append(record)
+            for session in _sessions_in(record):
+                self.belongings.setdefault(session, set()).add(record.name)
+        self.entries, self.own = EntryIndex(entries), EntryIndex(own)
+        for record in own:
+            if record.name.startswith(sessions.PREFIX):
+                self.session_began(record.name.removeprefix(sessions.PREFIX), record)
 
-    def decide(self, write: PendingWrite, now: float, max_bytes: int) -> bool:
-        """Decide a write on the staged state, and stage what it changes.
+    def get(self, name: str) -> Record | None:
+        """Return a record as it is known durably."""
+        return (self.own if name.startswith("_") else self.entries).get(name)
 
-        Returns whether its reply has to wait for the next commit. It has not if
-        it changes nothing and does not rest on a staged state.
-        """
-        message, batch = write.message, self.batch
-        name, staged = message.name, batch.staged
-        is_staged = name in staged
-        current = staged[name] if is_staged else self.entries.get(name)
+    def names(self, prefix: str) -> Iterator[str]:
+        """Yield the names with a prefix: entries', or with a prefix that begins with ``_`` the registry's own."""
+        index = self.own if prefix.startswith("_") else self.entries
+        return (record.name for record in index.matching(prefix))
+
+    def snapshot(self) -> Mapping[str, bytes]:
+        """Return all records in their stored form, as they are now."""
+        return Snapshot(self.entries, self.own)
+
+    def decide(self, write: PendingWrite, now: float, limits: Limits) -> Fate:
+        """Decide a write on the staged state, and stage what it changes."""
+        batch = self.batch
+        index = len(batch.writes)
+        if index >= INDEX_MAX - 1:
+            return Fate.LATER
+        view = _View(self, index, now)
         try:
-            after = write.decision = decide(message, current, now, max_bytes)
+            write.decision = decide(write.message, view, limits)
+        except _UnderWay:
+            return Fate.LATER
         except RequestError as refusal:
             write.decision = refusal
-            if not is_staged:
-                return False
-        else:
-            if after is not None or current is not None:
-                if not is_staged and self.version is not None:
-                    batch.expects[name] = self.version(name)  # now: news may come before the commit
-                staged[name] = after
-            elif not is_staged:  # deleting what is not there
-                return False
+            view.changes.clear()
+        staged, names = batch.staged, tuple(view.reads)
+        write.names = names
+        if not view.changes:
+            if any(name in staged for name in names):
+                batch.writes.append(write)
+                return Fate.STAGED
+            return Fate.NOW
+        version = self.version
+        if version is not None:
+            for name in names:
+                if name not in staged and name not in batch.expects:
+                    batch.expects[name] = version(name)  # now: news may come before the commit
+            if len(names) > 1 or view.empty:
+                batch.link(names, view.empty)
+        for name, after in view.changes.items():
+            staged[name] = after
+            batch.indexes[name] = index
         batch.writes.append(write)
-        return True
+        return Fate.STAGED
 
     def take_batch(self) -> Batch:
         """Return what is to be committed next, and begin a new batch."""
@@ -112,15 +284,51 @@ class Memory:
 
     def put(self, name: str, after: Record | None) -> None:
         """Let a durable change be seen, and reply to the reads that waited for it."""
-        before = self.entries.put(name, after)
-        waiters = self.waiters
-        if not waiters.size:
+        if name.startswith("_"):
+            self._put_own(name, after)
             return
-        if after is not None:
-            for reply in waiters.appeared(name, after.etag):
-                settle(reply, after)
-        if (before is None) != (after is None):
-            for prefix, replies in waiters.counted(name, 1 if before is None else -1):
-                matching = self.entries.matching(prefix) if replies else ()
-                for reply in replies:
-                    settle(reply, matching)
+        before = self.entries.put(name, after)
+        if (before is not None and before.session) or (after is not None and after.session):
+            self._belongs(name, before, after)
+        waiters = self.waiters
+        if waiters.size:
+            waiters.changed(name, before, after, self.entries)
+
+    def _put_own(self, name: str, after: Record | None) -> None:
+        before = self.own.put(name, after)
+        if name.startswith(locks.PREFIX):
+            self._belongs(name, before, after)
+            self.lock_changed(name.removeprefix(locks.PREFIX), after)
+        elif name.startswith(sessions.PREFIX):
+            session = name.removeprefix(sessions.PREFIX)
+            if after is None:
+                self.session_ended(session)
+            elif before is None:
+                self.session_began(session, after)
+
+    def _belongs(self, name: str, before: Record | None, after: Record | None) -> None:
+        old = _sessions_in(before) if before is not None else ()
+        new = _sessions_in(after) if after is not None else ()
+        for session in old:
+            if session not in new:
+                names = self.belongings.get(session, set())
+                names.discard(name)
+                if not names:
+                    self.belongings.pop(session, None)
+        for session in new:
+            self.belongings.setdefault(session, set()).add(name)
+
+    def announce(self, changes: Iterable[tuple[str, Record | None, int]], upto: int) -> None:
+        """Tell watches the durable changes up to a revision: name, record after it, its revision."""
+        events = events_of(changes)
+        self.history.add(events, upto)
+        parked = self.parked
+        concerned = {call: None for event in events for call in parked.watching(event.name)}
+        told: dict[tuple[str, str | None, str | None, int], Watched] = {}
+        for call in concerned:
+            watch: Watch = call.message
+            alike = (watch.prefix, watch.name, watch.since, watch.limit)
+            if alike not in told:  # many watch the same, and shall not be shown the same many times
+                told[alike] = self.history.read(watch)
+            if parked.remove(call):
+                send(call.reply, told[alike])

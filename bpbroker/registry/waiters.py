@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
-from bpbroker.messages import Get, List
-
-_RESERVED: Final = 64
-"""A client's own share when all places are taken: this part of them."""
-
+from bpbroker.messages import Get, List, Record, settle
+from bpbroker.registry.filters import Conditions, matches
+from bpbroker.registry.index import EntryIndex
+from bpbroker.registry.parked import Places
+from bpbroker.registry.replies import not_found, send
 
 @dataclass(slots=True, eq=False)
 class Waiter:
@@ -22,10 +22,37 @@ class Waiter:
     reply: Future[Any]
 
 
+_Filter = tuple[Conditions, Conditions]
+
+
+def _is_enough(message: Get, after: Record | None) -> bool:
+    """Return whether an entry's new state is what a read waits for; one that it should differ from ends it, too."""
+    if after is None:
+        return message.unless_etag is not None
+    return message.unless_etag != after.etag
+
+
+def listed(records: tuple[Record, ...], where: Conditions, fail_where: Conditions) -> tuple[Record, ...]:
+    """Return the entries that a List shows: those that count, and those that have failed."""
+    if not where:
+        return records
+    return tuple(
+        record
+        for record in records
+        if matches(record, where) or any(matches(record, (each,)) for each in fail_where)
+    )
+
+
 @dataclass(slots=True)
 class _Group:
     """The reads that wait for enough entries with one prefix."""
 
+    where: Conditions
+    """Only entries that have these values count."""
+    fail_where: Conditions
+    """An entry with one of these values ends the wait."""
+    matching: set[str] | None
+    """The names that count, where there are conditions."""
     count: int
     """How many such entries there are."""
     least: int
@@ -37,54 +64,42 @@ class Waiters:
     """All waiting reads, by name, by prefix and by deadline.
 
     A change of one name costs as much as there are waiters to answer, plus a
-    look-up for each different length of a prefix.
+    look-up for each different length of a prefix and each filter in use.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, places: Places | None = None) -> None:
+        self.places = places or Places()
         self._by_name: dict[str, dict[Waiter, None]] = {}
-        self._by_prefix: dict[str, _Group] = {}
+        self._by_prefix: dict[str, dict[_Filter, _Group]] = {}
         self._lengths: tuple[int, ...] = ()
         self._deadlines: list[tuple[float, int, Waiter]] = []
         self._number = 0
-        self._by_client: dict[str, int] = {}
         self.size = 0
         """How many reads wait."""
 
     def __len__(self) -> int:
         return self.size
 
-    def of(self, client: str) -> int:
-        """Return how many reads of one client wait."""
-        return self._by_client.get(client, 0)
-
-    def room(self, client: str, most: int) -> bool:
-        """Return whether another read of a client may wait.
-
-        One client gets no more than half of ``most``. When that many wait, each client still gets a few, so that no
-        number of clients can take the last place away from all others.
-        """
-        mine = self.of(client)
-        if client and mine >= (most + 1) // 2:
-            return False
-        return self.size < most or (self.size < 2 * most and mine < most // _RESERVED)
-
-    def add(self, message: Get | List, reply: Future[Any], deadline: float, count: int) -> Waiter:
+    def add(self, message: Get | List, reply: Future[Any], deadline: float, counted: Sequence[Record] = ()) -> Waiter:
         """Add a read that waits until ``deadline``.
 
         Args:
             message: the read.
             reply: its reply.
             deadline: monotonic time.
-            count: for a List: how many entries with its prefix there are.
+            counted: for a List: the entries that it counts already.
         """
         waiter = Waiter(message, reply)
-        self._by_client[message.client] = self.of(message.client) + 1
+        self.places.take(message.client)
         if isinstance(message, Get):
             self._by_name.setdefault(message.name, {})[waiter] = None
         else:
-            group = self._by_prefix.get(message.prefix)
+            groups = self._by_prefix.setdefault(message.prefix, {})
+            filters = (message.where, message.fail_where)
+            group = groups.get(filters)
             if group is None:
-                group = self._by_prefix[message.prefix] = _Group(count, message.at_least)
+                names = {record.name for record in counted} if message.where else None
+                group = groups[filters] = _Group(*filters, names, len(counted), message.at_least)
                 self._measure()
             group.least = min(group.least, message.at_least)
             group.waiters[waiter] = None
@@ -95,33 +110,41 @@ class Waiters:
             self._drop_removed()
         return waiter
 
-    def appeared(self, name: str, etag: str) -> Iterator[Future[Any]]:
-        """Remove the waiters that the entry's new state satisfies, and yield their replies."""
+    def changed(self, name: str, before: Record | None, after: Record | None, entries: EntryIndex) -> None:
+        """Reply to the reads that waited for this change of an entry."""
         waiters = self._by_name.get(name)
         if waiters:
-            for waiter in [w for w in waiters if isinstance(w.message, Get) and w.message.unless_etag != etag]:
-                self.remove(waiter)
-                yield waiter.reply
-
-    def counted(self, name: str, step: int) -> Iterator[tuple[str, list[Future[Any]]]]:
-        """Count an entry that came (1) or went (-1). Remove the waiters that have enough now, and yield their replies.
-
-        Yields each prefix with a list of replies, which may be empty.
-        """
-        for length in self._lengths:
-            prefix = name[:length]
-            group = self._by_prefix.get(prefix)
-            if group is None or len(prefix) != length:
-                continue
-            group.count += step
-            if group.count >= group.least:
-                content = [
-                    w for w in group.waiters if isinstance(w.message, List) and w.message.at_least <= group.count
-                ]
-                for waiter in content:
+            for waiter in list(waiters):
+                message = waiter.message
+                if isinstance(message, Get) and _is_enough(message, after):
                     self.remove(waiter)
-                group.least = min((w.message.at_least for w in group.waiters if isinstance(w.message, List)), default=0)
-                yield prefix, [waiter.reply for waiter in content]
+                    send(waiter.reply, after if after is not None else not_found(name))
+        for length in self._lengths:
+            groups = self._by_prefix.get(name[:length]) if length <= len(name) else None
+            for group in list(groups.values()) if groups else ():
+                self._count(group, name[:length], before, after, entries)
+
+    def _count(
+        self, group: _Group, prefix: str, before: Record | None, after: Record | None, entries: EntryIndex
+    ) -> None:
+        if group.matching is None:
+            group.count += (after is not None) - (before is not None)
+        else:
+            name = after.name if after is not None else before.name if before is not None else ""
+            (group.matching.add if after is not None and matches(after, group.where) else group.matching.discard)(name)
+            group.count = len(group.matching)
+        failed = after is not None and any(matches(after, (each,)) for each in group.fail_where)
+        if group.count < group.least and not failed:
+            return
+        content = [
+            w for w in group.waiters if isinstance(w.message, List) and (failed or w.message.at_least <= group.count)
+        ]
+        if content:
+            found = listed(entries.matching(prefix), group.where, group.fail_where)
+            for waiter in content:
+                self.remove(waiter)
+                settle(waiter.reply, found)
+        group.least = min((w.message.at_least for w in group.waiters if isinstance(w.message, List)), default=0)
 
     def next_deadline(self) -> float:
         """Return the monotonic time at which the first waiter expires; infinite if none waits."""
@@ -136,7 +159,7 @@ class Waiters:
 
     def all(self) -> list[Waiter]:
         """Return all waiters."""
-        groups = (group.waiters for group in self._by_prefix.values())
+        groups = (group.waiters for groups in self._by_prefix.values() for group in groups.values())
         return [waiter for waiters in (*self._by_name.values(), *groups) for waiter in waiters]
 
     def remove(self, waiter: Waiter) -> bool:
@@ -145,7 +168,9 @@ class Waiters:
         if isinstance(message, Get):
             waiters = self._by_name.get(message.name, {})
         else:
-            waiters = self._by_prefix[message.prefix].waiters if message.prefix in self._by_prefix else {}
+            groups = self._by_prefix.get(message.prefix, {})
+            group = groups.get((message.where, message.fail_where))
+            waiters = group.waiters if group is not None else {}
         if waiter not in waiters:
             return False
         del waiters[waiter]
@@ -153,14 +178,12 @@ class Waiters:
             if isinstance(message, Get):
                 del self._by_name[message.name]
             else:
-                del self._by_prefix[message.prefix]
+                del groups[(message.where, message.fail_where)]
+                if not groups:
+                    del self._by_prefix[message.prefix]
                 self._measure()
         self.size -= 1
-        left = self.of(message.client) - 1
-        if left:
-            self._by_client[message.client] = left
-        else:
-            del self._by_client[message.client]
+        self.places.give(message.client)
         return True
 
     def _measure(self) -> None:

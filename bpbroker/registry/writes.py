@@ -1,14 +1,17 @@
-"""What each kind of write does to an entry. Pure functions: the same state and write give the same result.
+"""What each kind of write does to the registry. Pure functions of the state that they meet.
+
+A write sees the state through a :class:`View` and changes it there. What it read and
+what it changed belongs together: it is committed when all of that is still so.
 
 To add a kind of write:
 
-1. its message in ``messages.py``: a frozen dataclass with ``name`` and ``condition``, and what else it needs;
-2. its function here: ``(write, current, now, max_bytes)`` → the entry after it, or a refusal that it raises;
-3. one row in :data:`WRITES`, one name in :data:`Write`.
+1. its message in ``messages.py`` or ``registry/requests.py``, a frozen dataclass;
+2. its function here or beside: ``(write, view, limits)`` → the reply, or a refusal that it raises;
+3. one row in :data:`WRITES`.
 
 The registry takes it then, on each store: it decides the write on the staged
 state, commits it with others, decides again after a conflict, and replies when
-the entry is durable. What is left is how it is called: a row each in
+the change is durable. What is left is how it is called: a row each in
 ``frontend/actions.py`` (HTTP) and ``extensions/registry_calls.py`` (``rh.registry``),
 and a method in ``client/api.py``.
 """
@@ -17,84 +20,241 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
-from bpbroker.errors import AlreadyExists, PreconditionFailed, TooLarge
-from bpbroker.messages import ALWAYS, Condition, Delete, Record, Register, Replace, Update
-from bpbroker.registry import entry
-from bpbroker.registry.etag import etag
+from bpbroker.errors import AlreadyExists, NotFound, PreconditionFailed, RequestError, TooLarge
+from bpbroker.messages import ALWAYS, Condition, Delete, Deleted, Get, List, Record, Register, Replace, Update
+from bpbroker.registry import entry, locks, numbers, sessions, taking
+from bpbroker.registry.requests import (
+    Ack,
+    Allocate,
+    Batch,
+    BatchDone,
+    Check,
+    CheckEmpty,
+    Close,
+    Done,
+    Expire,
+    Forget,
+    Lock,
+    Next,
+    Open,
+    Release,
+    Take,
+    Unlock,
+)
 
-Write = Register | Replace | Update | Delete
+Write = (
+    Register | Replace | Update | Delete | Open | Close | Expire | Forget | Lock | Unlock | Allocate | Release | Next
+    | Take | Ack | Batch
+)  # fmt: skip
 
 
-def record(name: str, encoded: bytes) -> Record:
-    """Return the record of an encoded entry."""
-    return Record(name, encoded, etag(encoded))
+class View(Protocol):
+    """The state that one write meets, changes of writes before it included, and what it does to it."""
+
+    now: float
+    """Unix time in seconds."""
+    index: int
+    """The write's place in its commit."""
+
+    def get(self, name: str) -> Record | None:
+        """Return a record; the write happens only if it is still so."""
+
+    def peek(self, name: str) -> Record | None:
+        """Return a record as far as it is known; the write happens also if that has changed."""
+
+    def put(self, name: str, json: bytes, session: str = "") -> Record:
+        """Change a record, and return it as it will be."""
+
+    def delete(self, name: str) -> None:
+        """Remove a record."""
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of all entries that begin with ``prefix``, sorted."""
+
+    def must_stay_empty(self, prefix: str) -> None:
+        """Let the write happen only if there is no entry whose name begins with ``prefix``."""
+
+    def names_of(self, session: str) -> list[str]:
+        """Return the names of a session's entries, and of the locks in which it has a place."""
 
 
-def _register(write: Register, current: Record | None, now: float, _max_bytes: int) -> Record:
-    if current is not None:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much the registry takes."""
+
+    data_bytes: int = entry.DATA_MAX_BYTES
+    sessions: int = 10_000
+    places: int = 1000
+    """In the queue of one lock."""
+    numbers: int = 10_000
+    """In one pool."""
+
+
+def _register(write: Register, view: View, _limits: Limits) -> Record:
+    if view.get(write.name) is not None:
         raise AlreadyExists(f"Entry '{write.name}' already exists")
-    return record(write.name, entry.encode(entry.stamp(write.data, write.source, now)))
+    return _put(write, view, write.data, None)
 
 
-def _replace(write: Replace, _current: Record | None, now: float, _max_bytes: int) -> Record:
-    return record(write.name, entry.encode(entry.stamp(write.data, write.source, now)))
+def _replace(write: Replace, view: View, _limits: Limits) -> Record:
+    return _put(write, view, write.data, view.get(write.name))
 
 
-def _update(write: Update, current: Record | None, now: float, max_bytes: int) -> Record:
-    own = write.data
+def _update(write: Update, view: View, limits: Limits) -> Record:
+    own, current = write.data, view.get(write.name)
     if current is not None:
         own = entry.deep_merge(entry.without_stamp(json.loads(current.json)), own)
-        if len(entry.encode(own)) > max_bytes:
-            raise TooLarge(f"The merged entry would be larger than {max_bytes} bytes; nothing was changed")
-    return record(write.name, entry.encode(entry.stamp(own, write.source, now)))
+        if len(entry.encode(own)) > limits.data_bytes:
+            raise TooLarge(f"The merged entry would be larger than {limits.data_bytes} bytes; nothing was changed")
+    return _put(write, view, own, current)
 
 
-def _delete(_write: Delete, _current: Record | None, _now: float, _max_bytes: int) -> None:
-    return None
+def _put(write: Register | Replace | Update, view: View, own: Any, current: Record | None) -> Record:
+    session = write.session
+    if session:
+        sessions.must_live(view, session)
+    elif session is None:
+        session = current.session if current is not None else ""
+    return view.put(write.name, entry.encode(entry.stamp(own, write.source, view.now)), session)
 
 
-WRITES: Final[dict[type[Any], Callable[[Any, Record | None, float, int], Record | None]]] = {
+def _delete(write: Delete, view: View, _limits: Limits) -> Deleted:
+    taking.destroy(view, write.name)
+    if view.get(write.name) is None:
+        return Deleted()
+    view.delete(write.name)
+    return Deleted(view.index)
+
+
+def _get(read: Get, view: View, _limits: Limits) -> Record:
+    found = view.get(read.name)
+    if found is None:
+        raise NotFound(f"Entry '{read.name}' not found")
+    return found
+
+
+def _list(read: List, view: View, _limits: Limits) -> tuple[Record, ...]:
+    return tuple(found for name in view.names(read.prefix) if (found := view.peek(name)) is not None)
+
+
+def _check(write: Check, view: View, _limits: Limits) -> Done:
+    _check_condition(write.name, write.condition, view)
+    return Done()
+
+
+def _check_empty(write: CheckEmpty, view: View, _limits: Limits) -> Done:
+    there = view.names(write.prefix)
+    if there:
+        raise PreconditionFailed(f"There are entries '{write.prefix}…': {entry.shown_names(there)}")
+    view.must_stay_empty(write.prefix)
+    return Done()
+
+
+def _batch(write: Batch, view: View, limits: Limits) -> BatchDone:
+    key = f"_batch/{write.id}"
+    done = view.get(key) if write.id else None
+    if done is not None:
+        return _repeated(write, view, done)
+    results = []
+    for number, operation in enumerate(write.operations):
+        try:
+            results.append(decide(operation, view, limits, _OPERATIONS))
+        except RequestError as error:
+            error.failed = number
+            raise
+    # Readers see the state after all of it.
+    for number, operation in enumerate(write.operations):
+        if type(operation) in (Get, List):
+            results[number] = _OPERATIONS[type(operation)](operation, view, limits)
+    if write.id:
+        view.put(key, json.dumps({"when": int(view.now), "operations": len(results)}).encode())
+    return BatchDone(tuple(results), view.index)
+
+
+def _repeated(write: Batch, view: View, done: Record) -> BatchDone:
+    """Return what became of a batch that was carried out before: the state as it is now, no refusals."""
+    results: list[Any] = []
+    for operation in write.operations:
+        name = getattr(operation, "name", "")
+        found = view.peek(name) if name else None
+        results.append(found if found is not None else Done(revision=done.revision))
+    return BatchDone(tuple(results), done.revision)
+
+
+def _forget(write: Forget, view: View, _limits: Limits) -> Done:
+    for name in write.names:
+        if view.get(name) is not None:
+            view.delete(name)
+    return Done()
+
+
+Rule = Callable[[Any, View, Limits], Any]
+
+WRITES: Final[dict[type[Any], Rule]] = {
     Register: _register,
     Replace: _replace,
     Update: _update,
     Delete: _delete,
+    Open: sessions.open_session,
+    Close: sessions.close,
+    Expire: sessions.expire,
+    Forget: _forget,
+    Lock: locks.lock,
+    Unlock: locks.unlock,
+    Allocate: numbers.allocate,
+    Release: numbers.release,
+    Next: numbers.count,
+    Take: taking.take,
+    Ack: taking.ack,
+    Batch: _batch,
 }
 """Message type to what it does."""
 
+_OPERATIONS: Final[dict[type[Any], Rule]] = {
+    **{kind: WRITES[kind] for kind in (Register, Replace, Update, Delete, Allocate, Release, Next, Take, Ack)},
+    Get: lambda *_: None,
+    List: lambda *_: None,
+    Check: _check,
+    CheckEmpty: _check_empty,
+}
+"""What a batch may hold."""
 
-def decide(write: Write, current: Record | None, now: float, max_bytes: int) -> Record | None:
-    """Return the entry as it is after a write, None for no entry.
+_NEW: Final = (Register, Replace, Update)
 
-    Args:
-        write: the write.
-        current: the entry before it.
-        now: Unix time in seconds.
-        max_bytes: the most that a merged entry may take.
+
+def decide(write: Any, view: View, limits: Limits, rules: dict[type[Any], Rule] = WRITES) -> Any:
+    """Carry a write out on a view, and return its reply as it will be when its commit is durable.
 
     Raises:
-        BadRequest, PreconditionFailed, AlreadyExists, TooLarge: nothing is to be changed.
+        RequestError: a refusal; nothing is to be changed, whatever the view says.
     """
-    if type(write) is not Delete:
+    kind = type(write)
+    if kind in _NEW:
         entry.check_new_name(write.name)
-    if write.condition is not ALWAYS:
-        _check_condition(write.name, write.condition, current)
-    return WRITES[type(write)](write, current, now, max_bytes)
+        taking.must_be_free(view, write.name)
+    condition = getattr(write, "condition", ALWAYS)
+    if condition is not ALWAYS and kind is not Check:
+        _check_condition(write.name, condition, view)
+    return rules[kind](write, view, limits)
 
 
-def _check_condition(name: str, condition: Condition, current: Record | None) -> None:
-    """Check ``If-Match`` and ``If-None-Match`` as RFC 9110, section 13.1, defines them."""
+def _check_condition(name: str, condition: Condition, view: View) -> None:
+    """Check ``If-Match`` and ``If-None-Match`` as RFC 9110, section 13.1, defines them, and a lock's token."""
+    if condition.lock is not None:
+        locks.must_hold(view, *condition.lock)
+    if condition.match is None and condition.none_match is None:
+        return
+    current = view.get(name)
     if condition.match is not None and not _tagged(condition.match, current):
-        found = "it does not exist" if current is None else f"its tag is {_tag(current)}"
+        found = "it does not exist" if current is None else f"its tag is {current.etag}"
         raise PreconditionFailed(f"Entry '{name}' is not as expected: {found}")
     # Weak comparison here, strong above: a weak tag must never let a write through.
     if condition.none_match is not None and _tagged((tag.removeprefix("W/") for tag in condition.none_match), current):
-        raise PreconditionFailed(f"Entry '{name}' is not as expected: it exists with tag {_tag(current)}")
-
-
-def _tag(current: Record | None) -> str:
-    return current.etag if current else ""
+        tag = current.etag if current else ""
+        raise PreconditionFailed(f"Entry '{name}' is not as expected: it exists with tag {tag}")
 
 
 def _tagged(tags: Iterable[str], current: Record | None) -> bool:

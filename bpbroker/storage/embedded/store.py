@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from bpbroker.errors import ConfigurationError, DamagedFile, StorageFailed, StorageFull, Unavailable
-from bpbroker.registry.changes import Change, Committed, Outcome
+from bpbroker.registry.changes import Committed, Group, Outcome
+from bpbroker.registry.stored import joined
 from bpbroker.storage import backups
 from bpbroker.storage.embedded.journal import (
     Mark,
@@ -31,6 +32,7 @@ from bpbroker.storage.embedded.journal import (
     read_journal,
     row_checksum,
 )
+from bpbroker.storage.embedded.revisions import Revisions
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,6 @@ _FORGET_AT_ONCE: Final = 500
 
 _BUSY_TIMEOUT_SECS: Final = 5.0
 _LOG_LIMIT_BYTES: Final = 16 * 1024 * 1024
-_COMMITTED: Final = Committed()
 
 
 class EmbeddedStore:
@@ -62,6 +63,7 @@ class EmbeddedStore:
         self._commit = commit
         self._connection: sqlite3.Connection | None = None
         self._mark = Mark(journal)
+        self._revisions = Revisions(config_path(journal))
         self._epoch = 0
         self._sequence = 0
         self._failed = "the store is not open"
@@ -71,7 +73,7 @@ class EmbeddedStore:
 
     @property
     def sequence(self) -> int:
-        """Number of the last commit."""
+        """The highest revision that was given out."""
         return self._sequence
 
     @property
@@ -128,7 +130,7 @@ class EmbeddedStore:
             connection.execute("PRAGMA secure_delete=OFF")  # Debian's default would write every forgotten row again
             connection.execute("BEGIN IMMEDIATE")
             changes, last = changes_of(connection, self._journal)
-            self._sequence = max(last, self._commit)
+            self._sequence = self._revisions.open(max(last, self._commit))
             self._epoch = connection.execute("SELECT epoch FROM owner").fetchone()[0] + 1
             self._write_owner(connection)
             if not changes:  # else they are noted as this registry's already, or an earlier version wrote them
@@ -150,18 +152,22 @@ class EmbeddedStore:
             (self._epoch, self._sequence, owner_checksum(self._epoch, self._sequence)),
         )
 
-    def commit(self, changes: Sequence[Change]) -> Sequence[Outcome]:
+    def commit(self, groups: Sequence[Group]) -> Sequence[Outcome]:
         """See :meth:`bpbroker.storage.base.Store.commit`; never reports a conflict, its registry is the only writer."""
-        sequence = self._sequence + 1
-        rows = [
-            (change.name, sequence, change.value, row_checksum(change.name, sequence, change.value))
-            for change in changes
-        ]
+        revision = self._revisions.next(self._sequence)
+        last = revision
+        rows = []
+        for group in groups:
+            for change in group.changes:
+                sequence = revision + change.index
+                last = max(last, sequence)
+                value = None if change.after is None else joined(change.after.at(revision))
+                rows.append((change.name, sequence, value, row_checksum(change.name, sequence, value)))
         with self._transaction() as connection:
             connection.executemany("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?)", rows)
-        self._sequence = sequence
+        self._sequence = last
         self._acknowledged()
-        return [_COMMITTED] * len(rows)
+        return [Committed(revision, revision)] * len(groups)
 
     def probe(self) -> None:
         """See :meth:`bpbroker.storage.base.Store.probe`."""
@@ -205,6 +211,8 @@ class EmbeddedStore:
         with suppress(sqlite3.Error):
             connection.close()
         self._mark.close(remove=empty)
+        if not self._failed:
+            self._revisions.close(self._sequence)
         self._failed = self._failed or "the store is closed"
 
     def _acknowledged(self) -> None:

@@ -1,0 +1,123 @@
+"""What has changed lately, for watches: events in the order of their revisions, as many as fit. No thread, no lock."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from typing import Final
+
+from bpbroker.errors import Gone
+from bpbroker.messages import Record
+from bpbroker.registry.requests import Event, Watch, Watched
+from bpbroker.registry.sessions import LOST
+from bpbroker.registry.taking import PREFIX as TAKEN
+
+HISTORY_BYTES: Final = 8 * 1024 * 1024
+_EVENT_BYTES: Final = 200
+"""What an event takes beside its entry, about."""
+
+
+def events_of(changes: Iterable[tuple[str, Record | None, int]]) -> list[Event]:
+    """Return the events that the changes of one commit are, in the order of their revisions.
+
+    How an entry went is told by what the same commit noted beside it.
+    """
+    changes = list(changes)
+    noted = {name for name, after, _ in changes if after is not None and name.startswith("_")}
+    events = []
+    for name, after, revision in changes:
+        if name.startswith("_"):
+            continue
+        kind = "put"
+        if after is None:
+            kind = "expire" if LOST + name in noted else "take" if TAKEN + name in noted else "delete"
+        events.append(Event(kind, name, revision, after))
+    events.sort(key=lambda event: event.revision)
+    return events
+
+
+class History:
+    """The last events of a registry.
+
+    A cursor is ``<registry id>:<revision>``: everything up to this revision is known to who has it.
+    """
+
+    def __init__(self) -> None:
+        self.registry_id = ""
+        self.limit_bytes = HISTORY_BYTES
+        self.revision = 0
+        """Everything up to this revision is in it, or was told before it began."""
+        self._floor = 0
+        """Events up to this revision are forgotten."""
+        self._events: list[Event] = []
+        self._revisions: list[int] = []
+        self._bytes = 0
+
+    def begin(self, registry_id: str, revision: int) -> None:
+        """Begin anew: nothing before this revision is known."""
+        self.registry_id = registry_id
+        self.revision = self._floor = revision
+        self._events, self._revisions, self._bytes = [], [], 0
+
+    def add(self, events: Iterable[Event], upto: int) -> None:
+        """Take the events of the next commit, and note that there are no others up to a revision."""
+        for event in events:
+            self._events.append(event)
+            self._revisions.append(event.revision)
+            self._bytes += _size(event)
+            upto = max(upto, event.revision)
+        self.revision = max(self.revision, upto)
+        if self._bytes > self.limit_bytes:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Forget the oldest events until a quarter of the room is free: rarely, and then many at once."""
+        count = 0
+        while self._bytes > self.limit_bytes * 3 // 4 and count < len(self._events):
+            self._bytes -= _size(self._events[count])
+            count += 1
+        # A revision is forgotten as a whole.
+        while 0 < count < len(self._events) and self._revisions[count] == self._revisions[count - 1]:
+            self._bytes -= _size(self._events[count])
+            count += 1
+        if count:
+            self._floor = self._revisions[count - 1]
+            del self._events[:count], self._revisions[:count]
+
+    @property
+    def cursor(self) -> str:
+        """The present cursor."""
+        return f"{self.registry_id}:{self.revision}"
+
+    def read(self, watch: Watch) -> Watched:
+        """Return the events that a watch asks for, perhaps none.
+
+        Raises:
+            Gone: its cursor is forgotten, or of another registry.
+        """
+        if watch.since is None:
+            return Watched((), self.cursor)
+        registry_id, _, number = watch.since.rpartition(":")
+        if registry_id != self.registry_id:
+            raise self._gone("is of another registry")
+        if not number.isdigit() or int(number) < self._floor:
+            raise self._gone("is forgotten")
+        if int(number) > self.revision:
+            raise self._gone("is of a history that is not there any more")
+        found: list[Event] = []
+        for position in range(bisect_right(self._revisions, int(number)), len(self._events)):
+            event = self._events[position]
+            if len(found) >= watch.limit and event.revision != self._revisions[position - 1]:
+                return Watched(tuple(found), f"{self.registry_id}:{self._revisions[position - 1]}")
+            if event.name == watch.name if watch.name is not None else event.name.startswith(watch.prefix):
+                found.append(event)
+        return Watched(tuple(found), self.cursor)
+
+    def _gone(self, why: str) -> Gone:
+        error = Gone(f"The cursor {why}: read the entries anew, then go on from the cursor in data")
+        error.data = {"cursor": self.cursor}
+        return error
+
+
+def _size(event: Event) -> int:
+    return _EVENT_BYTES + len(event.name) + (len(event.record.json) if event.record is not None else 0)

@@ -1,0 +1,158 @@
+"""Sessions: records with which entries and places in locks end. Pure functions, and the times of those alive."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from bpbroker.errors import BadRequest, NotFound, Overloaded
+from bpbroker.registry import locks
+from bpbroker.registry.requests import Close, Done, Expire, Open
+
+if TYPE_CHECKING:
+    from bpbroker.registry.writes import Limits, View
+
+PREFIX: Final = "_session/"
+LOST: Final = "_lost/"
+TTL_MIN_SECS: Final = 2.0
+TTL_MAX_SECS: Final = 86_400.0
+COUNT: Final = "_registry.max_sessions"
+
+_ID: Final = re.compile(r"[A-Za-z0-9._:@+-]{1,128}\Z")
+
+
+def check_id(session: object) -> str:
+    """Return a session's id.
+
+    Raises:
+        BadRequest: it cannot be one.
+    """
+    if not isinstance(session, str) or not _ID.match(session):
+        raise BadRequest("A session's id must be 1 to 128 of the characters A-Z a-z 0-9 . _ : @ + -")
+    return session
+
+
+def over(session: str) -> NotFound:
+    """Return the error that there is no such session."""
+    return NotFound(f"There is no session '{session}': it is over, or was never opened")
+
+
+def must_live(view: View, session: str) -> None:
+    """See that a session lives, also when the write happens.
+
+    Raises:
+        NotFound: it is over.
+    """
+    if view.get(PREFIX + session) is None:
+        raise over(session)
+
+
+def open_session(write: Open, view: View, limits: Limits) -> Done:
+    """Begin a session, or find it."""
+    found = view.get(PREFIX + write.session)
+    if found is not None:
+        return Done({"session": write.session, "ttl": json.loads(found.json)["ttl"]}, found.revision)
+    if len(view.names(PREFIX)) >= limits.sessions:
+        raise Overloaded(f"There are {limits.sessions} sessions already ({COUNT}); nothing was changed")
+    value = {"ttl": write.ttl_secs, "opened": int(view.now), "source": write.source}
+    view.put(PREFIX + write.session, json.dumps(value).encode())
+    return Done({"session": write.session, "ttl": write.ttl_secs}, view.index)
+
+
+def close(write: Close, view: View, _limits: Limits) -> Done:
+    """End a session."""
+    if view.get(PREFIX + write.session) is None:
+        return Done()
+    view.delete(PREFIX + write.session)
+    for name in view.names_of(write.session):
+        _let_go(view, name, write.session)
+    return Done(revision=view.index)
+
+
+def expire(write: Expire, view: View, _limits: Limits) -> Done:
+    """Remove what belongs to a session whose time is over, and note what its entries were."""
+    if view.get(PREFIX + write.session) is not None:
+        view.delete(PREFIX + write.session)
+    for name in view.names_of(write.session):
+        found = _let_go(view, name, write.session)
+        if found is not None:
+            lost = {"entry": json.loads(found), "when": int(view.now), "session": write.session}
+            view.put(LOST + name, json.dumps(lost, ensure_ascii=False).encode())
+    return Done(revision=view.index)
+
+
+def _let_go(view: View, name: str, session: str) -> bytes | None:
+    """Take a session's entry or place away. Return the entry that it was."""
+    found = view.get(name)
+    if found is None:
+        return None
+    if name.startswith(locks.PREFIX):
+        locks.leave(view, name, session)
+        return None
+    if found.session != session:
+        return None
+    view.delete(name)
+    return found.json
+
+
+class Times:
+    """When each session's time is over, in monotonic time. A broker that just started gives each its full ttl."""
+
+    _FACTOR: Final = 1.25
+    """A session ends between one and two times its ttl after it was renewed last."""
+
+    def __init__(self) -> None:
+        self._ends: dict[str, float] = {}
+        self._ttl: dict[str, float] = {}
+        self._heap: list[tuple[float, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def begin(self, session: str, ttl_secs: float, now: float) -> None:
+        """Note a session; one that is there already is renewed."""
+        self._ttl[session] = ttl_secs
+        self._renew(session, now)
+
+    def renew(self, session: str, now: float) -> float | None:
+        """Give a session its time again. Return its ttl in seconds; None if it is over."""
+        if session not in self._ttl:
+            return None
+        self._renew(session, now)
+        return self._ttl[session]
+
+    def _renew(self, session: str, now: float) -> None:
+        first = session not in self._ends
+        end = self._ends[session] = now + self._ttl[session] * self._FACTOR
+        if first:  # a later end is seen when the earlier one comes up
+            heapq.heappush(self._heap, (end, session))
+
+    def end(self, session: str) -> None:
+        """Forget a session."""
+        self._ends.pop(session, None)
+        self._ttl.pop(session, None)
+
+    def delay(self, secs: float) -> None:
+        """Give all sessions more time: for so long nobody could be heard."""
+        for session in self._ends:
+            self._ends[session] += secs
+
+    def next_end(self) -> float:
+        """Return when the next session may be over; infinite if there is none."""
+        return self._heap[0][0] if self._heap else float("inf")
+
+    def over(self, now: float) -> Iterator[str]:
+        """Yield the sessions whose time is over; each comes again a little later until it is ended."""
+        while self._heap and self._heap[0][0] <= now:
+            _, session = heapq.heappop(self._heap)
+            end = self._ends.get(session)
+            if end is None:
+                continue
+            if end <= now:
+                heapq.heappush(self._heap, (now + 1.0, session))
+                yield session
+            else:
+                heapq.heappush(self._heap, (end, session))

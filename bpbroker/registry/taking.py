@@ -1,0 +1,67 @@
+"""Taking: an entry goes to one receiver alone, and is destroyed when that one has it. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+from bpbroker.errors import AlreadyExists, NotFound
+from bpbroker.messages import Record
+from bpbroker.registry.requests import Ack, Done, Take
+
+if TYPE_CHECKING:
+    from bpbroker.registry.writes import Limits, View
+
+PREFIX: Final = "_taken/"
+
+
+def take(write: Take, view: View, _limits: Limits) -> Record:
+    """Hand an entry to a receiver; it may ask again."""
+    taken = view.get(PREFIX + write.name)
+    if taken is not None:
+        value = json.loads(taken.json)
+        if value["receiver"] != write.receiver:
+            raise _another(write.name, value["receiver"])
+        return Record(write.name, json.dumps(value["entry"], ensure_ascii=False).encode(), taken.revision)
+    found = view.get(write.name)
+    if found is None:
+        raise NotFound(f"Entry '{write.name}' not found")
+    value = {"receiver": write.receiver, "when": int(view.now), "entry": json.loads(found.json)}
+    view.put(PREFIX + write.name, json.dumps(value, ensure_ascii=False).encode())
+    view.delete(write.name)
+    return Record(write.name, found.json, view.index)
+
+
+def ack(write: Ack, view: View, _limits: Limits) -> Done:
+    """Destroy what was taken."""
+    taken = view.get(PREFIX + write.name)
+    if taken is None:
+        return Done()
+    receiver = json.loads(taken.json)["receiver"]
+    if receiver != write.receiver:
+        raise _another(write.name, receiver)
+    view.delete(PREFIX + write.name)
+    return Done(revision=view.index)
+
+
+def destroy(view: View, name: str) -> None:
+    """Destroy what was taken under a name, if anything was: it is deleted."""
+    if view.peek(PREFIX + name) is not None and view.get(PREFIX + name) is not None:
+        view.delete(PREFIX + name)
+
+
+def must_be_free(view: View, name: str) -> None:
+    """See that nothing was taken under this name that its receiver has not acknowledged yet.
+
+    Raises:
+        AlreadyExists: something was.
+    """
+    taken = view.peek(PREFIX + name)
+    if taken is not None:
+        raise _another(name, json.loads(taken.json)["receiver"])
+
+
+def _another(name: str, receiver: str) -> AlreadyExists:
+    error = AlreadyExists(f"Entry '{name}' was taken by {receiver}")
+    error.data = {"receiver": receiver}
+    return error
