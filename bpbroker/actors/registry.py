@@ -145,8 +145,9 @@ class Registry(Actor):
         self._backend.drain()
         while self.memory.batch.writes:
             self._flush()
-        for waiting in (*self.memory.waiters.all(), *self.memory.parked.all()):
-            fail(waiting.reply, Unavailable("The broker is stopping"))
+        waiting = [waiter.reply for waiter in self.memory.waiters.all()]
+        for reply in (*waiting, *(call.reply for call in self.memory.parked.all())):
+            fail(reply, Unavailable("The broker is stopping"))
         self._backend.close()
 
     def status(self) -> Pong:
@@ -377,11 +378,10 @@ class Registry(Actor):
 
     def _tidy(self) -> None:
         """Remove own records that are too old for anybody to ask for."""
-        now, names = time.time(), []
+        now, names = time.time(), list[str]()
         for prefix, secs in ((sessions.LOST, self._keep_lost_secs), ("_batch/", _BATCHES_KEPT_SECS)):
-            for found in self.memory.own.matching(prefix):
-                if json.loads(found.json)["when"] < now - secs:
-                    names.append(found.name)
+            own = self.memory.own.matching(prefix)
+            names += [found.name for found in own if json.loads(found.json)["when"] < now - secs]
         for start in range(0, len(names), 50):
             self._ask_self(Forget(tuple(names[start : start + 50])))
 

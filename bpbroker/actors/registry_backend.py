@@ -106,7 +106,7 @@ class Backend(Protocol):
     # --- committing ---
 
     def commit(self, groups: Sequence[Group], ended: Callable[[Sequence[Outcome] | BaseException], None]) -> None:
-        """Commit groups of changes, then call ``ended`` with their outcomes or what went wrong. One commit at a time."""
+        """Commit groups of changes, then call ``ended`` with their outcomes or an error. One commit at a time."""
 
     def learn(self, committed: Sequence[tuple[Group, Committed]]) -> None:
         """Let memory hold what one commit has made durable, and watches hear of it."""

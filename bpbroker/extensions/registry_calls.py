@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from bpbroker.errors import BadRequest
-from bpbroker.messages import WAIT_MAX_SECS, Call, Delete, Get, List, Record, Register, Replace, Update
+from bpbroker.messages import WAIT_MAX_SECS, Call, Delete, Deleted, Get, List, Record, Register, Replace, Update
 from bpbroker.registry import entry
 from bpbroker.registry.writes import Write
 
@@ -41,11 +41,15 @@ def message_of(call: Call, asked: Mapping[str, Any]) -> Write | Get | List:
     raise BadRequest("The registry does not know this operation")
 
 
-def plain(value: Record | tuple[Record, ...] | None) -> Any:
+def plain(value: Record | tuple[Record, ...] | Deleted | None) -> Any:
     """Return the registry's reply as JSON values."""
     if isinstance(value, Record):
         return json.loads(value.json)
-    return None if value is None else {record.name: json.loads(record.json) for record in value}
+    return (
+        None
+        if value is None or isinstance(value, Deleted)
+        else {record.name: json.loads(record.json) for record in value}
+    )
 
 
 def _text(asked: Mapping[str, Any], key: str) -> str:

@@ -17,8 +17,9 @@ from bpbroker.errors import ExtensionFailed, NotFound, RequestError, TimedOut, U
 from bpbroker.extensions.child import Child, Ended, Launch, NoMethod, NotImportable, Raised
 from bpbroker.extensions.modules import Status, look_at
 from bpbroker.extensions.registry_calls import message_of, plain
-from bpbroker.messages import Call, CallResult, Get, List, Record
+from bpbroker.messages import INDEX_MAX, Call, CallResult, Get, List, Record
 from bpbroker.registry import entry, writes
+from bpbroker.registry.memory import Memory, PendingWrite
 
 
 def run_extension(
@@ -115,7 +116,9 @@ class _Registry:
     """A registry in memory with the rules of the real one; it has no other writer, so nothing waits."""
 
     def __init__(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
-        self._records = {name: writes.record(name, entry.encode(value)) for name, value in entries.items()}
+        self._memory = Memory()
+        self._revision = INDEX_MAX
+        self._memory.fill(Record(name, entry.encode(value), INDEX_MAX) for name, value in entries.items())
 
     def serve(self, call: Call, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Return the frame that answers what the method asked."""
@@ -124,17 +127,20 @@ class _Registry:
         except RequestError as error:
             return {"status": error.status, "message": str(error)}
 
-    def _do(self, message: writes.Write | Get | List) -> Record | tuple[Record, ...] | None:
-        records = self._records
+    def _do(self, message: writes.Write | Get | List) -> Any:
+        memory = self._memory
         if isinstance(message, List):
-            return tuple(records[name] for name in sorted(records) if name.startswith(message.prefix))
+            return memory.entries.matching(message.prefix)
         if isinstance(message, Get):
-            if message.name not in records:
+            found = memory.entries.get(message.name)
+            if found is None:
                 raise NotFound(f"Entry '{message.name}' not found")
-            return records[message.name]
-        found = writes.decide(message, records.get(message.name), time.time(), entry.DATA_MAX_BYTES)
-        if found is None:
-            records.pop(message.name, None)
-        else:
-            records[message.name] = found
-        return found
+            return found
+        write = PendingWrite(message, None)
+        memory.decide(write, time.time(), writes.Limits())
+        if isinstance(write.decision, RequestError):
+            raise write.decision
+        self._revision += 1
+        for name, after in memory.take_batch().staged.items():
+            memory.put(name, after.at(self._revision) if after is not None else None)
+        return write.decision.at(self._revision)

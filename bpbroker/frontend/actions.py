@@ -3,74 +3,38 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Final
 
 from bpbroker import messages
-from bpbroker.errors import BadRequest, RequestError
+from bpbroker.errors import BadRequest
+from bpbroker.frontend.ask import Action, Ask, Decide, EntryLimits, tags_of
+from bpbroker.frontend.coordination import ACTIONS, fence, lost, session_of
 from bpbroker.frontend.parameters import Parameters
 from bpbroker.messages import Condition, Known, Record
 from bpbroker.registry import entry
+from bpbroker.registry.filters import parse as parse_filters
+from bpbroker.registry.requests import Lost
 from bpbroker.server import response
 from bpbroker.server.request import network_of
 from bpbroker.server.response import Response
 
 _WAIT_SLACK_SECS: Final = 30.0
-_TAG: Final = re.compile(r'[ \t]*((?:W/)?"[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?:,|\Z)')
-
-
-@dataclass(frozen=True, slots=True)
-class EntryLimits:
-    """How large parts of an entry may be."""
-
-    name_bytes: int
-    data_bytes: int
-    depth: int
-
-
-class Ask(NamedTuple):
-    """A message for an actor and how its reply is shown."""
-
-    message: Any
-    show: Callable[[Any], Response]
-    timeout_secs: float = 30.0
-    heavy: bool = False
-    """Whether ``show`` may take more than a millisecond."""
-    patient: bool = False
-    """Whether the client means to wait."""
-    late: RequestError = response.LATE
-    """The error when there was no reply in time."""
-    size_of: Callable[[Any], int] | None = None
-    """The size of what ``show`` makes of the reply, about, in bytes; None if it is small."""
-
-
-Decide = Callable[[Parameters, Mapping[str, str], str, EntryLimits], Ask | Response]
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """One method of a built-in namespace."""
-
-    decide: Decide
-    """Returns the message, or the response, for parameters, header fields, source address and limits."""
-    allow: tuple[str, ...]
-    """HTTP methods that it is called with."""
 
 
 def _write(kind: type[messages.Register | messages.Replace | messages.Update]) -> Decide:
     def decide(parameters: Parameters, fields: Mapping[str, str], source: str, limits: EntryLimits) -> Ask:
         name = parameters.name(limits.name_bytes)
         data = parameters.data(limits.data_bytes, limits.depth)
-        return Ask(kind(name, data, source, _condition(fields)), response.entry)
+        session = session_of(parameters) if "session" in parameters.values else None
+        return Ask(kind(name, data, source, _condition(parameters, fields), session), response.entry)
 
     return decide
 
 
 def _delete(parameters: Parameters, fields: Mapping[str, str], _source: str, limits: EntryLimits) -> Ask:
     name = parameters.name(limits.name_bytes)
-    return Ask(messages.Delete(name, _condition(fields)), lambda _: response.DELETED)
+    return Ask(messages.Delete(name, _condition(parameters, fields)), response.deleted)
 
 
 def _get(parameters: Parameters, fields: Mapping[str, str], source: str, limits: EntryLimits) -> Ask:
@@ -81,7 +45,7 @@ def _get(parameters: Parameters, fields: Mapping[str, str], source: str, limits:
         message = messages.Get(name, wait, local=local, client=network_of(source))
         return Ask(message, response.entry, wait + _WAIT_SLACK_SECS, patient=wait > 0)
     # For a read, a tag that was made weak on its way still names what it did (RFC 9110, section 13.1.2).
-    tags = tuple(tag.removeprefix("W/") for tag in _tags("If-None-Match", header))
+    tags = tuple(tag.removeprefix("W/") for tag in tags_of("If-None-Match", header))
     if wait and len(tags) > 1:
         raise BadRequest("With wait, If-None-Match takes one entity tag")
 
@@ -116,7 +80,13 @@ def _list(parameters: Parameters, _fields: Mapping[str, str], source: str, _limi
         prefix.encode()
     except UnicodeEncodeError:
         raise BadRequest("The prefix is not valid UTF-8") from None
-    message = messages.List(prefix, parameters.count("count"), wait, local, network_of(source))
+    if parameters.text("lost"):
+        return Ask(Lost(prefix), lost, heavy=True)
+    where = parse_filters(parameters.several("where"), "where") if "where" in parameters.values else ()
+    failing = parse_filters(parameters.several("fail_where"), "fail_where") if "fail_where" in parameters.values else ()
+    message = messages.List(
+        prefix, parameters.count("count"), wait, local, network_of(source), where=where, fail_where=failing
+    )
     show = _show_known if local else response.entries
     size_of = _size_of_known if local else response.size_of_entries
     return Ask(message, show, wait + _WAIT_SLACK_SECS, heavy=True, patient=wait > 0, size_of=size_of)
@@ -151,33 +121,16 @@ def _echo(text: str, limits: EntryLimits) -> dict[str, Any]:
     return {entry.TEXT_KEY: text}
 
 
-def _condition(fields: Mapping[str, str]) -> Condition:
+def _condition(parameters: Parameters, fields: Mapping[str, str]) -> Condition:
     match, none_match = fields.get("if-match"), fields.get("if-none-match")
-    if match is None and none_match is None:
+    lock = fence(parameters) if "lock" in parameters.values else None
+    if match is None and none_match is None and lock is None:
         return messages.ALWAYS
     return Condition(
-        None if match is None else _tags("If-Match", match),
-        None if none_match is None else _tags("If-None-Match", none_match),
+        None if match is None else tags_of("If-Match", match),
+        None if none_match is None else tags_of("If-None-Match", none_match),
+        lock,
     )
-
-
-def _tags(field: str, header: str) -> tuple[str, ...]:
-    """Return the entity tags in a header field; never none: a condition that was meant must not be lost.
-
-    Raises:
-        BadRequest: there is something else in it.
-    """
-    if header.strip() == "*":
-        return ("*",)
-    tags: list[str] = []
-    position = 0
-    while position < len(header) or not tags:
-        match = _TAG.match(header, position)
-        if match is None:
-            raise BadRequest(f'{field} must be * or entity tags in double quotes, such as "0123abcd"')
-        tags.append(match[1])
-        position = match.end()
-    return tuple(tags)
 
 
 _READ: Final = ("GET", "POST")
@@ -191,6 +144,7 @@ BUILT_IN: Final[Mapping[str, Mapping[str, Action]]] = {
         "Delete": Action(_delete, ("POST", "DELETE")),
         "Get": Action(_get, _READ),
         "List": Action(_list, _READ),
+        **ACTIONS,
     },
     "ping": {"Ping": Action(_ping, _READ)},
 }

@@ -33,7 +33,8 @@ from bpbroker.errors import (
     Unavailable,
 )
 from bpbroker.frontend import access_keys, access_log, origins
-from bpbroker.frontend.actions import BUILT_IN, Ask, EntryLimits
+from bpbroker.frontend.actions import BUILT_IN
+from bpbroker.frontend.ask import Ask, EntryLimits
 from bpbroker.frontend.control import CONTROL
 from bpbroker.frontend.openapi import description
 from bpbroker.frontend.parameters import Parameters, json_object, parse

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from bpbroker import messages
-from bpbroker.frontend.actions import Ask
+from bpbroker.frontend.ask import Ask
 from bpbroker.server import response
 from bpbroker.server.response import Response
 

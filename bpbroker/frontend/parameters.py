@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -18,7 +18,10 @@ _KEY_NAMES: Final = ("access_key", "access-key")
 class Parameters:
     """What a request was given, the access key kept apart from everything else."""
 
-    def __init__(self, values: Mapping[str, Any], keys: tuple[object, ...]) -> None:
+    def __init__(
+        self, values: Mapping[str, Any], keys: tuple[object, ...], pairs: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        self._pairs = pairs
         self.values = values
         """First value of each parameter; text, or any JSON value from a JSON body."""
         self.keys = keys
@@ -38,6 +41,12 @@ class Parameters:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return str(value)
         raise BadRequest(f"The parameter {name} must be text")
+
+    def several(self, name: str) -> list[object]:
+        """Return all values of a parameter that may be given several times: a list in a JSON body."""
+        found: list[object] = [value for key, value in self._pairs if key == name]
+        value = self.values.get(name)
+        return found or (list(value) if isinstance(value, list) else [] if value is None else [value])
 
     def texts(self) -> dict[str, str]:
         """Return all of them as text, other JSON values as their JSON: what an extension sees."""
@@ -149,7 +158,7 @@ def _pairs(text: str) -> Parameters:
     for name, value in pairs:
         if name not in _KEY_NAMES:
             values.setdefault(name, value)
-    return Parameters(values, tuple(value for name, value in pairs if name in _KEY_NAMES and value))
+    return Parameters(values, tuple(value for name, value in pairs if name in _KEY_NAMES and value), pairs)
 
 
 def _json(body: bytes, max_depth: int) -> Parameters:

@@ -1,8 +1,9 @@
 """What the registry tells a store and what it hears from one: values, no behaviour.
 
 A *change* is the next state of one name, a *group* is changes that belong together.
-A group's *outcome* is :class:`Committed`, :class:`Conflict`, or an error. What a shared store holds at one moment comes as
-:class:`Seen` and :class:`State`; what its watch tells is *news*.
+A group's *outcome* is :class:`Committed`, :class:`Conflict`, or an error. What a
+shared store holds at one moment comes as :class:`Seen` and :class:`State`; what its
+watch tells is *news*.
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ DIGITS_MAX: Final = 4300
 """Longest integer, in digits: what Python itself converts without being told to."""
 
 STAMP_KEYS: Final = ("last_write_ip", "last_write_ts")
+STORED_KEYS: Final = ("last_write_revision", "last_write_index", "last_write_session")
+"""Keys that only the stored form of an entry has; see :mod:`bpbroker.registry.stored`."""
 TEXT_KEY: Final = "_str"
 """The one own key of an entry whose data is no JSON object."""
 
@@ -197,9 +199,9 @@ def check_object(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return the object as a dict if it may be stored as an entry's own part.
 
     Raises:
-        BadRequest: it has one of the broker's two keys, or a lone surrogate somewhere.
+        BadRequest: it has one of the broker's own keys, or a lone surrogate somewhere.
     """
-    for key in STAMP_KEYS:
+    for key in (*STAMP_KEYS, *STORED_KEYS):
         if key in value:
             raise BadRequest(f"Used reserved data name {key}")
     try:

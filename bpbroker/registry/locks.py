@@ -80,10 +80,17 @@ def parse(record: Record | None) -> Queue:
         return Queue()
     value = json.loads(record.json)
     places = tuple(
-        Place(one["session"], one["token"] if "token" in one else record.revision - one["back"], one["since"], one["data"])
+        Place(
+            one["session"], one["token"] if "token" in one else record.revision - one["back"], one["since"], one["data"]
+        )
         for one in value["places"]
     )
     return Queue(value["limit"], places)
+
+
+def _token(place: dict[str, Any], revision: int) -> int:
+    token: int = place["token"] if "token" in place else revision - place["back"]
+    return token
 
 
 def encode(queue: Queue, index: int) -> bytes:

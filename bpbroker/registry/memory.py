@@ -97,8 +97,7 @@ class Batch:
         """Return what the store has to commit."""
         expects, indexes = self.expects, self.indexes
         changes = {
-            name: Change(name, after, expects.get(name, ANYTHING), indexes[name])
-            for name, after in self.staged.items()
+            name: Change(name, after, expects.get(name, ANYTHING), indexes[name]) for name, after in self.staged.items()
         }
         if not self._links and not self._empty:
             return [Group((change,)) for change in changes.values()]
@@ -177,7 +176,9 @@ class _View:
         for batch in (memory.under_way, memory.batch):
             if batch is None:
                 continue
-            mine = {name for name, after in batch.staged.items() if after is not None and session in _sessions_in(after)}
+            mine = {
+                name for name, after in batch.staged.items() if after is not None and session in _sessions_in(after)
+            }
             if mine and batch is memory.under_way:
                 raise _UnderWay
             found |= mine

@@ -103,9 +103,7 @@ def _owners(pool: str, current: Record | None) -> dict[str, int]:
     return own
 
 
-def _put(
-    pool: str, owners: dict[str, int], source: str, view: View, limits: Limits, current: Record | None
-) -> None:
+def _put(pool: str, owners: dict[str, int], source: str, view: View, limits: Limits, current: Record | None) -> None:
     value = entry.encode(entry.stamp(owners, source, view.now))
     if len(value) > limits.data_bytes:
         raise TooLarge(f"The pool '{pool}' would be larger than {limits.data_bytes} bytes; nothing was changed")

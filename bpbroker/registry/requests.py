@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bpbroker.messages import Get, List, Record, Register, Replace, Update
 from bpbroker.messages import Delete as DeleteEntry
+from bpbroker.messages import Get, List, Record, Register, Replace, Update
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +81,10 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """Take a place in a lock's queue and wait until it is among the first ``limit``. Reply: :class:`Done` with ``token``.
+    """Take a place in a lock's queue and wait until it is among the first ``limit``.
 
-    Errors: NotFound (the session is over), AlreadyExists (not in time; the place was given back), BadRequest.
+    Reply: :class:`Done` with ``token``. Errors: NotFound (the session is over), BadRequest,
+    AlreadyExists (not in time; the place was given back).
     """
 
     name: str
@@ -122,9 +123,10 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Allocate:
-    """Return an owner's number in a pool: the one it has, else the lowest free one. Reply: :class:`Done` with ``number``.
+    """Return an owner's number in a pool: the one it has, else the lowest free one.
 
-    Errors: AlreadyExists (the pool is full, or ``number`` is another owner's), BadRequest.
+    Reply: :class:`Done` with ``number``. Errors: BadRequest,
+    AlreadyExists (the pool is full, or ``number`` is another owner's).
     """
 
     pool: str
@@ -194,7 +196,9 @@ class CheckEmpty:
     prefix: str
 
 
-Operation = Register | Replace | Update | DeleteEntry | Get | List | Check | CheckEmpty | Take | Ack | Allocate | Release
+Operation = (
+    Register | Replace | Update | DeleteEntry | Get | List | Check | CheckEmpty | Take | Ack | Allocate | Release
+)
 
 
 @dataclass(frozen=True, slots=True)

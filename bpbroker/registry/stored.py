@@ -12,9 +12,6 @@ from typing import Final
 
 from bpbroker.messages import INDEX_MAX, Record
 
-KEYS: Final = ("last_write_revision", "last_write_index", "last_write_session")
-"""The keys of the stored form that no entry has."""
-
 SESSION_MAX: Final = 128
 """Longest id of a session, in characters."""
 

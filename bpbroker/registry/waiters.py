@@ -14,6 +14,7 @@ from bpbroker.registry.index import EntryIndex
 from bpbroker.registry.parked import Places
 from bpbroker.registry.replies import not_found, send
 
+
 @dataclass(slots=True, eq=False)
 class Waiter:
     """One waiting read."""
@@ -37,9 +38,7 @@ def listed(records: tuple[Record, ...], where: Conditions, fail_where: Condition
     if not where:
         return records
     return tuple(
-        record
-        for record in records
-        if matches(record, where) or any(matches(record, (each,)) for each in fail_where)
+        record for record in records if matches(record, where) or any(matches(record, (each,)) for each in fail_where)
     )
 
 

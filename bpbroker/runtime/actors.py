@@ -18,6 +18,7 @@ from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.actors.registry_shared import SharedBackend
 from bpbroker.config import layers
 from bpbroker.errors import Unavailable
+from bpbroker.registry.stored import unrevised
 from bpbroker.storage import config_file
 from bpbroker.storage.config_file import Origin
 from bpbroker.storage.embedded.journal import journal_path
@@ -126,7 +127,13 @@ def registry_factory(own: Path, settings_now: Callable[[], messages.Settings], l
 
     def base() -> Mapping[str, bytes]:
         # The file was read a moment ago; a registry that takes a dead one's place reads it again.
-        return first.pop() if first else config_file.read(own)[1]
+        if first:
+            stored, intact = first.pop(), origin.intact
+        else:
+            _, stored, now = config_file.read_content(own)
+            intact = now is None or now.intact
+        # An entry that was edited is another one, whatever revision stands in it.
+        return stored if intact else {name: unrevised(value) for name, value in stored.items()}
 
     def store() -> EmbeddedStore:
         return EmbeddedStore(journal, base, origin.registry, origin.commit)

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
 from bpbroker.errors import MethodNotAllowed, RequestError, TimedOut, Unavailable
-from bpbroker.messages import HealthReport, Record, fail
+from bpbroker.messages import Deleted, HealthReport, Record, fail
 
 JSON_TYPE: Final = "application/json"
 SERVER_NAME: Final = "bpbroker"
@@ -88,37 +88,44 @@ def reason_phrase(text: str) -> str:
     return _UNSAFE.sub(" ", text[: 4 * _REASON_MAX]).strip()[:_REASON_MAX] or "Error"
 
 
-def success(data: bytes, etag: str | None = None) -> Response:
+def success(data: bytes, etag: str | None = None, *, revision: int | None = None) -> Response:
     """Return a registry's success; ``data`` is JSON."""
-    return Response(200, b"%b%b}" % (_SUCCESS, data), "", JSON_TYPE, (("ETag", etag),) if etag else ())
+    more = b"" if revision is None else b', "revision": %d' % revision
+    return Response(200, b"%b%b%b}" % (_SUCCESS, data, more), "", JSON_TYPE, (("ETag", etag),) if etag else ())
 
 
-def success_with(data: Any) -> Response:
+def success_with(data: Any, revision: int | None = None) -> Response:
     """Return a success whose data is any JSON value."""
-    return success(json.dumps(data, ensure_ascii=False).encode())
+    return success(json.dumps(data, ensure_ascii=False).encode(), revision=revision)
 
 
 def entry(record: Record) -> Response:
     """Return one entry with its tag."""
     age = b"" if record.age_secs is None else _age(record.age_secs)
-    return Response(200, b"%b%b%b}" % (_SUCCESS, record.json, age), "", JSON_TYPE, (("ETag", record.etag),))
+    body = b'%b%b, "revision": %d%b}' % (_SUCCESS, record.json, record.revision, age)
+    return Response(200, body, "", JSON_TYPE, (("ETag", record.etag),))
 
 
 def entries(records: tuple[Record, ...], age_secs: float | None = None) -> Response:
     """Return several entries as one object, in their order; with an age if they may be old."""
-    parts = [_SUCCESS, b"{"]
+    parts, revisions = [_SUCCESS, b"{"], [b'}, "revisions": {']
     for item in records:
         # Joined once: a list of all entries may be as large as the registry.
-        parts += (json.dumps(item.name, ensure_ascii=False).encode(), b": ", item.json, b", ")
+        name = json.dumps(item.name, ensure_ascii=False).encode()
+        parts += (name, b": ", item.json, b", ")
+        revisions += (name, b": %d" % item.revision, b", ")
     if records:
         parts.pop()
-    parts += (b"}", b"" if age_secs is None else _age(age_secs), b"}")
+        revisions.pop()
+    newest = max([item.revision for item in records], default=0)
+    parts += revisions
+    parts += (b'}, "revision": %d' % newest, b"" if age_secs is None else _age(age_secs), b"}")
     return Response(200, b"".join(parts))
 
 
 def size_of_entries(records: tuple[Record, ...]) -> int:
     """Return about how many bytes :func:`entries` makes of them."""
-    return sum([len(item.json) + len(item.name) + 6 for item in records])
+    return sum([len(item.json) + 2 * len(item.name) + 30 for item in records])
 
 
 def _age(secs: float) -> bytes:
@@ -129,9 +136,25 @@ def _age(secs: float) -> bytes:
 DELETED: Final = Response(200, b'{"success": true, "message": "Success"}')
 
 
-def failure(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> Response:
+def deleted(reply: Deleted) -> Response:
+    """Return the success of a deletion; with its revision if there was something to delete."""
+    if not reply.revision:
+        return DELETED
+    return Response(200, b'{"success": true, "message": "Success", "revision": %d}' % reply.revision)
+
+
+def failure(
+    status: int,
+    message: str,
+    headers: tuple[tuple[str, str], ...] = (),
+    data: Mapping[str, Any] | None = None,
+    failed: int | None = None,
+) -> Response:
     """Return an error in the shape that every error of the broker has."""
-    body = json.dumps({"success": False, "message": message, "data": {}}, ensure_ascii=False)
+    shown: dict[str, Any] = {"success": False, "message": message, "data": dict(data or {})}
+    if failed is not None:
+        shown["failed"] = failed
+    body = json.dumps(shown, ensure_ascii=False)
     return Response(status, body.encode("utf-8", "replace"), message, headers=headers)
 
 
@@ -144,7 +167,7 @@ def of_error(error: RequestError) -> Response:
         headers.append(("Allow", ", ".join(error.allow)))
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers.append(("WWW-Authenticate", "Bearer"))
-    return failure(error.status, str(error), tuple(headers))
+    return failure(error.status, str(error), tuple(headers), error.data, error.failed)
 
 
 class PendingResponse:

@@ -39,6 +39,9 @@ _NOT_AS_IT_IS = re.compile(r"[\n\r\t]|\\u")
 """In an entry's text: it is spread over lines, or has escapes that may be lone surrogates; written anew then."""
 _AT = re.compile(r"(?: starting)? at\Z")
 
+_OBJECTS: Final = "_objects"
+"""The section of a file with the registry's own records, whose names begin with ``_``. Never among the settings."""
+
 _STATE: Final = "_state"
 """The last section of a file that a broker wrote: its :class:`Origin`. Never among the settings."""
 _BEFORE_STATE: Final = f',\n  "{_STATE}": '.encode()
@@ -145,6 +148,8 @@ def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
             own: dict[str, Any] = {}
             settings[key] = own
             return reader.members(at, lambda name, where: service(own, name, where))
+        if key == _OBJECTS and text[at : at + 1] == "{":
+            return reader.members(at, own_record)
         settings[key], end = reader.value(at)
         return end
 
@@ -154,6 +159,12 @@ def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
         else:
             entries[name], end = reader.entry(name, at)
             reader.check_name(name, at)
+        return end
+
+    def own_record(name: str, at: int) -> int:
+        if not name.startswith("_") or len(name.encode()) > NAME_MAX_BYTES + 512:
+            raise reader.fault(f"{_OBJECTS}.{name[:64]} is no record of the registry's own", at)
+        entries[name], end = reader.entry(name, at)
         return end
 
     start = reader.skip(0)
@@ -309,22 +320,28 @@ def chunks(settings: Mapping[str, Any], entries: Mapping[str, bytes], origin: Or
 
 
 def _sections(settings: Mapping[str, Any], entries: Mapping[str, bytes]) -> Iterator[bytes]:
-    sections = {**settings}
+    sections: dict[str, Any] = {**settings}
     sections.setdefault(layers.REGISTRY_SECTION, {})
+    own_records = {name: value for name, value in entries.items() if name.startswith("_")} if entries else {}
+    if own_records:
+        sections[_OBJECTS] = {}
     lead = b"{\n"
     for name, section in sections.items():
         if name == layers.REGISTRY_SECTION and isinstance(section, Mapping):
             yield lead + _key(name) + b"{"
-            yield from _services(section, entries)
+            yield from _services(section, entries, sorted(n for n in entries if not n.startswith("_")))
+        elif name == _OBJECTS:
+            yield lead + _key(name) + b"{"
+            yield from _services({}, own_records, sorted(own_records))
         else:
             yield lead + _key(name) + _indented(section)
         lead = b",\n"
 
 
-def _services(own: Mapping[str, Any], entries: Mapping[str, bytes]) -> Iterator[bytes]:
+def _services(own: Mapping[str, Any], entries: Mapping[str, bytes], names: list[str]) -> Iterator[bytes]:
     lines = [b"  " + _key(key) + _indented(value, "    ") for key, value in own.items()]
     lead = b"\n"
-    for name in sorted(entries):
+    for name in names:
         lines.append(b"  " + _key(name) + entries[name])
         if len(lines) >= CHUNK_ENTRIES:
             yield lead + b",\n".join(lines)
@@ -332,7 +349,7 @@ def _services(own: Mapping[str, Any], entries: Mapping[str, bytes]) -> Iterator[
             lines.clear()
     if lines:
         yield lead + b",\n".join(lines)
-    yield b"\n  }" if own or entries else b"}"
+    yield b"\n  }" if own or names else b"}"
 
 
 def _key(name: str) -> bytes:

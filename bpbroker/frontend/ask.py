@@ -1,0 +1,72 @@
+"""What a method of a built-in namespace is: parameters to a message, and its reply to a response."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from bpbroker.errors import BadRequest, RequestError
+from bpbroker.frontend.parameters import Parameters
+from bpbroker.server import response
+from bpbroker.server.response import Response
+
+_TAG: Final = re.compile(r'[ \t]*((?:W/)?"[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?:,|\Z)')
+
+
+@dataclass(frozen=True, slots=True)
+class EntryLimits:
+    """How large parts of an entry may be."""
+
+    name_bytes: int
+    data_bytes: int
+    depth: int
+
+
+class Ask(NamedTuple):
+    """A message for an actor and how its reply is shown."""
+
+    message: Any
+    show: Callable[[Any], Response]
+    timeout_secs: float = 30.0
+    heavy: bool = False
+    """Whether ``show`` may take more than a millisecond."""
+    patient: bool = False
+    """Whether the client means to wait."""
+    late: RequestError = response.LATE
+    """The error when there was no reply in time."""
+    size_of: Callable[[Any], int] | None = None
+    """The size of what ``show`` makes of the reply, about, in bytes; None if it is small."""
+
+
+Decide = Callable[[Parameters, Mapping[str, str], str, EntryLimits], Ask | Response]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One method of a built-in namespace."""
+
+    decide: Decide
+    """Returns the message, or the response, for parameters, header fields, source address and limits."""
+    allow: tuple[str, ...]
+    """HTTP methods that it is called with."""
+
+
+def tags_of(field: str, header: str) -> tuple[str, ...]:
+    """Return the entity tags in a header field; never none: a condition that was meant must not be lost.
+
+    Raises:
+        BadRequest: there is something else in it.
+    """
+    if header.strip() == "*":
+        return ("*",)
+    tags: list[str] = []
+    position = 0
+    while position < len(header) or not tags:
+        match = _TAG.match(header, position)
+        if match is None:
+            raise BadRequest(f'{field} must be * or entity tags in double quotes, such as "0123abcd"')
+        tags.append(match[1])
+        position = match.end()
+    return tuple(tags)

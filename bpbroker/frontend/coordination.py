@@ -1,0 +1,378 @@
+"""The calls of ``services`` with which servers coordinate: sessions, locks, numbers, taking, batches, watches. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from bpbroker import messages
+from bpbroker.errors import BadRequest, RequestError, TooLarge
+from bpbroker.frontend.ask import Action, Ask, Decide, EntryLimits, tags_of
+from bpbroker.frontend.parameters import Parameters
+from bpbroker.messages import Condition, Deleted, Record
+from bpbroker.registry import entry, sessions
+from bpbroker.registry.requests import (
+    Ack,
+    Allocate,
+    Batch,
+    BatchDone,
+    Check,
+    CheckEmpty,
+    Close,
+    Done,
+    Event,
+    Holder,
+    Lock,
+    Next,
+    Open,
+    Release,
+    Renew,
+    Take,
+    Unlock,
+    Watch,
+    Watched,
+)
+from bpbroker.server import response
+from bpbroker.server.request import network_of
+from bpbroker.server.response import Response
+
+_SLACK_SECS: Final = 30.0
+_TEXT_MAX_BYTES: Final = 256
+_BATCH_MAX: Final = 100
+_BATCH_MAX_BYTES: Final = 1024 * 1024
+_NUMBER_MAX: Final = 2**53 - 1
+_YEAR_SECS: Final = 366 * 86_400
+_LOCK_DATA_MAX_BYTES: Final = 4096
+
+
+def _done(done: Done) -> Response:
+    return response.success_with(done.data, done.revision)
+
+
+def _session(parameters: Parameters) -> str:
+    if parameters.text("session") is None:
+        raise BadRequest("Missing session parameter")
+    return sessions.check_id(parameters.text("session"))
+
+
+def _word(parameters: Parameters, name: str) -> str:
+    """Return a short text that must be there, such as an owner or a receiver."""
+    value = parameters.text(name)
+    if value is None:
+        raise BadRequest(f"Missing {name} parameter")
+    if not value.strip() or not value.isprintable() or len(value.encode("utf-8", "replace")) > _TEXT_MAX_BYTES:
+        raise BadRequest(f"The parameter {name} must be printable text of 1 to {_TEXT_MAX_BYTES} bytes")
+    if value in (*entry.STAMP_KEYS, *entry.STORED_KEYS):
+        raise BadRequest(f"The parameter {name} must not be {value}: this is a field of the broker's own")
+    return value
+
+
+def _number(parameters: Parameters, name: str, default: int | None, *, least: int = 0) -> int | None:
+    text = parameters.text(name)
+    if text is None or text == "":
+        return default
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 16) or not least <= int(text) <= _NUMBER_MAX:
+        raise BadRequest(f"The parameter {name} must be a whole number from {least} to {_NUMBER_MAX}")
+    return int(text)
+
+
+def _open(parameters: Parameters, _fields: Mapping[str, str], source: str, _limits: EntryLimits) -> Ask:
+    session = _session(parameters)
+    text = parameters.text("ttl") or ""
+    try:
+        ttl = float(text)
+    except ValueError:
+        ttl = -1.0
+    if not sessions.TTL_MIN_SECS <= ttl <= sessions.TTL_MAX_SECS:
+        raise BadRequest(
+            f"The parameter ttl must be a number of seconds from {sessions.TTL_MIN_SECS:g} to {sessions.TTL_MAX_SECS:g}"
+        )
+    return Ask(Open(session, int(ttl) if ttl == int(ttl) else ttl, source), _done)
+
+
+def _renew(parameters: Parameters, _fields: Mapping[str, str], _source: str, _limits: EntryLimits) -> Ask:
+    return Ask(Renew(_session(parameters)), _done)
+
+
+def _close(parameters: Parameters, _fields: Mapping[str, str], _source: str, _limits: EntryLimits) -> Ask:
+    return Ask(Close(_session(parameters)), _done)
+
+
+def _lock(parameters: Parameters, _fields: Mapping[str, str], source: str, limits: EntryLimits) -> Ask:
+    name = parameters.name(limits.name_bytes)
+    wait = parameters.seconds("wait")
+    data = parameters.values.get("data")
+    if isinstance(data, str):
+        try:
+            data = entry.strict_json(data, max_depth=limits.depth)
+        except json.JSONDecodeError:
+            pass  # plain text is a fine word about oneself
+    if len(json.dumps(data).encode()) > _LOCK_DATA_MAX_BYTES:
+        raise TooLarge(f"The data of a lock is larger than {_LOCK_DATA_MAX_BYTES} bytes")
+    most = _number(parameters, "limit", 1, least=1) or 1
+    message = Lock(name, _session(parameters), source, most, data, wait, network_of(source))
+    return Ask(message, _done, wait + _SLACK_SECS, patient=wait > 0)
+
+
+def _unlock(parameters: Parameters, _fields: Mapping[str, str], _source: str, limits: EntryLimits) -> Ask:
+    return Ask(Unlock(parameters.name(limits.name_bytes), _session(parameters)), _done)
+
+
+def _holder(parameters: Parameters, _fields: Mapping[str, str], source: str, limits: EntryLimits) -> Ask:
+    wait = parameters.seconds("wait")
+    unless = _number(parameters, "changed_from", None)
+    message = Holder(parameters.name(limits.name_bytes), wait, unless, network_of(source))
+    return Ask(message, _done, wait + _SLACK_SECS, patient=wait > 0)
+
+
+def _pool(parameters: Parameters, limits: EntryLimits) -> str:
+    value = parameters.values.get("pool")
+    if value is None:
+        raise BadRequest("Missing pool parameter")
+    return entry.check_name(value, max_bytes=limits.name_bytes)
+
+
+def _allocate(parameters: Parameters, _fields: Mapping[str, str], source: str, limits: EntryLimits) -> Ask:
+    low = _number(parameters, "from", 1)
+    high = _number(parameters, "to", 65535)
+    number = _number(parameters, "number", None)
+    if low is None or high is None or low > high:
+        raise BadRequest(f"The parameter from must not be larger than to: {low} and {high}")
+    if number is not None and not low <= number <= high:
+        raise BadRequest(f"The parameter number must be from {low} to {high}")
+    return Ask(Allocate(_pool(parameters, limits), _word(parameters, "owner"), source, low, high, number), _done)
+
+
+def _release(parameters: Parameters, _fields: Mapping[str, str], source: str, limits: EntryLimits) -> Ask:
+    rest = _number(parameters, "quarantine", 0) or 0
+    if rest > _YEAR_SECS:
+        raise BadRequest(f"The parameter quarantine must be a number of seconds from 0 to {_YEAR_SECS}")
+    return Ask(Release(_pool(parameters, limits), _word(parameters, "owner"), source, float(rest)), _done)
+
+
+def _next(parameters: Parameters, _fields: Mapping[str, str], source: str, limits: EntryLimits) -> Ask:
+    by = _number(parameters, "by", 1, least=-_NUMBER_MAX) or 0
+    owner = _word(parameters, "owner") if parameters.text("owner") else ""
+    return Ask(Next(parameters.name(limits.name_bytes), source, by, owner), _done)
+
+
+def _take(parameters: Parameters, _fields: Mapping[str, str], _source: str, limits: EntryLimits) -> Ask:
+    return Ask(Take(parameters.name(limits.name_bytes), _word(parameters, "receiver")), response.entry)
+
+
+def _ack(parameters: Parameters, _fields: Mapping[str, str], _source: str, limits: EntryLimits) -> Ask:
+    return Ask(Ack(parameters.name(limits.name_bytes), _word(parameters, "receiver")), _done)
+
+
+# --- batches ---
+
+
+def _batch(parameters: Parameters, _fields: Mapping[str, str], source: str, limits: EntryLimits) -> Ask:
+    values = parameters.values
+    operations, atomic, batch = values.get("operations"), values.get("atomic", True), values.get("id", "")
+    if not isinstance(operations, list) or not operations:
+        raise BadRequest('operations must be a list of objects, such as {"method": "Register", "name": …}')
+    if len(operations) > _BATCH_MAX:
+        raise BadRequest(f"A batch has at most {_BATCH_MAX} operations; these are {len(operations)}")
+    if not isinstance(atomic, bool):
+        raise BadRequest("atomic must be true or false")
+    if not isinstance(batch, str) or (batch and not batch.isprintable()) or len(batch.encode()) > _TEXT_MAX_BYTES:
+        raise BadRequest(f"id must be printable text of at most {_TEXT_MAX_BYTES} bytes")
+    if len(json.dumps(operations).encode()) > _BATCH_MAX_BYTES:
+        raise TooLarge(f"The operations of a batch are larger than {_BATCH_MAX_BYTES} bytes together")
+    found, names = [], set()
+    for number, operation in enumerate(operations):
+        try:
+            message = _operation(operation, source, limits)
+            name = getattr(message, "name", None)
+            if name is not None and name in names:
+                raise BadRequest(f"The name '{name}' occurs twice in the batch")
+        except RequestError as error:
+            error.failed = number
+            raise
+        names.add(name)
+        found.append(message)
+    return Ask(Batch(batch, tuple(found), atomic), _show_batch, heavy=True)
+
+
+def _operation(value: object, source: str, limits: EntryLimits) -> Any:
+    if not isinstance(value, dict):
+        raise BadRequest("An operation must be an object")
+    method = value.get("method")
+    decide = _OPERATIONS.get(method) if isinstance(method, str) else None
+    if decide is None:
+        raise BadRequest(f"method must be one of {', '.join(_OPERATIONS)}")
+    parameters = Parameters({key: item for key, item in value.items() if key != "method"}, ())
+    return decide(parameters, {}, source, limits)
+
+
+def operation_condition(parameters: Parameters) -> Condition:
+    """Return the condition in an operation's own parameters; they name tags as the header fields do."""
+    match, none_match = parameters.text("if_match"), parameters.text("if_none_match")
+    lock = fence(parameters)
+    if match is None and none_match is None and lock is None:
+        return messages.ALWAYS
+    return Condition(
+        None if match is None else tags_of("if_match", _quoted(match)),
+        None if none_match is None else tags_of("if_none_match", _quoted(none_match)),
+        lock,
+    )
+
+
+def _quoted(tag: str) -> str:
+    return tag if tag.strip() == "*" or '"' in tag else f'"{tag}"'
+
+
+def fence(parameters: Parameters) -> tuple[str, int] | None:
+    """Return the lock and the token that a write has to hold; None if it names none.
+
+    Raises:
+        BadRequest: it is not NAME:TOKEN.
+    """
+    text = parameters.text("lock")
+    if text is None:
+        return None
+    name, _, token = text.rpartition(":")
+    if not name or not (token.isascii() and token.isdigit() and len(token) <= 16):
+        raise BadRequest("The parameter lock must be NAME:TOKEN, as Lock answered")
+    return name, int(token)
+
+
+def _written(kind: type[messages.Register | messages.Replace | messages.Update]) -> Any:
+    def decide(parameters: Parameters, _fields: Mapping[str, str], source: str, limits: EntryLimits) -> Any:
+        data = parameters.data(limits.data_bytes, limits.depth)
+        name = parameters.name(limits.name_bytes)
+        return kind(name, data, source, operation_condition(parameters), session_of(parameters))
+
+    return decide
+
+
+def session_of(parameters: Parameters) -> str | None:
+    """Return the session that a write names: None for none, empty to take the entry out of its session."""
+    session = parameters.text("session")
+    return sessions.check_id(session) if session else session
+
+
+def _check(parameters: Parameters, _fields: Mapping[str, str], _source: str, limits: EntryLimits) -> Check:
+    condition = operation_condition(parameters)
+    if condition is messages.ALWAYS:
+        raise BadRequest("Check needs if_match, if_none_match or lock")
+    return Check(parameters.name(limits.name_bytes), condition)
+
+
+def _check_empty(parameters: Parameters, _fields: Mapping[str, str], _source: str, _limits: EntryLimits) -> CheckEmpty:
+    prefix = parameters.text("prefix")
+    if prefix is None or prefix.startswith("_"):
+        raise BadRequest("CheckEmpty needs a prefix that does not begin with _")
+    return CheckEmpty(prefix)
+
+
+def _message_of(decide: Decide) -> Any:
+    def message(parameters: Parameters, fields: Mapping[str, str], source: str, limits: EntryLimits) -> Any:
+        asked = decide(parameters, fields, source, limits)
+        return asked.message if isinstance(asked, Ask) else asked
+
+    return message
+
+
+_OPERATIONS: Final[Mapping[str, Any]] = {
+    "Register": _written(messages.Register),
+    "Replace": _written(messages.Replace),
+    "Update": _written(messages.Update),
+    "Delete": lambda parameters, _fields, _source, limits: messages.Delete(
+        parameters.name(limits.name_bytes), operation_condition(parameters)
+    ),
+    "Get": lambda parameters, _fields, _source, limits: messages.Get(parameters.name(limits.name_bytes)),
+    "List": lambda parameters, _fields, _source, _limits: messages.List(parameters.text("prefix") or ""),
+    "Check": _check,
+    "CheckEmpty": _check_empty,
+    "Allocate": _message_of(_allocate),
+    "Release": _message_of(_release),
+    "Next": _message_of(_next),
+    "Take": _message_of(_take),
+    "Ack": _message_of(_ack),
+}
+
+
+def _shown(found: Any) -> dict[str, Any]:
+    """Return what a batch tells of one operation."""
+    if isinstance(found, RequestError):
+        return {"status": found.status, "message": str(found), "data": dict(found.data or {})}
+    if isinstance(found, Record):
+        return {"status": 200, "data": json.loads(found.json), "revision": found.revision}
+    if isinstance(found, tuple):
+        return {"status": 200, "data": {record.name: json.loads(record.json) for record in found}}
+    if isinstance(found, Deleted):
+        return {"status": 200, "data": {}, "revision": found.revision}
+    if isinstance(found, Done):
+        return {"status": 200, "data": dict(found.data), "revision": found.revision}
+    return {"status": 500, "message": "This operation failed; the broker's log has the reason"}
+
+
+def _show_batch(done: BatchDone) -> Response:
+    return response.success_with({"results": [_shown(found) for found in done.results]}, done.revision)
+
+
+# --- watches ---
+
+
+def _watch(parameters: Parameters, _fields: Mapping[str, str], source: str, limits: EntryLimits) -> Ask:
+    wait = parameters.seconds("wait")
+    name = parameters.name(limits.name_bytes) if parameters.values.get("name") is not None else None
+    prefix = parameters.text("prefix") or ""
+    if name is not None and prefix:
+        raise BadRequest("Watch takes a name or a prefix, not both")
+    if prefix.startswith("_"):
+        raise BadRequest("Names that begin with _ are the broker's own")
+    most = _number(parameters, "limit", 1000, least=1) or 1000
+    message = Watch(prefix, name, parameters.text("since"), wait, min(most, 10_000), network_of(source))
+    return Ask(message, _show_watched, wait + _SLACK_SECS, patient=wait > 0)
+
+
+_last_shown: tuple[Watched | None, Response | None] = (None, None)
+
+
+def _show_watched(watched: Watched) -> Response:
+    """Return the answer to a watch. Many watches are told the same thing at once: it is written once."""
+    global _last_shown  # noqa: PLW0603 - a cache of one value, replaced as a whole
+    known, shown = _last_shown
+    if known is watched and shown is not None:
+        return shown
+    events = b", ".join(map(_event, watched.events))
+    body = b'{"events": [%b], "cursor": %b}' % (events, json.dumps(watched.cursor).encode())
+    revision = int(watched.cursor.rpartition(":")[2])
+    shown = response.success(body, revision=revision)
+    _last_shown = (watched, shown)
+    return shown
+
+
+def _event(event: Event) -> bytes:
+    head = json.dumps({"type": event.type, "name": event.name, "revision": event.revision}, ensure_ascii=False).encode()
+    return head if event.record is None else b'%b, "entry": %b}' % (head[:-1], event.record.json)
+
+
+def lost(records: tuple[Record, ...]) -> Response:
+    """Return what expired lately, by name."""
+    return response.success_with({record.name: json.loads(record.json) for record in records})
+
+
+_POST: Final = ("POST",)
+_READ: Final = ("GET", "POST")
+
+ACTIONS: Final[Mapping[str, Action]] = {
+    "Open": Action(_open, _POST),
+    "Renew": Action(_renew, _POST),
+    "Close": Action(_close, _POST),
+    "Lock": Action(_lock, _POST),
+    "Unlock": Action(_unlock, _POST),
+    "Holder": Action(_holder, _READ),
+    "Allocate": Action(_allocate, _POST),
+    "Release": Action(_release, _POST),
+    "Next": Action(_next, _POST),
+    "Take": Action(_take, _POST),
+    "Ack": Action(_ack, _POST),
+    "Batch": Action(_batch, _POST),
+    "Watch": Action(_watch, _READ),
+}
