@@ -167,8 +167,9 @@ def _batch(write: Batch, view: View, limits: Limits) -> BatchDone:
             raise
     # Readers see the state after all of it.
     for number, operation in enumerate(write.operations):
-        if type(operation) in (Get, List):
-            results[number] = _OPERATIONS[type(operation)](operation, view, limits)
+        read = _READS.get(type(operation))
+        if read is not None:
+            results[number] = read(operation, view, limits)
     if write.id:
         view.put(key, json.dumps({"when": int(view.now), "operations": len(results)}).encode())
     return BatchDone(tuple(results), view.index)
@@ -222,6 +223,9 @@ _OPERATIONS: Final[dict[type[Any], Rule]] = {
 }
 """What a batch may hold."""
 
+_READS: Final[dict[type[Any], Rule]] = {Get: _get, List: _list}
+"""What a batch may read, once all its writes are carried out."""
+
 _NEW: Final = (Register, Replace, Update)
 
 
@@ -259,3 +263,10 @@ def _check_condition(name: str, condition: Condition, view: View) -> None:
 
 def _tagged(tags: Iterable[str], current: Record | None) -> bool:
     return current is not None and any(tag in ("*", current.etag) for tag in tags)
+
+
+def record(name: str, stored: bytes) -> Record:
+    """Return the record of a stored form."""
+    from bpbroker.registry.stored import split
+
+    return split(name, stored)
