@@ -42,6 +42,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from bpbroker.messages import Record
 from bpbroker.registry.changes import Group, News, Outcome, Seen, State
 
 
@@ -101,8 +102,9 @@ class SharedStore(Store, Protocol):
     """A store with other writers. Every method but :meth:`hurry` may block for some seconds.
 
     At one time one thread may be in :meth:`commit`, one in :meth:`read` or
-    :meth:`check`, one in :meth:`scan`, :meth:`open` or :meth:`probe`, and one in
-    :meth:`follow`. :meth:`close` and :meth:`hurry` may be called at any time.
+    :meth:`check`, one in :meth:`scan`, :meth:`open` or :meth:`probe`, one in
+    :meth:`open_session` or :meth:`renew_sessions`, and one in :meth:`follow`.
+    :meth:`close` and :meth:`hurry` may be called at any time.
     """
 
     def open(self) -> State:
@@ -134,6 +136,25 @@ class SharedStore(Store, Protocol):
         """Pass on all changes later than the version ``after`` until :meth:`close`; with None the state comes first.
 
         Does not raise: a watch that breaks off is news too, and is begun again.
+        """
+
+    def open_session(self, session_id: str, ttl_secs: int, record: Record) -> Outcome:
+        """Make the record of a session, ``_session/ID``, unless there is one; the store removes it when it runs out.
+
+        It lives for ``ttl_secs`` (2 or more) after this call and after each :meth:`renew_sessions`, at least. Saying
+        it again with the same values is the same session. A :class:`Conflict` has the record that is there.
+
+        Raises:
+            Unavailable: ``outcome_known`` says whether it may have been made.
+        """
+
+    def renew_sessions(self, session_ids: Sequence[str]) -> Sequence[int | None]:
+        """Let at most :data:`~bpbroker.registry.changes.READ_MAX` sessions live on; return the ttl of each in seconds.
+
+        None is for a session that is over. It costs no commit.
+
+        Raises:
+            Unavailable: it does not answer; some of them may have been renewed.
         """
 
     def hurry(self) -> None:

@@ -1,12 +1,17 @@
 """Commits to a registry in etcd, each of them once, whatever happens on the way to the cluster.
 
 A commit is one transaction of etcd, hence one proposal to the quorum: inside
-it every change is a nested transaction of its own, which happens if the entry
-has the expected version and else returns what is there. Whether a request
-without a response was carried out cannot be known. So the transaction also
-puts the commit's number under the broker's own key, on condition that the
-commit before is there. It can be sent again and again and happens once; when
-it turns out to have happened, the history says what became of each change.
+it every group of changes is a nested transaction of its own, which happens if
+all that it compares is as expected, and else returns what is there. etcd makes
+all comparisons before the first change, nested ones too: each group is decided
+on the state before the commit. So groups in one commit have nothing to do with each other.
+
+Whether a request without a response was carried out cannot be known. So the
+transaction also puts the commit's number under the broker's own key, on condition
+that the commit before is there. It can be sent again and again and happens once;
+when it turns out to have happened, the history says what became of each group.
+
+It happens only while the registry is the one on which the groups were decided.
 """
 
 from __future__ import annotations
@@ -17,15 +22,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from bpbroker.errors import BpbrokerError, StorageFull, Unavailable
-from bpbroker.registry.changes import ANYTHING, Change, Committed, Conflict, Outcome, Seen
+from bpbroker.registry.changes import ANYTHING, Change, Committed, Conflict, Group, Outcome, Seen
+from bpbroker.registry.stored import joined
 from bpbroker.storage.etcd.gateway import Gateway
 from bpbroker.storage.etcd.keys import Keys, as_seen, revision_of
 from bpbroker.storage.etcd.responses import decode, encode
-from bpbroker.storage.etcd.timeline import Moment
+from bpbroker.storage.etcd.timeline import REPLACED, Moment
 
-_CHANGES_MAX: Final = 100
-"""Changes in one transaction: etcd's own limit is 128 operations."""
-_CHANGES_MAX_BYTES: Final = 1200 * 1024
+OPERATIONS_MAX: Final = 128
+"""etcd's limit. It counts the longest list of a transaction, and to that the largest such count inside it."""
+GROUP_MAX: Final = OPERATIONS_MAX - 2
+"""Most names and prefixes of one group: the commit's own list has the broker's mark and the group."""
+_BYTES_MAX: Final = 1200 * 1024
+"""Of what one transaction should hold; etcd takes 1.5 MiB."""
+_GROUP_BYTES_MAX: Final = 1400 * 1024
+_OVERHEAD_BYTES: Final = 160
+"""What a change takes beside its value and three times its key, at most."""
+_RANGES_MAX: Final = 100
 _LEFT_OVER_SECS: Final = 7 * 86400
 """A commit's number this old was left by a broker that crashed."""
 _LEFT_OVER_MAX: Final = 1000
@@ -44,36 +57,44 @@ class Commits:
         self._revision = 0
         """Of our key: the revision of our last commit."""
 
-    def commit(self, changes: Sequence[Change]) -> Sequence[Outcome]:
-        """Make some changes, as many as fit into one transaction.
+    def commit(self, groups: Sequence[Group], moment: Moment) -> Sequence[Outcome]:
+        """Make some groups of changes, as many as fit into one transaction.
+
+        Args:
+            groups: a name is in one of them at most, and each is small enough.
+            moment: what is known, the registry included.
 
         Raises:
-            Unavailable: ``outcome_known`` says whether it may have happened. Of that kind is Restored: the changes
-                were decided on a history that the cluster does not have any more.
+            Unavailable: ``outcome_known`` says whether it may have happened. Of that kind is Restored: the groups
+                were decided on a history, or on a registry, that is not there any more.
             ConfigurationError: the cluster refuses us.
         """
         self._number += 1
         mark = f"{self._number} {int(time.time())}"
         deadline = time.monotonic() + self._timeout_secs
-        moment = self._gateway.moment()
+        nested = [{"request_txn": self._nested(group, moment)} for group in groups]
         while (remaining := deadline - time.monotonic()) > 0:
             try:
-                body = self._transaction(changes, mark, moment)
+                body = self._transaction(nested, mark, moment)
                 answer = self._gateway.call("/kv/txn", body, remaining, before=moment)
             except StorageFull:
                 # The very transaction that fills etcd up is carried out, and refused all the same.
                 if self._look(moment) == mark:
-                    return self._history(changes, moment)
+                    return self._history(groups, moment)
                 raise
             if answer.get("succeeded"):
                 self._revision = revision_of(answer)
                 self._gateway.note(self._key, self._revision, encode(mark.encode()), moment)
                 parts = [part["response_txn"] for part in answer["responses"][1:]]
                 return [
-                    _outcome(change, part, self._revision, moment) for change, part in zip(changes, parts, strict=True)
+                    self._outcome(group, part, self._revision, moment)
+                    for group, part in zip(groups, parts, strict=True)
                 ]
-            if self._mark_in(answer["responses"][0].get("response_range", {})) == mark:
-                return self._history(changes, moment)
+            ours, registry = (part.get("response_range", {}) for part in answer["responses"])
+            if self._mark_in(ours) == mark:
+                return self._history(groups, moment)
+            if [kv.get("value", "") for kv in registry.get("kvs", ())] != [moment.registry.value]:
+                self._gateway.begin(moment, REPLACED)
             # An earlier commit of ours, given up as uncertain, did happen after all; or our key was removed.
         raise Unavailable("Nothing was changed: the registry's etcd cluster is too slow")
 
@@ -94,51 +115,97 @@ class Commits:
         self._revision = int(kvs[0]["mod_revision"]) if kvs else 0
         return decode(kvs[0]["value"]).decode() if kvs else ""
 
-    def _transaction(self, changes: Sequence[Change], mark: str, moment: Moment) -> dict[str, Any]:
-        key = self._key
+    def _transaction(self, nested: Sequence[Mapping[str, Any]], mark: str, moment: Moment) -> dict[str, Any]:
+        key, registry = self._key, self._keys.registry
         return {
-            "compare": [{"key": key, "target": "MOD", "result": "EQUAL", "mod_revision": str(self._revision)}],
-            "success": [
-                {"request_put": {"key": key, "value": encode(mark.encode())}},
-                *({"request_txn": self._nested(change, moment)} for change in changes),
+            "compare": [
+                {"key": key, "target": "MOD", "result": "EQUAL", "mod_revision": str(self._revision)},
+                {"key": registry, "target": "VALUE", "result": "EQUAL", "value": moment.registry.value},
             ],
-            "failure": [{"request_range": {"key": key}}],
+            "success": [{"request_put": {"key": key, "value": encode(mark.encode())}}, *nested],
+            "failure": [{"request_range": {"key": key}}, {"request_range": {"key": registry}}],
         }
 
-    def _nested(self, change: Change, moment: Moment) -> dict[str, Any]:
-        key = self._keys.entry(change.name)
-        compare = []
-        if change.expects is not ANYTHING:
-            revision = moment.revision_of(change.expects)
-            compare = [{"key": key, "target": "MOD", "result": "EQUAL", "mod_revision": str(revision)}]
-        if change.value is None:
-            operation: dict[str, Any] = {"request_delete_range": {"key": key}}
-        else:
-            operation = {"request_put": {"key": key, "value": encode(change.value)}}
-        return {"compare": compare, "success": [operation], "failure": [{"request_range": {"key": key}}]}
+    def _nested(self, group: Group, moment: Moment) -> dict[str, Any]:
+        keys = self._keys
+        compare: list[dict[str, Any]] = [
+            {
+                "key": keys.entry(name), "target": "MOD", "result": "EQUAL",
+                "mod_revision": str(moment.revision_of(expected)),
+            }
+            for name, expected in _expected(group)
+        ]  # fmt: skip
+        for prefix in group.empty:  # no key in the range was ever made: it has none
+            for begin, end in keys.clients(prefix):
+                compare.append(
+                    {"key": begin, "range_end": end, "target": "CREATE", "result": "EQUAL", "create_revision": "0"}
+                )
+        return {
+            "compare": compare,
+            "success": [self._operation(change) for change in group.changes],
+            "failure": [{"request_range": {"key": keys.entry(name)}} for name in group.names],
+        }
 
-    def _history(self, changes: Sequence[Change], moment: Moment) -> Sequence[Outcome]:
-        """Return what became of the changes of our last commit, whose response was lost on the way."""
-        after, before = (self._at(changes, self._revision - back, moment) for back in (0, 1))
+    def _operation(self, change: Change) -> dict[str, Any]:
+        key = self._keys.entry(change.name)
+        if change.after is None:
+            return {"request_delete_range": {"key": key}}
+        return {"request_put": {"key": key, "value": encode(joined(change.after))}}
+
+    def _outcome(self, group: Group, part: Mapping[str, Any], revision: int, moment: Moment) -> Outcome:
+        if part.get("succeeded"):
+            return _committed(revision, moment)
+        found = [each.get("response_range", {}).get("kvs", ()) for each in part.get("responses", ())]
+        return Conflict(
+            tuple(
+                as_seen(name, kvs[0] if kvs else None, revision, moment)
+                for name, kvs in zip(group.names, found, strict=True)
+            )
+        )
+
+    # --- what became of a commit whose response was lost ---
+
+    def _history(self, groups: Sequence[Group], moment: Moment) -> Sequence[Outcome]:
+        """Return what became of the groups of our last commit, whose response was lost on the way."""
+        names = [name for group in groups for name in group.names]
+        then = dict(zip(names, self._at(names, self._revision - 1, moment), strict=True))
+        now = dict(zip(names, self._at(names, self._revision, moment), strict=True))
         outcomes: list[Outcome] = []
-        for change, now, then in zip(changes, after, before, strict=True):
-            expected = change.expects in (ANYTHING, then.version)
-            outcomes.append(Committed(moment.version(self._revision)) if expected else Conflict(now))
+        for group in groups:
+            happened = all(then[name].version == expected for name, expected in _expected(group))
+            if happened and not any(self._any_at(prefix, self._revision - 1, moment) for prefix in group.empty):
+                outcomes.append(_committed(self._revision, moment))
+            else:
+                outcomes.append(Conflict(tuple(now[name] for name in group.names)))
         return outcomes
 
-    def _at(self, changes: Sequence[Change], revision: int, moment: Moment) -> Sequence[Seen]:
+    def _at(self, names: Sequence[str], revision: int, moment: Moment) -> list[Seen]:
+        seen: list[Seen] = []
+        for start in range(0, len(names), _RANGES_MAX):
+            some = names[start : start + _RANGES_MAX]
+            found = self._ranges([{"key": self._keys.entry(name)} for name in some], revision, moment)
+            seen += (
+                as_seen(name, each["kvs"][0] if each.get("kvs") else None, revision, moment)
+                for name, each in zip(some, found, strict=True)
+            )
+        return seen
+
+    def _any_at(self, prefix: str, revision: int, moment: Moment) -> bool:
+        """Return whether there was an entry with this prefix."""
         ranges = [
-            {"request_range": {"key": self._keys.entry(change.name), "revision": str(revision)}} for change in changes
+            {"key": begin, "range_end": end, "limit": 1, "keys_only": True} for begin, end in self._keys.clients(prefix)
         ]
+        return any(each.get("kvs") for each in self._ranges(ranges, revision, moment))
+
+    def _ranges(self, ranges: Sequence[Mapping[str, Any]], revision: int, moment: Moment) -> list[Mapping[str, Any]]:
+        wanted = [{"request_range": {**each, "revision": str(revision)}} for each in ranges]
+        if not wanted:
+            return []
         try:
-            answer = self._gateway.call("/kv/txn", {"success": ranges}, self._timeout_secs, before=moment)
+            answer = self._gateway.call("/kv/txn", {"success": wanted}, self._timeout_secs, before=moment)
         except Unavailable:
             raise _not_known() from None
-        found = (part.get("response_range", {}).get("kvs", ()) for part in answer["responses"])
-        return [
-            as_seen(change.name, kvs[0] if kvs else None, revision, moment)
-            for change, kvs in zip(changes, found, strict=True)
-        ]
+        return [part.get("response_range", {}) for part in answer["responses"]]
 
     def tidy_up(self) -> None:
         """Remove our key; left behind it does no harm."""
@@ -149,19 +216,72 @@ class Commits:
                 return
 
 
-def batches(changes: Sequence[Change]) -> Iterator[Sequence[Change]]:
-    """Yield changes in parts, each of which fits into one transaction."""
-    batch: list[Change] = []
+def _expected(group: Group) -> Iterator[tuple[str, int]]:
+    """Yield the names that a group compares, and the version that must be there."""
+    for change in group.changes:
+        if change.expects is not ANYTHING:
+            yield change.name, change.expects
+    yield from group.compared
+
+
+def _committed(revision: int, moment: Moment) -> Committed:
+    return Committed(moment.version(revision), moment.registry.revision(revision))
+
+
+def refusal(group: Group) -> Unavailable | None:
+    """Return why no transaction can take a group; None if one can."""
+    if _operations(group) > GROUP_MAX:
+        return Unavailable(
+            f"Nothing was changed: it concerns {_operations(group)} records at once, and etcd takes {GROUP_MAX}"
+        )
+    if _bytes(group) > _GROUP_BYTES_MAX:
+        return Unavailable("Nothing was changed: it is more at once than etcd takes (1.4 MiB)")
+    return None
+
+
+def packed(groups: Sequence[Group]) -> Iterator[list[int]]:
+    """Yield the places of groups that go into one transaction together; together they are all, in order.
+
+    Each group must be one that :func:`refusal` lets pass.
+    """
+    pack: list[int] = []
+    size = largest = 0
+    concerns = any(group.empty for group in groups)
+    for place, group in enumerate(groups):
+        operations, more = _operations(group), _bytes(group)
+        full = 2 + len(pack) + max(largest, operations) > OPERATIONS_MAX or size + more > _BYTES_MAX
+        if pack and (full or (concerns and _concern(group, [groups[other] for other in pack]))):
+            yield pack
+            pack, size, largest = [], 0, 0
+        pack.append(place)
+        size, largest = size + more, max(largest, operations)
+    if pack:
+        yield pack
+
+
+def _concern(group: Group, others: Sequence[Group]) -> bool:
+    """Return whether a prefix that must be empty may be filled by another group: each would be decided without it."""
+    return any(
+        change.name.startswith(one.empty) for other in others for one, two in ((group, other), (other, group))
+        for change in two.changes
+    )  # fmt: skip
+
+
+def _operations(group: Group) -> int:
+    """Return how many operations etcd counts for a group: its longest list. A prefix may take two comparisons."""
+    names = len(group.changes) + len(group.compared)
+    return names + 2 * len(group.empty)
+
+
+def _bytes(group: Group) -> int:
     size = 0
-    for change in changes:
-        more = len(change.value or b"") + 1024
-        if batch and (len(batch) >= _CHANGES_MAX or size + more > _CHANGES_MAX_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(change)
-        size += more
-    if batch:
-        yield batch
+    for change in group.changes:
+        size += 3 * len(change.name.encode()) + _OVERHEAD_BYTES
+        if change.after is not None:
+            size += len(change.after.json) + len(change.after.session)
+    for name, _ in group.compared:
+        size += 2 * len(name.encode()) + _OVERHEAD_BYTES
+    return size + sum(2 * len(prefix) + _OVERHEAD_BYTES for prefix in group.empty)
 
 
 def clear_left_over(gateway: Gateway, keys: Keys) -> None:
@@ -179,10 +299,3 @@ def _not_known() -> Unavailable:
     error = Unavailable("Whether this was changed is not known: the registry's etcd cluster does not answer")
     error.outcome_known = False
     return error
-
-
-def _outcome(change: Change, part: Mapping[str, Any], revision: int, moment: Moment) -> Outcome:
-    if part.get("succeeded"):
-        return Committed(moment.version(revision))
-    kvs = part["responses"][0].get("response_range", {}).get("kvs", ())
-    return Conflict(as_seen(change.name, kvs[0] if kvs else None, revision, moment))

@@ -9,7 +9,7 @@ import errno
 import json
 import socket
 import ssl
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from http.client import HTTPException, HTTPResponse, NotConnected
 from typing import TYPE_CHECKING, Any, Final
@@ -28,7 +28,7 @@ from urllib3.exceptions import (
 from urllib3.exceptions import TimeoutError as UrllibTimeoutError
 
 from bpbroker.errors import ConfigurationError
-from bpbroker.storage.etcd.responses import Failed, document, error
+from bpbroker.storage.etcd.responses import Failed, document, error, results
 
 if TYPE_CHECKING:
     from bpbroker.storage.etcd.gateway import EtcdOptions
@@ -138,7 +138,21 @@ class Endpoint:
         Raises:
             Refused, Failed: it did not do what it was asked.
         """
-        content = json.dumps(body)
+        return document(self._exchange(path, json.dumps(body), secs))
+
+    def post_each(self, path: str, bodies: Sequence[Mapping[str, Any]], secs: float) -> list[dict[str, Any]]:
+        """Send several requests of a streaming method in one go, and return the results in their order.
+
+        ``secs`` is how long the endpoint may be silent.
+
+        Raises:
+            Refused, Failed: it did not do what it was asked.
+        """
+        data = self._exchange(path, "\n".join(json.dumps(body) for body in bodies), secs)
+        return results(data, len(bodies))
+
+    def _exchange(self, path: str, content: str, secs: float) -> bytes:
+        """Send a request and return the body of its response."""
         head = f"POST /v3{path} HTTP/1.1\r\n{self._head}Content-Length: {len(content)}\r\n\r\n"
         with self._failing():
             sock = self._connection.sock
@@ -154,7 +168,7 @@ class Endpoint:
                     self._connection.close()
         if response.status != 200:
             raise error(data)
-        return document(data)
+        return data
 
     def stream(self, path: str, body: Mapping[str, Any], silent_secs: float) -> Generator[dict[str, Any], None, None]:
         """Send a request and yield the messages of its response as they come; the connection is of no use afterwards.

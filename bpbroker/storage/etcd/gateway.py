@@ -11,9 +11,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from bpbroker.config import schema
 from bpbroker.errors import ConfigurationError
@@ -77,6 +77,16 @@ class _Patience:
         return max(0.05, min(self.step_secs, self.deadline - time.monotonic()))
 
 
+T = TypeVar("T")
+
+_Send = Callable[["Endpoint", float], T]
+"""Sends a request to an endpoint, which may be silent for so many seconds, and returns its answer."""
+
+
+def _unchecked(_answer: object) -> None:
+    """Take an answer that says nothing of the cluster's history."""
+
+
 class Gateway:
     """One caller's way to the cluster; to be used by one thread at a time, except :meth:`hang_up` and :meth:`close`.
 
@@ -111,6 +121,10 @@ class Gateway:
         """Return what is known of the cluster's history; to be taken before a request is made."""
         return self._timeline.moment()
 
+    def begin(self, before: Moment, why: str) -> NoReturn:
+        """Raise Restored: what was known does not hold any more. See :meth:`Timeline.begin`."""
+        self._timeline.begin(before, why)
+
     def note(self, key: str, revision: int, value: str | None, before: Moment) -> None:
         """Remember a change that an answer had: new connections are held against the newest one."""
         self._timeline.note(key, revision, value, before)
@@ -129,28 +143,48 @@ class Gateway:
             StorageFull: the cluster takes no more data.
             ConfigurationError: the cluster refuses us.
         """
+        moment = before or self.moment()
+
+        def send(endpoint: Endpoint, secs: float) -> dict[str, Any]:
+            return endpoint.post(path, body, secs)
+
+        def check(answer: dict[str, Any]) -> None:
+            if path.startswith("/kv/"):
+                self._timeline.check(answer, moment)
+
+        return self._in_time(send, check, moment, timeout_secs)
+
+    def call_each(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Send several requests of a streaming method in one go; the results are in their order.
+
+        Errors are those of :meth:`call`.
+        """
+        return self._in_time(lambda endpoint, secs: endpoint.post_each(path, bodies, secs), _unchecked, self.moment())
+
+    def _in_time(
+        self, send: _Send[T], check: Callable[[T], None], before: Moment, timeout_secs: float | None = None
+    ) -> T:
         limit = self._options.timeout_secs if timeout_secs is None else timeout_secs
         patience = _Patience(time.monotonic() + limit, max(_ATTEMPT_SECS, limit / 3))
         if not self._using.acquire(timeout=limit):
             raise Unreachable(AWAY)
         try:
-            return self._call(path, body, patience, before or self.moment())
+            return self._call(send, check, patience, before)
         finally:
             self._using.release()
             if self._closed:
                 self.close()
 
-    def _call(self, path: str, body: Mapping[str, Any], patience: _Patience, before: Moment) -> dict[str, Any]:
+    def _call(self, send: _Send[T], check: Callable[[T], None], patience: _Patience, before: Moment) -> T:
         tried, sent, distrusting = 0, False, set[int]()
         while True:
             ready = False
             try:
                 endpoint = self._ready(patience, before)
                 ready = True
-                answer = self._send(endpoint, path, body, patience)
+                answer = self._send(endpoint, send, patience)
                 sent = True
-                if path.startswith("/kv/"):
-                    self._timeline.check(answer, before)
+                check(answer)
             except Restored as error:
                 error.outcome_known = not sent
                 raise
@@ -267,21 +301,22 @@ class Gateway:
         self, endpoint: Endpoint, ranges: Sequence[Mapping[str, Any]], patience: _Patience, before: Moment
     ) -> list[Mapping[str, Any] | None]:
         """Return what is under some keys, None for nothing."""
-        answer = self._send(endpoint, "/kv/txn", {"success": ranges}, patience)
+        body = {"success": ranges}
+        answer = self._send(endpoint, lambda at, secs: at.post("/kv/txn", body, secs), patience)
         self._timeline.check(answer, before)
         found = (part.get("response_range", {}).get("kvs", ()) for part in answer.get("responses", ()))
         return [kvs[0] if kvs else None for kvs in found]
 
-    def _send(self, endpoint: Endpoint, path: str, body: Mapping[str, Any], patience: _Patience) -> dict[str, Any]:
+    def _send(self, endpoint: Endpoint, send: _Send[T], patience: _Patience) -> T:
         self._log_in(endpoint, patience)
         try:
-            return endpoint.post(path, body, patience.secs)
+            return send(endpoint, patience.secs)
         except Refused as refusal:
             endpoint.token = None
             if self._options.user is None or not refusal.stale_token:
                 raise
         self._log_in(endpoint, patience)
-        return endpoint.post(path, body, patience.secs)
+        return send(endpoint, patience.secs)
 
     def _log_in(self, endpoint: Endpoint, patience: _Patience) -> None:
         if self._options.user is None or endpoint.token is not None:

@@ -2,8 +2,9 @@
 
 Each key is behind the configured prefix and a slash::
 
-    registry          {"id": …, "format": 1}, made by the first broker
-    entries/<name>    an entry as JSON; etcd's mod_revision is in its version
+    registry          {"id": …, "format": 2, "base": …}, see :mod:`bpbroker.storage.etcd.identity`
+    entries/<name>    an entry in its stored form; etcd's mod_revision is in its version and its revision
+    entries/_…        a record of the registry itself; entries/_session/<id> has a lease
     commits/<random>  a broker's last commit, see :mod:`bpbroker.storage.etcd.commits`
 """
 
@@ -14,13 +15,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from bpbroker.errors import BadRequest
-from bpbroker.registry import entry
+from bpbroker.registry import entry, stored
 from bpbroker.registry.changes import Seen
 from bpbroker.storage.etcd.responses import decode, encode
 from bpbroker.storage.etcd.timeline import Moment
 
 NAME_MAX_BYTES: Final = 4096
 """Longest name that any broker may allow."""
+_INTERNAL: Final = "_"
+"""Names of the registry's own records begin with it; those of entries never do."""
 
 
 class Keys:
@@ -51,6 +54,25 @@ class Keys:
         begin = self._entries + prefix.encode()
         return encode(begin), encode(_after(begin))
 
+    def clients(self, prefix: str) -> list[tuple[str, str]]:
+        """Return begin and end of the keys of entries whose names begin with ``prefix``.
+
+        The registry's own records are in it only if ``prefix`` is one of theirs.
+        """
+        begin, end = self.entries(prefix)
+        if prefix:
+            return [(begin, end)]
+        internal, after = self.entries(_INTERNAL)
+        return [(begin, internal), (after, end)]
+
+    def followed(self) -> tuple[str, str]:
+        """Return begin and end of a range that has all entries, and ``registry``."""
+        return encode(self._entries), encode(decode(self.registry) + b"\0")
+
+    def is_entry(self, key: str) -> bool:
+        """Return whether this is the key of an entry, or of a record of the registry itself."""
+        return decode(key).startswith(self._entries)
+
     def commits(self) -> tuple[str, str]:
         """Return begin and end of the keys of all brokers' last commits."""
         return encode(self._commits), encode(_after(self._commits))
@@ -70,20 +92,22 @@ def _after(prefix: bytes) -> bytes:
 
 
 def as_seen(name: str, kv: Mapping[str, Any] | None, as_of: int, moment: Moment) -> Seen:
-    """Return what a key's value is as an entry.
+    """Return what a key's value is as a record.
 
-    ``as_of`` is a revision; ``moment`` is from before the request.
+    ``as_of`` is a revision; ``moment`` is from before the request, and knows the registry.
     """
     if kv is None:
         return Seen(name, None, 0, moment.version(as_of))
-    version = moment.version(int(kv["mod_revision"]))
+    at = int(kv["mod_revision"])
     value = decode(kv.get("value", ""))
-    return Seen(name, value, version, moment.version(as_of), _fault(name, value))
+    record = stored.split(name, value, moment.registry.revision(at))
+    return Seen(name, record, moment.version(at), moment.version(as_of), _fault(name, value))
 
 
 def _fault(name: str, value: bytes) -> str:
     try:
-        entry.check_name(name, max_bytes=NAME_MAX_BYTES)
+        if not name.startswith(_INTERNAL):
+            entry.check_name(name, max_bytes=NAME_MAX_BYTES)
         found = json.loads(value)
     except (ValueError, RecursionError):
         return f"Entry '{name[:64]}' in etcd is no JSON"

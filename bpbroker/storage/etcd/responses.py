@@ -15,12 +15,19 @@ logger = logging.getLogger(__name__)
 AWAY: Final = "The registry's etcd cluster does not answer"
 
 # gRPC's status codes, as the gateway puts them into an error's body.
-_INVALID_ARGUMENT, _NOT_PERMITTED, _EXHAUSTED, _OUT_OF_RANGE, _UNAUTHENTICATED = 3, 7, 8, 11, 16
-_OF_THE_CLUSTER: Final = frozenset({_INVALID_ARGUMENT, _NOT_PERMITTED, _OUT_OF_RANGE, _UNAUTHENTICATED})
+_INVALID_ARGUMENT, _NOT_FOUND, _NOT_PERMITTED, _EXHAUSTED, _PRECONDITION, _OUT_OF_RANGE, _UNAUTHENTICATED = (
+    3, 5, 7, 8, 9, 11, 16,
+)  # fmt: skip
+_OF_THE_CLUSTER: Final = frozenset(
+    {_INVALID_ARGUMENT, _NOT_FOUND, _NOT_PERMITTED, _PRECONDITION, _OUT_OF_RANGE, _UNAUTHENTICATED}
+)
 
-# Two errors share their code with others: etcd's api/v3rpc/rpctypes/error.go has the texts.
+# Some errors share their code with others: etcd's api/v3rpc/rpctypes/error.go has the texts.
 _NO_SPACE: Final = "etcdserver: mvcc: database space exceeded"
 _OLD_REVISION: Final = "etcdserver: revision of auth store is old"
+_NOT_LEADER: Final = "etcdserver: not leader"
+_LEASE_GONE: Final = "etcdserver: requested lease not found"
+_LEASE_EXISTS: Final = "etcdserver: lease already exists"
 
 
 class Unreachable(Unavailable):
@@ -29,6 +36,14 @@ class Unreachable(Unavailable):
 
 class Compacted(Unavailable):
     """The cluster has forgotten the versions that were asked for."""
+
+
+class LeaseGone(Unavailable):
+    """There is no such lease: it has run out, or never was."""
+
+
+class LeaseExists(Unavailable):
+    """There is a lease with this id already."""
 
 
 class Refused(Exception):
@@ -58,6 +73,11 @@ class Refused(Exception):
             error = StorageFull("The etcd cluster's space is used up: nothing was changed")
             error.outcome_known = not sent
             return error
+        lease = {_LEASE_GONE: LeaseGone, _LEASE_EXISTS: LeaseExists}.get(self.text)
+        if lease is not None:
+            fault = lease(f"The registry's etcd cluster refuses: {self.text}")
+            fault.outcome_known = not sent
+            return fault
         logger.error("etcd refuses: %s", self.text)
         return ConfigurationError(f"The registry's etcd cluster refuses: {self.text}")
 
@@ -96,12 +116,30 @@ def document(body: bytes) -> dict[str, Any]:
     raise _strange()
 
 
+def results(body: bytes, count: int) -> list[dict[str, Any]]:
+    """Return the results in a successful response of a streaming method, one a line.
+
+    Raises:
+        Refused, Failed: there are not ``count`` of them.
+    """
+    messages = [document(line) for line in body.splitlines() if line.strip()]
+    for message in messages:
+        if "error" in message:
+            raise error(json.dumps(message["error"]).encode())
+    found = [message.get("result") for message in messages]
+    if len(found) != count or not all(isinstance(each, dict) for each in found):
+        raise _strange()
+    return [each for each in found if each is not None]
+
+
 def error(body: bytes) -> Refused | Failed:
     """Return what a response means whose status is not 200."""
     with suppress(ValueError, TypeError, AttributeError, RecursionError):
         found = json.loads(body)
-        code, text = int(found.get("code", 0)), str(found.get("message") or found["error"])
-        if code in _OF_THE_CLUSTER or (code == _EXHAUSTED and text == _NO_SPACE):
+        # In a stream they have other names.
+        code = int(found.get("code", found.get("grpc_code", 0)))
+        text = str(found.get("message") or found["error"])
+        if (code in _OF_THE_CLUSTER and text != _NOT_LEADER) or (code == _EXHAUSTED and text == _NO_SPACE):
             return Refused(code, text)
         return Failed(text, sent=True)
     return _strange()

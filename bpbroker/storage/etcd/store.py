@@ -7,30 +7,38 @@ once in :mod:`bpbroker.storage.etcd.commits`, and how a restored cluster is noti
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
-import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import groupby
 from typing import Any, Final
 
 from bpbroker.errors import BpbrokerError, ConfigurationError, StorageFull, Unavailable
-from bpbroker.registry.changes import READ_MAX, Broken, Change, Changes, News, Outcome, Seen, State
-from bpbroker.storage.etcd.commits import Commits, batches, clear_left_over
+from bpbroker.messages import Record
+from bpbroker.registry.changes import READ_MAX, Broken, Changes, Committed, Conflict, Group, News, Outcome, Seen, State
+from bpbroker.registry.stored import joined, unrevised
+from bpbroker.storage.etcd import identity
+from bpbroker.storage.etcd.commits import Commits, clear_left_over, packed, refusal
 from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway
+from bpbroker.storage.etcd.identity import Identity
 from bpbroker.storage.etcd.keys import Keys, as_seen, revision_of
-from bpbroker.storage.etcd.responses import Compacted, decode, encode
+from bpbroker.storage.etcd.responses import Compacted, LeaseExists, LeaseGone, decode, encode
 from bpbroker.storage.etcd.timeline import REPLACED, Moment, Restored, Timeline
 
 logger = logging.getLogger(__name__)
 
-FORMAT: Final = 1
+SESSION: Final = "_session/"
+"""The only names whose keys have a lease begin with it."""
+
 _PAGE: Final = 1000
 """Entries in one answer of a scan."""
 _RETRY_SECS: Final = 1.0
 _PAUSE_SECS: Final = 0.1
+_TRIES: Final = 5
+"""How often something is tried that other brokers may come between."""
 
 
 class EtcdStore:
@@ -43,16 +51,18 @@ class EtcdStore:
     def __init__(self, options: EtcdOptions) -> None:
         self._keys = Keys(options.prefix)
         self._timeline = Timeline(self._follow_anew)
-        self._writer, self._reader, self._scanner, self._watcher = (Gateway(options, self._timeline) for _ in range(4))
+        self._writer, self._reader, self._scanner, self._leaser, self._watcher = (
+            Gateway(options, self._timeline) for _ in range(5)
+        )
         self._commits = Commits(self._keys, self._writer, options.timeout_secs)
-        self._registry_id = ""
         self._closing = threading.Event()
         self._again = threading.Event()
 
     @property
     def registry_id(self) -> str:
         """32 hexadecimal digits, the same for all brokers that share this registry; known once it is open."""
-        return self._registry_id
+        known = self._timeline.moment().identity
+        return known.registry_id if known else ""
 
     def open(self) -> State:
         """See :meth:`bpbroker.storage.base.SharedStore.open`."""
@@ -64,57 +74,85 @@ class EtcdStore:
         return state
 
     def _open(self, gateway: Gateway) -> State:
-        self._registry_id = self._identity(gateway)
+        moment = self._identify(gateway, self._timeline.moment())
         self._look_for_strangers(gateway)
         clear_left_over(gateway, self._keys)
-        return self._scan(gateway, "")
+        return self._scan(gateway, "", moment)
 
-    def commit(self, changes: Sequence[Change]) -> Sequence[Outcome]:
+    def commit(self, groups: Sequence[Group]) -> Sequence[Outcome]:
         """See :meth:`bpbroker.storage.base.Store.commit`; an outcome may be an error when others were committed."""
-        outcomes: list[Outcome] = []
-        for batch in batches(changes):
-            try:
-                outcomes += self._commits.commit(batch)
-            except BpbrokerError as error:
-                failure = _as_unavailable(error)
-                if not outcomes:
-                    raise failure from None
-                return [*outcomes, *[failure] * (len(changes) - len(outcomes))]
-        return outcomes
+        outcomes: list[Outcome | None] = [refusal(group) for group in groups]
+        places = [place for place, refused in enumerate(outcomes) if refused is None]
+        failure: Unavailable | None = None
+        moment: Moment | None = None
+        for pack in packed([groups[place] for place in places]):
+            some = [places[each] for each in pack]
+            if failure is None:
+                try:
+                    # Decided on what was known before: one moment for all.
+                    moment = moment or self._known(self._writer)
+                    done = self._commits.commit([groups[place] for place in some], moment)
+                except BpbrokerError as error:
+                    failure = _as_unavailable(error)
+                else:
+                    for place, outcome in zip(some, done, strict=True):
+                        outcomes[place] = outcome
+                    continue
+            for place in some:
+                outcomes[place] = failure
+        if failure is not None and not any(isinstance(outcome, (Committed, Conflict)) for outcome in outcomes):
+            raise failure
+        return [outcome for outcome in outcomes if outcome is not None]
 
     def read(self, names: Sequence[str]) -> Sequence[Seen]:
         """See :meth:`bpbroker.storage.base.SharedStore.read`."""
-        moment = self._reader.moment()
-        ranges = [{"key": self._keys.entry(name)} for name in names[:READ_MAX]]
         try:
-            if len(ranges) == 1:  # without a transaction it takes less time, there and here
-                answer = self._reader.call("/kv/range", ranges[0], before=moment)
-                found = [answer.get("kvs", ())]
-            else:
-                body = {"success": [{"request_range": each} for each in ranges]}
-                answer = self._reader.call("/kv/txn", body, before=moment)
-                found = [part.get("response_range", {}).get("kvs", ()) for part in answer["responses"]]
+            moment = self._known(self._reader)
+            found, as_of = self._read(self._reader, names[:READ_MAX], moment)
         except ConfigurationError as error:
             raise _as_unavailable(error) from None
-        as_of = revision_of(answer)
-        self._note([kv for kvs in found for kv in kvs], moment)
-        return [as_seen(name, kvs[0] if kvs else None, as_of, moment) for name, kvs in zip(names, found, strict=True)]
+        self._note([kv for kv in found if kv is not None], moment)
+        return [as_seen(name, kv, as_of, moment) for name, kv in zip(names, found, strict=True)]
+
+    def _read(
+        self, gateway: Gateway, names: Sequence[str], moment: Moment
+    ) -> tuple[list[Mapping[str, Any] | None], int]:
+        """Return what etcd has for each name, None for nothing, and its revision."""
+        ranges = [{"key": self._keys.entry(name)} for name in names]
+        if len(ranges) == 1:  # without a transaction it takes less time, there and here
+            answer = gateway.call("/kv/range", ranges[0], before=moment)
+            found = [answer.get("kvs", ())]
+        else:
+            body = {"success": [{"request_range": each} for each in ranges]}
+            answer = gateway.call("/kv/txn", body, before=moment)
+            found = [part.get("response_range", {}).get("kvs", ()) for part in answer.get("responses", ())]
+        return [kvs[0] if kvs else None for kvs in found], revision_of(answer)
 
     def scan(self, prefix: str = "") -> State:
         """See :meth:`bpbroker.storage.base.SharedStore.scan`."""
         try:
-            return self._scan(self._scanner, prefix)
+            return self._scan(self._scanner, prefix, self._known(self._scanner))
         except ConfigurationError as error:
             raise _as_unavailable(error) from None
 
     def peek(self) -> dict[str, bytes]:
-        """Return all entries without opening the store: nothing is written, not even a registry's id.
+        """Return all records in their stored form, without opening the store: nothing is written, no registry's id.
 
         Raises:
             ConfigurationError, Unavailable: the cluster cannot be used.
         """
-        found = self._scan(self._scanner, "").entries
-        return {seen.name: seen.value for seen in found if seen.value is not None and not seen.fault}
+        moment = self._timeline.moment()
+        answer = self._scanner.call("/kv/range", {"key": self._keys.registry}, before=moment)
+        kvs = answer.get("kvs", ())
+        known = self._identity_in(kvs[0].get("value", "")) if kvs else ""
+        found = known if isinstance(known, Identity) else Identity(known, 0, "")
+        records = [
+            seen.record for seen in self._scan(self._scanner, "", moment.of(found)).entries
+            if seen.record is not None and not seen.fault
+        ]  # fmt: skip
+        if found is known:
+            return {record.name: joined(record) for record in records}
+        return {record.name: unrevised(joined(record)) for record in records}  # they have no revisions yet
 
     def check(self) -> None:
         """See :meth:`bpbroker.storage.base.SharedStore.check`."""
@@ -132,13 +170,92 @@ class EtcdStore:
         if answer.get("alarms"):
             raise StorageFull("The etcd cluster's space is used up")
 
+    # --- sessions ---
+
+    def open_session(self, session_id: str, ttl_secs: int, record: Record) -> Outcome:
+        """See :meth:`bpbroker.storage.base.SharedStore.open_session`."""
+        try:
+            for _ in range(_TRIES):
+                moment = self._known(self._leaser)
+                lease = self._lease(session_id, ttl_secs)
+                self._grant(lease, ttl_secs)
+                try:
+                    return self._put_leased(record, lease, moment)
+                except LeaseGone:  # it was an old one's, and has run out just now
+                    continue
+        except ConfigurationError as error:
+            raise _as_unavailable(error) from None
+        raise Unavailable("Nothing was changed: the registry's etcd cluster is too slow")
+
+    def _lease(self, session_id: str, ttl_secs: int) -> str:
+        """Return the id of a session's lease: the same each time, so that a repeated grant makes no second one.
+
+        With another ttl it is another one. So none must ever be revoked, which might hit a new session of the same id.
+        """
+        of = f"{self._keys.prefix}\0{session_id}\0{ttl_secs}".encode()
+        return str(int.from_bytes(hashlib.sha256(of).digest()[:8]) >> 1 or 1)
+
+    def _grant(self, lease: str, ttl_secs: int) -> None:
+        """Make a lease that has its whole ttl before it."""
+        for _ in range(_TRIES):
+            try:
+                self._leaser.call("/lease/grant", {"ID": lease, "TTL": str(ttl_secs)})
+            except LeaseExists:
+                if self._keep_alive([lease]) == [None]:
+                    continue  # it has run out meanwhile
+            return
+        raise Unavailable("Nothing was changed: the registry's etcd cluster is too slow")
+
+    def _put_leased(self, record: Record, lease: str, moment: Moment) -> Outcome:
+        """Put a session's record with its lease, unless it is there."""
+        key, registry = self._keys.entry(record.name), self._keys.registry
+        value = encode(joined(record))
+        body = {
+            "compare": [
+                {"key": key, "target": "VERSION", "result": "EQUAL", "version": "0"},
+                {"key": registry, "target": "VALUE", "result": "EQUAL", "value": moment.registry.value},
+            ],
+            "success": [{"request_put": {"key": key, "value": value, "lease": lease}}],
+            "failure": [{"request_range": {"key": key}}, {"request_range": {"key": registry}}],
+        }
+        answer = self._leaser.call("/kv/txn", body, before=moment)
+        at = revision_of(answer)
+        if answer.get("succeeded"):
+            self._timeline.note(key, at, value, moment)
+            return Committed(moment.version(at), moment.registry.revision(at))
+        found, known = (part.get("response_range", {}).get("kvs", ()) for part in answer["responses"])
+        if not found and [kv.get("value", "") for kv in known] != [moment.registry.value]:
+            self._leaser.begin(moment, REPLACED)
+        kv = found[0] if found else None
+        if kv is not None and kv.get("value", "") == value and str(kv.get("lease", "")) == lease:
+            at = int(kv["mod_revision"])  # a lost answer of ours
+            return Committed(moment.version(at), moment.registry.revision(at))
+        return Conflict((as_seen(record.name, kv, at, moment),))
+
+    def renew_sessions(self, session_ids: Sequence[str]) -> Sequence[int | None]:
+        """See :meth:`bpbroker.storage.base.SharedStore.renew_sessions`."""
+        try:
+            names = [SESSION + each for each in session_ids[:READ_MAX]]
+            found, _ = self._read(self._leaser, names, self._known(self._leaser))
+            leases = ["" if kv is None else str(kv.get("lease", "")) for kv in found]
+            known = [lease for lease in leases if lease]
+            ttls = dict(zip(known, self._keep_alive(known), strict=True)) if known else {}
+        except ConfigurationError as error:
+            raise _as_unavailable(error) from None
+        return [ttls.get(lease) for lease in leases]
+
+    def _keep_alive(self, leases: Sequence[str]) -> list[int | None]:
+        """Fill leases up; return the ttl of each in seconds, None for one that is gone."""
+        answers = self._leaser.call_each("/lease/keepalive", [{"ID": lease} for lease in leases])
+        return [int(answer.get("TTL", 0)) or None for answer in answers]
+
     def close(self) -> None:
         """See :meth:`bpbroker.storage.base.Store.close`."""
         self._closing.set()
         self._again.set()
         self._watcher.close()
         self._commits.tidy_up()
-        for gateway in (self._writer, self._reader, self._scanner):
+        for gateway in (self._writer, self._reader, self._scanner, self._leaser):
             gateway.close()
 
     # --- following ---
@@ -153,9 +270,7 @@ class EtcdStore:
             self._again.clear()
             moment = self._watcher.moment()
             try:
-                identity = self._identity(self._watcher, moment)
-                if after is not None and identity != self._registry_id:
-                    self._timeline.begin(moment, REPLACED)
+                moment = self._identify(self._watcher, moment)
                 if after is None or not moment.has(after):
                     state = self._open(self._watcher)
                     after = state.version
@@ -185,10 +300,11 @@ class EtcdStore:
         self._again.set()
 
     def _watch(self, after: int, moment: Moment) -> Iterator[tuple[Changes, int]]:
-        """Yield changes as they come, with the version up to which nothing can be missing."""
-        begin, end = self._keys.entries("")
+        """Yield the changes of each revision as they come, with the version up to which nothing can be missing."""
+        begin, end = self._keys.followed()
         start = moment.revision_of(after) + 1
         create = {"key": begin, "range_end": end, "start_revision": str(start), "fragment": True}
+        events: list[Mapping[str, Any]] = []
         with closing(self._watcher.stream("/watch", {"create_request": create}, before=moment)) as messages:
             for message in messages:
                 if "error" in message:
@@ -199,18 +315,29 @@ class EtcdStore:
                         raise Compacted("The registry's etcd cluster has forgotten these versions")
                     logger.warning("etcd ended the watch: %s", result.get("cancel_reason", "no reason given"))
                     raise Unavailable("The registry's etcd cluster ended the watch")
-                events = tuple(self._event(event, moment) for event in result.get("events", ()))
-                if events and not result.get("fragment"):
-                    after = max(after, *(event.as_of for event in events))
-                if events or result.get("created"):
-                    yield Changes(events), after
+                if result.get("created"):
+                    yield Changes(), after
+                events += result.get("events", ())
+                if result.get("fragment"):  # more of the same revision may follow
+                    continue
+                for revision, some in groupby(events, key=lambda event: int(event["kv"]["mod_revision"])):
+                    seen = tuple(self._events(some, moment))
+                    after = moment.version(revision)
+                    if seen:
+                        yield Changes(seen, moment.registry.reached(revision)), after
+                events = []
 
-    def _event(self, event: Mapping[str, Any], moment: Moment) -> Seen:
-        kv = event["kv"]
-        revision = int(kv["mod_revision"])
-        present = None if event.get("type") == "DELETE" else kv
-        self._timeline.note(kv["key"], revision, None if present is None else kv.get("value", ""), moment)
-        return as_seen(self._keys.name(kv["key"]), present, revision, moment)
+    def _events(self, events: Iterable[Mapping[str, Any]], moment: Moment) -> Iterator[Seen]:
+        for event in events:
+            kv = event["kv"]
+            key, revision = kv["key"], int(kv["mod_revision"])
+            present = None if event.get("type") == "DELETE" else kv
+            value = None if present is None else kv.get("value", "")
+            if key == self._keys.registry and value != moment.registry.value:
+                self._timeline.begin(moment, REPLACED)
+            if self._keys.is_entry(key):
+                self._timeline.note(key, revision, value, moment)
+                yield as_seen(self._keys.name(key), present, revision, moment)
 
     # --- what is there ---
 
@@ -220,31 +347,59 @@ class EtcdStore:
             newest = max(kvs, key=lambda kv: int(kv["mod_revision"]))
             self._timeline.note(newest["key"], int(newest["mod_revision"]), newest.get("value", ""), moment)
 
-    def _identity(self, gateway: Gateway, moment: Moment | None = None) -> str:
-        """Return the registry's id; the first broker of all makes it."""
-        new = {"id": secrets.token_hex(16), "format": FORMAT}
+    def _known(self, gateway: Gateway) -> Moment:
+        """Return what is known, the registry included."""
+        moment = self._timeline.moment()
+        return moment if moment.identity is not None else self._identify(gateway, moment)
+
+    def _identify(self, gateway: Gateway, moment: Moment) -> Moment:
+        """Return the moment with the registry that is there; the first broker of all makes it.
+
+        A registry of the format before is brought up to date. One whose revisions might repeat gets a new id.
+        """
         key = self._keys.registry
-        answer = gateway.call(
-            "/kv/txn",
-            {
-                "compare": [{"key": key, "target": "VERSION", "result": "EQUAL", "version": 0}],
-                "success": [{"request_put": {"key": key, "value": encode(json.dumps(new).encode())}}],
-                "failure": [{"request_range": {"key": key}}],
-            },
-            before=moment,
+        for _ in range(_TRIES):
+            answer = gateway.call("/kv/range", {"key": key}, before=moment)
+            kvs = answer.get("kvs", ())
+            old = kvs[0].get("value", "") if kvs else None
+            found = self._identity_in(old) if old is not None else ""
+            if isinstance(found, Identity) and found.base >= self._timeline.floor:
+                found.check_room(revision_of(answer))
+                self._timeline.note(key, int(kvs[0]["mod_revision"]), found.value, moment)
+                return self._timeline.adopt(found, moment)
+            self._replace_identity(gateway, moment, old, identity.made(self._timeline.floor, _kept_id(found)))
+        raise Unavailable("The registry's etcd cluster does not keep what is written to it")
+
+    def _replace_identity(self, gateway: Gateway, moment: Moment, old: str | None, new: Identity) -> None:
+        """Put a registry's identity if still ``old`` is there, or nothing if that is None."""
+        key = self._keys.registry
+        same = (
+            {"key": key, "target": "VERSION", "result": "EQUAL", "version": "0"}
+            if old is None
+            else {"key": key, "target": "VALUE", "result": "EQUAL", "value": old}
         )
-        if answer.get("succeeded"):
-            return str(new["id"])
+        put = {"request_put": {"key": key, "value": new.value}}
+        gateway.call("/kv/txn", {"compare": [same], "success": [put]}, before=moment)
+
+    def raise_revisions(self, above: int) -> None:
+        """See to it that every later revision is higher than ``above``: the registry gets a new id if need be."""
+        moment = self._timeline.moment()
+        if moment.registry.revision(moment.revision) <= above:
+            new = identity.made(above)
+            self._replace_identity(self._scanner, moment, moment.registry.value, new)
+            try:
+                self._timeline.begin(moment, REPLACED)
+            except Restored:
+                self._known(self._scanner)
+
+    def _identity_in(self, value: str) -> Identity | str:
+        """Return what is under the registry's key; of a registry of the format before only its id."""
         try:
-            found = json.loads(decode(answer["responses"][0]["response_range"]["kvs"][0]["value"]))
-            registry_id, version = str(found["id"]), int(found["format"])
-        except (ValueError, TypeError, KeyError, IndexError):
+            return identity.read(value)
+        except identity.NotOurs:
             raise ConfigurationError(
                 f"The prefix {self._keys.prefix} in etcd belongs to something else: its key registry is not bpbroker's"
             ) from None
-        if version > FORMAT:
-            raise ConfigurationError(f"The registry in etcd was made by a newer bpbroker (format {version})")
-        return registry_id
 
     def _look_for_strangers(self, gateway: Gateway) -> None:
         """Raise ConfigurationError if there are keys behind the prefix that are not ours."""
@@ -258,11 +413,10 @@ class EtcdStore:
                         f" {stranger[:200]!r}. Nothing was changed; choose another _registry.prefix"
                     )
 
-    def _scan(self, gateway: Gateway, prefix: str) -> State:
+    def _scan(self, gateway: Gateway, prefix: str, moment: Moment) -> State:
         begin, end = first, _ = self._keys.entries(prefix)
         found: list[Seen] = []
         revision = 0
-        moment = gateway.moment()
         while True:
             page = {"key": begin, "range_end": end, "limit": _PAGE, "revision": str(revision)}
             try:
@@ -275,12 +429,18 @@ class EtcdStore:
             self._note(kvs, moment)
             found += (as_seen(self._keys.name(kv["key"]), kv, revision, moment) for kv in kvs)
             if not answer.get("more"):
-                return State(tuple(found), moment.version(revision), self._registry_id)
+                registry = moment.registry
+                return State(tuple(found), moment.version(revision), registry.registry_id, registry.reached(revision))
             begin = encode(decode(kvs[-1]["key"]) + b"\0")
 
 
+def _kept_id(found: Identity | str) -> str:
+    """Return the id that a registry keeps when its key is written anew: one of the format before keeps its own."""
+    return found if isinstance(found, str) else ""
+
+
 def read_all(settings: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return all entries in the cluster that the settings name, as they are at one version; changes nothing.
+    """Return all records in the cluster that the settings name, in their stored form; changes nothing.
 
     Raises:
         ConfigurationError, Unavailable: the cluster cannot be used.

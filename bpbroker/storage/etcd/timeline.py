@@ -10,6 +10,9 @@ process, so no answer of it comes over an old connection.
 The member's id and its Raft term say nothing: a member may be replaced, and
 terms differ between members for a moment.
 
+Which registry is there is known as well: it has revisions of its own
+(:mod:`bpbroker.storage.etcd.identity`), and they must not go back.
+
 What is known belongs to a timeline, and timelines are numbered. A version is
 the number of its timeline and a revision of etcd in one integer, so that
 versions grow even when revisions go back.
@@ -20,10 +23,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, NoReturn
 
 from bpbroker.errors import Unavailable
+from bpbroker.storage.etcd.identity import Identity
 from bpbroker.storage.etcd.responses import Failed
 
 logger = logging.getLogger(__name__)
@@ -74,6 +78,19 @@ class Moment:
     revision: int
     """Every later answer has this one or a higher one."""
     witness: Witness | None
+    identity: Identity | None = None
+    """The registry; None if it is not known yet in this timeline."""
+
+    @property
+    def registry(self) -> Identity:
+        """The registry; it must be known."""
+        if self.identity is None:
+            raise RuntimeError("The registry is not known")
+        return self.identity
+
+    def of(self, identity: Identity) -> Moment:
+        """Return it with the registry that was found since."""
+        return replace(self, identity=identity)
 
     def version(self, revision: int) -> int:
         """Return the version that a revision is."""
@@ -103,10 +120,17 @@ class Timeline:
         self._cluster = ""
         self._revision = 0
         self._witness: Witness | None = None
+        self._identity: Identity | None = None
+        self._floor = 0
         self._why = ""
         """Why the present timeline began."""
         self._notice = ""
         """The same until it was said."""
+
+    @property
+    def floor(self) -> int:
+        """The highest revision that a history had which is lost; a registry with a lower base must get another."""
+        return self._floor
 
     @property
     def number(self) -> int:
@@ -116,7 +140,21 @@ class Timeline:
     def moment(self) -> Moment:
         """Return what is known now; to be taken before a request is made."""
         with self._lock:
-            return Moment(self._number, self._revision, self._witness)
+            return Moment(self._number, self._revision, self._witness, self._identity)
+
+    def adopt(self, identity: Identity, before: Moment) -> Moment:
+        """Take the registry that was found; return ``before`` with it.
+
+        Raises:
+            Restored: another one was known, or what was known does not hold any more.
+        """
+        with self._lock:
+            known = self._number == before.timeline and self._identity in (None, identity)
+            if known:
+                self._identity = identity
+        if not known:
+            self.begin(before, REPLACED)
+        return before.of(identity)
 
     def take_notice(self) -> str:
         """Return once why the present timeline began; empty if that was said already."""
@@ -151,7 +189,7 @@ class Timeline:
             if before.timeline == self._number and (self._witness is None or revision > self._witness.revision):
                 self._witness = Witness(key, revision, value)
 
-    def begin(self, before: Moment, why: str) -> None:
+    def begin(self, before: Moment, why: str) -> NoReturn:
         """Begin a new timeline, unless another thread did so after ``before``.
 
         Raises:
@@ -161,7 +199,9 @@ class Timeline:
             new = self._number == before.timeline
             if new:
                 self._number += 1
-                self._cluster, self._revision, self._witness = "", 0, None
+                if self._identity is not None and why in (WENT_BACK, ANOTHER):
+                    self._floor = max(self._floor, self._identity.reached(self._revision))
+                self._cluster, self._revision, self._witness, self._identity = "", 0, None, None
                 self._why = why
                 self._notice = why if why != FORGOTTEN else ""
         if new:

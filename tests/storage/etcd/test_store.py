@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bpbroker.errors import ConfigurationError, StorageFull, Unavailable
-from bpbroker.registry.changes import ANYTHING, Broken, Change, Changes, Committed, Conflict, News, Seen, State
+from bpbroker.registry.changes import ANYTHING, Broken, Changes, Committed, Conflict, News, Seen, State
 from bpbroker.storage.etcd import gateway as gateways
 from bpbroker.storage.etcd import store as etcd_store
 from bpbroker.storage.etcd.endpoint import Endpoint
@@ -20,6 +20,7 @@ from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway
 from bpbroker.storage.etcd.responses import Compacted, Failed, Refused, encode
 from bpbroker.storage.etcd.store import EtcdStore
 from tests.support.etcd_cluster import needs_etcd
+from tests.support.groups import one, peeked, value
 
 if TYPE_CHECKING:
     from tests.support.etcd_cluster import EtcdCluster
@@ -59,38 +60,38 @@ def version_of(outcome: object) -> int:
 
 
 def test_a_commit_is_there_for_everybody(store: EtcdStore, make: Make) -> None:
-    (outcome,) = store.commit([Change("ä b/c", b'{"x": 1}', 0)])
+    (outcome,) = store.commit([one("ä b/c", b'{"x": 1}', 0)])
     other = make()
     state = other.open()
     assert state.registry_id == store.registry_id
     assert len(state.registry_id) == 32
     (seen,) = state.entries
-    assert (seen.name, seen.value, seen.version, seen.fault) == ("ä b/c", b'{"x": 1}', version_of(outcome), "")
-    assert other.peek() == {"ä b/c": b'{"x": 1}'}
+    assert (seen.name, value(seen), seen.version, seen.fault) == ("ä b/c", b'{"x": 1}', version_of(outcome), "")
+    assert peeked(other) == {"ä b/c": b'{"x": 1}'}
 
 
 def test_each_change_happens_if_its_version_is_there(store: EtcdStore) -> None:
-    (first,) = store.commit([Change("a", b'{"n": 1}', 0)])
+    (first,) = store.commit([one("a", b'{"n": 1}', 0)])
     version = version_of(first)
     outcomes = store.commit(
-        [Change("a", b'{"n": 2}', version), Change("b", b"{}", 7), Change("c", b"{}", 0), Change("d", None, ANYTHING)]
+        [one("a", b'{"n": 2}', version), one("b", b"{}", 7), one("c", b"{}", 0), one("d", None, ANYTHING)]
     )
     now = version_of(outcomes[0])
     assert now > version
-    assert outcomes[1:] == [Conflict(Seen("b", None, 0, now)), Committed(now), Committed(now)]
-    (lost,) = store.commit([Change("a", None, version)])
+    assert outcomes[1:] == [Conflict((Seen("b", None, 0, now),)), outcomes[0], outcomes[0]]
+    (lost,) = store.commit([one("a", None, version)])
     assert isinstance(lost, Conflict)
-    assert (lost.seen.value, lost.seen.version) == (b'{"n": 2}', now)
-    (gone,) = store.commit([Change("a", None, now)])
+    assert (value(lost.seen[0]), lost.seen[0].version) == (b'{"n": 2}', now)
+    (gone,) = store.commit([one("a", None, now)])
     assert version_of(gone) > now
-    assert store.read(["a"])[0].value is None
+    assert value(store.read(["a"])[0]) is None
 
 
 def test_more_than_fits_into_one_transaction(store: EtcdStore) -> None:
-    many = [Change(f"n{number:03}", b"{}", 0) for number in range(250)]
-    large = [Change(f"large{number}", b'{"x": "%s"}' % (b"x" * 900_000), 0) for number in range(3)]
+    many = [one(f"n{number:03}", b"{}", 0) for number in range(250)]
+    large = [one(f"large{number}", b'{"x": "%s"}' % (b"x" * 900_000), 0) for number in range(3)]
     assert all(isinstance(outcome, Committed) for outcome in store.commit([*many, *large]))
-    assert len(store.peek()) == 253
+    assert len(peeked(store)) == 253
 
 
 class Losses:
@@ -122,38 +123,38 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> Losses:
 
 @pytest.mark.parametrize("plan", [["after"], ["before"], ["after", "after", "before"], ["before", "after"]])
 def test_a_commit_whose_answer_is_lost_happens_once(store: EtcdStore, losses: Losses, plan: list[str]) -> None:
-    (kept, gone) = store.commit([Change("kept", b'{"n": 1}', 0), Change("gone", b"{}", 0)])
+    (kept, gone) = store.commit([one("kept", b'{"n": 1}', 0), one("gone", b"{}", 0)])
     losses.plan = plan
     outcomes = store.commit(
         [
-            Change("new", b"{}", 0),
-            Change("kept", b'{"n": 2}', version_of(kept)),
-            Change("gone", None, version_of(gone)),
-            Change("other", b"{}", 5),
-            Change("never", None, 5),
+            one("new", b"{}", 0),
+            one("kept", b'{"n": 2}', version_of(kept)),
+            one("gone", None, version_of(gone)),
+            one("other", b"{}", 5),
+            one("never", None, 5),
         ]
     )
     assert not losses.plan
     version = version_of(outcomes[0])
-    assert outcomes[:3] == [Committed(version)] * 3
-    assert [outcome.seen.value for outcome in outcomes[3:] if isinstance(outcome, Conflict)] == [None, None]
-    assert store.peek() == {"new": b"{}", "kept": b'{"n": 2}'}
+    assert outcomes[:3] == [outcomes[0]] * 3
+    assert [value(outcome.seen[0]) for outcome in outcomes[3:] if isinstance(outcome, Conflict)] == [None, None]
+    assert peeked(store) == {"new": b"{}", "kept": b'{"n": 2}'}
     assert [seen.version for seen in store.read(["new", "kept"])] == [version, version]
 
 
 def test_a_request_that_comes_late_changes_nothing(make: Make, losses: Losses) -> None:
     store = make(timeout_secs=1.5)
     store.open()
-    store.commit([Change("a", b'{"n": 1}', ANYTHING)])
+    store.commit([one("a", b'{"n": 1}', ANYTHING)])
     losses.plan = ["before"] * 100
     with pytest.raises(Unavailable, match="not known") as caught:
-        store.commit([Change("a", b'{"n": 2}', ANYTHING)])
+        store.commit([one("a", b'{"n": 2}', ANYTHING)])
     assert not caught.value.outcome_known
     losses.plan = []
-    store.commit([Change("a", b'{"n": 3}', ANYTHING)])
+    store.commit([one("a", b'{"n": 3}', ANYTHING)])
     late = store._writer.call("/kv/txn", losses.lost[0])
     assert not late.get("succeeded")
-    assert store.peek() == {"a": b'{"n": 3}'}
+    assert peeked(store) == {"a": b'{"n": 3}'}
 
 
 def test_an_uncertain_commit_that_did_happen_is_no_trouble_for_the_next(make: Make, losses: Losses) -> None:
@@ -161,11 +162,11 @@ def test_an_uncertain_commit_that_did_happen_is_no_trouble_for_the_next(make: Ma
     store.open()
     losses.plan = ["after"] + ["before"] * 100
     with pytest.raises(Unavailable):
-        store.commit([Change("a", b'{"n": 1}', ANYTHING)])
+        store.commit([one("a", b'{"n": 1}', ANYTHING)])
     losses.plan = []
-    (outcome,) = store.commit([Change("b", b"{}", 0)])
+    (outcome,) = store.commit([one("b", b"{}", 0)])
     assert isinstance(outcome, Committed)
-    assert store.peek() == {"a": b'{"n": 1}', "b": b"{}"}
+    assert peeked(store) == {"a": b'{"n": 1}', "b": b"{}"}
 
 
 def test_when_the_history_is_gone_it_is_said_that_nothing_is_known(
@@ -182,7 +183,7 @@ def test_when_the_history_is_gone_it_is_said_that_nothing_is_known(
 
     monkeypatch.setattr(Gateway, "call", compacted)
     with pytest.raises(Unavailable, match="Whether this was changed is not known") as caught:
-        store.commit([Change("a", b"{}", 0)])
+        store.commit([one("a", b"{}", 0)])
     assert not caught.value.outcome_known
 
 
@@ -190,7 +191,7 @@ def test_brokers_leave_nothing_behind(store: EtcdStore, make: Make, etcd: EtcdCl
     other = make()
     other.open()
     for each in (store, other):
-        each.commit([Change("a", b"{}", ANYTHING)])
+        each.commit([one("a", b"{}", ANYTHING)])
     prefix = f"{etcd_section['prefix']}/commits/"
     assert etcd.etcdctl("get", "--prefix", "--keys-only", prefix).split()
     old = f"7 {int(time.time()) - 30 * 86400}"
@@ -206,15 +207,15 @@ def test_brokers_leave_nothing_behind(store: EtcdStore, make: Make, etcd: EtcdCl
 
 
 def test_reads_give_what_there_is_now(store: EtcdStore) -> None:
-    store.commit([Change("a", b'{"n": 1}', 0)])
+    store.commit([one("a", b'{"n": 1}', 0)])
     a, nothing = store.read(["a", "nothing"])
-    assert (a.value, nothing.value) == (b'{"n": 1}', None)
+    assert (value(a), value(nothing)) == (b'{"n": 1}', None)
     assert a.as_of == nothing.as_of >= a.version > 0
 
 
 def test_a_scan_is_a_state_at_one_version(store: EtcdStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(etcd_store, "_PAGE", 3)
-    store.commit([Change(f"n{number}", b'{"n": 1}', 0) for number in range(8)] + [Change("other", b"{}", 0)])
+    store.commit([one(f"n{number}", b'{"n": 1}', 0) for number in range(8)] + [one("other", b"{}", 0)])
     call, pages = Gateway.call, []
 
     def meddle(self: Gateway, path: str, body: Mapping[str, Any], *limit: float, **options: Any) -> Any:
@@ -227,7 +228,7 @@ def test_a_scan_is_a_state_at_one_version(store: EtcdStore, monkeypatch: pytest.
     monkeypatch.setattr(Gateway, "call", meddle)
     state = store.scan("n")
     assert [seen.name for seen in state.entries] == [f"n{number}" for number in range(8)]
-    assert {seen.value for seen in state.entries} == {b'{"n": 1}'}
+    assert {value(seen) for seen in state.entries} == {b'{"n": 1}'}
     assert len(pages) == 3
 
 
@@ -235,7 +236,7 @@ def test_a_scan_that_is_overtaken_by_a_compaction_begins_anew(
     store: EtcdStore, etcd: EtcdCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(etcd_store, "_PAGE", 3)
-    store.commit([Change(f"n{number}", b"{}", 0) for number in range(5)])
+    store.commit([one(f"n{number}", b"{}", 0) for number in range(5)])
     call, compacted = Gateway.call, threading.Event()
 
     def meddle(self: Gateway, path: str, body: Mapping[str, Any], *limit: float, **options: Any) -> Any:
@@ -294,10 +295,10 @@ def test_changes_are_told_in_their_order(store: EtcdStore, make: Make) -> None:
     other = make()
     other.open()
     versions = [
-        version_of(other.commit([Change("a", value, ANYTHING)])[0]) for value in (b'{"n": 1}', b'{"n": 2}', None)
+        version_of(other.commit([one("a", json_of, ANYTHING)])[0]) for json_of in (b'{"n": 1}', b'{"n": 2}', None)
     ]
     seen = follower.changes(3)
-    assert [(each.name, each.value) for each in seen] == [("a", b'{"n": 1}'), ("a", b'{"n": 2}'), ("a", None)]
+    assert [(each.name, value(each)) for each in seen] == [("a", b'{"n": 1}'), ("a", b'{"n": 2}'), ("a", None)]
     assert [each.as_of for each in seen] == versions
     assert [each.version for each in seen] == [*versions[:2], 0]
     store.close()
@@ -311,7 +312,7 @@ def test_no_change_is_missed_while_the_watch_is_broken(store: EtcdStore, make: M
     writer.open()
     for number in range(3):
         store._watcher.hang_up()
-        writer.commit([Change(f"n{number}", b"{}", 0)])
+        writer.commit([one(f"n{number}", b"{}", 0)])
     assert [each.name for each in follower.changes(3)] == ["n0", "n1", "n2"]
     store.close()
     assert follower.ended()
@@ -326,7 +327,7 @@ def test_a_quiet_watch_is_begun_anew_and_that_is_no_break(
         follower.until_up()
     writer = make()
     writer.open()
-    writer.commit([Change("a", b"{}", 0)])
+    writer.commit([one("a", b"{}", 0)])
     assert [each.name for each in follower.changes(1)] == ["a"]
     store.close()
     assert follower.ended()
@@ -338,20 +339,20 @@ def test_after_a_compaction_everything_is_told_anew(store: EtcdStore, make: Make
     before = store.scan().version
     writer = make()
     writer.open()
-    writer.commit([Change("a", b"{}", 0)])
-    writer.commit([Change("a", b'{"n": 2}', ANYTHING)])
+    writer.commit([one("a", b"{}", 0)])
+    writer.commit([one("a", b'{"n": 2}', ANYTHING)])
     etcd.compact()
     follower = Follower(store, before)
     state = follower.until_state()
-    assert [(each.name, each.value) for each in state.entries] == [("a", b'{"n": 2}')]
-    writer.commit([Change("b", b"{}", 0)])
+    assert [(each.name, value(each)) for each in state.entries] == [("a", b'{"n": 2}')]
+    writer.commit([one("b", b"{}", 0)])
     assert [each.name for each in follower.changes(1)] == ["b"]
     store.close()
     assert follower.ended()
 
 
 def test_another_registry_in_its_place_is_noticed(store: EtcdStore, etcd: EtcdCluster) -> None:
-    store.commit([Change("a", b"{}", 0)])
+    store.commit([one("a", b"{}", 0)])
     before, version = store.registry_id, store.scan().version
     follower = Follower(store, version)
     follower.until_up()
@@ -411,20 +412,20 @@ def test_a_registry_key_that_is_not_ours(etcd_section: Any, make: Make, etcd: Et
 
 
 def test_a_registry_of_a_newer_version_is_left_alone(etcd_section: Any, make: Make, etcd: EtcdCluster) -> None:
-    etcd.etcdctl("put", f"{etcd_section['prefix']}/registry", json.dumps({"id": "a" * 32, "format": 2}))
+    etcd.etcdctl("put", f"{etcd_section['prefix']}/registry", json.dumps({"id": "a" * 32, "format": 3}))
     with pytest.raises(ConfigurationError, match="newer bpbroker"):
         make().open()
 
 
-@pytest.mark.parametrize("value", ["rubbish", "[1]", '{"open":', "NaN"])
-def test_what_is_no_entry_is_seen_and_stays(store: EtcdStore, make: Make, etcd: EtcdCluster, value: str) -> None:
-    etcd.etcdctl("put", f"{store._keys.prefix}/entries/bad", value)
+@pytest.mark.parametrize("bad", ["rubbish", "[1]", '{"open":', "NaN"])
+def test_what_is_no_entry_is_seen_and_stays(store: EtcdStore, make: Make, etcd: EtcdCluster, bad: str) -> None:
+    etcd.etcdctl("put", f"{store._keys.prefix}/entries/bad", bad)
     with pytest.raises(ConfigurationError, match=r"Entry 'bad' in etcd is no JSON.*nothing was changed"):
         make().open()
     (seen,) = store.read(["bad"])
     assert seen.fault
-    assert isinstance(store.commit([Change("bad", b"{}", 0)])[0], Conflict)
-    assert store.read(["bad"])[0].value == value.encode()
+    assert isinstance(store.commit([one("bad", b"{}", 0)])[0], Conflict)
+    assert value(store.read(["bad"])[0]) == bad.encode()
 
 
 def test_nobody_there(make: Make) -> None:
@@ -443,16 +444,16 @@ def test_nobody_there(make: Make) -> None:
 def test_an_endpoint_that_is_gone_is_passed_over(make: Make, etcd_section: dict[str, Any]) -> None:
     store = make(endpoints=["https://127.0.0.1:1", *etcd_section["endpoints"]])
     store.open()
-    assert isinstance(store.commit([Change("a", b"{}", 0)])[0], Committed)
-    assert store.read(["a"])[0].value == b"{}"
+    assert isinstance(store.commit([one("a", b"{}", 0)])[0], Committed)
+    assert value(store.read(["a"])[0]) == b"{}"
 
 
 def test_a_token_that_has_run_out_is_renewed(store: EtcdStore) -> None:
     for gateway in (store._writer, store._reader):
         for endpoint in gateway._endpoints:
             endpoint.token = "no-such-token.1"
-    assert isinstance(store.commit([Change("a", b"{}", 0)])[0], Committed)
-    assert store.read(["a"])[0].value == b"{}"
+    assert isinstance(store.commit([one("a", b"{}", 0)])[0], Committed)
+    assert value(store.read(["a"])[0]) == b"{}"
 
 
 def test_the_commit_that_fills_the_cluster_up_did_happen(store: EtcdStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,12 +467,12 @@ def test_the_commit_that_fills_the_cluster_up_did_happen(store: EtcdStore, monke
         return answer
 
     monkeypatch.setattr(Endpoint, "post", full)
-    outcomes = store.commit([Change("a", b"{}", 0), Change("b", b"{}", 7)])
+    outcomes = store.commit([one("a", b"{}", 0), one("b", b"{}", 7)])
     monkeypatch.setattr(Endpoint, "post", post)
     assert isinstance(outcomes[0], Committed)
     assert isinstance(outcomes[1], Conflict)
-    assert store.peek() == {"a": b"{}"}
-    assert isinstance(store.commit([Change("c", b"{}", 0)])[0], Committed)
+    assert peeked(store) == {"a": b"{}"}
+    assert isinstance(store.commit([one("c", b"{}", 0)])[0], Committed)
 
 
 def test_a_cluster_without_space_is_full(store: EtcdStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -484,7 +485,7 @@ def test_a_cluster_without_space_is_full(store: EtcdStore, monkeypatch: pytest.M
 
     monkeypatch.setattr(Endpoint, "post", full)
     with pytest.raises(StorageFull) as caught:
-        store.commit([Change("a", b"{}", 0)])
+        store.commit([one("a", b"{}", 0)])
     assert caught.value.outcome_known
     with pytest.raises(StorageFull):
         store.probe()
