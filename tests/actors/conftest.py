@@ -13,7 +13,9 @@ from bpbroker.actors.registry import Registry
 from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.actors.registry_shared import SharedBackend
 from bpbroker.config import layers
-from bpbroker.registry.changes import Change, Changes, Committed, Conflict, News, Outcome, Seen, State
+from bpbroker.registry.changes import Change, Changes, Committed, Conflict, Group, News, Outcome, Seen, State
+
+from bpbroker.registry.stored import joined
 
 
 class Ledger:
@@ -22,7 +24,7 @@ class Ledger:
     def __init__(self, entries: Mapping[str, bytes] | None = None) -> None:
         self.entries = dict(entries or {})
         self.commits: list[tuple[str, ...]] = []
-        self.sequence = 0
+        self.sequence = 1_000_000
         self.figures: Mapping[str, Any] = {}
         self.failures: list[BaseException] = []
         """Raised by the next commits, one each."""
@@ -50,21 +52,21 @@ class Ledger:
     def load(self) -> Mapping[str, bytes]:
         return dict(self.entries)
 
-    def commit(self, changes: Sequence[Change]) -> Sequence[Outcome]:
+    def commit(self, groups: Sequence[Group]) -> Sequence[Outcome]:
         self._in_commit.set()
         assert self._may_commit.wait(10)
         if self.failures:
             raise self.failures.pop(0)
+        changes = [change for group in groups for change in group.changes]
         self.commits.append(tuple(change.name for change in changes))
-        self.sequence += 1
-        return [self._change(change) for change in changes]
-
-    def _change(self, change: Change) -> Outcome:
-        if change.value is None:
-            self.entries.pop(change.name, None)
-        else:
-            self.entries[change.name] = change.value
-        return Committed()
+        revision = self.sequence + 1
+        for change in changes:
+            self.sequence = max(self.sequence, revision + change.index)
+            if change.after is None:
+                self.entries.pop(change.name, None)
+            else:
+                self.entries[change.name] = joined(change.after.at(revision))
+        return [Committed(revision, revision)] * len(groups)
 
     def probe(self) -> None:
         if self.probe_failure is not None:

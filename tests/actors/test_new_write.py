@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bpbroker.messages import ALWAYS, Condition, Get, Record
+from bpbroker.messages import Get, Record
 from bpbroker.registry import writes
 
 if TYPE_CHECKING:
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Next:
+class CountUp:
     """Count an entry up."""
 
     name: str
-    condition: Condition = ALWAYS
 
 
-def count_up(write: Next, current: Record | None, _now: float, _max_bytes: int) -> Record:
+def count_up(write: CountUp, view: writes.View, _limits: writes.Limits) -> Record:
+    current = view.get(write.name)
     number = json.loads(current.json)["n"] if current else 0
-    return writes.record(write.name, b'{"n": %d}' % (number + 1))
+    return view.put(write.name, b'{"n": %d}' % (number + 1))
 
 
 @pytest.fixture(autouse=True)
 def added(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(writes.WRITES, Next, count_up)
+    monkeypatch.setitem(writes.WRITES, CountUp, count_up)
 
 
 def number(record: Any) -> Any:
@@ -39,17 +39,17 @@ def number(record: Any) -> Any:
 
 def test_on_a_local_store(ledger: Ledger, registry: Asked) -> None:
     ledger.hold()
-    first = registry.send(Next("a"))
+    first = registry.send(CountUp("a"))
     ledger.await_commit()
-    more = [registry.send(Next("a")) for _ in range(3)]
+    more = [registry.send(CountUp("a")) for _ in range(3)]
     ledger.release()
     assert [number(reply.result(10)) for reply in (first, *more)] == [1, 2, 3, 4]
     assert len(ledger.commits) == 2
 
 
 def test_on_a_shared_store(shared_ledger: SharedLedger, shared_registry: Asked) -> None:
-    assert number(shared_registry(Next("a"))) == 1
+    assert number(shared_registry(CountUp("a"))) == 1
     shared_ledger.quiet = True
     shared_ledger.put("a", b'{"n": 7}')
-    assert number(shared_registry(Next("a"))) == 8
+    assert number(shared_registry(CountUp("a"))) == 8
     assert number(shared_registry(Get("a"))) == 8

@@ -130,7 +130,7 @@ def test_a_condition_that_cannot_be_read_is_never_dropped(broker: Broker, value:
     assert not broker.registry.asked
 
 
-@pytest.mark.parametrize(("tags", "status"), [('"0123"', 304), ('W/"0123"', 304), ("*", 304), ('"x"', 200)])
+@pytest.mark.parametrize(("tags", "status"), [('"123000"', 304), ('W/"123000"', 304), ("*", 304), ('"x"', 200)])
 def test_a_read_of_what_the_client_has_is_not_modified(broker: Broker, tags: str, status: int) -> None:
     answer = broker.call("/services/Get/?name=foo", "GET", IF_NONE_MATCH=tags)
     assert (answer.status, answer.headers["ETag"]) == (status, RECORD.etag)

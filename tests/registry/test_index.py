@@ -1,12 +1,12 @@
-"""The entries in memory, next to a dict."""
+"""The records in memory, next to a dict."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpbroker.registry.index import EntryIndex
-from bpbroker.registry.writes import record
+from bpbroker.messages import Record
+from bpbroker.registry.index import EntryIndex, Snapshot
 
 NAMES = st.text("abä/", min_size=1, max_size=4)
 
@@ -15,7 +15,7 @@ NAMES = st.text("abä/", min_size=1, max_size=4)
 def test_it_is_a_dict_in_order(changes: list[tuple[str, bytes | None]], prefix: str) -> None:
     book, model = EntryIndex(), dict[str, bytes]()
     for name, value in changes:
-        before = book.put(name, None if value is None else record(name, value))
+        before = book.put(name, None if value is None else Record(name, value))
         assert (before.json if before else None) == model.get(name)
         if value is None:
             model.pop(name, None)
@@ -23,13 +23,14 @@ def test_it_is_a_dict_in_order(changes: list[tuple[str, bytes | None]], prefix: 
             model[name] = value
     assert len(book) == len(model)
     assert [each.name for each in book.matching(prefix)] == sorted(name for name in model if name.startswith(prefix))
-    assert dict(book.snapshot()) == model
+    assert dict(Snapshot(book)) == model
     assert all(name in book and book.get(name) is not None for name in model)
 
 
-def test_a_snapshot_does_not_change_any_more() -> None:
-    book = EntryIndex([record("b", b"1"), record("a", b"2")])
-    taken = book.snapshot()
+def test_a_snapshot_does_not_change_any_more_and_has_both_kinds_of_records() -> None:
+    book, own = EntryIndex([Record("b", b"1"), Record("a", b"2")]), EntryIndex([Record("_x", b"9")])
+    taken = Snapshot(book, own)
     book.put("a", None)
-    book.put("c", record("c", b"3"))
-    assert list(taken.items()) == [("a", b"2"), ("b", b"1")]
+    book.put("c", Record("c", b"3"))
+    assert list(taken.items()) == [("a", b"2"), ("b", b"1"), ("_x", b"9")]
+    assert len(taken) == 3

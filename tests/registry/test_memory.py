@@ -6,46 +6,52 @@ from concurrent.futures import Future
 from typing import Any
 
 from bpbroker.errors import AlreadyExists
-from bpbroker.messages import Delete, Get, List, Register, Replace, Update
+from bpbroker.messages import Delete, Deleted, Get, List, Record, Register, Replace, Update
 from bpbroker.registry.changes import ANYTHING
-from bpbroker.registry.memory import Memory, PendingWrite
-from bpbroker.registry.writes import Write, record
+from bpbroker.registry.memory import Fate, Memory, PendingWrite
+from bpbroker.registry.requests import Batch, CheckEmpty, Close, Open
+from bpbroker.registry.writes import Limits, Write
 
 
-def decide(memory: Memory, message: Write) -> tuple[bool, Any]:
+def decide(memory: Memory, message: Write) -> tuple[Fate, Any]:
     write = PendingWrite(message, None)
-    return memory.decide(write, 7.0, 1000), write.decision
+    return memory.decide(write, 7.0, Limits(1000)), write.decision
+
+
+def commit(memory: Memory, revision: int) -> None:
+    for name, after in memory.take_batch().staged.items():
+        memory.put(name, after.at(revision) if after is not None else None)
 
 
 def test_each_write_meets_those_before_it() -> None:
     memory = Memory()
-    staged, made = decide(memory, Register("a", {"x": 1}, "i"))
-    assert staged
-    staged, refused = decide(memory, Register("a", {}, "i"))
-    assert staged  # it rests on what may not become durable
+    fate, made = decide(memory, Register("a", {"x": 1}, "i"))
+    assert fate is Fate.STAGED
+    fate, refused = decide(memory, Register("a", {}, "i"))
+    assert fate is Fate.STAGED  # it rests on what may not become durable
     assert isinstance(refused, AlreadyExists)
-    assert decide(memory, Update("a", {"y": 2}, "i"))[0]
+    assert decide(memory, Update("a", {"y": 2}, "i"))[0] is Fate.STAGED
     assert "a" not in memory.entries
     batch = memory.take_batch()
-    assert [write.message.name for write in batch.writes] == ["a", "a", "a"]
-    (change,) = batch.changes()
-    assert (change.name, change.expects) == ("a", ANYTHING)
-    assert change.value is not None
-    assert b'"y": 2' in change.value
-    assert (made.json == change.value, memory.batch.writes) == (False, [])
+    assert [write.names for write in batch.writes] == [("a",)] * 3
+    ((change,),) = (group.changes for group in batch.groups())
+    assert (change.name, change.expects, change.index) == ("a", ANYTHING, 2)
+    assert change.after is not None
+    assert b'"y": 2' in change.after.json
+    assert (made.json == change.after.json, memory.batch.writes) == (False, [])
 
 
 def test_what_changes_nothing_and_rests_on_nothing_staged_needs_no_commit() -> None:
     memory = Memory()
-    memory.fill([record("a", b"{}")])
-    staged, refused = decide(memory, Register("a", {}, "i"))
-    assert not staged
+    memory.fill([Record("a", b"{}", 5000)])
+    fate, refused = decide(memory, Register("a", {}, "i"))
+    assert fate is Fate.NOW
     assert isinstance(refused, AlreadyExists)
-    assert decide(memory, Delete("b")) == (False, None)
+    assert decide(memory, Delete("b")) == (Fate.NOW, Deleted())
     assert memory.batch.writes == []
-    assert decide(memory, Delete("a")) == (True, None)
-    assert decide(memory, Delete("a")) == (True, None)  # the first one may fail
-    assert [change.value for change in memory.take_batch().changes()] == [None]
+    assert decide(memory, Delete("a")) == (Fate.STAGED, Deleted(0))
+    assert decide(memory, Delete("a")) == (Fate.STAGED, Deleted())  # the first one may fail
+    assert [change.after for group in memory.take_batch().groups() for change in group.changes] == [None]
 
 
 def test_the_expected_version_is_the_one_at_the_decision() -> None:
@@ -55,16 +61,54 @@ def test_the_expected_version_is_the_one_at_the_decision() -> None:
     decide(memory, Replace("b", {}, "i"))
     versions["a"] = 6  # news before the commit
     decide(memory, Replace("a", {"x": 1}, "i"))
-    assert [(change.name, change.expects) for change in memory.take_batch().changes()] == [("a", 5), ("b", 0)]
+    groups = memory.take_batch().groups()
+    assert [(change.name, change.expects) for group in groups for change in group.changes] == [("a", 5), ("b", 0)]
+    assert len(groups) == 2
+
+
+def test_names_that_one_write_concerns_are_one_group() -> None:
+    memory = Memory()
+    memory.version = lambda _: 0
+    decide(memory, Replace("alone", {}, "i"))
+    decide(memory, Batch("", (Replace("a", {}, "i"), Replace("b", {}, "i"), CheckEmpty("z"))))
+    decide(memory, Batch("", (Replace("c", {}, "i"), Replace("b", {}, "i"))))
+    decide(memory, Batch("", (Replace("d", {}, "i"), Get("e"))))
+    groups = memory.take_batch().groups()
+    assert [sorted(change.name for change in group.changes) for group in groups] == [["alone"], ["a", "b", "c"]]
+    assert groups[1].empty == ("z",)
+
+
+def test_a_session_is_compared_by_the_writes_that_name_it() -> None:
+    memory = Memory()
+    memory.version = lambda _: 0
+    decide(memory, Open("s", 10, "i"))
+    commit(memory, 10_000)
+    decide(memory, Register("a", {}, "i", session="s"))
+    (group,) = memory.take_batch().groups()
+    assert [change.name for change in group.changes] == ["a"]
+    assert [name for name, _ in group.compared] == ["_session/s"]
+
+
+def test_a_session_ends_with_what_was_staged_a_moment_before() -> None:
+    memory = Memory()
+    decide(memory, Open("s", 10, "i"))
+    decide(memory, Register("a", {}, "i", session="s"))
+    decide(memory, Register("b", {}, "i"))
+    commit(memory, 10_000)
+    decide(memory, Register("c", {}, "i", session="s"))
+    decide(memory, Close("s"))
+    commit(memory, 20_000)
+    assert [record.name for record in memory.entries.matching("")] == ["b"]
+    assert memory.belongings == {}
 
 
 def test_a_durable_change_ends_the_waits_that_it_satisfies() -> None:
     memory = Memory()
     one, two, other = (Future[Any]() for _ in range(3))
-    memory.waiters.add(Get("a", 10), one, 10.0, 0)
-    memory.waiters.add(List("", 2, 10), two, 10.0, 0)
-    memory.waiters.add(Get("c", 10), other, 10.0, 0)
-    a, b = record("a", b"{}"), record("b", b"{}")
+    memory.waiters.add(Get("a", 10), one, 10.0)
+    memory.waiters.add(List("", 2, 10), two, 10.0)
+    memory.waiters.add(Get("c", 10), other, 10.0)
+    a, b = Record("a", b"{}", 5000), Record("b", b"{}", 5001)
     memory.put("a", a)
     assert one.result(0) == a
     assert not two.done()

@@ -1,44 +1,48 @@
-"""What each write does to an entry: pure decisions."""
+"""What each write does: pure decisions."""
 
 from __future__ import annotations
 
 import json
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bpbroker.errors import AlreadyExists, PreconditionFailed, TooLarge
-from bpbroker.messages import ALWAYS, Condition, Delete, Record, Register, Replace, Update
+from bpbroker.messages import ALWAYS, Condition, Delete, Deleted, Record, Register, Replace, Update
 from bpbroker.registry import entry, writes
-from bpbroker.registry.etag import etag
+from bpbroker.registry.memory import Memory, PendingWrite
 
-THERE = writes.record("a", entry.encode(entry.stamp({"x": {"y": 1}}, "10.0.0.9", 5)))
+THERE = Record("a", entry.encode(entry.stamp({"x": {"y": 1}}, "10.0.0.9", 5)), 77_000)
 
 
-def decide(message: writes.Write, current: Record | None, max_bytes: int = 1000) -> Record | None:
-    return writes.decide(message, current, 7.9, max_bytes)
+def decide(message: writes.Write, current: Record | None, max_bytes: int = 1000) -> Any:
+    memory = Memory()
+    memory.fill([current] if current else [])
+    write = PendingWrite(message, None)
+    memory.decide(write, 7.9, writes.Limits(max_bytes))
+    if isinstance(write.decision, BaseException):
+        raise write.decision
+    return write.decision
 
 
 @pytest.mark.parametrize("kind", [Register, Replace, Update])
 def test_what_is_not_there_is_created_and_stamped(kind: type[Register | Replace | Update]) -> None:
     made = decide(kind("a", {"x": 1}, "10.0.0.1"), None)
-    assert made is not None
     assert json.loads(made.json) == {"x": 1, "last_write_ip": "10.0.0.1", "last_write_ts": 7}
-    assert made == Record("a", made.json, etag(made.json))
+    assert made.at(90_000) == Record("a", made.json, 90_000)
+    assert made.at(90_000).etag == '"90000"'
 
 
 def test_each_does_what_its_name_says() -> None:
     with pytest.raises(AlreadyExists):
         decide(Register("a", {}, "i"), THERE)
     replaced, updated = decide(Replace("a", {"z": 2}, "i"), THERE), decide(Update("a", {"x": {"z": 2}}, "i"), THERE)
-    assert replaced is not None
-    assert updated is not None
     assert entry.without_stamp(json.loads(replaced.json)) == {"z": 2}
     assert entry.without_stamp(json.loads(updated.json)) == {"x": {"y": 1, "z": 2}}
-    assert decide(Delete("a"), THERE) is None
-    assert decide(Delete("a"), None) is None
+    assert decide(Delete("a"), THERE) == Deleted(0)
+    assert decide(Delete("a"), None) == Deleted()
 
 
 def test_only_the_merged_part_counts_for_the_limit() -> None:
@@ -71,7 +75,7 @@ def test_conditions_are_those_of_rfc_9110(
 
 
 def test_no_condition_expects_nothing() -> None:
-    assert decide(Delete("a", ALWAYS), None) is None
+    assert decide(Delete("a", ALWAYS), None) == Deleted()
 
 
 def test_each_kind_of_write_has_its_row() -> None:

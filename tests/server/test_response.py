@@ -17,21 +17,21 @@ from bpbroker.server.response import PendingResponse, Response
 
 
 def test_an_entry_is_spliced_into_the_answer_with_its_tag() -> None:
-    answer = response.entry(Record("foo", b'{"_str": "bar"}', '"abc"'))
-    assert json.loads(answer.body) == {"success": True, "message": "Success", "data": {"_str": "bar"}}
-    assert answer.headers == (("ETag", '"abc"'),)
+    answer = response.entry(Record("foo", b'{"_str": "bar"}', 5000))
+    assert json.loads(answer.body) == {"success": True, "message": "Success", "data": {"_str": "bar"}, "revision": 5000}
+    assert answer.headers == (("ETag", '"5000"'),)
     assert answer.status_line == "200 OK"
 
 
 def test_several_entries_keep_their_order() -> None:
     names = ["b", 'quo"te', "ü", "a"]
-    answer = response.entries(tuple(Record(name, b'{"n": 1}', '"t"') for name in names))
+    answer = response.entries(tuple(Record(name, b'{"n": 1}', 5001) for name in names))
     assert list(json.loads(answer.body)["data"]) == names
     assert json.loads(response.entries(()).body)["data"] == {}
 
 
 def test_what_may_be_old_says_how_old() -> None:
-    record = Record("n", b'{"n": 1}', '"t"', age_secs=1.5)
+    record = Record("n", b'{"n": 1}', 5002, age_secs=1.5)
     assert json.loads(response.entry(record).body)["age_secs"] == 1.5
     assert json.loads(response.entries((record,), 2.0).body)["age_secs"] == 2.0
     assert json.loads(response.entries((), 0.25).body)["age_secs"] == 0.25

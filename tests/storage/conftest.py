@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bpbroker.registry.changes import Change
 from bpbroker.storage.embedded.journal import files_of
 from bpbroker.storage.embedded.store import EmbeddedStore
+from tests.support.changes import change, without_revisions
 
 BASE = {"kept": b'{"v": "base"}', "replaced": b'{"v": "base"}', "deleted": b'{"v": "base"}'}
 CHANGES = {
@@ -63,7 +63,7 @@ def crashed(journal: Path, opened: Callable[[], EmbeddedStore], tmp_path: Path) 
     store = opened()
     items = list(CHANGES.items())
     for number, (name, value) in enumerate(items):
-        store.commit([Change(name, value)])
+        store.commit([change(name, value)])
         if number == 1:
             assert store._connection is not None
             store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -88,7 +88,7 @@ def load() -> Callable[[Path], Mapping[str, bytes]]:
     def load(journal: Path) -> Mapping[str, bytes]:
         store = EmbeddedStore(journal, lambda: BASE)
         try:
-            return store.load()
+            return without_revisions(store.load())
         finally:
             store.close()
 

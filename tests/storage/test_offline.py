@@ -14,11 +14,11 @@ import pytest
 
 from bpbroker import files
 from bpbroker.errors import ConfigurationError, DamagedFile, InUse, StorageFailed, Unavailable
-from bpbroker.registry.changes import Change
 from bpbroker.storage import backups, config_file, offline
 from bpbroker.storage.embedded.journal import Mark, files_of, journal_path, read_journal
 from bpbroker.storage.embedded.store import EmbeddedStore
 from bpbroker.storage.lock import FileLock
+from tests.support.changes import change
 
 SETTINGS = {"services": {"_access_key": "k"}, "_config": {"backup_retain_n": 3}}
 ENTRIES = {"a": b'{"v": 1}', "b": b'{"v": 1}'}
@@ -35,7 +35,7 @@ def file(tmp_path: Path) -> Path:
     config_file.write(path, SETTINGS, ENTRIES)
     store = EmbeddedStore(journal_path(path), lambda: ENTRIES)
     store.load()
-    store.commit([Change("a", None), Change("b", STATE["b"]), Change("c", STATE["c"])])
+    store.commit([change("a", None), change("b", STATE["b"]), change("c", STATE["c"])])
     store.close()
     return path
 
@@ -370,7 +370,7 @@ def test_it_says_whether_file_and_journal_belong_together(
     own = tmp_path / "bpbroker.json"
     store = EmbeddedStore(journal_path(own), dict, "1" * 32)
     store.load()
-    store.commit([Change("a", b"{}")])
+    store.commit([change("a", b"{}")])
     store.close()
     config_file.write(own, SETTINGS, {}, origin=origin)
     found = {each.what: each for each in offline.check(own)}.get("file and journal")

@@ -15,7 +15,7 @@ from bpbroker.server.budget import Budget
 from bpbroker.server.request import Request
 from bpbroker.server.response import PendingResponse
 
-RECORD = Record("foo", b'{"_str": "bar", "last_write_ip": "10.0.0.7", "last_write_ts": 1420068290}', '"0123"')
+RECORD = Record("foo", b'{"_str": "bar", "last_write_ip": "10.0.0.7", "last_write_ts": 1420068290}', 123_000)
 TOKEN = "control-token"
 SETTINGS = {
     "services": {},

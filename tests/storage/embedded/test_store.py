@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 
 from bpbroker.errors import ConfigurationError, DamagedFile, StorageFailed, StorageFull, Unavailable
-from bpbroker.registry.changes import Change, Committed
+from bpbroker.registry.changes import Committed
 from bpbroker.storage.embedded.journal import read_journal
 from bpbroker.storage.embedded.store import EmbeddedStore
+from tests.support.changes import change, without_revisions
 
 Opened = Callable[[], EmbeddedStore]
+BIG = b'{\"v\": \"' + b\"x\" * 100_000 + b'\"}'
 
 
 def connection_of(store: EmbeddedStore) -> sqlite3.Connection:
@@ -43,11 +45,14 @@ def test_what_is_committed_survives_a_crash(
 
 
 def test_a_commit_says_so(opened: Opened) -> None:
-    assert opened().commit([Change("a", b"{}"), Change("b", None)]) == [Committed(), Committed()]
+    one, two = opened().commit([change("a", b"{}"), change("b", None)])
+    assert isinstance(one, Committed)
+    assert one == two
+    assert one.revision > 1_700_000_000_000
 
 
 def test_only_the_owner_may_read_it(journal: Path, opened: Opened) -> None:
-    opened().commit([Change("a", b"{}")])
+    opened().commit([change("a", b"{}")])
     for path in journal.parent.glob("*.journal*"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
@@ -55,35 +60,35 @@ def test_only_the_owner_may_read_it(journal: Path, opened: Opened) -> None:
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
 def test_root_leaves_it_to_the_owner_of_the_file(journal: Path, opened: Opened) -> None:
     os.chown(journal.with_name("bpbroker.json"), 1234, 1234)
-    opened().commit([Change("a", b"{}")])
+    opened().commit([change("a", b"{}")])
     for path in journal.parent.glob("*.journal*"):
         assert path.stat().st_uid == 1234, path
 
 
 def test_the_number_of_the_last_commit_never_falls(journal: Path, opened: Opened) -> None:
     store = opened()
-    store.commit([Change("a", b"{}")])
-    store.commit([Change("a", b"{}"), Change("b", b"{}")])
-    assert store.sequence == 2
-    assert not store.forget(2)
+    store.commit([change("a", b"{}")])
+    store.commit([change("a", b"{}"), change("b", b"{}", 1)])
+    last = store.sequence
+    assert not store.forget(last)
     store.close()
-    assert read_journal(journal).sequence == 2
+    assert read_journal(journal).sequence == last
     again = opened()
-    assert again.sequence == 2
-    again.commit([Change("a", b"{}")])
-    assert again.sequence == 3
+    assert again.sequence >= last
+    again.commit([change("a", b"{}")])
+    assert again.sequence > last
 
 
 def test_it_forgets_what_the_file_holds_and_nothing_else(journal: Path, opened: Opened) -> None:
     store = opened()
-    store.commit([Change(f"n{number:05}", b"{}") for number in range(3000)])
+    store.commit([change(f"n{number:05}", b"{}") for number in range(3000)])
     saved = store.sequence
     newer = {f"n{number:05}": b'{"v": 2}' for number in range(0, 3000, 7)}
-    store.commit([Change(name, value) for name, value in newer.items()])
+    store.commit([change(name, value) for name, value in newer.items()])
     pieces = 1
     while store.forget(saved):
         pieces += 1
-        store.commit([Change("n00001", b"%d" % pieces)])
+        store.commit([change("n00001", b"%d" % pieces)])
         newer["n00001"] = b"%d" % pieces
     assert pieces > 3
     assert read_journal(journal).changes == newer
@@ -93,11 +98,11 @@ def test_it_forgets_what_the_file_holds_and_nothing_else(journal: Path, opened: 
 
 def test_forgetting_anew_begins_at_the_front(journal: Path, opened: Opened) -> None:
     store = opened()
-    store.commit([Change(f"n{number:05}", b"{}") for number in range(1500)])
+    store.commit([change(f"n{number:05}", b"{}") for number in range(1500)])
     assert store.forget(store.sequence - 1)
-    store.commit([Change("n00000", b"{}")])
+    store.commit([change("n00000", b"{}")])
     saved = store.sequence
-    store.commit([Change("z", b"{}")])
+    store.commit([change("z", b"{}")])
     while store.forget(saved):
         pass
     assert set(read_journal(journal).changes) == {"z"}
@@ -105,7 +110,7 @@ def test_forgetting_anew_begins_at_the_front(journal: Path, opened: Opened) -> N
 
 def test_after_a_clean_end_the_journal_is_empty_and_alone(journal: Path, opened: Opened) -> None:
     store = opened()
-    store.commit([Change("a", b"{}")])
+    store.commit([change("a", b"{}")])
     store.forget(store.sequence)
     store.close()
     store.close()
@@ -116,34 +121,34 @@ def test_a_closed_store_takes_nothing(opened: Opened) -> None:
     store = opened()
     store.close()
     with pytest.raises(StorageFailed, match="closed"):
-        store.commit([Change("a", b"{}")])
+        store.commit([change("a", b"{}")])
 
 
 def test_an_older_store_is_fenced_off(journal: Path, opened: Opened) -> None:
     old = opened()
-    old.commit([Change("a", b"1")])
+    old.commit([change("a", b'{"v": 1}')])
     new = opened()
-    new.commit([Change("b", b"2")])
-    for attempt in (lambda: old.commit([Change("a", b"3")]), lambda: old.forget(9), old.probe):
+    new.commit([change("b", b'{"v": 2}')])
+    for attempt in (lambda: old.commit([change("a", b'{"v": 3}')]), lambda: old.forget(9), old.probe):
         with pytest.raises(StorageFailed, match="another registry") as caught:
             attempt()
         assert caught.value.outcome_known
     old.close()
-    new.commit([Change("c", b"4")])
-    assert read_journal(journal).changes == {"a": b"1", "b": b"2", "c": b"4"}
+    new.commit([change("c", b'{"v": 4}')])
+    assert read_journal(journal).changes == {"a": b'{"v": 1}', "b": b'{"v": 2}', "c": b'{"v": 4}'}
 
 
 def test_an_older_store_that_closes_leaves_the_mark(journal: Path, opened: Opened) -> None:
     old, new = opened(), opened()
     old.close()
     assert journal.with_name(f"{journal.name}-mark").exists()
-    new.commit([Change("a", b"1")])
+    new.commit([change("a", b'{"v": 1}')])
 
 
 def test_the_base_is_read_behind_the_fence(journal: Path, opened: Opened) -> None:
     """The file may be saved, and the old store told to forget, at any moment up to the fence."""
     old = opened()
-    old.commit([Change("a", b"1")])
+    old.commit([change("a", b'{"v": 1}')])
 
     def base() -> Mapping[str, bytes]:
         with pytest.raises(StorageFailed):
@@ -151,13 +156,13 @@ def test_the_base_is_read_behind_the_fence(journal: Path, opened: Opened) -> Non
         return {}
 
     store = EmbeddedStore(journal, base)
-    assert store.load() == {"a": b"1"}
+    assert store.load() == {"a": b'{"v": 1}'}
     store.close()
 
 
 def test_figures_are_in_bytes(opened: Opened) -> None:
     store = opened()
-    store.commit([Change("a", b"x" * 100_000)])
+    store.commit([change("a", BIG)])
     figures = store.figures
     assert 100_000 < figures["journal_bytes"] < 10_000_000
     assert figures["disk_free_bytes"] > 0
@@ -193,12 +198,12 @@ def test_after_a_failed_sync_the_outcome_is_unknown_and_nothing_more_is_taken(op
     store = opened()
     break_at(store, "COMMIT", sqlite3.SQLITE_IOERR_FSYNC)
     with pytest.raises(StorageFailed, match="not known") as caught:
-        store.commit([Change("a", b"1")])
+        store.commit([change("a", b'{"v": 1}')])
     assert not caught.value.outcome_known
     assert not isinstance(caught.value, StorageFull)
     for _ in range(2):
         with pytest.raises(StorageFailed, match=r"Nothing was changed; .* until a restart") as caught:
-            store.commit([Change("a", b"1")])
+            store.commit([change("a", b'{"v": 1}')])
         assert caught.value.outcome_known
     with pytest.raises(StorageFailed):
         store.probe()
@@ -209,24 +214,24 @@ def test_a_failure_before_the_commit_changed_nothing(journal: Path, opened: Open
     store = opened()
     break_at(store, "BEGIN", sqlite3.SQLITE_IOERR_READ)
     with pytest.raises(StorageFailed, match="Nothing was changed") as caught:
-        store.commit([Change("a", b"1")])
+        store.commit([change("a", b'{"v": 1}')])
     assert caught.value.outcome_known
     assert read_journal(journal).changes == {}
 
 
 def test_a_full_database_changes_nothing_and_recovers(journal: Path, opened: Opened) -> None:
     store = opened()
-    store.commit([Change("a", b"1")])
+    store.commit([change("a", b'{"v": 1}')])
     connection = connection_of(store)
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count={pages + 1}")
     with pytest.raises(StorageFull, match="nothing was changed") as caught:
-        store.commit([Change("a", b"2"), Change("big", b"x" * 100_000)])
+        store.commit([change("a", b'{"v": 2}'), change("big", BIG)])
     assert caught.value.outcome_known
-    store.commit([Change("small", b"3")])
+    store.commit([change("small", b'{"v": 3}')])
     connection.execute("PRAGMA max_page_count=1000000")
-    store.commit([Change("big", b"4")])
-    assert read_journal(journal).changes == {"a": b"1", "small": b"3", "big": b"4"}
+    store.commit([change("big", b'{"v": 4}')])
+    assert read_journal(journal).changes == {"a": b'{"v": 1}', "small": b'{"v": 3}', "big": b'{"v": 4}'}
 
 
 def test_a_busy_journal_is_no_reason_to_give_up(journal: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,11 +241,11 @@ def test_a_busy_journal_is_no_reason_to_give_up(journal: Path, opened: Opened, m
     try:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(Unavailable, match="busy") as caught:
-            store.commit([Change("a", b"1")])
+            store.commit([change("a", b'{"v": 1}')])
         assert not isinstance(caught.value, StorageFailed)
     finally:
         other.close()
-    store.commit([Change("a", b"1")])
+    store.commit([change("a", b'{"v": 1}')])
 
 
 def test_a_mark_that_cannot_be_written_is_said_and_no_more(
@@ -253,7 +258,7 @@ def test_a_mark_that_cannot_be_written_is_said_and_no_more(
 
     monkeypatch.setattr(store._mark, "write", full)
     with caplog.at_level(logging.WARNING):
-        store.commit([Change("a", b"1")])
+        store.commit([change("a", b'{"v": 1}')])
     assert "its mark cannot be written" in caplog.text
 
 
@@ -300,7 +305,7 @@ def test_a_full_disk_refuses_writes_and_recovers_by_itself(tmpfs: Path) -> None:
         for number in range(4):
             change = {f"n{number}": b"%d" % turn * (2000 * number + 1), "both": b"%d %d" % (turn, number)}
             try:
-                store.commit([Change(name, value) for name, value in change.items()])
+                store.commit([change(name, value) for name, value in change.items()])
             except StorageFull:
                 refused += 1
             else:
@@ -320,13 +325,13 @@ def test_a_write_costs_no_more_when_there_are_many_rows(opened: Opened) -> None:
     def cost(store: EmbeddedStore) -> float:
         begun = time.perf_counter()
         for number in range(100):
-            store.commit([Change(f"n{number * 97:05}", b'{"v": 1}')])
+            store.commit([change(f"n{number * 97:05}", b'{"v": 1}')])
         return time.perf_counter() - begun
 
     store = opened()
     cost(store)
     few = min(cost(store) for _ in range(3))
     for start in range(0, 50_000, 5000):
-        store.commit([Change(f"n{number:05}", b'{"v": 0}') for number in range(start, start + 5000)])
+        store.commit([change(f"n{number:05}", b'{"v": 0}') for number in range(start, start + 5000)])
     many = min(cost(store) for _ in range(3))
     assert many < 5 * few
