@@ -338,6 +338,8 @@ class Registry(Actor):
     # --- sessions ---
 
     def _session_began(self, session: str, record: Record) -> None:
+        if self._backend.leases:  # the store sees to its end
+            return
         self._times.begin(session, json.loads(record.json)["ttl"], time.monotonic())
         self._set_alarm()
 

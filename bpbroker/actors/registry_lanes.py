@@ -16,9 +16,9 @@ from typing import Any, Final, Literal
 from bpbroker.actors.base import Actor, ActorAddress, launch
 from bpbroker.registry.changes import News
 
-Kind = Literal["commit", "read", "scan"]
+Kind = Literal["commit", "read", "scan", "session"]
 
-_KINDS: Final[tuple[Kind, ...]] = ("commit", "read", "scan")
+_KINDS: Final[tuple[Kind, ...]] = ("commit", "read", "scan", "session")
 _STOP_SECS: Final = 1.5
 
 

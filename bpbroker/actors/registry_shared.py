@@ -7,7 +7,9 @@ Commits and reads take their time: lanes make them, and call back.
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -15,13 +17,26 @@ from typing import Any, Final
 
 from bpbroker.actors.registry_backend import Host
 from bpbroker.actors.registry_lanes import Done, Kind, Lanes
-from bpbroker.errors import StorageFull, Unavailable
-from bpbroker.messages import Record, SnapshotTaken
-from bpbroker.registry.changes import Broken, Change, Changes, Committed, Conflict, Outcome, Seen, State
+from bpbroker.errors import RequestError, StorageFull, Unavailable
+from bpbroker.messages import INDEX_MAX, Record, SnapshotTaken
+from bpbroker.registry import sessions
+from bpbroker.registry.changes import (
+    READ_MAX,
+    Broken,
+    Changes,
+    Committed,
+    Conflict,
+    Group,
+    Outcome,
+    Seen,
+    State,
+)
 from bpbroker.registry.reads import ReadQueue, Then
 from bpbroker.registry.replica import Replica
 from bpbroker.registry.replies import read_failure
-from bpbroker.registry.writes import record
+from bpbroker.registry.requests import Done as Reply
+from bpbroker.registry.requests import Open
+from bpbroker.registry.stored import joined
 from bpbroker.storage.base import SharedStore
 
 logger = logging.getLogger(__name__)
@@ -30,6 +45,12 @@ NO_ANSWER: Final = "The registry's store does not answer"
 
 CHECK_SECS: Final = 1.0
 """A store that has not been used for so long is asked whether it is there."""
+
+SWEEP_SECS: Final = 10.0
+"""So often it is looked whether something of a session that is over is still there: its removal may have failed."""
+
+_TRIES: Final = 3
+"""How often a session is opened that ends just then."""
 
 _STOPPING: Final = "the broker is stopping"
 
@@ -40,6 +61,8 @@ class SharedBackend:
     Args:
         open_store: makes the store; called in the actor's thread.
     """
+
+    leases = True
 
     def __init__(self, open_store: Callable[[], SharedStore]) -> None:
         self.away = "There is no registry yet"
@@ -62,6 +85,9 @@ class SharedBackend:
         """Why everything was read anew; empty if health has said it."""
         self._reads = ReadQueue()
         self._reading = False
+        self._renewals: list[tuple[str, Callable[[Reply | RequestError], None]]] = []
+        self._renewing = False
+        self._sweep_at = 0.0
         self._commit: tuple[Future[Any], Callable[[Sequence[Outcome] | BaseException], None]] | None = None
         self._stopping = False
         self._fresh_at = time.monotonic()
@@ -103,6 +129,7 @@ class SharedBackend:
         """Open the store and learn what it holds; while it does not answer, the follower tries again and again."""
         self._host = host
         self._replica = Replica(host.memory)
+        host.memory.history.shared = True
         store = self._store = self._open_store()
         self._is_open = True
         state = None
@@ -125,6 +152,9 @@ class SharedBackend:
             self._lanes.stop()
         for then in self._reads.clear():
             then(Unavailable("The broker is stopping"))
+        for _, renewed in self._renewals:
+            renewed(Unavailable("The broker is stopping"))
+        self._renewals = []
         if self._commit is not None:
             (result, ended), self._commit = self._commit, None
             unknown = Unavailable(f"Whether this was changed is not known: {_STOPPING}")
@@ -138,7 +168,7 @@ class SharedBackend:
 
     # --- committing ---
 
-    def commit(self, changes: Sequence[Change], ended: Callable[[Sequence[Outcome] | BaseException], None]) -> None:
+    def commit(self, groups: Sequence[Group], ended: Callable[[Sequence[Outcome] | BaseException], None]) -> None:
         """See :class:`~bpbroker.actors.registry_backend.Backend`."""
         if self._stopping:
             ended(Unavailable(f"Nothing was changed: {_STOPPING}"))
@@ -148,15 +178,102 @@ class SharedBackend:
             self._commit = None
             ended(result)
 
-        self._commit = self._call("commit", lambda: self._store.commit(changes), taken), ended
+        self._commit = self._call("commit", lambda: self._store.commit(groups), taken), ended
 
-    def learn(self, name: str, after: Record | None, outcome: Committed | Conflict) -> None:
+    def learn(self, committed: Sequence[tuple[Group, Committed]]) -> None:
+        """Let memory hold what one commit has made durable. Watches hear of it when the store tells it."""
+        seen = []
+        for group, outcome in committed:
+            for change in group.changes:
+                after = None if change.after is None else change.after.at(outcome.revision)
+                version = 0 if after is None else outcome.version
+                seen.append(Seen(change.name, after, version, outcome.version))
+        self._replica.learn_together(seen)
+
+    def learn_conflict(self, conflict: Conflict) -> None:
         """See :class:`~bpbroker.actors.registry_backend.Backend`."""
-        if isinstance(outcome, Conflict):
-            self._replica.learn(outcome.seen)
-        else:
-            value, version = (None, 0) if after is None else (after.json, outcome.version)
-            self._replica.learn(Seen(name, value, version, outcome.version), after)
+        self._read_again(self._replica.learn_together(conflict.seen))
+
+    # --- sessions ---
+
+    def open_session(self, message: Open, then: Callable[[Reply | RequestError], None]) -> None:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`."""
+        if self.away:
+            then(Unavailable(f"Nothing was changed: {self.away}"))
+            return
+        value = {"ttl": message.ttl_secs, "opened": int(time.time()), "source": message.source}
+        record = Record(sessions.PREFIX + message.session, json.dumps(value).encode())
+        ttl, store = max(math.ceil(message.ttl_secs), math.ceil(sessions.TTL_MIN_SECS)), self._store
+
+        def call() -> Outcome:
+            for _ in range(_TRIES):
+                outcome = store.open_session(message.session, ttl, record)
+                # Who finds a session renews it, as who opens it.
+                if not isinstance(outcome, Conflict) or store.renew_sessions([message.session])[0] is not None:
+                    return outcome
+            return Unavailable("Nothing was changed: the session that there was has just ended; try again")
+
+        def taken(result: Outcome | BaseException) -> None:
+            if isinstance(result, BaseException):
+                then(result if isinstance(result, Unavailable) else read_failure(result))
+                return
+            if isinstance(result, Committed):
+                durable = record.at(result.revision)
+                self._replica.learn(Seen(record.name, durable, result.version, result.version))
+                then(Reply({"session": message.session, "ttl": message.ttl_secs}, result.revision))
+                return
+            (seen,) = result.seen
+            self.learn_conflict(result)
+            if seen.record is None or seen.fault:
+                then(Unavailable(f"Nothing was changed: {seen.fault or 'the session has just ended'}"))
+            else:
+                found = json.loads(seen.record.json)
+                then(Reply({"session": message.session, "ttl": found.get("ttl", ttl)}, seen.record.revision))
+
+        self._call("session", call, taken)
+
+    def renew_session(self, session: str, then: Callable[[Reply | RequestError], None]) -> None:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`; renewals that come together are one call."""
+        if self.away:
+            then(Unavailable(self.away))
+            return
+        self._renewals.append((session, then))
+        if not self._renewing:
+            self._renewing = True
+            # Behind what is in the inbox: renewals that came together are asked together.
+            self._host.tell_self(Done(self._begin_renewals))
+
+    def _begin_renewals(self, _: object = None) -> None:
+        now, self._renewals = self._renewals[:READ_MAX], self._renewals[READ_MAX:]
+
+        def taken(result: Sequence[int | None] | BaseException) -> None:
+            if isinstance(result, BaseException):
+                failure = str(read_failure(result))
+                for _, then in now:
+                    then(Unavailable(failure))
+            else:
+                for (session, then), ttl in zip(now, result, strict=True):
+                    then(sessions.over(session) if ttl is None else self._renewed(session, ttl))
+            self._renewing = bool(self._renewals)
+            if self._renewing:
+                self._begin_renewals()
+
+        if now:
+            self._call("session", lambda: self._store.renew_sessions([session for session, _ in now]), taken)
+        else:  # the registry stops
+            self._renewing = False
+
+    def _renewed(self, session: str, ttl: int) -> Reply:
+        """Return the reply to a renewal; the store's ttl is in whole seconds, the client's may be between."""
+        known = self._host.memory.get(sessions.PREFIX + session)
+        shown = ttl if known is None else json.loads(known.json).get("ttl", ttl)
+        return Reply({"session": session, "ttl": shown}, self._host.memory.history.revision)
+
+    def _sweep(self) -> None:
+        """Let the registry remove what belongs to sessions that are over."""
+        self._sweep_at = time.monotonic() + SWEEP_SECS
+        for session in self._replica.abandoned():
+            self._host.memory.session_ended(session)
 
     def probe(self) -> None:
         """Have the store asked whether it has space; the next ping tells."""
@@ -169,21 +286,27 @@ class SharedBackend:
 
     # --- reading ---
 
-    def is_fresh(self, _name: str) -> bool:
+    def is_fresh(self, _names: Sequence[str]) -> bool:
         """Return False: another broker may have changed anything meanwhile."""
         return False
 
-    def read(self, name: str, then: Then) -> None:
+    def read(self, names: Sequence[str], then: Then) -> None:
         """See :class:`~bpbroker.actors.registry_backend.Backend`; reads that come together are one read."""
-        if self.away:
-            then(Unavailable(self.away))
+        if self.away or not names:
+            then(Unavailable(self.away) if self.away else None)
             return
+        left = len(names)
 
         def known(failure: Unavailable | None) -> None:
-            why = str(failure or self.away or self.faults.get(name, ""))
-            then(Unavailable(why) if why else None)
+            nonlocal left
+            left = 0 if failure is not None and left else left - 1
+            if not left:
+                faults = (self.faults[name] for name in names if name in self.faults)
+                why = str(failure or self.away or next(faults, ""))
+                then(Unavailable(why) if why else None)
 
-        self._read(name, known)
+        for name in names:
+            self._read(name, known)
 
     def _read(self, name: str, then: Then) -> None:
         self._reads.add(name, then)
@@ -201,7 +324,7 @@ class SharedBackend:
         names = self._reads.begin()
 
         def taken(result: Sequence[Seen] | BaseException) -> None:
-            unsure = () if isinstance(result, BaseException) else [s.name for s in result if not self._replica.learn(s)]
+            unsure = () if isinstance(result, BaseException) else self._replica.learn_together(result)
             self._read_ended(result, unsure)
 
         self._call("read", lambda: self._store.read(names), taken)
@@ -227,9 +350,11 @@ class SharedBackend:
                 then(Unavailable(str(read_failure(result))))
                 return
             records = tuple(
-                record(seen.name, seen.value) for seen in result.entries if seen.value is not None and not seen.fault
+                seen.record
+                for seen in result.entries
+                if seen.record is not None and not seen.fault and not seen.name.startswith("_")
             )
-            if len(records) < at_least:
+            if at_least:  # it may have to wait, and then memory goes on from here
                 if result.registry_id != self._replica.registry_id:
                     then(Unavailable("The registry in the store has just become another one"))
                     return
@@ -249,7 +374,9 @@ class SharedBackend:
             if isinstance(result, BaseException):
                 then(Unavailable(str(read_failure(result))))
                 return
-            entries = {seen.name: seen.value for seen in result.entries if seen.value is not None and not seen.fault}
+            entries = {
+                seen.name: joined(seen.record) for seen in result.entries if seen.record is not None and not seen.fault
+            }
             newest = max((seen.version for seen in result.entries), default=0)
             then(SnapshotTaken(entries, max(newest, min(self._replica.versions.newest, result.version))))
 
@@ -284,6 +411,8 @@ class SharedBackend:
     def look(self) -> float:
         """See :class:`~bpbroker.actors.registry_backend.Backend`; asks the store if it has not been used lately."""
         now = time.monotonic()
+        if now >= self._sweep_at and not self.trouble:
+            self._sweep()
         if now - self._fresh_at >= CHECK_SECS and not self._reading:
             self._reading = True
             self._call("read", self._store.check, self._read_ended)
@@ -296,16 +425,28 @@ class SharedBackend:
         self._notice = state.anew or self._notice
         other = bool(state.anew) or self._replica.registry_id not in ("", state.registry_id)
         self._read_again(self._replica.take_state(state))
+        # What happened between is not known, so watches begin anew.
+        self._host.memory.history.begin(state.registry_id, state.revision)
         if self.away:
             logger.info("The registry is there: %d entries", len(self._host.memory.entries))
             self.away = ""
         self._broken_at = None
         if other:
             self._host.decide_staged_again()
+        self._sweep()
 
     def _take_changes(self, changes: Changes) -> None:
         self._broken_at = None
-        self._read_again([seen.name for seen in changes.seen if not self._replica.learn(seen)])
+        self._read_again(self._replica.learn_together(changes.seen))
+        if changes.seen:
+            # Of a deletion the store tells no place in its commit.
+            first = max(0, changes.revision - INDEX_MAX + 1)
+            told = [
+                (seen.name, seen.record, first if seen.record is None else max(first, seen.record.revision))
+                for seen in changes.seen
+                if not seen.fault
+            ]
+            self._host.memory.announce(told, changes.revision)
 
     def _take_break(self, news: Broken) -> None:
         if self._broken_at is None:

@@ -47,6 +47,8 @@ class History:
         self.limit_bytes = HISTORY_BYTES
         self.revision = 0
         """Everything up to this revision is in it, or was told before it began."""
+        self.shared = False
+        """Whether other brokers may have told more of the same history than this one knows yet."""
         self._floor = 0
         """Events up to this revision are forgotten."""
         self._events: list[Event] = []
@@ -103,6 +105,8 @@ class History:
         if not number.isdigit() or int(number) < self._floor:
             raise self._gone("is forgotten")
         if int(number) > self.revision:
+            if self.shared:
+                return Watched((), watch.since)
             raise self._gone("is of a history that is not there any more")
         found: list[Event] = []
         for position in range(bisect_right(self._revisions, int(number)), len(self._events)):

@@ -8,11 +8,11 @@ the registry's actor touches it.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
-from bpbroker.messages import Record
 from bpbroker.registry.changes import Seen, State
 from bpbroker.registry.memory import Memory
-from bpbroker.registry.writes import record
+from bpbroker.registry.sessions import PREFIX as SESSION
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Versions:
     def take(self, seen: Seen) -> bool | None:
         """Note what was seen. Return whether it is news; None if that cannot be told and it must be read again."""
         known = self._known.get(seen.name)
-        if seen.value is None:
+        if seen.record is None:
             if known is not None and known > seen.as_of:
                 return False
             self._floor = max(self._floor, seen.as_of)
@@ -70,14 +70,10 @@ class Replica:
         self.registry_id = ""
         self._memory = memory
         memory.version = self.versions.__getitem__
+        memory.faults = self.faults
 
-    def learn(self, seen: Seen, known: Record | None = None) -> bool:
-        """Take what the store held for a name. Return False if that may be old and has to be read again.
-
-        Args:
-            seen: what the store held.
-            known: its record, if there is one already.
-        """
+    def learn(self, seen: Seen) -> bool:
+        """Take what the store held for a name. Return False if that may be old and has to be read again."""
         name = seen.name
         news = self.versions.take(seen)
         if news and seen.fault:
@@ -86,26 +82,44 @@ class Replica:
             self._memory.put(name, None)
         elif news:
             self.faults.pop(name, None)
-            self._memory.put(name, None if seen.value is None else known or record(name, seen.value))
+            self._memory.put(name, seen.record)
         return news is not None
 
+    def learn_together(self, seen: Sequence[Seen]) -> list[str]:
+        """Take what the store held for some names. Return the names that have to be read again.
+
+        Sessions come last: what went together with one is no longer there when it is seen to be over.
+        """
+        ordered = sorted(seen, key=lambda each: each.name.startswith(SESSION))
+        return [each.name for each in ordered if not self.learn(each)]
+
     def learn_all(self, state: State, prefix: str) -> list[str]:
-        """Take all entries whose names begin with ``prefix``. Return the names that have to be read again."""
+        """Take all records whose names begin with ``prefix``. Return the names that have to be read again."""
         present = {seen.name for seen in state.entries}
-        for known in self._memory.entries.matching(prefix):
-            if known.name not in present:
-                self.learn(Seen(known.name, None, 0, state.version))
-        return [seen.name for seen in state.entries if not self.learn(seen)]
+        gone = [Seen(name, None, 0, state.version) for name in self._names(prefix) if name not in present]
+        self.learn_together(gone)
+        return self.learn_together(state.entries)
+
+    def _names(self, prefix: str) -> list[str]:
+        memory = self._memory
+        own = memory.own.matching(prefix) if prefix.startswith("_") or not prefix else ()
+        return [known.name for known in (*memory.entries.matching(prefix), *own)]
 
     def take_state(self, state: State) -> list[str]:
         """Take everything that the store holds. Return the names that have to be read again."""
         if self.registry_id != state.registry_id:
-            if self._memory.entries:
+            known = self._names("")
+            if known:
                 logger.error("The registry in the store is another one than before")
             # Versions and entries of another registry say nothing about this one.
             self.versions.clear()
             self.faults.clear()
-            for known in self._memory.entries.matching(""):
-                self._memory.put(known.name, None)
+            for name in known:  # sorted: entries and locks before the sessions that they belong to
+                self._memory.put(name, None)
             self.registry_id = state.registry_id
         return self.learn_all(state, "")
+
+    def abandoned(self) -> list[str]:
+        """Return the sessions that are over, and still have something."""
+        memory = self._memory
+        return [session for session in memory.belongings if memory.get(SESSION + session) is None]

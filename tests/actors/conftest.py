@@ -13,7 +13,9 @@ from bpbroker.actors.registry import Registry
 from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.actors.registry_shared import SharedBackend
 from bpbroker.config import layers
-from bpbroker.registry.changes import Change, Changes, Committed, Conflict, Group, News, Outcome, Seen, State
+from bpbroker.messages import INDEX_MAX, Record
+from bpbroker.registry.changes import ANYTHING, Changes, Committed, Conflict, Group, News, Outcome, Seen, State
+from bpbroker.registry.stored import joined, split
 
 from bpbroker.registry.stored import joined
 
@@ -92,6 +94,7 @@ class SharedLedger:
         self.version = 1
         self.commits: list[tuple[str, ...]] = []
         self.reads: list[tuple[str, ...]] = []
+        self.renewals: list[tuple[str, ...]] = []
         self.failures: list[BaseException] = []
         """Raised by the next commits, one each."""
         self.away: BaseException | None = None
@@ -110,7 +113,7 @@ class SharedLedger:
         with self.lock:
             seen = self._put(name, value)
             if self._take is not None and not self.quiet:
-                self._take(Changes((seen,)))
+                self._take(Changes((seen,), self.version * INDEX_MAX + INDEX_MAX - 1))
 
     def tell(self, news: News) -> None:
         assert self._take is not None
@@ -127,7 +130,8 @@ class SharedLedger:
     def _seen(self, name: str) -> Seen:
         value, version = self.entries.get(name, (None, 0))
         fault = "" if value is None or value.startswith(b"{") else f"Entry '{name}' in etcd is no JSON object"
-        return Seen(name, value, version, self.version, fault)
+        record = None if value is None else split(name, value, version * INDEX_MAX)
+        return Seen(name, record, version, self.version, fault)
 
     # --- a store ---
 
@@ -142,7 +146,9 @@ class SharedLedger:
         self._check_away()
         with self.lock:
             names = sorted(name for name in self.entries if name.startswith(prefix))
-            return State(tuple(self._seen(name) for name in names), self.version, self.registry_id)
+            return State(
+                tuple(self._seen(name) for name in names), self.version, self.registry_id, self.version * INDEX_MAX
+            )
 
     def read(self, names: Sequence[str]) -> Sequence[Seen]:
         self.before_read()
@@ -157,25 +163,46 @@ class SharedLedger:
     def probe(self) -> None:
         self._check_away()
 
-    def commit(self, changes: Sequence[Change]) -> Sequence[Outcome]:
+    def commit(self, groups: Sequence[Group]) -> Sequence[Outcome]:
         self.before_commit()
         self._check_away()
         if self.failures:
             raise self.failures.pop(0)
         with self.lock:
-            self.commits.append(tuple(change.name for change in changes))
+            self.commits.append(tuple(change.name for group in groups for change in group.changes))
             self.version += 1
-            return [self._change(change) for change in changes]
+            changed: list[str] = []
+            outcomes = [self._group(group, changed) for group in groups]
+            if self._take is not None and not self.quiet and changed:
+                self._take(Changes(tuple(self._seen(name) for name in changed), self.version * INDEX_MAX + 4095))
+            return outcomes
 
-    def _change(self, change: Change) -> Outcome:
-        there = self._seen(change.name)
-        if change.expects != there.version:
-            return Conflict(there)
-        if change.value is None:
-            del self.entries[change.name]
-        else:
-            self.entries[change.name] = change.value, self.version
-        return Committed(self.version)
+    def _group(self, group: Group, changed: list[str]) -> Outcome:
+        expected = [(change.name, change.expects) for change in group.changes if change.expects is not ANYTHING]
+        full = any(name.startswith(group.empty) and name[:1] != "_" for name in self.entries) if group.empty else False
+        if full or any(self._seen(name).version != version for name, version in (*expected, *group.compared)):
+            return Conflict(tuple(self._seen(name) for name in group.names))
+        for change in group.changes:
+            changed.append(change.name)
+            if change.after is None:
+                self.entries.pop(change.name, None)
+            else:
+                self.entries[change.name] = joined(change.after), self.version
+        return Committed(self.version, self.version * INDEX_MAX)
+
+    def open_session(self, _session: str, _ttl: int, record: Record) -> Outcome:
+        self._check_away()
+        with self.lock:
+            if record.name in self.entries:
+                return Conflict((self._seen(record.name),))
+            self.put(record.name, record.json)
+            return Committed(self.version, self.version * INDEX_MAX)
+
+    def renew_sessions(self, session_ids: Sequence[str]) -> Sequence[int | None]:
+        self._check_away()
+        with self.lock:
+            self.renewals.append(tuple(session_ids))
+            return [60 if f"_session/{each}" in self.entries else None for each in session_ids]
 
     def follow(self, after: int | None, take: Callable[[News], None]) -> None:
         self._take = take

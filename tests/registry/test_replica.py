@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bpbroker.messages import Record
 from bpbroker.registry.changes import Seen, State
 from bpbroker.registry.memory import Memory
 from bpbroker.registry.replica import Replica, Versions
@@ -13,32 +14,36 @@ from bpbroker.registry.replica import Replica, Versions
 
 def test_versions_tell_news_from_what_came_late() -> None:
     versions = Versions()
-    assert versions.take(Seen("a", b"{}", 5, 5)) is True
-    assert versions.take(Seen("a", b"{}", 5, 9)) is False
-    assert versions.take(Seen("a", b"{}", 4, 4)) is False
+    assert versions.take(Seen("a", Record("a", b"{}"), 5, 5)) is True
+    assert versions.take(Seen("a", Record("a", b"{}"), 5, 9)) is False
+    assert versions.take(Seen("a", Record("a", b"{}"), 4, 4)) is False
     assert versions.take(Seen("a", None, 0, 4)) is False
     assert versions["a"] == 5
     assert versions.take(Seen("a", None, 0, 7)) is True
     assert versions["a"] == 0
     assert versions.take(Seen("a", None, 0, 8)) is False
-    assert versions.take(Seen("a", b"{}", 6, 6)) is None  # before or after it was seen to be absent?
-    assert versions.take(Seen("b", b"{}", 3, 3)) is None
-    assert versions.take(Seen("b", b"{}", 3, 8)) is True
+    assert versions.take(Seen("a", Record("a", b"{}"), 6, 6)) is None  # before or after it was seen to be absent?
+    assert versions.take(Seen("b", Record("b", b"{}"), 3, 3)) is None
+    assert versions.take(Seen("b", Record("b", b"{}"), 3, 8)) is True
     assert versions.newest == 7
 
 
+def json_of(seen: Seen) -> bytes | None:
+    return None if seen.record is None else seen.record.json
+
+
 def known(memory: Memory) -> dict[str, bytes]:
-    return dict(memory.entries.snapshot())
+    return {record.name: record.json for record in memory.entries.matching("")}
 
 
 def test_a_fault_hides_the_entry_until_it_is_mended(caplog: pytest.LogCaptureFixture) -> None:
     memory = Memory()
     replica = Replica(memory)
-    assert replica.learn(Seen("a", b"{}", 1, 1))
-    assert replica.learn(Seen("a", b"[]", 2, 2, "Entry 'a' is no JSON object"))
+    assert replica.learn(Seen("a", Record("a", b"{}"), 1, 1))
+    assert replica.learn(Seen("a", Record("a", b"[]"), 2, 2, "Entry 'a' is no JSON object"))
     assert (known(memory), list(replica.faults)) == ({}, ["a"])
     assert "no JSON object" in caplog.text
-    assert replica.learn(Seen("a", b"{}", 3, 3))
+    assert replica.learn(Seen("a", Record("a", b"{}"), 3, 3))
     assert (known(memory), replica.faults) == ({"a": b"{}"}, {})
 
 
@@ -53,7 +58,7 @@ def test_whatever_the_order_nothing_newer_is_replaced(steps: list[tuple[str, boo
         else:
             truth.pop(name, None)
         value, version = truth.get(name, (None, 0))
-        news.append(Seen(name, value, version, happened))
+        news.append(Seen(name, None if value is None else Record(name, value), version, happened))
     memory = Memory()
     replica = Replica(memory)
     latest: dict[str, Seen] = {}
@@ -61,9 +66,9 @@ def test_whatever_the_order_nothing_newer_is_replaced(steps: list[tuple[str, boo
         sure = replica.learn(seen)
         if seen.name not in latest or latest[seen.name].as_of < seen.as_of:
             latest[seen.name] = seen
-            assert not sure or known(memory).get(seen.name) == seen.value
-        assert known(memory).get(seen.name) in (latest[seen.name].value, None)
-    entries = tuple(Seen(name, *truth[name], happened) for name in sorted(truth))
+            assert not sure or known(memory).get(seen.name) == json_of(seen)
+        assert known(memory).get(seen.name) in (json_of(latest[seen.name]), None)
+    entries = tuple(Seen(name, Record(name, truth[name][0]), truth[name][1], happened) for name in sorted(truth))
     assert replica.learn_all(State(entries, happened, ""), "") == []
     assert known(memory) == {name: value for name, (value, _) in truth.items()}
 
@@ -71,8 +76,10 @@ def test_whatever_the_order_nothing_newer_is_replaced(steps: list[tuple[str, boo
 def test_of_another_registry_everything_is_news(caplog: pytest.LogCaptureFixture) -> None:
     memory = Memory()
     replica = Replica(memory)
-    replica.take_state(State((Seen("a", b"{}", 50, 60), Seen("b", b"[]", 60, 60, "bad")), 60, "1" * 32))
-    assert replica.take_state(State((Seen("c", b"{}", 2, 3),), 3, "2" * 32)) == []
+    replica.take_state(
+        State((Seen("a", Record("a", b"{}"), 50, 60), Seen("b", Record("b", b"[]"), 60, 60, "bad")), 60, "1" * 32)
+    )
+    assert replica.take_state(State((Seen("c", Record("c", b"{}"), 2, 3),), 3, "2" * 32)) == []
     assert known(memory) == {"c": b"{}"}
     assert (replica.registry_id, replica.faults, replica.versions["a"]) == ("2" * 32, {}, 0)
     assert "another one than before" in caplog.text
