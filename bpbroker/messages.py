@@ -261,6 +261,8 @@ class SnapshotTaken:
     """Name to record in its stored form, the registry's own records too; this mapping is the receiver's own."""
     sequence: int
     """The highest revision of a change that it contains; grows with every commit."""
+    commits: int = 0
+    """How many commits there were since the registry was opened."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,9 +51,9 @@ _WRITING = "writing the configuration file"
 
 @dataclass(frozen=True, slots=True)
 class _Grown:
-    """The actor to itself: the journal's last commit has this number now."""
+    """The actor to itself: there were so many commits by now."""
 
-    sequence: int
+    commits: int
 
 
 class ConfigStore(Actor):
@@ -80,6 +80,8 @@ class ConfigStore(Actor):
         self._problem = ""
         self._sequence = -1
         """Number of the last commit that is in the file; none of this run's yet."""
+        self._commits = 0
+        """How many commits there were when the file was written last."""
         self._in_file: Mapping[str, Any] | None = None
         """The settings that this actor wrote last."""
         self._seen = _stamp(sources.own)
@@ -122,12 +124,12 @@ class ConfigStore(Actor):
         except Exception as error:  # noqa: BLE001 - whatever it is, the asker must hear of it
             fail(reply, error)
         else:
-            self.tell_self(_Grown(taken.sequence))
+            self.tell_self(_Grown(taken.commits))
             settle(reply, Document(self._saved, taken.entries, taken.sequence))
 
     def _grown(self, message: _Grown) -> None:
         """Save the file when the journal has grown long."""
-        if self._kept is None and message.sequence - self._sequence >= COMMITS_MAX and not self._shortening:
+        if self._kept is None and message.commits - self._commits >= COMMITS_MAX and not self._shortening:
             self._shortening = True
             self._worker.do(_WRITING, self._shorten)
 
@@ -157,6 +159,7 @@ class ConfigStore(Actor):
         if not self._is_in_file(document):
             self._write_file(document, gently=gently)
             self._sequence = document.sequence
+        self._commits = taken.commits
         try:
             self._claim.check()
         except Replaced:

@@ -47,6 +47,7 @@ class LocalBackend:
         self._open_store = open_store
         self._store: LocalStore
         self._is_open = False
+        self._commits = 0
         self._host: Host
         self._memory: Memory
         self._behind: list[Then] = []
@@ -117,7 +118,7 @@ class LocalBackend:
 
     def snapshot(self, then: Callable[[SnapshotTaken | Unavailable], None]) -> None:
         """See :class:`~bpbroker.actors.registry_backend.Backend`."""
-        then(SnapshotTaken(self._memory.snapshot(), self._store.sequence))
+        then(SnapshotTaken(self._memory.snapshot(), self._store.sequence, self._commits))
 
     # --- committing ---
 
@@ -136,6 +137,7 @@ class LocalBackend:
 
     def learn(self, committed: Sequence[tuple[Group, Committed]]) -> None:
         """Let the changes be seen, and watches hear of them."""
+        self._commits += 1
         put, told = self._memory.put, []
         upto = 0
         for group, outcome in committed:

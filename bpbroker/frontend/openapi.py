@@ -24,25 +24,80 @@ _DATA = {
 }
 _WAIT = {"type": "number", "minimum": 0, "maximum": 600, "description": "Seconds to wait for it"}
 _COUNT = {"type": "integer", "minimum": 0, "description": "How many entries to wait for"}
+_SESSION = _text("Id of a session, made by the client", minLength=1, maxLength=128, pattern="^[A-Za-z0-9._:@+-]+$")
+_WORD = _text("Who asks, such as a machine's id", minLength=1, maxLength=256)
+_NUMBER = {"type": "integer", "minimum": 0, "maximum": 2**53 - 1}
+_FILTER = {"type": "array", "items": {"type": "string"}, "description": "FIELD=VALUE that an entry must have"}
+_LOCK = _text("NAME:TOKEN of a lock that must be held", pattern="^.+:[0-9]{1,16}$")
 _CONSISTENCY = _text("local: what this broker knows is enough, with its age", enum=["strong", "local"])
 
 _PARAMETERS: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "Register": ({"name": _NAME, "data": _DATA}, ["name", "data"]),
-    "Replace": ({"name": _NAME, "data": _DATA}, ["name", "data"]),
-    "Update": ({"name": _NAME, "data": _DATA}, ["name", "data"]),
-    "Delete": ({"name": _NAME}, ["name"]),
+    "Register": ({"name": _NAME, "data": _DATA, "session": _SESSION, "lock": _LOCK}, ["name", "data"]),
+    "Replace": ({"name": _NAME, "data": _DATA, "session": _SESSION, "lock": _LOCK}, ["name", "data"]),
+    "Update": ({"name": _NAME, "data": _DATA, "session": _SESSION, "lock": _LOCK}, ["name", "data"]),
+    "Delete": ({"name": _NAME, "lock": _LOCK}, ["name"]),
     "Get": ({"name": _NAME, "wait": _WAIT, "consistency": _CONSISTENCY}, ["name"]),
     "List": (
-        {"prefix": _text("Only names that begin so"), "wait": _WAIT, "count": _COUNT, "consistency": _CONSISTENCY},
+        {
+            "prefix": _text("Only names that begin so"),
+            "wait": _WAIT,
+            "count": _COUNT,
+            "consistency": _CONSISTENCY,
+            "where": _FILTER,
+            "fail_where": _FILTER,
+            "lost": _text("1: what ended with its session lately"),
+        },
         [],
     ),
     "Ping": ({"data": _DATA}, []),
+    "Open": ({"session": _SESSION, "ttl": {"type": "number", "minimum": 2, "maximum": 86400}}, ["session", "ttl"]),
+    "Renew": ({"session": _SESSION}, ["session"]),
+    "Close": ({"session": _SESSION}, ["session"]),
+    "Lock": (
+        {
+            "name": _NAME,
+            "session": _SESSION,
+            "wait": _WAIT,
+            "limit": {"type": "integer", "minimum": 1, "description": "How many may hold it"},
+            "data": {"description": "What the holder says of itself"},
+        },
+        ["name", "session"],
+    ),
+    "Unlock": ({"name": _NAME, "session": _SESSION}, ["name", "session"]),
+    "Holder": ({"name": _NAME, "wait": _WAIT, "changed_from": {"type": "integer", "minimum": 0}}, ["name"]),
+    "Allocate": (
+        {"pool": _NAME, "owner": _WORD, "from": _NUMBER, "to": _NUMBER, "number": _NUMBER},
+        ["pool", "owner"],
+    ),
+    "Release": ({"pool": _NAME, "owner": _WORD, "quarantine": _NUMBER}, ["pool", "owner"]),
+    "Next": ({"name": _NAME, "by": {"type": "integer"}, "owner": _WORD}, ["name"]),
+    "Take": ({"name": _NAME, "receiver": _WORD}, ["name", "receiver"]),
+    "Ack": ({"name": _NAME, "receiver": _WORD}, ["name", "receiver"]),
+    "Batch": (
+        {
+            "id": _text("Made by the client: a batch that is sent again is not carried out again", maxLength=256),
+            "operations": {"type": "array", "minItems": 1, "maxItems": 100, "items": {"type": "object"}},
+            "atomic": {"type": "boolean", "description": "All or none (the default), or each by itself"},
+        },
+        ["operations"],
+    ),
+    "Watch": (
+        {
+            "prefix": _text("Only names that begin so"),
+            "name": _NAME,
+            "since": _text("A cursor; without one the present cursor is answered at once"),
+            "wait": _WAIT,
+            "limit": {"type": "integer", "minimum": 1, "description": "How many events, about"},
+        },
+        [],
+    ),
 }
 
 _ANSWERS = {
     "200": "Success", "304": "Unchanged", "400": "Bad request", "401": "Wrong or missing key, or no such method",
     "403": "A web page of another origin or site", "404": "No such entry", "405": "Another HTTP method is needed",
-    "409": "The entry exists already", "412": "The precondition failed", "413": "Too large",
+    "409": "It is taken already",
+    "410": "The cursor is forgotten", "412": "The precondition failed", "413": "Too large",
     "421": "A browser, by a name that is not this broker's",
     "429": "Too many wrong keys", "503": "Overloaded, or storage failed", "504": "Timed out",
 }  # fmt: skip
@@ -58,6 +113,7 @@ def description() -> dict[str, Any]:
             "success": {"type": "boolean"},
             "message": {"type": "string"},
             "data": {"type": "object"},
+            "revision": {"type": "integer", "description": "Of the change, or of the newest one that is shown"},
             "age_secs": {"type": "number", "description": "With consistency=local: how old the data may be"},
         },
     }

@@ -17,8 +17,6 @@ from bpbroker.messages import INDEX_MAX, Record
 from bpbroker.registry.changes import ANYTHING, Changes, Committed, Conflict, Group, News, Outcome, Seen, State
 from bpbroker.registry.stored import joined, split
 
-from bpbroker.registry.stored import joined
-
 
 class Ledger:
     """A store in memory. A test may hold its commits and make them fail."""

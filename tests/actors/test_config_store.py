@@ -233,7 +233,7 @@ def test_a_document_is_a_complete_state_and_shortens_a_long_journal(
     document = store(GetDocument())
     assert set(document.entries) == {"old", "early", "new"}
     assert document.settings["services"] == {"_access_key": "k"}
-    assert document.sequence == 2
+    assert document.sequence > 1_700_000_000_000
     finish(store)
     assert read_journal(journal_path(file)).changes == {}
     assert set(config_file.read(file)[1]) == {"old", "early", "new"}

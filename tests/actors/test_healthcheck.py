@@ -393,11 +393,11 @@ def test_a_stuck_registry_is_replaced_with_all_its_entries_and_fenced_off(ward: 
     class Slow(EmbeddedStore):
         """Hangs in the commit of one entry, as on a disk that does not answer."""
 
-        def commit(self, changes: Any) -> Any:
-            if any(change.name == "stuck" for change in changes) and not release.is_set():
+        def commit(self, groups: Any) -> Any:
+            if any("stuck" in group.names for group in groups) and not release.is_set():
                 blocked.set()
                 assert release.wait(60)
-            return super().commit(changes)
+            return super().commit(groups)
 
     journal = tmp_path / "journal"
     address = ward.add("registry", lambda: launch(Registry, LocalBackend(lambda: Slow(journal, dict)), settings(10)))

@@ -29,6 +29,7 @@ from bpbroker.errors import (
 from bpbroker.messages import (
     Condition,
     Delete,
+    Deleted,
     Exists,
     Get,
     List,
@@ -109,10 +110,10 @@ def test_a_merge_that_grows_too_large_changes_nothing(registry: Asked) -> None:
 
 
 def test_delete_of_what_is_not_there_is_no_error_and_no_commit(registry: Asked, ledger: Ledger) -> None:
-    assert registry(Delete("a")) is None
+    assert isinstance(registry(Delete("a")), Deleted)
     assert ledger.commits == []
     registry(register("a"))
-    assert registry(Delete("a")) is None
+    assert isinstance(registry(Delete("a")), Deleted)
     with pytest.raises(NotFound, match="Entry 'a' not found"):
         registry(Get("a"))
 
@@ -191,7 +192,7 @@ def test_conditions_on_what_is_there(registry: Asked) -> None:
     tag = registry(Replace("a", {"x": 2}, IP, Condition(match=('"x"', tag)))).etag
     tag = registry(Update("a", {"y": 3}, IP, Condition(none_match=('"x"',), match=("*",)))).etag
     assert own(registry(Get("a"))) == {"x": 2, "y": 3}
-    assert registry(Delete("a", Condition(match=(tag,)))) is None
+    assert isinstance(registry(Delete("a", Condition(match=(tag,)))), Deleted)
 
 
 # --- group commit ---
@@ -257,7 +258,7 @@ def test_each_write_is_decided_on_those_before_it(ledger: Ledger, registry: Aske
     held.result(10)
     outcomes = [reply.exception(10) or reply.result() for reply in replies]
     kinds = [type(outcome) for outcome in outcomes]
-    none = type(None)
+    none = Deleted
     decided = [Record, AlreadyExists, Record, PreconditionFailed, none, Record, PreconditionFailed, none, none, none]
     assert kinds == [*decided, Record]
     assert own(outcomes[2]) == {"x": 1, "y": 2}
@@ -402,10 +403,12 @@ def test_get_waits_for_another_state(registry: Asked) -> None:
     first = registry(register("a", x=1))
     assert registry(Get("a", 100, '"other"')) == first
     waiting = registry.send(Get("a", 100, first.etag))
-    registry(Delete("a"))
-    assert not waiting.done()
-    second = registry(register("a", x=2))
+    second = registry(replace("a", x=2))
     assert waiting.result(10) == second
+    waiting = registry.send(Get("a", 100, second.etag))
+    registry(Delete("a"))
+    with pytest.raises(NotFound):  # it does not wait for the name to come back
+        waiting.result(10)
 
 
 def test_waiting_comes_to_an_end(registry: Asked) -> None:
@@ -484,7 +487,7 @@ def test_a_snapshot_is_a_committed_state_of_its_own(registry: Asked, ledger: Led
     held.result(10)
     staged.result(10)
     snapshot = taken.result(10)
-    assert snapshot.sequence == 3
+    assert snapshot.sequence == 1_000_003
     assert list(snapshot.entries) == ["a", "b", "c"]
     assert json.loads(snapshot.entries["a"])["x"] == 1
     registry(Delete("a"))

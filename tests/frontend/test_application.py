@@ -35,7 +35,12 @@ def test_a_write_is_one_message_and_the_answer_is_the_entry_as_stored(broker: Br
         broker.post(f"/services/{kind.__name__}/", name="foo", data="bar"),
     ):
         assert (answer.status, answer.reason) == (200, "OK")
-        assert answer.json == {"success": True, "message": "Success", "data": json.loads(RECORD.json)}
+        assert answer.json == {
+            "success": True,
+            "message": "Success",
+            "data": json.loads(RECORD.json),
+            "revision": RECORD.revision,
+        }
         assert answer.headers["ETag"] == RECORD.etag
         assert answer.content_type == "application/json"
     assert broker.registry.asked == [expected] * 3
@@ -48,7 +53,7 @@ def test_the_query_is_read_before_the_body(broker: Broker) -> None:
 
 def test_get_and_delete_and_list(broker: Broker) -> None:
     assert broker.call("/services/Get/?name=foo", "GET").json["data"]["_str"] == "bar"
-    broker.registry.outcome = None
+    broker.registry.outcome = messages.Deleted()
     for method in ("POST", "DELETE"):
         assert broker.call("/services/Delete/?name=foo", method).json == {"success": True, "message": "Success"}
     broker.registry.outcome = (RECORD,)

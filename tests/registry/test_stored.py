@@ -12,7 +12,7 @@ from bpbroker.messages import INDEX_MAX, Record
 from bpbroker.registry import entry
 from bpbroker.registry.stored import joined, split, unrevised
 
-TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 ENTRIES = st.dictionaries(TEXT, TEXT | st.integers() | st.booleans(), max_size=4)
 SESSIONS = st.just("") | st.from_regex(r"[A-Za-z0-9._:@+-]{1,128}", fullmatch=True)
 

