@@ -13,6 +13,7 @@ from bpbroker import files
 from bpbroker.config import layers, schema
 from bpbroker.errors import BpbrokerError, ConfigurationError, DamagedFile, InUse, Unavailable
 from bpbroker.messages import BackupInfo
+from bpbroker.registry.stored import split
 from bpbroker.storage import backups, config_file
 from bpbroker.storage.config_file import Origin
 from bpbroker.storage.embedded.journal import JournalState, Mark, files_of, journal_path, read_journal
@@ -201,10 +202,15 @@ def _difference(
     (old_settings, old_entries), (settings, entries) = old, new
     return Difference(
         tuple(sorted(entries.keys() - old_entries.keys())),
-        tuple(sorted(name for name in entries.keys() & old_entries.keys() if entries[name] != old_entries[name])),
+        tuple(sorted(name for name in entries.keys() & old_entries.keys() if differs(entries[name], old_entries[name]))),
         tuple(sorted(old_entries.keys() - entries.keys())),
         tuple(sorted(n for n in settings.keys() | old_settings.keys() if settings.get(n) != old_settings.get(n))),
     )
+
+
+def differs(one: bytes, other: bytes) -> bool:
+    """Return whether two stored entries are different for clients: revisions and sessions do not count."""
+    return split("", one).json != split("", other).json
 
 
 def _keep(own: Path, old: State | None) -> tuple[Path, ...]:

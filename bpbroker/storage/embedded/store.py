@@ -52,10 +52,17 @@ class EmbeddedStore:
         registry: the registry's id, noted in the journal; empty where journals cannot be mixed up.
         commit: what file and journal hold together, see :func:`bpbroker.storage.embedded.recovery.match`;
             the next commit is a later one.
+        gives_out: whether there will be commits, so that revisions are reserved for them.
     """
 
     def __init__(
-        self, journal: Path, base: Callable[[], Mapping[str, bytes]], registry: str = "", commit: int = 0
+        self,
+        journal: Path,
+        base: Callable[[], Mapping[str, bytes]],
+        registry: str = "",
+        commit: int = 0,
+        *,
+        gives_out: bool = True,
     ) -> None:
         self._journal = journal
         self._base = base
@@ -64,6 +71,7 @@ class EmbeddedStore:
         self._connection: sqlite3.Connection | None = None
         self._mark = Mark(journal)
         self._revisions = Revisions(config_path(journal))
+        self._gives_out = gives_out
         self._epoch = 0
         self._sequence = 0
         self._failed = "the store is not open"
@@ -130,7 +138,9 @@ class EmbeddedStore:
             connection.execute("PRAGMA secure_delete=OFF")  # Debian's default would write every forgotten row again
             connection.execute("BEGIN IMMEDIATE")
             changes, last = changes_of(connection, self._journal)
-            self._sequence = self._revisions.open(max(last, self._commit))
+            self._sequence = max(last, self._commit)
+            if self._gives_out:
+                self._sequence = self._revisions.open(self._sequence)
             self._epoch = connection.execute("SELECT epoch FROM owner").fetchone()[0] + 1
             self._write_owner(connection)
             if not changes:  # else they are noted as this registry's already, or an earlier version wrote them
@@ -211,7 +221,7 @@ class EmbeddedStore:
         with suppress(sqlite3.Error):
             connection.close()
         self._mark.close(remove=empty)
-        if not self._failed:
+        if self._gives_out and not self._failed:
             self._revisions.close(self._sequence)
         self._failed = self._failed or "the store is closed"
 
@@ -278,7 +288,7 @@ def forget_all(journal: Path, registry: str) -> None:
         ConfigurationError, Unavailable: it cannot be done.
     """
     if journal.exists():
-        store = EmbeddedStore(journal, dict, registry)
+        store = EmbeddedStore(journal, dict, registry, gives_out=False)
         try:
             store.load()
             store.forget(store.sequence)

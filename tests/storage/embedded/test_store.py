@@ -18,10 +18,17 @@ from bpbroker.errors import ConfigurationError, DamagedFile, StorageFailed, Stor
 from bpbroker.registry.changes import Committed
 from bpbroker.storage.embedded.journal import read_journal
 from bpbroker.storage.embedded.store import EmbeddedStore
-from tests.support.changes import change
+from tests.support.changes import change, without_revisions
 
 Opened = Callable[[], EmbeddedStore]
 BIG = b'{"v": "' + b"x" * 100_000 + b'"}'
+
+
+def changes_of(journal: Path) -> dict[str, bytes | None]:
+    """Return what a journal holds, as clients see it."""
+    changes = read_journal(journal).changes
+    there = without_revisions({name: value for name, value in changes.items() if value is not None})
+    return {name: there.get(name) for name in changes}
 
 
 def connection_of(store: EmbeddedStore) -> sqlite3.Connection:
@@ -33,7 +40,7 @@ def test_a_new_journal_adds_nothing(journal: Path, base: dict[str, bytes]) -> No
     store = EmbeddedStore(journal, lambda: base)
     assert store.load() == base
     store.close()
-    assert read_journal(journal).changes == {}
+    assert changes_of(journal) == {}
 
 
 def test_what_is_committed_survives_a_crash(
@@ -88,12 +95,12 @@ def test_it_forgets_what_the_file_holds_and_nothing_else(journal: Path, opened: 
     pieces = 1
     while store.forget(saved):
         pieces += 1
-        store.commit([change("n00001", b"%d" % pieces)])
-        newer["n00001"] = b"%d" % pieces
+        store.commit([change("n00001", b'{"v": %d}' % pieces)])
+        newer["n00001"] = b'{"v": %d}' % pieces
     assert pieces > 3
-    assert read_journal(journal).changes == newer
+    assert changes_of(journal) == newer
     assert not store.forget(store.sequence)
-    assert read_journal(journal).changes == {}
+    assert changes_of(journal) == {}
 
 
 def test_forgetting_anew_begins_at_the_front(journal: Path, opened: Opened) -> None:
@@ -114,7 +121,11 @@ def test_after_a_clean_end_the_journal_is_empty_and_alone(journal: Path, opened:
     store.forget(store.sequence)
     store.close()
     store.close()
-    assert sorted(path.name for path in journal.parent.iterdir()) == ["bpbroker.json", "bpbroker.json.journal"]
+    assert sorted(path.name for path in journal.parent.iterdir()) == [
+        "bpbroker.json",
+        "bpbroker.json.journal",
+        "bpbroker.json.revisions",
+    ]
 
 
 def test_a_closed_store_takes_nothing(opened: Opened) -> None:
@@ -135,7 +146,7 @@ def test_an_older_store_is_fenced_off(journal: Path, opened: Opened) -> None:
         assert caught.value.outcome_known
     old.close()
     new.commit([change("c", b'{"v": 4}')])
-    assert read_journal(journal).changes == {"a": b'{"v": 1}', "b": b'{"v": 2}', "c": b'{"v": 4}'}
+    assert changes_of(journal) == {"a": b'{"v": 1}', "b": b'{"v": 2}', "c": b'{"v": 4}'}
 
 
 def test_an_older_store_that_closes_leaves_the_mark(journal: Path, opened: Opened) -> None:
@@ -216,7 +227,7 @@ def test_a_failure_before_the_commit_changed_nothing(journal: Path, opened: Open
     with pytest.raises(StorageFailed, match="Nothing was changed") as caught:
         store.commit([change("a", b'{"v": 1}')])
     assert caught.value.outcome_known
-    assert read_journal(journal).changes == {}
+    assert changes_of(journal) == {}
 
 
 def test_a_full_database_changes_nothing_and_recovers(journal: Path, opened: Opened) -> None:
@@ -231,7 +242,7 @@ def test_a_full_database_changes_nothing_and_recovers(journal: Path, opened: Ope
     store.commit([change("small", b'{"v": 3}')])
     connection.execute("PRAGMA max_page_count=1000000")
     store.commit([change("big", b'{"v": 4}')])
-    assert read_journal(journal).changes == {"a": b'{"v": 1}', "small": b'{"v": 3}', "big": b'{"v": 4}'}
+    assert changes_of(journal) == {"a": b'{"v": 1}', "small": b'{"v": 3}', "big": b'{"v": 4}'}
 
 
 def test_a_busy_journal_is_no_reason_to_give_up(journal: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,12 +325,12 @@ def test_a_full_disk_refuses_writes_and_recovers_by_itself(tmpfs: Path) -> None:
             else:
                 expected |= values
         filler.unlink()
-        assert read_journal(journal).changes == expected
+        assert changes_of(journal) == expected
         store.probe()
     assert refused > 10
     store.forget(store.sequence)
     store.close()
-    assert read_journal(journal).changes == {}
+    assert changes_of(journal) == {}
 
 
 def test_a_write_costs_no_more_when_there_are_many_rows(opened: Opened) -> None:
