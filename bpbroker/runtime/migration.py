@@ -1,28 +1,33 @@
 """Moving a stopped broker's registry between its file and an etcd cluster.
 
-Entries are copied and read back; only then the configuration names the other
+Entries are copied with their revisions and read back; only then the configuration names the other
 store. So it may be cut off anywhere and done again: what is there already,
 byte for byte, is not in the way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from bpbroker.config import layers, schema
 from bpbroker.errors import ConfigurationError, StartError, Unavailable
-from bpbroker.registry.changes import Change, Committed, State
+from bpbroker.messages import Record
+from bpbroker.registry.changes import Change, Committed, Group, State
 from bpbroker.registry.entry import shown_names
+from bpbroker.registry.stored import joined, split
 from bpbroker.storage import offline
+from bpbroker.storage.embedded.revisions import Revisions
 from bpbroker.storage.etcd.gateway import EtcdOptions
 from bpbroker.storage.etcd.store import EtcdStore
 from bpbroker.storage.lock import FileLock
 from bpbroker.storage.sources import Sources
 
 _AT_ONCE: Final = 100
+_STAYING: Final = ("_session/", "_lock/", "_batch/")
+"""Records of the registry that mean nothing in another store."""
 
 Tell = Callable[[int, int], None]
 """Hears how many entries of how many have been copied."""
@@ -83,31 +88,34 @@ class _Terms:
 
 
 def _to_etcd(own: Path, settings: Mapping[str, Any], store: EtcdStore, state: State, terms: _Terms) -> Migrated:
-    saved, entries, _ = offline.state_of(own)
-    there = _entries(state)
+    saved, stored, origin = offline.state_of(own)
+    commit = origin.commit if origin else 0
+    entries, there = _of_file(stored, commit), _of_etcd(state)
     missing, same, left = compare(entries, there)
     where = f"The registry {schema.option(settings, '_registry', 'prefix')} in etcd"
     _check_others(entries, there, where, terms)
-    largest = [name for name in missing if len(entries[name]) > schema.ETCD_DATA_MAX_BYTES]
+    largest = [name for name in missing if len(entries[name].json) > schema.ETCD_DATA_MAX_BYTES]
     if largest:
         raise ConfigurationError(
             f"etcd takes no entry of more than {schema.ETCD_DATA_MAX_BYTES} bytes: {shown_names(largest)}"
         )
     if terms.dry_run:
         return Migrated(len(missing), same, left, None)
+    store.raise_revisions(max(commit, Revisions(own).read()))
     _copy(store, {name: entries[name] for name in missing}, terms)
-    now = _entries(store.scan())
-    lost = [name for name in missing if now.get(name) != entries[name]]
+    now = _of_etcd(store.scan())
+    lost = [name for name in missing if not _same(now.get(name), entries[name])]
     if lost:
         raise StartError(f"{where} is being changed by somebody else: {shown_names(lost)}; nothing was switched over")
     return Migrated(len(missing), same, left, offline.put(own, _with_store(saved, "etcd"), {}))
 
 
-def _copy(store: EtcdStore, entries: Mapping[str, bytes], terms: _Terms) -> None:
+def _copy(store: EtcdStore, entries: Mapping[str, Record], terms: _Terms) -> None:
     done = 0
     for names in _pieces(list(entries)):
         terms.tell(done, len(entries))
-        for name, outcome in zip(names, store.commit([Change(name, entries[name], 0) for name in names]), strict=True):
+        outcomes = store.commit([Group((Change(name, entries[name], 0),)) for name in names])
+        for name, outcome in zip(names, outcomes, strict=True):
             if isinstance(outcome, Unavailable):
                 raise outcome
             if not isinstance(outcome, Committed):
@@ -117,30 +125,37 @@ def _copy(store: EtcdStore, entries: Mapping[str, bytes], terms: _Terms) -> None
 
 
 def _to_file(own: Path, _settings: Mapping[str, Any], _store: EtcdStore, state: State, terms: _Terms) -> Migrated:
-    saved, there, _ = offline.state_of(own)
-    entries = _entries(state)
+    saved, stored, origin = offline.state_of(own)
+    there, entries = _of_file(stored, origin.commit if origin else 0), _of_etcd(state)
     missing, same, left = compare(entries, there)
     _check_others(entries, there, f"The file {own}", terms)
     if terms.dry_run:
         return Migrated(len(missing), same, left, None)
     terms.tell(0, len(missing))
-    kept = offline.put(own, _with_store(saved, "embedded"), {**entries, **there})
+    wanted = {name: joined(record) for name, record in {**entries, **there}.items()}
+    kept = offline.put(own, _with_store(saved, "embedded"), wanted, above=state.revision)
     read_back = offline.state_of(own).entries
-    if any(read_back.get(name) != value for name, value in {**entries, **there}.items()):
+    if any(read_back.get(name) != value for name, value in wanted.items()):
         raise StartError(f"{own} does not hold what was written to it; what was there is kept as {kept}")
     terms.tell(len(missing), len(missing))
     return Migrated(len(missing), same, left, kept)
 
 
-def compare(entries: Mapping[str, bytes], there: Mapping[str, bytes]) -> tuple[list[str], int, tuple[str, ...]]:
+def compare(entries: Mapping[str, Record], there: Mapping[str, Record]) -> tuple[list[str], int, tuple[str, ...]]:
     """Return the names that are not there yet, how many are there just so, and the names that are there otherwise."""
     missing = sorted(entries.keys() - there.keys())
-    left = tuple(sorted(name for name in entries.keys() & there.keys() if entries[name] != there[name]))
+    left = tuple(sorted(name for name in entries.keys() & there.keys() if not _same(entries[name], there[name])))
     return missing, len(entries) - len(missing) - len(left), left
 
 
-def _check_others(entries: Mapping[str, bytes], there: Mapping[str, bytes], where: str, terms: _Terms) -> None:
-    others = sorted(name for name in there if entries.get(name) != there[name])
+def _same(one: Record | None, other: Record) -> bool:
+    return one is not None and one.json == other.json
+
+
+def _check_others(entries: Mapping[str, Record], there: Mapping[str, Record], where: str, terms: _Terms) -> None:
+    others = sorted(
+        name for name, record in there.items() if not name.startswith("_") and not _same(entries.get(name), record)
+    )
     if entries and others and not terms.merge:  # who brings nothing joins what is there
         raise StartError(
             f"{where} holds {len(others)} other entries ({shown_names(others)}). Nothing was changed;"
@@ -148,8 +163,19 @@ def _check_others(entries: Mapping[str, bytes], there: Mapping[str, bytes], wher
         )
 
 
-def _entries(state: State) -> dict[str, bytes]:
-    return {seen.name: seen.value for seen in state.entries if seen.value is not None}
+def _moving(records: Iterable[Record]) -> dict[str, Record]:
+    """Return the records that move, by name. Sessions stay behind, and so does what belongs to them."""
+    return {record.name: record for record in records if not record.session and not record.name.startswith(_STAYING)}
+
+
+def _of_etcd(state: State) -> dict[str, Record]:
+    return _moving(seen.record for seen in state.entries if seen.record is not None)
+
+
+def _of_file(stored: Mapping[str, bytes], commit: int) -> dict[str, Record]:
+    """Return what is in a file; a record without a revision has that of the last commit."""
+    records = (split(name, value) for name, value in stored.items())
+    return _moving(record if record.revision else replace(record, revision=commit) for record in records)
 
 
 def _with_store(settings: Mapping[str, Any], store: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -246,8 +246,10 @@ def _put(own: Path, settings: dict[str, Any], entries: dict[str, bytes], old: Or
     files.sync_folder(journal.parent)
 
 
-def put(own: Path, settings: dict[str, Any], entries: dict[str, bytes]) -> Path | None:
+def put(own: Path, settings: dict[str, Any], entries: dict[str, bytes], above: int = 0) -> Path | None:
     """Put another state in the place of what is there, and keep that as a backup; the caller has the lock.
+
+    Every later revision is higher than ``above``.
 
     Raises:
         DamagedFile, ConfigurationError: what is there cannot be read.
@@ -256,7 +258,8 @@ def put(own: Path, settings: dict[str, Any], entries: dict[str, bytes]) -> Path 
     try:
         old = state_of(own)
         kept = _keep(own, old)
-        _put(own, settings, entries, old.origin or _origin_left(own))
+        origin = old.origin or _origin_left(own)
+        _put(own, settings, entries, replace(origin, commit=max(origin.commit, above)))
     except OSError as error:
         raise files.storage_error(f"Cannot write {error.filename or own}", error) from None
     return kept[0] if kept else None

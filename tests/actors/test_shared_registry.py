@@ -12,6 +12,8 @@ import pytest
 from bpbroker.errors import AlreadyExists, NotFound, Overloaded, PreconditionFailed, StorageFull, Unavailable
 from bpbroker.messages import Condition, Delete, Exists, Get, List, Ping, Record, Register, Replace, Snapshot, Update
 from bpbroker.registry.changes import Broken, Changes, Seen
+from bpbroker.registry.requests import Close, Event, Open, Renew, Watch
+from bpbroker.registry.stored import split
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -368,7 +370,75 @@ def test_a_snapshot_is_of_the_store(quiet: SharedLedger, shared_registry: Asked)
     shared_registry(Register("a", {}, IP))
     quiet.put("b", b'{"by": "others"}')
     taken = shared_registry(Snapshot())
-    assert dict(taken.entries)["b"] == b'{"by": "others"}'
+    assert split("b", taken.entries["b"]).json == b'{"by": "others"}'
     assert shared_registry(Snapshot()).sequence == taken.sequence
     shared_registry(Delete("b"))
     assert shared_registry(Snapshot()).sequence > taken.sequence
+
+
+# --- sessions and watches ---
+
+
+def test_a_session_is_opened_found_and_renewed(quiet: SharedLedger, shared_registry: Asked) -> None:
+    first = shared_registry(Open("s", 60.0, IP))
+    assert first.data == {"session": "s", "ttl": 60.0}
+    again = shared_registry(Open("s", 5.0, IP))
+    assert again.data["ttl"] == 60.0  # it is the one that there is
+    assert again.revision == first.revision
+    assert quiet.renewals == [("s",)]
+    replies = [shared_registry.send(Renew(each)) for each in ("s", "none", "s")]
+    assert [replies[number].result(10).data["ttl"] for number in (0, 2)] == [60.0, 60.0]
+    with pytest.raises(NotFound, match="'none'"):
+        replies[1].result(10)
+    shared_registry(Close("s"))
+    with pytest.raises(NotFound):
+        shared_registry(Renew("s"))
+
+
+def test_what_belongs_to_a_session_goes_when_its_lease_ends(
+    shared_ledger: SharedLedger, shared_registry: Asked
+) -> None:
+    shared_registry(Open("s", 60.0, IP))
+    shared_registry(Register("a", {"x": 1}, IP, session="s"))
+    watched = shared_registry.send(Watch(since=shared_registry(Watch()).cursor, wait_secs=60))
+    shared_ledger.put("_session/s", None)  # as etcd does it
+    watched.result(10)
+    until(lambda: "a" not in shared_ledger.entries)
+    assert json.loads(shared_ledger.entries["_lost/a"][0])["session"] == "s"
+    with pytest.raises(NotFound):
+        shared_registry(Get("a"))
+
+
+def test_what_a_dead_session_left_is_swept_at_the_start(shared_ledger: SharedLedger, run: Callable[..., Asked]) -> None:
+    from bpbroker.actors.registry import Registry
+    from bpbroker.actors.registry_shared import SharedBackend
+    from bpbroker.config import layers
+
+    shared_ledger.put("a", b'{"x": 1, "last_write_session": "dead"}')
+    shared_ledger.put("b", b'{"x": 1, "last_write_session": "alive"}')
+    shared_ledger.put("_session/alive", b'{"ttl": 60}')
+    run(Registry, SharedBackend(lambda: shared_ledger), layers.freeze(layers.DEFAULTS))
+    until(lambda: "a" not in shared_ledger.entries)
+    assert "b" in shared_ledger.entries
+
+
+def test_a_watch_hears_whole_revisions_from_the_store(shared_ledger: SharedLedger, shared_registry: Asked) -> None:
+    cursor = shared_registry(Watch()).cursor
+    shared_registry(Register("a", {}, IP))
+    shared_ledger.put("b", b"{}")
+    shared_registry(Delete("a"))
+    told: list[Event] = []
+    while len(told) < 3:
+        watched = shared_registry(Watch(since=cursor, wait_secs=10))
+        told += watched.events
+        cursor = watched.cursor
+    assert [(event.type, event.name) for event in told] == [("put", "a"), ("put", "b"), ("delete", "a")]
+    revisions = [event.revision for event in told]
+    assert revisions == sorted(set(revisions))
+
+
+def test_a_cursor_of_a_broker_that_knows_more_is_waited_for(shared_registry: Asked) -> None:
+    cursor = shared_registry(Watch()).cursor
+    registry_id, _, revision = cursor.rpartition(":")
+    ahead = f"{registry_id}:{int(revision) + 10**6}"
+    assert shared_registry(Watch(since=ahead)).cursor == ahead

@@ -10,7 +10,9 @@ import pytest
 
 from bpbroker.config import layers
 from bpbroker.errors import ConfigurationError, InUse, StartError, Unavailable
-from bpbroker.registry.changes import Change
+from bpbroker.messages import Record
+from bpbroker.registry.changes import Change, Group
+from bpbroker.registry.stored import split
 from bpbroker.runtime.migration import Migrated, migrate
 from bpbroker.storage import config_file, offline
 from bpbroker.storage.embedded.journal import journal_path
@@ -20,6 +22,7 @@ from bpbroker.storage.etcd.store import EtcdStore
 from bpbroker.storage.lock import FileLock
 from bpbroker.storage.sources import Sources
 from tests.support.etcd_cluster import needs_etcd
+from tests.support.groups import one, peeked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,12 +49,12 @@ class Moving:
 
     @property
     def in_etcd(self) -> dict[str, bytes]:
-        return dict(self.store.peek())
+        return peeked(self.store)
 
     @property
     def in_file(self) -> tuple[Any, dict[str, bytes]]:
         settings, entries, _ = offline.state_of(self.file)
-        return settings["_registry"].get("store"), entries
+        return settings["_registry"].get("store"), {name: split(name, entries[name]).json for name in entries}
 
 
 @pytest.fixture
@@ -79,7 +82,7 @@ def test_there_and_back_again(moving: Moving) -> None:
 def test_what_is_only_in_the_journal_is_moved_too(moving: Moving) -> None:
     store = EmbeddedStore(journal_path(moving.file), lambda: config_file.read(moving.file)[1])
     store.load()
-    store.commit([Change("late", b'{"late": 1}'), Change("node-0", None)])
+    store.commit([one("late", b'{"late": 1}'), one("node-0", None)])
     store.close()
     moving.move("etcd")
     assert moving.in_etcd == {**{name: ENTRIES[name] for name in ENTRIES if name != "node-0"}, "late": b'{"late": 1}'}
@@ -114,7 +117,7 @@ def test_it_goes_on_where_it_was_cut_off(moving: Moving, monkeypatch: pytest.Mon
 
 def test_others_are_not_touched(moving: Moving) -> None:
     moving.store.open()
-    moving.store.commit([Change("node-1", b'{"other": 1}', 0), Change("theirs", b"{}", 0)])
+    moving.store.commit([one("node-1", b'{"other": 1}', 0), one("theirs", b"{}", 0)])
     with pytest.raises(StartError, match=r"holds 2 other entries \(node-1, theirs\)\. Nothing was changed"):
         moving.move("etcd")
     assert len(moving.in_etcd) == 2
@@ -146,7 +149,7 @@ def test_what_was_copied_is_read_back(moving: Moving, monkeypatch: pytest.Monkey
     commit = EtcdStore.commit
 
     def altered(self: EtcdStore, changes: Any) -> Any:
-        return commit(self, [Change(each.name, b'{"altered": 1}', each.expects) for each in changes])
+        return commit(self, [one(each.names[0], b'{"altered": 1}', 0) for each in changes])
 
     monkeypatch.setattr(EtcdStore, "commit", altered)
     with pytest.raises(StartError, match="nothing was switched over"):
@@ -168,3 +171,27 @@ def test_it_needs_a_stopped_broker_and_a_cluster(moving: Moving) -> None:
     moving.write(ENTRIES)
     with pytest.raises(ConfigurationError, match=r"_registry\.endpoints is missing"):
         moving.move("etcd")
+
+
+def test_revisions_go_along_and_never_back(moving: Moving) -> None:
+    stored = {"a": b'{"x": 1, "last_write_revision": 1795000000123}', "_counter/c": b'{"n": 7}'}
+    gone = {"b": b'{"last_write_session": "s"}', "_session/s": b"{}", "_lock/l": b"{}"}
+    high = 3 * 10**15
+    config_file.write(
+        moving.file,
+        layers.override(layers.DEFAULTS, {}) | {"_registry": moving.section},
+        {**stored, **gone},
+        origin=config_file.Origin("a" * 32, high),
+    )
+    moving.move("etcd")
+    found = {seen.name: seen.record for seen in moving.store.open().entries}
+    assert sorted(found) == ["_counter/c", "a"]
+    assert found["a"] == Record("a", b'{"x": 1}', 1795000000123)
+    outcome = moving.store.commit([Group((Change("new", Record("new", b"{}"), 0),))])[0]
+    assert getattr(outcome, "revision", 0) > high
+    moving.move("embedded")
+    _, entries, origin = offline.state_of(moving.file)
+    assert split("a", entries["a"]).revision == 1795000000123
+    assert split("new", entries["new"]).revision == getattr(outcome, "revision", 0)
+    assert origin is not None
+    assert origin.commit > getattr(outcome, "revision", 0)
