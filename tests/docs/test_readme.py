@@ -103,9 +103,9 @@ def test_every_section_key_is_in_the_readme() -> None:
 
 
 def test_the_test_commands_are_there_for_ci() -> None:
-    assert "    pip install -e '.[test]' && pytest\n" in README
-    assert "    pytest -m system\n" in README
-    assert "    pip install . && bpbroker start\n" in README
+    assert "    python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest\n" in README
+    assert "    .venv/bin/pytest -m system\n" in README
+    assert "    python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/bpbroker start\n" in README
 
 
 def test_the_example_for_authors_works_as_it_stands(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_what_it_installs_is_there() -> None:
     for package in packages.split():
         found = subprocess.run(["dpkg", "-s", package], capture_output=True, check=False)
         assert found.returncode == 0, package
-    assert "\n    pip install 'bpbroker[etcd]'\n" in SECTION
+    assert "\n    .venv/bin/pip install '.[etcd]'\n" in SECTION
     assert "etcd" in (metadata.metadata("bpbroker").get_all("Provides-Extra") or ())
 
 
