@@ -39,7 +39,7 @@ from bpbroker.runtime import sdnotify
 from bpbroker.runtime.actors import Parts, registry_factory
 from bpbroker.runtime.daemon import Ready, in_background
 from bpbroker.runtime.exposure import exposed_code, see_that_it_may_start
-from bpbroker.runtime.logs import reopen_logs, setup_logging
+from bpbroker.runtime.logs import log_trouble, reopen_logs, setup_logging
 from bpbroker.runtime.mainloop import MainLoop
 from bpbroker.runtime.plan import Plan, RunOptions
 from bpbroker.runtime.prepare import prepare
@@ -192,7 +192,7 @@ class Broker:
         for namespace in layers.namespaces(settings):
             self._start_extension(namespace)
         self._certificate = Beside("reading the certificate", CertificateWatch(lambda: self._cert))
-        probes = {"frontend": self._probe_frontend, "certificate": self._certificate}
+        probes = {"frontend": self._probe_frontend, "certificate": self._certificate, "log": _probe_log}
         healthcheck = self._parts.start(
             "healthcheck",
             lambda: launch(
@@ -397,27 +397,31 @@ class Broker:
     # --- reload ---
 
     def _reload(self) -> Future[Any]:
-        """Take configuration, certificate and extension modules up anew.
+        """Take configuration, certificate, extension modules and log file up anew.
 
         The outcome is a ConfigurationError when the configuration cannot be used, and nothing changed; or when the
         certificate cannot, and the one before stays in use.
         """
         sdnotify.notify(sdnotify.reloading(), sdnotify.status("Reloads"))
         try:
-            reopen_logs()
-            return self._then(messages.ReloadSettings(), self._reloaded)
+            of_log = reopen_logs()
+            return self._then(messages.ReloadSettings(), lambda asked: self._reloaded(asked, of_log))
         except BaseException:
             sdnotify.notify(sdnotify.READY, self._status())
             raise
 
-    def _reloaded(self, asked: Future[Any]) -> None:
+    def _reloaded(self, asked: Future[Any], of_log: str) -> messages.Reloaded:
+        problems = (f"{of_log}; it goes on in the one before",) if of_log else ()
+        for problem in problems:
+            logger.error("Not reloaded: %s", problem)
         try:
             settings: messages.Settings = asked.result()
-            problem = self._reload_certificate(settings)
+            of_certificate = self._reload_certificate(settings)
             self._apply(settings, again=True)
-            if problem is not None:
-                raise problem
+            if of_certificate is not None:
+                raise of_certificate
             logger.info("Reloaded %s", self._own)
+            return messages.Reloaded(problems)
         finally:
             sdnotify.notify(sdnotify.READY, self._status())
 
@@ -469,6 +473,12 @@ class Broker:
         for name, address in list(self._addresses.items()):
             if name not in ("broker", "config store"):  # who tells this, and who published it
                 address.tell(messages.SettingsChanged(settings))
+
+
+def _probe_log() -> messages.Pong:
+    """Say how the log is."""
+    trouble = log_trouble()
+    return messages.Pong(not trouble, trouble)
 
 
 def _names(cert: Path) -> tuple[str, ...]:

@@ -316,14 +316,26 @@ class PartHealth:
     detail: str = ""
     restarts: int = 0
     figures: Mapping[str, Any] = field(default_factory=dict)
+    state: str = field(init=False)
+    """In one word: ``ok``, ``warning`` (well, but ``detail`` says what to look at) or ``fail``."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "state", ("warning" if self.detail else "ok") if self.ok else "fail")
 
 
 @dataclass(frozen=True, slots=True)
 class HealthReport:
-    """How the whole broker is: well only if each part is."""
+    """How the whole broker is."""
 
     ok: bool
+    """Whether it serves as it should: an extension or the log that fails does not count."""
     parts: tuple[PartHealth, ...]
+    state: str = field(init=False)
+    """In one word: ``fail`` if it is not ok, ``warning`` if a part of it is not, else ``ok``."""
+
+    def __post_init__(self) -> None:
+        ill = any(part.state != "ok" for part in self.parts)
+        object.__setattr__(self, "state", ("warning" if ill else "ok") if self.ok else "fail")
 
 
 # --- extensions ---
@@ -382,10 +394,18 @@ class CertificateChanged:
 
 @dataclass(frozen=True, slots=True)
 class Reload:
-    """Take configuration, certificate and extension modules up anew. Reply: None. Errors: ConfigurationError.
+    """Take configuration, certificate, extension modules and log file up anew.
 
-    When something cannot be used, everything stays as it was.
+    Reply: :class:`Reloaded`. Errors: ConfigurationError, when the configuration or the certificate cannot be used.
     """
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What a reload took up."""
+
+    problems: tuple[str, ...] = ()
+    """What could not be taken up and stays as it was, a sentence each."""
 
 
 @dataclass(frozen=True, slots=True)

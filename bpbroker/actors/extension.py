@@ -133,8 +133,7 @@ class Extension(Actor):
             "keys_kept": self._usage.keys,
             "answers_bytes": self._usage.bytes,
         }
-        detail = self._problem or self._usage.warning
-        return Pong(ok=not detail, detail=detail, figures=figures)
+        return Pong(ok=not self._problem, detail=self._problem or self._usage.warning, figures=figures)
 
     # --- settings and module ---
 

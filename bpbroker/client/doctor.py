@@ -175,7 +175,9 @@ def _requests(target: BrokerAddress, fingerprint: str, key: str, timeout_secs: f
         began = time.monotonic()
         answer = transport.exchange("GET", "/health", {}, None, Deadline(timeout_secs, str(target)))
         millis = (time.monotonic() - began) * 1000
-        if answer.status == HTTPStatus.OK:
+        if answer.status == HTTPStatus.OK and b'"state": "warning"}' in answer.body:
+            yield Finding("health", WARNING, "the broker serves, but a part of it needs a look", _SEE_STATUS)
+        elif answer.status == HTTPStatus.OK:
             yield Finding("health", OK, f"the broker is well; it answered within {millis:.0f} ms")
         elif answer.status == HTTPStatus.SERVICE_UNAVAILABLE:
             yield Finding("health", FAIL, "the broker says that a part of it is not well", _SEE_STATUS)

@@ -207,8 +207,8 @@ def _broker(broker: LocalBroker, loaded: Loaded | None) -> Iterator[Finding]:
     except (ClientError, RequestError) as error:
         yield Finding("parts", FAIL, str(error), "see its log; restart it if it does not recover")
         return
-    ill = [part for part in report["parts"] if not part["ok"]]
+    ill = [part for part in report["parts"] if part["state"] != OK]
     for part in ill:
-        yield Finding(f"part {part['name']}", FAIL, part["detail"] or "not well", "see the broker's log")
+        yield Finding(f"part {part['name']}", part["state"], part["detail"] or "not well", "see the broker's log")
     if not ill:
         yield Finding("parts", OK, f"all {len(report['parts'])} are well")

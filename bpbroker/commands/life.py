@@ -140,10 +140,14 @@ def _signal(broker: LocalBroker, send: Callable[[], None]) -> None:
 def reload(scope: Scope) -> None:
     """Have the running broker take configuration, certificate and extension modules up anew, and say how it went.
 
-    When something cannot be used everything stays as it was.
+    What cannot be used stays as it was; all else is taken up. Exit code 1 then, 78 if the configuration or the
+    certificate cannot be used.
     """
     broker = must_run(scope)
-    broker.ask("Reload", timeout_secs=BULK_SECS)
+    problems = broker.ask("Reload", timeout_secs=BULK_SECS)["problems"]
+    if problems:
+        listed = "\n  ".join(problems)
+        raise StartError(f"The broker (process {broker.pid}) has reloaded, but not all of it:\n  {listed}")
     click.echo(f"The broker (process {broker.pid}) has reloaded.", err=True)
 
 
@@ -153,7 +157,8 @@ def reload(scope: Scope) -> None:
 def status(scope: Scope, *, form: str) -> None:
     """Show how each part of the running broker is.
 
-    Exit code 0 when all are well, 1 when not, or when no broker runs.
+    Each is ok, warning (look at its detail) or fail. Exit code 0 when none failed, 1 when one did, or when no broker
+    runs.
     """
     broker = must_run(scope)
     try:
@@ -163,7 +168,9 @@ def status(scope: Scope, *, form: str) -> None:
     note, now = broker.note, time.time()
     about = {key: note.get(key) for key in ("version", "pid", "address", "port", "fingerprint", "started")}
     if form == "json":
-        echo_json({"ok": report["ok"], **about, "config": str(scope.own), "parts": report["parts"]})
+        echo_json(
+            {"ok": report["ok"], "state": report["state"], **about, "config": str(scope.own), "parts": report["parts"]}
+        )
     else:
         click.echo(
             f"bpbroker {note.get('version')}, process {broker.pid}, up {shown_age(now - note['started'])}, "
@@ -175,7 +182,7 @@ def status(scope: Scope, *, form: str) -> None:
             [
                 (
                     part["name"],
-                    "ok" if part["ok"] else "FAIL",
+                    part["state"],
                     shown_time(part["since"]),
                     part["restarts"],
                     _detail(part),
@@ -183,7 +190,7 @@ def status(scope: Scope, *, form: str) -> None:
                 for part in report["parts"]
             ],
         )
-    sys.exit(0 if report["ok"] else 1)
+    sys.exit(1 if any(part["state"] == "fail" for part in report["parts"]) else 0)
 
 
 def _detail(part: dict[str, Any]) -> str:
