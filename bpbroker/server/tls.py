@@ -53,7 +53,8 @@ _RECORD_BYTES: Final = 16 * 1024
 """The most data that a record holds."""
 _SLICE_BYTES: Final = 8 * 1024
 """What goes into OpenSSL's memory at once: it keeps that much for as long as the connection lives."""
-_OVERHEAD_BYTES: Final = 1024
+_OVERHEAD_BYTES: Final = 64
+"""What a record is larger than its data, and some more."""
 _EMPTY_BURST_BYTES: Final = 32 * 1024
 """A record that comes in pieces looks empty until its last piece is there, so this is more than a record."""
 _EMPTY_BYTES_PER_SEC: Final = 8 * 1024
@@ -313,8 +314,8 @@ class Stream:
     """
 
     __slots__ = (
-        "_accepted", "_allowance", "_allowance_at", "_header", "_missing", "_outgoing", "_socket", "_tls", "_unread",
-        "ended",
+        "_accepted", "_allowance", "_allowance_at", "_at_boundary", "_header", "_missing", "_outgoing", "_socket",
+        "_tls", "_unread", "ended",
     )  # fmt: skip
 
     def __init__(self, server_context: SSL.Context, sock: socket.socket) -> None:
@@ -332,6 +333,8 @@ class Stream:
         """The beginning of a record's header that is not complete."""
         self._missing = 0
         """How many bytes are missing of the record that was begun."""
+        self._at_boundary = True
+        """Whether no record has begun."""
         self._allowance = float(_EMPTY_BURST_BYTES)
         self._allowance_at = time.monotonic()
 
@@ -357,7 +360,7 @@ class Stream:
             return Want.READ
         if not incoming:
             raise StreamBroken("the connection was cut")
-        self._count_records(incoming)
+        self._follow_records(incoming)
         self._spend(len(incoming), 0)
         self._tls.bio_write(incoming)
         try:
@@ -386,7 +389,7 @@ class Stream:
         """
         if self._unread:
             self._unread = False
-            data = self._decrypt(b"", None)
+            data = self._decrypt(b"", one_record=False)
             if data:
                 return data
         had_ended = self.ended
@@ -397,16 +400,17 @@ class Stream:
             incoming = self._socket.recv(_SUSPECT_BYTES if suspect else _FEED_BYTES)
         except BlockingIOError:
             return Want.READ if self.flush() else Want.WRITE
-        if not incoming:
+        size = len(incoming)
+        if not size:
             return b""
-        ended = self._count_records(incoming)
-        if len(incoming) <= _SLICE_BYTES:
-            data = self._decrypt(incoming, ended)
+        if self._at_boundary and 5 <= size <= _SLICE_BYTES and incoming[3] << 8 | incoming[4] == size - 5:
+            data = self._decrypt(incoming, one_record=True)
         else:
-            slices = (incoming[at : at + _SLICE_BYTES] for at in range(0, len(incoming), _SLICE_BYTES))
-            data = b"".join([self._decrypt(part, None) for part in slices])
-        if len(incoming) > 2 * len(data) or self._allowance < _EMPTY_BURST_BYTES:
-            self._spend(len(incoming), len(data))
+            self._follow_records(incoming)
+            slices = [incoming[at : at + _SLICE_BYTES] for at in range(0, size, _SLICE_BYTES)]
+            data = b"".join([self._decrypt(part, one_record=False) for part in slices])
+        if suspect or size > 2 * len(data):
+            self._spend(size, len(data))
         if data:
             return data
         if self.ended:
@@ -414,25 +418,21 @@ class Stream:
         self._take_out(_RECORD_BYTES)  # a reply to a KeyUpdate, or an alert
         return Want.READ if self.flush() else Want.WRITE
 
-    def _decrypt(self, incoming: bytes, records: int | None) -> bytes:
-        """Return the data in what came in; ``records`` is how many records end there, None if that is not known."""
+    def _decrypt(self, incoming: bytes, *, one_record: bool) -> bytes:
+        """Return the data in what came in.
+
+        Args:
+            incoming: at most 8 KiB.
+            one_record: whether it is exactly one record, as nearly always: to ask OpenSSL for more would only raise
+                an error, and the data is no longer than the record.
+        """
         tls = self._tls
-        if incoming:
-            tls.bio_write(incoming)
+        parts = []
         try:
-            data = tls.recv(_RECORD_BYTES)
-            if records == 1 and not self._missing and not self._header:
-                return data  # as nearly always: there was one record, and to ask for more would only raise an error
-            parts = [data]
-        except SSL.WantReadError:
-            return b""
-        except SSL.ZeroReturnError:
-            self.ended = True
-            return b""
-        except SSL.Error as error:
-            self._end_broken()
-            raise StreamBroken(_reason(error)) from None
-        try:
+            if incoming:
+                tls.bio_write(incoming)
+            if one_record:
+                return tls.recv(len(incoming))
             while True:
                 parts.append(tls.recv(_RECORD_BYTES))
         except SSL.WantReadError:
@@ -444,26 +444,21 @@ class Stream:
             raise StreamBroken(_reason(error)) from None
         return b"".join(parts)
 
-    def _count_records(self, incoming: bytes) -> int:
-        """Follow the records in what came in; return how many of them end there."""
-        size = len(incoming)
-        if not self._missing and not self._header and size >= 5 and int.from_bytes(incoming[3:5]) == size - 5:
-            return 1
-        ended = position = 0
+    def _follow_records(self, incoming: bytes) -> None:
+        """Follow the records in what came in, to know whether the next one begins where it ends."""
+        size, position = len(incoming), 0
         while position < size:
             if self._missing:
                 step = min(self._missing, size - position)
                 self._missing -= step
-                ended += not self._missing
             else:
                 step = min(5 - len(self._header), size - position)
                 self._header += incoming[position : position + step]
                 if len(self._header) == 5:
                     self._missing = int.from_bytes(self._header[3:])
                     self._header = b""
-                    ended += not self._missing
             position += step
-        return ended
+        self._at_boundary = not self._missing and not self._header
 
     def _spend(self, came: int, data: int) -> None:
         """Take bytes that brought no data off the allowance.
@@ -496,19 +491,24 @@ class Stream:
         try:
             if size <= _SLICE_BYTES:
                 sent = tls.send(content)
-                self._take_out(size + _OVERHEAD_BYTES)
+                made = self._made(size + _OVERHEAD_BYTES)
             else:
                 parts = []
                 sent = 0
                 while sent < size:
                     sent += tls.send(content[sent : sent + _SLICE_BYTES])
-                    parts.append(tls.bio_read(_SLICE_BYTES + _OVERHEAD_BYTES))
-                self._outgoing = memoryview(b"".join(parts))
+                    parts.append(self._made(_SLICE_BYTES + _OVERHEAD_BYTES))
+                made = b"".join(parts)
         except SSL.WantReadError:
             return Want.READ
         except SSL.Error as error:
             raise StreamBroken(_reason(error)) from None
-        self.flush()
+        try:
+            gone = self._socket.send(made)
+        except BlockingIOError:
+            gone = 0
+        if gone < len(made):
+            self._outgoing = memoryview(made)[gone:]
         return sent
 
     def flush(self) -> bool:
@@ -539,15 +539,26 @@ class Stream:
             self.flush()
 
     def _take_out(self, size: int) -> None:
-        """Take what OpenSSL has to send; ``size`` is more than that is, nearly always."""
-        made = b""
+        """Take what OpenSSL has to send, if anything; ``size`` is more than that is, nearly always."""
         try:
-            while len(made) % size == 0:
-                made += self._tls.bio_read(size)
+            made = self._made(size)
         except SSL.WantReadError:
-            pass
-        if made:
-            self._outgoing = memoryview(bytes(self._outgoing) + made) if self._outgoing else memoryview(made)
+            return
+        self._outgoing = memoryview(bytes(self._outgoing) + made) if self._outgoing else memoryview(made)
+
+    def _made(self, size: int) -> bytes:
+        """Return what OpenSSL has to send; ``size`` is more than that is, nearly always.
+
+        Raises:
+            SSL.WantReadError: there is nothing.
+        """
+        made = self._tls.bio_read(size)
+        while not len(made) % size:
+            try:
+                made += self._tls.bio_read(size)
+            except SSL.WantReadError:
+                break
+        return made
 
 
 def _reason(error: SSL.Error) -> str:
