@@ -72,12 +72,13 @@ class Result:
 
 
 class Client:
-    """One broker, by one connection that is made when first needed and kept.
+    """One broker, or one of several with the same registry, by one connection that is made when first needed and kept.
 
     A client may be used again after any error. It is not for several threads at once: give each its own.
 
     Args:
-        address: ``host``, ``host:port``, ``[ipv6]:port``; the port is 20443 if absent.
+        address: ``host``, ``host:port``, ``[ipv6]:port``; the port is 20443 if absent. Or several of these: of
+            brokers that share a registry. The first is the preferred one; which one is used, :attr:`address` says.
         access_key: sent with every request.
         token: a join token of the broker: the fingerprints of certificates and a key in one.
         fingerprint: SHA-256 of the broker's certificate, or several of which it must have one.
@@ -85,6 +86,7 @@ class Client:
         insecure: take any certificate. Without any of these four the first contact's is pinned.
         timeout_secs: for one call, retries included, its own ``wait_secs`` not.
         retries: how often a call that is safe to repeat is tried again; 0 makes a wait, too, end at the first trouble.
+        total_secs: for all calls together, from now on, waits included.
         known_brokers: the file of pins; by default the user's own.
         tell: gets sentences for a person, such as that a certificate was pinned.
         first_contact: gets address and fingerprint before a certificate is pinned; raises NotTrusted to refuse it.
@@ -95,7 +97,7 @@ class Client:
 
     def __init__(
         self,
-        address: str | BrokerAddress,
+        address: str | BrokerAddress | Sequence[str | BrokerAddress],
         *,
         access_key: str = "",
         token: str = "",
@@ -104,11 +106,13 @@ class Client:
         insecure: bool = False,
         timeout_secs: float = TIMEOUT_SECS,
         retries: int = RETRIES,
+        total_secs: float = float("inf"),
         known_brokers: str | os.PathLike[str] | None = None,
         tell: Callable[[str], None] = lambda _: None,
         first_contact: Callable[[str, str], None] = lambda _address, _fingerprint: None,
     ) -> None:
-        self.address = address if isinstance(address, BrokerAddress) else parse_address(address)
+        several = [address] if isinstance(address, (str, BrokerAddress)) else address
+        first, *others = [each if isinstance(each, BrokerAddress) else parse_address(each) for each in several]
         fingerprints = (fingerprint,) if isinstance(fingerprint, str) else fingerprint
         if token:
             from bpbroker.discovery.jointoken import parse_token
@@ -126,8 +130,8 @@ class Client:
         else:
             fingerprints = ()
         trust = Trust(fingerprints, os.fspath(cacert), insecure)
-        transport = Transport(self.address, trust, KnownBrokers(known_brokers, tell, first_contact))
-        self._calls = Calls(transport, headers, timeout_secs, retries)
+        transport = Transport(first, trust, KnownBrokers(known_brokers, tell, first_contact), others, tell)
+        self._calls = Calls(transport, headers, timeout_secs, retries, total_secs)
 
     def __enter__(self) -> Self:
         return self
@@ -136,6 +140,11 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def address(self) -> BrokerAddress:
+        """The broker's address; of several, the one that is used."""
+        return self._calls.transport.address
 
     def connect(self, timeout_secs: float = CONNECT_SECS) -> None:
         """Make the connection and see that the broker is the expected one; nothing is sent.
@@ -235,13 +244,18 @@ class Client:
         if at_least:
             sent["count"] = at_least
 
+        there: list[str] = []
+
         def found(answer: Registered) -> dict[str, Entry] | None:
             entries = {name: Entry(item) for name, item in answer.data.items() if isinstance(item, dict)}
+            there[:] = entries
             return entries if len(entries) >= at_least else None
 
-        return self._calls.poll(
-            "List", sent, {}, wait_secs, found, f"There were fewer than {at_least} entries '{prefix}…'"
-        )
+        def instead() -> str:
+            return f"{len(there)} of {at_least}: {entry.shown_names(there)}" if there else f"none of {at_least}"
+
+        failure = f"There were fewer than {at_least} entries '{prefix}…'"
+        return self._calls.poll("List", sent, {}, wait_secs, found, failure, instead)
 
     # --- ping and extensions ---
 

@@ -20,7 +20,8 @@ from bpbroker.client.cli.options import (
 )
 from bpbroker.client.cli.output import Output
 from bpbroker.client.cli.words import content, seconds
-from bpbroker.errors import NotFound, UsageError
+from bpbroker.client.transport import CONNECT_SECS
+from bpbroker.errors import ClientError, NotFound, UsageError
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
@@ -94,6 +95,10 @@ def doctor(session: Session) -> Output:
     from bpbroker.client.pins import KnownBrokers
 
     client, _ = session.client()
+    try:
+        client.connect(min(CONNECT_SECS, session.left()))  # of several addresses, look at the one that is used
+    except ClientError:
+        pass
     client.close()
     findings = examine(client.address, session.trust, KnownBrokers(), key=session.secrets.key)
     return output.of_findings([networks(), *findings])

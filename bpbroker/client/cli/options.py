@@ -103,7 +103,9 @@ EVERYWHERE: Final = (
         metavar="TOKEN",
         about="Join token: broker, its certificate and key in one; @FILE, or -; or set BPBROKER_TOKEN.",
     ),
-    Option("-b", "--bpbroker", metavar="HOST:PORT", about="The broker; or set BPBROKER."),
+    Option(
+        "-b", "--bpbroker", metavar="HOST:PORT", about="The broker, or several of one registry: A,B,C; or set BPBROKER."
+    ),
     Option("--discover", metavar="NAME", about="Find the broker that holds NAME, then use that."),
     Option("-a", "--access-key", metavar="KEY", about="Access key, @FILE, or -; or set BPBROKER_ACCESS_KEY."),
     Option("--access-key-file", metavar="FILE", about="File that holds the access key."),
