@@ -21,9 +21,8 @@ role=$2
 case $role in master | replica) ;; *) usage ;; esac
 wait=${WAIT:-5m}
 
-broker=$(bpclient --port "${BPBROKER_PORT:-20443}" discover --name "$cluster" --wait "$wait")
-case $broker in *:*) broker="[$broker]" ;; esac
-BPBROKER="$broker:${BPBROKER_PORT:-20443}"
+# PORT, not BPBROKER_PORT: Kubernetes sets that, to something else, for a service called bpbroker.
+BPBROKER=$(bpclient --port "${PORT:-20443}" discover --name "$cluster" --wait "$wait")
 export BPBROKER
 
 case $role in

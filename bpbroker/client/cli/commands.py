@@ -21,7 +21,7 @@ from bpbroker.client.cli.options import (
 from bpbroker.client.cli.output import Output
 from bpbroker.client.cli.words import content, seconds
 from bpbroker.client.transport import CONNECT_SECS
-from bpbroker.errors import ClientError, NotFound, UsageError
+from bpbroker.errors import ClientError, NotFound, NotShown, UsageError
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 COMMANDS: Final[dict[tuple[str, ...], Command]] = {}
 """Every command by its words, such as ``("service", "get")``."""
-GROUPS: Final = {("service",): "Register services and look them up."}
+GROUPS: Final = {
+    ("service",): "Register services and look them up.",
+    ("trust",): "The certificates of brokers that were seen before.",
+}
 """The words that begin several commands, and what their help says."""
 
 
@@ -59,7 +62,13 @@ def ping(session: Session, *, data: str, raw: bool) -> Output:
 
 @_command(
     "execute",
-    Option("--method", required=True, metavar="PKG.FUNC", about="Namespace and method, such as ossec.AddAgent."),
+    Option(
+        "--method",
+        required=True,
+        positional=True,
+        metavar="PKG.FUNC",
+        about="Namespace and method, such as ossec.AddAgent.",
+    ),
     DATA,
     DATA_RAW,
     acts=True,
@@ -74,7 +83,7 @@ def execute(session: Session, *, method: str, data: str | None, data_raw: str | 
 
 @_command(
     "discover",
-    Option("--name", required=True, about="The broker must hold an entry of this name."),
+    Option("--name", required=True, positional=True, about="The broker must hold an entry of this name."),
     Option("--all", key="everyone", flag=True, about="Print every broker that answers within the timeout."),
     Option("--first", flag=True, about="Take the first answer, even if another broker answers too."),
     Option("--wait", metavar="TIME", about="Keep asking for so long."),
@@ -205,6 +214,30 @@ def wait(session: Session, *, prefix: str, count: int) -> Output:
     with client, session.waiting_for(f"{count} entries '{prefix}…' on {client.address}"):
         entries = client.list(prefix, at_least=count, wait_secs=left)
     return output.of_names(list(entries), entries)
+
+
+@_command("trust list")
+def trust_list(_session: Session) -> Output:
+    """Print the brokers whose certificates are remembered, with these."""
+    from bpbroker.client.pins import KnownBrokers
+    from bpbroker.discovery.jointoken import shown_fingerprint
+
+    return output.of_pins({address: shown_fingerprint(pin) for address, pin in KnownBrokers().pins().items()})
+
+
+@_command("trust forget", Option("--host", required=True, positional=True, metavar="HOST[:PORT]", about="The broker."))
+def trust_forget(_session: Session, *, host: str) -> Output:
+    """Forget a broker's certificate: its next one is pinned anew."""
+    from bpbroker.client.pins import KnownBrokers, means
+
+    known = KnownBrokers()
+    try:
+        gone = known.forget(means(host))
+    except OSError as error:
+        raise NotShown(f"{known.path} cannot be changed: {error.strerror or error}") from None
+    if not gone:
+        raise NotFound(f"There is no certificate of {host} in {known.path}; `bpclient trust list` shows them")
+    return output.of_names(gone)
 
 
 WORDS: Final = frozenset(word for path in COMMANDS for word in path)

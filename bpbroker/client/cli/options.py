@@ -32,6 +32,7 @@ class Option:
         multiple: whether it may be given again and again; the value is a tuple.
         required: whether it must be given.
         default: its value when absent.
+        positional: whether its value may also stand without it, as a word after the command's.
         choices: the only values; any text if empty.
         bounds: smallest and largest value, which is then an integer.
     """
@@ -46,6 +47,7 @@ class Option:
         multiple: bool = False,
         required: bool = False,
         default: str | None = None,
+        positional: bool = False,
         choices: Sequence[str] = (),
         bounds: tuple[int, int] | None = None,
     ) -> None:
@@ -57,6 +59,7 @@ class Option:
         self.multiple = multiple
         self.required = required
         self.default: Any = False if flag else () if multiple else default
+        self.positional = positional
         self.choices = choices
         self.bounds = bounds
 
@@ -128,7 +131,7 @@ EVERYWHERE: Final = (
 )
 """Options that may stand before, between and after the words of any command."""
 
-NAME: Final = Option("--name", required=True, about="The entry's name.")
+NAME: Final = Option("--name", required=True, positional=True, about="The entry's name.")
 DATA: Final = Option("--data", metavar="DATA", about="Data: text, a JSON object, @FILE, or - for standard input.")
 DATA_NEEDED: Final = Option("--data", metavar="DATA", about=f"{DATA.about} Required.")
 DATA_RAW: Final = Option("--data-raw", metavar="TEXT", about="Data, never read as @FILE or -.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from bpbroker.client.address import BrokerAddress
 from bpbroker.client.api import Entry
 from bpbroker.errors import NotShown
 from bpbroker.registry.entry import STAMP_KEYS, TEXT_KEY
@@ -98,16 +99,26 @@ def of_names(names: Sequence[str], value: Any = None) -> Output:
     return Output(text, list(names) if value is None else value, [{"name": name} for name in names], many=True)
 
 
+def of_pins(pins: Mapping[str, str]) -> Output:
+    """Show the certificates that are remembered: a line each, address and fingerprint with a tab between."""
+    rows = [{"address": address, "fingerprint": pin} for address, pin in pins.items()]
+    return Output(b"".join(_line(f"{address}\t{pin}") for address, pin in pins.items()), rows, rows, many=True)
+
+
 def of_broker(broker: Broker) -> Output:
-    """Show a broker by its address alone."""
+    """Show a broker by what ``-b`` takes: its address, with the port unless that is the usual one."""
     row = broker._asdict()
-    return Output(_line(broker.address), row, [row])
+    return Output(_line(_target(broker)), row, [row])
 
 
 def of_brokers(brokers: Sequence[Broker]) -> Output:
-    """Show brokers by their addresses, a line each."""
+    """Show brokers as :func:`of_broker` does, a line each."""
     rows = [broker._asdict() for broker in brokers]
-    return Output(b"".join(_line(broker.address) for broker in brokers), rows, rows, many=True)
+    return Output(b"".join(_line(_target(broker)) for broker in brokers), rows, rows, many=True)
+
+
+def _target(broker: Broker) -> str:
+    return BrokerAddress(broker.address, broker.port).brief
 
 
 def of_findings(found: Sequence[Finding]) -> Output:

@@ -69,7 +69,12 @@ def bpclient() -> click.Group:
         groups[words] = click.Group(words[-1], help=about, params=hidden)
         groups[words[:-1]].add_command(groups[words])
     for path, command in COMMANDS.items():
-        own = [_option(option) for option in command.options]
+        own: list[click.Parameter] = [_option(option) for option in command.options]
+        own += [
+            click.Argument([_word(option)], required=False, metavar=f"[{option.metavar or option.key.upper()}]")
+            for option in command.options
+            if option.positional
+        ]
         groups[path[:-1]].add_command(
             click.Command(path[-1], help=command.action.__doc__, params=[*own, *hidden], callback=_callback(command))
         )
@@ -78,6 +83,15 @@ def bpclient() -> click.Group:
 
 def _callback(command: Command) -> Any:
     def understood(**own: Any) -> Invocation:
+        for option in command.options:
+            if option.positional:
+                word = own.pop(_word(option))
+                if word is not None and own[option.key] is not None:
+                    name = option.names[0]
+                    raise click.UsageError(f"{word!r} and {name} {own[option.key]!r} both say it; give one of them")
+                own[option.key] = own[option.key] if word is None else word
+                if own[option.key] is None:
+                    raise click.UsageError(f"Missing option '{option.names[0]}', or the word without it")
         given: dict[str, Any] = click.get_current_context().find_root().obj
         return Invocation(command, own, given)
 
@@ -94,9 +108,14 @@ def _remembered(option: Option, *, hidden: bool) -> click.Option:
     return _option(option, expose_value=False, callback=_remember, hidden=hidden)
 
 
+def _word(option: Option) -> str:
+    """Return what click calls an option's value that stands without it; the help shows it in capitals."""
+    return f"{option.key}_"
+
+
 def _option(option: Option, **more: Any) -> click.Option:
     # A name without dashes is what click calls the value.
-    how: dict[str, Any] = {"help": option.about, "required": option.required, **more}
+    how: dict[str, Any] = {"help": option.about, "required": option.required and not option.positional, **more}
     if option.flag:
         how["is_flag"] = True
     else:

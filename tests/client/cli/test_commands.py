@@ -129,3 +129,43 @@ def test_a_read_that_cannot_be_shown_has_nothing_to_add(fake: FakeBroker, run: A
     code, out, err = run("-f", "shell", "service", "get", "--name", "n")
     assert (code, out) == (1, "")
     assert err.startswith("Fatal error: Two keys would both be the variable bp_a_b; ")
+
+
+# --- words without their option ---
+
+
+@pytest.mark.parametrize(
+    "words", [("foo",), ("foo", "--wait", "1s"), ("--wait", "1s", "foo"), ("--wait=1s", "foo", "-q"), ("--name", "foo")]
+)
+def test_a_name_may_stand_alone(fake: FakeBroker, run: Any, words: tuple[str, ...]) -> None:
+    fake.answers = [stored(ENTRY)]
+    assert run("service", "get", *words)[0] == 0
+    assert fake.requests[0].json["name"] == "foo"
+
+
+def test_so_may_a_method(fake: FakeBroker, run: Any) -> None:
+    fake.answers = [answer(200, {"a": 1})]
+    assert run("execute", "ossec.AddAgent", "--data", "h")[0] == 0
+    assert fake.requests[0].path == "/ossec/AddAgent/"
+
+
+@pytest.mark.parametrize("words", [("foo", "--name", "foo"), ("--name", "x", "foo"), ("foo", "bar"), ()])
+def test_two_names_or_none_are_refused(fake: FakeBroker, run: Any, words: tuple[str, ...]) -> None:
+    code, out, err = run("service", "get", *words)
+    assert (code, out) == (2, "")
+    assert err.startswith("Fatal error: ")
+    assert not fake.requests
+
+
+# --- trust ---
+
+
+def test_pins_are_listed_and_forgotten(fake: FakeBroker, run: Any) -> None:
+    code, out, _ = run("trust", "list")
+    assert (code, out.split("\t")[0]) == (0, fake.address)
+    assert out.count(":") == 32
+    assert run("trust", "forget", "127.0.0.1") == (0, f"{fake.address}\n", "")
+    assert run("trust", "list")[:2] == (0, "")
+    code, out, err = run("trust", "forget", "--host", "127.0.0.1")
+    assert (code, out) == (3, "")
+    assert "no certificate of 127.0.0.1" in err
