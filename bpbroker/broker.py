@@ -34,6 +34,7 @@ from bpbroker.actors.supervisor import Supervisor
 from bpbroker.actors.worker import Beside
 from bpbroker.config import layers, schema
 from bpbroker.errors import BpbrokerError, ConfigurationError
+from bpbroker.extensions import idempotency
 from bpbroker.frontend import access_log
 from bpbroker.frontend.application import Application, rejected
 from bpbroker.runtime import sdnotify
@@ -215,10 +216,13 @@ class Broker:
 
     def _start_extension(self, namespace: str) -> None:
         registry = self._addresses["registry"]
-        answers = self._own.with_name(f"{self._own.name}.answers")
+        answers = idempotency.path_of(self._own)
+        origin = self._prepared.loaded.origin
+        shared = layers.shares_registry(self._settings)
+        registry_id = "" if shared or origin is None else origin.registry
         self._parts.start(
             f"extension {namespace}",
-            lambda: launch(Extension, namespace, self._plan.home.lib, self._settings, registry, answers),
+            lambda: launch(Extension, namespace, self._plan.home.lib, self._settings, registry, answers, registry_id),
         )
 
     def _stop_actors(self) -> None:

@@ -50,16 +50,23 @@ class Extension(Actor):
         settings: the settings in force.
         registry: serves ``rh.registry``.
         answers: file in which answers to calls with an ``Idempotency-Key`` last; None keeps them in memory.
+        registry_id: the registry that this file belongs to; empty if several brokers share one.
     """
 
     def __init__(
-        self, namespace: str, lib: Path, settings: Settings, registry: Address, answers: Path | None = None
+        self,
+        namespace: str,
+        lib: Path,
+        settings: Settings,
+        registry: Address,
+        answers: Path | None = None,
+        registry_id: str = "",
     ) -> None:
         super().__init__()
         self._namespace = namespace
         self._lib = lib
         self._settings = settings
-        self._answers = Answers(answers)
+        self._answers = Answers(answers, registry=registry_id)
         self._usage = Usage(0, 0)
         self._tidy_at = 0.0
         self._judge = CallResults(namespace)

@@ -17,7 +17,7 @@ from bpbroker.config import layers, schema
 from bpbroker.config.paths import Home
 from bpbroker.discovery.udp import bind_udp
 from bpbroker.errors import ConfigurationError, DamagedFile, InUse
-from bpbroker.extensions import installing
+from bpbroker.extensions import idempotency, installing
 from bpbroker.runtime.pidfile import remove_pid, write_pid
 from bpbroker.runtime.plan import Plan
 from bpbroker.server import tls
@@ -144,7 +144,36 @@ def matched(own: Path, origin: Origin | None) -> Origin:
             files.remove(path)
             if kept is not None:
                 logger.warning("%s is kept as %s", path, kept)
-    return Origin(registry_of(origin, journal), fit.commit)
+    registry = registry_of(origin, journal)
+    known = registry in (journal.registry, origin.registry if origin else "")
+    match_answers(own, registry, known=known)
+    return Origin(registry, fit.commit)
+
+
+def match_answers(own: Path, registry: str, *, known: bool) -> None:
+    """Put a file of answers aside that belongs to another registry: a repeated call must not get its answer.
+
+    Args:
+        own: the configuration file.
+        registry: the id of the registry.
+        known: whether file or journal had this id. If not, the file was written anew by its operator, and the
+            answers beside it go on counting.
+
+    Raises:
+        ConfigurationError, Unavailable: it cannot be put aside.
+    """
+    path = idempotency.path_of(own)
+    owner = idempotency.owner_of(path)
+    if owner in ("", registry):
+        return
+    if not known:
+        idempotency.disown(path)
+        return
+    kept = backups.keep_aside(path, "other", own)
+    files.remove(path)
+    logger.warning(
+        "%s holds answers of the registry %s, this is %s: it is not used, and kept as %s", path, owner, registry, kept
+    )
 
 
 def with_certificate(loaded: Loaded, own: Path) -> Loaded:
