@@ -87,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if arguments is None:
         process.settle()
         process.fill_streams()
+        process.write_utf8()
     scope = Scope()
     try:
         code = cli.main(arguments, prog_name="bpbroker", obj=scope, standalone_mode=False)
@@ -97,14 +98,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        process.drop_output()
-        sys.exit(process.NO_READER)
     except BpbrokerError as error:
         if scope.debug:
             traceback.print_exc()
         _end(f"bpbroker: {error}", error.exit_code if error.exit_code in _EXIT_CODES else 1)
     except Exception as error:  # noqa: BLE001 - the last frame: a user sees a sentence, not a traceback
+        if isinstance(error, OSError) and process.reader_is_gone(error):
+            process.drop_output()
+            sys.exit(process.NO_READER)
         if scope.debug:
             traceback.print_exc()
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""

@@ -6,6 +6,8 @@ of every call of ``bpclient``.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import sys
@@ -52,6 +54,24 @@ def close_inherited(*keep: int) -> None:
     kept = sorted({0, 1, 2, *keep})
     for low, high in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
         os.closerange(low + 1, high)
+
+
+def write_utf8() -> None:
+    """Let what is printed never fail for its characters: UTF-8 to files and pipes on Windows, escapes elsewhere.
+
+    Without it the last word of a restore that was done may end as an error.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = "utf-8" if sys.platform == "win32" else None
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
+def reader_is_gone(error: OSError) -> bool:
+    """Whether an error of writing to standard output says that its reader has ended."""
+    if sys.platform == "win32" and error.errno == errno.EINVAL:
+        return error.filename is None  # what Windows makes of it
+    return isinstance(error, BrokenPipeError)
 
 
 NO_READER = 141

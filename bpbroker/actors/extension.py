@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import sys
 import tempfile
 import time
 from collections import deque
@@ -83,6 +85,7 @@ class Extension(Actor):
         """The error that calls get until ``_retry_at``, when the module or its process did not start."""
         self._retry_at = 0.0
         self._lock: IO[bytes] | None = None
+        self._mutex = f"Local\\bpbroker-{secrets.token_hex(16)}"
         self.handlers = {
             Call: self._call,
             Ready: self._child_ready,
@@ -266,8 +269,13 @@ class Extension(Actor):
             )
         )
 
-    def _shared_lock(self) -> int:
-        """Return the descriptor of a file that all children of the namespace can lock; made when first needed."""
+    def _shared_lock(self) -> int | str:
+        """Return the descriptor of a file that all children of the namespace can lock; made when first needed.
+
+        On Windows the name of a mutex, which is there as long as one of them has it.
+        """
+        if sys.platform == "win32":
+            return self._mutex
         if self._lock is None:
             self._lock = _lock_file()  # closed by stopped()
         return self._lock.fileno()

@@ -26,6 +26,8 @@ _HEADER: Final = (
 _ALGORITHM: Final = "SHA256:"
 _FILE_MAX: Final = 1024 * 1024
 """Characters; ten thousand brokers."""
+_LOCK_TRIES: Final = 6000
+"""A minute; each process needs the lock for some milliseconds."""
 
 
 def default_path() -> str:
@@ -158,8 +160,7 @@ class KnownBrokers:
             if not stat.S_ISREG(os.stat(self.path).st_mode):  # noqa: PTH116 - as above
                 # One may never end, and a pin would put a file in its place: think of root and /dev/null.
                 raise OSError("it is no regular file")
-            with open(self.path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - as above
-                text = file.read(_FILE_MAX + 1)
+            text = self._text()
             if len(text) > _FILE_MAX:
                 raise OSError(f"it has more than {_FILE_MAX} characters")
         except (FileNotFoundError, NotADirectoryError):
@@ -170,6 +171,19 @@ class KnownBrokers:
                 "mend that, or use --fingerprint, --cacert or --token"
             ) from None
         return text.splitlines()
+
+    def _text(self) -> str:
+        """Read the file; on Windows it cannot be opened for a moment while another process puts a new one there."""
+        tries = 300 if sys.platform == "win32" else 1
+        while True:
+            tries -= 1
+            try:
+                with open(self.path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - as above
+                    return file.read(_FILE_MAX + 1)
+            except PermissionError:
+                if not tries:
+                    raise
+            _pause()
 
     def _pin(self, address: str, fingerprint: str) -> None:
         from bpbroker import files
@@ -239,13 +253,23 @@ def _shown(digits: str) -> str:
         return repr(digits[:80])
 
 
+def _pause() -> None:
+    import time
+
+    time.sleep(0.01)
+
+
 def _hold(handle: int) -> None:
     """Wait for a file's lock and take it, until the file is closed or the process ends."""
     if sys.platform == "win32":
-        import msvcrt
+        from bpbroker import windows
 
-        msvcrt.locking(handle, msvcrt.LK_LOCK, 1)
-    else:
-        import fcntl
+        # Not LK_LOCK of the C library, which gives up after ten tries, a second apart.
+        for _ in range(_LOCK_TRIES):
+            if windows.try_lock(handle, 0, alone=True):
+                return
+            _pause()
+        raise OSError("other processes hold its lock")
+    import fcntl
 
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    fcntl.flock(handle, fcntl.LOCK_EX)

@@ -170,7 +170,7 @@ def _pair(scope: Scope, loaded: Loaded, broker: LocalBroker | None) -> Iterator[
         reload = f"have it taken up: {scope.command_line('reload')}"
         yield Finding(what, WARNING, f"{detail}; the running broker has another one", reload)
     elif tls.is_open(key):
-        yield Finding(what, WARNING, f"{key} can be read by others than its owner", f"chmod 600 {key}")
+        yield Finding(what, WARNING, f"{key} can be read by others than its owner", tls.how_to_close(key))
     else:
         yield Finding(what, OK, detail)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -47,6 +48,12 @@ def _number(low: float, high: float, *, whole: bool = True) -> Check:
 
 def _text(value: Any) -> str | None:
     return None if isinstance(value, str) else "must be text"
+
+
+def _user(value: Any, *, on_windows: bool = sys.platform == "win32") -> str | None:
+    if on_windows:
+        return "must not be there on Windows: a process of another user needs that user's password"
+    return _text(value)
 
 
 def _names(value: Any) -> str | None:
@@ -198,7 +205,7 @@ EXTENSION: Final[Mapping[str, Key]] = {
     "_timeout_secs": Key(_number(0.1, 86400, whole=False), 30, "time for one call"),
     "_queue_max": Key(_number(0, 100_000), 64, "calls that may wait"),
     "_memory_max_bytes": Key(_optional(_number(16 * _MIB, 1 << 50)), None, "memory of the child process"),
-    "_user": Key(_optional(_text), None, "user that the child process runs as (Linux)"),
+    "_user": Key(_optional(_user), None, "user that the child process runs as (Linux)"),
     "_workers": Key(_number(1, 64), 1, "calls that run at the same time"),
     "_env": Key(_environment, {}, "extra environment of the child process", secret=True),
     "_preload": Key(_flag, False, "start the child process with the broker"),

@@ -127,18 +127,22 @@ class LogFile(Outlet, RotatingFileHandler):
         """Move the files on by one; go on in this one if that fails."""
         if self.stream is None:
             self.stream = self._open()
-        old = os.dup(self.stream.fileno())
+        # Windows moves no file that is open; and nothing else points to this one there, where nothing is a daemon.
+        old = None if sys.platform == "win32" else os.dup(self.stream.fileno())
         try:
             super().doRollover()
             self._faults.pop("rotate", None)
         except OSError as error:
             self._rotates_from = time.monotonic() + _ROTATE_AGAIN_SECS
             self._note("rotate", f"the full log file {self.baseFilename} cannot be rotated: {error.strerror or error}")
-            if self.stream is None:
+            if self.stream is None and old is None:
+                self.stream = self._open()
+            elif self.stream is None and old is not None:
                 self.stream = os.fdopen(os.dup(old), "a", encoding="utf-8", errors="backslashreplace")
         finally:
-            self._redirect(old)
-            os.close(old)
+            if old is not None:
+                self._redirect(old)
+                os.close(old)
 
     def _open(self) -> Any:
         return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=open_log)

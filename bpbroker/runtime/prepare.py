@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import shlex
 import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from bpbroker.storage.embedded.journal import files_of, journal_path, read_journ
 from bpbroker.storage.embedded.recovery import match, registry_of
 from bpbroker.storage.lock import FileLock
 from bpbroker.storage.sources import Loaded
+from bpbroker.text import command_line
 
 logger = logging.getLogger("bpbroker")
 
@@ -101,7 +101,7 @@ def prepare(plan: Plan, undo: ExitStack) -> Prepared:
                 f"{error}\nPut the right files there, or take ssl_cert and ssl_key out of {own} to have a pair made"
             ) from None
         # Its own: gone, as after a restore on a new machine, or damaged.
-        renew = shlex.join(("bpbroker", "--config", str(own), "certificate", "--renew"))
+        renew = command_line("bpbroker", "--config", str(own), "certificate", "--renew")
         raise ConfigurationError(f"{error}\nTo make a new pair, which clients must be told of:\n  {renew}") from None
     raise_descriptor_limit()
     tcp, udp = _bind(api["listen_ip"], api["listen_port"])

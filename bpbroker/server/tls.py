@@ -13,10 +13,9 @@ import contextlib
 import datetime
 import ipaddress
 import logging
-import os
 import socket
 import ssl
-import stat
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from bpbroker import files
 from bpbroker.discovery.interfaces import interfaces
 from bpbroker.errors import ConfigurationError
 from bpbroker.server import own_pair
+from bpbroker.text import command_line
 
 logger = logging.getLogger(__name__)
 
@@ -246,12 +246,21 @@ def check_pair(cert: Path, key: Path) -> None:
             f"expires in {left} days" if left >= 0 else "has expired",
         )
     if is_open(key):
-        logger.warning("The private key %s can be read by others than its owner; chmod 600 it", key)
+        logger.warning("The private key %s can be read by others than its owner; %s", key, how_to_close(key))
+
+
+def how_to_close(key: Path) -> str:
+    """Return the command that takes a key's file away from others."""
+    if sys.platform == "win32":
+        return command_line(
+            "icacls", str(key), "/inheritance:r", "/grant:r", "*S-1-3-4:F", "*S-1-5-32-544:F", "*S-1-5-18:F"
+        )
+    return command_line("chmod", "600", str(key))
 
 
 def is_open(key: Path) -> bool:
     """Whether others than its owner can use a key's file."""
-    return os.name != "nt" and bool(key.stat().st_mode & (stat.S_IRWXO | stat.S_IRWXG))
+    return files.open_to_others(key)
 
 
 # --- the server's side of a connection ---

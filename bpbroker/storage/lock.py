@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from bpbroker import files
+from bpbroker import files, windows
 from bpbroker.errors import ConfigurationError, InUse
+from bpbroker.text import command_line
 
 _TRIES = 20
 _PAUSE_SECS = 0.02
@@ -64,7 +64,7 @@ class FileLock:
         note = _read_note(descriptor)
         os.close(descriptor)
         who = f"process {note['pid']}" if "pid" in note else "another process"
-        stop = shlex.join(("bpbroker", "--config", str(self._config_file), "stop"))
+        stop = command_line("bpbroker", "--config", str(self._config_file), "stop")
         raise InUse(f"{self._config_file} is in use by {who}; stop that broker first: {stop}")
 
     def describe(self, **note: Any) -> None:
@@ -108,6 +108,9 @@ def is_process_of(note: Mapping[str, Any]) -> bool:
 
 def _identity(pid: int) -> str:
     """Return PID namespace, boot and start time of a process in one word; empty where the system does not tell."""
+    if sys.platform == "win32":
+        began = windows.started(pid)
+        return "" if began is None else f"started {began}"
     try:
         namespace = Path("/proc/self/ns/pid").readlink()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
@@ -136,9 +139,17 @@ def holder(config_file: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise ConfigurationError(f"Cannot read {lock_path(config_file)}: {error.strerror}; try as its owner") from None
     try:
-        return None if _try_lock(descriptor, alone=False) else _read_note(descriptor)
+        if _try_lock(descriptor, alone=False):
+            return None
+        note = _read_note(descriptor)
+        # Who takes the lock has it a moment before its note is there: what stands there then is of a broker that died.
+        return {} if sys.platform == "win32" and _is_of_the_dead(note) else note
     finally:
         os.close(descriptor)
+
+
+def _is_of_the_dead(note: Mapping[str, Any]) -> bool:
+    return bool(note.get("process")) and _identity(note.get("pid", 0)) not in ("", note["process"])
 
 
 def _read_note(descriptor: int) -> dict[str, Any]:
@@ -151,17 +162,10 @@ def _read_note(descriptor: int) -> dict[str, Any]:
 
 
 if sys.platform == "win32":
-    import msvcrt
-
     _BEYOND = 1 << 30  # Windows locks bytes; this one is past the note, which stays readable
 
-    def _try_lock(descriptor: int, *, alone: bool) -> bool:  # noqa: ARG001 - Windows has no shared lock here
-        os.lseek(descriptor, _BEYOND, os.SEEK_SET)
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
+    def _try_lock(descriptor: int, *, alone: bool) -> bool:
+        return windows.try_lock(descriptor, _BEYOND, alone=alone)
 else:
     import fcntl
 
