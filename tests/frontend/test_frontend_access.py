@@ -221,3 +221,12 @@ def test_a_network_of_ipv6_guesses_as_one_client(broker: Broker) -> None:
         assert broker.call("/ossec/F?access_key=guess", source=f"2001:db8::{number}").status == 401
     assert broker.call("/ossec/F?access_key=guess", source="2001:db8::ffff:1").status == 429
     assert broker.call("/ossec/F?access_key=secret", source="2001:db8:0:1::1").status == 200
+
+
+def test_wrong_keys_in_datagrams_count_together_with_those_over_connections(broker: Broker) -> None:
+    broker.application.settings_changed(layers.freeze({**SETTINGS, "api": {"wrong_keys_per_minute": 3}}))
+    for _ in range(3):
+        broker.application.count_unproven_wrong_key("10.0.0.7")
+    assert broker.call("/ossec/F?access_key=secret").status == 200  # the source of a datagram can be forged
+    assert broker.call("/ossec/F?access_key=guess").status == 401
+    assert broker.call("/ossec/F?access_key=guess").status == 429

@@ -50,6 +50,12 @@ def test_a_new_pair_is_for_this_host_and_its_key_for_nobody_else(pair: tuple[Pat
     assert sorted(path.name for path in cert.parent.iterdir()) == ["a.crt", "a.key"]
 
 
+def test_a_new_certificate_is_no_authority(pair: tuple[Path, Path]) -> None:
+    extensions = x509.load_pem_x509_certificate(pair[0].read_bytes()).extensions
+    assert not extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    assert not extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+
+
 def test_openssl_agrees_about_fingerprint_and_strict_verification(pair: tuple[Path, Path]) -> None:
     cert = str(pair[0])
     printed = openssl("x509", "-in", cert, "-noout", "-fingerprint", "-sha256")
