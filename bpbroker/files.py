@@ -27,10 +27,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from bpbroker import windows
 from bpbroker.errors import StorageFailed, StorageFull, Unavailable
+
+if TYPE_CHECKING:  # novm
+    from typing import Self
 
 SYNC_EVERY_BYTES: Final = 1024 * 1024
 """A large file goes to the disk in pieces: one big fsync would hold up the journal's on the same disk."""
@@ -623,7 +626,7 @@ def remove_all(path: Path, *, only_if_empty: bool = False) -> bool:
                 return True
             return False
         if stat.S_ISDIR(found.st_mode):
-            shutil.rmtree(path.name, dir_fd=folder)
+            shutil.rmtree(path.name, dir_fd=folder)  # novm: the client removes no folder
         else:
             os.unlink(path.name, dir_fd=folder)
     except FileNotFoundError:

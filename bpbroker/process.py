@@ -52,7 +52,8 @@ def fill_streams() -> None:
 def close_inherited(*keep: int) -> None:
     """Close every descriptor but 0 to 2 and those to keep: a lock or a pipe of the starter must not live on in here."""
     kept = sorted({0, 1, 2, *keep})
-    for low, high in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
+    ends = [*kept[1:], os.sysconf("SC_OPEN_MAX")]
+    for low, high in zip(kept, ends):  # noqa: B905 - strict needs Python 3.10
         os.closerange(low + 1, high)
 
 

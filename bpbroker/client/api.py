@@ -22,7 +22,7 @@ from bpbroker.errors import AlreadyExists, CannotConnect, RequestError, UsageErr
 from bpbroker.registry import entry
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # novm
     from types import TracebackType
     from typing import Any, Final, Self, TypeAlias
 

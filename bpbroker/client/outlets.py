@@ -6,16 +6,19 @@ import selectors
 import socket
 import struct
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final
 
 from bpbroker.discovery.datagram import MULTICAST_GROUP
 from bpbroker.discovery.interfaces import Interface, interfaces
 from bpbroker.errors import UsageError
 
+if TYPE_CHECKING:  # novm
+    from typing import Self, TypeAlias
+
 _EVERYBODY: Final = "255.255.255.255"
 _OUTLETS_MAX: Final = 128
 
-Place = tuple[str, int] | tuple[str, int, int, int]
+Place: TypeAlias = "tuple[str, int] | tuple[str, int, int, int]"
 
 
 class Outlets:

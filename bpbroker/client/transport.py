@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 CONNECT_SECS: Final = 10.0
 """For one attempt to reach one address."""
 _SEND_BYTES: Final = 64 * 1024
+# Two classes before Python 3.10.
+_TIMED_OUT: Final = (TimeoutError, socket.timeout)
 _BUNDLE_MAX_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -138,7 +140,7 @@ class Transport:
             broken = _send(self._sock, request, deadline)
             answer = reader.answer()
             keep = answer.keep_alive and broken is None and reader.drained
-        except TimeoutError:
+        except _TIMED_OUT:
             raise deadline.over() from None
         except (CutOff, OSError) as error:
             how = "in the middle of its answer" if reader.started else "without an answer"
@@ -217,7 +219,7 @@ class Transport:
             sock.close()
             if not isinstance(error, OSError):
                 raise
-            why = "no answer" if isinstance(error, TimeoutError) else error.strerror
+            why = "no answer" if isinstance(error, _TIMED_OUT) else error.strerror
             raise NotReached(
                 f"Cannot connect to {self.address}: {why}; is the broker running, and is this its address?"
             ) from None
@@ -234,7 +236,7 @@ class Transport:
         except BaseException as error:
             if sock is not None:
                 sock.close()
-            if isinstance(error, TimeoutError):
+            if isinstance(error, _TIMED_OUT):
                 raise deadline.over() from None
             if isinstance(error, OSError):
                 raise self._handshake_failure(error, self.address) from None
@@ -371,7 +373,7 @@ def _send(sock: ssl.SSLSocket, data: bytes, deadline: Deadline) -> OSError | Non
         sock.settimeout(deadline.remaining())
         try:
             rest = rest[sock.send(rest[:_SEND_BYTES]) :]
-        except TimeoutError:
+        except _TIMED_OUT:
             raise
         except OSError as error:
             return error

@@ -14,7 +14,7 @@ from bpbroker.client.api import CONSISTENCIES
 from bpbroker.client.cli.output import FORMATS
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # novm
     from typing import Any, Final, TypeAlias
 
     from bpbroker.client.cli.output import Output

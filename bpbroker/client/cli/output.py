@@ -11,7 +11,7 @@ from bpbroker.errors import NotShown
 from bpbroker.registry.entry import STAMP_KEYS, TEXT_KEY
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # novm
     from typing import Any, Final, TypeAlias
 
     from bpbroker.client.doctor import Finding
