@@ -50,7 +50,7 @@ from bpbroker.server import tls
 from bpbroker.server.budget import Budget
 from bpbroker.server.certificate_watch import CertificateWatch
 from bpbroker.server.listener import BrokerServer
-from bpbroker.storage.lock import process_note
+from bpbroker.storage.lock import machine_secs, process_note
 
 logger = logging.getLogger("bpbroker")
 
@@ -81,6 +81,8 @@ def run(options: RunOptions, tell: Callable[[str], None]) -> int:
         setup_logging(options.log)
         return Broker(plan).run()
 
+    if options.config is not None and not plan.sources.own.exists():
+        tell(f"warning: {plan.sources.own} is not there: a new one is made, without entries")
     log_file = (options.log.file or plan.sources.own.with_suffix(".log")).absolute()
 
     def serve(ready: Ready) -> int:
@@ -119,6 +121,7 @@ class Broker:
         self._undo = ExitStack()
         self._loop = MainLoop()
         self._started = int(time.time())
+        self._uptime_from = machine_secs()
         self._parts = Parts(self._loop)
         self._addresses = self._parts.addresses
         self._server: BrokerServer | None = None
@@ -356,6 +359,7 @@ class Broker:
             "token": self._prepared.token,
             "fingerprint": tls.fingerprint(self._cert),
             "started": self._started,
+            "uptime_from": self._uptime_from,
             "version": __version__,
         }
         self._prepared.lock.describe(**self._note)

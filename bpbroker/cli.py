@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -50,8 +51,11 @@ class _Group(click.Group):
     def list_commands(self, context: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return [name for commands in SECTIONS.values() for name in commands]
 
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:  # noqa: ARG002 - as above
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in _MODULES:
+            close = difflib.get_close_matches(name, self.list_commands(context), 1)
+            if close and not context.resilient_parsing:
+                context.fail(f"No such command '{name}'. Did you mean {close[0]}?")
             return None
         module = import_module(f"bpbroker.commands.{_MODULES[name]}")
         found: click.Command = getattr(module, name.replace("-", "_"))

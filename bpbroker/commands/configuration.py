@@ -17,6 +17,7 @@ from bpbroker.config import layers, schema
 from bpbroker.errors import BadRequest, ConfigurationError, InUse
 from bpbroker.extensions import modules
 from bpbroker.registry import entry
+from bpbroker.server import tls
 from bpbroker.storage import config_file, offline
 from bpbroker.storage.lock import FileLock, holder
 
@@ -161,11 +162,20 @@ def _report(merged: Merged, own: Path, *, dry_run: bool) -> None:
 @command("validate", short_help="Check the configuration without starting anything")
 @pass_scope
 def validate(scope: Scope) -> None:
-    """Check the configuration that a start would use and say all that is wrong with it at once.
+    """Check the configuration, journal and certificate that a start would use, and say all that is wrong at once.
 
     Exit code 0 when it can be used, 78 when it cannot.
     """
     loaded = scope.sources().load()
     for warning in loaded.warnings:
         click.echo(f"warning: {warning}", err=True)
+    refused = [f"{each.what}: {each.detail}" for each in offline.check(scope.own) if each.level == "fail"]
+    pair = layers.named_pair(loaded.effective)
+    if not layers.has_shipped_pair(loaded.effective) or layers.own_pair(scope.own)[0].exists():
+        try:
+            tls.context(*(layers.own_pair(scope.own) if layers.has_shipped_pair(loaded.effective) else pair))
+        except ConfigurationError as error:
+            refused.append(str(error))
+    if refused:
+        raise ConfigurationError("A start would refuse:\n  " + "\n  ".join(refused), tuple(refused))
     click.echo(f"{scope.own}: the configuration can be used.", err=True)

@@ -20,7 +20,7 @@ from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, format_option, shown_size
 from bpbroker.config import layers
 from bpbroker.discovery.jointoken import canonical_fingerprint
-from bpbroker.errors import BpbrokerError, ClientError, ConfigurationError, RequestError
+from bpbroker.errors import BpbrokerError, ClientError, ConfigurationError, InUse, RequestError
 from bpbroker.extensions.modules import Status, catalogue
 from bpbroker.runtime.exposure import exposed_code
 from bpbroker.server import tls
@@ -28,6 +28,7 @@ from bpbroker.storage import offline
 from bpbroker.storage.sources import Loaded
 
 _MEND_ETCD = "see that most members of _registry.endpoints run, and that this host reaches them"
+_MEND_ADDRESS = "set api.listen_ip to an address of this host, or to nothing for all of them"
 _AS_OWNER = "run this as root or the service's user"
 _DISK_WARN_BYTES = 256 * 1024 * 1024
 _DISK_FAIL_BYTES = 16 * 1024 * 1024
@@ -106,11 +107,19 @@ def _files(scope: Scope) -> Iterator[Finding]:
 def _disk(own: Path) -> Iterator[Finding]:
     folder = next(folder for folder in own.parents if folder.exists())
     if not os.access(folder, os.W_OK):
-        yield Finding("folder", FAIL, f"{folder} cannot be written by this user", _AS_OWNER)
+        if _is_read_only(folder):
+            remount = "mount it for writing, or choose another folder with --config FILE"
+            yield Finding("folder", FAIL, f"{folder} is on a filesystem that is mounted read-only", remount)
+        else:
+            yield Finding("folder", FAIL, f"{folder} cannot be written by this user", _AS_OWNER)
     free = shutil.disk_usage(folder).free
     level = FAIL if free < _DISK_FAIL_BYTES else WARNING if free < _DISK_WARN_BYTES else OK
     advice = "" if level == OK else "make room; without it the broker refuses writes"
     yield Finding("disk", level, f"{shown_size(free)} free in {folder}", advice)
+
+
+def _is_read_only(folder: Path) -> bool:
+    return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
 def _access(loaded: Loaded) -> Iterator[Finding]:
@@ -159,12 +168,16 @@ def _pair(scope: Scope, loaded: Loaded, broker: LocalBroker | None) -> Iterator[
     except ConfigurationError as error:
         yield Finding(what, FAIL, str(error), renew)
         return
-    left = found.days_left(datetime.now(UTC))
+    now = datetime.now(UTC)
+    left, problem, lacks = found.days_left(now), found.problem(now), found.lacks()
     detail = f"{cert}, SHA-256 {found.fingerprint}, {left} days left"
     in_use = broker.note.get("fingerprint", found.fingerprint) if broker is not None else found.fingerprint
-    if left < 0:
-        yield Finding(what, FAIL, f"{cert} has expired", renew)
-    elif left < tls.WARN_DAYS:
+    if lacks and (cert, key) == layers.own_pair(scope.own):
+        missing = f"{cert} lacks of this host's names and addresses: {', '.join(lacks)}"
+        yield Finding("certificate's names", WARNING, missing, f"if clients check names: {renew}")
+    if left < 0 or now < found.not_before:
+        yield Finding(what, FAIL, f"{cert} {problem}", f"see that the clock is right; {renew}")
+    elif problem:
         yield Finding(what, WARNING, detail, renew)
     elif in_use != found.fingerprint:
         reload = f"have it taken up: {scope.command_line('reload')}"
@@ -185,7 +198,8 @@ def _ports(loaded: Loaded) -> Iterator[Finding]:
         try:
             sockets = [bind_tcp(ip, port)] if protocol == "TCP" else bind_udp(ip, port)
         except (BpbrokerError, OSError) as error:
-            yield Finding(f"{protocol} port", FAIL, str(error), "stop what uses it, or set api.listen_port")
+            advice = "stop what uses it, or set api.listen_port" if isinstance(error, InUse) else _MEND_ADDRESS
+            yield Finding(f"{protocol} port", FAIL, str(error), advice)
             continue
         for sock in sockets:
             sock.close()

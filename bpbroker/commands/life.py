@@ -17,7 +17,7 @@ from bpbroker.commands.local import BULK_SECS, LocalBroker, must_run, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, echo_table, format_option, shown_age, shown_size, shown_time
 from bpbroker.errors import CannotConnect, StartError, WaitTimeout
-from bpbroker.storage.lock import holder, is_process_of, lock_path
+from bpbroker.storage.lock import holder, is_process_of, lock_path, machine_secs
 
 STOP_SECS = 30.0
 _POLL_SECS = 0.05
@@ -165,17 +165,15 @@ def status(scope: Scope, *, form: str) -> None:
         report = broker.ask("Status", timeout_secs=10.0)
     except (CannotConnect, WaitTimeout) as error:
         raise StartError(f"The broker runs (process {broker.pid}), but: {error}") from None
-    note, now = broker.note, time.time()
+    note, now = broker.note, machine_secs()
     about = {key: note.get(key) for key in ("version", "pid", "address", "port", "fingerprint", "started")}
     if form == "json":
         echo_json(
             {"ok": report["ok"], "state": report["state"], **about, "config": str(scope.own), "parts": report["parts"]}
         )
     else:
-        click.echo(
-            f"bpbroker {note.get('version')}, process {broker.pid}, up {shown_age(now - note['started'])}, "
-            f"port {note['port']}, {scope.own}"
-        )
+        up = shown_age(now - note.get("uptime_from", now))
+        click.echo(f"bpbroker {note.get('version')}, process {broker.pid}, up {up}, port {note['port']}, {scope.own}")
         click.echo(f"certificate SHA-256 {note['fingerprint']}")
         echo_table(
             ("PART", "STATE", "SINCE", "RESTARTS", "DETAIL"),

@@ -39,13 +39,16 @@ def certificate(scope: Scope, *, renew: bool, hosts: tuple[str, ...], form: str)
     elif hosts:
         raise click.UsageError("--host is for --renew")
     found = tls.read_certificate(cert)
-    left = found.days_left(datetime.now(UTC))
+    now = datetime.now(UTC)
+    left, problem, lacks = found.days_left(now), found.problem(now), found.lacks()
     if form == "json":
         echo_json(
             {
                 "file": str(cert),
                 "subject": found.subject,
                 "names": found.names,
+                "lacks": lacks,
+                "not_before": found.not_before.isoformat(),
                 "not_after": found.not_after.isoformat(),
                 "days_left": left,
                 "fingerprint": found.fingerprint,
@@ -55,10 +58,17 @@ def certificate(scope: Scope, *, renew: bool, hosts: tuple[str, ...], form: str)
     click.echo(f"file         {cert}")
     click.echo(f"subject      {found.subject}")
     click.echo(f"names        {', '.join(found.names)}")
+    click.echo(f"valid from   {found.not_before:%Y-%m-%d %H:%M} UTC")
     click.echo(f"expires      {found.not_after:%Y-%m-%d %H:%M} UTC ({left} days left)")
     click.echo(f"fingerprint  {found.fingerprint}")
-    if left < tls.WARN_DAYS:
-        click.echo(f"warning: it expires in {left} days; renew it (--renew, if bpbroker made it)", err=True)
+    if problem:
+        click.echo(f"warning: it {problem}; renew it (--renew, if bpbroker made it)", err=True)
+    if lacks:
+        click.echo(
+            f"warning: it lacks of this host's names and addresses: {', '.join(lacks)}; clients that check names"
+            " refuse the broker there (--renew, if bpbroker made it)",
+            err=True,
+        )
 
 
 def _pair(scope: Scope, loaded: Loaded) -> tuple[Path, Path]:
@@ -81,12 +91,14 @@ def _renew(scope: Scope, cert: Path, key: Path, hosts: tuple[str, ...]) -> None:
             f"{cert} was not made by bpbroker: renew it where it comes from, put the new files in its place, "
             f"and have them taken up: {scope.command_line('reload')}"
         )
+    names = list(dict.fromkeys((*tls.own_names(), *hosts)))
+    tls.check_names(names)
     scope.act_as_owner()
     tls.heal_pair(cert, key)
     for path in (cert, key):
         if path.exists():
             tls.keep_older(path)
-    tls.make_pair(cert, key, list(dict.fromkeys((*tls.own_names(), *hosts))))
+    tls.make_pair(cert, key, names)
     click.echo(
         "The certificate is new: clients that pinned the old one refuse this broker until their pin, "
         "token or --fingerprint is changed.",

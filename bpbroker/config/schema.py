@@ -292,6 +292,12 @@ def warnings(document: Mapping[str, Any], is_installed: Callable[[str], bool] = 
         for key in section:
             if key in known or (name == "services" and not key.startswith("_")):
                 continue
+            if name == "services" and isinstance(section[key], Mapping):
+                yield (
+                    f"services.{key} looks like an entry, but no client can read it: with _ in front it is a setting;"
+                    " register it under another name"
+                )
+                continue
             close = difflib.get_close_matches(key, known, 1, 0.8)
             if close:
                 yield f"{name}.{key} is not known; did you mean {name}.{close[0]}?"

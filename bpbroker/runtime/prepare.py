@@ -58,7 +58,10 @@ class Prepared:
     @property
     def local_address(self) -> str:
         """Address at which a command on this machine reaches the broker."""
-        ip: str = self.tcp.getsockname()[0]
+        name = self.tcp.getsockname()
+        ip: str = name[0]
+        if len(name) == 4 and name[3] and "%" not in ip:  # link-local: only valid with its interface
+            return f"{ip}%{socket.if_indextoname(name[3])}"
         return {"::": "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(ip, ip)  # noqa: S104 - compared, not bound
 
 

@@ -84,7 +84,8 @@ def bind_tcp(ip: str, port: int) -> socket.socket:
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if not ip else 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.bind((host, port))
+            # For fe80::1%eth0 this gives the interface, too.
+            sock.bind(socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0][4])
             sock.listen(BACKLOG)
         except OSError as error:
             sock.close()

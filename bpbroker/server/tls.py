@@ -13,6 +13,7 @@ import contextlib
 import datetime
 import ipaddress
 import logging
+import re
 import socket
 import ssl
 import sys
@@ -41,6 +42,7 @@ VALID_DAYS: Final = 3650
 _MADE_AFTER: Final = datetime.datetime(2026, 11, 1, tzinfo=datetime.UTC)
 """No certificate is made before: a clock that shows an earlier time is wrong."""
 WARN_DAYS: Final = 30
+_HOST_NAME: Final = re.compile(r"(?:\*\.)?[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 _CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
 _PEM_MAX_BYTES: Final = 1024 * 1024
 _GROUPS: Final = b"X25519:P-256:P-384"
@@ -70,6 +72,8 @@ class Certificate:
     subject: str
     names: tuple[str, ...]
     """Host names and addresses that it is for."""
+    not_before: datetime.datetime
+    """In UTC."""
     not_after: datetime.datetime
     """In UTC."""
     fingerprint: str
@@ -78,6 +82,19 @@ class Certificate:
     def days_left(self, now: datetime.datetime) -> int:
         """Return the whole days until it expires; negative when it has."""
         return (self.not_after - now).days
+
+    def problem(self, now: datetime.datetime) -> str:
+        """Return in words why clients that check its time refuse it now or soon; empty when they do not."""
+        if now < self.not_before:
+            return f"is not valid before {self.not_before:%Y-%m-%d %H:%M} UTC, and the clock says {now:%Y-%m-%d %H:%M}"
+        left = self.days_left(now)
+        if left < 0:
+            return "has expired"
+        return f"expires in {left} days" if left < WARN_DAYS else ""
+
+    def lacks(self) -> list[str]:
+        """Return the names and addresses of this host that are not in it."""
+        return [name for name in own_names() if name not in self.names]
 
 
 # --- the pair of files ---
@@ -139,6 +156,7 @@ def make_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
     """
     private = ec.generate_private_key(ec.SECP256R1())
     names = list(hosts) or own_names()
+    general = [_general_name(name) for name in names]
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
     public = private.public_key()
     now = datetime.datetime.now(datetime.UTC)
@@ -152,7 +170,7 @@ def make_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
         # and the certificate shall be good before and after: it begins no later than this version came out.
         .not_valid_before(min(now - datetime.timedelta(days=1), _MADE_AFTER))
         .not_valid_after(max(now, _MADE_AFTER) + datetime.timedelta(days=VALID_DAYS))
-        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(general), critical=False)
         # No authority: whoever has its key can sign for no other name, not even for those who trust this file as one.
         # OpenSSL, Python and curl take a self-signed certificate that is itself in the file, CA or not.
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -185,14 +203,43 @@ def own_names() -> list[str]:
     A look-up of the own name could take ten seconds, and without a default route tell nothing.
     """
     addresses = [each.address for each in interfaces() if not each.link_local]
-    return list(dict.fromkeys((socket.gethostname(), "localhost", "127.0.0.1", "::1", *addresses)))
+    host = socket.gethostname()
+    try:
+        own = [str(_general_name(host).value)]
+    except ConfigurationError:
+        own = []  # such as one that is not UTF-8: no client can look it up
+    return list(dict.fromkeys((*own, "localhost", "127.0.0.1", "::1", *addresses)))
+
+
+def check_names(names: Sequence[str]) -> None:
+    """See that names can stand in a certificate.
+
+    Raises:
+        ConfigurationError: one cannot.
+    """
+    for name in names:
+        _general_name(name)
 
 
 def _general_name(name: str) -> x509.GeneralName:
+    """Return a host's name or address as it stands in a certificate.
+
+    Raises:
+        ConfigurationError: it can be neither.
+    """
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
-        return x509.DNSName(name.encode("idna").decode() if not name.isascii() else name)
+        pass
+    try:
+        ascii_name = name if name.isascii() else name.encode("idna").decode()
+    except UnicodeError:
+        ascii_name = ""
+    if not _HOST_NAME.fullmatch(ascii_name):
+        raise ConfigurationError(
+            f"{name!r} can be no host's name in a certificate: letters, digits, - and dots between"
+        )
+    return x509.DNSName(ascii_name)
 
 
 def read_certificate(cert: Path) -> Certificate:
@@ -216,6 +263,7 @@ def read_certificate(cert: Path) -> Certificate:
     return Certificate(
         found.subject.rfc4514_string(),
         names,
+        found.not_valid_before_utc,
         found.not_valid_after_utc,
         found.fingerprint(hashes.SHA256()).hex(":").upper(),
     )
@@ -238,13 +286,9 @@ def check_pair(cert: Path, key: Path) -> None:
     """
     context(cert, key)
     certificate = read_certificate(cert)
-    left = certificate.days_left(datetime.datetime.now(datetime.UTC))
-    if left < WARN_DAYS:
-        logger.warning(
-            "The certificate %s %s; `bpbroker certificate --renew` makes a new one",
-            cert,
-            f"expires in {left} days" if left >= 0 else "has expired",
-        )
+    problem = certificate.problem(datetime.datetime.now(datetime.UTC))
+    if problem:
+        logger.warning("The certificate %s %s; `bpbroker certificate --renew` makes a new one", cert, problem)
     if is_open(key):
         logger.warning("The private key %s can be read by others than its owner; %s", key, how_to_close(key))
 

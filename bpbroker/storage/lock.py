@@ -9,16 +9,18 @@ and means nothing while the lock is free.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 from bpbroker import files, windows
-from bpbroker.errors import ConfigurationError, InUse
+from bpbroker.errors import ConfigurationError, InUse, StartError
 from bpbroker.text import command_line
 
 _TRIES = 20
@@ -26,6 +28,8 @@ _PAUSE_SECS = 0.02
 """A look at the lock takes it for a moment; a process that wants it for good tries a little longer than that."""
 
 _NOTE_BYTES = 4096
+_MAY_PASS = (*files.NO_SPACE, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""A service manager tries again after these: they are no fault of the configuration."""
 
 
 class FileLock:
@@ -49,7 +53,7 @@ class FileLock:
                 self._path, os.O_RDWR | os.O_CREAT, owner_of=self._config_file, tighten=True
             )
         except OSError as error:
-            raise ConfigurationError(f"Cannot write {self._path}: {error.strerror}") from None
+            raise self._cannot_write(error) from None
         for attempt in range(_TRIES):
             if _try_lock(descriptor, alone=True):
                 self._descriptor = descriptor
@@ -57,7 +61,7 @@ class FileLock:
                     self.describe(**process_note())
                 except OSError as error:
                     self.release()
-                    raise ConfigurationError(f"Cannot write {self._path}: {error.strerror}") from None
+                    raise self._cannot_write(error) from None
                 return
             if attempt < _TRIES - 1:
                 time.sleep(_PAUSE_SECS)
@@ -66,6 +70,11 @@ class FileLock:
         who = f"process {note['pid']}" if "pid" in note else "another process"
         stop = command_line("bpbroker", "--config", str(self._config_file), "stop")
         raise InUse(f"{self._config_file} is in use by {who}; stop that broker first: {stop}")
+
+    def _cannot_write(self, error: OSError) -> ConfigurationError | StartError:
+        """Return the error for a lock file that cannot be written; a full disk or table may have room again later."""
+        kind = StartError if error.errno in _MAY_PASS else ConfigurationError
+        return kind(f"Cannot write {self._path}: {error.strerror}")
 
     def describe(self, **note: Any) -> None:
         """Write the note, replacing the one before. Only while the lock is held."""
@@ -78,7 +87,8 @@ class FileLock:
     def release(self) -> None:
         """Let go; doing it twice does no harm."""
         if self._descriptor is not None:
-            os.ftruncate(self._descriptor, 0)
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
             self._descriptor = None
 
@@ -88,6 +98,12 @@ class FileLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def machine_secs() -> float:
+    """Return the seconds since the machine was started, those asleep included where the system counts them."""
+    boottime = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boottime is None else time.clock_gettime(boottime)
 
 
 def process_note() -> dict[str, Any]:

@@ -145,10 +145,10 @@ def restore(own: Path, backup: Path, *, dry_run: bool = False) -> Restored:
 
 
 def _held(own: Path, *, dry_run: bool) -> AbstractContextManager[object]:
-    """Return the lock; makes its folder, or does without one where nothing is to be written and no broker can run."""
+    """Return the lock, and make its folder; none for a dry run, which writes nothing."""
+    if dry_run:
+        return nullcontext()  # nothing is written, so it may be beside a running broker
     if not own.parent.exists():
-        if dry_run:
-            return nullcontext()
         try:
             files.make_folder(own.parent, mode=0o755)
         except OSError as error:
