@@ -16,6 +16,7 @@ from bpbroker.config import layers, schema
 from bpbroker.discovery.interfaces import interfaces
 from bpbroker.discovery.jointoken import JoinToken, canonical_fingerprint, make_token
 from bpbroker.errors import ConfigurationError
+from bpbroker.frontend import client_file
 from bpbroker.server import tls
 from bpbroker.storage.lock import lock_path
 from bpbroker.storage.sources import Loaded
@@ -143,6 +144,9 @@ def token(scope: Scope, *, namespace: str, addresses: tuple[str, ...], fingerpri
     if not made.secret:
         click.echo("warning: there is no discovery secret yet; the next start of the broker makes one", err=True)
     click.echo(make_token(made))
+    # On stderr: standard output is the token alone.
+    where = made.addresses[0] if made.addresses else "HOST:PORT"
+    click.echo(f"the client is at https://{where}/bpclient.pyz, SHA-256 {client_file.digest()}", err=True)
 
 
 def _addresses(scope: Scope, loaded: Loaded) -> list[str]:

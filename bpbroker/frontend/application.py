@@ -32,7 +32,7 @@ from bpbroker.errors import (
     Unauthorized,
     Unavailable,
 )
-from bpbroker.frontend import access_keys, access_log, origins
+from bpbroker.frontend import access_keys, access_log, client_file, origins
 from bpbroker.frontend.actions import BUILT_IN, Ask, EntryLimits
 from bpbroker.frontend.control import CONTROL
 from bpbroker.frontend.openapi import description
@@ -294,6 +294,11 @@ class Application:
     def _openapi(self, _call: _Call) -> Response:
         return Response(200, json.dumps(description()).encode())
 
+    def _client_file(self, _call: _Call) -> Response:
+        name = 'attachment; filename="bpclient.pyz"'
+        headers = (("Content-Disposition", name), ("ETag", f'"{client_file.digest()}"'))
+        return Response(200, client_file.content(), "", "application/zip", headers)
+
     def count_unproven_wrong_key(self, source: str) -> None:
         """Count a wrong key that seems to come from an address, such as by UDP; any thread may call it."""
         self._wrong_keys.count(source, time.monotonic(), proven=False)
@@ -304,6 +309,7 @@ _PAGES: Final[Mapping[str, Callable[[Application, _Call], Response | PendingResp
     "ready": Application._ready,  # noqa: SLF001 - as above
     "live": Application._live,  # noqa: SLF001 - as above
     "openapi.json": Application._openapi,  # noqa: SLF001 - as above
+    "bpclient.pyz": Application._client_file,  # noqa: SLF001 - as above
 }
 """What is read without a key; the methods of a namespace of such a name are below it."""
 

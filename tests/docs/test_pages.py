@@ -173,3 +173,27 @@ def test_the_example_for_authors_is_well_typed_and_refuses_as_it_says(broker: Ru
     bad = broker.bpclient(*method, "node 7")
     assert (bad.returncode, bad.stderr) == (1, "Fatal error: The host name must be an identifier\n")
     broker.await_logged("bpbroker.extension.inventory: added node7")
+
+
+@needs_programs
+@pytest.mark.parametrize(
+    ("program", "words", "offered"),
+    [("bpbroker", "bpbroker install-s", "install-service"), ("bpclient", "bpclient service rep", "replace")],
+)
+def test_bash_completes_as_the_page_says(program: str, words: str, offered: str, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    assert "_BPCLIENT_COMPLETE" in page
+    (line,) = re.findall(r"^\| bash \| `(.*)` \|$", page, re.MULTILINE)
+    line = line.replace("_BPBROKER", f"_{program.upper()}").replace("source bpbroker", f"source {program}")
+    last = len(words.split()) - 1
+    asked = f"COMP_WORDS=({words}); COMP_CWORD={last}; _{program}_completion {program}; echo $COMPREPLY"
+    environ = with_scripts(SCRIPTS, {"HOME": str(tmp_path), "BPBROKER_HOME": str(tmp_path)})
+    done = subprocess.run(
+        ["bash", "--norc", "-c", f"{line}\n{asked}"],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stdout == f"{offered}\n", done.stderr
