@@ -50,16 +50,14 @@ def configure(scope: Scope, *, extra_file: Path | None, dry_run: bool) -> None:
     """Add configuration to the global configuration file, or to the one given with --config.
 
     Only what is not there yet is added, at every depth; what is there stays as
-    it is, so this can be run as often as one likes. Not while the broker runs.
+    it is, so this can be run as often as one likes. Not while the broker runs, but
+    with --dry-run.
     """
     extra = _document(extra_file)
     own = scope.own
     for warning in schema.warnings(extra[0], lambda name: modules.find(name, scope.home.lib) is not None):
         click.echo(f"warning: {warning}", err=True)
     if dry_run:
-        note = holder(own)
-        if note is not None:
-            raise _in_use(scope, note)
         _report(merge(own, *extra), own, dry_run=True)
         return
     _report(add_offline(scope, *extra), own, dry_run=False)
