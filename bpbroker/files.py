@@ -777,6 +777,8 @@ def sync_folder(folder: Path) -> None:
 def storage_error(what: str, error: OSError, *, outcome_known: bool = True) -> Unavailable:
     """Return the error of ours that an operating system's error while writing means."""
     reason = error.strerror or str(error)
+    if error.errno == errno.EBUSY:  # a file that is a mount itself can be written, but not replaced
+        reason += "; if the file itself is mounted, as in a container, mount its folder instead"
     result = StorageFull if error.errno in NO_SPACE and outcome_known else StorageFailed
     raised = result(f"{what}: {reason}")
     raised.outcome_known = outcome_known
