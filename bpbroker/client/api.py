@@ -18,7 +18,7 @@ from bpbroker.client.answers import Registered, json_value
 from bpbroker.client.calls import Calls
 from bpbroker.client.pins import KnownBrokers
 from bpbroker.client.transport import CONNECT_SECS, Deadline, Transport, Trust
-from bpbroker.errors import AlreadyExists, CannotConnect, RequestError, UsageError
+from bpbroker.errors import AlreadyExists, CannotConnect, NotFound, RequestError, UsageError
 from bpbroker.registry import entry
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # novm
 
 TIMEOUT_SECS: Final = 60.0
 RETRIES: Final = 4
+_TIMES_GONE_MAX: Final = 10
 CONSISTENCIES: Final = ("strong", "local")
 
 Data: TypeAlias = "str | Mapping[str, Any]"
@@ -185,6 +186,24 @@ class Client:
                 if there.own == entry.parse(sent["data"], max_bytes=sys.maxsize) and self._is_mine(there):
                     return there
             raise
+
+    def register_or_get(self, name: str, data: Data) -> Entry:
+        """Create an entry, or return the one that has the name, whoever wrote it.
+
+        Raises:
+            NotFound: one that existed was deleted again and again meanwhile.
+        """
+        gone = NotFound(f"Entry '{name}' not found")
+        for _ in range(_TIMES_GONE_MAX):
+            try:
+                return self.register(name, data)
+            except AlreadyExists:
+                pass
+            try:
+                return self.get(name)
+            except NotFound as error:
+                gone = error
+        raise gone
 
     def replace(self, name: str, data: Data, *, if_match: str = "") -> Entry:
         """Create or overwrite an entry; with ``if_match`` only if its tag is that one.

@@ -15,7 +15,9 @@ from bpbroker.errors import (
     CannotConnect,
     NotFound,
     NotTrusted,
+    RequestError,
     TimedOut,
+    Unauthorized,
     Unavailable,
     UsageError,
     WaitTimeout,
@@ -33,6 +35,22 @@ _POLL_SLACK_SECS: Final = 10.0
 """How much later than asked for the broker's answer to a wait may come."""
 _LAST_WORD_SECS: Final = 1.0
 """The same where all calls together have a time limit."""
+
+
+def _explained(refused: RequestError, path: str, *, has_key: bool) -> RequestError:
+    """Return a refusal in words that tell a missing key, a wrong one, and what is not there apart."""
+    namespace, _, method = path.partition("/")
+    said = str(refused)
+    if said == "Incorrect access key" and not has_key:
+        return Unauthorized(f"No access key was given; {namespace} needs one (Incorrect access key)")
+    if said == "Unauthorized package":
+        return Unauthorized(f"{said}: the broker has no namespace {namespace}; is that extension enabled there?")
+    if said == "Unauthorized method":
+        return Unauthorized(
+            f"{said}: {namespace} has no method {method} on this broker, or its module cannot be imported; "
+            "the access key is right"
+        )
+    return refused
 
 
 class Calls:
@@ -177,6 +195,8 @@ class Calls:
                 if answer.status == 404 and path.startswith("services/"):
                     registered(path, answer, self.transport.address)
                 refused = refusal(answer)
+                if answer.status == 401:
+                    refused = _explained(refused, path, has_key="Authorization" in every)
                 after = refused.retry_after_secs or 0
                 # With Retry-After the broker says that nothing was done.
                 again = refused.status == 503 and (repeatable or bool(after))

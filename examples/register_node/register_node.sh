@@ -19,7 +19,7 @@ BPBROKER=$(bpclient --port "${PORT:-20443}" discover --name "$cluster" --wait "$
 export BPBROKER
 
 # Data goes through a here-document: nothing in it has to be quoted for the command line.
-bpclient service update --name "$cluster/$node" --data - >/dev/null <<HERE
+bpclient service update --name "$cluster/$node" --own-ip --json --data - >/dev/null <<HERE
 {
     "system": "$(uname -s)",
     "kernel": "$(uname -r)",

@@ -135,10 +135,14 @@ NAME: Final = Option("--name", required=True, positional=True, about="The entry'
 DATA: Final = Option("--data", metavar="DATA", about="Data: text, a JSON object, @FILE, or - for standard input.")
 DATA_NEEDED: Final = Option("--data", metavar="DATA", about=f"{DATA.about} Required.")
 DATA_RAW: Final = Option("--data-raw", metavar="TEXT", about="Data, never read as @FILE or -.")
+JSON: Final = Option("--json", key="only_json", flag=True, about="Refuse data that is no JSON object.")
 RAW: Final = Option("--raw", flag=True, about="Print the broker's whole response.")
 ETAG: Final = Option("--etag", flag=True, about="Print only the entry's tag, for --if-match and --changed-from.")
 CONSISTENCY: Final = Option(
     "--consistency", choices=CONSISTENCIES, default="strong",
     about="local: what this broker knows is enough, even if it cannot reach a shared registry.",
 )  # fmt: skip
+OWN_IP: Final = Option(
+    "--own-ip", flag=True, about="Put this host's address, as the broker sees it, into the data: ip."
+)
 IF_MATCH: Final = Option("--if-match", metavar="ETAG", default="", about="Only if the entry's tag is this one.")

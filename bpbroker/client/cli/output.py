@@ -43,6 +43,10 @@ class Output:
         self.exit_code = exit_code
 
 
+NOTHING: Final = Output(b"", None, [])
+"""The result went somewhere else: nothing is printed, in any form."""
+
+
 def render(output: Output, form: str, cols: Sequence[str] = ()) -> bytes:
     """Return the bytes to print, the newline at the end included.
 
@@ -54,6 +58,8 @@ def render(output: Output, form: str, cols: Sequence[str] = ()) -> bytes:
     Raises:
         NotShown: a shell could not hold it, or JSON not.
     """
+    if output is NOTHING:
+        return b""
     rows = [_chosen(row, cols) for row in output.rows]
     if form == "text":
         return _line(json.dumps(rows[0])) if output.text is None else output.text
@@ -85,6 +91,13 @@ def of_ping(answer: Row) -> Output:
 def of_value(name: str, value: Any) -> Output:
     """Show one value: text as it is, anything else as JSON."""
     return Output(_line(_cell(value) if value is not None else "null"), value, [{name: value}])
+
+
+def of_tagged(tag: str, name: str, value: Any) -> Output:
+    """Show an entry's tag and one value of it, with a tab between."""
+    shown = _in_its_cell(_cell(value) if value is not None else "null")
+    row = {"etag": tag, name: value}
+    return Output(_line(f"{tag}\t{shown}"), row, [row])
 
 
 def of_entries(entries: Mapping[str, Entry]) -> Output:

@@ -91,6 +91,10 @@ class Session:
         if not self.quiet and sys.stderr is not None:
             sys.stderr.write(f"{sentence}\n")
 
+    def at_terminal(self) -> bool:
+        """Whether a person reads the result."""
+        return sys.stdout is not None and sys.stdout.isatty()
+
     def waiting_for(self, what: str) -> Progress:
         """Show what is being waited for, while it is."""
         return Progress(what, quiet=self.quiet)

@@ -55,7 +55,7 @@ def complete(words: Sequence[str]) -> None:
 
 def bpclient() -> click.Group:
     """Make click's commands of ours."""
-    root = click.Group(
+    root = _Group(
         "bpclient",
         help=_ABOUT,
         epilog=_EPILOG,
@@ -66,7 +66,7 @@ def bpclient() -> click.Group:
     # The help of the outermost command alone shows them.
     hidden: list[click.Parameter] = [_remembered(option, hidden=True) for option in EVERYWHERE]
     for words, about in GROUPS.items():
-        groups[words] = click.Group(words[-1], help=about, params=hidden)
+        groups[words] = _Group(words[-1], help=about, params=hidden)
         groups[words[:-1]].add_command(groups[words])
     for path, command in COMMANDS.items():
         own: list[click.Parameter] = [_option(option) for option in command.options]
@@ -79,6 +79,22 @@ def bpclient() -> click.Group:
             click.Command(path[-1], help=command.action.__doc__, params=[*own, *hidden], callback=_callback(command))
         )
     return root
+
+
+class _Group(click.Group):
+    """A group that knows which of its commands a word may have been meant for."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; an unknown one is refused with those that are like it."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            from difflib import get_close_matches
+
+            alike = get_close_matches(args[0], self.list_commands(ctx), 3, 0.5)
+            hint = f"; did you mean {' or '.join(alike)}?" if alike else ""
+            raise click.UsageError(f"No such command '{args[0][:80]}'{hint}")
+        return super().resolve_command(ctx, args)
 
 
 def _callback(command: Command) -> Any:
