@@ -36,6 +36,7 @@ from bpbroker.config import layers, schema
 from bpbroker.errors import BpbrokerError, ConfigurationError
 from bpbroker.extensions import idempotency
 from bpbroker.frontend import access_log
+from bpbroker.frontend.access_keys import NamedKeys
 from bpbroker.frontend.application import Application, rejected
 from bpbroker.runtime import sdnotify
 from bpbroker.runtime.actors import Parts, registry_factory
@@ -127,6 +128,7 @@ class Broker:
         self._server: BrokerServer | None = None
         self._trouble = ""
         self._application: Application | None = None
+        self._named_keys = NamedKeys()
         self._note: dict[str, Any] = {}
         self._stopping = False
         self._patience = sdnotify.Patience(self._at_work, self._progress)
@@ -180,7 +182,7 @@ class Broker:
 
     def _start_actors(self) -> None:
         own, settings = self._own, self._settings
-        self._parts.start("registry", registry_factory(own, lambda: self._settings, self._loaded))
+        self._parts.start("registry", registry_factory(own, lambda: self._settings, self._loaded, self._named_keys))
         self._loaded = self._prepared.loaded
         self._undo.callback(self._stop_actors)
         registry = self._addresses["registry"]
@@ -282,7 +284,7 @@ class Broker:
     def _start_frontend(self) -> None:
         memory = Budget()
         self._application = Application(
-            self._settings, self._addresses, self._prepared.token, _names(self._cert), memory
+            self._settings, self._addresses, self._prepared.token, _names(self._cert), memory, self._named_keys
         )
         self._server = BrokerServer(
             self._prepared.tcp,
@@ -305,8 +307,11 @@ class Broker:
     def _say_ready(self) -> None:
         self._describe()
         for section in ("services", *layers.namespaces(self._settings)):
-            if not layers.access_keys(self._settings, section):
+            closed = section in self._named_keys.closed and "_access_key" not in self._settings.get(section, {})
+            if not layers.access_keys(self._settings, section) and not closed:
                 logger.warning("%s is open to everybody: it has no _access_key", section)
+        for sentence in schema.weak_keys(self._settings):
+            logger.warning("%s", sentence)
         pong: messages.Pong = ask_patiently(self._addresses["registry"], messages.Ping())
         extensions = ", ".join(layers.namespaces(self._settings)) or "none"
         logger.info("%s entries; extensions: %s", pong.figures["entries"] if pong.ok else "no", extensions)
@@ -374,6 +379,8 @@ class Broker:
     def _take(self, event: Any) -> Any:
         if isinstance(event, messages.ApplyConfiguration):
             return self._add(event)
+        if isinstance(event, messages.DropAccessKey):
+            return self._drop_key(event)
         if isinstance(event, messages.Reload):
             return self._reload()
         if isinstance(event, _Answered):
@@ -405,6 +412,15 @@ class Broker:
             return applied
 
         return self._then(message, added)
+
+    def _drop_key(self, message: messages.DropAccessKey) -> Future[Any]:
+        """Have a section's key taken out; when this is over it does not count any more."""
+
+        def dropped(asked: Future[Any]) -> None:
+            asked.result()
+            self._apply(self._owned.value.effective)
+
+        return self._then(message, dropped)
 
     # --- reload ---
 

@@ -37,7 +37,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "doctor": "doctor",
     },
     "Extensions": {"extensions": "extension", "uninstall-extension": "extension", "run-extension": "extension"},
-    "Trust": {"certificate": "trust", "token": "trust"},
+    "Trust": {"certificate": "trust", "token": "trust", "join-command": "trust", "key": "keys"},
 }
 """Heading to commands to the module of :mod:`bpbroker.commands` that has it; only what is called is loaded."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -210,6 +210,26 @@ class Exists:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeKey:
+    """Change a named access key. Reply: its :class:`Record`.
+
+    Errors: those of :func:`bpbroker.registry.named_keys.changed`, Unavailable.
+    """
+
+    name: str
+    """As in :func:`bpbroker.registry.named_keys.stored_name`."""
+    kind: Literal["add", "rotate", "revoke", "count", "note"]
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """What the change brings."""
+    condition: Condition = ALWAYS
+
+
+@dataclass(frozen=True, slots=True)
+class ListKeys:
+    """Read all named access keys. Reply: a tuple of :class:`Record`, sorted by name."""
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Reply: :class:`SnapshotTaken`, a complete committed state."""
 
@@ -248,6 +268,18 @@ class Applied:
     added: tuple[str, ...]
     kept: tuple[str, ...]
     """Already there with another value; left untouched."""
+
+
+@dataclass(frozen=True, slots=True)
+class DropAccessKey:
+    """Take the ``_access_key`` out of a section and save: named keys have its place. Reply: None.
+
+    Errors: ConfigurationError (it is another key than those that were taken over), Unavailable.
+    """
+
+    section: str
+    digests: tuple[str, ...]
+    """SHA-256 of each key that the section may have, in hexadecimal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +388,8 @@ class Call:
     """The requesting address as text."""
     request_id: str
     idempotency_key: str | None = None
+    caller: str = ""
+    """The name of the caller's access key; empty if it has none."""
 
 
 @dataclass(frozen=True, slots=True)

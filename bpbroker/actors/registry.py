@@ -33,6 +33,7 @@ from bpbroker.messages import (
     Get,
     Known,
     List,
+    ListKeys,
     Pong,
     Record,
     Settings,
@@ -42,7 +43,7 @@ from bpbroker.messages import (
     settle,
 )
 from bpbroker.registry.changes import Conflict, Outcome
-from bpbroker.registry.memory import Batch, Memory, PendingWrite
+from bpbroker.registry.memory import Batch, KeyView, Memory, PendingWrite
 from bpbroker.registry.replies import not_found, refusal, send, write_failure
 from bpbroker.registry.waiters import Waiter
 from bpbroker.registry.writes import WRITES, Write
@@ -69,11 +70,18 @@ class Registry(Actor):
     Args:
         backend: how it commits and reads.
         settings: the settings in force.
+        key_view: told each named access key that comes, changes or goes.
     """
 
-    def __init__(self, backend: Backend, settings: Settings) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        settings: Settings,
+        key_view: KeyView | None = None,
+    ) -> None:
         super().__init__()
         self.memory = Memory()
+        self.memory.key_view = key_view
         self._backend = backend
         self._under_way: Batch | None = None
         self._postponed: list[PendingWrite] = []
@@ -86,6 +94,7 @@ class Registry(Actor):
             Get: self._get,
             List: self._list,
             Exists: self._exists,
+            ListKeys: lambda _: self.memory.keys.matching(""),
             Snapshot: self._snapshot,
             SettingsChanged: lambda message: self._apply_settings(message.settings),
             Wake: lambda _: self._wake(),

@@ -107,7 +107,7 @@ class LocalBackend:
 
     def snapshot(self, then: Callable[[SnapshotTaken | Unavailable], None]) -> None:
         """See :class:`~bpbroker.actors.registry_backend.Backend`."""
-        then(SnapshotTaken(self._memory.entries.snapshot(), self._store.sequence))
+        then(SnapshotTaken(self._memory.snapshot(), self._store.sequence))
 
     # --- committing ---
 

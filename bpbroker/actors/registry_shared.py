@@ -18,6 +18,7 @@ from bpbroker.actors.registry_lanes import Done, Kind, Lanes
 from bpbroker.errors import StorageFull, Unavailable
 from bpbroker.messages import Record, SnapshotTaken
 from bpbroker.registry.changes import Broken, Change, Changes, Committed, Conflict, Outcome, Seen, State
+from bpbroker.registry.named_keys import PREFIX as OF_KEYS
 from bpbroker.registry.reads import ReadQueue, Then
 from bpbroker.registry.replica import Replica
 from bpbroker.registry.replies import read_failure
@@ -227,7 +228,9 @@ class SharedBackend:
                 then(Unavailable(str(read_failure(result))))
                 return
             records = tuple(
-                record(seen.name, seen.value) for seen in result.entries if seen.value is not None and not seen.fault
+                record(seen.name, seen.value)
+                for seen in result.entries
+                if seen.value is not None and not seen.fault and not seen.name.startswith(OF_KEYS)
             )
             if len(records) < at_least:
                 if result.registry_id != self._replica.registry_id:
@@ -299,6 +302,7 @@ class SharedBackend:
         if self.away:
             logger.info("The registry is there: %d entries", len(self._host.memory.entries))
             self.away = ""
+        self._host.memory.complete()
         self._broken_at = None
         if other:
             self._host.decide_staged_again()

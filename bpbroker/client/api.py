@@ -308,6 +308,19 @@ class Client:
         answer = self._calls.send(f"{namespace}/{function}", sent, headers, repeatable=bool(headers))
         return Result(answer.body, answer.headers.get("content-type", ""))
 
+    def whoami(self) -> dict[str, Any]:
+        """Return what the access key may do.
+
+        Members: ``name`` (of the key; empty if it has none), ``allow`` (its rules), ``address`` (the client's own);
+        of a named key also ``until`` (ISO 8601, None without an end), ``uses``, ``used`` and ``from``.
+
+        Raises:
+            Unauthorized: the key is wrong, ended, used up or not for this address.
+        """
+        answer = self._calls.send("whoami", {}, repeatable=True)
+        found: dict[str, Any] = json.loads(answer.body)["data"]
+        return found
+
     # --- how ---
 
     def _is_mine(self, there: Entry) -> bool:

@@ -16,7 +16,7 @@ from bpbroker.commands.scope import FILE, Scope, command, pass_scope
 from bpbroker.config import layers, schema
 from bpbroker.errors import BadRequest, ConfigurationError, InUse
 from bpbroker.extensions import modules
-from bpbroker.registry import entry
+from bpbroker.registry import entry, named_keys
 from bpbroker.server import tls
 from bpbroker.storage import config_file, offline
 from bpbroker.storage.lock import FileLock, holder
@@ -97,7 +97,7 @@ def merge(own: Path, extra: Mapping[str, Any], extra_entries: Mapping[str, bytes
     settings, entries, origin = offline.state_of(own)
     _check(extra, extra_entries, "The configuration to add")
     merged, added, kept = layers.add(settings, extra)
-    if extra_entries and layers.shares_registry(merged):
+    if layers.shares_registry(merged) and any(not name.startswith(named_keys.PREFIX) for name in extra_entries):
         raise ConfigurationError(
             "The registry is in etcd, so entries are not added to the file: use bpclient service register"
         )
@@ -105,15 +105,23 @@ def merge(own: Path, extra: Mapping[str, Any], extra_entries: Mapping[str, bytes
         before = {name: json.loads(entries[name])} if name in entries else {}
         after, more_added, more_kept = layers.add(before, {name: json.loads(value)})
         entries[name] = entry.encode(after[name])
-        added += tuple(f"{layers.REGISTRY_SECTION}.{path}" for path in more_added)
-        kept += tuple(f"{layers.REGISTRY_SECTION}.{path}" for path in more_kept)
+        added += tuple(_shown_path(path) for path in more_added)
+        kept += tuple(_shown_path(path) for path in more_kept)
     _check(merged, {}, str(own))
     return Merged(merged, entries, added, kept, origin)
+
+
+def _shown_path(path: str) -> str:
+    if path.startswith(named_keys.PREFIX):
+        return f"{named_keys.SECTION}.{path.removeprefix(named_keys.PREFIX)}"
+    return f"{layers.REGISTRY_SECTION}.{path}"
 
 
 def _check(settings: Mapping[str, Any], entries: Iterable[str], what: str) -> None:
     problems = list(schema.problems(settings))
     for name in entries:
+        if name.startswith(named_keys.PREFIX):  # what is wrong with one was found among the settings
+            continue
         try:
             entry.check_name(name)
             entry.check_new_name(name)

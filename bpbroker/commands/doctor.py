@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,13 +18,15 @@ from bpbroker.client.address import BrokerAddress
 from bpbroker.client.doctor import FAIL, OK, WARNING, Finding, examine, networks
 from bpbroker.client.pins import KnownBrokers
 from bpbroker.client.transport import Trust
+from bpbroker.commands.keys import ends_at, state
 from bpbroker.commands.local import LocalBroker, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, format_option, shown_size
-from bpbroker.config import layers
+from bpbroker.config import layers, schema
 from bpbroker.discovery.jointoken import canonical_fingerprint
-from bpbroker.errors import BpbrokerError, ClientError, ConfigurationError, InUse, RequestError
+from bpbroker.errors import BpbrokerError, ClientError, ConfigurationError, InUse, RequestError, StartError
 from bpbroker.extensions.modules import Status, catalogue
+from bpbroker.registry import named_keys, rights
 from bpbroker.runtime.exposure import exposed_code
 from bpbroker.server import tls
 from bpbroker.storage import offline
@@ -32,6 +37,8 @@ _MEND_ADDRESS = "set api.listen_ip to an address of this host, or to nothing for
 _AS_OWNER = "run this as root or the service's user"
 _DISK_WARN_BYTES = 256 * 1024 * 1024
 _DISK_FAIL_BYTES = 16 * 1024 * 1024
+_UNUSED_DAYS = 90
+_ENDS_SOON_SECS = 14 * 86400.0
 
 
 @command("doctor", short_help="Look for what is wrong, and what to do")
@@ -85,7 +92,7 @@ def diagnose(scope: Scope) -> Iterator[Finding]:
             start = f"start it: {scope.command_line('start')}, or the service"
             yield Finding("broker", WARNING, "it does not run", start)
     if loaded is not None:
-        yield from _access(loaded)
+        yield from _access(loaded, broker)
         yield from _extensions(scope, loaded)
         yield from _code(scope, loaded)
         yield from _pair(scope, loaded, broker)
@@ -122,13 +129,67 @@ def _is_read_only(folder: Path) -> bool:
     return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
-def _access(loaded: Loaded) -> Iterator[Finding]:
+def _access(loaded: Loaded, broker: LocalBroker | None) -> Iterator[Finding]:
     namespaces = ["services", *layers.namespaces(loaded.effective)]
-    unguarded = [name for name in namespaces if not layers.access_keys(loaded.effective, name)]
+    stored = [] if broker is None else _named_keys(broker)
+    if broker is None:
+        of_file = {name: value for name, value in loaded.entries.items() if name.startswith(named_keys.PREFIX)}
+        stored = [{"name": name.removeprefix(named_keys.PREFIX), **json.loads(of_file[name])} for name in of_file]
+    closed = {name for each in stored for name in rights.parse(each["allow"]).namespaces}
+    unguarded = [
+        name
+        for name in namespaces
+        if not layers.access_keys(loaded.effective, name)
+        and (name not in closed or "_access_key" in loaded.effective.get(name, {}))
+    ]
+    yield from _of_keys(stored, time.time())
+    for sentence in schema.weak_keys(loaded.effective):
+        yield Finding("keys", WARNING, sentence, "give its section another _access_key")
     if unguarded:
-        yield Finding("keys", WARNING, f"open to everybody: {', '.join(unguarded)}", "give them an _access_key")
+        yield Finding(
+            "keys",
+            WARNING,
+            f"open to everybody: {', '.join(unguarded)}",
+            "give them an _access_key, or add a key with rights there: bpbroker key add",
+        )
     else:
         yield Finding("keys", OK, "every namespace needs an access key")
+
+
+def _named_keys(broker: LocalBroker) -> list[dict[str, Any]]:
+    try:
+        found: list[dict[str, Any]] = broker.ask("Keys", timeout_secs=10.0)
+    except (ClientError, RequestError, StartError):  # the finding about the broker says why
+        return []
+    return found
+
+
+def _of_keys(stored: list[dict[str, Any]], now: float) -> Iterator[Finding]:
+    """Say which named keys are unused for long, or about to end."""
+    for each in stored:
+        what, count = f"key {each['name']}", state(each)
+        revoke = f"revoke it if it is not needed: bpbroker key revoke {each['name']}"
+        seen = datetime.fromisoformat(each.get("last_used") or each.get("made") or "1970-01-01T00:00:00+00:00")
+        unused_days = int((now - seen.timestamp()) // 86400)
+        left = ends_at(each) - now
+        if "sha256" in each and named_keys.is_common(named_keys.of(each["name"], _only_stored(each))):
+            yield Finding(what, WARNING, "its secret is a common word", f"bpbroker key rotate {each['name']}")
+        if count == "in force" and unused_days >= _UNUSED_DAYS and (each.get("last_used") or each.get("made")):
+            yield Finding(what, WARNING, f"unused for {unused_days} days", revoke)
+        if count == "in force" and left < _ENDS_SOON_SECS:
+            lasting = not (
+                each.get("made") and left > 0 and ends_at(each) - _seconds(each["made"]) < 2 * _ENDS_SOON_SECS
+            )
+            if lasting:  # a token for a few hours is meant so
+                yield Finding(what, WARNING, f"it ends at {each['until']}", "add another one in time: bpbroker key add")
+
+
+def _only_stored(each: dict[str, Any]) -> dict[str, Any]:
+    return {member: value for member, value in each.items() if member != "name"}
+
+
+def _seconds(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
 
 
 def _extensions(scope: Scope, loaded: Loaded) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from bpbroker.registry import named_keys
 from bpbroker.registry.entry import DATA_MAX_BYTES, DEPTH_MAX, NAME_MAX_BYTES
 
 _INVISIBLE: Final = frozenset({"Cc", "Cf", "Cs", "Zs", "Zl", "Zp"})
@@ -212,7 +213,7 @@ EXTENSION: Final[Mapping[str, Key]] = {
 }
 """Keys that the broker knows in the section of an extension; all others are the extension's own."""
 
-_OWN_SECTIONS: Final = (*KNOWN, "worker")
+_OWN_SECTIONS: Final = (*KNOWN, "worker", named_keys.SECTION)
 
 
 def keys_of(section: str) -> Mapping[str, Key]:
@@ -231,6 +232,9 @@ def option(settings: Mapping[str, Any], section: str, key: str) -> Any:
 def problems(document: Mapping[str, Any]) -> Iterator[str]:
     """Yield everything in a document that cannot be used, a sentence each: path, value, what it must be."""
     for name, section in document.items():
+        if name == named_keys.SECTION:
+            yield from _key_problems(section)
+            continue
         if not isinstance(section, Mapping):
             yield f"{name} is {_shown(section)}: a section must be an object"
             continue
@@ -247,6 +251,15 @@ def problems(document: Mapping[str, Any]) -> Iterator[str]:
             for key, value in section.items():
                 if not key.startswith("_") and not isinstance(value, Mapping):
                     yield f"services.{key} is {_shown(value)}: an entry must be an object"
+
+
+def _key_problems(section: Any) -> Iterator[str]:
+    """Yield what is wrong with the named keys, without a value of theirs: one that is no digest may be a key."""
+    if isinstance(section, Mapping):
+        for name, value in section.items():
+            yield from named_keys.problems(name, value)
+    else:
+        yield f"{named_keys.SECTION} must be an object of named access keys"
 
 
 ETCD_DATA_MAX_BYTES: Final = _MIB
@@ -301,6 +314,16 @@ def warnings(document: Mapping[str, Any], is_installed: Callable[[str], bool] = 
             close = difflib.get_close_matches(key, known, 1, 0.8)
             if close:
                 yield f"{name}.{key} is not known; did you mean {name}.{close[0]}?"
+
+
+def weak_keys(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield which access keys are easily guessed, a sentence each, without the keys."""
+    for name, section in settings.items():
+        value = section.get("_access_key", "")
+        for key in value if isinstance(value, (list, tuple)) else (value,):
+            why = named_keys.weakness(key, name) if key else ""
+            if why:
+                yield f"{name}._access_key {why}: it is easily guessed; `openssl rand -hex 32` makes one that is not"
 
 
 def _crosses_network_in_clear(endpoint: Any) -> bool:

@@ -182,6 +182,7 @@ class Child:
                 "method": call.method,
                 "qs": dict(call.qs),
                 "source": call.source,
+                "caller": call.caller,
                 "request_id": call.request_id,
             }
         )

@@ -172,7 +172,7 @@ class _Extension:
 
     def _run(self, method: Method, call: Mapping[str, Any]) -> CallResult:
         rh = Request(
-            qs=call["qs"], source=call["source"], request_id=call["request_id"],
+            qs=call["qs"], source=call["source"], caller=call["caller"], request_id=call["request_id"],
             config=self._config, registry=self._registry, log=self._log,
         )  # fmt: skip
         try:

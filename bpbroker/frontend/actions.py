@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -13,6 +13,7 @@ from bpbroker.errors import BadRequest, RequestError
 from bpbroker.frontend.parameters import Parameters
 from bpbroker.messages import Condition, Known, Record
 from bpbroker.registry import entry
+from bpbroker.registry.rights import Need
 from bpbroker.server import response
 from bpbroker.server.request import network_of
 from bpbroker.server.response import Response
@@ -46,6 +47,25 @@ class Ask(NamedTuple):
     """The size of what ``show`` makes of the reply, about, in bytes; None if it is small."""
 
 
+Touches = Callable[[str, str, Parameters], Iterable[Need]]
+"""Function of namespace, method and parameters to what that call does."""
+
+
+def a_name(namespace: str, method: str, parameters: Parameters) -> tuple[Need, ...]:
+    """Return what a method does that is about the name in its parameters."""
+    return (Need(namespace, method, str(parameters.values.get("name", ""))),)
+
+
+def a_prefix(namespace: str, method: str, parameters: Parameters) -> tuple[Need, ...]:
+    """Return what a method does that is about all names with the prefix in its parameters."""
+    return (Need(namespace, method, str(parameters.values.get("prefix", ""))),)
+
+
+def no_name(namespace: str, method: str, _parameters: Parameters) -> tuple[Need, ...]:
+    """Return what a method does that is about no names."""
+    return (Need(namespace, method),)
+
+
 Decide = Callable[[Parameters, Mapping[str, str], str, EntryLimits], Ask | Response]
 
 
@@ -57,6 +77,8 @@ class Action:
     """Returns the message, or the response, for parameters, header fields, source address and limits."""
     allow: tuple[str, ...]
     """HTTP methods that it is called with."""
+    touches: Touches
+    """Returns what a call with these parameters does, for the rights of a named key."""
 
 
 def _write(kind: type[messages.Register | messages.Replace | messages.Update]) -> Decide:
@@ -185,12 +207,12 @@ _CHANGE: Final = ("POST",)
 
 BUILT_IN: Final[Mapping[str, Mapping[str, Action]]] = {
     "services": {
-        "Register": Action(_write(messages.Register), _CHANGE),
-        "Replace": Action(_write(messages.Replace), _CHANGE),
-        "Update": Action(_write(messages.Update), _CHANGE),
-        "Delete": Action(_delete, ("POST", "DELETE")),
-        "Get": Action(_get, _READ),
-        "List": Action(_list, _READ),
+        "Register": Action(_write(messages.Register), _CHANGE, a_name),
+        "Replace": Action(_write(messages.Replace), _CHANGE, a_name),
+        "Update": Action(_write(messages.Update), _CHANGE, a_name),
+        "Delete": Action(_delete, ("POST", "DELETE"), a_name),
+        "Get": Action(_get, _READ, a_name),
+        "List": Action(_list, _READ, a_prefix),
     },
-    "ping": {"Ping": Action(_ping, _READ)},
+    "ping": {"Ping": Action(_ping, _READ, no_name)},
 }

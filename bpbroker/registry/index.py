@@ -47,9 +47,14 @@ class EntryIndex:
             end += 1
         return tuple(records[name] for name in names[start:end])
 
-    def snapshot(self) -> Mapping[str, bytes]:
-        """Return a copy that does not change any more: name to entry, JSON in UTF-8."""
-        return _Snapshot(self._records.copy(), self._names.copy())
+    def snapshot(self, beside: EntryIndex | None = None) -> Mapping[str, bytes]:
+        """Return a copy that does not change any more: name to entry, JSON in UTF-8; with those of another index."""
+        records, names = self._records.copy(), self._names.copy()
+        if beside:
+            more = beside.matching("")
+            records.update((record.name, record) for record in more)
+            names += [record.name for record in more]
+        return _Snapshot(records, names)
 
 
 class _Snapshot(Mapping[str, bytes]):

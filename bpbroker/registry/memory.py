@@ -11,15 +11,16 @@ and ``_commit_ended`` rely on that, nothing else does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from bpbroker.errors import RequestError
 from bpbroker.messages import Record, settle
 from bpbroker.registry.changes import ANYTHING, Change
 from bpbroker.registry.index import EntryIndex
+from bpbroker.registry.named_keys import PREFIX as OF_KEYS
 from bpbroker.registry.waiters import Waiters
 from bpbroker.registry.writes import Write, decide
 
@@ -63,12 +64,26 @@ class Batch:
         ]
 
 
+class KeyView(Protocol):
+    """Who follows the named access keys. Both methods are called in the registry's thread."""
+
+    def take(self, stored_name: str, value: bytes | None) -> None:
+        """Take what is stored of a key now; None when it is gone."""
+
+    def complete(self) -> None:
+        """Hear that all keys that there are have been told."""
+
+
 class Memory:
     """The registry's state. Later states of an entry replace earlier ones here when they are durable, not before."""
 
     def __init__(self) -> None:
         self.entries = EntryIndex()
         """Every entry as far as this registry knows; with one writer, as they are."""
+        self.keys = EntryIndex()
+        """The named access keys, apart from the entries: no client sees them."""
+        self.key_view: KeyView | None = None
+        """Who follows the named keys."""
         self.batch = Batch()
         """The writes that the next commit carries."""
         self.waiters = Waiters()
@@ -77,7 +92,31 @@ class Memory:
 
     def fill(self, records: Iterable[Record]) -> None:
         """Take all entries that a store holds; nothing else has happened yet."""
-        self.entries = EntryIndex(records)
+        of_entries: list[Record] = []
+        of_keys: list[Record] = []
+        for record in records:
+            (of_keys if record.name.startswith(OF_KEYS) else of_entries).append(record)
+        self.entries, self.keys = EntryIndex(of_entries), EntryIndex(of_keys)
+        for record in of_keys:
+            self._tell(record.name, record)
+        self.complete()
+
+    def complete(self) -> None:
+        """Tell who follows the named keys that all of them have been told."""
+        if self.key_view is not None:
+            self.key_view.complete()
+
+    def _tell(self, name: str, after: Record | None) -> None:
+        if self.key_view is not None:
+            self.key_view.take(name, None if after is None else after.json)
+
+    def matching(self, prefix: str) -> tuple[Record, ...]:
+        """Return all entries and named keys whose names begin with ``prefix``."""
+        return (*self.keys.matching(prefix), *self.entries.matching(prefix))
+
+    def snapshot(self) -> Mapping[str, bytes]:
+        """Return a copy of entries and named keys that does not change any more."""
+        return self.entries.snapshot(self.keys)
 
     def decide(self, write: PendingWrite, now: float, max_bytes: int) -> bool:
         """Decide a write on the staged state, and stage what it changes.
@@ -88,7 +127,7 @@ class Memory:
         message, batch = write.message, self.batch
         name, staged = message.name, batch.staged
         is_staged = name in staged
-        current = staged[name] if is_staged else self.entries.get(name)
+        current = staged[name] if is_staged else self.entries.get(name) or self.keys.get(name)
         try:
             after = write.decision = decide(message, current, now, max_bytes)
         except RequestError as refusal:
@@ -112,6 +151,10 @@ class Memory:
 
     def put(self, name: str, after: Record | None) -> None:
         """Let a durable change be seen, and reply to the reads that waited for it."""
+        if name.startswith(OF_KEYS):
+            self.keys.put(name, after)
+            self._tell(name, after)
+            return
         before = self.entries.put(name, after)
         waiters = self.waiters
         if not waiters.size:

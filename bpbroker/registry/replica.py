@@ -92,7 +92,7 @@ class Replica:
     def learn_all(self, state: State, prefix: str) -> list[str]:
         """Take all entries whose names begin with ``prefix``. Return the names that have to be read again."""
         present = {seen.name for seen in state.entries}
-        for known in self._memory.entries.matching(prefix):
+        for known in self._memory.matching(prefix):
             if known.name not in present:
                 self.learn(Seen(known.name, None, 0, state.version))
         return [seen.name for seen in state.entries if not self.learn(seen)]
@@ -105,7 +105,7 @@ class Replica:
             # Versions and entries of another registry say nothing about this one.
             self.versions.clear()
             self.faults.clear()
-            for known in self._memory.entries.matching(""):
+            for known in self._memory.matching(""):
                 self._memory.put(known.name, None)
             self.registry_id = state.registry_id
         return self.learn_all(state, "")

@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from bpbroker.errors import AlreadyExists, PreconditionFailed, TooLarge
-from bpbroker.messages import ALWAYS, Condition, Delete, Record, Register, Replace, Update
-from bpbroker.registry import entry
+from bpbroker.messages import ALWAYS, ChangeKey, Condition, Delete, Record, Register, Replace, Update
+from bpbroker.registry import entry, named_keys
 from bpbroker.registry.etag import etag
 
-Write = Register | Replace | Update | Delete
+Write = Register | Replace | Update | Delete | ChangeKey
 
 
 def record(name: str, encoded: bytes) -> Record:
@@ -55,11 +55,19 @@ def _delete(_write: Delete, _current: Record | None, _now: float, _max_bytes: in
     return None
 
 
+def _change_key(write: ChangeKey, current: Record | None, now: float, _max_bytes: int) -> Record:
+    value = None if current is None else json.loads(current.json)
+    name = write.name.removeprefix(named_keys.PREFIX)
+    after = named_keys.changed(write.kind, name, value, write.given, now)
+    return current if current is not None and after == value else record(write.name, entry.encode(after))
+
+
 WRITES: Final[dict[type[Any], Callable[[Any, Record | None, float, int], Record | None]]] = {
     Register: _register,
     Replace: _replace,
     Update: _update,
     Delete: _delete,
+    ChangeKey: _change_key,
 }
 """Message type to what it does."""
 

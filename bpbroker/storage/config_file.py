@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 from bpbroker import files
 from bpbroker.config import layers
 from bpbroker.errors import BadRequest, ConfigurationError, DamagedFile
-from bpbroker.registry import entry
+from bpbroker.registry import entry, named_keys
 from bpbroker.text import decode
 
 DEPTH_MAX: Final = 250
@@ -62,7 +62,7 @@ class Content(NamedTuple):
 
     settings: dict[str, Any]
     entries: dict[str, bytes]
-    """Name to entry, JSON in UTF-8."""
+    """Name to entry, JSON in UTF-8; and named access keys, which are the registry's as well."""
     origin: Origin | None
     """None when no broker wrote the file, or one that did not note this yet."""
 
@@ -145,7 +145,15 @@ def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
             own: dict[str, Any] = {}
             settings[key] = own
             return reader.members(at, lambda name, where: service(own, name, where))
-        settings[key], end = reader.value(at)
+        value, end = reader.value(at)
+        if key == named_keys.SECTION and isinstance(value, dict):
+            # What is no key stays among the settings, whose check says what is wrong with it.
+            good = {name: key for name, key in value.items() if not any(named_keys.problems(name, key))}
+            entries.update((named_keys.stored_name(name), entry.encode(key)) for name, key in good.items())
+            value = {name: key for name, key in value.items() if name not in good}
+            if not value:
+                return end
+        settings[key] = value
         return end
 
     def service(own: dict[str, Any], name: str, at: int) -> int:
@@ -310,6 +318,10 @@ def chunks(settings: Mapping[str, Any], entries: Mapping[str, bytes], origin: Or
 
 def _sections(settings: Mapping[str, Any], entries: Mapping[str, bytes]) -> Iterator[bytes]:
     sections = {**settings}
+    of_keys = sorted(name for name in entries if name.startswith(named_keys.PREFIX))
+    if of_keys:
+        stored = {name.removeprefix(named_keys.PREFIX): json.loads(entries[name]) for name in of_keys}
+        sections[named_keys.SECTION] = stored
     sections.setdefault(layers.REGISTRY_SECTION, {})
     lead = b"{\n"
     for name, section in sections.items():
@@ -325,6 +337,8 @@ def _services(own: Mapping[str, Any], entries: Mapping[str, bytes]) -> Iterator[
     lines = [b"  " + _key(key) + _indented(value, "    ") for key, value in own.items()]
     lead = b"\n"
     for name in sorted(entries):
+        if name.startswith(named_keys.PREFIX):
+            continue
         lines.append(b"  " + _key(name) + entries[name])
         if len(lines) >= CHUNK_ENTRIES:
             yield lead + b",\n".join(lines)

@@ -18,7 +18,19 @@ from bpbroker.actors.registry import Registry
 from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.config import layers
 from bpbroker.errors import AlreadyExists, NotFound, PreconditionFailed, RequestError
-from bpbroker.messages import Condition, Delete, Exists, Get, List, Register, Replace, Snapshot, SnapshotSaved, Update
+from bpbroker.messages import (
+    ChangeKey,
+    Condition,
+    Delete,
+    Exists,
+    Get,
+    List,
+    Register,
+    Replace,
+    Snapshot,
+    SnapshotSaved,
+    Update,
+)
 from bpbroker.registry import entry
 from bpbroker.registry.etag import etag
 from bpbroker.registry.writes import Write
@@ -46,6 +58,7 @@ class Model:
         if isinstance(message, Delete):
             self.entries.pop(name, None)
             return None
+        assert not isinstance(message, ChangeKey)
         if isinstance(message, Register) and name in self.entries:
             return AlreadyExists
         data = dict(message.data)

@@ -161,6 +161,14 @@ def discover(session: Session, *, name: str, everyone: bool, first: bool, wait: 
     return output.of_broker(session.discover(name, seconds(wait) if wait else 0.0, first=first))
 
 
+@_command("whoami")
+def whoami(session: Session) -> Output:
+    """Print what the access key may do: its name, its rules, and until when."""
+    client, _ = session.client()
+    with client, session.waiting_for(f"broker {client.address}"):
+        return output.of_caller(client.whoami())
+
+
 @_command("doctor")
 def doctor(session: Session) -> Output:
     """Look at everything on the way to a broker; exit code 1 when something failed."""

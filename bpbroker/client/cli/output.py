@@ -88,6 +88,19 @@ def of_ping(answer: Row) -> Output:
     return Output(text, answer, [{"src": answer.get("src"), **answer["data"]}])
 
 
+def of_caller(caller: Row) -> Output:
+    """Show who a caller is, a line for each thing that there is to say."""
+    lines = [
+        ("name", caller["name"] or "-"),
+        *(("allow", rule) for rule in caller["allow"]),
+        ("until", caller.get("until") or "-"),
+        *([("uses", f"{caller['used']} of {caller['uses']}")] if caller.get("uses") else []),
+        *(("from", network) for network in caller.get("from", ())),
+        ("address", caller["address"]),
+    ]
+    return Output(b"".join(_line(f"{what}\t{text}") for what, text in lines), caller, [caller])
+
+
 def of_value(name: str, value: Any) -> Output:
     """Show one value: text as it is, anything else as JSON."""
     return Output(_line(_cell(value) if value is not None else "null"), value, [{name: value}])

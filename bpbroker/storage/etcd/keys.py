@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from bpbroker.errors import BadRequest
-from bpbroker.registry import entry
+from bpbroker.registry import entry, named_keys
 from bpbroker.registry.changes import Seen
 from bpbroker.storage.etcd.responses import decode, encode
 from bpbroker.storage.etcd.timeline import Moment
@@ -83,12 +83,16 @@ def as_seen(name: str, kv: Mapping[str, Any] | None, as_of: int, moment: Moment)
 
 def _fault(name: str, value: bytes) -> str:
     try:
-        entry.check_name(name, max_bytes=NAME_MAX_BYTES)
+        of_key = name.startswith(named_keys.PREFIX)
+        if not of_key:
+            entry.check_name(name, max_bytes=NAME_MAX_BYTES)
         found = json.loads(value)
     except (ValueError, RecursionError):
         return f"Entry '{name[:64]}' in etcd is no JSON"
     except BadRequest as error:
         return f"A key in etcd cannot be an entry's name: {error}"
+    if of_key:
+        return next(named_keys.problems(name.removeprefix(named_keys.PREFIX), found), "")
     return "" if isinstance(found, dict) else f"Entry '{name[:64]}' in etcd is no JSON object"
 
 
