@@ -7,6 +7,7 @@ frontend; the main thread takes events and at the end stops it all.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -33,13 +34,15 @@ from bpbroker.actors.supervisor import Supervisor
 from bpbroker.actors.worker import Beside
 from bpbroker.config import layers, schema
 from bpbroker.errors import BpbrokerError, ConfigurationError
+from bpbroker.extensions import idempotency
 from bpbroker.frontend import access_log
+from bpbroker.frontend.access_keys import NamedKeys
 from bpbroker.frontend.application import Application, rejected
 from bpbroker.runtime import sdnotify
 from bpbroker.runtime.actors import Parts, registry_factory
 from bpbroker.runtime.daemon import Ready, in_background
 from bpbroker.runtime.exposure import exposed_code, see_that_it_may_start
-from bpbroker.runtime.logs import reopen_logs, setup_logging
+from bpbroker.runtime.logs import log_trouble, reopen_logs, setup_logging
 from bpbroker.runtime.mainloop import MainLoop
 from bpbroker.runtime.plan import Plan, RunOptions
 from bpbroker.runtime.prepare import prepare
@@ -48,7 +51,7 @@ from bpbroker.server import tls
 from bpbroker.server.budget import Budget
 from bpbroker.server.certificate_watch import CertificateWatch
 from bpbroker.server.listener import BrokerServer
-from bpbroker.storage.lock import process_note
+from bpbroker.storage.lock import machine_secs, process_note
 
 logger = logging.getLogger("bpbroker")
 
@@ -58,6 +61,8 @@ SAID_EVERY_SECS = 10.0
 """So often the log says how far the file is, at start and stop."""
 LOOP_SILENT_SECS = 5.0
 """The server's loop goes round four times a second; after this long it is taken for stuck."""
+_COLLECT_AFTER = 10_000
+"""Objects made before Python looks for cycles among them. With its own 700, that was a tenth of a request's CPU."""
 MAIN_STUCK_SECS = 300.0
 """All that the main thread does ends within its timeouts, such as a minute for each extension that it starts."""
 
@@ -77,6 +82,8 @@ def run(options: RunOptions, tell: Callable[[str], None]) -> int:
         setup_logging(options.log)
         return Broker(plan).run()
 
+    if options.config is not None and not plan.sources.own.exists():
+        tell(f"warning: {plan.sources.own} is not there: a new one is made, without entries")
     log_file = (options.log.file or plan.sources.own.with_suffix(".log")).absolute()
 
     def serve(ready: Ready) -> int:
@@ -115,11 +122,13 @@ class Broker:
         self._undo = ExitStack()
         self._loop = MainLoop()
         self._started = int(time.time())
+        self._uptime_from = machine_secs()
         self._parts = Parts(self._loop)
         self._addresses = self._parts.addresses
         self._server: BrokerServer | None = None
         self._trouble = ""
         self._application: Application | None = None
+        self._named_keys = NamedKeys()
         self._note: dict[str, Any] = {}
         self._stopping = False
         self._patience = sdnotify.Patience(self._at_work, self._progress)
@@ -173,7 +182,7 @@ class Broker:
 
     def _start_actors(self) -> None:
         own, settings = self._own, self._settings
-        self._parts.start("registry", registry_factory(own, lambda: self._settings, self._loaded))
+        self._parts.start("registry", registry_factory(own, lambda: self._settings, self._loaded, self._named_keys))
         self._loaded = self._prepared.loaded
         self._undo.callback(self._stop_actors)
         registry = self._addresses["registry"]
@@ -192,7 +201,7 @@ class Broker:
         for namespace in layers.namespaces(settings):
             self._start_extension(namespace)
         self._certificate = Beside("reading the certificate", CertificateWatch(lambda: self._cert))
-        probes = {"frontend": self._probe_frontend, "certificate": self._certificate}
+        probes = {"frontend": self._probe_frontend, "certificate": self._certificate, "log": _probe_log}
         healthcheck = self._parts.start(
             "healthcheck",
             lambda: launch(
@@ -212,10 +221,13 @@ class Broker:
 
     def _start_extension(self, namespace: str) -> None:
         registry = self._addresses["registry"]
-        answers = self._own.with_name(f"{self._own.name}.answers")
+        answers = idempotency.path_of(self._own)
+        origin = self._prepared.loaded.origin
+        shared = layers.shares_registry(self._settings)
+        registry_id = "" if shared or origin is None else origin.registry
         self._parts.start(
             f"extension {namespace}",
-            lambda: launch(Extension, namespace, self._plan.home.lib, self._settings, registry, answers),
+            lambda: launch(Extension, namespace, self._plan.home.lib, self._settings, registry, answers, registry_id),
         )
 
     def _stop_actors(self) -> None:
@@ -272,7 +284,7 @@ class Broker:
     def _start_frontend(self) -> None:
         memory = Budget()
         self._application = Application(
-            self._settings, self._addresses, self._prepared.token, _names(self._cert), memory
+            self._settings, self._addresses, self._prepared.token, _names(self._cert), memory, self._named_keys
         )
         self._server = BrokerServer(
             self._prepared.tcp,
@@ -295,8 +307,11 @@ class Broker:
     def _say_ready(self) -> None:
         self._describe()
         for section in ("services", *layers.namespaces(self._settings)):
-            if not layers.access_keys(self._settings, section):
+            closed = section in self._named_keys.closed and "_access_key" not in self._settings.get(section, {})
+            if not layers.access_keys(self._settings, section) and not closed:
                 logger.warning("%s is open to everybody: it has no _access_key", section)
+        for sentence in schema.weak_keys(self._settings):
+            logger.warning("%s", sentence)
         pong: messages.Pong = ask_patiently(self._addresses["registry"], messages.Ping())
         extensions = ", ".join(layers.namespaces(self._settings)) or "none"
         logger.info("%s entries; extensions: %s", pong.figures["entries"] if pong.ok else "no", extensions)
@@ -310,6 +325,7 @@ class Broker:
             __version__, "ready" if pong.ok else "up, but not ready yet",
             listen, self._prepared.port, tls.fingerprint(self._cert), self._own,
         )  # fmt: skip
+        _spare_collector()
         sdnotify.notify(sdnotify.READY, self._status())
         self._ready(f"process {os.getpid()}, port {self._prepared.port}")
 
@@ -348,6 +364,7 @@ class Broker:
             "token": self._prepared.token,
             "fingerprint": tls.fingerprint(self._cert),
             "started": self._started,
+            "uptime_from": self._uptime_from,
             "version": __version__,
         }
         self._prepared.lock.describe(**self._note)
@@ -362,6 +379,8 @@ class Broker:
     def _take(self, event: Any) -> Any:
         if isinstance(event, messages.ApplyConfiguration):
             return self._add(event)
+        if isinstance(event, messages.DropAccessKey):
+            return self._drop_key(event)
         if isinstance(event, messages.Reload):
             return self._reload()
         if isinstance(event, _Answered):
@@ -394,30 +413,43 @@ class Broker:
 
         return self._then(message, added)
 
+    def _drop_key(self, message: messages.DropAccessKey) -> Future[Any]:
+        """Have a section's key taken out; when this is over it does not count any more."""
+
+        def dropped(asked: Future[Any]) -> None:
+            asked.result()
+            self._apply(self._owned.value.effective)
+
+        return self._then(message, dropped)
+
     # --- reload ---
 
     def _reload(self) -> Future[Any]:
-        """Take configuration, certificate and extension modules up anew.
+        """Take configuration, certificate, extension modules and log file up anew.
 
         The outcome is a ConfigurationError when the configuration cannot be used, and nothing changed; or when the
         certificate cannot, and the one before stays in use.
         """
         sdnotify.notify(sdnotify.reloading(), sdnotify.status("Reloads"))
         try:
-            reopen_logs()
-            return self._then(messages.ReloadSettings(), self._reloaded)
+            of_log = reopen_logs()
+            return self._then(messages.ReloadSettings(), lambda asked: self._reloaded(asked, of_log))
         except BaseException:
             sdnotify.notify(sdnotify.READY, self._status())
             raise
 
-    def _reloaded(self, asked: Future[Any]) -> None:
+    def _reloaded(self, asked: Future[Any], of_log: str) -> messages.Reloaded:
+        problems = (f"{of_log}; it goes on in the one before",) if of_log else ()
+        for problem in problems:
+            logger.error("Not reloaded: %s", problem)
         try:
             settings: messages.Settings = asked.result()
-            problem = self._reload_certificate(settings)
+            of_certificate = self._reload_certificate(settings)
             self._apply(settings, again=True)
-            if problem is not None:
-                raise problem
+            if of_certificate is not None:
+                raise of_certificate
             logger.info("Reloaded %s", self._own)
+            return messages.Reloaded(problems)
         finally:
             sdnotify.notify(sdnotify.READY, self._status())
 
@@ -471,6 +503,19 @@ class Broker:
                 address.tell(messages.SettingsChanged(settings))
 
 
+def _probe_log() -> messages.Pong:
+    """Say how the log is."""
+    trouble = log_trouble()
+    return messages.Pong(not trouble, trouble)
+
+
 def _names(cert: Path) -> tuple[str, ...]:
     """Return the names of this host: its own, without asking the network, and those in its certificate."""
     return (socket.gethostname(), *tls.read_certificate(cert).names)
+
+
+def _spare_collector() -> None:
+    """Keep what was made during the start, and each entry that was read, out of every later search for cycles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])

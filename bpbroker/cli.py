@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "doctor": "doctor",
     },
     "Extensions": {"extensions": "extension", "uninstall-extension": "extension", "run-extension": "extension"},
-    "Trust": {"certificate": "trust", "token": "trust"},
+    "Trust": {"certificate": "trust", "token": "trust", "join-command": "trust", "key": "keys"},
 }
 """Heading to commands to the module of :mod:`bpbroker.commands` that has it; only what is called is loaded."""
 
@@ -50,8 +51,11 @@ class _Group(click.Group):
     def list_commands(self, context: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return [name for commands in SECTIONS.values() for name in commands]
 
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:  # noqa: ARG002 - as above
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in _MODULES:
+            close = difflib.get_close_matches(name, self.list_commands(context), 1)
+            if close and not context.resilient_parsing:
+                context.fail(f"No such command '{name}'. Did you mean {close[0]}?")
             return None
         module = import_module(f"bpbroker.commands.{_MODULES[name]}")
         found: click.Command = getattr(module, name.replace("-", "_"))
@@ -87,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if arguments is None:
         process.settle()
         process.fill_streams()
+        process.write_utf8()
     scope = Scope()
     try:
         code = cli.main(arguments, prog_name="bpbroker", obj=scope, standalone_mode=False)
@@ -97,14 +102,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        process.drop_output()
-        sys.exit(process.NO_READER)
     except BpbrokerError as error:
         if scope.debug:
             traceback.print_exc()
         _end(f"bpbroker: {error}", error.exit_code if error.exit_code in _EXIT_CODES else 1)
     except Exception as error:  # noqa: BLE001 - the last frame: a user sees a sentence, not a traceback
+        if isinstance(error, OSError) and process.reader_is_gone(error):
+            process.drop_output()
+            sys.exit(process.NO_READER)
         if scope.debug:
             traceback.print_exc()
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""

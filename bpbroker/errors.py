@@ -5,7 +5,7 @@ with sit on the class, so no caller translates one into the other::
 
     BpbrokerError                     500   1
     ├── RequestError                  (what a client did or met)
-    │   ├── BadRequest                400   1
+    │   ├── BadRequest                400   2
     │   ├── Unauthorized              401   5
     │   ├── Forbidden                 403   5
     │   ├── NotFound                  404   3
@@ -79,6 +79,7 @@ class BadRequest(RequestError):
     """The request is not one that this broker understands."""
 
     status = 400
+    exit_code = 2
 
 
 class Unauthorized(RequestError):

@@ -27,9 +27,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
+from bpbroker import windows
 from bpbroker.errors import StorageFailed, StorageFull, Unavailable
+
+if TYPE_CHECKING:  # novm
+    from typing import Self
 
 SYNC_EVERY_BYTES: Final = 1024 * 1024
 """A large file goes to the disk in pieces: one big fsync would hold up the journal's on the same disk."""
@@ -39,6 +43,8 @@ NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _BREATH_SECS: Final = 0.0005
 _ALONE_SECS: Final = 10.0
 _PAUSE_SECS: Final = 0.02
+_PATIENCE_SECS: Final = 3.0
+"""How long to try again what Windows refuses while another process, a virus scanner too, has a file open."""
 
 _BINARY: Final = getattr(os, "O_BINARY", 0)
 _NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0)
@@ -140,7 +146,7 @@ def settle(temporary: Path, path: Path) -> None:
         OSError: it cannot be synced or renamed.
     """
     sync_file(temporary)
-    os.replace(temporary, path)  # noqa: PTH105 - as everywhere here
+    patiently(lambda: os.replace(temporary, path))  # noqa: PTH105 - as everywhere here
     sync_folder(path.parent)
 
 
@@ -166,6 +172,24 @@ def sweep(folder: Path, is_ours: Callable[[str], bool]) -> list[Path]:
                     path.unlink()
                 swept.append(path)
     return swept
+
+
+def patiently(act: Callable[[], None]) -> None:
+    """Rename or remove something; on Windows again and again for a few seconds while another process has it open.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    end = time.monotonic() + (_PATIENCE_SECS if sys.platform == "win32" else 0.0)
+    while True:
+        try:
+            act()
+        except PermissionError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(_PAUSE_SECS)
+        else:
+            return
 
 
 def gently(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -194,8 +218,8 @@ def _fill(
 
 
 def _is_being_written(path: Path) -> bool:
-    if sys.platform == "win32":
-        return False  # an open file cannot be removed there
+    if sys.platform == "win32":  # an open file cannot be removed there
+        return path.is_dir() and _is_taken(windows.folder_mutex(path))
     import fcntl
 
     try:
@@ -211,6 +235,22 @@ def _is_being_written(path: Path) -> bool:
         return False
     finally:
         os.close(descriptor)
+
+
+def _is_private(mode: int) -> bool:
+    return not mode & (stat.S_IRWXG | stat.S_IRWXO)
+
+
+if sys.platform == "win32":
+
+    def _is_taken(mutex: windows.Mutex) -> bool:
+        try:
+            if not mutex.acquire(0):
+                return True
+            mutex.release()
+            return False
+        finally:
+            mutex.close()
 
 
 class _Folder:
@@ -232,7 +272,10 @@ class _Folder:
     def create(self, name: str, mode: int) -> BinaryIO:
         """Create a file that was not there, open for writing, its lock taken."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | _BINARY
-        descriptor = os.open(self._at(name), flags, mode, dir_fd=self._descriptor)
+        if sys.platform == "win32":
+            descriptor = _create(self._at(name), flags, mode)
+        else:
+            descriptor = os.open(self._at(name), flags, mode, dir_fd=self._descriptor)
         file = os.fdopen(descriptor, "wb", buffering=256 * 1024)
         try:
             if sys.platform != "win32":
@@ -257,7 +300,9 @@ class _Folder:
 
     def rename(self, old: str, new: str) -> None:
         """Rename, replacing what has the new name."""
-        os.replace(self._at(old), self._at(new), src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+        patiently(
+            lambda: os.replace(self._at(old), self._at(new), src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+        )
 
     def unlink(self, name: str) -> None:
         """Remove a name."""
@@ -307,16 +352,36 @@ def open_private(
             os.ftruncate(descriptor, 0)
         if sys.platform != "win32" and tighten and found.st_mode & 0o7777 & ~mode:
             os.fchmod(descriptor, found.st_mode & mode)
+        if sys.platform == "win32" and tighten and not new and _is_private(mode) and windows.who_may(path):
+            windows.make_private(path)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
 
 
+def open_to_others(path: Path) -> bool:
+    """Return whether others than its owner (and, on Windows, Administrators and SYSTEM) can use a file.
+
+    Raises:
+        OSError: it is not there, or the system does not tell.
+    """
+    if sys.platform == "win32":
+        return bool(windows.who_may(path))
+    return not _is_private(path.stat().st_mode)
+
+
+def _create(path: str | Path, flags: int, mode: int) -> int:
+    """Create a file that was not there; on Windows a mode for the owner alone becomes an access control list."""
+    if sys.platform == "win32" and _is_private(mode):
+        return windows.create_private(path, flags)
+    return os.open(path, flags | os.O_EXCL, mode)
+
+
 def _open_or_create(path: Path, flags: int, mode: int) -> tuple[int, bool]:
     """Return a descriptor, and whether this call made the file: only then may it be given away."""
     if flags & os.O_EXCL:
-        return os.open(path, flags, mode), True
+        return _create(path, flags, mode), True
     while True:
         try:
             return os.open(path, flags & ~os.O_CREAT & ~os.O_TRUNC), False
@@ -324,7 +389,7 @@ def _open_or_create(path: Path, flags: int, mode: int) -> tuple[int, bool]:
             if not flags & os.O_CREAT:
                 raise
         with contextlib.suppress(FileExistsError):  # another process was faster
-            return os.open(path, flags | os.O_EXCL, mode), True
+            return _create(path, flags | os.O_EXCL, mode), True
 
 
 def process_owner() -> tuple[int, int] | None:
@@ -487,6 +552,9 @@ def permit_folder(path: Path, mode: int, owner: tuple[int, int] | None) -> bool:
     if sys.platform == "win32":
         there = path.is_dir()
         make_folder(path, mode=mode)
+        if there and _is_private(mode) and windows.who_may(path):
+            windows.make_private(path, folder=True)
+            return True
         return not there
     there = path.is_dir()
     descriptor = open_folder(path, create=True)
@@ -558,7 +626,7 @@ def remove_all(path: Path, *, only_if_empty: bool = False) -> bool:
                 return True
             return False
         if stat.S_ISDIR(found.st_mode):
-            shutil.rmtree(path.name, dir_fd=folder)
+            shutil.rmtree(path.name, dir_fd=folder)  # novm: the client removes no folder
         else:
             os.unlink(path.name, dir_fd=folder)
     except FileNotFoundError:
@@ -593,7 +661,16 @@ def alone_in(folder: Path) -> Iterator[None]:
         OSError: the folder cannot be opened, or another process is inside for 10 seconds.
     """
     if sys.platform == "win32":  # a folder cannot be opened there
-        yield
+        mutex = windows.folder_mutex(folder)
+        try:
+            if not mutex.acquire(_ALONE_SECS):
+                raise OSError(errno.EBUSY, "another process is changing files there", str(folder))
+            try:
+                yield
+            finally:
+                mutex.release()
+        finally:
+            mutex.close()
         return
     import fcntl
 
@@ -646,6 +723,8 @@ def make_folder(folder: Path, owner_of: Path | None = None, *, mode: int = 0o700
                 adopt_owner(descriptor, owner_of)
         finally:
             os.close(descriptor)
+    elif _is_private(mode):
+        windows.make_private(folder, folder=True)
     sync_folder(folder.parent)
 
 
@@ -655,7 +734,7 @@ def remove(path: Path) -> None:
     Raises:
         OSError: it is there and cannot be removed.
     """
-    path.unlink(missing_ok=True)
+    patiently(lambda: path.unlink(missing_ok=True))
     sync_folder(path.parent)  # also when it was gone: whoever removed it may have been killed before this
 
 
@@ -665,7 +744,7 @@ def rename(old: Path, new: Path) -> None:
     Raises:
         OSError: it cannot be done.
     """
-    os.replace(old, new)  # noqa: PTH105 - as everywhere here
+    patiently(lambda: os.replace(old, new))  # noqa: PTH105 - as everywhere here
     sync_folder(new.parent)
     if old.parent != new.parent:
         sync_folder(old.parent)
@@ -698,6 +777,8 @@ def sync_folder(folder: Path) -> None:
 def storage_error(what: str, error: OSError, *, outcome_known: bool = True) -> Unavailable:
     """Return the error of ours that an operating system's error while writing means."""
     reason = error.strerror or str(error)
+    if error.errno == errno.EBUSY:  # a file that is a mount itself can be written, but not replaced
+        reason += "; if the file itself is mounted, as in a container, mount its folder instead"
     result = StorageFull if error.errno in NO_SPACE and outcome_known else StorageFailed
     raised = result(f"{what}: {reason}")
     raised.outcome_known = outcome_known

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -249,6 +249,26 @@ class Exists:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeKey:
+    """Change a named access key. Reply: its :class:`Record`.
+
+    Errors: those of :func:`bpbroker.registry.named_keys.changed`, Unavailable.
+    """
+
+    name: str
+    """As in :func:`bpbroker.registry.named_keys.stored_name`."""
+    kind: Literal["add", "rotate", "revoke", "count", "note"]
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """What the change brings."""
+    condition: Condition = ALWAYS
+
+
+@dataclass(frozen=True, slots=True)
+class ListKeys:
+    """Read all named access keys. Reply: a tuple of :class:`Record`, sorted by name."""
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Reply: :class:`SnapshotTaken`, a complete committed state."""
 
@@ -289,6 +309,18 @@ class Applied:
     added: tuple[str, ...]
     kept: tuple[str, ...]
     """Already there with another value; left untouched."""
+
+
+@dataclass(frozen=True, slots=True)
+class DropAccessKey:
+    """Take the ``_access_key`` out of a section and save: named keys have its place. Reply: None.
+
+    Errors: ConfigurationError (it is another key than those that were taken over), Unavailable.
+    """
+
+    section: str
+    digests: tuple[str, ...]
+    """SHA-256 of each key that the section may have, in hexadecimal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,14 +389,26 @@ class PartHealth:
     detail: str = ""
     restarts: int = 0
     figures: Mapping[str, Any] = field(default_factory=dict)
+    state: str = field(init=False)
+    """In one word: ``ok``, ``warning`` (well, but ``detail`` says what to look at) or ``fail``."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "state", ("warning" if self.detail else "ok") if self.ok else "fail")
 
 
 @dataclass(frozen=True, slots=True)
 class HealthReport:
-    """How the whole broker is: well only if each part is."""
+    """How the whole broker is."""
 
     ok: bool
+    """Whether it serves as it should: an extension or the log that fails does not count."""
     parts: tuple[PartHealth, ...]
+    state: str = field(init=False)
+    """In one word: ``fail`` if it is not ok, ``warning`` if a part of it is not, else ``ok``."""
+
+    def __post_init__(self) -> None:
+        ill = any(part.state != "ok" for part in self.parts)
+        object.__setattr__(self, "state", ("warning" if ill else "ok") if self.ok else "fail")
 
 
 # --- extensions ---
@@ -385,6 +429,8 @@ class Call:
     """The requesting address as text."""
     request_id: str
     idempotency_key: str | None = None
+    caller: str = ""
+    """The name of the caller's access key; empty if it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,10 +469,18 @@ class CertificateChanged:
 
 @dataclass(frozen=True, slots=True)
 class Reload:
-    """Take configuration, certificate and extension modules up anew. Reply: None. Errors: ConfigurationError.
+    """Take configuration, certificate, extension modules and log file up anew.
 
-    When something cannot be used, everything stays as it was.
+    Reply: :class:`Reloaded`. Errors: ConfigurationError, when the configuration or the certificate cannot be used.
     """
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What a reload took up."""
+
+    problems: tuple[str, ...] = ()
+    """What could not be taken up and stays as it was, a sentence each."""
 
 
 @dataclass(frozen=True, slots=True)

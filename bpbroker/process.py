@@ -6,6 +6,8 @@ of every call of ``bpclient``.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import sys
@@ -47,11 +49,53 @@ def fill_streams() -> None:
         sys.stderr = open(2, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115 - as above
 
 
+def leave_first_process() -> None:
+    """Go on in a child when this is the first process of a container; call before any thread starts.
+
+    The system makes the first process the parent of all that other processes
+    leave behind. So it does nothing but wait for them, and pass signals on to
+    its child, with whose exit code it ends.
+    """
+    if sys.platform == "win32" or os.getpid() != 1:
+        return
+    passed = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+    signal.pthread_sigmask(signal.SIG_BLOCK, passed)  # none is lost before it can be passed on
+    child = os.fork()
+    if child:
+        for number in passed:
+            signal.signal(number, lambda number, _frame: os.kill(child, number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, passed)
+    while child:
+        ended, status = os.wait()
+        if ended == child:
+            code = os.waitstatus_to_exitcode(status)
+            os._exit(code if code >= 0 else 128 - code)
+
+
 def close_inherited(*keep: int) -> None:
     """Close every descriptor but 0 to 2 and those to keep: a lock or a pipe of the starter must not live on in here."""
     kept = sorted({0, 1, 2, *keep})
-    for low, high in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
+    ends = [*kept[1:], os.sysconf("SC_OPEN_MAX")]
+    for low, high in zip(kept, ends):  # noqa: B905 - strict needs Python 3.10
         os.closerange(low + 1, high)
+
+
+def write_utf8() -> None:
+    """Let what is printed never fail for its characters: UTF-8 to files and pipes on Windows, escapes elsewhere.
+
+    Without it the last word of a restore that was done may end as an error.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = "utf-8" if sys.platform == "win32" else None
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
+def reader_is_gone(error: OSError) -> bool:
+    """Whether an error of writing to standard output says that its reader has ended."""
+    if sys.platform == "win32" and error.errno == errno.EINVAL:
+        return error.filename is None  # what Windows makes of it
+    return isinstance(error, BrokenPipeError)
 
 
 NO_READER = 141

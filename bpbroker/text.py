@@ -1,9 +1,13 @@
-"""Text as editors and shells of all systems write it to files: byte order marks, UTF-16. Pure."""
+"""Text as editors and shells of all systems write it to files, and words as they read them. Pure."""
 
 from __future__ import annotations
 
+import sys
+
 _MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 """PowerShell's ``>`` writes UTF-16 with a mark, its ``Set-Content`` UTF-8 with one."""
+
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_:\\/.=+-")
 
 
 def decode(data: bytes) -> str:
@@ -16,3 +20,25 @@ def decode(data: bytes) -> str:
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding)
     return data.decode()
+
+
+def command_line(*words: str, windows: bool = sys.platform == "win32") -> str:
+    """Return a command line for the system's own shell; words that need it are quoted as that shell wants it.
+
+    Args:
+        words: the program and its arguments.
+        windows: for cmd and PowerShell, which agree on double quotes; else for sh.
+    """
+    if windows:
+        return " ".join(map(_for_windows, words))
+    import shlex
+
+    return shlex.join(words)
+
+
+def _for_windows(word: str) -> str:
+    if word and _PLAIN.issuperset(word):
+        return word
+    # A backslash in front of a double quote would take its meaning away.
+    ending = "\\" * (len(word) - len(word.rstrip("\\")))
+    return f'"{word}{ending}"'

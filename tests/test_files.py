@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -271,3 +273,18 @@ def test_a_folder_is_opened_through_links_of_roots_alone(tmp_path: Path) -> None
         with pytest.raises(OSError, match="another user"):
             files.permit_folder(path, 0o700, (1234, 1234))
         assert stat.S_IMODE(real.stat().st_mode) != 0o700
+
+
+def test_a_file_that_is_a_mount_cannot_be_replaced_and_that_is_said(tmp_path: Path) -> None:
+    (tmp_path / "target").touch()
+    (tmp_path / "source").touch()
+    script = 'mount --bind "$1" "$2" && exec "$3" -c "$4" "$2"'
+    program = (
+        "import sys; from pathlib import Path; from bpbroker import files; files.replace(Path(sys.argv[1]), [b'x'])"
+    )
+    words = ["sh", "-c", script, "sh", tmp_path / "source", tmp_path / "target", sys.executable, program]
+    mounted = ["unshare", "--mount", *map(str, words)]
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("only root mounts")
+    done = subprocess.run(mounted, capture_output=True, text=True, timeout=60, check=False)
+    assert "mount its folder instead" in done.stderr

@@ -27,6 +27,7 @@ from bpbroker.messages import (
     Applied,
     ApplyConfiguration,
     Document,
+    DropAccessKey,
     GetDocument,
     Pong,
     ReloadSettings,
@@ -38,6 +39,8 @@ from bpbroker.messages import (
     fail,
     settle,
 )
+from bpbroker.registry import named_keys
+from bpbroker.registry.entry import shown_names
 from bpbroker.storage import backups, config_file
 from bpbroker.storage.sources import Loaded, Sources
 
@@ -89,6 +92,7 @@ class ConfigStore(Actor):
         self._worker = self.add_worker("config store's worker")
         self.handlers = {
             ApplyConfiguration: lambda message: self._later("adding settings", lambda: self._apply(message)),
+            DropAccessKey: lambda message: self._later("taking a key out", lambda: self._drop(message)),
             ReloadSettings: lambda _: self._later("reading the configuration", self._reload),
             Save: lambda _: self._later(_WRITING, lambda: self._save(self._saved)),
             GetDocument: self._get_document,
@@ -229,9 +233,9 @@ class ConfigStore(Actor):
         """
         settings, entries = layers.split(message.document)
         if entries:
-            raise ConfigurationError(
-                "Entries are registered with bpclient while the broker runs: " + ", ".join(entries)
-            )
+            keys = any(name.startswith(named_keys.PREFIX) for name in entries)
+            how = "Access keys are added with bpbroker key" if keys else "Entries are registered with bpclient"
+            raise ConfigurationError(f"{how} while the broker runs: {shown_names(tuple(entries))}")
         problems = tuple(schema.problems(settings))
         if problems:
             raise ConfigurationError("The configuration cannot be used:\n  " + "\n  ".join(problems), problems)
@@ -246,6 +250,17 @@ class ConfigStore(Actor):
                 raise StorageFailed(f"Nothing was changed: {error}") from None
             self._take(saved)
         return Applied(added, kept)
+
+    def _drop(self, message: DropAccessKey) -> None:
+        """Take a section's key out."""
+        keys = layers.access_keys(self._saved, message.section)
+        if not {named_keys.digest_of(key).hex() for key in keys} <= set(message.digests):
+            raise ConfigurationError(f"{message.section}._access_key is another one by now; nothing was taken out")
+        settings = layers.thaw(self._saved)
+        if settings.get(message.section, {}).pop("_access_key", None) is not None:
+            saved = layers.freeze(settings)
+            self._save(saved, gently=True)
+            self._take(saved)
 
     def _reload(self) -> Settings:
         """Read the files again; the entries in them are older than the registry's and are not looked at."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import sys
 import tempfile
 import time
 from collections import deque
@@ -50,16 +52,23 @@ class Extension(Actor):
         settings: the settings in force.
         registry: serves ``rh.registry``.
         answers: file in which answers to calls with an ``Idempotency-Key`` last; None keeps them in memory.
+        registry_id: the registry that this file belongs to; empty if several brokers share one.
     """
 
     def __init__(
-        self, namespace: str, lib: Path, settings: Settings, registry: Address, answers: Path | None = None
+        self,
+        namespace: str,
+        lib: Path,
+        settings: Settings,
+        registry: Address,
+        answers: Path | None = None,
+        registry_id: str = "",
     ) -> None:
         super().__init__()
         self._namespace = namespace
         self._lib = lib
         self._settings = settings
-        self._answers = Answers(answers)
+        self._answers = Answers(answers, registry=registry_id)
         self._usage = Usage(0, 0)
         self._tidy_at = 0.0
         self._judge = CallResults(namespace)
@@ -76,6 +85,7 @@ class Extension(Actor):
         """The error that calls get until ``_retry_at``, when the module or its process did not start."""
         self._retry_at = 0.0
         self._lock: IO[bytes] | None = None
+        self._mutex = f"Local\\bpbroker-{secrets.token_hex(16)}"
         self.handlers = {
             Call: self._call,
             Ready: self._child_ready,
@@ -133,8 +143,7 @@ class Extension(Actor):
             "keys_kept": self._usage.keys,
             "answers_bytes": self._usage.bytes,
         }
-        detail = self._problem or self._usage.warning
-        return Pong(ok=not detail, detail=detail, figures=figures)
+        return Pong(ok=not self._problem, detail=self._problem or self._usage.warning, figures=figures)
 
     # --- settings and module ---
 
@@ -260,8 +269,13 @@ class Extension(Actor):
             )
         )
 
-    def _shared_lock(self) -> int:
-        """Return the descriptor of a file that all children of the namespace can lock; made when first needed."""
+    def _shared_lock(self) -> int | str:
+        """Return the descriptor of a file that all children of the namespace can lock; made when first needed.
+
+        On Windows the name of a mutex, which is there as long as one of them has it.
+        """
+        if sys.platform == "win32":
+            return self._mutex
         if self._lock is None:
             self._lock = _lock_file()  # closed by stopped()
         return self._lock.fileno()

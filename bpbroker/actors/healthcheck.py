@@ -243,8 +243,8 @@ class Healthcheck(Actor):
         self._probe()
         self._say_trouble()
         parts = tuple(part.shown() for part in self._parts.values())
-        # A module that cannot be used is told, but the broker itself serves as before.
-        well = all(part.ok or (part.name.startswith("extension ") and not part.silent) for part in self._parts.values())
+        # A module that cannot be used, or a log that cannot be written, is told, but the broker serves as before.
+        well = all(part.ok or (_is_apart(part.name) and not part.silent) for part in self._parts.values())
         return HealthReport(well, parts)
 
     # --- rounds ---
@@ -382,6 +382,10 @@ class Healthcheck(Actor):
         address.replace(message.ref)
         logger.warning("The %s was replaced", part.name)
         self._send_ping(part, address, time.monotonic())
+
+
+def _is_apart(name: str) -> bool:
+    return name == "log" or name.startswith("extension ")
 
 
 def _is_dead(address: Address) -> bool:

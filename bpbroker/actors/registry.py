@@ -34,6 +34,7 @@ from bpbroker.messages import (
     Get,
     Known,
     List,
+    ListKeys,
     Pong,
     Record,
     Settings,
@@ -42,10 +43,10 @@ from bpbroker.messages import (
     fail,
     settle,
 )
-from bpbroker.registry import locks, sessions
+from bpbroker.registry import locks, named_keys, sessions
 from bpbroker.registry.changes import Committed, Conflict, Group, Outcome
 from bpbroker.registry.filters import matches
-from bpbroker.registry.memory import Fate, Memory, PendingWrite
+from bpbroker.registry.memory import Fate, KeyView, Memory, PendingWrite
 from bpbroker.registry.parked import Key, ParkedCall
 from bpbroker.registry.replies import not_found, refusal, send, write_failure
 from bpbroker.registry.requests import (
@@ -95,11 +96,13 @@ class Registry(Actor):
     Args:
         backend: how it commits and reads.
         settings: the settings in force.
+        key_view: told each named access key that comes, changes or goes.
     """
 
-    def __init__(self, backend: Backend, settings: Settings) -> None:
+    def __init__(self, backend: Backend, settings: Settings, key_view: KeyView | None = None) -> None:
         super().__init__()
         self.memory = Memory()
+        self.memory.key_view = key_view
         self._backend = backend
         self._groups: Sequence[Group] = ()
         """What the commit under way carries."""
@@ -120,6 +123,7 @@ class Registry(Actor):
             Get: self._get,
             List: self._list,
             Exists: self._exists,
+            ListKeys: lambda _: self.memory.own.matching(named_keys.PREFIX),
             Open: self._open,
             Renew: self._renew,
             Lost: self._lost,

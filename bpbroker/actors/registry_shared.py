@@ -430,6 +430,7 @@ class SharedBackend:
         if self.away:
             logger.info("The registry is there: %d entries", len(self._host.memory.entries))
             self.away = ""
+        self._host.memory.complete()
         self._broken_at = None
         if other:
             self._host.decide_staged_again()

@@ -29,6 +29,11 @@ class BrokerAddress:
     def __repr__(self) -> str:
         return f"BrokerAddress({self.host!r}, {self.port})"
 
+    @property
+    def brief(self) -> str:
+        """The address as ``-b`` takes it: alone where the port is the usual one."""
+        return self.host if self.port == DEFAULT_PORT else str(self)
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 

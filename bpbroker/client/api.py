@@ -18,16 +18,17 @@ from bpbroker.client.answers import Registered, json_value
 from bpbroker.client.calls import Calls
 from bpbroker.client.pins import KnownBrokers
 from bpbroker.client.transport import CONNECT_SECS, Deadline, Transport, Trust
-from bpbroker.errors import AlreadyExists, CannotConnect, RequestError, UsageError
+from bpbroker.errors import AlreadyExists, CannotConnect, NotFound, RequestError, UsageError
 from bpbroker.registry import entry
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # novm
     from types import TracebackType
     from typing import Any, Final, Self, TypeAlias
 
 TIMEOUT_SECS: Final = 60.0
 RETRIES: Final = 4
+_TIMES_GONE_MAX: Final = 10
 CONSISTENCIES: Final = ("strong", "local")
 
 Data: TypeAlias = "str | Mapping[str, Any]"
@@ -72,12 +73,13 @@ class Result:
 
 
 class Client:
-    """One broker, by one connection that is made when first needed and kept.
+    """One broker, or one of several with the same registry, by one connection that is made when first needed and kept.
 
     A client may be used again after any error. It is not for several threads at once: give each its own.
 
     Args:
-        address: ``host``, ``host:port``, ``[ipv6]:port``; the port is 20443 if absent.
+        address: ``host``, ``host:port``, ``[ipv6]:port``; the port is 20443 if absent. Or several of these: of
+            brokers that share a registry. The first is the preferred one; which one is used, :attr:`address` says.
         access_key: sent with every request.
         token: a join token of the broker: the fingerprints of certificates and a key in one.
         fingerprint: SHA-256 of the broker's certificate, or several of which it must have one.
@@ -85,6 +87,7 @@ class Client:
         insecure: take any certificate. Without any of these four the first contact's is pinned.
         timeout_secs: for one call, retries included, its own ``wait_secs`` not.
         retries: how often a call that is safe to repeat is tried again; 0 makes a wait, too, end at the first trouble.
+        total_secs: for all calls together, from now on, waits included.
         known_brokers: the file of pins; by default the user's own.
         tell: gets sentences for a person, such as that a certificate was pinned.
         first_contact: gets address and fingerprint before a certificate is pinned; raises NotTrusted to refuse it.
@@ -95,7 +98,7 @@ class Client:
 
     def __init__(
         self,
-        address: str | BrokerAddress,
+        address: str | BrokerAddress | Sequence[str | BrokerAddress],
         *,
         access_key: str = "",
         token: str = "",
@@ -104,11 +107,13 @@ class Client:
         insecure: bool = False,
         timeout_secs: float = TIMEOUT_SECS,
         retries: int = RETRIES,
+        total_secs: float = float("inf"),
         known_brokers: str | os.PathLike[str] | None = None,
         tell: Callable[[str], None] = lambda _: None,
         first_contact: Callable[[str, str], None] = lambda _address, _fingerprint: None,
     ) -> None:
-        self.address = address if isinstance(address, BrokerAddress) else parse_address(address)
+        several = [address] if isinstance(address, (str, BrokerAddress)) else address
+        first, *others = [each if isinstance(each, BrokerAddress) else parse_address(each) for each in several]
         fingerprints = (fingerprint,) if isinstance(fingerprint, str) else fingerprint
         if token:
             from bpbroker.discovery.jointoken import parse_token
@@ -126,8 +131,8 @@ class Client:
         else:
             fingerprints = ()
         trust = Trust(fingerprints, os.fspath(cacert), insecure)
-        transport = Transport(self.address, trust, KnownBrokers(known_brokers, tell, first_contact))
-        self._calls = Calls(transport, headers, timeout_secs, retries)
+        transport = Transport(first, trust, KnownBrokers(known_brokers, tell, first_contact), others, tell)
+        self._calls = Calls(transport, headers, timeout_secs, retries, total_secs)
 
     def __enter__(self) -> Self:
         return self
@@ -136,6 +141,11 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def address(self) -> BrokerAddress:
+        """The broker's address; of several, the one that is used."""
+        return self._calls.transport.address
 
     def connect(self, timeout_secs: float = CONNECT_SECS) -> None:
         """Make the connection and see that the broker is the expected one; nothing is sent.
@@ -176,6 +186,24 @@ class Client:
                 if there.own == entry.parse(sent["data"], max_bytes=sys.maxsize) and self._is_mine(there):
                     return there
             raise
+
+    def register_or_get(self, name: str, data: Data) -> Entry:
+        """Create an entry, or return the one that has the name, whoever wrote it.
+
+        Raises:
+            NotFound: one that existed was deleted again and again meanwhile.
+        """
+        gone = NotFound(f"Entry '{name}' not found")
+        for _ in range(_TIMES_GONE_MAX):
+            try:
+                return self.register(name, data)
+            except AlreadyExists:
+                pass
+            try:
+                return self.get(name)
+            except NotFound as error:
+                gone = error
+        raise gone
 
     def replace(self, name: str, data: Data, *, if_match: str = "") -> Entry:
         """Create or overwrite an entry; with ``if_match`` only if its tag is that one.
@@ -235,13 +263,18 @@ class Client:
         if at_least:
             sent["count"] = at_least
 
+        there: list[str] = []
+
         def found(answer: Registered) -> dict[str, Entry] | None:
             entries = {name: Entry(item) for name, item in answer.data.items() if isinstance(item, dict)}
+            there[:] = entries
             return entries if len(entries) >= at_least else None
 
-        return self._calls.poll(
-            "List", sent, {}, wait_secs, found, f"There were fewer than {at_least} entries '{prefix}…'"
-        )
+        def instead() -> str:
+            return f"{len(there)} of {at_least}: {entry.shown_names(there)}" if there else f"none of {at_least}"
+
+        failure = f"There were fewer than {at_least} entries '{prefix}…'"
+        return self._calls.poll("List", sent, {}, wait_secs, found, failure, instead)
 
     # --- ping and extensions ---
 
@@ -274,6 +307,19 @@ class Client:
         headers = {"Idempotency-Key": os.urandom(16).hex().encode()} if self._calls.retries else {}
         answer = self._calls.send(f"{namespace}/{function}", sent, headers, repeatable=bool(headers))
         return Result(answer.body, answer.headers.get("content-type", ""))
+
+    def whoami(self) -> dict[str, Any]:
+        """Return what the access key may do.
+
+        Members: ``name`` (of the key; empty if it has none), ``allow`` (its rules), ``address`` (the client's own);
+        of a named key also ``until`` (ISO 8601, None without an end), ``uses``, ``used`` and ``from``.
+
+        Raises:
+            Unauthorized: the key is wrong, ended, used up or not for this address.
+        """
+        answer = self._calls.send("whoami", {}, repeatable=True)
+        found: dict[str, Any] = json.loads(answer.body)["data"]
+        return found
 
     # --- how ---
 

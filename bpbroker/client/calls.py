@@ -15,7 +15,9 @@ from bpbroker.errors import (
     CannotConnect,
     NotFound,
     NotTrusted,
+    RequestError,
     TimedOut,
+    Unauthorized,
     Unavailable,
     UsageError,
     WaitTimeout,
@@ -31,6 +33,24 @@ POLL_SECS: Final = 60.0
 """How long one request waits for an entry; a longer wait is several, so that a dead connection is noticed."""
 _POLL_SLACK_SECS: Final = 10.0
 """How much later than asked for the broker's answer to a wait may come."""
+_LAST_WORD_SECS: Final = 1.0
+"""The same where all calls together have a time limit."""
+
+
+def _explained(refused: RequestError, path: str, *, has_key: bool) -> RequestError:
+    """Return a refusal in words that tell a missing key, a wrong one, and what is not there apart."""
+    namespace, _, method = path.partition("/")
+    said = str(refused)
+    if said == "Incorrect access key" and not has_key:
+        return Unauthorized(f"No access key was given; {namespace} needs one (Incorrect access key)")
+    if said == "Unauthorized package":
+        return Unauthorized(f"{said}: the broker has no namespace {namespace}; is that extension enabled there?")
+    if said == "Unauthorized method":
+        return Unauthorized(
+            f"{said}: {namespace} has no method {method} on this broker, or its module cannot be imported; "
+            "the access key is right"
+        )
+    return refused
 
 
 class Calls:
@@ -41,15 +61,25 @@ class Calls:
         headers: of every request.
         timeout_secs: for one call, retries included, the broker's waiting not.
         retries: how often one is tried again.
+        total_secs: for all calls together, the broker's waiting included; from now on.
     """
 
-    def __init__(self, transport: Transport, headers: Mapping[str, bytes], timeout_secs: float, retries: int) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        headers: Mapping[str, bytes],
+        timeout_secs: float,
+        retries: int,
+        total_secs: float = float("inf"),
+    ) -> None:
         self.transport = transport
         self.retries = retries
         self.last: Registered | None = None
         """The registry's last answer."""
         self._headers = headers
         self._timeout = timeout_secs
+        self._total = total_secs
+        self._end = time.monotonic() + total_secs
 
     def registry(
         self,
@@ -74,15 +104,30 @@ class Calls:
         wait_secs: float,
         found: Callable[[Registered], T | None],
         failure: str,
+        instead: Callable[[], str] = lambda: "",
     ) -> T:
         """Ask, and let the broker wait, until ``found`` gives something.
 
         A broker that is away, restarting or overloaded is part of what is waited for, unless there are no retries.
 
+        Args:
+            method: of the registry.
+            sent: its parameters.
+            headers: further ones.
+            wait_secs: how long.
+            found: makes the result of an answer; None: it is not there yet.
+            failure: what the error says when the time is over.
+            instead: what there is then; may be empty.
+
         Raises:
             WaitTimeout: not within ``wait_secs``.
         """
-        end = time.monotonic() + wait_secs
+        now = time.monotonic()
+        within = f"{wait_secs:g} s"
+        if wait_secs > self._end - now:
+            wait_secs = max(0.001, self._end - now)
+            within = f"{self._total:.3g} s, the timeout, which is shorter than the wait"
+        end = now + wait_secs
         pause = pauses()
         problem = ""
         while True:
@@ -104,7 +149,8 @@ class Calls:
                 problem = "" if isinstance(error, NotFound) else f"; the last try: {error}"
             now = time.monotonic()
             if now >= end:
-                raise WaitTimeout(f"{failure} within {wait_secs:g} s{problem}")
+                there = instead()
+                raise WaitTimeout(f"{failure} within {within}{there and f': {there}'}{problem}")
             if now - began < poll / 2:  # it did not wait: it failed, or the broker does not know how
                 time.sleep(min(next(pause), max(0.0, end - now)))
             else:
@@ -136,7 +182,8 @@ class Calls:
         secs, retries = self._timeout, self.retries
         if wait_secs is not None:  # the loop around this is what tries again
             secs, retries = min(secs, _POLL_SLACK_SECS) + wait_secs, 0
-        deadline = Deadline(secs, str(self.transport.address))
+        secs, shown_secs = self._within_total(secs, waiting=bool(wait_secs))
+        deadline = Deadline(secs, str(self.transport.address), shown_secs)
         pause = pauses()
         while True:
             error: BpbrokerError
@@ -148,6 +195,8 @@ class Calls:
                 if answer.status == 404 and path.startswith("services/"):
                     registered(path, answer, self.transport.address)
                 refused = refusal(answer)
+                if answer.status == 401:
+                    refused = _explained(refused, path, has_key="Authorization" in every)
                 after = refused.retry_after_secs or 0
                 # With Retry-After the broker says that nothing was done.
                 again = refused.status == 503 and (repeatable or bool(after))
@@ -159,4 +208,13 @@ class Calls:
             if not again or retries <= 0 or pause_secs >= deadline.left():
                 raise error
             retries -= 1
+            if after or not isinstance(error, (NotReached, Interrupted)):
+                self.transport.give_way()
             time.sleep(pause_secs)
+
+    def _within_total(self, secs: float, *, waiting: bool) -> tuple[float, float]:
+        """Return how many of these seconds there are, and how many an error is to name."""
+        left = self._end - time.monotonic()
+        if waiting:  # the broker's own word that the wait is over tells more than silence
+            left += min(_LAST_WORD_SECS, self._total / 4)
+        return (secs, secs) if secs <= left else (max(0.0, left), self._total)

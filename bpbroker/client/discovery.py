@@ -134,6 +134,9 @@ def ask(
     signed = signed_question(name, question.nonce, credentials.secret)
     # With credentials a plain answer counts for nothing, so it is not asked for.
     wanted = [signed] if credentials else [signed, plain_question(name)]
+    # A broker that has another secret is silent when a question is signed: who is there is asked without a signature.
+    probe = Question(name, os.urandom(16).hex()) if credentials.secret else None
+    probing = [signed_question(name, probe.nonce)] if probe else []
     with selectors.DefaultSelector() as selector, Outlets(selector, interface, port) as outlets:
         end = time.monotonic() + timeout_secs
         again = 0.0
@@ -142,7 +145,7 @@ def ask(
             if now >= again:
                 # Anew each time: a client that waits at boot began before its network was there.
                 responders.own_addresses = outlets.refresh()
-                outlets.send(wanted)
+                outlets.send(wanted if not again else [*wanted, *probing])
                 again = now + next(pause)
             pause_secs = max(0.0, min(end, again, responders.enough_at) - now)
             if not selector.get_map():  # no interface yet; Windows does not wait for nothing
@@ -150,17 +153,21 @@ def ask(
                 continue
             for key, _ in selector.select(pause_secs):
                 assert isinstance(key.fileobj, socket.socket)  # noqa: S101 - nothing else was registered
-                _hear(key.fileobj, question, credentials, responders)
+                _hear(key.fileobj, question, probe, credentials, responders)
         why = f" ({outlets.failure})" if outlets.failure else ""
     if not responders.any():
+        rejections = responders.rejections()
+        right = ", is the token (or the fingerprint) the right one" if credentials else ""
+        advice = f"is one running on this network, is the name registered there, is UDP allowed{right}?"
         raise WaitTimeout(
-            f"No broker that holds '{name}' answered within {timeout_secs:g} s{why}; "
-            "is one running on this network, is the name registered there, is UDP allowed?"
+            f"No broker that holds '{name}' answered within {timeout_secs:.3g} s{why}; {rejections or advice}"
         )
     return responders
 
 
-def _hear(sock: socket.socket, question: Question, credentials: Credentials, responders: Responders) -> None:
+def _hear(
+    sock: socket.socket, question: Question, probe: Question | None, credentials: Credentials, responders: Responders
+) -> None:
     try:
         payload, sender = sock.recvfrom(_REPLY_MAX_BYTES)
     except OSError:  # an earlier question met a closed port
@@ -172,10 +179,17 @@ def _hear(sock: socket.socket, question: Question, credentials: Credentials, res
         return
     answer = decode_answer(payload, question, credentials.secret)
     if answer is None:
+        unsigned = credentials.secret and any(decode_answer(payload, each) for each in (question, probe) if each)
+        if unsigned:
+            why = "it does not know the token's discovery secret: is the token an old one, or another registry's?"
+            responders.reject(address, why, guess=True)
         return
     if credentials.secret and answer.address != address.partition("%")[0]:
-        return  # an honest reply, passed on from elsewhere
+        why = f"its answer was made for {answer.address} and passed on, as a published port or NAT does: use -b instead"
+        responders.reject(address, why)
+        return
     if credentials.fingerprints and answer.fingerprint not in credentials.fingerprints:
+        responders.reject(address, "its certificate is not the token's (or the fingerprint's)")
         return
     authentic = bool(credentials.secret)
     responders.heard(Broker(address, answer.port, answer.registry, answer.fingerprint, authentic), time.monotonic())

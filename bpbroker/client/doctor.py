@@ -13,7 +13,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Final, NamedTuple
@@ -39,6 +39,7 @@ _TRUST: Final = "give --token, --fingerprint or --cacert; `bpbroker certificate`
 _UDP_TRIES: Final = 3
 _UDP_WAIT_SECS: Final = 1.0
 
+_UTC: Final = timezone.utc  # noqa: UP017 - datetime.UTC needs Python 3.11
 # The two times of a certificate's validity (RFC 5280, section 4.1.2.5), each a UTCTime or a GeneralizedTime.
 _TIME: Final = rb"(?:\x17\x0d(\d{12})Z|\x18\x0f(\d{14})Z)"
 _VALIDITY: Final = re.compile(rb"\x30[\x1e-\x22]" + _TIME + _TIME)
@@ -160,7 +161,7 @@ def _expiry(certificate: bytes) -> Finding:
     until = not_after(certificate)
     if until is None:
         return Finding("expiry", WARNING, "the certificate's time cannot be read", "look at it with openssl x509")
-    days = (until - datetime.now(UTC)).days
+    days = (until - datetime.now(_UTC)).days
     detail = f"the certificate is good until {until:%Y-%m-%d %H:%M} UTC ({days} days)"
     if days < 0:
         return Finding("expiry", FAIL, f"the certificate expired on {until:%Y-%m-%d}", _RENEW)
@@ -175,7 +176,9 @@ def _requests(target: BrokerAddress, fingerprint: str, key: str, timeout_secs: f
         began = time.monotonic()
         answer = transport.exchange("GET", "/health", {}, None, Deadline(timeout_secs, str(target)))
         millis = (time.monotonic() - began) * 1000
-        if answer.status == HTTPStatus.OK:
+        if answer.status == HTTPStatus.OK and b'"state": "warning"}' in answer.body:
+            yield Finding("health", WARNING, "the broker serves, but a part of it needs a look", _SEE_STATUS)
+        elif answer.status == HTTPStatus.OK:
             yield Finding("health", OK, f"the broker is well; it answered within {millis:.0f} ms")
         elif answer.status == HTTPStatus.SERVICE_UNAVAILABLE:
             yield Finding("health", FAIL, "the broker says that a part of it is not well", _SEE_STATUS)
@@ -210,7 +213,7 @@ def _access(answer: Response, *, given: bool) -> Finding:
 
 def _clock(date: str) -> Finding:
     try:
-        apart = (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds()
+        apart = (parsedate_to_datetime(date) - datetime.now(_UTC)).total_seconds()
     except (ValueError, TypeError):
         return Finding("clock", WARNING, "the broker does not say what time it is", "it may not be a bpbroker")
     if abs(apart) < _CLOCK_WARN_SECS:
@@ -232,7 +235,7 @@ def _udp(target: BrokerAddress) -> Finding:
                 try:
                     if sock.recv(1024) == nonce:
                         return Finding("UDP", OK, f"{target} answers")
-                except TimeoutError:
+                except (TimeoutError, socket.timeout):  # noqa: UP041 - two classes before Python 3.10
                     continue
     except OSError as error:
         return Finding("UDP", WARNING, f"{target} cannot be reached: {error.strerror or error}", advice)
@@ -247,6 +250,6 @@ def not_after(certificate: bytes) -> datetime | None:
     short, long = found[3], found[4]
     form, text = ("%y%m%d%H%M%S", short) if short else ("%Y%m%d%H%M%S", long)
     try:
-        return datetime.strptime(text.decode(), form).replace(tzinfo=UTC)
+        return datetime.strptime(text.decode(), form).replace(tzinfo=_UTC)
     except ValueError:
         return None

@@ -6,16 +6,19 @@ import selectors
 import socket
 import struct
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final
 
 from bpbroker.discovery.datagram import MULTICAST_GROUP
 from bpbroker.discovery.interfaces import Interface, interfaces
 from bpbroker.errors import UsageError
 
+if TYPE_CHECKING:  # novm
+    from typing import Self, TypeAlias
+
 _EVERYBODY: Final = "255.255.255.255"
 _OUTLETS_MAX: Final = 128
 
-Place = tuple[str, int] | tuple[str, int, int, int]
+Place: TypeAlias = "tuple[str, int] | tuple[str, int, int, int]"
 
 
 class Outlets:
@@ -63,7 +66,7 @@ class Outlets:
         for item in set(self._open) - set(chosen):
             self._close(item)
         for item in chosen[:_OUTLETS_MAX]:
-            if item not in self._open and (item.link_local or not item.ipv6):
+            if item not in self._open and not (item.ipv6 and item.loopback):
                 self._make(item)
         return {item.address for item in found}
 
@@ -88,7 +91,8 @@ class Outlets:
             places: list[Place]
             if item.ipv6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, struct.pack("@I", item.number))
-                sock.bind((item.address, 0, 0, item.number))
+                # From a global address the broker answers from one of its own, which other hosts can use as well.
+                sock.bind((item.address, 0, 0, item.number if item.link_local else 0))
                 places = [(MULTICAST_GROUP, self._port, 0, item.number)]
             else:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from bpbroker.errors import NotTrusted, UsageError
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from pathlib import Path
     from typing import Final
 
 _HEADER: Final = (
@@ -24,6 +26,8 @@ _HEADER: Final = (
 _ALGORITHM: Final = "SHA256:"
 _FILE_MAX: Final = 1024 * 1024
 """Characters; ten thousand brokers."""
+_LOCK_TRIES: Final = 6000
+"""A minute; each process needs the lock for some milliseconds."""
 
 
 def default_path() -> str:
@@ -95,30 +99,68 @@ class KnownBrokers:
     def _matches(self, lines: list[str], address: str, fingerprint: str) -> bool:
         """Whether there is a pin, and it is this one.
 
+        This host has several names. A certificate that is pinned under one of them is known under all; one that
+        differs from another name's may be another broker's.
+
         Raises:
             NotTrusted: there is another one.
         """
+        known_elsewhere = False
+        aliases = _aliases(address)
         for number, line in enumerate(lines, 1):
             name, _, digits = line.strip().partition(" ")
-            if name != address or not digits.startswith(_ALGORITHM):
+            if name not in aliases or not digits.startswith(_ALGORITHM):
                 continue
             pinned = digits.removeprefix(_ALGORITHM).strip()
+            if name != address:
+                known_elsewhere |= pinned == fingerprint
+                continue
             if pinned == fingerprint:
                 return True
             raise NotTrusted(
                 f"The certificate of {address} is not the one seen before; nothing was sent. "
                 f"Expected SHA-256 {_shown(pinned)}, found {_shown(fingerprint)}. "
-                f"If the broker really has a new certificate, remove line {number} of {self.path}"
+                f"If the broker really has a new certificate: bpclient trust forget {address} "
+                f"(or remove line {number} of {self.path})"
             )
-        return False
+        return known_elsewhere
+
+    def pins(self) -> dict[str, str]:
+        """Return every pin: the fingerprint, 64 hexadecimal digits, by address.
+
+        Raises:
+            NotTrusted: the file cannot be read.
+        """
+        words = (line.split() for line in self._read())
+        return {
+            pair[0]: pair[1].removeprefix(_ALGORITHM)
+            for pair in words
+            if len(pair) == 2 and pair[1].startswith(_ALGORITHM) and not pair[0].startswith("#")
+        }
+
+    def forget(self, is_meant: Callable[[str], bool]) -> list[str]:
+        """Remove the pins of the addresses that ``is_meant`` is true of, and return these addresses.
+
+        Raises:
+            NotTrusted: the file cannot be read.
+            OSError: it cannot be written.
+        """
+        if not any(map(is_meant, self.pins())):
+            return []
+        with self._locked() as path:
+            gone = [address for address in self.pins() if is_meant(address)]
+            kept = [line for line in self._read() if line.partition(" ")[0] not in gone]
+            from bpbroker import files
+
+            files.write_whole(path, ["".join(f"{line}\n" for line in kept).encode()])
+        return gone
 
     def _read(self) -> list[str]:
         try:
             if not stat.S_ISREG(os.stat(self.path).st_mode):  # noqa: PTH116 - as above
                 # One may never end, and a pin would put a file in its place: think of root and /dev/null.
                 raise OSError("it is no regular file")
-            with open(self.path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - as above
-                text = file.read(_FILE_MAX + 1)
+            text = self._text()
             if len(text) > _FILE_MAX:
                 raise OSError(f"it has more than {_FILE_MAX} characters")
         except (FileNotFoundError, NotADirectoryError):
@@ -130,27 +172,76 @@ class KnownBrokers:
             ) from None
         return text.splitlines()
 
-    def _pin(self, address: str, fingerprint: str) -> None:
-        from pathlib import Path  # only the first contact needs these, and they are large
+    def _text(self) -> str:
+        """Read the file; on Windows it cannot be opened for a moment while another process puts a new one there."""
+        tries = 300 if sys.platform == "win32" else 1
+        while True:
+            tries -= 1
+            try:
+                with open(self.path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - as above
+                    return file.read(_FILE_MAX + 1)
+            except PermissionError:
+                if not tries:
+                    raise
+            _pause()
 
+    def _pin(self, address: str, fingerprint: str) -> None:
         from bpbroker import files
 
-        path = Path(self.path)
-        # Root with another user's HOME leaves nothing there that this user cannot change.
-        nearest = next(folder for folder in path.parents if folder.exists())
-        files.make_folder(path.parent, nearest)
-        lock = files.open_private(Path(f"{path}.lock"), os.O_RDWR | os.O_CREAT, owner_of=nearest)
-        try:
-            _hold(lock)
+        with self._locked() as path:
             lines = self._read()  # again: another process may have been faster
             if self._matches(lines, address, fingerprint):
                 return
             text = "".join(f"{line}\n" for line in lines) or _HEADER
             # Durable: after a power cut a first contact must not be taken for the first one again.
             files.write_whole(path, [f"{text}{address} {_ALGORITHM}{fingerprint}\n".encode()])
-        finally:
-            os.close(lock)
         self._tell(f"First contact with {address}: its certificate is pinned, SHA-256 {_shown(fingerprint)}")
+
+    def _locked(self) -> AbstractContextManager[Path]:
+        """Let no other process change the file meanwhile; gives its path, whose folder is there."""
+        import contextlib  # only who changes the file needs these, and they are large
+        from pathlib import Path
+
+        from bpbroker import files
+
+        @contextlib.contextmanager
+        def locked() -> Iterator[Path]:
+            path = Path(self.path)
+            # Root with another user's HOME leaves nothing there that this user cannot change.
+            nearest = next(folder for folder in path.parents if folder.exists())
+            files.make_folder(path.parent, nearest)
+            lock = files.open_private(Path(f"{path}.lock"), os.O_RDWR | os.O_CREAT, owner_of=nearest)
+            try:
+                _hold(lock)
+                yield path
+            finally:
+                os.close(lock)
+
+        return locked()
+
+
+_THIS_HOST: Final = ("localhost", "127.0.0.1", "[::1]")
+
+
+def _aliases(address: str) -> tuple[str, ...]:
+    """Return the addresses that mean the same as this one: three, if it means this host."""
+    host, _, port = address.rpartition(":")
+    return tuple(f"{name}:{port}" for name in _THIS_HOST) if host in _THIS_HOST else (address,)
+
+
+def means(text: str) -> Callable[[str], bool]:
+    """Return what tells whether an address is meant by ``host:port``, or by ``host``: that with any port.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    from bpbroker.client.address import parse_address
+
+    wanted = parse_address(text, 1)
+    if wanted == parse_address(text, 2):  # it has a port of its own
+        return lambda address: address in _aliases(str(wanted))
+    hosts = {alias.rpartition(":")[0] for alias in _aliases(str(wanted))}
+    return lambda address: address.rpartition(":")[0] in hosts
 
 
 def _shown(digits: str) -> str:
@@ -162,13 +253,23 @@ def _shown(digits: str) -> str:
         return repr(digits[:80])
 
 
+def _pause() -> None:
+    import time
+
+    time.sleep(0.01)
+
+
 def _hold(handle: int) -> None:
     """Wait for a file's lock and take it, until the file is closed or the process ends."""
     if sys.platform == "win32":
-        import msvcrt
+        from bpbroker import windows
 
-        msvcrt.locking(handle, msvcrt.LK_LOCK, 1)
-    else:
-        import fcntl
+        # Not LK_LOCK of the C library, which gives up after ten tries, a second apart.
+        for _ in range(_LOCK_TRIES):
+            if windows.try_lock(handle, 0, alone=True):
+                return
+            _pause()
+        raise OSError("other processes hold its lock")
+    import fcntl
 
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    fcntl.flock(handle, fcntl.LOCK_EX)

@@ -11,6 +11,7 @@ SETTLE_SECS: Final = 0.3
 DISPUTE_SECS: Final = 0.8
 """How long, when answers seem to come from different brokers: a lost reply may yet show that it is one."""
 _RESPONDERS_MAX: Final = 1000
+_REJECTED_MAX: Final = 8
 
 
 class Broker(NamedTuple):
@@ -47,6 +48,7 @@ class Responders:
         self._expected = expected
         self._began = 0.0
         self._by_address: dict[str, Broker] = {}
+        self._rejected: dict[str, str] = {}
 
     def heard(self, broker: Broker, now: float) -> None:
         """Take an answer in."""
@@ -61,6 +63,24 @@ class Responders:
             self.enough_at = now
         elif not self._everybody:
             self.enough_at = self._began + (SETTLE_SECS if len(self._groups()) == 1 else DISPUTE_SECS)
+
+    def reject(self, address: str, why: str, *, guess: bool = False) -> None:
+        """Note an answer that must not be used.
+
+        Args:
+            address: where it came from.
+            why: such as ``its certificate is not the expected one``.
+            guess: whether any other reason is better.
+        """
+        if address in self._rejected:
+            if not guess:
+                self._rejected[address] = why
+        elif len(self._rejected) < _REJECTED_MAX:
+            self._rejected[address] = why
+
+    def rejections(self) -> str:
+        """Return who answered in vain, and why, for a message; empty if nobody did."""
+        return "; ".join(f"{address} answered, but {why}" for address, why in self._rejected.items())
 
     def any(self) -> bool:
         """Whether there was an answer."""

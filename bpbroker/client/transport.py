@@ -18,11 +18,13 @@ from bpbroker.errors import CannotConnect, NotTrusted, UsageError, WaitTimeout
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
     import ssl
-    from typing import Final
+    from typing import Any, Final
 
 CONNECT_SECS: Final = 10.0
 """For one attempt to reach one address."""
 _SEND_BYTES: Final = 64 * 1024
+# Two classes before Python 3.10.
+_TIMED_OUT: Final = (TimeoutError, socket.timeout)
 _BUNDLE_MAX_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -52,11 +54,17 @@ class Trust:
 
 
 class Deadline:
-    """A moment until which something must be done."""
+    """A moment until which something must be done.
 
-    def __init__(self, secs: float, what: str) -> None:
+    Args:
+        secs: from now.
+        what: what does not answer when it is over.
+        shown_secs: what the error says instead of ``secs``.
+    """
+
+    def __init__(self, secs: float, what: str, shown_secs: float = 0.0) -> None:
         self._end = time.monotonic() + secs
-        self._secs = secs
+        self._secs = shown_secs or secs
         self._what = what
 
     def remaining(self) -> float:
@@ -76,7 +84,7 @@ class Deadline:
 
     def over(self) -> WaitTimeout:
         """Return the error that says so."""
-        return WaitTimeout(f"{self._what} did not answer within {self._secs:g} s; --timeout gives it longer")
+        return WaitTimeout(f"{self._what} did not answer within {self._secs:.3g} s; --timeout gives it longer")
 
 
 class Transport:
@@ -86,10 +94,22 @@ class Transport:
         address: of the broker.
         trust: by what it is recognised.
         pins: the certificates seen before.
+        others: further addresses, of the same broker or of others of its registry.
+        tell: gets a sentence for the person, for each address that was rejected where another one was good.
     """
 
-    def __init__(self, address: BrokerAddress, trust: Trust, pins: KnownBrokers) -> None:
+    def __init__(
+        self,
+        address: BrokerAddress,
+        trust: Trust,
+        pins: KnownBrokers,
+        others: Sequence[BrokerAddress] = (),
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.address = address
+        """The one that is used: of several, the last one that was good."""
+        self._others = [other for other in others if other != address]
+        self._tell = tell
         self._trust = trust
         self._pins = pins
         self._context: ssl.SSLContext | None = None
@@ -120,7 +140,7 @@ class Transport:
             broken = _send(self._sock, request, deadline)
             answer = reader.answer()
             keep = answer.keep_alive and broken is None and reader.drained
-        except TimeoutError:
+        except _TIMED_OUT:
             raise deadline.over() from None
         except (CutOff, OSError) as error:
             how = "in the middle of its answer" if reader.started else "without an answer"
@@ -155,69 +175,89 @@ class Transport:
 
     def _connect(self, deadline: Deadline) -> ssl.SSLSocket:
         context = self._context = self._context or self._make_context()
-        raw = self._dial(deadline)
+        place = None if self._others else _numeric(self.address)
+        if place is None:
+            return self._connect_to_any(context, deadline)
+        raw = self._dial(place, deadline)
         try:
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.own_ip = str(raw.getsockname()[0]).partition("%")[0]
             return self._secure(raw, context, deadline)
         except BaseException:
             raw.close()
             raise
 
-    def _dial(self, deadline: Deadline) -> socket.socket:
-        host, port = self.address.host, self.address.port
+    def _connect_to_any(self, context: ssl.SSLContext, deadline: Deadline) -> ssl.SSLSocket:
+        """Connect to one of several addresses; the one that was used last is tried first."""
+        from bpbroker.client.dialing import Dialing
+
+        addresses = [self.address, *self._others]
+        dialing = Dialing(
+            addresses,
+            lambda raw, address: _wrapped(raw, context, address),
+            lambda sock, address: self._check(sock.getpeercert(binary_form=True), address),
+            self._handshake_failure,
+        )
+        self.address, sock = dialing.first(min(CONNECT_SECS, deadline.remaining()))
+        self._others = [address for address in addresses if address != self.address]
+        for sentence in dialing.rejected:
+            self._tell(sentence)
+        self.own_ip = _own_ip(sock)
+        return sock
+
+    def give_way(self) -> None:
+        """Close the connection; the next one is to another of several addresses, if that is possible."""
+        self.close()
+        if self._others:
+            self.address, *self._others = [*self._others, self.address]
+
+    def _dial(self, place: tuple[Any, ...], deadline: Deadline) -> socket.socket:
+        family, kind, protocol, _, where = place
+        sock = socket.socket(family, kind, protocol)
         try:
-            # As bytes: the address is ASCII by now, and text would load the IDNA tables, 3 ms.
-            places = socket.getaddrinfo(_host_bytes(host), port, type=socket.SOCK_STREAM)
-        except socket.gaierror as error:
-            kind = NotReached if error.errno == socket.EAI_AGAIN else CannotConnect
-            raise kind(f"The host name {host!r} cannot be looked up: {error.strerror}; check the address") from None
-        except UnicodeError:
-            raise UsageError(f"The host name {host[:200]!r} cannot be looked up: check the address") from None
-        last: OSError | None = None
-        for family, kind_, protocol, _, where in places:
-            sock = socket.socket(family, kind_, protocol)
-            try:
-                sock.settimeout(min(CONNECT_SECS, deadline.remaining()))
-                sock.connect(where)
-            except OSError as error:
-                sock.close()
-                last = error
-            except BaseException:
-                sock.close()
+            sock.settimeout(min(CONNECT_SECS, deadline.remaining()))
+            sock.connect(where)
+        except BaseException as error:
+            sock.close()
+            if not isinstance(error, OSError):
                 raise
-            else:
-                return sock
-        why = "no answer" if isinstance(last, TimeoutError) else last.strerror if last else "no address"
-        raise NotReached(f"Cannot connect to {self.address}: {why}; is the broker running, and is this its address?")
+            why = "no answer" if isinstance(error, _TIMED_OUT) else error.strerror
+            raise NotReached(
+                f"Cannot connect to {self.address}: {why}; is the broker running, and is this its address?"
+            ) from None
+        return sock
 
     def _secure(self, raw: socket.socket, context: ssl.SSLContext, deadline: Deadline) -> ssl.SSLSocket:
         """Begin TLS on a TCP connection and check the broker's certificate."""
+        raw.settimeout(deadline.remaining())
+        sock: ssl.SSLSocket | None = None
+        try:
+            sock = _wrapped(raw, context, self.address)
+            sock.do_handshake()
+            self._check(sock.getpeercert(binary_form=True), self.address)
+        except BaseException as error:
+            if sock is not None:
+                sock.close()
+            if isinstance(error, _TIMED_OUT):
+                raise deadline.over() from None
+            if isinstance(error, OSError):
+                raise self._handshake_failure(error, self.address) from None
+            raise
+        self.own_ip = _own_ip(sock)
+        return sock
+
+    def _handshake_failure(self, error: OSError, address: BrokerAddress) -> CannotConnect:
+        """Return what an error during the handshake means."""
         import ssl
 
-        raw.settimeout(deadline.remaining())
-        host = _host_bytes(self.address.host.partition("%")[0])
-        sock = context.wrap_socket(raw, server_hostname=host, do_handshake_on_connect=False)
-        try:
-            sock.do_handshake()
-            self._check(sock.getpeercert(binary_form=True))
-        except BaseException as error:
-            sock.close()
-            if isinstance(error, TimeoutError):
-                raise deadline.over() from None
-            if isinstance(error, ssl.SSLCertVerificationError):
-                raise NotTrusted(
-                    f"The certificate of {self.address} is not good by {self._trust.cacert}: "
-                    f"{error.verify_message}; nothing was sent"
-                ) from None
-            if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-                raise CannotConnect(
-                    f"{self.address} is not a bpbroker: it does not speak TLS as one does ({error.reason or error})"
-                ) from None
-            if isinstance(error, OSError):
-                raise NotReached(f"{self.address} ended the connection before it said who it is") from None
-            raise
-        return sock
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return NotTrusted(
+                f"The certificate of {address} is not good by {self._trust.cacert}: "
+                f"{error.verify_message}; nothing was sent"
+            )
+        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+            return CannotConnect(
+                f"{address} is not a bpbroker: it does not speak TLS as one does ({error.reason or error})"
+            )
+        return NotReached(f"{address} ended the connection before it said who it is")
 
     def _make_context(self) -> ssl.SSLContext:
         import ssl  # here, because it is half of what a client loads, and `bpclient discover` needs none of it
@@ -238,7 +278,7 @@ class Transport:
             context.verify_mode = ssl.CERT_NONE
         return context
 
-    def _check(self, certificate: bytes | None) -> None:
+    def _check(self, certificate: bytes | None, address: BrokerAddress) -> None:
         """See that the server is the expected one.
 
         Raises:
@@ -252,11 +292,11 @@ class Transport:
             from bpbroker.discovery.jointoken import shown_fingerprint
 
             raise NotTrusted(
-                f"The certificate of {self.address} is not the expected one; nothing was sent. "
+                f"The certificate of {address} is not the expected one; nothing was sent. "
                 f"Expected SHA-256 {' or '.join(map(shown_fingerprint, expected))}, found {shown_fingerprint(found)}"
             )
         if not (expected or self._trust.cacert or self._trust.insecure):
-            self._pins.check(str(self.address), found)
+            self._pins.check(str(address), found)
 
 
 def _bundle(path: str) -> str:
@@ -275,8 +315,8 @@ def _bundle(path: str) -> str:
     return data.decode("ascii", "replace").replace("\ufffd", "?")  # comments may be in any encoding
 
 
-def _host_bytes(host: str) -> bytes:
-    """Return a host as the resolver and TLS take it.
+def host_bytes(host: str) -> bytes:
+    """Return a host as the resolver and TLS take it. As text it would load the IDNA tables, 3 ms.
 
     Raises:
         UnicodeError: it is no name, such as with two dots in a row.
@@ -284,6 +324,38 @@ def _host_bytes(host: str) -> bytes:
     if not all(0 < len(label) < 64 for label in host.removesuffix(".").split(".")):
         raise UnicodeError("label empty or too long")
     return host.encode("ascii")
+
+
+def not_known(host: str, error: Exception) -> CannotConnect:
+    """Return the error for a host that cannot be looked up."""
+    if isinstance(error, UnicodeError):
+        return CannotConnect(f"The host name {host[:200]!r} cannot be looked up: check the address")
+    if "%" in host:
+        interface = host.partition("%")[2]
+        return CannotConnect(f"The address {host!r} cannot be used: is there an interface {interface!r} on this host?")
+    kind = NotReached if isinstance(error, OSError) and error.errno == socket.EAI_AGAIN else CannotConnect
+    why = (error.strerror if isinstance(error, OSError) else None) or error
+    return kind(f"The host name {host!r} cannot be looked up: {why}; check the address")
+
+
+def _numeric(address: BrokerAddress) -> tuple[Any, ...] | None:
+    """Return how to reach a numeric address; None for a name, which takes a lookup."""
+    try:
+        host = host_bytes(address.host)
+        return socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0]
+    except (socket.gaierror, UnicodeError):
+        return None
+
+
+def _wrapped(raw: socket.socket, context: ssl.SSLContext, address: BrokerAddress) -> ssl.SSLSocket:
+    """Return a connected socket with TLS on it, before the handshake."""
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    host = host_bytes(address.host.partition("%")[0])
+    return context.wrap_socket(raw, server_hostname=host, do_handshake_on_connect=False)
+
+
+def _own_ip(sock: socket.socket) -> str:
+    return str(sock.getsockname()[0]).partition("%")[0]
 
 
 def _receiver(sock: ssl.SSLSocket, deadline: Deadline) -> Callable[[int], bytes]:
@@ -301,7 +373,7 @@ def _send(sock: ssl.SSLSocket, data: bytes, deadline: Deadline) -> OSError | Non
         sock.settimeout(deadline.remaining())
         try:
             rest = rest[sock.send(rest[:_SEND_BYTES]) :]
-        except TimeoutError:
+        except _TIMED_OUT:
             raise
         except OSError as error:
             return error

@@ -16,7 +16,8 @@ from bpbroker.commands.scope import FILE, Scope, command, pass_scope
 from bpbroker.config import layers, schema
 from bpbroker.errors import BadRequest, ConfigurationError, InUse
 from bpbroker.extensions import modules
-from bpbroker.registry import entry
+from bpbroker.registry import entry, named_keys
+from bpbroker.server import tls
 from bpbroker.storage import config_file, offline
 from bpbroker.storage.lock import FileLock, holder
 
@@ -49,16 +50,14 @@ def configure(scope: Scope, *, extra_file: Path | None, dry_run: bool) -> None:
     """Add configuration to the global configuration file, or to the one given with --config.
 
     Only what is not there yet is added, at every depth; what is there stays as
-    it is, so this can be run as often as one likes. Not while the broker runs.
+    it is, so this can be run as often as one likes. Not while the broker runs, but
+    with --dry-run.
     """
     extra = _document(extra_file)
     own = scope.own
     for warning in schema.warnings(extra[0], lambda name: modules.find(name, scope.home.lib) is not None):
         click.echo(f"warning: {warning}", err=True)
     if dry_run:
-        note = holder(own)
-        if note is not None:
-            raise _in_use(scope, note)
         _report(merge(own, *extra), own, dry_run=True)
         return
     _report(add_offline(scope, *extra), own, dry_run=False)
@@ -98,7 +97,7 @@ def merge(own: Path, extra: Mapping[str, Any], extra_entries: Mapping[str, bytes
     settings, entries, origin = offline.state_of(own)
     _check(extra, extra_entries, "The configuration to add")
     merged, added, kept = layers.add(settings, extra)
-    if extra_entries and layers.shares_registry(merged):
+    if layers.shares_registry(merged) and any(not name.startswith(named_keys.PREFIX) for name in extra_entries):
         raise ConfigurationError(
             "The registry is in etcd, so entries are not added to the file: use bpclient service register"
         )
@@ -106,15 +105,23 @@ def merge(own: Path, extra: Mapping[str, Any], extra_entries: Mapping[str, bytes
         before = {name: json.loads(entries[name])} if name in entries else {}
         after, more_added, more_kept = layers.add(before, {name: json.loads(value)})
         entries[name] = entry.encode(after[name])
-        added += tuple(f"{layers.REGISTRY_SECTION}.{path}" for path in more_added)
-        kept += tuple(f"{layers.REGISTRY_SECTION}.{path}" for path in more_kept)
+        added += tuple(_shown_path(path) for path in more_added)
+        kept += tuple(_shown_path(path) for path in more_kept)
     _check(merged, {}, str(own))
     return Merged(merged, entries, added, kept, origin)
+
+
+def _shown_path(path: str) -> str:
+    if path.startswith(named_keys.PREFIX):
+        return f"{named_keys.SECTION}.{path.removeprefix(named_keys.PREFIX)}"
+    return f"{layers.REGISTRY_SECTION}.{path}"
 
 
 def _check(settings: Mapping[str, Any], entries: Iterable[str], what: str) -> None:
     problems = list(schema.problems(settings))
     for name in entries:
+        if name.startswith(named_keys.PREFIX):  # what is wrong with one was found among the settings
+            continue
         try:
             entry.check_name(name)
             entry.check_new_name(name)
@@ -161,11 +168,20 @@ def _report(merged: Merged, own: Path, *, dry_run: bool) -> None:
 @command("validate", short_help="Check the configuration without starting anything")
 @pass_scope
 def validate(scope: Scope) -> None:
-    """Check the configuration that a start would use and say all that is wrong with it at once.
+    """Check the configuration, journal and certificate that a start would use, and say all that is wrong at once.
 
     Exit code 0 when it can be used, 78 when it cannot.
     """
     loaded = scope.sources().load()
     for warning in loaded.warnings:
         click.echo(f"warning: {warning}", err=True)
+    refused = [f"{each.what}: {each.detail}" for each in offline.check(scope.own) if each.level == "fail"]
+    pair = layers.named_pair(loaded.effective)
+    if not layers.has_shipped_pair(loaded.effective) or layers.own_pair(scope.own)[0].exists():
+        try:
+            tls.context(*(layers.own_pair(scope.own) if layers.has_shipped_pair(loaded.effective) else pair))
+        except ConfigurationError as error:
+            refused.append(str(error))
+    if refused:
+        raise ConfigurationError("A start would refuse:\n  " + "\n  ".join(refused), tuple(refused))
     click.echo(f"{scope.own}: the configuration can be used.", err=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,22 +18,27 @@ from bpbroker.client.address import BrokerAddress
 from bpbroker.client.doctor import FAIL, OK, WARNING, Finding, examine, networks
 from bpbroker.client.pins import KnownBrokers
 from bpbroker.client.transport import Trust
+from bpbroker.commands.keys import ends_at, state
 from bpbroker.commands.local import LocalBroker, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, format_option, shown_size
-from bpbroker.config import layers
+from bpbroker.config import layers, schema
 from bpbroker.discovery.jointoken import canonical_fingerprint
-from bpbroker.errors import BpbrokerError, ClientError, ConfigurationError, RequestError
+from bpbroker.errors import BpbrokerError, ClientError, ConfigurationError, InUse, RequestError, StartError
 from bpbroker.extensions.modules import Status, catalogue
+from bpbroker.registry import named_keys, rights
 from bpbroker.runtime.exposure import exposed_code
 from bpbroker.server import tls
 from bpbroker.storage import offline
 from bpbroker.storage.sources import Loaded
 
 _MEND_ETCD = "see that most members of _registry.endpoints run, and that this host reaches them"
+_MEND_ADDRESS = "set api.listen_ip to an address of this host, or to nothing for all of them"
 _AS_OWNER = "run this as root or the service's user"
 _DISK_WARN_BYTES = 256 * 1024 * 1024
 _DISK_FAIL_BYTES = 16 * 1024 * 1024
+_UNUSED_DAYS = 90
+_ENDS_SOON_SECS = 14 * 86400.0
 
 
 @command("doctor", short_help="Look for what is wrong, and what to do")
@@ -84,7 +92,7 @@ def diagnose(scope: Scope) -> Iterator[Finding]:
             start = f"start it: {scope.command_line('start')}, or the service"
             yield Finding("broker", WARNING, "it does not run", start)
     if loaded is not None:
-        yield from _access(loaded)
+        yield from _access(loaded, broker)
         yield from _extensions(scope, loaded)
         yield from _code(scope, loaded)
         yield from _pair(scope, loaded, broker)
@@ -106,20 +114,82 @@ def _files(scope: Scope) -> Iterator[Finding]:
 def _disk(own: Path) -> Iterator[Finding]:
     folder = next(folder for folder in own.parents if folder.exists())
     if not os.access(folder, os.W_OK):
-        yield Finding("folder", FAIL, f"{folder} cannot be written by this user", _AS_OWNER)
+        if _is_read_only(folder):
+            remount = "mount it for writing, or choose another folder with --config FILE"
+            yield Finding("folder", FAIL, f"{folder} is on a filesystem that is mounted read-only", remount)
+        else:
+            yield Finding("folder", FAIL, f"{folder} cannot be written by this user", _AS_OWNER)
     free = shutil.disk_usage(folder).free
     level = FAIL if free < _DISK_FAIL_BYTES else WARNING if free < _DISK_WARN_BYTES else OK
     advice = "" if level == OK else "make room; without it the broker refuses writes"
     yield Finding("disk", level, f"{shown_size(free)} free in {folder}", advice)
 
 
-def _access(loaded: Loaded) -> Iterator[Finding]:
+def _is_read_only(folder: Path) -> bool:
+    return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+
+
+def _access(loaded: Loaded, broker: LocalBroker | None) -> Iterator[Finding]:
     namespaces = ["services", *layers.namespaces(loaded.effective)]
-    unguarded = [name for name in namespaces if not layers.access_keys(loaded.effective, name)]
+    stored = [] if broker is None else _named_keys(broker)
+    if broker is None:
+        of_file = {name: value for name, value in loaded.entries.items() if name.startswith(named_keys.PREFIX)}
+        stored = [{"name": name.removeprefix(named_keys.PREFIX), **json.loads(of_file[name])} for name in of_file]
+    closed = {name for each in stored for name in rights.parse(each["allow"]).namespaces}
+    unguarded = [
+        name
+        for name in namespaces
+        if not layers.access_keys(loaded.effective, name)
+        and (name not in closed or "_access_key" in loaded.effective.get(name, {}))
+    ]
+    yield from _of_keys(stored, time.time())
+    for sentence in schema.weak_keys(loaded.effective):
+        yield Finding("keys", WARNING, sentence, "give its section another _access_key")
     if unguarded:
-        yield Finding("keys", WARNING, f"open to everybody: {', '.join(unguarded)}", "give them an _access_key")
+        yield Finding(
+            "keys",
+            WARNING,
+            f"open to everybody: {', '.join(unguarded)}",
+            "give them an _access_key, or add a key with rights there: bpbroker key add",
+        )
     else:
         yield Finding("keys", OK, "every namespace needs an access key")
+
+
+def _named_keys(broker: LocalBroker) -> list[dict[str, Any]]:
+    try:
+        found: list[dict[str, Any]] = broker.ask("Keys", timeout_secs=10.0)
+    except (ClientError, RequestError, StartError):  # the finding about the broker says why
+        return []
+    return found
+
+
+def _of_keys(stored: list[dict[str, Any]], now: float) -> Iterator[Finding]:
+    """Say which named keys are unused for long, or about to end."""
+    for each in stored:
+        what, count = f"key {each['name']}", state(each)
+        revoke = f"revoke it if it is not needed: bpbroker key revoke {each['name']}"
+        seen = datetime.fromisoformat(each.get("last_used") or each.get("made") or "1970-01-01T00:00:00+00:00")
+        unused_days = int((now - seen.timestamp()) // 86400)
+        left = ends_at(each) - now
+        if "sha256" in each and named_keys.is_common(named_keys.of(each["name"], _only_stored(each))):
+            yield Finding(what, WARNING, "its secret is a common word", f"bpbroker key rotate {each['name']}")
+        if count == "in force" and unused_days >= _UNUSED_DAYS and (each.get("last_used") or each.get("made")):
+            yield Finding(what, WARNING, f"unused for {unused_days} days", revoke)
+        if count == "in force" and left < _ENDS_SOON_SECS:
+            lasting = not (
+                each.get("made") and left > 0 and ends_at(each) - _seconds(each["made"]) < 2 * _ENDS_SOON_SECS
+            )
+            if lasting:  # a token for a few hours is meant so
+                yield Finding(what, WARNING, f"it ends at {each['until']}", "add another one in time: bpbroker key add")
+
+
+def _only_stored(each: dict[str, Any]) -> dict[str, Any]:
+    return {member: value for member, value in each.items() if member != "name"}
+
+
+def _seconds(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
 
 
 def _extensions(scope: Scope, loaded: Loaded) -> Iterator[Finding]:
@@ -159,18 +229,22 @@ def _pair(scope: Scope, loaded: Loaded, broker: LocalBroker | None) -> Iterator[
     except ConfigurationError as error:
         yield Finding(what, FAIL, str(error), renew)
         return
-    left = found.days_left(datetime.now(UTC))
+    now = datetime.now(UTC)
+    left, problem, lacks = found.days_left(now), found.problem(now), found.lacks()
     detail = f"{cert}, SHA-256 {found.fingerprint}, {left} days left"
     in_use = broker.note.get("fingerprint", found.fingerprint) if broker is not None else found.fingerprint
-    if left < 0:
-        yield Finding(what, FAIL, f"{cert} has expired", renew)
-    elif left < tls.WARN_DAYS:
+    if lacks and (cert, key) == layers.own_pair(scope.own):
+        missing = f"{cert} lacks of this host's names and addresses: {', '.join(lacks)}"
+        yield Finding("certificate's names", WARNING, missing, f"if clients check names: {renew}")
+    if left < 0 or now < found.not_before:
+        yield Finding(what, FAIL, f"{cert} {problem}", f"see that the clock is right; {renew}")
+    elif problem:
         yield Finding(what, WARNING, detail, renew)
     elif in_use != found.fingerprint:
         reload = f"have it taken up: {scope.command_line('reload')}"
         yield Finding(what, WARNING, f"{detail}; the running broker has another one", reload)
     elif tls.is_open(key):
-        yield Finding(what, WARNING, f"{key} can be read by others than its owner", f"chmod 600 {key}")
+        yield Finding(what, WARNING, f"{key} can be read by others than its owner", tls.how_to_close(key))
     else:
         yield Finding(what, OK, detail)
 
@@ -185,7 +259,8 @@ def _ports(loaded: Loaded) -> Iterator[Finding]:
         try:
             sockets = [bind_tcp(ip, port)] if protocol == "TCP" else bind_udp(ip, port)
         except (BpbrokerError, OSError) as error:
-            yield Finding(f"{protocol} port", FAIL, str(error), "stop what uses it, or set api.listen_port")
+            advice = "stop what uses it, or set api.listen_port" if isinstance(error, InUse) else _MEND_ADDRESS
+            yield Finding(f"{protocol} port", FAIL, str(error), advice)
             continue
         for sock in sockets:
             sock.close()
@@ -207,8 +282,8 @@ def _broker(broker: LocalBroker, loaded: Loaded | None) -> Iterator[Finding]:
     except (ClientError, RequestError) as error:
         yield Finding("parts", FAIL, str(error), "see its log; restart it if it does not recover")
         return
-    ill = [part for part in report["parts"] if not part["ok"]]
+    ill = [part for part in report["parts"] if part["state"] != OK]
     for part in ill:
-        yield Finding(f"part {part['name']}", FAIL, part["detail"] or "not well", "see the broker's log")
+        yield Finding(f"part {part['name']}", part["state"], part["detail"] or "not well", "see the broker's log")
     if not ill:
         yield Finding("parts", OK, f"all {len(report['parts'])} are well")

@@ -133,7 +133,7 @@ def _row(record: ExtensionRecord, part: Mapping[str, Any]) -> tuple[object, ...]
     last = figures.get("last_error", "")
     told = (record.problem, part.get("detail", ""), f"last error: {last}" if last and part.get("ok") else "")
     problems = "; ".join(dict.fromkeys(text for text in told if text))
-    state = "FAIL" if record.status is not Status.USABLE or part.get("ok") is False else "ok"
+    state = "fail" if record.status is not Status.USABLE else part.get("state", "ok")
     said = "; ".join(text for text in (methods, problems) if text)
     return record.namespace, "yes" if record.enabled else "no", state, figures.get("calls", "-"), said
 

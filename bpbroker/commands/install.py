@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from bpbroker.service.steps import Plan, Service
 from bpbroker.service.templates import Recorded
 from bpbroker.storage import config_file
 from bpbroker.storage.lock import FileLock, holder, lock_path
+from bpbroker.text import command_line
 
 DEFAULT_NAME = "bpbroker"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
@@ -179,7 +179,7 @@ def _see_that_its_files_may_move(found: machine.Machine, service: Service) -> No
         raise InUse(
             f"A broker runs on {service.config} (process {note.get('pid', '?')}),"
             f" and files of its do not belong to {user}, such as {others[0]}.\n"
-            f"Stop it first, then run this again: bpbroker --config {shlex.quote(str(service.config))} stop"
+            f"Stop it first, then run this again: {command_line('bpbroker', '--config', str(service.config), 'stop')}"
         )
 
 

@@ -17,7 +17,7 @@ from bpbroker.commands.local import BULK_SECS, LocalBroker, must_run, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, echo_table, format_option, shown_age, shown_size, shown_time
 from bpbroker.errors import CannotConnect, StartError, WaitTimeout
-from bpbroker.storage.lock import holder, is_process_of, lock_path
+from bpbroker.storage.lock import holder, is_process_of, lock_path, machine_secs
 
 STOP_SECS = 30.0
 _POLL_SECS = 0.05
@@ -140,10 +140,14 @@ def _signal(broker: LocalBroker, send: Callable[[], None]) -> None:
 def reload(scope: Scope) -> None:
     """Have the running broker take configuration, certificate and extension modules up anew, and say how it went.
 
-    When something cannot be used everything stays as it was.
+    What cannot be used stays as it was; all else is taken up. Exit code 1 then, 78 if the configuration or the
+    certificate cannot be used.
     """
     broker = must_run(scope)
-    broker.ask("Reload", timeout_secs=BULK_SECS)
+    problems = broker.ask("Reload", timeout_secs=BULK_SECS)["problems"]
+    if problems:
+        listed = "\n  ".join(problems)
+        raise StartError(f"The broker (process {broker.pid}) has reloaded, but not all of it:\n  {listed}")
     click.echo(f"The broker (process {broker.pid}) has reloaded.", err=True)
 
 
@@ -153,29 +157,30 @@ def reload(scope: Scope) -> None:
 def status(scope: Scope, *, form: str) -> None:
     """Show how each part of the running broker is.
 
-    Exit code 0 when all are well, 1 when not, or when no broker runs.
+    Each is ok, warning (look at its detail) or fail. Exit code 0 when none failed, 1 when one did, or when no broker
+    runs.
     """
     broker = must_run(scope)
     try:
         report = broker.ask("Status", timeout_secs=10.0)
     except (CannotConnect, WaitTimeout) as error:
         raise StartError(f"The broker runs (process {broker.pid}), but: {error}") from None
-    note, now = broker.note, time.time()
+    note, now = broker.note, machine_secs()
     about = {key: note.get(key) for key in ("version", "pid", "address", "port", "fingerprint", "started")}
     if form == "json":
-        echo_json({"ok": report["ok"], **about, "config": str(scope.own), "parts": report["parts"]})
-    else:
-        click.echo(
-            f"bpbroker {note.get('version')}, process {broker.pid}, up {shown_age(now - note['started'])}, "
-            f"port {note['port']}, {scope.own}"
+        echo_json(
+            {"ok": report["ok"], "state": report["state"], **about, "config": str(scope.own), "parts": report["parts"]}
         )
+    else:
+        up = shown_age(now - note.get("uptime_from", now))
+        click.echo(f"bpbroker {note.get('version')}, process {broker.pid}, up {up}, port {note['port']}, {scope.own}")
         click.echo(f"certificate SHA-256 {note['fingerprint']}")
         echo_table(
             ("PART", "STATE", "SINCE", "RESTARTS", "DETAIL"),
             [
                 (
                     part["name"],
-                    "ok" if part["ok"] else "FAIL",
+                    part["state"],
                     shown_time(part["since"]),
                     part["restarts"],
                     _detail(part),
@@ -183,7 +188,7 @@ def status(scope: Scope, *, form: str) -> None:
                 for part in report["parts"]
             ],
         )
-    sys.exit(0 if report["ok"] else 1)
+    sys.exit(1 if any(part["state"] == "fail" for part in report["parts"]) else 0)
 
 
 def _detail(part: dict[str, Any]) -> str:

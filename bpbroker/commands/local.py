@@ -43,6 +43,28 @@ class LocalBroker:
             raise StartError("The broker has only just begun to start; try again in a moment")
         return pid
 
+    def fetch(self, path: str) -> bytes:
+        """Return what the broker serves to everybody under a path.
+
+        Raises:
+            CannotConnect, WaitTimeout: it does not answer.
+            RequestError: it has no such thing.
+        """
+        transport = Transport(
+            BrokerAddress(self.note["address"], self.note["port"]),
+            Trust([canonical_fingerprint(self.note["fingerprint"])]),
+            KnownBrokers(),
+        )
+        try:
+            answer = transport.exchange(
+                "GET", path, {}, None, Deadline(TIMEOUT_SECS, f"The broker (process {self.pid})")
+            )
+        finally:
+            transport.close()
+        if answer.status != HTTPStatus.OK:
+            raise from_status(answer.status, f"This broker does not serve {path}")
+        return bytes(answer.body)
+
     def ask(self, method: str, document: Mapping[str, Any] | None = None, timeout_secs: float = TIMEOUT_SECS) -> Any:
         """Send a control request and give the answer's ``data``.
 

@@ -15,6 +15,7 @@ import click
 from bpbroker.config.paths import Home, find_home
 from bpbroker.runtime.plan import sources_of
 from bpbroker.storage.sources import Sources
+from bpbroker.text import command_line
 
 
 class _File(click.Path):
@@ -74,7 +75,7 @@ class Scope:
 
     def command_line(self, command: str) -> str:
         """Return the command line of ``command`` for the same broker, for messages that say what to do."""
-        return f"bpbroker --config {self.own} {command}" if self.config else f"bpbroker {command}"
+        return command_line("bpbroker", *(("--config", str(self.own)) if self.config else ()), *command.split())
 
 
 pass_scope = click.make_pass_decorator(Scope)

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from bpbroker import process
 from bpbroker.commands.scope import FILE, Scope, command, pass_scope
 from bpbroker.runtime.logs import FORMATS, LEVELS, LogOptions
 
@@ -64,6 +65,8 @@ def start(
     writes the configuration and ends. Every option can be given by an
     environment variable too, such as BPBROKER_LISTEN_PORT.
     """
+    if not daemon:
+        process.leave_first_process()
     from bpbroker.broker import run
     from bpbroker.runtime.plan import RunOptions
 

@@ -74,7 +74,7 @@ def backups(scope: Scope, *, form: str) -> None:
 def restore(scope: Scope, *, backup: Path, dry_run: bool) -> None:
     """Put the settings and entries of BACKUP, a path or a name in `bpbroker backups`, in the place of the present ones.
 
-    Only while no broker runs. What is replaced is kept as a backup.
+    Only while no broker runs, but with --dry-run. What is replaced is kept as a backup.
     """
     scope.act_as_owner()
     done = offline.restore(scope.own, backup, dry_run=dry_run)

@@ -17,7 +17,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 def format_option(function: F) -> F:
     """Add ``--format`` to a command."""
     option = click.option(
-        "--format", "form", type=click.Choice(("table", "json")), default="table", show_default=True,
+        "--format", "-f", "form", type=click.Choice(("table", "json")), default="table", show_default=True,
         help="Columns for people, or JSON on one line.",
     )  # fmt: skip
     return option(function)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import secrets
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
 from bpbroker.client.address import BrokerAddress, parse_address
-from bpbroker.commands.local import running
+from bpbroker.commands.keys import ALLOW, FROM, TTL, USES, add_key, ends_at
+from bpbroker.commands.local import must_run, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, format_option
 from bpbroker.config import layers, schema
 from bpbroker.discovery.interfaces import interfaces
 from bpbroker.discovery.jointoken import JoinToken, canonical_fingerprint, make_token
 from bpbroker.errors import ConfigurationError
+from bpbroker.frontend import client_file
 from bpbroker.server import tls
 from bpbroker.storage.lock import lock_path
 from bpbroker.storage.sources import Loaded
@@ -39,13 +45,16 @@ def certificate(scope: Scope, *, renew: bool, hosts: tuple[str, ...], form: str)
     elif hosts:
         raise click.UsageError("--host is for --renew")
     found = tls.read_certificate(cert)
-    left = found.days_left(datetime.now(UTC))
+    now = datetime.now(UTC)
+    left, problem, lacks = found.days_left(now), found.problem(now), found.lacks()
     if form == "json":
         echo_json(
             {
                 "file": str(cert),
                 "subject": found.subject,
                 "names": found.names,
+                "lacks": lacks,
+                "not_before": found.not_before.isoformat(),
                 "not_after": found.not_after.isoformat(),
                 "days_left": left,
                 "fingerprint": found.fingerprint,
@@ -55,10 +64,17 @@ def certificate(scope: Scope, *, renew: bool, hosts: tuple[str, ...], form: str)
     click.echo(f"file         {cert}")
     click.echo(f"subject      {found.subject}")
     click.echo(f"names        {', '.join(found.names)}")
+    click.echo(f"valid from   {found.not_before:%Y-%m-%d %H:%M} UTC")
     click.echo(f"expires      {found.not_after:%Y-%m-%d %H:%M} UTC ({left} days left)")
     click.echo(f"fingerprint  {found.fingerprint}")
-    if left < tls.WARN_DAYS:
-        click.echo(f"warning: it expires in {left} days; renew it (--renew, if bpbroker made it)", err=True)
+    if problem:
+        click.echo(f"warning: it {problem}; renew it (--renew, if bpbroker made it)", err=True)
+    if lacks:
+        click.echo(
+            f"warning: it lacks of this host's names and addresses: {', '.join(lacks)}; clients that check names"
+            " refuse the broker there (--renew, if bpbroker made it)",
+            err=True,
+        )
 
 
 def _pair(scope: Scope, loaded: Loaded) -> tuple[Path, Path]:
@@ -81,12 +97,14 @@ def _renew(scope: Scope, cert: Path, key: Path, hosts: tuple[str, ...]) -> None:
             f"{cert} was not made by bpbroker: renew it where it comes from, put the new files in its place, "
             f"and have them taken up: {scope.command_line('reload')}"
         )
+    names = list(dict.fromkeys((*tls.own_names(), *hosts)))
+    tls.check_names(names)
     scope.act_as_owner()
     tls.heal_pair(cert, key)
     for path in (cert, key):
         if path.exists():
             tls.keep_older(path)
-    tls.make_pair(cert, key, list(dict.fromkeys((*tls.own_names(), *hosts))))
+    tls.make_pair(cert, key, names)
     click.echo(
         "The certificate is new: clients that pinned the old one refuse this broker until their pin, "
         "token or --fingerprint is changed.",
@@ -106,19 +124,90 @@ def _renew(scope: Scope, cert: Path, key: Path, hosts: tuple[str, ...]) -> None:
     "--fingerprint", "fingerprints", multiple=True, metavar="SHA256",
     help="Certificate of a further broker that shares the registry; may be given again.",
 )  # fmt: skip
+@ALLOW
+@TTL
+@USES
+@FROM
 @pass_scope
-def token(scope: Scope, *, namespace: str, addresses: tuple[str, ...], fingerprints: tuple[str, ...]) -> None:
+def token(scope: Scope, /, **options: Any) -> None:
     """Print one word with which bpclient --token needs nothing else: addresses, fingerprint, access key.
 
     It also has the secret that makes discovery authenticated. A machine that
-    has it can use the namespace: hand it on as a secret.
+    has it can use the namespace: hand it on as a secret. With --allow it has a
+    new key of its own, which may do that and no more.
     """
+    click.echo(_token(scope, **options))
+
+
+@command("join-command", short_help="Print the line that lets a bare machine join")
+@click.option(
+    "--address", "addresses", multiple=True, metavar="HOST:PORT",
+    help="Where clients reach the broker, instead of all addresses of this host; may be given again.",
+)  # fmt: skip
+@ALLOW
+@TTL
+@USES
+@FROM
+@pass_scope
+def join_command(scope: Scope, /, *, addresses: tuple[str, ...], **options: Any) -> None:
+    """Print a line for the shell of a machine that has nothing but Python 3.9 or newer.
+
+    It fetches bpclient.pyz from this broker, checks its digest, and sets
+    BPBROKER_TOKEN. The line has the token in it: hand it on as a secret.
+    """
+    broker = must_run(scope)
+    digest = hashlib.sha256(broker.fetch("/bpclient.pyz")).hexdigest()
+    reached = [str(parse_address(text)) for text in addresses] or _addresses(scope, scope.sources().load())
+    if not reached:
+        raise ConfigurationError("This host has no address that others reach; give it with --address HOST:PORT")
+    token = _token(scope, namespace="services", addresses=tuple(reached), fingerprints=(), **options)
+    urls = [f"https://{address}/bpclient.pyz" for address in reached]
+    click.echo(
+        f"{shlex.join(('python3', '-c', f'exec({_FETCH!r})', digest, *urls))} &&"
+        f" export BPBROKER_TOKEN={token} && python3 ./bpclient.pyz whoami"
+    )
+
+
+_FETCH = (
+    "import hashlib,ssl,sys,urllib.request as r\n"
+    "for u in sys.argv[2:]:\n"
+    " try: b=r.build_opener(r.ProxyHandler({}),r.HTTPSHandler(context=ssl._create_unverified_context()))"
+    ".open(u,timeout=5).read()\n"
+    " except OSError as e: print(u,e,file=sys.stderr); continue\n"
+    " if hashlib.sha256(b).hexdigest()!=sys.argv[1]: print(u,'is not what it should be',file=sys.stderr); continue\n"
+    " open('bpclient.pyz','wb').write(b); break\n"
+    "else: sys.exit(1)"
+)
+"""Fetches the client. The certificate is not looked at: the digest is."""
+
+
+def _token(
+    scope: Scope,
+    *,
+    namespace: str,
+    addresses: tuple[str, ...],
+    fingerprints: tuple[str, ...],
+    allow: tuple[str, ...],
+    ttl: str | None,
+    uses: int | None,
+    networks: tuple[str, ...],
+) -> str:
+    """Return a new token."""
     loaded = scope.sources().load()
     there = ("services", "ping", *layers.namespaces(loaded.effective))
     if namespace not in there:
         why = "is no namespace that clients can call" if namespace in loaded.effective else "is no section"
         raise ConfigurationError(f"{namespace!r} {why} of {scope.own}; --namespace takes one of: {', '.join(there)}")
     keys = layers.access_keys(loaded.effective, namespace)
+    until = 0
+    if allow:
+        name = f"token-{secrets.token_hex(4)}"
+        made_key, stored = add_key(scope, must_run(scope), name, allow, ttl=ttl, uses=uses, networks=networks)
+        keys = (made_key,)
+        until = 0 if "until" not in stored else int(ends_at(stored))
+        click.echo(f"The key in it is {name}; `{scope.command_line(f'key revoke {name}')}` ends it.", err=True)
+    elif ttl or uses or networks:
+        raise click.UsageError("--ttl, --uses and --from are for --allow: they are of a new key")
     if not keys:
         click.echo(f"warning: {namespace} has no _access_key, so it is open to everybody", err=True)
     own = canonical_fingerprint(tls.fingerprint(_pair(scope, loaded)[0]))
@@ -127,10 +216,14 @@ def token(scope: Scope, *, namespace: str, addresses: tuple[str, ...], fingerpri
         list(dict.fromkeys((own, *map(canonical_fingerprint, fingerprints)))),
         keys[0] if keys else "",
         schema.option(loaded.effective, "_discovery", "secret") or "",
+        until=until,
     )
     if not made.secret:
         click.echo("warning: there is no discovery secret yet; the next start of the broker makes one", err=True)
-    click.echo(make_token(made))
+    # On stderr: standard output is the token alone.
+    where = made.addresses[0] if made.addresses else "HOST:PORT"
+    click.echo(f"the client is at https://{where}/bpclient.pyz, SHA-256 {client_file.digest()}", err=True)
+    return make_token(made)
 
 
 def _addresses(scope: Scope, loaded: Loaded) -> list[str]:

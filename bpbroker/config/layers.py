@@ -15,6 +15,8 @@ from pathlib import Path, PureWindowsPath
 from types import MappingProxyType
 from typing import Any, Final
 
+from bpbroker.registry import named_keys
+
 _PACKAGE = Path(__file__).parents[1]
 
 DEFAULT_CERT: Final = str(_PACKAGE / "dummy_api.crt")
@@ -36,13 +38,17 @@ REGISTRY_SECTION: Final = "services"
 
 
 def split(document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return ``(settings, entries)`` of a document."""
+    """Return ``(settings, entries)`` of a document; named access keys are among the entries, by their stored names."""
     settings = dict(document)
-    services = document.get(REGISTRY_SECTION)
+    services, keys = document.get(REGISTRY_SECTION), document.get(named_keys.SECTION)
+    entries = {}
+    if isinstance(keys, Mapping):
+        del settings[named_keys.SECTION]
+        entries = {named_keys.stored_name(name): value for name, value in keys.items()}
     if not isinstance(services, Mapping):
-        return settings, {}
+        return settings, entries
     settings[REGISTRY_SECTION] = {key: value for key, value in services.items() if key.startswith("_")}
-    return settings, {key: value for key, value in services.items() if not key.startswith("_")}
+    return settings, {**entries, **{key: value for key, value in services.items() if not key.startswith("_")}}
 
 
 def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:

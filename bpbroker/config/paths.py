@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PureWindowsPath
 
+from bpbroker import windows
+
 FILE_NAME = "bpbroker.json"
 
 
@@ -38,11 +40,11 @@ class Home:
         return self.folder / "backups"
 
 
-def system_home(environ: Mapping[str, str], *, windows: bool = sys.platform == "win32") -> PurePath:
+def system_home(environ: Mapping[str, str], *, on_windows: bool = sys.platform == "win32") -> PurePath:
     """Return the system-wide home of this platform, ``BPBROKER_HOME`` first."""
     if environ.get("BPBROKER_HOME"):
-        return PureWindowsPath(environ["BPBROKER_HOME"]) if windows else Path(environ["BPBROKER_HOME"])
-    if windows:
+        return PureWindowsPath(environ["BPBROKER_HOME"]) if on_windows else Path(environ["BPBROKER_HOME"])
+    if on_windows:
         return PureWindowsPath(environ.get("ProgramFiles", r"C:\Program Files")) / "bpbroker"
     return Path("/usr/local/bpbroker")
 
@@ -62,12 +64,18 @@ def find_home(environ: Mapping[str, str] = os.environ) -> Home:
     gets their own data folder, so that ``bpbroker start`` works for everybody.
     """
     system = Path(system_home(environ))
-    if environ.get("BPBROKER_HOME") or system.exists() or os.access(_nearest(system), os.W_OK):
+    if environ.get("BPBROKER_HOME") or system.exists() or _may_make(system):
         return Home(system)
     try:
         return Home(user_home(environ))
     except RuntimeError:  # no HOME and no such user, as in a bare container: --config says where to go
         return Home(system)
+
+
+def _may_make(system: Path) -> bool:
+    if sys.platform == "win32":  # to os.access every folder is writable there
+        return windows.is_administrator()
+    return os.access(_nearest(system), os.W_OK)
 
 
 def _nearest(path: Path) -> Path:

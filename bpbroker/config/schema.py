@@ -10,12 +10,14 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from bpbroker.registry import named_keys
 from bpbroker.registry.entry import DATA_MAX_BYTES, DEPTH_MAX, NAME_MAX_BYTES
 
 _INVISIBLE: Final = frozenset({"Cc", "Cf", "Cs", "Zs", "Zl", "Zp"})
@@ -47,6 +49,12 @@ def _number(low: float, high: float, *, whole: bool = True) -> Check:
 
 def _text(value: Any) -> str | None:
     return None if isinstance(value, str) else "must be text"
+
+
+def _user(value: Any, *, on_windows: bool = sys.platform == "win32") -> str | None:
+    if on_windows:
+        return "must not be there on Windows: a process of another user needs that user's password"
+    return _text(value)
 
 
 def _names(value: Any) -> str | None:
@@ -203,14 +211,14 @@ EXTENSION: Final[Mapping[str, Key]] = {
     "_timeout_secs": Key(_number(0.1, 86400, whole=False), 30, "time for one call"),
     "_queue_max": Key(_number(0, 100_000), 64, "calls that may wait"),
     "_memory_max_bytes": Key(_optional(_number(16 * _MIB, 1 << 50)), None, "memory of the child process"),
-    "_user": Key(_optional(_text), None, "user that the child process runs as (Linux)"),
+    "_user": Key(_optional(_user), None, "user that the child process runs as (Linux)"),
     "_workers": Key(_number(1, 64), 1, "calls that run at the same time"),
     "_env": Key(_environment, {}, "extra environment of the child process", secret=True),
     "_preload": Key(_flag, False, "start the child process with the broker"),
 }
 """Keys that the broker knows in the section of an extension; all others are the extension's own."""
 
-_OWN_SECTIONS: Final = (*KNOWN, "worker")
+_OWN_SECTIONS: Final = (*KNOWN, "worker", named_keys.SECTION)
 
 
 def keys_of(section: str) -> Mapping[str, Key]:
@@ -229,6 +237,9 @@ def option(settings: Mapping[str, Any], section: str, key: str) -> Any:
 def problems(document: Mapping[str, Any]) -> Iterator[str]:
     """Yield everything in a document that cannot be used, a sentence each: path, value, what it must be."""
     for name, section in document.items():
+        if name == named_keys.SECTION:
+            yield from _key_problems(section)
+            continue
         if not isinstance(section, Mapping):
             yield f"{name} is {_shown(section)}: a section must be an object"
             continue
@@ -245,6 +256,15 @@ def problems(document: Mapping[str, Any]) -> Iterator[str]:
             for key, value in section.items():
                 if not key.startswith("_") and not isinstance(value, Mapping):
                     yield f"services.{key} is {_shown(value)}: an entry must be an object"
+
+
+def _key_problems(section: Any) -> Iterator[str]:
+    """Yield what is wrong with the named keys, without a value of theirs: one that is no digest may be a key."""
+    if isinstance(section, Mapping):
+        for name, value in section.items():
+            yield from named_keys.problems(name, value)
+    else:
+        yield f"{named_keys.SECTION} must be an object of named access keys"
 
 
 ETCD_DATA_MAX_BYTES: Final = _MIB
@@ -290,9 +310,25 @@ def warnings(document: Mapping[str, Any], is_installed: Callable[[str], bool] = 
         for key in section:
             if key in known or (name == "services" and not key.startswith("_")):
                 continue
+            if name == "services" and isinstance(section[key], Mapping):
+                yield (
+                    f"services.{key} looks like an entry, but no client can read it: with _ in front it is a setting;"
+                    " register it under another name"
+                )
+                continue
             close = difflib.get_close_matches(key, known, 1, 0.8)
             if close:
                 yield f"{name}.{key} is not known; did you mean {name}.{close[0]}?"
+
+
+def weak_keys(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield which access keys are easily guessed, a sentence each, without the keys."""
+    for name, section in settings.items():
+        value = section.get("_access_key", "")
+        for key in value if isinstance(value, (list, tuple)) else (value,):
+            why = named_keys.weakness(key, name) if key else ""
+            if why:
+                yield f"{name}._access_key {why}: it is easily guessed; `openssl rand -hex 32` makes one that is not"
 
 
 def _crosses_network_in_clear(endpoint: Any) -> bool:

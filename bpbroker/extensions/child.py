@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from bpbroker import windows
 from bpbroker.extensions import channel
 from bpbroker.extensions.child_log import forward
 from bpbroker.extensions.process_tree import kill_descendants, now_secs
@@ -72,8 +73,8 @@ class Launch:
     user: str | None = None
     memory_max_bytes: int | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
-    lock: int | None = None
-    """Descriptor of a file that makes ``bpbroker.config.rlock`` exclude the other children of the namespace."""
+    lock: int | str | None = None
+    """Descriptor of a file, or on Windows name of a mutex; by it ``config.rlock`` excludes the other children."""
 
 
 class Child:
@@ -82,6 +83,8 @@ class Child:
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
         self._process: subprocess.Popen[bytes] | None = None
+        self._job: Any = None
+        """Windows: holds all that the process starts, and ends it when this broker dies."""
         self._pidfd: int | None = None
         self._output: threading.Thread | None = None
         self._killing = threading.Lock()
@@ -106,6 +109,8 @@ class Child:
             if self._killed:
                 raise NotImportable("it was stopped")
             self._process = _start(self._launch)
+            if sys.platform == "win32":
+                self._take_into_job(self._process)
         if hasattr(os, "pidfd_open"):
             with suppress(OSError):  # an old kernel, or no descriptor left: then the end is noticed by the pipes alone
                 self._pidfd = os.pidfd_open(self._process.pid)
@@ -132,6 +137,20 @@ class Child:
             raise NotImportable("it interfered with the channel to the broker") from None
         except Ended as error:
             raise NotImportable(f"importing it ended its process ({error})") from None
+
+    def _take_into_job(self, process: subprocess.Popen[bytes]) -> None:
+        """Put the process into a job; it starts nothing before it is sent its first frame.
+
+        Raises:
+            OSError: it is not in one, and was ended.
+        """
+        if sys.platform == "win32":
+            try:
+                self._job = windows.Job(self._launch.memory_max_bytes)
+                self._job.take(int(process._handle))  # noqa: SLF001 - subprocess has no name for it
+            except OSError:
+                process.kill()
+                raise
 
     def alive(self) -> bool:
         """Whether the process runs."""
@@ -163,6 +182,7 @@ class Child:
                 "method": call.method,
                 "qs": dict(call.qs),
                 "source": call.source,
+                "caller": call.caller,
                 "request_id": call.request_id,
             }
         )
@@ -192,7 +212,15 @@ class Child:
             if self._process is not None and not self._reaped:
                 if tree and self.alive():
                     kill_descendants(self._process.pid, self._began)
-                _kill_group(self._process)
+                self._kill_group(self._process)
+
+    def _kill_group(self, process: subprocess.Popen[bytes]) -> None:
+        if sys.platform == "win32":
+            if self._job is not None:
+                self._job.kill()
+        else:
+            with suppress(ProcessLookupError, PermissionError):  # macOS: EPERM when only zombies are left
+                os.killpg(process.pid, signal.SIGKILL)
 
     def end(self, grace_secs: float = 0.0) -> None:
         """Let the process end by itself for ``grace_secs``, then kill what is left of its group; waits for that."""
@@ -207,6 +235,8 @@ class Child:
         with self._killing:
             self._reaped = True  # from here on its id may belong to somebody else
         process.wait()
+        if sys.platform == "win32" and self._job is not None:
+            self._job.close()
         if self._output is not None:
             self._output.join(2.0)
         if process.stdout is not None:
@@ -267,6 +297,9 @@ class Child:
     def _how(self) -> str:
         """Say how the process ended."""
         self._exited(0.5)
+        if sys.platform == "win32":
+            code = None if self._process is None else self._process.poll()
+            return "it closed its side of the channel" if code is None else windows.how_ended(code)
         if self._process is None or self._pidfd is None or not _readable(0.0, self._pidfd):
             return "it closed its side of the channel"
         found = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -287,18 +320,6 @@ def _readable(secs: float | None, *descriptors: int) -> set[int]:
     return {descriptor for descriptor, _ in poll.poll(None if secs is None else secs * 1000)}
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    if sys.platform == "win32":
-        subprocess.Popen(  # noqa: S603 - the id is our own child's
-            ["taskkill", "/F", "/T", "/PID", str(process.pid)],  # noqa: S607 - in every Windows' path
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ).wait(5)
-    else:
-        with suppress(ProcessLookupError, PermissionError):  # macOS: EPERM when only zombies are left
-            os.killpg(process.pid, signal.SIGKILL)
-
-
 def _start(launch: Launch) -> subprocess.Popen[bytes]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_CHILDREN)}
     options: dict[str, Any] = {}
@@ -306,7 +327,7 @@ def _start(launch: Launch) -> subprocess.Popen[bytes]:
         options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
     else:
         options["start_new_session"] = True
-        options["pass_fds"] = () if launch.lock is None else (launch.lock,)
+        options["pass_fds"] = (launch.lock,) if isinstance(launch.lock, int) else ()
         if launch.user:
             more, identity = _as_user(launch.user)
             options.update(more)

@@ -8,6 +8,8 @@ import sys
 import threading
 from typing import Any, Never
 
+from bpbroker import windows
+
 
 class ReadOnly(dict[str, Any]):
     """A dict that refuses to be changed; unlike other read-only mappings it can be given to ``json.dumps``."""
@@ -33,36 +35,32 @@ class SharedLock:
     """``bpbroker.config.rlock`` where several processes run calls: excludes threads here and the other processes.
 
     Record locks belong to a process, so all children can lock the same open
-    file; the kernel lets go when a process dies.
+    file; on Windows it is a mutex of the same name. The kernel lets go when a
+    process dies.
+
+    Args:
+        lock: descriptor of the file, or the mutex's name.
     """
 
-    def __init__(self, descriptor: int) -> None:
-        os.set_inheritable(descriptor, False)
-        self._descriptor = descriptor
+    def __init__(self, lock: int | str) -> None:
+        self._others: _Mutex | _RecordLock = _Mutex(lock) if isinstance(lock, str) else _RecordLock(lock)
         self._threads = threading.RLock()
         self._depth = 0
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Take the lock; ``timeout`` counts for the threads of this process only."""
-        import fcntl
-
         if not self._threads.acquire(blocking, timeout):
             return False
-        if self._depth == 0:
-            try:
-                fcntl.lockf(self._descriptor, fcntl.LOCK_EX if blocking else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._threads.release()
-                return False
+        if self._depth == 0 and not self._others.acquire(blocking):
+            self._threads.release()
+            return False
         self._depth += 1
         return True
 
     def release(self) -> None:
         """Let go of the lock once."""
-        import fcntl
-
         if self._depth == 1:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
+            self._others.release()
         self._depth -= 1
         self._threads.release()
 
@@ -71,6 +69,39 @@ class SharedLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+class _RecordLock:
+    def __init__(self, descriptor: int) -> None:
+        os.set_inheritable(descriptor, False)
+        self._descriptor = descriptor
+
+    def acquire(self, blocking: bool) -> bool:
+        import fcntl
+
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX if blocking else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        import fcntl
+
+        fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
+
+
+class _Mutex:
+    def __init__(self, name: str) -> None:
+        if sys.platform == "win32":
+            self._mutex = windows.Mutex(name)
+
+    def acquire(self, blocking: bool) -> bool:
+        return sys.platform == "win32" and self._mutex.acquire(None if blocking else 0)
+
+    def release(self) -> None:
+        if sys.platform == "win32":
+            self._mutex.release()
 
 
 class _PriorityFormatter(logging.Formatter):

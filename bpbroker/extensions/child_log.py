@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import select
+import sys
 import threading
 import time
 from typing import IO, Final
@@ -75,6 +76,15 @@ def _ready(descriptor: int) -> bool:
     return bool(poll.poll(0))
 
 
+def _text(line: bytes) -> str:
+    """Decode a line: UTF-8, or what programs of this system that know nothing of it print."""
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        # A console's code page; "replace" where the line was cut in a character, too.
+        return line.decode("oem" if sys.platform == "win32" else "utf-8", "replace")
+
+
 class Lines:
     """Cuts a stream of bytes into log lines; bounded in length and in number a second."""
 
@@ -110,7 +120,7 @@ class Lines:
             return
         found = _LEVEL.match(line)
         level = _LEVELS[int(found[1])] if found else logging.INFO
-        text = line[found.end() if found else 0 :][:LINE_MAX_BYTES].decode("utf-8", "replace").rstrip()
+        text = _text(line[found.end() if found else 0 :][:LINE_MAX_BYTES]).rstrip()
         self._logger.log(level, "%s", text)
 
     def _say_left_out(self) -> None:

@@ -12,6 +12,7 @@ import atexit
 import importlib
 import importlib.abc
 import inspect
+import io
 import os
 import queue
 import signal
@@ -48,7 +49,10 @@ def main() -> None:
     os.dup2(nothing, 0)
     os.close(nothing)
     os.dup2(2, 1)
-    sys.stdout = os.fdopen(1, "w", buffering=1, errors="backslashreplace", closefd=False)
+    # The broker's side reads UTF-8, whatever this system's own encoding is.
+    sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")
     atexit.register(_end_group)  # the first to be registered is the last to run
     broker = _Broker(requests, answers)
     begin = broker.next()
@@ -168,7 +172,7 @@ class _Extension:
 
     def _run(self, method: Method, call: Mapping[str, Any]) -> CallResult:
         rh = Request(
-            qs=call["qs"], source=call["source"], request_id=call["request_id"],
+            qs=call["qs"], source=call["source"], caller=call["caller"], request_id=call["request_id"],
             config=self._config, registry=self._registry, log=self._log,
         )  # fmt: skip
         try:

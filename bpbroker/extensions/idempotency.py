@@ -209,10 +209,12 @@ class Answers:
     Args:
         path: the SQLite file, made when needed; None keeps the answers in memory only.
         look: looks at the machine's clocks.
+        registry: the id of the registry that the file belongs to; empty if it is not known.
     """
 
-    def __init__(self, path: Path | None, look: Callable[[], Now] = Now.look) -> None:
+    def __init__(self, path: Path | None, look: Callable[[], Now] = Now.look, registry: str = "") -> None:
         self._path = path
+        self._registry = registry
         self._look = look
         self._connection: sqlite3.Connection | None = None
 
@@ -332,7 +334,7 @@ class Answers:
         """Yield the open file; what goes wrong inside becomes an error of ours."""
         try:
             if self._connection is None:
-                self._connection = _open(self._path)
+                self._connection = _open(self._path, self._registry)
             yield self._connection
         except sqlite3.IntegrityError:
             raise Unavailable("The call with this Idempotency-Key is under way already") from None
@@ -346,7 +348,54 @@ class Answers:
             ) from None
 
 
-def _open(path: Path | None) -> sqlite3.Connection:
+def path_of(own: Path) -> Path:
+    """Return the file of answers that belongs to a configuration file."""
+    return own.with_name(f"{own.name}.answers")
+
+
+def owner_of(path: Path) -> str:
+    """Return the id of the registry that a file of answers belongs to.
+
+    Empty if there is no file, if it says nothing, or if it cannot be read, which :class:`Answers` reports. All that
+    the file's log holds is in the file itself afterwards, so that it can be copied; nothing else may have it open.
+    """
+    try:
+        os.close(files.open_private(path, os.O_RDWR))
+        connection = sqlite3.connect(path, isolation_level=None, timeout=5)
+        try:
+            row = connection.execute("SELECT registry FROM owner").fetchone()
+        finally:
+            connection.close()
+    except (sqlite3.Error, OSError):
+        return ""
+    return str(row[0]) if row else ""
+
+
+def disown(path: Path) -> None:
+    """Let the registry that opens a file of answers next be the one that it belongs to."""
+    connection = sqlite3.connect(path, isolation_level=None, timeout=5)
+    try:
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("DELETE FROM owner")
+    finally:
+        connection.close()
+
+
+def _note_owner(connection: sqlite3.Connection, registry: str) -> None:
+    """Note whose answers these are, once.
+
+    Raises:
+        sqlite3.DatabaseError: they are another registry's.
+    """
+    connection.execute("CREATE TABLE IF NOT EXISTS owner (registry TEXT NOT NULL)")
+    row = connection.execute("SELECT registry FROM owner").fetchone()
+    if row is None:
+        connection.execute("INSERT INTO owner SELECT ? WHERE NOT EXISTS (SELECT 1 FROM owner)", (registry,))
+    elif row[0] != registry:
+        raise sqlite3.DatabaseError(f"it belongs to the registry {row[0]}, not to {registry}")
+
+
+def _open(path: Path | None, registry: str) -> sqlite3.Connection:
     if path is None:
         connection = sqlite3.connect(":memory:", isolation_level=None)
     else:
@@ -363,6 +412,8 @@ def _open(path: Path | None) -> sqlite3.Connection:
                 connection.executescript(_SCHEMA_OF_QUOTAS)
             if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
                 raise sqlite3.DatabaseError("its tables cannot be brought up to date")
+        if registry:
+            _note_owner(connection, registry)
     except BaseException:
         connection.close()
         raise

@@ -213,10 +213,10 @@ def _put(source: Path, files: list[Path], lib: Path, name: str) -> tuple[Path, P
                     _copy(source, fresh)
                 kept = _keep_older(target)
                 try:
-                    fresh.rename(target)
+                    fresh.replace(target)
                 except OSError:
                     if kept is not None:
-                        kept[1].rename(kept[0])
+                        kept[1].replace(kept[0])
                     raise
         finally:
             shutil.rmtree(workshop, ignore_errors=True)
@@ -240,7 +240,7 @@ def _keep_older(target: Path) -> tuple[Path, Path] | None:
             if path is target and path.is_file() and not path.is_symlink():
                 os.link(path, kept)  # the target's name is never without a module
             else:
-                path.rename(kept)
+                path.replace(kept)
             moved = moved or (path, kept)
     return moved
 

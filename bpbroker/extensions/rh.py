@@ -20,7 +20,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from http.client import responses
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from bpbroker.errors import from_status
 from bpbroker.messages import CallResult
@@ -47,6 +47,15 @@ class Error(Exception):
         super().__init__(message)
         self.status = status
         self.message = message
+
+
+class Caller(NamedTuple):
+    """Who calls a method."""
+
+    name: str
+    """The name of the access key; empty for a caller without a named one."""
+    address: str
+    """The client's address as text."""
 
 
 class Unsendable(Exception):
@@ -123,6 +132,7 @@ class Request:
         config: Mapping[str, Any],
         registry: Registry,
         log: logging.Logger,
+        caller: str = "",
     ) -> None:
         self.qs: dict[str, str] = dict(qs)
         """First value of each parameter; the access key is never among them."""
@@ -140,6 +150,8 @@ class Request:
         """Goes to the broker's log."""
         self.request_id = request_id
         """Identifies the call in the broker's logs and in the client's answer."""
+        self.caller = Caller(caller, source)
+        """Who calls, to narrow further what a key may do."""
         self._source = source
 
     def RequestingHost(self) -> str:  # noqa: N802 - the protocol's name

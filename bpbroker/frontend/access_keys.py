@@ -1,17 +1,32 @@
-"""Access: keys compared in constant time, and a limit on guessing. Nothing here does I/O."""
+"""Access: keys compared in constant time, named keys as they are at the moment, a limit on guessing. No I/O.
+
+Every way into a namespace asks :func:`check`, for each name and prefix that a
+call is about.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import json
+import logging
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
+
+from bpbroker.errors import BadRequest, Forbidden
+from bpbroker.registry import named_keys, rights
+from bpbroker.registry.named_keys import NamedKey
+from bpbroker.registry.rights import Need, Rights
+
+logger: Final = logging.getLogger(__name__)
 
 KEY_MAX_BYTES: Final = 1024
 _WINDOW_SECS: Final = 60.0
 _ADDRESSES_MAX: Final = 10_000
+_DELAY_SECS: Final = 0.1
+_DELAY_MAX_SECS: Final = 20.0
 
 
 def matches(candidates: Sequence[object], keys: Iterable[str]) -> bool:
@@ -35,12 +50,110 @@ def matches(candidates: Sequence[object], keys: Iterable[str]) -> bool:
     return right
 
 
+def check(key: NamedKey | None, needs: Iterable[Need]) -> None:
+    """See that a key has the right for everything that a call does.
+
+    Args:
+        key: the named key that let the call in; None for one that may do anything there: it brought the namespace's
+            own ``_access_key``, or the namespace is open.
+        needs: what the call does.
+
+    Raises:
+        Forbidden: a right is missing; the message names it.
+    """
+    if key is None:
+        return
+    missing = key.rights.missing(needs)
+    if missing is not None:
+        raise Forbidden(f"The access key '{key.name}' lacks the right {rights.explain(missing)}")
+
+
+_NO_KEY: Final = NamedKey("", b"\0" * 32, (), Rights(()))
+"""What a key of an unknown name is compared with: that takes as long as with a known one."""
+
+
+class NamedKeys:
+    """The named keys as the registry has them now.
+
+    The registry's actor changes this, other threads read it; each step is
+    atomic in CPython.
+    """
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, NamedKey] = {}
+        self.closed: dict[str, int] = {}
+        """Namespace to how many keys are about it, those that ended too: what they were made for stays closed."""
+        self.known = False
+        """Whether the registry has told its keys; before, nothing is open but what says so."""
+        self.ended: Callable[[NamedKey], None] = lambda _: None
+        """Told a key that was revoked or is gone; in the registry's thread."""
+        self._bare: dict[str, NamedKey] = {}
+
+    def take(self, stored_name: str, value: bytes | None) -> None:
+        """Take what is stored of a key now; None when it is gone."""
+        name = stored_name.removeprefix(named_keys.PREFIX)
+        before, after = self.by_name.get(name), None
+        if value is not None:
+            try:
+                after = named_keys.of(name, json.loads(value))
+            except (BadRequest, ValueError) as error:
+                logger.error("An access key in the registry cannot be used: %s", error)  # noqa: TRY400 - the sentence says it
+        for key, step in ((after, 1), (before, -1)):  # in this order: nothing is open for a moment
+            for namespace in key.rights.namespaces if key is not None else ():
+                self.closed[namespace] = self.closed.get(namespace, 0) + step
+                if not self.closed[namespace]:
+                    del self.closed[namespace]
+        self._bare.pop(name, None)
+        if after is None:
+            self.by_name.pop(name, None)
+        else:
+            self.by_name[name] = after
+            if after.bare:
+                self._bare[name] = after
+        if before is not None and (after is None or after.revoked is not None):
+            self.ended(before)
+
+    def complete(self) -> None:
+        """Hear that the registry has told all its keys."""
+        self.known = True
+
+    def find(self, candidates: Sequence[object], now: float) -> NamedKey | None:
+        """Return the key whose secret a request brings, in force or not; None if it brings none, or several."""
+        if len(candidates) != 1:
+            return None
+        text = candidates[0]
+        if not isinstance(text, str) or len(text) > KEY_MAX_BYTES:
+            return None
+        name, _, secret = text.partition(".")
+        key = self.by_name.get(name, _NO_KEY)
+        found = key if key.has_secret(named_keys.digest_of(secret), now) and key is not _NO_KEY else None
+        if self._bare:
+            digest = named_keys.digest_of(text)
+            for each in tuple(self._bare.values()):
+                if each.has_secret(digest, now):
+                    found = each
+        return found
+
+    def knows_name_in(self, candidates: Sequence[object]) -> bool:
+        """Whether a request brings something that has the form of a key of a known name."""
+        return any(isinstance(text, str) and text.partition(".")[0] in self.by_name for text in candidates)
+
+    def others_in_force(self, name: str, namespace: str, now: float) -> bool:
+        """Whether another key than this one has all rights in a namespace."""
+        return any(
+            key.name != name and key.is_in_force(now) and namespace in key.rights.whole()
+            for key in tuple(self.by_name.values())
+        )
+
+
 class _Counted:
     """Wrong keys of one address."""
 
-    __slots__ = ("proven_at", "times")
+    __slots__ = ("over", "proven_at", "times")
 
     def __init__(self, limit: int) -> None:
+        self.over = 0
+        """How many came in a row beyond the limit."""
         self.times: deque[float] = deque(maxlen=limit)
         self.proven_at = -math.inf
         """When the last one came over a connection, which proves the address."""
@@ -52,6 +165,9 @@ class WrongKeys:
     The source of a datagram can be forged. So wrong keys that came in datagrams
     count, but do not shut an address out that has brought none over a
     connection: else one host could shut out another.
+
+    Only wrong keys are held up: behind one address there may be other clients
+    whose key is right.
 
     Called by several threads without a lock: each step is atomic in CPython,
     and a race can miscount by one, no more.
@@ -73,12 +189,20 @@ class WrongKeys:
             self._counted = {}
 
     def pause_secs(self, address: str, now: float) -> int | None:
-        """Return the seconds that an address has to wait before its key is looked at again, or None."""
+        """Return the seconds until fewer wrong keys than the limit came in the last minute; None if so now."""
         counted = self._counted.get(address)
         if counted is None or len(counted.times) < self._limit or counted.proven_at <= now - _WINDOW_SECS:
             return None
         left = counted.times[0] + _WINDOW_SECS - now
         return max(1, math.ceil(left)) if left > 0 else None
+
+    def delay_secs(self, address: str) -> float:
+        """Return how long the next answer to a wrong key beyond the limit is held back: it grows with each."""
+        counted = self._counted.get(address)
+        if counted is None:
+            return _DELAY_SECS
+        counted.over += 1
+        return min(_DELAY_MAX_SECS, _DELAY_SECS * 2.0 ** min(counted.over - 1, 20))
 
     def count(self, address: str, now: float, *, proven: bool = True) -> None:
         """Count a wrong key of an address at this monotonic time.
@@ -93,6 +217,8 @@ class WrongKeys:
             if len(self._counted) >= _ADDRESSES_MAX:
                 self._forget_old(now)
             counted = self._counted.setdefault(address, _Counted(self._limit))
+        if counted.times and counted.times[-1] <= now - _WINDOW_SECS:
+            counted.over = 0
         counted.times.append(now)
         if proven:
             counted.proven_at = now

@@ -40,6 +40,8 @@ class Line(NamedTuple):
     """The entry's name, when there is one."""
     started: float | None = None
     """Monotonic time at which the request was taken up."""
+    key: str | None = None
+    """The name of the access key, when it has one."""
 
 
 class _Book:
@@ -91,13 +93,15 @@ def flush() -> None:
 
 def as_json(now: float, monotonic: float, line: Line) -> str:
     """Return the line for a request that was answered at this Unix and monotonic time."""
-    address, status, sent_bytes, request_id, namespace, method, name, started = line
+    address, status, sent_bytes, request_id, namespace, method, name, started, key = line
     seconds = int(now)
     shown = "null" if name is None else _quoted(name[:_TEXT_MAX])
+    by = "" if key is None else f'"key": {_quoted(key)}, '
     millis = 0.0 if started is None else (monotonic - started) * 1000
     return (
         f'{{"time": "{_second(seconds)}.{int((now - seconds) * 1000):03d}Z", "logger": "bpbroker.access", '
-        f'"id": {_quoted(request_id)}, "address": {_quoted(address)}, "namespace": {_quoted(namespace[:_TEXT_MAX])}, '
+        f'"id": {_quoted(request_id)}, "address": {_quoted(address)}, {by}'
+        f'"namespace": {_quoted(namespace[:_TEXT_MAX])}, '
         f'"method": {_quoted(method[:_TEXT_MAX])}, "name": {shown}, "status": {status}, '
         f'"ms": {millis:.2f}, "bytes": {sent_bytes}}}'
     )

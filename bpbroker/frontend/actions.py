@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from bpbroker import messages
 from bpbroker.errors import BadRequest
-from bpbroker.frontend.ask import Action, Ask, Decide, EntryLimits, tags_of
+from bpbroker.frontend.ask import Action, Ask, Decide, EntryLimits, a_name, a_prefix, no_name, tags_of
 from bpbroker.frontend.coordination import ACTIONS, fence, lost, session_of
 from bpbroker.frontend.parameters import Parameters
 from bpbroker.messages import Condition, Known, Record
@@ -138,13 +138,13 @@ _CHANGE: Final = ("POST",)
 
 BUILT_IN: Final[Mapping[str, Mapping[str, Action]]] = {
     "services": {
-        "Register": Action(_write(messages.Register), _CHANGE),
-        "Replace": Action(_write(messages.Replace), _CHANGE),
-        "Update": Action(_write(messages.Update), _CHANGE),
-        "Delete": Action(_delete, ("POST", "DELETE")),
-        "Get": Action(_get, _READ),
-        "List": Action(_list, _READ),
+        "Register": Action(_write(messages.Register), _CHANGE, a_name),
+        "Replace": Action(_write(messages.Replace), _CHANGE, a_name),
+        "Update": Action(_write(messages.Update), _CHANGE, a_name),
+        "Delete": Action(_delete, ("POST", "DELETE"), a_name),
+        "Get": Action(_get, _READ, a_name),
+        "List": Action(_list, _READ, a_prefix),
         **ACTIONS,
     },
-    "ping": {"Ping": Action(_ping, _READ)},
+    "ping": {"Ping": Action(_ping, _READ, no_name)},
 }

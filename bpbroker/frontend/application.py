@@ -7,9 +7,11 @@ another server it runs by :func:`bpbroker.server.wsgi.as_wsgi`.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import time
@@ -27,17 +29,22 @@ from bpbroker.errors import (
     MethodNotAllowed,
     NotFound,
     Overloaded,
+    PreconditionFailed,
     RequestError,
     TooManyRequests,
     Unauthorized,
     Unavailable,
 )
-from bpbroker.frontend import access_keys, access_log, origins
+from bpbroker.frontend import access_keys, access_log, client_file, origins
+from bpbroker.frontend.access_keys import NamedKeys
 from bpbroker.frontend.actions import BUILT_IN
 from bpbroker.frontend.ask import Ask, EntryLimits
 from bpbroker.frontend.control import CONTROL
 from bpbroker.frontend.openapi import description
 from bpbroker.frontend.parameters import Parameters, json_object, parse
+from bpbroker.registry import named_keys
+from bpbroker.registry.named_keys import NamedKey
+from bpbroker.registry.rights import Need
 from bpbroker.server import response
 from bpbroker.server.budget import Budget
 from bpbroker.server.request import Request, network_of
@@ -50,6 +57,8 @@ HEALTH_SECS: Final = 5.0
 _NOT_KNOWN: Final = Unavailable("The broker's healthcheck does not answer")
 _IDEMPOTENCY_KEY_MAX: Final = 255
 _CONTROL_DEPTH_MAX: Final = 200
+_NOTED_AGAIN_SECS: Final = 60.0
+"""A use that could not be noted is tried again after so long."""
 _NO_STORE: Final = ("Cache-Control", "no-store")
 _READ_WITH: Final = ("GET", "HEAD")
 _CALL_WITH: Final = ("POST", "GET", "DELETE")
@@ -65,6 +74,8 @@ class _Derived:
     limits: EntryLimits
     keys: Mapping[str, tuple[str, ...]]
     """Namespace to its access keys, for each section that is a namespace."""
+    opened: frozenset[str]
+    """Namespaces that stay open whatever named keys there are: ``ping``, and those whose ``_access_key`` is ""."""
 
     @classmethod
     def of(cls, settings: messages.Settings) -> _Derived:
@@ -75,7 +86,9 @@ class _Derived:
             data_bytes=schema.option(settings, "api", "max_data_bytes"),
             depth=schema.option(settings, "api", "max_json_depth"),
         )
-        return cls(settings, limits, {name: layers.access_keys(settings, name) for name in namespaces})
+        keys = {name: layers.access_keys(settings, name) for name in namespaces}
+        opened = {name for name in namespaces if name == "ping" or "_access_key" in settings.get(name, {})}
+        return cls(settings, limits, keys, frozenset(name for name in opened if not keys[name]))
 
 
 class Application:
@@ -87,6 +100,7 @@ class Application:
         control_token: what the local ``bpbroker`` command brings to ``/_control``.
         names: the names by which browsers may reach this broker, beside those in the settings.
         memory: what the server keeps for clients, so that no response is made that it has no room for.
+        named: the named access keys, which the registry keeps up to date.
     """
 
     def __init__(
@@ -96,6 +110,7 @@ class Application:
         control_token: str,
         names: Collection[str] = (),
         memory: Budget | None = None,
+        named: NamedKeys | None = None,
     ) -> None:
         self._addresses = addresses
         self._control_token = control_token
@@ -103,6 +118,12 @@ class Application:
         self._names = names
         self._own_names = _own_names(names, settings)
         self._memory = Budget() if memory is None else memory
+        self._named = NamedKeys() if named is None else named
+        self._named.ended = self._end_waits
+        self._waits: dict[str, set[Future[Any]]] = {}
+        """Named key to the replies that its callers wait for."""
+        self._noted: dict[str, float] = {}
+        """Named key to the monotonic time at which its use was noted last."""
         self._wrong_keys = access_keys.WrongKeys(schema.option(settings, "api", "wrong_keys_per_minute"))
         self._id_prefix = os.urandom(6).hex()
         self._id_numbers = itertools.count(1)
@@ -134,6 +155,8 @@ class Application:
         call = _Call(self._request_id(request), request.address)
         try:
             result = self._serve(request, call)
+        except _HeldBack as error:
+            return _held_back(error, call)
         except RequestError as error:
             result = response.of_error(error)
         except Exception as error:  # noqa: BLE001 - the edge: everything becomes a response
@@ -153,6 +176,8 @@ class Application:
             return self._control(request, call)
         if namespace:
             return self._call(request, call)
+        if request.path.strip("/") == "whoami":
+            return self._whoami(request, call)
         return _PAGES[request.path.strip("/")](self, call)
 
     def _check_head(self, request: Request, call: _Call, *, early: bool = False) -> None:
@@ -163,7 +188,7 @@ class Application:
         origins.check(request.fields, self._own_names)
         namespace, _, method = request.path.removeprefix("/").removesuffix("/").partition("/")
         if not method and namespace in _PAGES:
-            if request.method not in _READ_WITH:
+            if request.method not in (*_READ_WITH, "POST" if namespace == "whoami" else ""):
                 raise MethodNotAllowed(f"{request.path} is read with GET", _READ_WITH)
             return
         if not namespace:
@@ -177,13 +202,12 @@ class Application:
         keys = self._derived.keys.get(namespace)
         if keys is None:
             raise Unauthorized("Unauthorized package")
-        if keys:
-            self._check_pause(call.source)
+        if keys or self._is_closed(namespace):
             given = _in_header(request.fields)
             if given:
-                self._check_key(keys, given, call.source)
+                self._check_key(keys, given, call)
             elif early and request.query:  # then the body is not looked at for parameters
-                self._check_key(keys, parse(request.query, "", b"", 1).keys, call.source)
+                self._check_key(keys, parse(request.query, "", b"", 1).keys, call)
 
     def _call(self, request: Request, call: _Call) -> Response | PendingResponse:
         """Serve a call of a namespace's method: section, key and method are looked at in this order."""
@@ -191,36 +215,172 @@ class Application:
         namespace, method = call.namespace, call.method
         keys = derived.keys[namespace]
         parameters = parse(request.query, request.fields.get("content-type", ""), request.body, derived.limits.depth)
-        if keys:
+        if keys or self._is_closed(namespace):
             given = _in_header(request.fields)
             if not given or parameters.keys:
-                self._check_key(keys, (*given, *parameters.keys), call.source)
+                self._check_key(keys, (*given, *parameters.keys), call)
+        elif self._named.by_name:
+            self._note_caller(_in_header(request.fields) or parameters.keys, call)
         actions = BUILT_IN.get(namespace)
         if actions is None:
             return self._extension(request, parameters, call)
         action = actions.get(method)
         if action is None:
             raise Unauthorized("Unauthorized method")
+        key = call.key
+        if key is not None:
+            access_keys.check(key, action.touches(namespace, method, parameters))
         if request.method not in action.allow:
             raise MethodNotAllowed(f"{namespace}/{method} is called with {' or '.join(action.allow)}", action.allow)
         call.name = parameters.values.get("name")
         outcome = action.decide(parameters, request.fields, call.source, derived.limits)
         if isinstance(outcome, Response):
-            return outcome
+            return outcome if key is None else self._let_in(key, outcome, call)
         return self._ask("registry", outcome, call)
 
-    def _check_pause(self, source: str) -> None:
-        pause = self._wrong_keys.pause_secs(network_of(source), time.monotonic())
+    def _is_closed(self, namespace: str) -> bool:
+        """Whether a namespace without an ``_access_key`` needs a named key."""
+        if namespace in self._derived.opened:
+            return False
+        if not self._named.known:
+            raise Unavailable("The registry's store does not answer, so which access keys there are is not known yet")
+        return namespace in self._named.closed
+
+    def _check_key(self, keys: tuple[str, ...], candidates: Sequence[object], call: _Call) -> None:
+        """See that a request brings the namespace's own key, or a named one, which is noted in ``call``."""
+        if keys and access_keys.matches(candidates, keys):
+            return
+        key = self._named.find(candidates, time.time())
+        if key is None:
+            if candidates:
+                self._count_wrong(call.source)
+            elif call.namespace in self._named.closed:
+                raise Unauthorized(f"{call.namespace} needs an access key")
+            raise Unauthorized("Incorrect access key")
+        why = key.why_not(call.source, network_of(call.source), time.time())
+        if why:
+            raise Unauthorized(why)
+        call.key, call.by = key, key.name
+
+    def _note_caller(self, candidates: Sequence[object], call: _Call) -> None:
+        """Note whose key comes with a call of an open namespace. It opens nothing there and limits nothing."""
+        key = self._named.find(candidates, time.time()) if candidates else None
+        if key is not None and not key.why_not(call.source, network_of(call.source), time.time()):
+            call.by = key.name
+
+    def _count_wrong(self, source: str) -> None:
+        """Count a wrong key.
+
+        Raises:
+            _HeldBack: there were too many.
+        """
+        client, now = network_of(source), time.monotonic()
+        pause = self._wrong_keys.pause_secs(client, now)
+        self._wrong_keys.count(client, now)
         if pause is not None:
-            error = TooManyRequests(f"Too many wrong access keys from {source}; try again in {pause} s")
+            error = _HeldBack(f"Too many wrong access keys from {source}; try again in {pause} s")
             error.retry_after_secs = pause
+            error.delay_secs = self._wrong_keys.delay_secs(client)
             raise error
 
-    def _check_key(self, keys: tuple[str, ...], candidates: Sequence[object], source: str) -> None:
-        if not access_keys.matches(candidates, keys):
-            if candidates:
-                self._wrong_keys.count(network_of(source), time.monotonic())
-            raise Unauthorized("Incorrect access key")
+    # --- named keys ---
+
+    def _let_in(self, key: NamedKey, answer: Response, call: _Call) -> Response | PendingResponse:
+        """Return a response that is there already, after the use of the key was counted if it has to be."""
+        if not key.must_be_counted(network_of(call.source)):
+            self._note(key)
+            return answer
+        message = _counted(key, call.source)
+
+        def finish(reply: Future[Any]) -> Response:
+            return call.finish(response.rendered(reply, lambda _: answer, call.broken))
+
+        registry = self._addresses["registry"]
+        return PendingResponse(lambda: registry.ask(message, ASK_TIMEOUT_SECS), finish, ASK_TIMEOUT_SECS)
+
+    def _note(self, key: NamedKey) -> None:
+        """Have the day of a key's use noted; nothing waits for that."""
+        now = time.monotonic()
+        if key.is_to_be_noted(time.time()) and now - self._noted.get(key.name, -math.inf) > _NOTED_AGAIN_SECS:
+            self._noted[key.name] = now
+            with contextlib.suppress(RequestError):
+                message = messages.ChangeKey(named_keys.stored_name(key.name), "note")
+                self._addresses["registry"].ask(message, ASK_TIMEOUT_SECS)
+
+    def _with_key(
+        self, key: NamedKey, ask: Callable[[], Future[Any]], call: _Call, *, patient: bool
+    ) -> Callable[[], Future[Any]]:
+        """Return how an actor is asked for a caller with a named key.
+
+        A use that counts is stored first. A wait ends when the key is revoked.
+        """
+
+        def begin() -> Future[Any]:
+            outer: Future[Any] = Future()
+            if patient:
+                self._watch(key, outer)
+            if key.must_be_counted(network_of(call.source)):
+                counting = self._addresses["registry"].ask(_counted(key, call.source), ASK_TIMEOUT_SECS)
+                counting.add_done_callback(lambda counted: _go_on(counted, ask, outer))
+            else:
+                self._note(key)
+                _go_on(None, ask, outer)
+            return outer
+
+        return begin
+
+    def _watch(self, key: NamedKey, reply: Future[Any]) -> None:
+        """End a reply when its key is revoked, until it is there."""
+        waits = self._waits.setdefault(key.name, set())
+        waits.add(reply)
+        reply.add_done_callback(waits.discard)
+        now = self._named.by_name.get(key.name)
+        if now is None or now.revoked is not None:  # just before it was in the set
+            self._end_waits(key)
+
+    def _end_waits(self, key: NamedKey) -> None:
+        """End what callers with this key wait for: it was revoked."""
+        for reply in tuple(self._waits.get(key.name, ())):
+            messages.fail(reply, Unauthorized(f"The access key '{key.name}' was revoked"))
+
+    def _whoami(self, request: Request, call: _Call) -> Response:
+        """Tell what the key that a request brings may do."""
+        given = _in_header(request.fields)
+        derived, named = self._derived, self._named
+        namespaces = sorted(name for name, keys in derived.keys.items() if not keys and not self._is_closed(name))
+        key: NamedKey | None = None
+        if given:
+            own = sorted(name for name, keys in derived.keys.items() if access_keys.matches(given, keys))
+            call.namespace = "whoami"
+            if own or not namespaces or named.knows_name_in(given):
+                if not own:
+                    self._check_key((), given, call)
+                    key = call.key
+                namespaces += own
+        shown = {"name": "", "allow": [f"{name}.*" for name in namespaces]} if key is None else _shown_key(key)
+        return response.success_with({**shown, "address": call.source})
+
+    def _check_revocation(self, document: Mapping[str, Any]) -> None:
+        """See that somebody can still do everything when a key is revoked.
+
+        Raises:
+            PreconditionFailed: it is the last key that may do anything in a namespace.
+        """
+        name = str(document.get("name", ""))
+        key, now = self._named.by_name.get(name), time.time()
+        if key is None or document.get("force") or not key.is_in_force(now):
+            return
+        left = [
+            namespace
+            for namespace in sorted(key.rights.whole())
+            if not self._derived.keys.get(namespace)
+            and namespace not in self._derived.opened
+            and not self._named.others_in_force(name, namespace, now)
+        ]
+        if left:
+            raise PreconditionFailed(
+                f"'{name}' is the last key that may do anything in {', '.join(left)}; --force revokes it all the same"
+            )
 
     def _ask(
         self, name: str, ask: Ask, call: _Call, broken: Callable[[BaseException], Response] | None = None
@@ -230,10 +390,20 @@ class Application:
         if size_of is not None:
             show = self._if_there_is_room(size_of, show)
 
+        def ask_now() -> Future[Any]:
+            return address.ask(message, timeout)
+
+        begin, key = ask_now, call.key
+        if key is not None:
+            begin = self._with_key(key, ask_now, call, patient=patient)
+            left = key.until - time.time()
+            if patient and left < timeout:
+                timeout, late = max(left, 0.0), Unauthorized(f"The access key '{key.name}' has just ended")
+
         def finish(reply: Future[Any]) -> Response:
             return call.finish(response.rendered(reply, show, broken or call.broken, late))
 
-        return PendingResponse(lambda: address.ask(message, timeout), finish, timeout, heavy=heavy, patient=patient)
+        return PendingResponse(begin, finish, timeout, heavy=heavy, patient=patient)
 
     def _if_there_is_room(
         self, size_of: Callable[[Any], int], show: Callable[[Any], Response]
@@ -257,13 +427,14 @@ class Application:
             raise Unauthorized("Unauthorized method")
         if verb not in _CALL_WITH:
             raise MethodNotAllowed(f"{namespace}/{method} is called with {' or '.join(_CALL_WITH)}", _CALL_WITH)
+        access_keys.check(call.key, (Need(namespace, method),))
         key = request.fields.get("idempotency-key") or None
         if key is not None and len(key) > _IDEMPOTENCY_KEY_MAX:
             raise BadRequest(f"The Idempotency-Key is longer than {_IDEMPOTENCY_KEY_MAX} characters")
         name = f"extension {namespace}"
         if name not in self._addresses:  # its section was added a moment ago and its actor is about to start
             raise Unauthorized("Unauthorized method")
-        message = messages.Call(method, parameters.texts(), call.source, call.id, key)
+        message = messages.Call(method, parameters.texts(), call.source, call.id, key, call.by or "")
         limit: float = schema.option(self._derived.settings, namespace, "_timeout_secs")
         waits: int = schema.option(self._derived.settings, namespace, "_queue_max")
         # The actor replies to each call, however it ends; this is only for an actor that broke.
@@ -277,7 +448,12 @@ class Application:
         if request.method != "POST":
             raise MethodNotAllowed("The control interface is called with POST")
         body = request.body
-        name, ask = action(json_object(body, _CONTROL_DEPTH_MAX) if body else {})
+        document = json_object(body, _CONTROL_DEPTH_MAX) if body else {}
+        if call.method.endswith("Key"):
+            call.name = document.get("name")
+        if call.method == "RevokeKey":
+            self._check_revocation(document)
+        name, ask = action(document)
         return self._ask(name, ask, call, call.unusable)
 
     def _health(self, call: _Call) -> PendingResponse:
@@ -295,6 +471,11 @@ class Application:
     def _openapi(self, _call: _Call) -> Response:
         return Response(200, json.dumps(description()).encode())
 
+    def _client_file(self, _call: _Call) -> Response:
+        name = 'attachment; filename="bpclient.pyz"'
+        headers = (("Content-Disposition", name), ("ETag", f'"{client_file.digest()}"'))
+        return Response(200, client_file.content(), "", "application/zip", headers)
+
     def count_unproven_wrong_key(self, source: str) -> None:
         """Count a wrong key that seems to come from an address, such as by UDP; any thread may call it."""
         self._wrong_keys.count(source, time.monotonic(), proven=False)
@@ -305,6 +486,8 @@ _PAGES: Final[Mapping[str, Callable[[Application, _Call], Response | PendingResp
     "ready": Application._ready,  # noqa: SLF001 - as above
     "live": Application._live,  # noqa: SLF001 - as above
     "openapi.json": Application._openapi,  # noqa: SLF001 - as above
+    "bpclient.pyz": Application._client_file,  # noqa: SLF001 - as above
+    "whoami": Application._live,  # noqa: SLF001 - as above; served with the request, by _whoami
 }
 """What is read without a key; the methods of a namespace of such a name are below it."""
 
@@ -312,7 +495,7 @@ _PAGES: Final[Mapping[str, Callable[[Application, _Call], Response | PendingResp
 class _Call:
     """One request on its way: what its answer and its line in the access log need."""
 
-    __slots__ = ("_started", "id", "method", "name", "namespace", "source")
+    __slots__ = ("_started", "by", "id", "key", "method", "name", "namespace", "source")
 
     def __init__(self, request_id: str, source: str) -> None:
         self._started = time.monotonic()
@@ -321,6 +504,10 @@ class _Call:
         self.namespace = ""
         self.method = ""
         self.name: Any = None
+        self.key: NamedKey | None = None
+        """The named key that let the call in."""
+        self.by: str | None = None
+        """The name of the key that came with it."""
 
     def finish(self, answer: Response) -> Response:
         """Write the access log; return the response with the headers that all have."""
@@ -336,6 +523,7 @@ class _Call:
                 self.method,
                 name if isinstance(name, str) else None,
                 self._started,
+                self.by,
             )
         )
         return Response(status, body, reason, content_type, (("X-Request-Id", self.id), _NO_STORE, *headers))
@@ -350,6 +538,63 @@ class _Call:
         """Return the response to an unexpected error: the client gets an id, the log has everything."""
         logger.error("Request %s failed", self.id, exc_info=error)
         return response.failure(500, f"Internal error; the broker's log has it under id {self.id}")
+
+
+class _HeldBack(TooManyRequests):
+    """Too many wrong keys came from an address: the answer to another one comes late."""
+
+    delay_secs: float = 0.0
+
+
+def _held_back(error: _HeldBack, call: _Call) -> PendingResponse:
+    """Return an answer that comes late; no thread waits for it."""
+
+    def finish(_reply: Future[Any]) -> Response:
+        return call.finish(response.of_error(error))
+
+    return PendingResponse(Future, finish, error.delay_secs, patient=True)
+
+
+def _counted(key: NamedKey, source: str) -> messages.ChangeKey:
+    """Return the message that counts a use of a key."""
+    given = {"client": network_of(source), "address": source}
+    return messages.ChangeKey(named_keys.stored_name(key.name), "count", given)
+
+
+def _go_on(counted: Future[Any] | None, ask: Callable[[], Future[Any]], outer: Future[Any]) -> None:
+    """Ask an actor for ``outer`` once the use of the key is counted; None if it need not be."""
+    try:
+        if counted is not None:
+            counted.result(0)
+        if outer.done():  # the client has gone
+            return
+        inner = ask()
+    except Exception as error:  # noqa: BLE001 - becomes the reply
+        messages.fail(outer, error)
+        return
+
+    def hand_on(done: Future[Any]) -> None:
+        if done.cancelled():
+            outer.cancel()
+        elif (error := done.exception()) is not None:
+            messages.fail(outer, error)
+        else:
+            messages.settle(outer, done.result())
+
+    outer.add_done_callback(lambda _: inner.cancel())
+    inner.add_done_callback(hand_on)
+
+
+def _shown_key(key: NamedKey) -> dict[str, Any]:
+    """Return what the holder of a key may know of it."""
+    return {
+        "name": key.name,
+        "allow": list(key.allow),
+        "until": None if key.until == math.inf else named_keys.shown_time(key.until),
+        "uses": key.uses,
+        "used": len(key.used_by),
+        "from": list(map(str, key.networks)),
+    }
 
 
 def _own_names(names: Collection[str], settings: messages.Settings) -> frozenset[str]:

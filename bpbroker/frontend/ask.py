@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from bpbroker.errors import BadRequest, RequestError
 from bpbroker.frontend.parameters import Parameters
+from bpbroker.registry.rights import Need
 from bpbroker.server import response
 from bpbroker.server.response import Response
 
@@ -40,6 +41,25 @@ class Ask(NamedTuple):
     """The size of what ``show`` makes of the reply, about, in bytes; None if it is small."""
 
 
+Touches = Callable[[str, str, Parameters], Iterable[Need]]
+"""Function of namespace, method and parameters to what that call does."""
+
+
+def a_name(namespace: str, method: str, parameters: Parameters) -> tuple[Need, ...]:
+    """Return what a method does that is about the name in its parameters."""
+    return (Need(namespace, method, str(parameters.values.get("name", ""))),)
+
+
+def a_prefix(namespace: str, method: str, parameters: Parameters) -> tuple[Need, ...]:
+    """Return what a method does that is about all names with the prefix in its parameters."""
+    return (Need(namespace, method, str(parameters.values.get("prefix", ""))),)
+
+
+def no_name(namespace: str, method: str, _parameters: Parameters) -> tuple[Need, ...]:
+    """Return what a method does that is about no names."""
+    return (Need(namespace, method),)
+
+
 Decide = Callable[[Parameters, Mapping[str, str], str, EntryLimits], Ask | Response]
 
 
@@ -51,6 +71,8 @@ class Action:
     """Returns the message, or the response, for parameters, header fields, source address and limits."""
     allow: tuple[str, ...]
     """HTTP methods that it is called with."""
+    touches: Touches
+    """Returns what a call with these parameters does, for the rights of a named key."""
 
 
 def tags_of(field: str, header: str) -> tuple[str, ...]:

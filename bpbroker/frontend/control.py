@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from bpbroker import messages
+from bpbroker.errors import BadRequest
 from bpbroker.frontend.ask import Ask
+from bpbroker.registry import named_keys
 from bpbroker.server import response
 from bpbroker.server.response import Response
 
@@ -24,10 +27,51 @@ def _simple(actor: str, message: Callable[[], Any], timeout_secs: float = 60.0) 
 
 _Action = Callable[[Mapping[str, Any]], tuple[str, Ask]]
 
+
+def _key(kind: Literal["add", "rotate", "revoke"]) -> _Action:
+    """Return what changes the named key whose name is in the document."""
+
+    def decide(document: Mapping[str, Any]) -> tuple[str, Ask]:
+        name = document.get("name")
+        if not isinstance(name, str):
+            raise BadRequest("The name of the key must be text")
+        given = {member: value for member, value in document.items() if member not in ("name", "force")}
+        return "registry", Ask(messages.ChangeKey(named_keys.stored_name(name), kind, given), _show_key)
+
+    return decide
+
+
+def _show_key(record: messages.Record) -> Response:
+    return response.success_with(_without_digests(record))
+
+
+def _show_keys(records: tuple[messages.Record, ...]) -> Response:
+    return response.success_with([_without_digests(record) for record in records])
+
+
+def _without_digests(record: messages.Record) -> dict[str, Any]:
+    """Return what an operator may see of a key."""
+    stored = json.loads(record.json)
+    del stored["sha256"]
+    if "previous" in stored:
+        stored["previous"] = {"until": stored["previous"]["until"]}
+    return {"name": record.name.removeprefix(named_keys.PREFIX), **stored}
+
+
 CONTROL: Final[Mapping[str, _Action]] = {
     "Status": _simple("healthcheck", lambda: messages.Health(folders=True)),
     "Backup": _simple("backup", messages.BackupNow, BULK_SECS),
     "Backups": _simple("backup", messages.ListBackups),
+    "Keys": lambda _document: ("registry", Ask(messages.ListKeys(), _show_keys, heavy=True)),
+    "AddKey": _key("add"),
+    "RotateKey": _key("rotate"),
+    "RevokeKey": _key("revoke"),
+    "DropAccessKey": lambda document: (
+        "broker",
+        Ask(
+            messages.DropAccessKey(str(document.get("namespace")), tuple(document.get("digests", ()))), _show, BULK_SECS
+        ),
+    ),
     "Reload": _simple("broker", messages.Reload, BULK_SECS),
     "Stop": _simple("broker", messages.Stop),
     "ApplyConfiguration": lambda document: (

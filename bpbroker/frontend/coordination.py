@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from bpbroker import messages
 from bpbroker.errors import BadRequest, RequestError, TooLarge
-from bpbroker.frontend.ask import Action, Ask, Decide, EntryLimits, tags_of
+from bpbroker.frontend.ask import Action, Ask, Decide, EntryLimits, a_name, no_name, tags_of
 from bpbroker.frontend.parameters import Parameters
 from bpbroker.messages import Condition, Deleted, Record
 from bpbroker.registry import entry, sessions
@@ -33,6 +33,7 @@ from bpbroker.registry.requests import (
     Watch,
     Watched,
 )
+from bpbroker.registry.rights import Need
 from bpbroker.server import response
 from bpbroker.server.request import network_of
 from bpbroker.server.response import Response
@@ -361,18 +362,45 @@ def lost(records: tuple[Record, ...]) -> Response:
 _POST: Final = ("POST",)
 _READ: Final = ("GET", "POST")
 
+
+def _a_pool(namespace: str, method: str, parameters: Parameters) -> tuple[Need, ...]:
+    return (Need(namespace, method, str(parameters.values.get("pool", ""))),)
+
+
+def _a_name_or_prefix(namespace: str, method: str, parameters: Parameters) -> tuple[Need, ...]:
+    found = parameters.values.get("name")
+    return (Need(namespace, method, str(parameters.values.get("prefix", "") if found is None else found)),)
+
+
+_CHECKS: Final = {"Check": "Get", "CheckEmpty": "List"}
+"""What an operation of a batch tells is what these methods tell."""
+
+_ABOUT: Final = {"Allocate": "pool", "Release": "pool", "List": "prefix", "CheckEmpty": "prefix"}
+"""Which parameter says what an operation is about, where it is not the name."""
+
+
+def _operations(namespace: str, _method: str, parameters: Parameters) -> Iterator[Need]:
+    """Yield what the operations of a batch do; what is none is refused later."""
+    operations = parameters.values.get("operations")
+    for operation in operations if isinstance(operations, list) else ():
+        method = operation.get("method") if isinstance(operation, dict) else None
+        if isinstance(method, str) and method in _OPERATIONS:
+            about = operation.get(_ABOUT.get(method, "name"), "")
+            yield Need(namespace, _CHECKS.get(method, method), str(about))
+
+
 ACTIONS: Final[Mapping[str, Action]] = {
-    "Open": Action(_open, _POST),
-    "Renew": Action(_renew, _POST),
-    "Close": Action(_close, _POST),
-    "Lock": Action(_lock, _POST),
-    "Unlock": Action(_unlock, _POST),
-    "Holder": Action(_holder, _READ),
-    "Allocate": Action(_allocate, _POST),
-    "Release": Action(_release, _POST),
-    "Next": Action(_next, _POST),
-    "Take": Action(_take, _POST),
-    "Ack": Action(_ack, _POST),
-    "Batch": Action(_batch, _POST),
-    "Watch": Action(_watch, _READ),
+    "Open": Action(_open, _POST, no_name),
+    "Renew": Action(_renew, _POST, no_name),
+    "Close": Action(_close, _POST, no_name),
+    "Lock": Action(_lock, _POST, a_name),
+    "Unlock": Action(_unlock, _POST, a_name),
+    "Holder": Action(_holder, _READ, a_name),
+    "Allocate": Action(_allocate, _POST, _a_pool),
+    "Release": Action(_release, _POST, _a_pool),
+    "Next": Action(_next, _POST, a_name),
+    "Take": Action(_take, _POST, a_name),
+    "Ack": Action(_ack, _POST, a_name),
+    "Batch": Action(_batch, _POST, _operations),
+    "Watch": Action(_watch, _READ, _a_name_or_prefix),
 }

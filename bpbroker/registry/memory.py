@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 from bpbroker.errors import RequestError, Unavailable
 from bpbroker.messages import INDEX_MAX, Record
-from bpbroker.registry import locks, sessions
+from bpbroker.registry import locks, named_keys, sessions
 from bpbroker.registry.changes import ANYTHING, Change, Group
 from bpbroker.registry.history import History, events_of
 from bpbroker.registry.index import EntryIndex, Snapshot
@@ -192,6 +192,16 @@ def _sessions_in(record: Record) -> tuple[str, ...]:
     return (record.session,) if record.session else ()
 
 
+class KeyView(Protocol):
+    """Who follows the named access keys. Both methods are called in the registry's thread."""
+
+    def take(self, stored_name: str, value: bytes | None) -> None:
+        """Take what is stored of a key now; None when it is gone."""
+
+    def complete(self) -> None:
+        """Hear that all keys that there are have been told."""
+
+
 class Memory:
     """The registry's state. Later states of a record replace earlier ones here when they are durable, not before."""
 
@@ -213,6 +223,8 @@ class Memory:
         self.session_began: Callable[[str, Record], None] = lambda _id, _record: None
         self.session_ended: Callable[[str], None] = lambda _id: None
         self.lock_changed: Callable[[str, Record | None], None] = lambda _name, _record: None
+        self.key_view: KeyView | None = None
+        """Who follows the named access keys."""
         self.version: Callable[[str], int] | None = None
         """Returns the version of a record that is known; None where the store has no other writers."""
         self.faults: Mapping[str, str] = {}
@@ -230,6 +242,14 @@ class Memory:
         for record in own:
             if record.name.startswith(sessions.PREFIX):
                 self.session_began(record.name.removeprefix(sessions.PREFIX), record)
+            elif record.name.startswith(named_keys.PREFIX) and self.key_view is not None:
+                self.key_view.take(record.name, record.json)
+        self.complete()
+
+    def complete(self) -> None:
+        """Tell who follows the named keys that all of them have been told."""
+        if self.key_view is not None:
+            self.key_view.complete()
 
     def get(self, name: str) -> Record | None:
         """Return a record as it is known durably."""
@@ -306,6 +326,8 @@ class Memory:
                 self.session_ended(session)
             elif before is None:
                 self.session_began(session, after)
+        elif name.startswith(named_keys.PREFIX) and self.key_view is not None:
+            self.key_view.take(name, None if after is None else after.json)
 
     def _belongs(self, name: str, before: Record | None, after: Record | None) -> None:
         old = _sessions_in(before) if before is not None else ()

@@ -24,8 +24,20 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from bpbroker.errors import AlreadyExists, NotFound, PreconditionFailed, RequestError, TooLarge
-from bpbroker.messages import ALWAYS, Condition, Delete, Deleted, Get, List, Record, Register, Replace, Update
-from bpbroker.registry import entry, locks, numbers, sessions, taking
+from bpbroker.messages import (
+    ALWAYS,
+    ChangeKey,
+    Condition,
+    Delete,
+    Deleted,
+    Get,
+    List,
+    Record,
+    Register,
+    Replace,
+    Update,
+)
+from bpbroker.registry import entry, locks, named_keys, numbers, sessions, taking
 from bpbroker.registry.requests import (
     Ack,
     Allocate,
@@ -47,7 +59,7 @@ from bpbroker.registry.requests import (
 
 Write = (
     Register | Replace | Update | Delete | Open | Close | Expire | Forget | Lock | Unlock | Allocate | Release | Next
-    | Take | Ack | Batch
+    | Take | Ack | Batch | ChangeKey
 )  # fmt: skip
 
 
@@ -192,6 +204,15 @@ def _forget(write: Forget, view: View, _limits: Limits) -> Done:
     return Done()
 
 
+def _change_key(write: ChangeKey, view: View, _limits: Limits) -> Record:
+    current = view.get(write.name)
+    value = None if current is None else json.loads(current.json)
+    after = named_keys.changed(write.kind, write.name.removeprefix(named_keys.PREFIX), value, write.given, view.now)
+    if current is not None and after == value:
+        return current
+    return view.put(write.name, entry.encode(after))
+
+
 Rule = Callable[[Any, View, Limits], Any]
 
 WRITES: Final[dict[type[Any], Rule]] = {
@@ -211,6 +232,7 @@ WRITES: Final[dict[type[Any], Rule]] = {
     Take: taking.take,
     Ack: taking.ack,
     Batch: _batch,
+    ChangeKey: _change_key,
 }
 """Message type to what it does."""
 
@@ -263,10 +285,3 @@ def _check_condition(name: str, condition: Condition, view: View) -> None:
 
 def _tagged(tags: Iterable[str], current: Record | None) -> bool:
     return current is not None and any(tag in ("*", current.etag) for tag in tags)
-
-
-def record(name: str, stored: bytes) -> Record:
-    """Return the record of a stored form."""
-    from bpbroker.registry.stored import split
-
-    return split(name, stored)

@@ -13,11 +13,11 @@ import pykka
 from bpbroker import messages
 from bpbroker.actors.base import ActorAddress, ask_patiently, launch
 from bpbroker.actors.registry import Registry
-from bpbroker.actors.registry_backend import Backend
 from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.actors.registry_shared import SharedBackend
 from bpbroker.config import layers
 from bpbroker.errors import Unavailable
+from bpbroker.registry.memory import KeyView
 from bpbroker.registry.stored import unrevised
 from bpbroker.storage import config_file
 from bpbroker.storage.config_file import Origin
@@ -104,13 +104,19 @@ class Parts:
             address.stop(2.0)
 
 
-def registry_factory(own: Path, settings_now: Callable[[], messages.Settings], loaded: Loaded) -> Factory:
+def registry_factory(
+    own: Path,
+    settings_now: Callable[[], messages.Settings],
+    loaded: Loaded,
+    key_view: KeyView,
+) -> Factory:
     """Return the factory of the registry actor: on the store that the configuration names when the broker starts.
 
     Args:
         own: the configuration file.
         settings_now: gives the settings in force; one that takes a dead one's place works by later ones.
         loaded: what the file held a moment ago.
+        key_view: told each named access key that comes, changes or goes.
     """
     entries, origin = loaded.entries, loaded.origin or Origin("", 0)
     if layers.shares_registry(settings_now()):
@@ -122,7 +128,7 @@ def registry_factory(own: Path, settings_now: Callable[[], messages.Settings], l
                 own,
             )
         options = EtcdOptions.of(settings_now())
-        return lambda: _registry(SharedBackend(lambda: EtcdStore(options)), settings_now())
+        return lambda: launch(Registry, SharedBackend(lambda: EtcdStore(options)), settings_now(), key_view)
     journal, first = journal_path(own), [entries]
 
     def base() -> Mapping[str, bytes]:
@@ -138,8 +144,4 @@ def registry_factory(own: Path, settings_now: Callable[[], messages.Settings], l
     def store() -> EmbeddedStore:
         return EmbeddedStore(journal, base, origin.registry, origin.commit)
 
-    return lambda: _registry(LocalBackend(store, origin.registry), settings_now())
-
-
-def _registry(backend: Backend, settings: messages.Settings) -> pykka.ActorRef[Any]:
-    return launch(Registry, backend, settings)
+    return lambda: launch(Registry, LocalBackend(store, origin.registry), settings_now(), key_view)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bpbroker import process
 from bpbroker.errors import BpbrokerError, ConfigurationError, StartError
-from bpbroker.runtime.logs import open_log
+from bpbroker.runtime.log_files import open_log
 
 READY = "ready"
 

@@ -2,7 +2,8 @@
 
 Standard error suits journald (a priority instead of the time, which journald
 knows itself) and a terminal (colour, unless ``NO_COLOR``). A file is rotated by
-size here, and opened anew by :func:`reopen_logs` when logrotate moved it.
+size, and opened anew by :func:`reopen_logs` when logrotate moved it, see
+:mod:`bpbroker.runtime.log_files`.
 """
 
 from __future__ import annotations
@@ -14,23 +15,16 @@ import re
 import sys
 import threading
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from bpbroker import files
 from bpbroker.errors import ConfigurationError
+from bpbroker.runtime.log_files import LogFile, LogStream, Outlet, Writer, handler_of
 
 FORMATS: Final = ("text", "json")
 LEVELS: Final = ("debug", "info", "warning", "error")
-
-FILE_MODE: Final = 0o640
-FILE_MAX_BYTES: Final = 10 * 1024 * 1024
-FILES_KEPT: Final = 5
-"""Older files kept beside the one being written, as ``NAME.1`` (newest) to ``NAME.5``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +47,7 @@ def setup_logging(options: LogOptions) -> None:
     Raises:
         ConfigurationError: the file cannot be written.
     """
-    handler = _file_handler(options.file) if options.file else logging.StreamHandler(sys.stderr)
+    handler = _handler(options.file)
     handler.setFormatter(_formatter(options))
     root = logging.getLogger()
     for old in [old for old in root.handlers if getattr(old, _OURS, False)]:
@@ -67,11 +61,20 @@ def setup_logging(options: LogOptions) -> None:
     threading.excepthook = _log_thread_error
 
 
-def reopen_logs() -> None:
-    """Close and open the log file again, so that a file moved away by logrotate is let go."""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, LogFile):
-            handler.reopen()
+def reopen_logs() -> str:
+    """Close and open the log file again, so that a file moved away by logrotate is let go.
+
+    Returns:
+        Why that could not be, in one line; the log goes on in the file before then.
+    """
+    faults = [handler.reopen() for handler in logging.getLogger().handlers if isinstance(handler, LogFile)]
+    return "; ".join(fault for fault in faults if fault)
+
+
+def log_trouble() -> str:
+    """Return what is wrong with the log, in one line; empty when nothing is."""
+    handlers = logging.getLogger().handlers
+    return "; ".join(handler.trouble for handler in handlers if isinstance(handler, Outlet) and handler.trouble)
 
 
 _OURS: Final = "_bpbroker_log"
@@ -84,65 +87,23 @@ def _log_thread_error(args: threading.ExceptHookArgs) -> None:
         logging.getLogger(__name__).error("The thread %s ended with an error", name, exc_info=error)
 
 
-class LogFile(RotatingFileHandler):
-    """A log file that rotates by size and takes standard output and error along when they point to it.
-
-    They do when the broker runs in the background: what a library prints must
-    follow the log and not stay in a file that was moved away.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, maxBytes=FILE_MAX_BYTES, backupCount=FILES_KEPT, encoding="utf-8")
-
-    def reopen(self) -> None:
-        """Open the file anew under its name."""
-        with self.lock or nullcontext():
-            old, self.stream = self.stream, self._open()
-            if old:
-                self._redirect(old.fileno())
-                old.close()
-
-    def doRollover(self) -> None:  # noqa: N802 - the name is logging's
-        """Move the files on by one, see :class:`logging.handlers.RotatingFileHandler`."""
-        old = os.dup(self.stream.fileno()) if self.stream else None
-        super().doRollover()
-        if old is not None:
-            self._redirect(old)
-            os.close(old)
-
-    def _open(self) -> Any:
-        return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=open_log)
-
-    def _redirect(self, old: int) -> None:
-        if not self.stream:
-            return
-        before = os.fstat(old)
-        for number in (1, 2):
-            try:
-                same = os.path.samestat(os.fstat(number), before)
-            except OSError:
-                continue
-            if same:
-                os.dup2(self.stream.fileno(), number)
-
-
-def open_log(path: str | os.PathLike[str], flags: int) -> int:
-    """Open a log file and return its descriptor; root follows no link that another user may have put there.
-
-    Raises:
-        OSError: it cannot be opened.
-    """
-    if files.untrusted(Path(path).parent):
-        return files.open_private(Path(path), flags, mode=FILE_MODE)
-    return os.open(path, flags, FILE_MODE)
-
-
-def _file_handler(path: Path) -> LogFile:
+def _handler(file: Path | None) -> Outlet:
+    if file is None:
+        if sys.platform == "win32" or not _has_descriptor(sys.stderr):
+            return LogStream(sys.stderr)
+        return LogStream(Writer(os.dup(sys.stderr.fileno())))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return LogFile(path)
+        return handler_of(file)
     except OSError as error:
-        raise ConfigurationError(f"Cannot write the log file {path}: {error.strerror}") from None
+        raise ConfigurationError(f"Cannot write the log file {file}: {error.strerror}") from None
+
+
+def _has_descriptor(stream: TextIO) -> bool:
+    try:
+        os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _formatter(options: LogOptions) -> logging.Formatter:

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
-from bpbroker import messages
+from bpbroker import messages, windows
 from bpbroker.errors import BpbrokerError
 
 logger = logging.getLogger("bpbroker")
@@ -70,6 +70,9 @@ class MainLoop:
 
         handle(signal.SIGINT, stop)
         handle(signal.SIGTERM, stop)
+        if sys.platform == "win32":
+            handle(signal.SIGBREAK, stop)
+            undo.callback(windows.on_closing(lambda: self.tell(messages.Stop())))
         if hasattr(signal, "SIGHUP"):
             handle(signal.SIGHUP, lambda *_: self.tell(messages.Reload()))
 

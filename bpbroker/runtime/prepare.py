@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import shlex
 import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -17,7 +16,7 @@ from bpbroker.config import layers, schema
 from bpbroker.config.paths import Home
 from bpbroker.discovery.udp import bind_udp
 from bpbroker.errors import ConfigurationError, DamagedFile, InUse
-from bpbroker.extensions import installing
+from bpbroker.extensions import idempotency, installing
 from bpbroker.runtime.pidfile import remove_pid, write_pid
 from bpbroker.runtime.plan import Plan
 from bpbroker.server import tls
@@ -28,6 +27,7 @@ from bpbroker.storage.embedded.journal import files_of, journal_path, read_journ
 from bpbroker.storage.embedded.recovery import match, registry_of
 from bpbroker.storage.lock import FileLock
 from bpbroker.storage.sources import Loaded
+from bpbroker.text import command_line
 
 logger = logging.getLogger("bpbroker")
 
@@ -58,7 +58,10 @@ class Prepared:
     @property
     def local_address(self) -> str:
         """Address at which a command on this machine reaches the broker."""
-        ip: str = self.tcp.getsockname()[0]
+        name = self.tcp.getsockname()
+        ip: str = name[0]
+        if len(name) == 4 and name[3] and "%" not in ip:  # link-local: only valid with its interface
+            return f"{ip}%{socket.if_indextoname(name[3])}"
         return {"::": "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(ip, ip)  # noqa: S104 - compared, not bound
 
 
@@ -101,7 +104,7 @@ def prepare(plan: Plan, undo: ExitStack) -> Prepared:
                 f"{error}\nPut the right files there, or take ssl_cert and ssl_key out of {own} to have a pair made"
             ) from None
         # Its own: gone, as after a restore on a new machine, or damaged.
-        renew = shlex.join(("bpbroker", "--config", str(own), "certificate", "--renew"))
+        renew = command_line("bpbroker", "--config", str(own), "certificate", "--renew")
         raise ConfigurationError(f"{error}\nTo make a new pair, which clients must be told of:\n  {renew}") from None
     raise_descriptor_limit()
     tcp, udp = _bind(api["listen_ip"], api["listen_port"])
@@ -144,7 +147,36 @@ def matched(own: Path, origin: Origin | None) -> Origin:
             files.remove(path)
             if kept is not None:
                 logger.warning("%s is kept as %s", path, kept)
-    return Origin(registry_of(origin, journal), fit.commit)
+    registry = registry_of(origin, journal)
+    known = registry in (journal.registry, origin.registry if origin else "")
+    match_answers(own, registry, known=known)
+    return Origin(registry, fit.commit)
+
+
+def match_answers(own: Path, registry: str, *, known: bool) -> None:
+    """Put a file of answers aside that belongs to another registry: a repeated call must not get its answer.
+
+    Args:
+        own: the configuration file.
+        registry: the id of the registry.
+        known: whether file or journal had this id. If not, the file was written anew by its operator, and the
+            answers beside it go on counting.
+
+    Raises:
+        ConfigurationError, Unavailable: it cannot be put aside.
+    """
+    path = idempotency.path_of(own)
+    owner = idempotency.owner_of(path)
+    if owner in ("", registry):
+        return
+    if not known:
+        idempotency.disown(path)
+        return
+    kept = backups.keep_aside(path, "other", own)
+    files.remove(path)
+    logger.warning(
+        "%s holds answers of the registry %s, this is %s: it is not used, and kept as %s", path, owner, registry, kept
+    )
 
 
 def with_certificate(loaded: Loaded, own: Path) -> Loaded:

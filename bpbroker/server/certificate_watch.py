@@ -1,4 +1,4 @@
-"""Watching the certificate's last day come: in health always, in the log once a day."""
+"""Watching both ends of the certificate's time: in health always, in the log once a day."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bpbroker.errors import ConfigurationError
 from bpbroker.messages import Pong
-from bpbroker.server.tls import WARN_DAYS, read_certificate
+from bpbroker.server.tls import read_certificate
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +34,12 @@ class CertificateWatch:
         """Say how many days are left."""
         now = self._now()
         try:
-            left = read_certificate(self._cert()).days_left(now)
+            certificate = read_certificate(self._cert())
         except ConfigurationError:
             return Pong(detail="its file cannot be read any more; the broker goes on with the one it has")
-        if left >= WARN_DAYS:
+        left, detail = certificate.days_left(now), certificate.problem(now)
+        if not detail:
             return Pong(figures={"days_left": left})
-        detail = f"expires in {left} days" if left >= 0 else "has expired"
         if self._warned != now.date():
             self._warned = now.date()
             logger.warning("The certificate %s; `bpbroker certificate --renew` makes a new one", detail)

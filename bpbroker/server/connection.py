@@ -68,6 +68,8 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 class Phase(Enum):
     """Where a connection is in its life; the module's docstring has the table."""
 
+    __hash__ = object.__hash__  # each is there once, and Enum's own is not in C
+
     HANDSHAKE = "handshake"
     READING = "reading"
     SERVING = "serving"

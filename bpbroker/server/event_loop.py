@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import selectors
 import socket
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -18,6 +19,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, Final
 
+from bpbroker import windows
 from bpbroker.server.connection import Connection, Phase, Turn
 from bpbroker.server.policy import Service
 from bpbroker.server.request import network_of
@@ -35,6 +37,13 @@ _EVICT_AT_ONCE: Final = 64
 _EVENTS: Final = {Turn.READ: selectors.EVENT_READ, Turn.WRITE: selectors.EVENT_WRITE}
 
 
+def _selector() -> selectors.BaseSelector:
+    """Return the system's best selector; on Windows one of our own, as ``select`` there takes 512 sockets."""
+    if sys.platform == "win32":
+        return windows.PollSelector()
+    return selectors.DefaultSelector()
+
+
 class EventLoop:
     """All connections of a server, and the loop that moves them on.
 
@@ -48,7 +57,7 @@ class EventLoop:
         self._listener = listener
         self._service = service
         self._lend = lend
-        self._selector = selectors.DefaultSelector()
+        self._selector = _selector()
         self._waker, self._wakee = socket.socketpair()
         self._waker.setblocking(False)
         self._wakee.setblocking(False)

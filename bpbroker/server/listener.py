@@ -53,6 +53,8 @@ logger = logging.getLogger(__name__)
 BACKLOG: Final = 4096
 """cheroot's 5 let a burst of 16 new connections wait a second for SYN retries; the kernel caps this."""
 _DESCRIPTORS_APART: Final = 256
+_LOOP_PAUSE_SECS: Final = 0.2
+_SAY_AGAIN_SECS: Final = 60.0
 
 
 def bind_tcp(ip: str, port: int) -> socket.socket:
@@ -82,7 +84,8 @@ def bind_tcp(ip: str, port: int) -> socket.socket:
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if not ip else 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.bind((host, port))
+            # For fe80::1%eth0 this gives the interface, too.
+            sock.bind(socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0][4])
             sock.listen(BACKLOG)
         except OSError as error:
             sock.close()
@@ -160,6 +163,7 @@ class BrokerServer:
         self._service = Service(
             application, _policy(context, settings), Budget() if memory is None else memory, admit, rejected
         )
+        self._ending = threading.Event()
         self._workers = Workers(schema.option(settings, "api", "workers"))
         self.loop = EventLoop(sock, self._service, self._workers.put)
 
@@ -178,12 +182,19 @@ class BrokerServer:
         self.ready = True
 
     def serve(self) -> None:
-        """Serve until :meth:`stop`; an error in the loop is logged and does not end it."""
+        """Serve until :meth:`stop`; an error in the loop is logged and does not end it.
+
+        One that comes back at once is logged once a minute, and must not take the processor.
+        """
+        said, said_at = "", 0.0
         while self.ready:
             try:
                 self.loop.run()
-            except Exception:
-                logger.exception("Error in the server's loop")
+            except Exception as error:
+                if repr(error) != said or time.monotonic() >= said_at + _SAY_AGAIN_SECS:
+                    logger.exception("Error in the server's loop")
+                    said, said_at = repr(error), time.monotonic()
+                self._ending.wait(_LOOP_PAUSE_SECS)
 
     def stop(self) -> None:
         """Stop accepting, finish what is in hand for at most ``shutdown_timeout`` seconds, close everything."""
@@ -194,6 +205,7 @@ class BrokerServer:
         while self.loop.busy() and time.monotonic() < deadline:
             time.sleep(0.01)
         self.ready = False
+        self._ending.set()
         self.loop.stop(timeout_secs=2.0)
         self._workers.stop(max(0.1, deadline - time.monotonic()))
         self.loop.close()

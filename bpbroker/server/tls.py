@@ -13,10 +13,10 @@ import contextlib
 import datetime
 import ipaddress
 import logging
-import os
+import re
 import socket
 import ssl
-import stat
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ from bpbroker import files
 from bpbroker.discovery.interfaces import interfaces
 from bpbroker.errors import ConfigurationError
 from bpbroker.server import own_pair
+from bpbroker.text import command_line
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ VALID_DAYS: Final = 3650
 _MADE_AFTER: Final = datetime.datetime(2026, 11, 1, tzinfo=datetime.UTC)
 """No certificate is made before: a clock that shows an earlier time is wrong."""
 WARN_DAYS: Final = 30
+_HOST_NAME: Final = re.compile(r"(?:\*\.)?[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 _CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
 _PEM_MAX_BYTES: Final = 1024 * 1024
 _GROUPS: Final = b"X25519:P-256:P-384"
@@ -53,7 +55,8 @@ _RECORD_BYTES: Final = 16 * 1024
 """The most data that a record holds."""
 _SLICE_BYTES: Final = 8 * 1024
 """What goes into OpenSSL's memory at once: it keeps that much for as long as the connection lives."""
-_OVERHEAD_BYTES: Final = 1024
+_OVERHEAD_BYTES: Final = 64
+"""What a record is larger than its data, and some more."""
 _EMPTY_BURST_BYTES: Final = 32 * 1024
 """A record that comes in pieces looks empty until its last piece is there, so this is more than a record."""
 _EMPTY_BYTES_PER_SEC: Final = 8 * 1024
@@ -69,6 +72,8 @@ class Certificate:
     subject: str
     names: tuple[str, ...]
     """Host names and addresses that it is for."""
+    not_before: datetime.datetime
+    """In UTC."""
     not_after: datetime.datetime
     """In UTC."""
     fingerprint: str
@@ -77,6 +82,19 @@ class Certificate:
     def days_left(self, now: datetime.datetime) -> int:
         """Return the whole days until it expires; negative when it has."""
         return (self.not_after - now).days
+
+    def problem(self, now: datetime.datetime) -> str:
+        """Return in words why clients that check its time refuse it now or soon; empty when they do not."""
+        if now < self.not_before:
+            return f"is not valid before {self.not_before:%Y-%m-%d %H:%M} UTC, and the clock says {now:%Y-%m-%d %H:%M}"
+        left = self.days_left(now)
+        if left < 0:
+            return "has expired"
+        return f"expires in {left} days" if left < WARN_DAYS else ""
+
+    def lacks(self) -> list[str]:
+        """Return the names and addresses of this host that are not in it."""
+        return [name for name in own_names() if name not in self.names]
 
 
 # --- the pair of files ---
@@ -138,6 +156,7 @@ def make_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
     """
     private = ec.generate_private_key(ec.SECP256R1())
     names = list(hosts) or own_names()
+    general = [_general_name(name) for name in names]
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
     public = private.public_key()
     now = datetime.datetime.now(datetime.UTC)
@@ -151,7 +170,7 @@ def make_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
         # and the certificate shall be good before and after: it begins no later than this version came out.
         .not_valid_before(min(now - datetime.timedelta(days=1), _MADE_AFTER))
         .not_valid_after(max(now, _MADE_AFTER) + datetime.timedelta(days=VALID_DAYS))
-        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(general), critical=False)
         # No authority: whoever has its key can sign for no other name, not even for those who trust this file as one.
         # OpenSSL, Python and curl take a self-signed certificate that is itself in the file, CA or not.
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -184,14 +203,43 @@ def own_names() -> list[str]:
     A look-up of the own name could take ten seconds, and without a default route tell nothing.
     """
     addresses = [each.address for each in interfaces() if not each.link_local]
-    return list(dict.fromkeys((socket.gethostname(), "localhost", "127.0.0.1", "::1", *addresses)))
+    host = socket.gethostname()
+    try:
+        own = [str(_general_name(host).value)]
+    except ConfigurationError:
+        own = []  # such as one that is not UTF-8: no client can look it up
+    return list(dict.fromkeys((*own, "localhost", "127.0.0.1", "::1", *addresses)))
+
+
+def check_names(names: Sequence[str]) -> None:
+    """See that names can stand in a certificate.
+
+    Raises:
+        ConfigurationError: one cannot.
+    """
+    for name in names:
+        _general_name(name)
 
 
 def _general_name(name: str) -> x509.GeneralName:
+    """Return a host's name or address as it stands in a certificate.
+
+    Raises:
+        ConfigurationError: it can be neither.
+    """
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
-        return x509.DNSName(name.encode("idna").decode() if not name.isascii() else name)
+        pass
+    try:
+        ascii_name = name if name.isascii() else name.encode("idna").decode()
+    except UnicodeError:
+        ascii_name = ""
+    if not _HOST_NAME.fullmatch(ascii_name):
+        raise ConfigurationError(
+            f"{name!r} can be no host's name in a certificate: letters, digits, - and dots between"
+        )
+    return x509.DNSName(ascii_name)
 
 
 def read_certificate(cert: Path) -> Certificate:
@@ -215,6 +263,7 @@ def read_certificate(cert: Path) -> Certificate:
     return Certificate(
         found.subject.rfc4514_string(),
         names,
+        found.not_valid_before_utc,
         found.not_valid_after_utc,
         found.fingerprint(hashes.SHA256()).hex(":").upper(),
     )
@@ -237,20 +286,25 @@ def check_pair(cert: Path, key: Path) -> None:
     """
     context(cert, key)
     certificate = read_certificate(cert)
-    left = certificate.days_left(datetime.datetime.now(datetime.UTC))
-    if left < WARN_DAYS:
-        logger.warning(
-            "The certificate %s %s; `bpbroker certificate --renew` makes a new one",
-            cert,
-            f"expires in {left} days" if left >= 0 else "has expired",
-        )
+    problem = certificate.problem(datetime.datetime.now(datetime.UTC))
+    if problem:
+        logger.warning("The certificate %s %s; `bpbroker certificate --renew` makes a new one", cert, problem)
     if is_open(key):
-        logger.warning("The private key %s can be read by others than its owner; chmod 600 it", key)
+        logger.warning("The private key %s can be read by others than its owner; %s", key, how_to_close(key))
+
+
+def how_to_close(key: Path) -> str:
+    """Return the command that takes a key's file away from others."""
+    if sys.platform == "win32":
+        return command_line(
+            "icacls", str(key), "/inheritance:r", "/grant:r", "*S-1-3-4:F", "*S-1-5-32-544:F", "*S-1-5-18:F"
+        )
+    return command_line("chmod", "600", str(key))
 
 
 def is_open(key: Path) -> bool:
     """Whether others than its owner can use a key's file."""
-    return os.name != "nt" and bool(key.stat().st_mode & (stat.S_IRWXO | stat.S_IRWXG))
+    return files.open_to_others(key)
 
 
 # --- the server's side of a connection ---
@@ -313,8 +367,8 @@ class Stream:
     """
 
     __slots__ = (
-        "_accepted", "_allowance", "_allowance_at", "_header", "_missing", "_outgoing", "_socket", "_tls", "_unread",
-        "ended",
+        "_accepted", "_allowance", "_allowance_at", "_at_boundary", "_header", "_missing", "_outgoing", "_socket",
+        "_tls", "_unread", "ended",
     )  # fmt: skip
 
     def __init__(self, server_context: SSL.Context, sock: socket.socket) -> None:
@@ -332,6 +386,8 @@ class Stream:
         """The beginning of a record's header that is not complete."""
         self._missing = 0
         """How many bytes are missing of the record that was begun."""
+        self._at_boundary = True
+        """Whether no record has begun."""
         self._allowance = float(_EMPTY_BURST_BYTES)
         self._allowance_at = time.monotonic()
 
@@ -357,7 +413,7 @@ class Stream:
             return Want.READ
         if not incoming:
             raise StreamBroken("the connection was cut")
-        self._count_records(incoming)
+        self._follow_records(incoming)
         self._spend(len(incoming), 0)
         self._tls.bio_write(incoming)
         try:
@@ -386,7 +442,7 @@ class Stream:
         """
         if self._unread:
             self._unread = False
-            data = self._decrypt(b"", None)
+            data = self._decrypt(b"", one_record=False)
             if data:
                 return data
         had_ended = self.ended
@@ -397,16 +453,17 @@ class Stream:
             incoming = self._socket.recv(_SUSPECT_BYTES if suspect else _FEED_BYTES)
         except BlockingIOError:
             return Want.READ if self.flush() else Want.WRITE
-        if not incoming:
+        size = len(incoming)
+        if not size:
             return b""
-        ended = self._count_records(incoming)
-        if len(incoming) <= _SLICE_BYTES:
-            data = self._decrypt(incoming, ended)
+        if self._at_boundary and 5 <= size <= _SLICE_BYTES and incoming[3] << 8 | incoming[4] == size - 5:
+            data = self._decrypt(incoming, one_record=True)
         else:
-            slices = (incoming[at : at + _SLICE_BYTES] for at in range(0, len(incoming), _SLICE_BYTES))
-            data = b"".join([self._decrypt(part, None) for part in slices])
-        if len(incoming) > 2 * len(data) or self._allowance < _EMPTY_BURST_BYTES:
-            self._spend(len(incoming), len(data))
+            self._follow_records(incoming)
+            slices = [incoming[at : at + _SLICE_BYTES] for at in range(0, size, _SLICE_BYTES)]
+            data = b"".join([self._decrypt(part, one_record=False) for part in slices])
+        if suspect or size > 2 * len(data):
+            self._spend(size, len(data))
         if data:
             return data
         if self.ended:
@@ -414,25 +471,21 @@ class Stream:
         self._take_out(_RECORD_BYTES)  # a reply to a KeyUpdate, or an alert
         return Want.READ if self.flush() else Want.WRITE
 
-    def _decrypt(self, incoming: bytes, records: int | None) -> bytes:
-        """Return the data in what came in; ``records`` is how many records end there, None if that is not known."""
+    def _decrypt(self, incoming: bytes, *, one_record: bool) -> bytes:
+        """Return the data in what came in.
+
+        Args:
+            incoming: at most 8 KiB.
+            one_record: whether it is exactly one record, as nearly always: to ask OpenSSL for more would only raise
+                an error, and the data is no longer than the record.
+        """
         tls = self._tls
-        if incoming:
-            tls.bio_write(incoming)
+        parts = []
         try:
-            data = tls.recv(_RECORD_BYTES)
-            if records == 1 and not self._missing and not self._header:
-                return data  # as nearly always: there was one record, and to ask for more would only raise an error
-            parts = [data]
-        except SSL.WantReadError:
-            return b""
-        except SSL.ZeroReturnError:
-            self.ended = True
-            return b""
-        except SSL.Error as error:
-            self._end_broken()
-            raise StreamBroken(_reason(error)) from None
-        try:
+            if incoming:
+                tls.bio_write(incoming)
+            if one_record:
+                return tls.recv(len(incoming))
             while True:
                 parts.append(tls.recv(_RECORD_BYTES))
         except SSL.WantReadError:
@@ -444,26 +497,21 @@ class Stream:
             raise StreamBroken(_reason(error)) from None
         return b"".join(parts)
 
-    def _count_records(self, incoming: bytes) -> int:
-        """Follow the records in what came in; return how many of them end there."""
-        size = len(incoming)
-        if not self._missing and not self._header and size >= 5 and int.from_bytes(incoming[3:5]) == size - 5:
-            return 1
-        ended = position = 0
+    def _follow_records(self, incoming: bytes) -> None:
+        """Follow the records in what came in, to know whether the next one begins where it ends."""
+        size, position = len(incoming), 0
         while position < size:
             if self._missing:
                 step = min(self._missing, size - position)
                 self._missing -= step
-                ended += not self._missing
             else:
                 step = min(5 - len(self._header), size - position)
                 self._header += incoming[position : position + step]
                 if len(self._header) == 5:
                     self._missing = int.from_bytes(self._header[3:])
                     self._header = b""
-                    ended += not self._missing
             position += step
-        return ended
+        self._at_boundary = not self._missing and not self._header
 
     def _spend(self, came: int, data: int) -> None:
         """Take bytes that brought no data off the allowance.
@@ -496,19 +544,24 @@ class Stream:
         try:
             if size <= _SLICE_BYTES:
                 sent = tls.send(content)
-                self._take_out(size + _OVERHEAD_BYTES)
+                made = self._made(size + _OVERHEAD_BYTES)
             else:
                 parts = []
                 sent = 0
                 while sent < size:
                     sent += tls.send(content[sent : sent + _SLICE_BYTES])
-                    parts.append(tls.bio_read(_SLICE_BYTES + _OVERHEAD_BYTES))
-                self._outgoing = memoryview(b"".join(parts))
+                    parts.append(self._made(_SLICE_BYTES + _OVERHEAD_BYTES))
+                made = b"".join(parts)
         except SSL.WantReadError:
             return Want.READ
         except SSL.Error as error:
             raise StreamBroken(_reason(error)) from None
-        self.flush()
+        try:
+            gone = self._socket.send(made)
+        except BlockingIOError:
+            gone = 0
+        if gone < len(made):
+            self._outgoing = memoryview(made)[gone:]
         return sent
 
     def flush(self) -> bool:
@@ -539,15 +592,26 @@ class Stream:
             self.flush()
 
     def _take_out(self, size: int) -> None:
-        """Take what OpenSSL has to send; ``size`` is more than that is, nearly always."""
-        made = b""
+        """Take what OpenSSL has to send, if anything; ``size`` is more than that is, nearly always."""
         try:
-            while len(made) % size == 0:
-                made += self._tls.bio_read(size)
+            made = self._made(size)
         except SSL.WantReadError:
-            pass
-        if made:
-            self._outgoing = memoryview(bytes(self._outgoing) + made) if self._outgoing else memoryview(made)
+            return
+        self._outgoing = memoryview(bytes(self._outgoing) + made) if self._outgoing else memoryview(made)
+
+    def _made(self, size: int) -> bytes:
+        """Return what OpenSSL has to send; ``size`` is more than that is, nearly always.
+
+        Raises:
+            SSL.WantReadError: there is nothing.
+        """
+        made = self._tls.bio_read(size)
+        while not len(made) % size:
+            try:
+                made += self._tls.bio_read(size)
+            except SSL.WantReadError:
+                break
+        return made
 
 
 def _reason(error: SSL.Error) -> str:

@@ -40,7 +40,7 @@ def _do(step: Step, root: Path) -> bool:
     if isinstance(step, WriteFile):
         return _write(Path(step.path), step.content.encode(), step.mode)
     if isinstance(step, SetAside):
-        Path(step.path).rename(step.to)
+        Path(step.path).replace(step.to)
         if not Path(step.to).is_symlink():
             Path(step.to).chmod(0o644)
         return True

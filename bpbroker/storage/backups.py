@@ -7,7 +7,6 @@ UTC time at which it was made: ``bpbroker-20260131T235959.123456Z.json``.
 from __future__ import annotations
 
 import re
-import shlex
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +21,7 @@ from bpbroker.config import schema
 from bpbroker.errors import BpbrokerError, Unavailable
 from bpbroker.messages import BackupInfo
 from bpbroker.storage import config_file
+from bpbroker.text import command_line
 
 _TIME_FORM: Final = "%Y%m%dT%H%M%S.%fZ"
 _STAMP: Final = re.compile(r"-(\d{8}T\d{6}\.\d{6}Z)\.json\Z", re.ASCII)
@@ -197,5 +197,5 @@ def advised(own: Path, good: Checked) -> str:
     """Return the sentence that names a good backup and how to restore it."""
     return (
         f"The newest good backup is {good.info.path} ({good.entries} entries); to go back to it:\n"
-        f"  {shlex.join(('bpbroker', '--config', str(own), 'restore', good.info.path))}"
+        f"  {command_line('bpbroker', '--config', str(own), 'restore', good.info.path)}"
     )

@@ -20,7 +20,8 @@ from typing import Any, Final, NamedTuple
 from bpbroker import files
 from bpbroker.config import layers
 from bpbroker.errors import BadRequest, ConfigurationError, DamagedFile
-from bpbroker.registry import entry
+from bpbroker.registry import entry, named_keys
+from bpbroker.registry.stored import split
 from bpbroker.text import decode
 
 DEPTH_MAX: Final = 250
@@ -65,7 +66,7 @@ class Content(NamedTuple):
 
     settings: dict[str, Any]
     entries: dict[str, bytes]
-    """Name to entry, JSON in UTF-8."""
+    """Name to entry, JSON in UTF-8; and named access keys, which are the registry's as well."""
     origin: Origin | None
     """None when no broker wrote the file, or one that did not note this yet."""
 
@@ -131,14 +132,18 @@ def _content(content: bytes, where: str) -> Content:
     return Content(settings, entries, _origin(settings.pop(_STATE, None), content))
 
 
-def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Take the entries one by one, so that 100,000 of them never exist as objects at the same time."""
+def _decoded(raw: bytes) -> str:
     try:
-        text = decode(raw)
+        return decode(raw)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         column = error.start - raw.rfind(b"\n", 0, error.start)
         raise _Fault("this is not UTF-8", line, column) from None
+
+
+def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Take the entries one by one, so that 100,000 of them never exist as objects at the same time."""
+    text = _decoded(raw)
     reader = _Reader(text)
     settings: dict[str, Any] = {}
     entries: dict[str, bytes] = {}
@@ -150,7 +155,12 @@ def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
             return reader.members(at, lambda name, where: service(own, name, where))
         if key == _OBJECTS and text[at : at + 1] == "{":
             return reader.members(at, own_record)
-        settings[key], end = reader.value(at)
+        value, end = reader.value(at)
+        if key == named_keys.SECTION and isinstance(value, dict):
+            value = _take_keys(value, entries)
+            if not value:
+                return end
+        settings[key] = value
         return end
 
     def service(own: dict[str, Any], name: str, at: int) -> int:
@@ -177,6 +187,13 @@ def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
     if end != len(text):
         raise reader.fault("there is something behind the end of the document", end)
     return settings, entries
+
+
+def _take_keys(section: dict[str, Any], entries: dict[str, bytes]) -> dict[str, Any]:
+    """Take named keys among the registry's records. Return what is no key: the settings' check says why."""
+    good = {name: key for name, key in section.items() if not any(named_keys.problems(name, key))}
+    entries.update((named_keys.stored_name(name), entry.encode(key)) for name, key in good.items())
+    return {name: key for name, key in section.items() if name not in good}
 
 
 class _Fault(ValueError):
@@ -321,8 +338,17 @@ def chunks(settings: Mapping[str, Any], entries: Mapping[str, bytes], origin: Or
 
 def _sections(settings: Mapping[str, Any], entries: Mapping[str, bytes]) -> Iterator[bytes]:
     sections: dict[str, Any] = {**settings}
+    of_keys = sorted(name for name in entries if name.startswith(named_keys.PREFIX))
+    if of_keys:
+        sections[named_keys.SECTION] = {
+            name.removeprefix(named_keys.PREFIX): json.loads(split(name, entries[name]).json) for name in of_keys
+        }
     sections.setdefault(layers.REGISTRY_SECTION, {})
-    own_records = {name: value for name, value in entries.items() if name.startswith("_")} if entries else {}
+    own_records = {
+        name: value
+        for name, value in entries.items()
+        if name.startswith("_") and not name.startswith(named_keys.PREFIX)
+    }
     if own_records:
         sections[_OBJECTS] = {}
     lead = b"{\n"

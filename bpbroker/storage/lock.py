@@ -9,23 +9,27 @@ and means nothing while the lock is free.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import shlex
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from bpbroker import files
-from bpbroker.errors import ConfigurationError, InUse
+from bpbroker import files, windows
+from bpbroker.errors import ConfigurationError, InUse, StartError
+from bpbroker.text import command_line
 
 _TRIES = 20
 _PAUSE_SECS = 0.02
 """A look at the lock takes it for a moment; a process that wants it for good tries a little longer than that."""
 
 _NOTE_BYTES = 4096
+_MAY_PASS = (*files.NO_SPACE, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""A service manager tries again after these: they are no fault of the configuration."""
 
 
 class FileLock:
@@ -49,7 +53,7 @@ class FileLock:
                 self._path, os.O_RDWR | os.O_CREAT, owner_of=self._config_file, tighten=True
             )
         except OSError as error:
-            raise ConfigurationError(f"Cannot write {self._path}: {error.strerror}") from None
+            raise self._cannot_write(error) from None
         for attempt in range(_TRIES):
             if _try_lock(descriptor, alone=True):
                 self._descriptor = descriptor
@@ -57,15 +61,20 @@ class FileLock:
                     self.describe(**process_note())
                 except OSError as error:
                     self.release()
-                    raise ConfigurationError(f"Cannot write {self._path}: {error.strerror}") from None
+                    raise self._cannot_write(error) from None
                 return
             if attempt < _TRIES - 1:
                 time.sleep(_PAUSE_SECS)
         note = _read_note(descriptor)
         os.close(descriptor)
         who = f"process {note['pid']}" if "pid" in note else "another process"
-        stop = shlex.join(("bpbroker", "--config", str(self._config_file), "stop"))
+        stop = command_line("bpbroker", "--config", str(self._config_file), "stop")
         raise InUse(f"{self._config_file} is in use by {who}; stop that broker first: {stop}")
+
+    def _cannot_write(self, error: OSError) -> ConfigurationError | StartError:
+        """Return the error for a lock file that cannot be written; a full disk or table may have room again later."""
+        kind = StartError if error.errno in _MAY_PASS else ConfigurationError
+        return kind(f"Cannot write {self._path}: {error.strerror}")
 
     def describe(self, **note: Any) -> None:
         """Write the note, replacing the one before. Only while the lock is held."""
@@ -78,7 +87,8 @@ class FileLock:
     def release(self) -> None:
         """Let go; doing it twice does no harm."""
         if self._descriptor is not None:
-            os.ftruncate(self._descriptor, 0)
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
             self._descriptor = None
 
@@ -88,6 +98,12 @@ class FileLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def machine_secs() -> float:
+    """Return the seconds since the machine was started, those asleep included where the system counts them."""
+    boottime = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boottime is None else time.clock_gettime(boottime)
 
 
 def process_note() -> dict[str, Any]:
@@ -108,6 +124,9 @@ def is_process_of(note: Mapping[str, Any]) -> bool:
 
 def _identity(pid: int) -> str:
     """Return PID namespace, boot and start time of a process in one word; empty where the system does not tell."""
+    if sys.platform == "win32":
+        began = windows.started(pid)
+        return "" if began is None else f"started {began}"
     try:
         namespace = Path("/proc/self/ns/pid").readlink()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
@@ -136,9 +155,17 @@ def holder(config_file: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise ConfigurationError(f"Cannot read {lock_path(config_file)}: {error.strerror}; try as its owner") from None
     try:
-        return None if _try_lock(descriptor, alone=False) else _read_note(descriptor)
+        if _try_lock(descriptor, alone=False):
+            return None
+        note = _read_note(descriptor)
+        # Who takes the lock has it a moment before its note is there: what stands there then is of a broker that died.
+        return {} if sys.platform == "win32" and _is_of_the_dead(note) else note
     finally:
         os.close(descriptor)
+
+
+def _is_of_the_dead(note: Mapping[str, Any]) -> bool:
+    return bool(note.get("process")) and _identity(note.get("pid", 0)) not in ("", note["process"])
 
 
 def _read_note(descriptor: int) -> dict[str, Any]:
@@ -151,17 +178,10 @@ def _read_note(descriptor: int) -> dict[str, Any]:
 
 
 if sys.platform == "win32":
-    import msvcrt
-
     _BEYOND = 1 << 30  # Windows locks bytes; this one is past the note, which stays readable
 
-    def _try_lock(descriptor: int, *, alone: bool) -> bool:  # noqa: ARG001 - Windows has no shared lock here
-        os.lseek(descriptor, _BEYOND, os.SEEK_SET)
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
+    def _try_lock(descriptor: int, *, alone: bool) -> bool:
+        return windows.try_lock(descriptor, _BEYOND, alone=alone)
 else:
     import fcntl
 

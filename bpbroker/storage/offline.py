@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +21,7 @@ from bpbroker.storage.embedded.recovery import match, merged, registry_of
 from bpbroker.storage.embedded.store import forget_all
 from bpbroker.storage.etcd import store
 from bpbroker.storage.lock import FileLock, holder
+from bpbroker.text import command_line
 
 
 class State(NamedTuple):
@@ -145,10 +146,10 @@ def restore(own: Path, backup: Path, *, dry_run: bool = False) -> Restored:
 
 
 def _held(own: Path, *, dry_run: bool) -> AbstractContextManager[object]:
-    """Return the lock; makes its folder, or does without one where nothing is to be written and no broker can run."""
+    """Return the lock, and make its folder; none for a dry run, which writes nothing."""
+    if dry_run:
+        return nullcontext()  # nothing is written, so it may be beside a running broker
     if not own.parent.exists():
-        if dry_run:
-            return nullcontext()
         try:
             files.make_folder(own.parent, mode=0o755)
         except OSError as error:
@@ -175,7 +176,7 @@ def _find(own: Path, backup: Path) -> Path:
     for path in (there, backup) if str(backup) == backup.name else (backup, there):
         if path.is_file():
             return path
-    listing = shlex.join(("bpbroker", "--config", str(own), "backups"))
+    listing = command_line("bpbroker", "--config", str(own), "backups")
     raise ConfigurationError(f"There is no backup {str(backup)!r}; to see what there is: {listing}")
 
 
@@ -242,8 +243,9 @@ def _put(own: Path, settings: dict[str, Any], entries: dict[str, bytes], old: Or
     # A later commit than all before: a file of before the restore is known to be older.
     config_file.write(own, settings, entries, origin=Origin(old.registry, old.commit + 1))
     for path in (journal, *(journal.with_name(f"{journal.name}-{what}") for what in ("wal", "shm"))):
-        path.unlink(missing_ok=True)
+        files.patiently(partial(path.unlink, missing_ok=True))
     files.sync_folder(journal.parent)
+    mark.unblock()
     mark.close(remove=True)
     files.sync_folder(journal.parent)
 

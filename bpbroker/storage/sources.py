@@ -57,7 +57,7 @@ class Sources:
         except DamagedFile as error:
             raise DamagedFile(f"{error}\n{backups.advice(self.own)}") from None
         lower, left_out = _lower(self.below)
-        warnings = [*left_out, *_lost(self.own)]
+        warnings = [*left_out, *_lost(self.own, named=self.below is not None)]
         warnings += [f"{self.own}: {warning}" for warning in schema.warnings(own_settings, self.is_installed)]
         problems = [f"{self.own}: {problem}" for problem in schema.problems(own_settings)]
         problems += [f"{self.below}: {problem}" for problem in schema.problems(lower)]
@@ -106,14 +106,15 @@ def _lower(below: Path | None) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     return settings, ()
 
 
-def _lost(own: Path) -> tuple[str, ...]:
+def _lost(own: Path, *, named: bool) -> tuple[str, ...]:
     """Warn when the file is not there although it was once: a start would begin with nothing."""
     if own.exists():
         return ()
+    new = (f"{own} is not there: a start makes it, with new settings and no entries",) if named else ()
     try:
         good = backups.newest_good(own)
     except Unavailable:
-        return ()
+        return new
     if good is None:
-        return ()
+        return new
     return (f"{own} is not there, so a start makes a new one without entries. {backups.advised(own, good)}",)

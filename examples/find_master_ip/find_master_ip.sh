@@ -21,19 +21,23 @@ role=$2
 case $role in master | replica) ;; *) usage ;; esac
 wait=${WAIT:-5m}
 
-broker=$(bpclient --port "${BPBROKER_PORT:-20443}" discover --name "$cluster" --wait "$wait")
-case $broker in *:*) broker="[$broker]" ;; esac
-BPBROKER="$broker:${BPBROKER_PORT:-20443}"
+# PORT, not BPBROKER_PORT: Kubernetes sets that, to something else, for a service called bpbroker.
+BPBROKER=$(bpclient --port "${PORT:-20443}" discover --name "$cluster" --wait "$wait")
 export BPBROKER
 
 case $role in
     master)
-        # The broker notes who registers: last_write_ip is this server's address.
+        # --own-ip: this server's address as the broker sees it, as ip in the data.
         # --idempotent: running the installation again on the same server is no error.
-        bpclient service register --name "$cluster-master" --data '{"role": "master"}' --idempotent \
-            --cols last_write_ip --format csv-noheader
+        bpclient service register --name "$cluster-master" --own-ip --data '{"role": "master"}' --idempotent \
+            --cols ip --format csv-noheader
         ;;
     replica)
-        bpclient service get --name "$cluster-master" --wait "$wait" --field last_write_ip
+        ip=$(bpclient service get --name "$cluster-master" --wait "$wait" --field ip)
+        # A link-local address means nothing without the interface, which is the one that leads to the broker.
+        case $ip in
+            fe80:*) zone=${BPBROKER#*%}; [ "$zone" = "$BPBROKER" ] || ip="$ip%${zone%%]*}" ;;
+        esac
+        echo "$ip"
         ;;
 esac

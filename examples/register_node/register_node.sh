@@ -14,13 +14,12 @@ node=$2
 count=$3
 wait=${WAIT:-5m}
 
-broker=$(bpclient --port "${BPBROKER_PORT:-20443}" discover --name "$cluster" --wait "$wait")
-case $broker in *:*) broker="[$broker]" ;; esac
-BPBROKER="$broker:${BPBROKER_PORT:-20443}"
+# PORT, not BPBROKER_PORT: Kubernetes sets that, to something else, for a service called bpbroker.
+BPBROKER=$(bpclient --port "${PORT:-20443}" discover --name "$cluster" --wait "$wait")
 export BPBROKER
 
 # Data goes through a here-document: nothing in it has to be quoted for the command line.
-bpclient service update --name "$cluster/$node" --data - >/dev/null <<HERE
+bpclient service update --name "$cluster/$node" --own-ip --json --data - >/dev/null <<HERE
 {
     "system": "$(uname -s)",
     "kernel": "$(uname -r)",

@@ -271,7 +271,7 @@ class OnEtcd(Peer):
 
     def start(self) -> None:
         if importlib.util.find_spec("urllib3") is None:
-            raise Absent("not installed (pip install 'bpbroker[etcd]')")
+            raise Absent("not installed (pip install '.[etcd]')")
         self.etcd.start()
         settings = json.loads(self.broker.config.read_text())
         settings["_registry"]["endpoints"] = [f"https://127.0.0.1:{self.etcd.port}"]

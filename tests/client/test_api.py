@@ -386,8 +386,8 @@ def test_a_barrier(fake: FakeBroker, client: Client) -> None:
     fake.answers = [success({"node-1": ENTRY}), success({"node-1": ENTRY, "node-2": ENTRY})]
     assert list(client.list("node-", at_least=2, wait_secs=60)) == ["node-1", "node-2"]
     assert fake.requests[0].json["count"] == 2
-    fake.answers = [success({})]
-    with pytest.raises(WaitTimeout, match=r"fewer than 2 entries 'node-…' within 0\.1 s"):
+    fake.answers = [success({"node-1": ENTRY})]
+    with pytest.raises(WaitTimeout, match=r"fewer than 2 entries 'node-…' within 0\.1 s: 1 of 2: node-1"):
         client.list("node-", at_least=2, wait_secs=0.1)
 
 

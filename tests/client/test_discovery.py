@@ -193,3 +193,38 @@ def test_with_secret_and_fingerprint_both_must_fit(responder: Responder) -> None
     responder.reply = signed(SECRET)
     nobody(responder, secret=SECRET, fingerprint="00" * 32)
     assert discover("foo", secret=SECRET, fingerprint="CD" * 32, port=responder.port).authentic
+
+
+# --- answers that must not be used leave a trace ---
+
+
+@pytest.mark.parametrize(
+    ("reply", "secret", "fingerprint", "why"),
+    [
+        (signed(), SECRET, "", "does not know the token's discovery secret"),
+        (signed(OTHER), SECRET, "", "does not know the token's discovery secret"),
+        (signed(SECRET, ANSWER._replace(address="10.0.0.9")), SECRET, "", "was made for 10.0.0.9 and passed on"),
+        (signed(), "", "00" * 32, "its certificate is not the token's"),
+        (signed(SECRET), SECRET, "00" * 32, "its certificate is not the token's"),
+    ],
+)
+def test_an_answer_that_is_rejected_is_named_with_the_reason(
+    responder: Responder, reply: Answerer, secret: str, fingerprint: str, why: str
+) -> None:
+    responder.reply = reply
+    with pytest.raises(WaitTimeout, match=f"; 127.0.0.1 answered, but .*{why}"):
+        discover("foo", port=responder.port, timeout_secs=0.4, secret=secret, fingerprint=fingerprint)
+
+
+def test_a_broker_with_another_secret_is_noticed_though_it_is_silent(responder: Responder) -> None:
+    responder.reply = lambda question: [] if question.mac else signed()(question)
+    with pytest.raises(WaitTimeout, match=r"127\.0\.0\.1 answered, but it does not know the token's discovery secret"):
+        discover("foo", port=responder.port, timeout_secs=1.0, secret=SECRET)
+    assert len(responder.heard) >= 3
+
+
+def test_silence_has_the_token_doubted_too(responder: Responder) -> None:
+    with pytest.raises(WaitTimeout, match=r"is the token \(or the fingerprint\) the right one"):
+        discover("foo", port=responder.port, timeout_secs=0.3, secret=SECRET)
+    with pytest.raises(WaitTimeout, match=r"is UDP allowed\?$"):
+        discover("foo", port=responder.port, timeout_secs=0.3)

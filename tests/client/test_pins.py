@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bpbroker.client.pins import KnownBrokers, default_path
+from bpbroker.client.pins import KnownBrokers, default_path, means
 from bpbroker.errors import NotTrusted
 
 A, B = "aa" * 32, "bb" * 32
@@ -117,3 +117,38 @@ def test_where_the_file_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_path() == "/etc/me/bpbroker/known_brokers"
     monkeypatch.setenv("BPBROKER_KNOWN_BROKERS", "/x/y")
     assert default_path() == "/x/y"
+
+
+def test_this_host_has_one_pin_whatever_it_is_called(tmp_path: Path) -> None:
+    said: list[str] = []
+    known = KnownBrokers(tmp_path / "known", said.append)
+    known.check("localhost:20443", "ab" * 32)
+    for address in ("127.0.0.1:20443", "[::1]:20443"):
+        known.check(address, "ab" * 32)
+    assert len(said) == 1
+    known.check("127.0.0.1:20444", "cd" * 32)  # another port is another broker
+    known.check("[::1]:20444", "ef" * 32)  # and so may this be
+    known.check("10.0.0.1:20443", "ab" * 32)
+    assert len(known.pins()) == 4
+    with pytest.raises(NotTrusted, match="bpclient trust forget localhost:20443"):
+        known.check("localhost:20443", "cd" * 32)
+
+
+@pytest.mark.parametrize(
+    ("word", "gone"),
+    [
+        ("::1", {"localhost:20443", "127.0.0.1:9"}),
+        ("127.0.0.1:9", {"127.0.0.1:9"}),
+        ("localhost:9", {"127.0.0.1:9"}),
+        ("h", {"h:1", "h:2"}),
+        ("[fe80::1%eth0]", {"[fe80::1%eth0]:20443"}),
+        ("nope", set()),
+    ],
+)
+def test_a_pin_is_forgotten_by_host_or_by_host_and_port(tmp_path: Path, word: str, gone: set[str]) -> None:
+    every = ("localhost:20443", "127.0.0.1:9", "h:1", "h:2", "[fe80::1%eth0]:20443")
+    (tmp_path / "known").write_text("# mine\n" + "".join(f"{each} SHA256:{'ab' * 32}\n" for each in every))
+    known = KnownBrokers(tmp_path / "known")
+    assert set(known.forget(means(word))) == gone
+    assert set(known.pins()) == set(every) - gone
+    assert (tmp_path / "known").read_text().startswith("# mine\n")

@@ -297,6 +297,16 @@ def test_ipv6_alone_is_enough(network: Network, make_broker: Callable[..., Runni
     assert found.stdout.endswith("%eth0\n")
     used = client(network, broker, "six2", "--discover", "foo", "service", "get", "--name", "foo")
     assert (used.returncode, used.stdout) == (0, "x\n"), used
+    address = found.stdout.strip()
+    for target in (address, f"[{address}]", f"[{address}]:{PORT}"):
+        used = client(network, broker, "six2", "-q", "-b", target, "service", "get", "foo")
+        assert (used.returncode, used.stdout) == (0, "x\n"), used
+
+    # An address that other hosts can use as well is better than one with a zone.
+    for number, name in enumerate(("six1", "six2"), 1):
+        network.ip("-n", f"{host}{name}", "address", "add", f"2001:db8::{number}/64", "dev", "eth0", "nodad")
+    found = client(network, broker, "six2", "discover", "--name", "foo", "--wait", "30s")
+    assert (found.returncode, found.stdout) == (0, "2001:db8::1\n"), found
 
 
 def test_a_host_without_any_network_says_so_quickly(network: Network, tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def script(request: pytest.FixtureRequest, broker: RunningBroker, tmp_path: Path
     environ = {
         **broker.environ,
         "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}",
-        "BPBROKER_PORT": str(broker.port),
+        "BPBROKER_PORT": "tcp://10.0.0.1:20443",  # as Kubernetes sets it
+        "PORT": str(broker.port),
         "WAIT": "60s",
     }
 

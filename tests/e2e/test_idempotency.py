@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -106,3 +109,32 @@ def test_the_client_tries_again_under_one_key(once: RunningBroker) -> None:
     assert done.stdout == ""
     assert done.returncode != 0
     assert "not known" in done.stderr or "stopping" in done.stderr, done.stderr
+
+
+def test_answers_of_another_registry_are_put_aside(
+    once: RunningBroker, make_broker: Callable[..., RunningBroker]
+) -> None:
+    assert call(once, "a").json == {"runs": 1}
+    once.kill()  # part of the answers are in SQLite's log
+    other = make_broker({"once": {}})
+    (other.lib / "once.py").write_text(MODULE)
+    other.start().stop()
+    for path in once.config.parent.glob("*.answers*"):
+        shutil.copy(path, other.config.parent)
+    other.start()
+    other.await_logged("holds answers of the registry")
+    assert call(other, "a").json == {"runs": 1}
+    assert runs(other) == 1
+    (kept,) = other.home.rglob("*.answers.other-*")
+    with closing(sqlite3.connect(kept)) as connection:
+        assert connection.execute("SELECT key FROM answers").fetchall() == [("install-42",)]
+    assert other.restart().text.count("holds answers of the registry") == 1
+    assert call(other, "a").json == {"runs": 1}
+
+
+def test_a_file_that_was_written_anew_keeps_its_answers(once: RunningBroker) -> None:
+    assert call(once, "a").json == {"runs": 1}
+    once.stop()
+    once.config.write_text('{"once": {}}')
+    once.start()
+    assert call(once, "a").json == {"runs": 1}

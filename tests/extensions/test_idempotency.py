@@ -343,3 +343,31 @@ def test_no_key_is_no_key() -> None:
     for key in ("", " k", "k ", "a\x7f", "x" * 256):
         with pytest.raises(BadRequest):
             Keyed.of("demo", Call("F", {}, "10.0.0.7", "id", key))
+
+
+def test_a_file_belongs_to_one_registry(tmp_path: Path, clocks: Clocks) -> None:
+    path = tmp_path / "answers"
+    ours, theirs = Answers(path, clocks.look, "a" * 32), Answers(path, clocks.look, "b" * 32)
+    with contextlib.closing(ours), contextlib.closing(theirs):
+        ours.begin(keyed())
+        with pytest.raises(Unavailable):
+            theirs.find(keyed())
+        with pytest.raises(Unavailable):
+            theirs.begin(keyed("other"))
+    assert idempotency.owner_of(path) == "a" * 32
+    idempotency.disown(path)
+    with contextlib.closing(theirs):
+        assert theirs.find(keyed()) is not None
+    assert idempotency.owner_of(path) == "b" * 32
+
+
+def test_a_file_that_does_not_say_whose_it_is_goes_on_counting(tmp_path: Path, clocks: Clocks) -> None:
+    path = tmp_path / "answers"
+    assert idempotency.owner_of(path) == ""
+    assert not path.exists()
+    with contextlib.closing(Answers(path, clocks.look)) as before:
+        before.begin(keyed())
+    assert idempotency.owner_of(path) == ""
+    with contextlib.closing(Answers(path, clocks.look, "a" * 32)) as later:
+        assert later.find(keyed()) is not None
+    assert idempotency.owner_of(path) == "a" * 32

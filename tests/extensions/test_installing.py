@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -185,22 +186,23 @@ def test_a_package_with_one_bad_file_is_not_installed_in_part(work: Path, lib: P
     assert content(lib) == before
 
 
-@pytest.mark.parametrize("call", ["fsync", "rename"])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_copy_that_fails_changes_nothing(work: Path, lib: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     script(work, "pkg/__init__.py")
     script(work, "pkg/one.py")
     install(work / "pkg", lib)
     before = content(lib)
     script(work, "pkg/one.py", "def New(rh): pass\n")
-    real = os.rename
+    real = os.replace
     calls = 0
 
-    def fail(*arguments: str) -> None:
+    def fail(*arguments: Any, **more: Any) -> None:
         nonlocal calls
-        calls += 1
-        if call == "fsync" or calls == 2:
-            raise OSError(28, "No space left on device")
-        real(*arguments)
+        if call == "fsync" or Path(arguments[-1]) == lib / "pkg":
+            calls += 1
+            if call == "fsync" or calls == 1:  # then the older version is put back
+                raise OSError(28, "No space left on device")
+        real(*arguments, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)

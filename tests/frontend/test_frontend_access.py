@@ -95,9 +95,11 @@ def test_an_open_namespace_takes_any_key(broker: Broker) -> None:
 def test_guessing_is_slowed_down_for_who_guesses(broker: Broker) -> None:
     for _ in range(100):
         assert broker.call("/ossec/AddAgent/?access_key=guess").status == 401
-    answer = broker.call("/ossec/AddAgent/?access_key=secret")
+    answer = broker.call("/ossec/AddAgent/?access_key=guess")
     assert answer.status == 429
     assert 0 < int(answer.headers["Retry-After"]) <= 60
+    # The guilty one must not lock out others behind the same address, nor elsewhere.
+    assert broker.call("/ossec/AddAgent/?access_key=secret").status == 200
     assert broker.call("/ossec/AddAgent/?access_key=secret", source="10.0.0.8").status == 200
     assert broker.call("/services/Get/?name=foo").status == 200
     broker.application.settings_changed(layers.freeze({**SETTINGS, "api": {"wrong_keys_per_minute": 1000}}))
@@ -211,8 +213,8 @@ def test_a_wrong_key_is_counted_once_wherever_it_is_found(broker: Broker) -> Non
     assert broker.call("/ossec/F", X_ACCESS_KEY="wrong").status == 401
     assert broker.call("/ossec/F?access_key=wrong").status == 401
     assert broker.call("/ossec/F?access_key=secret", X_ACCESS_KEY="secret").status == 401
-    assert broker.call("/ossec/F", X_ACCESS_KEY="secret").status == 429
-    assert admitted(broker, "/ossec/F", X_ACCESS_KEY="secret") == 429
+    assert broker.call("/ossec/F", X_ACCESS_KEY="wrong").status == 429
+    assert admitted(broker, "/ossec/F", X_ACCESS_KEY="wrong") == 429
 
 
 def test_a_network_of_ipv6_guesses_as_one_client(broker: Broker) -> None:
@@ -221,3 +223,12 @@ def test_a_network_of_ipv6_guesses_as_one_client(broker: Broker) -> None:
         assert broker.call("/ossec/F?access_key=guess", source=f"2001:db8::{number}").status == 401
     assert broker.call("/ossec/F?access_key=guess", source="2001:db8::ffff:1").status == 429
     assert broker.call("/ossec/F?access_key=secret", source="2001:db8:0:1::1").status == 200
+
+
+def test_wrong_keys_in_datagrams_count_together_with_those_over_connections(broker: Broker) -> None:
+    broker.application.settings_changed(layers.freeze({**SETTINGS, "api": {"wrong_keys_per_minute": 3}}))
+    for _ in range(3):
+        broker.application.count_unproven_wrong_key("10.0.0.7")
+    assert broker.call("/ossec/F?access_key=secret").status == 200  # the source of a datagram can be forged
+    assert broker.call("/ossec/F?access_key=guess").status == 401
+    assert broker.call("/ossec/F?access_key=guess").status == 429

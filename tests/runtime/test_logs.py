@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from bpbroker.errors import ConfigurationError
-from bpbroker.runtime import logs
+from bpbroker.runtime import log_files
 from bpbroker.runtime.logs import JournalFormatter, JsonFormatter, LogOptions, TextFormatter, reopen_logs, setup_logging
 
 logger = logging.getLogger("bpbroker.test")
@@ -135,13 +135,13 @@ def test_a_file_moved_away_is_let_go_at_a_reload(tmp_path: Path) -> None:
 
 
 def test_it_rotates_by_size_and_keeps_a_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "FILE_MAX_BYTES", 2000)
+    monkeypatch.setattr(log_files, "FILE_MAX_BYTES", 2000)
     path = tmp_path / "log"
     setup_logging(LogOptions(path))
     for number in range(500):
         logger.info("%0100d", number)
     files = sorted(tmp_path.iterdir())
-    assert [file.name for file in files] == ["log", *(f"log.{n}" for n in range(1, logs.FILES_KEPT + 1))]
+    assert [file.name for file in files] == ["log", *(f"log.{n}" for n in range(1, log_files.FILES_KEPT + 1))]
     assert all(0 < file.stat().st_size <= 2000 for file in files)
     assert path.read_text().split()[-1] == f"{499:0100d}"
 

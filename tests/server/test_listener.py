@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from bpbroker.config import layers
+from bpbroker.discovery.interfaces import interfaces
 from bpbroker.errors import InUse, StartError
 from bpbroker.server import request_cycle, response, tls
 from bpbroker.server.budget import Budget
@@ -559,3 +560,11 @@ def test_an_empty_address_is_all_interfaces() -> None:
 )
 def test_a_network_of_ipv6_is_one_client(address: str, network: str) -> None:
     assert network_of(address) == network
+
+
+def test_an_address_that_is_link_local_can_be_listened_on() -> None:
+    found = next((each for each in interfaces() if each.link_local), None)
+    if found is None:
+        pytest.skip("no interface has a link-local IPv6 address")
+    with bind_tcp(f"{found.address}%{found.name}", 0) as sock:
+        assert sock.getsockname()[3] == found.number

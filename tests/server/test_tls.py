@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hmac
+import itertools
 import logging
 import os
 import select
@@ -10,7 +12,7 @@ import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.x509.oid import NameOID
 from OpenSSL import SSL
 
@@ -45,6 +48,12 @@ def test_a_new_pair_is_for_this_host_and_its_key_for_nobody_else(pair: tuple[Pat
     assert key.stat().st_mode & 0o777 == 0o600
     assert cert.stat().st_mode & 0o022 == 0
     assert sorted(path.name for path in cert.parent.iterdir()) == ["a.crt", "a.key"]
+
+
+def test_a_new_certificate_is_no_authority(pair: tuple[Path, Path]) -> None:
+    extensions = x509.load_pem_x509_certificate(pair[0].read_bytes()).extensions
+    assert not extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    assert not extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
 
 
 def test_openssl_agrees_about_fingerprint_and_strict_verification(pair: tuple[Path, Path]) -> None:
@@ -363,6 +372,55 @@ def test_records_without_data_are_taken_for_a_while(pair: tuple[Path, Path]) -> 
                 client.send(b"x")
                 theirs.send(client.bio_read(1 << 16))
                 assert stream.receive() == b"x"
+
+
+def sealer(client: SSL.Connection) -> Callable[[bytes], bytes]:
+    """Return what makes TLS 1.2 records of data, empty ones too: OpenSSL does not send those (RFC 5246, RFC 5288)."""
+    secret, server, mine = client.master_key(), client.server_random(), client.client_random()
+    name = client.get_cipher_name()
+    assert secret and server and mine and name and "GCM" in name
+    hashed, size = ("sha384", 32) if "AES256" in name else ("sha256", 16)
+    seed, block = b"key expansion" + server + mine, b""
+    chained = seed
+    while len(block) < 2 * size + 4:
+        chained = hmac.digest(secret, chained, hashed)
+        block += hmac.digest(secret, chained + seed, hashed)
+    key, salt = AESGCM(block[:size]), block[2 * size : 2 * size + 4]
+    numbers = itertools.count(1)  # the client's Finished had number 0
+
+    def seal(data: bytes) -> bytes:
+        nonce = next(numbers).to_bytes(8)
+        sealed = key.encrypt(salt + nonce, data, nonce + b"\x17\x03\x03" + len(data).to_bytes(2))
+        return b"\x17\x03\x03" + (len(nonce) + len(sealed)).to_bytes(2) + nonce + sealed
+
+    return seal
+
+
+def test_a_flood_of_empty_records_is_cut_off(pair: tuple[Path, Path]) -> None:
+    stream, client, theirs = connected(pair, SSL.TLS1_2_VERSION)
+    with theirs, stream._socket:
+        seal = sealer(client)
+        for _ in range(20):
+            theirs.send(seal(b""))
+            assert stream.receive() is tls.Want.READ  # it was decrypted: a record that is no good breaks the stream
+        with pytest.raises(tls.StreamBroken):  # OpenSSL itself takes 32 in a row
+            for _ in range(20):
+                theirs.send(seal(b""))
+                assert stream.receive() is tls.Want.READ
+
+
+def test_empty_records_with_a_byte_now_and_then_are_cut_off(pair: tuple[Path, Path]) -> None:
+    stream, client, theirs = connected(pair, SSL.TLS1_2_VERSION)
+    with theirs, stream._socket:
+        seal = sealer(client)
+        came = 0
+        with pytest.raises(tls.StreamBroken, match="without data"):
+            for _ in range(1_000):
+                theirs.send(b"".join([seal(b"") for _ in range(20)] + [seal(b"x")]))
+                while select.select([stream._socket], [], [], 0)[0]:
+                    part = stream.receive()
+                    came += len(part) if isinstance(part, bytes) else 0
+        assert came > 20  # some are no attack
 
 
 def test_renegotiation_is_refused_and_cannot_be_asked_for_without_end(pair: tuple[Path, Path]) -> None:

@@ -40,6 +40,7 @@ def test_the_own_file_lies_over_the_global_one(own: Path, below: Path) -> None:
 
 
 def test_the_global_file_need_not_be_there(own: Path, tmp_path: Path) -> None:
+    own.write_text("{}")
     assert Sources(own, tmp_path / "no" / "bpbroker.json").load().warnings == ()
 
 
@@ -64,7 +65,8 @@ def test_a_global_file_of_somebody_else_is_left_out_and_said(
     monkeypatch.setattr(Path, "open", refuse)
     loaded = Sources(own, below).load()
     assert loaded.saved["api"]["listen_port"] == 20443
-    assert loaded.warnings == (f"{below} may not be read by this user; its settings are left out",)
+    assert loaded.warnings[0] == f"{below} may not be read by this user; its settings are left out"
+    assert loaded.warnings[1:] == (f"{own} is not there: a start makes it, with new settings and no entries",)
 
 
 def test_a_file_that_was_there_once_is_missed(own: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from bpbroker import messages
 from bpbroker.config import layers
+from bpbroker.frontend.access_keys import NamedKeys
 from bpbroker.frontend.application import Application
 from bpbroker.messages import Record
 from bpbroker.server.budget import Budget
@@ -90,7 +91,11 @@ class Broker:
             "broker": self.loop,
         }
         self.memory = Budget()
-        self.application = Application(layers.freeze(settings), named, TOKEN, ("Broker", "*.example.org"), self.memory)
+        self.keys = NamedKeys()
+        self.keys.complete()
+        self.application = Application(
+            layers.freeze(settings), named, TOKEN, ("Broker", "*.example.org"), self.memory, self.keys
+        )
 
     def call(
         self, target: str, method: str = "POST", body: bytes = b"", *, source: str = "10.0.0.7", **headers: str

@@ -13,26 +13,33 @@ from bpbroker.client.cli.options import (
     ETAG,
     EVERYWHERE,
     IF_MATCH,
+    JSON,
     NAME,
+    OWN_IP,
     RAW,
     Command,
     Option,
 )
 from bpbroker.client.cli.output import Output
-from bpbroker.client.cli.words import content, seconds
-from bpbroker.errors import NotFound, UsageError
+from bpbroker.client.cli.words import at_path, content, json_fault, seconds
+from bpbroker.client.transport import CONNECT_SECS
+from bpbroker.errors import ClientError, NotFound, NotShown, UsageError
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any, Final
 
-    from bpbroker.client.api import Entry
+    from bpbroker.client.api import Client, Entry
     from bpbroker.client.cli.options import Action
     from bpbroker.client.cli.session import Session
 
 COMMANDS: Final[dict[tuple[str, ...], Command]] = {}
 """Every command by its words, such as ``("service", "get")``."""
-GROUPS: Final = {("service",): "Register services and look them up."}
+GROUPS: Final = {
+    ("service",): "Register services and look them up.",
+    ("trust",): "The certificates of brokers that were seen before.",
+}
 """The words that begin several commands, and what their help says."""
 
 
@@ -58,22 +65,89 @@ def ping(session: Session, *, data: str, raw: bool) -> Output:
 
 @_command(
     "execute",
-    Option("--method", required=True, metavar="PKG.FUNC", about="Namespace and method, such as ossec.AddAgent."),
+    Option(
+        "--method",
+        required=True,
+        positional=True,
+        metavar="PKG.FUNC",
+        about="Namespace and method, such as ossec.AddAgent.",
+    ),
     DATA,
     DATA_RAW,
+    Option("--param", metavar="K=V", multiple=True, about="A further parameter; may be given again."),
+    Option("--field", metavar="KEY", about="Print only the value of this key of the answer, or of a.b."),
+    Option(
+        "--output",
+        key="file",
+        metavar="FILE",
+        about="Write the answer into this file, mode 0600, whole or not at all.",
+    ),
     acts=True,
 )
-def execute(session: Session, *, method: str, data: str | None, data_raw: str | None) -> Output:
+def execute(
+    session: Session,
+    *,
+    method: str,
+    data: str | None,
+    data_raw: str | None,
+    param: tuple[str, ...],
+    field: str | None,
+    file: str | None,
+) -> Output:
     """Call a method of an extension and print what it answers."""
     sent = _data(data, data_raw)
+    more = dict(_parameter(text) for text in param)
+    if {"data", "method", "self"} & set(more):
+        raise UsageError("--param takes no data, method or self; --data says the data")
+    path = _writable(file) if file else None
     client, _ = session.client()
     with client, session.waiting_for(f"{method} on {client.address}"):
-        return output.of_body(client.execute(method, sent).body)
+        result = client.execute(method, sent, **more)
+    shown = output.of_body(result.body)
+    if field is not None:
+        try:
+            shown = output.of_value(field, at_path(shown.value, field))
+        except KeyError:
+            raise NotFound(f"The call was carried out, but its answer has no field '{field}'") from None
+    if path is None:
+        if shown.text and not shown.text.endswith(b"\n") and session.at_terminal():
+            shown.text += b"\n"
+        return shown
+    from bpbroker import files
+
+    try:
+        files.write_whole(path, [session.render(shown)])
+    except OSError as error:
+        raise NotShown(f"The call was carried out, but {path} cannot be written: {error.strerror or error}") from None
+    return output.NOTHING
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise UsageError(f"--param {text[:80]!r} must be NAME=VALUE")
+    return name, value
+
+
+def _writable(name: str) -> Path:
+    """Return the path of a file that is to be written, before anything is done.
+
+    Raises:
+        UsageError: its folder is not there, or something else has its name.
+    """
+    from pathlib import Path
+
+    path = Path(name)
+    if not path.parent.is_dir():
+        raise UsageError(f"--output {name}: there is no folder {path.parent}; nothing was sent")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"--output {name}: that is no regular file; nothing was sent")
+    return path
 
 
 @_command(
     "discover",
-    Option("--name", required=True, about="The broker must hold an entry of this name."),
+    Option("--name", required=True, positional=True, about="The broker must hold an entry of this name."),
     Option("--all", key="everyone", flag=True, about="Print every broker that answers within the timeout."),
     Option("--first", flag=True, about="Take the first answer, even if another broker answers too."),
     Option("--wait", metavar="TIME", about="Keep asking for so long."),
@@ -87,6 +161,14 @@ def discover(session: Session, *, name: str, everyone: bool, first: bool, wait: 
     return output.of_broker(session.discover(name, seconds(wait) if wait else 0.0, first=first))
 
 
+@_command("whoami")
+def whoami(session: Session) -> Output:
+    """Print what the access key may do: its name, its rules, and until when."""
+    client, _ = session.client()
+    with client, session.waiting_for(f"broker {client.address}"):
+        return output.of_caller(client.whoami())
+
+
 @_command("doctor")
 def doctor(session: Session) -> Output:
     """Look at everything on the way to a broker; exit code 1 when something failed."""
@@ -94,6 +176,10 @@ def doctor(session: Session) -> Output:
     from bpbroker.client.pins import KnownBrokers
 
     client, _ = session.client()
+    try:
+        client.connect(min(CONNECT_SECS, session.left()))  # of several addresses, look at the one that is used
+    except ClientError:
+        pass
     client.close()
     findings = examine(client.address, session.trust, KnownBrokers(), key=session.secrets.key)
     return output.of_findings([networks(), *findings])
@@ -104,23 +190,32 @@ def doctor(session: Session) -> Output:
     NAME,
     DATA_NEEDED,
     DATA_RAW,
+    JSON,
+    OWN_IP,
     Option("--idempotent", flag=True, about="The same data, registered by this host before, is success."),
+    Option("--or-get", flag=True, about="If the entry exists, print it; exit code 0."),
     ETAG,
     RAW,
     acts=True,
 )
-def register(session: Session, *, idempotent: bool, **options: Any) -> Output:
+def register(session: Session, *, idempotent: bool, or_get: bool, **options: Any) -> Output:
     """Create an entry; it must not exist."""
+    if options["name"].endswith("-"):
+        session.tell(f"Warning: the name '{options['name']}' ends in a dash; was $HOSTNAME empty? Use $(hostname)")
+    if or_get:
+        if idempotent:
+            raise UsageError("--idempotent and --or-get exclude each other")
+        return _write(session, "register_or_get", options)
     return _write(session, "register", options, idempotent=idempotent)
 
 
-@_command("service replace", NAME, DATA_NEEDED, DATA_RAW, IF_MATCH, ETAG, RAW, acts=True)
+@_command("service replace", NAME, DATA_NEEDED, DATA_RAW, JSON, OWN_IP, IF_MATCH, ETAG, RAW, acts=True)
 def replace(session: Session, *, if_match: str, **options: Any) -> Output:
     """Create an entry or overwrite it."""
     return _write(session, "replace", options, if_match=if_match)
 
 
-@_command("service update", NAME, DATA_NEEDED, DATA_RAW, IF_MATCH, ETAG, RAW, acts=True)
+@_command("service update", NAME, DATA_NEEDED, DATA_RAW, JSON, OWN_IP, IF_MATCH, ETAG, RAW, acts=True)
 def update(session: Session, *, if_match: str, **options: Any) -> Output:
     """Merge data into an entry at every depth, creating it if absent."""
     return _write(session, "update", options, if_match=if_match)
@@ -131,7 +226,7 @@ def update(session: Session, *, if_match: str, **options: Any) -> Output:
     NAME,
     Option("--wait", metavar="TIME", about="Wait so long for it to exist, or to change."),
     Option("--changed-from", metavar="ETAG", default="", about="Wait until its tag is not this one."),
-    Option("--field", metavar="KEY", about="Print only the value of this key."),
+    Option("--field", metavar="KEY", about="Print only the value of this key, or of a.b; with --etag both."),
     CONSISTENCY,
     ETAG,
     RAW,
@@ -156,9 +251,11 @@ def get(
         response = client.response
     _tell_age(session, response)
     if field is not None:
-        if field not in entry:
-            raise NotFound(f"Entry '{name}' has no field '{field}'")
-        return output.of_value(field, entry[field])
+        try:
+            found = at_path(entry, field)
+        except KeyError:
+            raise NotFound(f"Entry '{name}' has no field '{field}'") from None
+        return output.of_tagged(entry.etag.strip('"'), field, found) if etag else output.of_value(field, found)
     return _entry(entry, dict(response), etag=etag, raw=raw)
 
 
@@ -202,6 +299,30 @@ def wait(session: Session, *, prefix: str, count: int) -> Output:
     return output.of_names(list(entries), entries)
 
 
+@_command("trust list")
+def trust_list(_session: Session) -> Output:
+    """Print the brokers whose certificates are remembered, with these."""
+    from bpbroker.client.pins import KnownBrokers
+    from bpbroker.discovery.jointoken import shown_fingerprint
+
+    return output.of_pins({address: shown_fingerprint(pin) for address, pin in KnownBrokers().pins().items()})
+
+
+@_command("trust forget", Option("--host", required=True, positional=True, metavar="HOST[:PORT]", about="The broker."))
+def trust_forget(_session: Session, *, host: str) -> Output:
+    """Forget a broker's certificate: its next one is pinned anew."""
+    from bpbroker.client.pins import KnownBrokers, means
+
+    known = KnownBrokers()
+    try:
+        gone = known.forget(means(host))
+    except OSError as error:
+        raise NotShown(f"{known.path} cannot be changed: {error.strerror or error}") from None
+    if not gone:
+        raise NotFound(f"There is no certificate of {host} in {known.path}; `bpclient trust list` shows them")
+    return output.of_names(gone)
+
+
 WORDS: Final = frozenset(word for path in COMMANDS for word in path)
 """Every word of a command."""
 FLAGS: Final = frozenset(
@@ -217,14 +338,54 @@ FLAGS: Final = frozenset(
 def _write(session: Session, method: str, options: dict[str, Any], **how: Any) -> Output:
     """Do what register, replace and update have in common."""
     data = _data(options["data"], options["data_raw"])
+    own_ip = options["own_ip"]
+    if data is None and own_ip:
+        data = "{}"
     if data is None:
         raise UsageError("Missing option '--data'")
+    fault = json_fault(data)
+    if options["only_json"] and (fault or not data.lstrip().startswith("{")):
+        raise UsageError(f"The data is no JSON object: {fault or 'it does not begin with {'}; nothing was sent")
+    if own_ip:
+        _object_without_ip(data)
+    if fault:
+        session.tell(f"Warning: the data looks like JSON and is not, so it is stored as text: {fault}")
     if not (options["etag"] or options["raw"]):
         session.see_that_a_shell_can_hold(data)
     client, _ = session.client()
     with client, session.waiting_for(f"broker {client.address}"):
+        if own_ip:
+            data = _with_own_ip(session, client, data)
         entry = getattr(client, method)(options["name"], data, **how)
     return _entry(entry, dict(client.response), etag=options["etag"], raw=options["raw"])
+
+
+def _object_without_ip(data: str) -> dict[str, Any]:
+    """Return the object that data is.
+
+    Raises:
+        UsageError: it is none, or has an ``ip`` already.
+    """
+    import json
+
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict) or "ip" in value:
+        raise UsageError("--own-ip needs data that is a JSON object without an ip of its own; nothing was sent")
+    return value
+
+
+def _with_own_ip(session: Session, client: Client, data: str) -> str:
+    """Return data with ``ip`` in it: this host's address as the broker sees it."""
+    import json
+
+    value = _object_without_ip(data)
+    value["ip"] = str(client.ping().get("src", ""))
+    if value["ip"].startswith("127.") or value["ip"] == "::1":
+        session.tell(f"Warning: the broker sees this host as {value['ip']}, which is of no use to other hosts")
+    return json.dumps(value)
 
 
 def _data(data: str | None, data_raw: str | None) -> str | None:

@@ -19,6 +19,8 @@ def main() -> None:
 
     gc.disable()  # a call ends before collecting garbage would pay: it costs 1 ms
     process.settle()
+    if sys.platform == "win32":
+        process.write_utf8()
     code = _run(sys.argv[1:])
     try:
         if sys.stderr is not None:
@@ -46,14 +48,14 @@ def _run(arguments: list[str]) -> int:
 
 def _flushed(end: SystemExit) -> int:
     """Return the exit code of what click has printed, once all of it is written."""
-    from bpbroker.process import NO_READER
+    from bpbroker.process import NO_READER, reader_is_gone
 
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
-    except BrokenPipeError:
-        return NO_READER
     except OSError as error:
+        if reader_is_gone(error):
+            return NO_READER
         return _failed(f"The help cannot be written to standard output: {error.strerror}", 1)
     return end.code if isinstance(end.code, int) else 0
 
@@ -65,6 +67,7 @@ def _perform(arguments: list[str]) -> int:
     from bpbroker.client.cli.session import Session
     from bpbroker.client.cli.words import split_cols
     from bpbroker.errors import NotShown
+    from bpbroker.process import reader_is_gone
 
     words = list(split_cols(arguments, WORDS, FLAGS))
     if "_BPCLIENT_COMPLETE" in os.environ:
@@ -78,8 +81,8 @@ def _perform(arguments: list[str]) -> int:
         try:
             call = tree.parse(words)
         except OSError as error:
-            if isinstance(error, BrokenPipeError):
-                raise
+            if reader_is_gone(error):
+                raise BrokenPipeError from None
             raise NotShown(f"The help cannot be written to standard output: {error.strerror}") from None
     session = Session(call.given)
     result = call.command.action(session, **call.own)
@@ -99,15 +102,16 @@ def _print(data: bytes) -> None:
         NotShown: it did not get through, such as on a full disk.
     """
     from bpbroker.errors import NotShown
+    from bpbroker.process import reader_is_gone
 
     if sys.stdout is None:
         raise NotShown("The result cannot be written: standard output is closed")
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        raise
     except OSError as error:
+        if reader_is_gone(error):
+            raise BrokenPipeError from None
         raise NotShown(f"The result cannot be written to standard output: {error.strerror}") from None
 
 

@@ -14,7 +14,7 @@ from bpbroker.client.api import CONSISTENCIES
 from bpbroker.client.cli.output import FORMATS
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # novm
     from typing import Any, Final, TypeAlias
 
     from bpbroker.client.cli.output import Output
@@ -32,6 +32,7 @@ class Option:
         multiple: whether it may be given again and again; the value is a tuple.
         required: whether it must be given.
         default: its value when absent.
+        positional: whether its value may also stand without it, as a word after the command's.
         choices: the only values; any text if empty.
         bounds: smallest and largest value, which is then an integer.
     """
@@ -46,6 +47,7 @@ class Option:
         multiple: bool = False,
         required: bool = False,
         default: str | None = None,
+        positional: bool = False,
         choices: Sequence[str] = (),
         bounds: tuple[int, int] | None = None,
     ) -> None:
@@ -57,6 +59,7 @@ class Option:
         self.multiple = multiple
         self.required = required
         self.default: Any = False if flag else () if multiple else default
+        self.positional = positional
         self.choices = choices
         self.bounds = bounds
 
@@ -103,7 +106,9 @@ EVERYWHERE: Final = (
         metavar="TOKEN",
         about="Join token: broker, its certificate and key in one; @FILE, or -; or set BPBROKER_TOKEN.",
     ),
-    Option("-b", "--bpbroker", metavar="HOST:PORT", about="The broker; or set BPBROKER."),
+    Option(
+        "-b", "--bpbroker", metavar="HOST:PORT", about="The broker, or several of one registry: A,B,C; or set BPBROKER."
+    ),
     Option("--discover", metavar="NAME", about="Find the broker that holds NAME, then use that."),
     Option("-a", "--access-key", metavar="KEY", about="Access key, @FILE, or -; or set BPBROKER_ACCESS_KEY."),
     Option("--access-key-file", metavar="FILE", about="File that holds the access key."),
@@ -126,14 +131,18 @@ EVERYWHERE: Final = (
 )
 """Options that may stand before, between and after the words of any command."""
 
-NAME: Final = Option("--name", required=True, about="The entry's name.")
+NAME: Final = Option("--name", required=True, positional=True, about="The entry's name.")
 DATA: Final = Option("--data", metavar="DATA", about="Data: text, a JSON object, @FILE, or - for standard input.")
 DATA_NEEDED: Final = Option("--data", metavar="DATA", about=f"{DATA.about} Required.")
 DATA_RAW: Final = Option("--data-raw", metavar="TEXT", about="Data, never read as @FILE or -.")
+JSON: Final = Option("--json", key="only_json", flag=True, about="Refuse data that is no JSON object.")
 RAW: Final = Option("--raw", flag=True, about="Print the broker's whole response.")
 ETAG: Final = Option("--etag", flag=True, about="Print only the entry's tag, for --if-match and --changed-from.")
 CONSISTENCY: Final = Option(
     "--consistency", choices=CONSISTENCIES, default="strong",
     about="local: what this broker knows is enough, even if it cannot reach a shared registry.",
 )  # fmt: skip
+OWN_IP: Final = Option(
+    "--own-ip", flag=True, about="Put this host's address, as the broker sees it, into the data: ip."
+)
 IF_MATCH: Final = Option("--if-match", metavar="ETAG", default="", about="Only if the entry's tag is this one.")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from bpbroker.client.address import BrokerAddress
 from bpbroker.client.api import Entry
 from bpbroker.errors import NotShown
 from bpbroker.registry.entry import STAMP_KEYS, TEXT_KEY
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # novm
     from typing import Any, Final, TypeAlias
 
     from bpbroker.client.doctor import Finding
@@ -42,6 +43,10 @@ class Output:
         self.exit_code = exit_code
 
 
+NOTHING: Final = Output(b"", None, [])
+"""The result went somewhere else: nothing is printed, in any form."""
+
+
 def render(output: Output, form: str, cols: Sequence[str] = ()) -> bytes:
     """Return the bytes to print, the newline at the end included.
 
@@ -53,6 +58,8 @@ def render(output: Output, form: str, cols: Sequence[str] = ()) -> bytes:
     Raises:
         NotShown: a shell could not hold it, or JSON not.
     """
+    if output is NOTHING:
+        return b""
     rows = [_chosen(row, cols) for row in output.rows]
     if form == "text":
         return _line(json.dumps(rows[0])) if output.text is None else output.text
@@ -81,9 +88,29 @@ def of_ping(answer: Row) -> Output:
     return Output(text, answer, [{"src": answer.get("src"), **answer["data"]}])
 
 
+def of_caller(caller: Row) -> Output:
+    """Show who a caller is, a line for each thing that there is to say."""
+    lines = [
+        ("name", caller["name"] or "-"),
+        *(("allow", rule) for rule in caller["allow"]),
+        ("until", caller.get("until") or "-"),
+        *([("uses", f"{caller['used']} of {caller['uses']}")] if caller.get("uses") else []),
+        *(("from", network) for network in caller.get("from", ())),
+        ("address", caller["address"]),
+    ]
+    return Output(b"".join(_line(f"{what}\t{text}") for what, text in lines), caller, [caller])
+
+
 def of_value(name: str, value: Any) -> Output:
     """Show one value: text as it is, anything else as JSON."""
     return Output(_line(_cell(value) if value is not None else "null"), value, [{name: value}])
+
+
+def of_tagged(tag: str, name: str, value: Any) -> Output:
+    """Show an entry's tag and one value of it, with a tab between."""
+    shown = _in_its_cell(_cell(value) if value is not None else "null")
+    row = {"etag": tag, name: value}
+    return Output(_line(f"{tag}\t{shown}"), row, [row])
 
 
 def of_entries(entries: Mapping[str, Entry]) -> Output:
@@ -98,16 +125,26 @@ def of_names(names: Sequence[str], value: Any = None) -> Output:
     return Output(text, list(names) if value is None else value, [{"name": name} for name in names], many=True)
 
 
+def of_pins(pins: Mapping[str, str]) -> Output:
+    """Show the certificates that are remembered: a line each, address and fingerprint with a tab between."""
+    rows = [{"address": address, "fingerprint": pin} for address, pin in pins.items()]
+    return Output(b"".join(_line(f"{address}\t{pin}") for address, pin in pins.items()), rows, rows, many=True)
+
+
 def of_broker(broker: Broker) -> Output:
-    """Show a broker by its address alone."""
+    """Show a broker by what ``-b`` takes: its address, with the port unless that is the usual one."""
     row = broker._asdict()
-    return Output(_line(broker.address), row, [row])
+    return Output(_line(_target(broker)), row, [row])
 
 
 def of_brokers(brokers: Sequence[Broker]) -> Output:
-    """Show brokers by their addresses, a line each."""
+    """Show brokers as :func:`of_broker` does, a line each."""
     rows = [broker._asdict() for broker in brokers]
-    return Output(b"".join(_line(broker.address) for broker in brokers), rows, rows, many=True)
+    return Output(b"".join(_line(_target(broker)) for broker in brokers), rows, rows, many=True)
+
+
+def _target(broker: Broker) -> str:
+    return BrokerAddress(broker.address, broker.port).brief
 
 
 def of_findings(found: Sequence[Finding]) -> Output:

@@ -40,7 +40,13 @@ def _call(rest: list[str]) -> Invocation:
         given |= _level(rest, everywhere)
         path = (*path, _next(rest))
     command = COMMANDS[path]
-    found = _level(rest, everywhere | _by_name(command.options))
+    known = everywhere | _by_name(command.options)
+    found = _level(rest, known)
+    word = next((option for option in command.options if option.positional), None)
+    if rest and word is not None and word.key not in found:
+        _keep(word, rest.pop(), found)
+        # Given again by its name, it is click's to refuse.
+        found = _level(rest, {name: option for name, option in known.items() if option is not word}, found)
     if rest or any(option.required and option.key not in found for option in command.options):
         raise _Unsure
     own = {option.key: found.pop(option.key, option.default) for option in command.options}
@@ -51,14 +57,15 @@ def _by_name(options: Sequence[Option]) -> dict[str, Option]:
     return {name: option for option in options for name in option.names}
 
 
-def _level(rest: list[str], options: Mapping[str, Option]) -> dict[str, Any]:
+def _level(rest: list[str], options: Mapping[str, Option], before: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Take options, with their values, up to the next word that is none.
 
     Args:
         rest: the words to come, the next one last.
         options: those that may come, by name.
+        before: what was found so far.
     """
-    found: dict[str, Any] = {}
+    found = dict(before or {})
     while rest and rest[-1].startswith("-"):
         word = rest.pop()
         if word.startswith("--"):

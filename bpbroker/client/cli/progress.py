@@ -7,7 +7,7 @@ import sys
 import time
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # novm
     from types import TracebackType
     from typing import Final, Self
 

@@ -14,7 +14,7 @@ from bpbroker.client.cli.output import Output, of_entry, render
 from bpbroker.client.cli.progress import Progress
 from bpbroker.client.cli.words import Secrets, seconds, secrets
 from bpbroker.client.transport import CONNECT_SECS, Trust
-from bpbroker.errors import BpbrokerError, CannotConnect, NotShown, NotTrusted, RequestError, UsageError, WaitTimeout
+from bpbroker.errors import NotShown, RequestError, UsageError
 from bpbroker.registry import entry
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
@@ -40,6 +40,7 @@ class Session:
         self.quiet = bool(given.get("quiet"))
         self.port = parse_port(str(given["port"])) if "port" in given else DEFAULT_PORT
         self._secrets: Secrets | None = None
+        self._began = time.monotonic()
 
     @property
     def secrets(self) -> Secrets:
@@ -79,10 +80,20 @@ class Session:
             raise UsageError("--timeout must be more than 0")
         return found
 
+    def left(self) -> float:
+        """Return what is left of ``--timeout``, which covers all that the command does; infinite without it."""
+        if "timeout" not in self._given:
+            return float("inf")
+        return max(0.001, self._began + self.timeout(0.0) - time.monotonic())
+
     def tell(self, sentence: str) -> None:
         """Say something to the person, unless ``--quiet``."""
         if not self.quiet and sys.stderr is not None:
             sys.stderr.write(f"{sentence}\n")
+
+    def at_terminal(self) -> bool:
+        """Whether a person reads the result."""
+        return sys.stdout is not None and sys.stdout.isatty()
 
     def waiting_for(self, what: str) -> Progress:
         """Show what is being waited for, while it is."""
@@ -98,9 +109,9 @@ class Session:
         if found[0].authentic or not self.secrets.fingerprints:
             return found[0]
         # A claim of a fingerprint is no proof of it: a connection is.
-        clients = [self._client(_target(broker), self.trust, "") for broker in found]
-        with self._first_that_answers(clients, wait=False) as client:
-            return found[clients.index(client)]
+        with self._client([target_of(broker) for broker in found], self.trust, "") as client:
+            client.connect(min(CONNECT_SECS, self.left()))
+            return next(broker for broker in found if target_of(broker) == client.address)
 
     def discover_all(self, name: str) -> list[Broker]:
         """Find every broker that holds ``name``."""
@@ -119,7 +130,7 @@ class Session:
         from bpbroker.client.discovery import TIMEOUT_SECS, Credentials, ask
 
         known = Credentials(self.secrets.discovery, self.secrets.fingerprints)
-        secs = max(self.timeout(TIMEOUT_SECS), wait_secs)
+        secs = min(max(self.timeout(TIMEOUT_SECS), wait_secs), self.left())
         with self.waiting_for(f"a broker that holds '{name}'"):
             return ask(
                 name, known, port=self.port, timeout_secs=secs,
@@ -131,7 +142,7 @@ class Session:
 
         Raises:
             UsageError: they name none.
-            NotTrusted, CannotConnect: a token or a discovery names several addresses, and no broker is at any.
+            WaitTimeout, SeveralBrokers: as of a discovery.
         """
         began = time.monotonic()
         given = self._given
@@ -144,25 +155,24 @@ class Session:
             found = self._find(name, wait_secs)
             if not (found[0].authentic or trust.fingerprints):
                 found = found[:1]  # where nothing tells the right one, one is as good as another
-            targets = [_target(broker) for broker in found]
+            targets = [target_of(broker) for broker in found]
             if found[0].authentic and not trust.fingerprints:
                 # What a signed answer says of the certificate is as good as having been told.
                 trust = Trust([broker.fingerprint for broker in found], trust.cacert, trust.insecure)
         elif address:
-            targets = [parse_address(address, self.port)]
+            targets = [parse_address(each, self.port) for each in address.split(",")]
         elif self.secrets.addresses:
             targets = [parse_address(text) for text in self.secrets.addresses]
         else:
             raise UsageError(
                 "Which broker? Give --token TOKEN, --bpbroker HOST:PORT or --discover NAME, or set BPBROKER=HOST:PORT"
             )
-        clients = [self._client(target, trust, name or "") for target in targets]
+        client = self._client(targets, trust, name or "")
         if trust.insecure:
             self.tell("Warning: the broker's certificate is not checked (--insecure)")
-        client = self._first_that_answers(clients, wait=True) if len(clients) > 1 else clients[0]
         return client, max(0.0, wait_secs - (time.monotonic() - began)) if name else wait_secs
 
-    def _client(self, target: BrokerAddress, trust: Trust, discovered: str) -> Client:
+    def _client(self, targets: Sequence[BrokerAddress], trust: Trust, discovered: str) -> Client:
         strict = self._is_strict()
 
         def first_contact(address: str, fingerprint: str) -> None:
@@ -177,7 +187,7 @@ class Session:
             ).decide(address, fingerprint)
 
         return Client(
-            target,
+            targets,
             access_key=self.secrets.key,
             fingerprint=() if trust.insecure else trust.fingerprints,
             cacert=trust.cacert,
@@ -185,6 +195,7 @@ class Session:
             timeout_secs=self.timeout(TIMEOUT_SECS),
             # A time that was given is time to try in: a broker may be away for a restart, or for a reboot.
             retries=self._given.get("retry", _UNTIL_TIMEOUT if "timeout" in self._given else RETRIES),
+            total_secs=self.left(),
             tell=self.tell,
             first_contact=first_contact,
         )
@@ -199,33 +210,7 @@ class Session:
             raise UsageError("--insecure and strict trust exclude each other")
         return strict
 
-    def _first_that_answers(self, clients: Sequence[Client], *, wait: bool) -> Client:
-        """Return the first client whose broker can be reached and is the expected one; say what is wrong with others.
 
-        With ``wait``, a client whose broker is away is better than none: its calls are tried again.
-
-        Raises:
-            NotTrusted, CannotConnect, WaitTimeout: there is none.
-        """
-        failure: BpbrokerError | None = None
-        away: Client | None = None
-        for client in clients:
-            try:
-                client.connect(min(CONNECT_SECS, self.timeout(TIMEOUT_SECS)))
-            except (NotTrusted, CannotConnect, WaitTimeout) as error:
-                client.close()
-                failure = error
-                if isinstance(error, NotTrusted):
-                    self.tell(str(error))
-                else:
-                    away = away or client
-            else:
-                return client
-        if wait and away is not None:
-            return away
-        assert failure is not None  # noqa: S101 - there is at least one client
-        raise failure
-
-
-def _target(broker: Broker) -> BrokerAddress:
+def target_of(broker: Broker) -> BrokerAddress:
+    """Return the address at which a broker that was discovered serves."""
     return parse_address(f"[{broker.address}]" if ":" in broker.address else broker.address, broker.port)

@@ -55,7 +55,7 @@ def complete(words: Sequence[str]) -> None:
 
 def bpclient() -> click.Group:
     """Make click's commands of ours."""
-    root = click.Group(
+    root = _Group(
         "bpclient",
         help=_ABOUT,
         epilog=_EPILOG,
@@ -66,18 +66,48 @@ def bpclient() -> click.Group:
     # The help of the outermost command alone shows them.
     hidden: list[click.Parameter] = [_remembered(option, hidden=True) for option in EVERYWHERE]
     for words, about in GROUPS.items():
-        groups[words] = click.Group(words[-1], help=about, params=hidden)
+        groups[words] = _Group(words[-1], help=about, params=hidden)
         groups[words[:-1]].add_command(groups[words])
     for path, command in COMMANDS.items():
-        own = [_option(option) for option in command.options]
+        own: list[click.Parameter] = [_option(option) for option in command.options]
+        own += [
+            click.Argument([_word(option)], required=False, metavar=f"[{option.metavar or option.key.upper()}]")
+            for option in command.options
+            if option.positional
+        ]
         groups[path[:-1]].add_command(
             click.Command(path[-1], help=command.action.__doc__, params=[*own, *hidden], callback=_callback(command))
         )
     return root
 
 
+class _Group(click.Group):
+    """A group that knows which of its commands a word may have been meant for."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; an unknown one is refused with those that are like it."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            from difflib import get_close_matches
+
+            alike = get_close_matches(args[0], self.list_commands(ctx), 3, 0.5)
+            hint = f"; did you mean {' or '.join(alike)}?" if alike else ""
+            raise click.UsageError(f"No such command '{args[0][:80]}'{hint}")
+        return super().resolve_command(ctx, args)
+
+
 def _callback(command: Command) -> Any:
     def understood(**own: Any) -> Invocation:
+        for option in command.options:
+            if option.positional:
+                word = own.pop(_word(option))
+                if word is not None and own[option.key] is not None:
+                    name = option.names[0]
+                    raise click.UsageError(f"{word!r} and {name} {own[option.key]!r} both say it; give one of them")
+                own[option.key] = own[option.key] if word is None else word
+                if own[option.key] is None:
+                    raise click.UsageError(f"Missing option '{option.names[0]}', or the word without it")
         given: dict[str, Any] = click.get_current_context().find_root().obj
         return Invocation(command, own, given)
 
@@ -94,9 +124,14 @@ def _remembered(option: Option, *, hidden: bool) -> click.Option:
     return _option(option, expose_value=False, callback=_remember, hidden=hidden)
 
 
+def _word(option: Option) -> str:
+    """Return what click calls an option's value that stands without it; the help shows it in capitals."""
+    return f"{option.key}_"
+
+
 def _option(option: Option, **more: Any) -> click.Option:
     # A name without dashes is what click calls the value.
-    how: dict[str, Any] = {"help": option.about, "required": option.required, **more}
+    how: dict[str, Any] = {"help": option.about, "required": option.required and not option.positional, **more}
     if option.flag:
         how["is_flag"] = True
     else:

@@ -56,6 +56,45 @@ def content(text: str, what: str, limit: int = 0) -> str:
     return text
 
 
+def json_fault(data: str) -> str:
+    """Return why data that begins as a JSON object is none; empty if it is one, or is meant as text."""
+    if not data.lstrip().startswith("{"):
+        return ""
+    import json
+
+    try:
+        json.loads(data)
+    except json.JSONDecodeError as error:
+        hint = "; keys and texts are in double quotes" if "'" in data else ""
+        return f"{error.msg} at line {error.lineno} column {error.colno}{hint}"
+    except (ValueError, RecursionError):
+        return ""  # the broker says what is wrong with it
+    return ""
+
+
+def at_path(value: object, path: str) -> object:
+    """Return what is at a path of keys with dots between, such as ``net.ip``, in objects; a key may have dots itself.
+
+    Raises:
+        KeyError: nothing is.
+    """
+    if not isinstance(value, Mapping):
+        raise KeyError(path)
+    if path in value:
+        found: object = value[path]
+        return found
+    begin, dot, rest = path.partition(".")
+    while dot:
+        if begin in value:
+            try:
+                return at_path(value[begin], rest)
+            except KeyError:
+                pass
+        more, dot, rest = rest.partition(".")
+        begin = f"{begin}.{more}"
+    raise KeyError(path)
+
+
 def secret(text: str, what: str) -> str:
     """Return a key or a token: itself, or the content of ``@file`` or of ``-`` without the newline at its end.
 

@@ -308,6 +308,16 @@ class Mark:
         """
         self.open(self.RESTORING)
 
+    def unblock(self) -> None:
+        """Let a broker start again: the mark says less than any journal holds, also where it cannot be removed.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self._descriptor is not None:
+            self.write(0)
+            os.fsync(self._descriptor)
+
     def close(self, *, remove: bool) -> None:
         """Let go of it; ``remove`` when the journal is empty for good and nothing can be missing any more."""
         if self._descriptor is not None:

@@ -9,7 +9,6 @@ in silence. What the journal has forgotten must be in the file.
 from __future__ import annotations
 
 import secrets
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from bpbroker.errors import DamagedFile
 from bpbroker.storage.config_file import Origin
 from bpbroker.storage.embedded.journal import JournalState, journal_path
+from bpbroker.text import command_line
 
 _NAMES_SHOWN = 5
 
@@ -86,7 +86,7 @@ def _alone(own: Path, origin: Origin | None, journal: JournalState) -> Match:
         return Match({}, origin.commit, origin.commit, warning=other)
     older = ""
     if origin.commit < journal.base:
-        listing = shlex.join(("bpbroker", "--config", str(own), "backups"))
+        listing = command_line("bpbroker", "--config", str(own), "backups")
         older = (
             f"{own} is older (commit {origin.commit}) than what its broker wrote last (commit {journal.base}): it"
             f" counts as it is, what came later is not in it. Backups, perhaps newer: {listing}"
@@ -95,7 +95,7 @@ def _alone(own: Path, origin: Origin | None, journal: JournalState) -> Match:
 
 
 def _stranger(own: Path, journal: JournalState, why: str) -> DamagedFile:
-    alone = shlex.join(("bpbroker", "--config", str(own), "restore", str(own)))
+    alone = command_line("bpbroker", "--config", str(own), "restore", str(own))
     return DamagedFile(
         f"{own} and its journal {journal_path(own)} ({len(journal.changes)} changes) do not belong together: {why}."
         f" Put the right file there; or, to use this one without these changes (they are kept aside):\n  {alone}"

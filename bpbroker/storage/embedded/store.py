@@ -10,13 +10,16 @@ there are.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from bpbroker import files
 from bpbroker.errors import ConfigurationError, DamagedFile, StorageFailed, StorageFull, Unavailable
 from bpbroker.registry.changes import Committed, Group, Outcome
 from bpbroker.registry.stored import joined
@@ -131,6 +134,10 @@ class EmbeddedStore:
         """Open the journal for writing, fence off the store that had it before, and return what it holds."""
         if not self._journal.exists():
             create(self._journal, self._registry, self._commit)
+        # SQLite makes its log as open as the folder is, where that is not a matter of modes: so it finds one.
+        log = self._journal.with_name(f"{self._journal.name}-wal")
+        if sys.platform == "win32":
+            os.close(files.open_private(log, os.O_RDWR | os.O_CREAT, tighten=True))
         connection = sqlite3.connect(self._journal, isolation_level=None, timeout=_BUSY_TIMEOUT_SECS)
         try:
             connection.execute("PRAGMA synchronous=FULL")

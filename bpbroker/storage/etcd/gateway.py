@@ -9,6 +9,7 @@ and whether a new connection leads to the history that we know
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -103,7 +104,8 @@ class Gateway:
             from bpbroker.storage.etcd.endpoint import Endpoint, tls_context
         except ImportError:
             raise ConfigurationError(
-                "_registry.store is etcd, but its client is not installed: pip install 'bpbroker[etcd]'"
+                "_registry.store is etcd, but its client is not installed:"
+                f" {sys.executable} -m pip install 'urllib3>=2.3'"
             ) from None
         self._options = options
         self._timeline = timeline

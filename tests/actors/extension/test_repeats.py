@@ -145,7 +145,7 @@ def test_health_tells_how_many_keys_are_kept_and_warns_early(
     assert demo.until(lambda pong: pong.figures["keys_kept"] == 3).ok
     demo.call("Count", key="k3")
     pong = demo.until(lambda pong: pong.figures["keys_kept"] == 4)
-    assert (pong.ok, "Idempotency-Key" in pong.detail) == (False, True)
+    assert (pong.ok, "Idempotency-Key" in pong.detail) == (True, True)  # a warning, no failure
     assert pong.figures["answers_bytes"] > 0
     assert demo.call("Count", key="k4").body == b"5"
     with pytest.raises(Overloaded):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bpbroker.client.cli.main import _run
-from tests.support.fake_broker import FakeBroker, answer
+from bpbroker.client.cli.session import Session
+from tests.support.fake_broker import FakeBroker, answer, failure, success
 
 ENTRY = {"role": "master"}
 
@@ -103,7 +106,7 @@ def test_a_write_whose_answer_can_be_shown_in_part_is_sent(fake: FakeBroker, run
 def test_data_that_is_wrong_is_the_brokers_to_refuse(fake: FakeBroker, run: Any, data: str) -> None:
     fake.answers = [answer(400, {"success": False, "message": "No good", "data": {}})]
     code, _, err = run("-f", "shell", "service", "register", "--name", "n", "--data", data)
-    assert (code, err) == (1, "Fatal error: No good\n")
+    assert (code, err) == (2, "Fatal error: No good\n")
 
 
 @pytest.mark.parametrize(
@@ -129,3 +132,215 @@ def test_a_read_that_cannot_be_shown_has_nothing_to_add(fake: FakeBroker, run: A
     code, out, err = run("-f", "shell", "service", "get", "--name", "n")
     assert (code, out) == (1, "")
     assert err.startswith("Fatal error: Two keys would both be the variable bp_a_b; ")
+
+
+# --- words without their option ---
+
+
+@pytest.mark.parametrize(
+    "words", [("foo",), ("foo", "--wait", "1s"), ("--wait", "1s", "foo"), ("--wait=1s", "foo", "-q"), ("--name", "foo")]
+)
+def test_a_name_may_stand_alone(fake: FakeBroker, run: Any, words: tuple[str, ...]) -> None:
+    fake.answers = [stored(ENTRY)]
+    assert run("service", "get", *words)[0] == 0
+    assert fake.requests[0].json["name"] == "foo"
+
+
+def test_so_may_a_method(fake: FakeBroker, run: Any) -> None:
+    fake.answers = [answer(200, {"a": 1})]
+    assert run("execute", "ossec.AddAgent", "--data", "h")[0] == 0
+    assert fake.requests[0].path == "/ossec/AddAgent/"
+
+
+@pytest.mark.parametrize("words", [("foo", "--name", "foo"), ("--name", "x", "foo"), ("foo", "bar"), ()])
+def test_two_names_or_none_are_refused(fake: FakeBroker, run: Any, words: tuple[str, ...]) -> None:
+    code, out, err = run("service", "get", *words)
+    assert (code, out) == (2, "")
+    assert err.startswith("Fatal error: ")
+    assert not fake.requests
+
+
+# --- trust ---
+
+
+def test_pins_are_listed_and_forgotten(fake: FakeBroker, run: Any) -> None:
+    code, out, _ = run("trust", "list")
+    assert (code, out.split("\t")[0]) == (0, fake.address)
+    assert out.count(":") == 32
+    assert run("trust", "forget", "127.0.0.1") == (0, f"{fake.address}\n", "")
+    assert run("trust", "list")[:2] == (0, "")
+    code, out, err = run("trust", "forget", "--host", "127.0.0.1")
+    assert (code, out) == (3, "")
+    assert "no certificate of 127.0.0.1" in err
+
+
+# --- data that was meant as JSON ---
+
+BROKEN = ['{"broken', "{'role': 'x'}", ' {"a": 1,}', "{a: 1}"]
+
+
+@pytest.mark.parametrize("method", ["register", "replace", "update"])
+@pytest.mark.parametrize("data", BROKEN)
+def test_what_looks_like_json_and_is_none_is_stored_with_a_warning(
+    fake: FakeBroker, run: Any, method: str, data: str
+) -> None:
+    fake.answers = [stored({"_str": data})]
+    code, out, err = run("service", method, "n", "--data", data)
+    assert (code, out) == (0, f"{data}\n")
+    assert err.startswith("Warning: the data looks like JSON and is not, so it is stored as text: Expecting") or (
+        "Unterminated string" in err or "Illegal trailing comma" in err
+    )
+    assert " at line 1 column " in err
+    assert fake.requests[0].json["data"] == data
+    assert ("; keys and texts are in double quotes" in err) == ("'" in data)
+    assert run("-q", "service", method, "n", "--data", data)[2] == ""
+
+
+@pytest.mark.parametrize("data", [*BROKEN, "text", "", "[1]", "5"])
+def test_json_refuses_anything_but_an_object(fake: FakeBroker, run: Any, data: str) -> None:
+    code, out, err = run("service", "register", "n", "--json", f"--data={data}")
+    assert (code, out) == (2, "")
+    assert "no JSON object" in err
+    assert not fake.requests
+
+
+@pytest.mark.parametrize("data", ["text", '{"a": 1}', "[INFO] x", ""])
+def test_other_data_needs_no_word(fake: FakeBroker, run: Any, data: str) -> None:
+    fake.answers = [stored(ENTRY)]
+    assert run("service", "register", "n", f"--data={data}")[2] == ""
+
+
+# --- the own address ---
+
+
+def pong(src: str) -> bytes:
+    return answer(200, {"src": src, "data": {"_str": ""}})
+
+
+def test_the_address_that_the_broker_sees_goes_into_the_data(fake: FakeBroker, run: Any) -> None:
+    fake.answers = [pong("10.0.0.7"), stored(ENTRY), pong("127.0.0.1"), stored(ENTRY)]
+    assert run("service", "register", "n", "--own-ip", "--data", '{"role": "x"}')[::2] == (0, "")
+    assert json.loads(fake.requests[1].json["data"]) == {"role": "x", "ip": "10.0.0.7"}
+    code, _, err = run("service", "update", "n", "--own-ip")
+    assert code == 0
+    assert "sees this host as 127.0.0.1, which is of no use" in err
+    assert json.loads(fake.requests[3].json["data"]) == {"ip": "127.0.0.1"}
+
+
+@pytest.mark.parametrize("data", ["text", '{"ip": "10.0.0.1"}', "[]"])
+def test_only_an_object_without_an_address_can_take_one(fake: FakeBroker, run: Any, data: str) -> None:
+    assert run("service", "register", "n", "--own-ip", "--data", data)[0] == 2
+    assert not fake.requests
+
+
+def test_a_name_that_ends_in_a_dash_is_doubted(fake: FakeBroker, run: Any) -> None:
+    fake.answers = [stored(ENTRY)]
+    assert "was $HOSTNAME empty?" in run("service", "register", "node-", "--data", "x")[2]
+    assert run("service", "register", "node-1", "--data", "x")[2] == ""
+
+
+# --- one value, several values ---
+
+
+@pytest.mark.parametrize(
+    ("field", "shown"),
+    [("a.b", "1"), ("a.c.d", "x"), ("a.c", '{"d": "x"}'), ("e.f", "2"), ("e.f.g", ""), ("a.x", ""), ("a.b.c", "")],
+)
+def test_a_field_may_lie_deeper(fake: FakeBroker, run: Any, field: str, shown: str) -> None:
+    fake.answers = [answer(200, {"success": True, "message": "", "data": {"a": {"b": 1, "c": {"d": "x"}}, "e.f": 2}})]
+    assert run("service", "get", "n", "--field", field)[:2] == ((0, f"{shown}\n") if shown else (3, ""))
+
+
+def test_tag_and_field_are_printed_together(fake: FakeBroker, run: Any) -> None:
+    fake.answers = [success(ENTRY, ETag='"e1"')]
+    assert run("service", "get", "n", "--etag", "--field", "role")[1] == "e1\tmaster\n"
+    assert json.loads(run("-f", "json", "service", "get", "n", "--etag", "--field", "role")[1]) == {
+        "etag": "e1",
+        "role": "master",
+    }
+
+
+def test_register_or_get_prints_what_is_there(fake: FakeBroker, run: Any) -> None:
+    taken = failure(409, "Entry 'n' already exists")
+    fake.answers = [taken, failure(404, "Entry 'n' not found"), taken, stored(ENTRY)]
+    assert run("service", "register", "n", "--data", "x", "--or-get")[:2] == (0, '{"role": "master"}\n')
+    assert [request.path.split("/")[2] for request in fake.requests] == ["Register", "Get"] * 2
+    assert run("service", "register", "n", "--data", "x", "--or-get", "--idempotent")[0] == 2
+
+
+# --- execute ---
+
+
+def test_further_parameters_are_sent(fake: FakeBroker, run: Any) -> None:
+    fake.answers = [answer(200, {"a": {"b": "x"}})]
+    words = ("execute", "m.F", "--param", "k=v=w", "--param=l=", "--data", "d", "--field", "a.b")
+    assert run(*words)[:2] == (0, "x\n")
+    assert fake.requests[0].json == {"k": "v=w", "l": "", "data": "d"}
+    for bad in ("k", "=v", "data=x", "self=x"):
+        assert run("execute", "m.F", "--param", bad)[0] == 2
+    assert len(fake.requests) == 1
+
+
+def test_an_answer_goes_into_a_file_whole_or_not_at_all(fake: FakeBroker, run: Any, tmp_path: Path) -> None:
+    fake.answers = [answer(200, b"\x00key"), failure(500, "no"), answer(200, {"a": 1})]
+    path = tmp_path / "key"
+    assert run("execute", "m.F", "--output", str(path)) == (0, "", "")
+    assert path.read_bytes() == b"\x00key"
+    assert os.name == "nt" or path.stat().st_mode & 0o777 == 0o600
+    assert run("execute", "m.F", "--output", str(path))[0] == 1
+    assert path.read_bytes() == b"\x00key"
+    assert run("-f", "json", "execute", "m.F", "--output", str(path))[:2] == (0, "")
+    assert path.read_bytes() == b'{"a": 1}\n'
+    for bad in (tmp_path, tmp_path / "nowhere" / "key"):
+        code, _, err = run("execute", "m.F", "--output", str(bad))
+        assert code == 2
+        assert "nothing was sent" in err
+    assert len(fake.requests) == 3
+
+
+@pytest.mark.parametrize(("body", "shown"), [(b"key", b"key\n"), (b"key\n", b"key\n"), (b"", b"")])
+def test_on_a_terminal_an_answer_ends_its_line(
+    fake: FakeBroker, run: Any, monkeypatch: pytest.MonkeyPatch, body: bytes, shown: bytes
+) -> None:
+    fake.answers = [answer(200, body)]
+    assert run("execute", "m.F")[1].encode() == body
+    monkeypatch.setattr(Session, "at_terminal", lambda _: True)
+    assert run("execute", "m.F")[1].encode() == shown
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize(
+    ("said", "key", "shown"),
+    [
+        ("Incorrect access key", (), "No access key was given; services needs one"),
+        ("Incorrect access key", ("-a", "k"), "Fatal error: Incorrect access key\n"),
+        ("Unauthorized package", ("-a", "k"), "the broker has no namespace services"),
+        ("Unauthorized method", ("-a", "k"), "services has no method Get on this broker"),
+    ],
+)
+def test_why_access_is_refused_is_told_apart(
+    fake: FakeBroker, run: Any, said: str, key: tuple[str, ...], shown: str
+) -> None:
+    fake.answers = [failure(401, said)]
+    code, out, err = run(*key, "service", "get", "n")
+    assert (code, out) == (5, "")
+    assert shown in err
+    assert said in err
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (("servce", "get", "n"), "service"),
+        (("service", "gte", "n"), "get"),
+        (("service", "get", "--nmae", "n"), "--name"),
+        (("discver", "n"), "discover"),
+    ],
+)
+def test_a_word_that_is_mistyped_is_answered_with_what_was_meant(run: Any, words: tuple[str, ...], meant: str) -> None:
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert "did you mean" in err.lower()
+    assert meant in err

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bpbroker.client.address import BrokerAddress, parse_address
 from bpbroker.client.api import Entry
 from bpbroker.client.cli import output
 from bpbroker.client.cli.output import FORMATS, render
@@ -164,3 +165,21 @@ def test_half_a_surrogate_pair_is_a_question_mark_where_there_is_text() -> None:
 def test_json_never_has_a_number_that_is_none(number: float) -> None:
     with pytest.raises(NotShown, match="NaN"):
         render(output.of_entry({"a": number}), "json")
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "shown"),
+    [
+        ("10.0.0.1", 20443, "10.0.0.1"),
+        ("10.0.0.1", 5, "10.0.0.1:5"),
+        ("fe80::1%eth0", 20443, "fe80::1%eth0"),
+        ("fe80::1%eth0", 5, "[fe80::1%eth0]:5"),
+        ("2001:db8::1", 5, "[2001:db8::1]:5"),
+    ],
+)
+def test_a_broker_is_shown_as_the_option_takes_it(address: str, port: int, shown: str) -> None:
+    broker = Broker(address, port)
+    for result in (output.of_broker(broker), output.of_brokers([broker])):
+        assert render(result, "text").decode() == f"{shown}\n"
+    assert parse_address(shown) == BrokerAddress(address, port)
+    assert json.loads(render(output.of_broker(broker), "json"))["address"] == address

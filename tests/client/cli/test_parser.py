@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +16,9 @@ from bpbroker.client.cli.options import EVERYWHERE, Invocation, Option
 from bpbroker.client.cli.parser import parse
 from bpbroker.client.cli.words import split_cols
 from bpbroker.errors import UsageError
+from tests.support import pages
 
-README = (Path(__file__).parents[3] / "README.md").read_text()
+PAGES = "\n".join(page.read_text() for page in pages.PAGES)
 
 
 def read(call: Invocation | None) -> Any:
@@ -114,27 +114,27 @@ def test_nothing_that_is_well_formed_is_left_to_click(words: list[str]) -> None:
     assert read(parse(words)) == understood
 
 
-def readme_lines() -> list[list[str]]:
-    """Return the words after each ``bpclient`` in the README that is a call, not prose."""
+def page_lines() -> list[list[str]]:
+    """Return the words after each ``bpclient`` on the pages that is a call, not prose."""
     import shlex
 
     found = []
-    for line in re.findall(r"^(?:    |[abc]*\$ ).*?bpclient (.*)$", README, re.MULTILINE):
+    for line in re.findall(r"^(?:[abc]*\$ (?:.* |.*\()?|\| [^|]* \| `)bpclient ([^`|\n]*)", PAGES, re.MULTILINE):
         command = line.split(" #")[0].split(" > ")[0].rstrip(") ")
         if "[" not in command and "…" not in command:
             found.append(shlex.split(command))
     return found
 
 
-@pytest.mark.parametrize("words", readme_lines(), ids=" ".join)
-def test_every_call_of_the_readme_is_read_without_click(words: list[str]) -> None:
+@pytest.mark.parametrize("words", page_lines(), ids=" ".join)
+def test_every_call_of_the_pages_is_read_without_click(words: list[str]) -> None:
     found = parse(list(split_cols(words, WORDS, FLAGS)))
     assert found is not None
     assert read(found) == by_click(split_cols(words, WORDS, FLAGS))
 
 
-def test_the_readme_has_calls() -> None:
-    assert len(readme_lines()) >= 10
+def test_the_pages_have_calls() -> None:
+    assert len(page_lines()) >= 10
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -15,8 +16,9 @@ import trustme
 
 from bpbroker.errors import ConfigurationError
 from bpbroker.storage.etcd.endpoint import Endpoint, tls_context
-from bpbroker.storage.etcd.gateway import EtcdOptions
+from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway
 from bpbroker.storage.etcd.responses import Failed, Refused
+from bpbroker.storage.etcd.timeline import Timeline
 
 Serve = Callable[..., str]
 
@@ -312,3 +314,12 @@ def test_a_token_does_not_outlive_a_lost_connection(serve: Serve) -> None:
     at.token = "secret.1"
     assert str(failure(at)) == "it broke off"
     assert token(at) is None
+
+
+def test_who_lacks_its_client_is_told_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bpbroker.storage.etcd.endpoint", None)
+    options = EtcdOptions.of({"_registry": {"endpoints": ["http://127.0.0.1:1"], "prefix": "/bpbroker"}})
+    with pytest.raises(ConfigurationError) as caught:
+        Gateway(options, Timeline())
+    # Not by the package's own name: the index has 0.22 under it.
+    assert str(caught.value).endswith(f": {sys.executable} -m pip install 'urllib3>=2.3'")

@@ -1,4 +1,4 @@
-"""The README's section "Several machines", command by command, on machines in network namespaces."""
+"""docs/several-machines.md, command by command, on machines in network namespaces."""
 
 from __future__ import annotations
 
@@ -10,80 +10,47 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import pytest
 
 from bpbroker.config import schema
-from tests.docs.test_readme import README, alike
 from tests.support.etcd_cluster import needs_etcd
 from tests.support.network import Network, needs_namespaces
+from tests.support.pages import ROOT, Shell, Step, alike, blocks, steps, with_scripts
 
 pytestmark = [needs_etcd, needs_namespaces]
 
-SECTION: Final = README[README.index("## Several machines") : README.index("## What it promises")]
+PAGE: Final = ROOT / "docs" / "several-machines.md"
+TEXT: Final = PAGE.read_text()
 ADDRESSES: Final = {"a": "10.0.0.5", "b": "10.0.0.6", "c": "10.0.0.7"}
 SAID_TO_PEOPLE: Final = ("Fatal error: ", "This was so ")
 
 
-class Step(NamedTuple):
-    """What is typed on some machines, and the lines that the README shows below."""
-
-    machines: str
-    command: str
-    shown: list[str]
+def machine_steps() -> Iterator[Step]:
+    for block in blocks(PAGE):
+        if block.language == "shell" and block.not_run is None:
+            yield from steps(block)
 
 
-def steps() -> Iterator[Step]:
-    for block in re.findall(r"```shell\n(.*?)```", SECTION, re.DOTALL):
-        parts = re.split(r"^([abc]+)\$ ", block, flags=re.MULTILINE)
-        assert parts[0] == ""
-        for machines, typed in zip(parts[1::2], parts[2::2], strict=True):
-            first, *lines = typed.rstrip("\n").split("\n")
-            more = [line.removeprefix(">").removeprefix(" ") for line in lines if line.startswith(">")]
-            yield Step(machines, "\n".join([first, *more]), lines[len(more) :])
-
-
-class Machine:
+class Machine(Shell):
     """A shell on a host of its own, in a folder of its own."""
 
     def __init__(self, network: Network, name: str, folder: Path) -> None:
-        self.folder = folder
         folder.mkdir()
         network.host(name)
         network.cable(name, "eth0", "switch", f"{ADDRESSES[name]}/24")
         environ = {key: value for key, value in os.environ.items() if not key.startswith(("BPBROKER", "ETCD"))}
-        self._steps = 0
-        self._shell = subprocess.Popen(
-            [*network.words(name), "bash"],
-            cwd=folder,
-            env={
-                **environ,
-                "BPBROKER_HOME": str(folder / "home"),
-                "BPBROKER_KNOWN_BROKERS": str(folder / "known_brokers"),
-                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            },
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        network.run(self._shell)
+        own = {"BPBROKER_HOME": str(folder / "home"), "BPBROKER_KNOWN_BROKERS": str(folder / "known_brokers")}
+        environ = with_scripts(Path(sys.executable).parent, {**environ, **own})
+        super().__init__(folder, environ, network.words(name))
+        network.run(self.process)
         assert self.type("set -m")[0] == 0  # as a shell that a person types into: jobs are process groups
 
-    def type(self, command: str) -> tuple[int, str, str]:
-        """Return exit code, standard output and standard error; what runs in the background stays running."""
-        self._steps += 1
-        typed, out, err = (self.folder / f"{self._steps}.{kind}" for kind in ("sh", "out", "err"))
-        typed.write_text(f"{command}\n")
-        assert self._shell.stdin is not None
-        assert self._shell.stdout is not None
-        self._shell.stdin.write(f". {typed} < /dev/null > {out} 2> {err}; echo $?\n")
-        self._shell.stdin.flush()
-        return int(self._shell.stdout.readline()), out.read_text(), err.read_text()
-
     def leave(self) -> None:
-        assert self._shell.stdin is not None
-        self._shell.stdin.close()
+        """Close it; its jobs are still there."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
 
 
 @pytest.fixture
@@ -107,7 +74,7 @@ def machines(tmp_path: Path) -> Iterator[dict[str, Machine]]:
 
 
 def check(step: Step, code: int, out: str, err: str) -> None:
-    """See that a command did what the README shows."""
+    """See that a command did what the page shows."""
     told = [line for line in step.shown if line.startswith(SAID_TO_PEOPLE)]
     printed = [line for line in step.shown if line not in told]
     assert (code == 0) is not any(line.startswith("Fatal error: ") for line in told), (step.command, out, err)
@@ -121,8 +88,8 @@ def test_every_command_does_what_it_shows(machines: dict[str, Machine]) -> None:
     if not (Path(sys.executable).parent / "bpclient").exists():
         pytest.skip("the package is not installed beside this interpreter")
     typed = 0
-    for step in steps():
-        for name in step.machines:
+    for step in machine_steps():
+        for name in step.where:
             check(step, *machines[name].type(step.command))
         typed += 1
         if "ca.key" in step.command and "done" in step.command:  # "copy ca.crt and each machine's own pair there"
@@ -130,22 +97,22 @@ def test_every_command_does_what_it_shows(machines: dict[str, Machine]) -> None:
             for name in "bc":
                 for file in (made / "ca.crt", *made.glob(f"{ADDRESSES[name]}.*")):
                     shutil.copy(file, machines[name].folder)
-        if "discovery.secret)" in step.command and step.machines == "a":
+        if "discovery.secret)" in step.command and step.where == "a":
             shutil.copy(machines["a"].folder / "discovery.secret", machines["b"].folder)
         for file, to in re.findall(r"> (\S+)  # copy it to ([abc])$", step.command):
-            shutil.copy(machines[step.machines].folder / file, machines[to].folder)
+            shutil.copy(machines[step.where].folder / file, machines[to].folder)
     assert typed >= 20
 
 
 def test_what_it_installs_is_there() -> None:
-    (packages,) = re.findall(r"^    apt-get install (.*)$", SECTION, re.MULTILINE)
+    (packages,) = re.findall(r"^\$ apt-get install (.*)$", TEXT, re.MULTILINE)
     for package in packages.split():
         found = subprocess.run(["dpkg", "-s", package], capture_output=True, check=False)
         assert found.returncode == 0, package
-    assert "\n    pip install 'bpbroker[etcd]'\n" in SECTION
+    assert "\n$ .venv/bin/pip install '.[etcd]'\n" in TEXT
     assert "etcd" in (metadata.metadata("bpbroker").get_all("Provides-Extra") or ())
 
 
 def test_every_setting_is_named() -> None:
     for key in schema.KNOWN["_registry"]:
-        assert f"`{key}`" in SECTION, key
+        assert f"`{key}`" in TEXT, key

@@ -1,0 +1,143 @@
+"""What operators type and meet: impossible names, full disks, files that are new, clocks that are wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpbroker import files
+from bpbroker.commands import doctor as doctor_command
+from bpbroker.config import schema
+from bpbroker.errors import ConfigurationError, StartError
+from bpbroker.server import tls
+from bpbroker.server.certificate_watch import CertificateWatch
+from bpbroker.storage.lock import FileLock
+from tests.commands.conftest import Ran
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture(autouse=True)
+def _folder(home: Path) -> None:
+    (home / "etc").mkdir(parents=True)
+
+
+def test_a_mistyped_command_is_guessed(bpbroker: Run) -> None:
+    done = bpbroker("strat")
+    assert done.code == 2
+    assert "Did you mean start?" in done.err
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "code"),
+    [(errno.ENOSPC, StartError, 1), (errno.EDQUOT, StartError, 1), (errno.EACCES, ConfigurationError, 78)],
+)
+def test_a_lock_file_that_has_no_room_may_have_some_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception], code: int
+) -> None:
+    def refuse(*_: Any, **__: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files, "open_private", refuse)
+    with pytest.raises(kind, match=os.strerror(number)) as caught:
+        FileLock(tmp_path / "b.json").acquire()
+    assert getattr(caught.value, "exit_code") == code  # noqa: B009 - not every exception has it
+
+
+@pytest.mark.parametrize("host", ["ä..b", "a b", "x" * 64, "", "a..b", "\udcff"])
+def test_names_that_no_certificate_takes(bpbroker: Run, home: Path, host: str) -> None:
+    assert bpbroker("prepare").code == 0
+    before = (home / "etc" / "bpbroker.crt").read_bytes()
+    done = bpbroker("certificate", "--renew", "--host", host)
+    assert done.code == 78
+    assert "can be no host's name" in done.err
+    assert (home / "etc" / "bpbroker.crt").read_bytes() == before
+
+
+@pytest.mark.parametrize("host", ["\udcff\udcfe", "a b", "x" * 64])
+def test_an_odd_name_of_the_host_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, host: str) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    tls.make_pair(tmp_path / "a.crt", tmp_path / "a.key")
+    assert host not in tls.read_certificate(tmp_path / "a.crt").names
+
+
+def test_the_certificate_says_what_it_lacks_after_a_rename(bpbroker: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bpbroker("prepare").code == 0
+    assert json.loads(bpbroker("certificate", "-f", "json").out)["lacks"] == []
+    monkeypatch.setattr(socket, "gethostname", lambda: "renamed")
+    done = bpbroker("certificate")
+    assert "it lacks of this host's names and addresses: renamed" in done.err
+    found = {each["what"]: each for each in json.loads(bpbroker("doctor", "-f", "json").out)}
+    assert "renamed" in found["certificate's names"]["detail"]
+    assert bpbroker("certificate", "--renew").code == 0
+    assert json.loads(bpbroker("certificate", "-f", "json").out)["lacks"] == []
+
+
+def test_both_ends_of_the_certificates_time_are_watched(tmp_path: Path) -> None:
+    cert = tmp_path / "a.crt"
+    tls.make_pair(cert, tmp_path / "a.key")
+    found = tls.read_certificate(cert)
+    assert found.problem(datetime.now(UTC)) == ""
+    early = found.not_before - timedelta(days=3)
+    assert found.problem(early).startswith("is not valid before")
+    assert CertificateWatch(lambda: cert, lambda: early)().detail.startswith("is not valid before")
+    assert found.problem(found.not_after + timedelta(days=1)) == "has expired"
+
+
+def test_an_entry_of_before_that_no_client_can_read_is_warned_of() -> None:
+    (said,) = schema.warnings({"services": {"_odd": {"a": 1}, "_access_key": "k", "fine": {}}})
+    assert said.startswith("services._odd looks like an entry, but no client can read it")
+
+
+def test_a_file_that_is_new_is_said_to_be(bpbroker: Run, tmp_path: Path) -> None:
+    done = bpbroker("-c", tmp_path / "TYPO.json", "validate")
+    assert done.code == 0
+    assert f"{tmp_path / 'TYPO.json'} is not there: a start makes it" in done.err
+
+
+def test_validate_finds_what_a_start_refuses(bpbroker: Run, home: Path) -> None:
+    assert bpbroker("prepare").code == 0
+    assert bpbroker("validate").code == 0
+    key = home / "etc" / "bpbroker.key"
+    content = key.read_bytes()
+    key.unlink()
+    done = bpbroker("validate")
+    assert done.code == 78
+    assert f"Cannot read the private key {key}" in done.err
+    key.write_bytes(content)
+    (home / "etc" / "bpbroker.json.journal").write_bytes(b"rubbish" * 100)
+    assert bpbroker("validate").code == 78
+
+
+def test_a_dry_run_of_a_restore_is_for_beside_a_broker_too(bpbroker: Run, home: Path) -> None:
+    assert bpbroker("prepare").code == 0
+    backup = bpbroker("backup").out.strip()
+    with FileLock(home / "etc" / "bpbroker.json"):
+        done = bpbroker("restore", "--dry-run", backup)
+        assert (done.code, "Nothing was changed" in done.err) == (0, True), done.err
+        assert bpbroker("restore", backup).code == 1
+
+
+def test_the_doctor_tells_an_address_that_is_not_here_from_a_port_in_use(bpbroker: Run) -> None:
+    assert bpbroker("configure", stdin='{"api": {"listen_ip": "192.0.2.1"}}').code == 0
+    found = {each["what"]: each for each in json.loads(bpbroker("doctor", "-f", "json").out)}
+    assert "listen_ip" in found["TCP port"]["advice"]
+    assert "stop what uses it" not in found["TCP port"]["advice"]
+
+
+def test_the_doctor_on_a_filesystem_that_is_read_only(
+    bpbroker: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bpbroker("prepare").code == 0
+    monkeypatch.setattr(os, "access", lambda _path, mode: not mode & os.W_OK)
+    monkeypatch.setattr(doctor_command, "_is_read_only", lambda folder: folder == home / "etc")
+    found = [each for each in json.loads(bpbroker("doctor", "-f", "json").out) if each["what"] == "folder"]
+    assert [("read-only" in each["detail"], "root" in each["advice"]) for each in found] == [(True, False)]

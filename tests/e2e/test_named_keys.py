@@ -1,0 +1,146 @@
+"""Named keys beside a running broker: added, used, counted, rotated, revoked, imported; and no secret anywhere."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPSConnection
+
+import psutil
+import pytest
+
+from bpbroker.discovery.jointoken import parse_token
+from tests.support.running import RunningBroker, untrusting
+
+MakeBroker = Callable[..., RunningBroker]
+
+
+def added(broker: RunningBroker, *words: str) -> str:
+    """Add a key; return it as clients send it."""
+    done = broker.bpbroker("key", "add", *words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def status(broker: RunningBroker, method: str, key: str, **parameters: str) -> int:
+    return broker.request(f"/services/{method}/", "POST", None, {"X-Access-Key": key}, **parameters).status
+
+
+def test_a_key_s_whole_life(make_broker: MakeBroker) -> None:
+    broker = make_broker({}).start()
+    admin = added(broker, "admin", "--allow", "services.*")
+    key = added(broker, "ci", "--allow", "services:get,register@foo/", "--ttl", "2h")
+    assert status(broker, "Register", key, name="foo/a", data="x") == 200
+    assert status(broker, "Register", key, name="bar", data="x") == 403
+    assert broker.register("foo/b").status == 401
+    for words in (
+        ("add", "ci", "--allow", "ping"),
+        ("add", "x", "--allow", "services:gt"),
+        ("add", "x", "--allow", "services:get@_keys"),
+        ("add", "x", "--allow", "ping", "--ttl", "4000d"),
+        ("add", "x", "--allow", "ping", "--uses", "0"),
+        ("add", "x", "--allow", "ping", "--from", "10.0.0.1/8"),
+        ("add", "x.y", "--allow", "ping"),
+        ("add", "x"),
+        ("revoke", "admin"),
+        ("revoke", "nobody"),
+        ("rotate", "nobody"),
+    ):
+        refused = broker.bpbroker("key", *words)
+        assert (refused.returncode in (1, 2), refused.stdout) == (True, ""), (words, refused)
+    listed = json.loads(broker.bpbroker("key", "list", "--format", "json").stdout)
+    assert [(each["name"], each["state"]) for each in listed] == [("admin", "in force"), ("ci", "in force")]
+    rotated = broker.bpbroker("key", "rotate", "ci").stdout.strip()
+    broker.kill()
+    broker.start()
+    for each in (key, rotated):
+        assert status(broker, "Get", each, name="foo/a") == 200
+
+    waited: list[tuple[int, float]] = []
+
+    def wait() -> None:
+        waited.append((status(broker, "Get", rotated, name="foo/none", wait="60"), time.monotonic()))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not _waiting(broker):
+        time.sleep(0.05)
+    assert broker.bpbroker("key", "revoke", "ci").returncode == 0
+    revoked_at = time.monotonic()
+    thread.join(30)
+    ((answer, ended_at),) = waited
+    assert answer == 401
+    assert ended_at - revoked_at < 1
+    assert [status(broker, "Get", each, name="foo/a") for each in (key, rotated, admin)] == [401, 401, 200]
+    assert broker.bpbroker("key", "revoke", "--force", "admin").returncode == 0
+    assert status(broker, "Get", admin, name="foo/a") == 401
+    assert status(broker, "List", "", prefix="") == 401  # closed it stays
+    broker.stop()
+    secrets = [each.partition(".")[2] for each in (admin, key, rotated)]
+    written = b"".join(path.read_bytes() for path in broker.home.rglob("*") if path.is_file())
+    assert not [secret for secret in secrets if secret.encode() in written]
+    lines = [json.loads(line) for line in broker.text.splitlines() if line.startswith('{"time"')]
+    registered = [line.get("key") for line in lines if line["method"] == "Register" and line["status"] == 200]
+    assert registered == ["ci"]
+
+
+def _waiting(broker: RunningBroker) -> bool:
+    parts = json.loads(broker.request("/health", "GET").body)["data"]["parts"]
+    return any(part["figures"].get("waiting") for part in parts if part["name"] == "registry")
+
+
+def test_exactly_so_many_addresses_use_a_token_also_when_the_broker_is_killed(make_broker: MakeBroker) -> None:
+    broker = make_broker({}).start()
+    done = broker.bpbroker("token", "--allow", "services:*@foo/", "--ttl", "2h", "--uses", "7", "--address", "h:1")
+    token = parse_token(done.stdout.strip())
+    assert (token.addresses, len(token.secret)) == (("h:1",), 64)
+    assert 7000 < token.until - time.time() <= 7200
+
+    context = untrusting()
+
+    def join(number: int) -> int:
+        source = (f"127.0.1.{number}", 0)
+        to = HTTPSConnection("127.0.0.1", broker.port, timeout=60, source_address=source, context=context)
+        with closing(to):
+            to.request("GET", "/services/Get/?name=foo/x", headers={"X-Access-Key": token.key})
+            return int(to.getresponse().status)
+
+    with ThreadPoolExecutor(25) as pool:
+        first = list(pool.map(join, range(1, 26)))
+    broker.kill()
+    broker.start()
+    with ThreadPoolExecutor(25) as pool:
+        second = list(pool.map(join, range(26, 51)))
+    assert (first + second).count(404) == 7
+    assert set(first + second) == {404, 401}
+    again = [join(number) for number, answer in enumerate(first + second, 1) if answer == 404]
+    assert again == [404] * 7
+    assert [token.key.partition(".")[2] in " ".join(p.cmdline()) for p in psutil.Process(broker.pid).children()] == []
+
+
+def test_an_old_key_becomes_a_named_one(make_broker: MakeBroker) -> None:
+    old = "an-old-key-of-24-letters"
+    broker = make_broker({"services": {"_access_key": old}}).start()
+    assert broker.bpbroker("key", "import", "legacy").returncode == 0
+    for given in (old, f"legacy.{old}"):
+        assert status(broker, "List", given) == 200
+    assert status(broker, "List", "") == 401
+    broker.stop()
+    assert old not in broker.config.read_text()
+    broker.start()
+    assert [status(broker, "List", given) for given in (old, "", "x")] == [200, 401, 401]
+    assert broker.bpbroker("key", "rotate", "legacy", "--overlap", "0s").returncode == 0
+    assert status(broker, "List", old) == 401
+
+
+@pytest.mark.parametrize("value", ["canary-not-a-digest", {"sha256": "canary-not-a-digest", "allow": ["ping"]}])
+def test_a_key_that_is_no_digest_stops_the_start_and_is_not_shown(make_broker: MakeBroker, value: object) -> None:
+    broker = make_broker({"_keys": {"ci": value}})
+    ended = broker.bpbroker("start", "--listen-port", "0")
+    assert ended.returncode == 78
+    assert "_keys.ci" in ended.stderr
+    assert "canary" not in ended.stderr + ended.stdout

@@ -1,0 +1,220 @@
+"""What Windows does otherwise, on Windows: locks, lists of who may, jobs, many sockets, files that others hold open."""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "win32", reason="it is about Windows")
+
+if sys.platform == "win32":
+    from bpbroker import files, windows
+    from bpbroker.client.pins import KnownBrokers
+    from bpbroker.config import schema
+    from bpbroker.runtime import log_files, logs
+    from bpbroker.server import tls
+    from bpbroker.storage import lock, offline
+    from bpbroker.storage.embedded.journal import Mark, journal_path, read_journal
+
+    def until(true: Callable[[], bool], secs: float = 20.0) -> None:
+        end = time.monotonic() + secs
+        while not true():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    def python(code: str, *arguments: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", code, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    # --- sockets ---
+
+    def test_more_sockets_than_select_takes_are_waited_for() -> None:
+        selector = windows.PollSelector()
+        pairs = [socket.socketpair() for _ in range(600)]
+        try:
+            for number, (mine, _) in enumerate(pairs):
+                selector.register(mine, selectors.EVENT_READ, number)
+            assert selector.select(0) == []
+            for number in (0, 511, 512, 599):
+                pairs[number][1].send(b"x")
+            assert {key.data for key, _ in selector.select(1)} == {0, 511, 512, 599}
+            for number in (0, 300, 599):  # the last one takes the free row
+                selector.unregister(pairs[number][0])
+            assert {key.data for key, _ in selector.select(1)} == {511, 512}
+            selector.modify(pairs[100][0], selectors.EVENT_WRITE, "writes")
+            assert ("writes", selectors.EVENT_WRITE) in {(key.data, events) for key, events in selector.select(1)}
+            pairs[200][1].close()
+            assert 200 in {key.data for key, _ in selector.select(1)}
+        finally:
+            for pair in pairs:
+                for end in pair:
+                    end.close()
+            selector.close()
+
+    # --- who may ---
+
+    def test_private_files_are_for_their_owner_alone(tmp_path: Path) -> None:
+        path = tmp_path / "secret"
+        files.write_whole(path, [b"new"])
+        assert windows.who_may(path) == ()
+        files.write_whole(path, [b"again"])
+        assert (path.read_bytes(), windows.who_may(path)) == (b"again", ())
+        files.write_whole(path, [b"open"], mode=0o644)
+        assert files.open_to_others(path) == bool(windows.who_may(tmp_path))
+
+    def test_a_file_that_was_open_is_closed_to_others(tmp_path: Path) -> None:
+        path = tmp_path / "a.json.lock"
+        path.touch()
+        subprocess.run(["icacls", str(path), "/grant", "*S-1-1-0:R"], check=False, capture_output=True)
+        os.close(files.open_private(path, os.O_RDWR | os.O_CREAT, tighten=True))
+        assert windows.who_may(path) == ()
+
+    def test_a_private_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
+        folder = tmp_path / "backups"
+        files.make_folder(folder)
+        assert windows.who_may(folder) == ()
+
+    def test_a_new_pair_has_a_key_for_nobody_else(tmp_path: Path) -> None:
+        cert, key = tmp_path / "a.crt", tmp_path / "a.key"
+        tls.ensure_pair(cert, key)
+        assert not tls.is_open(key)
+
+    # --- locks ---
+
+    def test_who_looks_is_not_taken_for_a_broker(tmp_path: Path) -> None:
+        own = tmp_path / "a.json"
+        with lock.FileLock(own):
+            pass
+        first = os.open(lock.lock_path(own), os.O_RDWR)
+        try:
+            assert lock._try_lock(first, alone=False)
+            assert lock.holder(own) is None
+        finally:
+            os.close(first)
+
+    def test_the_note_of_a_broker_that_died_is_not_the_next_ones(tmp_path: Path) -> None:
+        own = tmp_path / "a.json"
+        code = (
+            "import sys, time; from pathlib import Path; from bpbroker.storage.lock import FileLock\n"
+            "FileLock(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(60)"
+        )
+        dead = python(code, str(own))
+        assert dead.stdout is not None
+        assert dead.stdout.readline().strip() == b"held"
+        assert (lock.holder(own) or {})["pid"] == dead.pid
+        dead.kill()
+        dead.communicate()
+        descriptor = os.open(lock.lock_path(own), os.O_RDWR)
+        try:
+            until(lambda: lock._try_lock(descriptor, alone=True))
+            assert lock.holder(own) == {}
+        finally:
+            os.close(descriptor)
+
+    def test_many_processes_pin_at_once(tmp_path: Path) -> None:
+        code = (
+            "import sys; from bpbroker.client.pins import KnownBrokers\n"
+            "for n in range(15): KnownBrokers(sys.argv[1]).check(f'10.0.{sys.argv[2]}.{n}:1', f'{n:064x}')"
+        )
+        known = tmp_path / "known_brokers"
+        everyone = [python(code, str(known), str(number)) for number in range(6)]
+        assert [each.wait(120) for each in everyone] == [0] * 6
+        for each in everyone:
+            each.communicate()
+        pins = KnownBrokers(known)
+        assert all(pins.known(f"10.0.{who}.{n}:1", f"{n:064x}") for who in range(6) for n in range(15))
+
+    def test_one_at_a_time_changes_a_folder(tmp_path: Path) -> None:
+        code = (
+            "import sys; from pathlib import Path; from bpbroker.files import alone_in\n"
+            "with alone_in(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+        )
+        other = python(code, str(tmp_path))
+        assert other.stdout is not None
+        assert other.stdout.readline().strip() == b"in"
+        mutex = windows.folder_mutex(tmp_path)
+        assert not mutex.acquire(0)
+        other.communicate(b"")
+        with files.alone_in(tmp_path):
+            pass
+        mutex.close()
+
+    # --- processes ---
+
+    def test_a_job_ends_what_was_started_in_it(tmp_path: Path) -> None:
+        beat = tmp_path / "beat"
+        grandchild = f"import time\nwhile True:\n open({str(beat)!r}, 'w').write('x'); time.sleep(.05)"
+        child = python(
+            "import subprocess, sys; sys.stdin.readline(); subprocess.Popen([sys.executable, '-c', sys.argv[1]])",
+            grandchild,
+        )
+        job = windows.Job(64 << 20)
+        job.take(int(child._handle))
+        assert child.stdin is not None
+        child.stdin.write(b"\n")
+        child.stdin.close()
+        child.wait(20)
+        until(beat.exists)  # its parent is gone
+        job.close()
+        child.communicate()
+        time.sleep(0.5)  # whatever was on its way
+        beat.unlink()
+        time.sleep(0.3)
+        assert not beat.exists()
+
+    def test_when_a_process_was_started_is_known() -> None:
+        assert windows.started(os.getpid())
+        assert windows.started(os.getpid()) == windows.started(os.getpid())
+        assert windows.started(0x7FFFFFF0) == 0
+
+    # --- files that others hold open ---
+
+    def test_a_full_log_is_rotated_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(log_files, "FILE_MAX_BYTES", 2000)
+        path = tmp_path / "x.log"
+        logs.setup_logging(logs.LogOptions(file=path))
+        log = logging.getLogger("bpbroker.test")
+        try:
+            for number in range(60):
+                log.info("line %03d %s", number, "x" * 60)
+            assert (tmp_path / "x.log.1").exists()
+            with path.open():  # as a reader that is still there: it cannot be moved now
+                for number in range(60, 100):
+                    log.info("line %03d %s", number, "x" * 60)
+            assert "line 099" in path.read_text()
+        finally:
+            for handler in logging.getLogger().handlers[:]:
+                if getattr(handler, "_bpbroker_log", False):
+                    logging.getLogger().removeHandler(handler)
+                    handler.close()
+
+    def test_a_file_that_is_open_for_a_moment_is_replaced(tmp_path: Path) -> None:
+        path = tmp_path / "a"
+        path.write_text("old")
+        other = python("import sys, time; f = open(sys.argv[1]); print(1, flush=True); time.sleep(1)", str(path))
+        assert other.stdout is not None
+        other.stdout.readline()
+        files.write_whole(path, [b"new"])
+        other.communicate()
+        assert path.read_text() == "new"
+
+    def test_a_mark_that_is_held_open_lets_the_next_start_go_on(tmp_path: Path) -> None:
+        own = tmp_path / "a.json"
+        journal = journal_path(own)
+        Mark(journal).block()
+        with (tmp_path / "a.json.journal-mark").open("rb"):
+            offline._put(own, {"api": {}}, {}, offline._origin_left(own))
+        assert read_journal(journal).changes == {}
+
+    # --- settings ---
+
+    def test_a_user_is_refused_with_the_reason() -> None:
+        assert any("password" in problem for problem in schema.problems({"demo": {"_user": "me"}}))
