@@ -202,7 +202,9 @@ def _difference(
     (old_settings, old_entries), (settings, entries) = old, new
     return Difference(
         tuple(sorted(entries.keys() - old_entries.keys())),
-        tuple(sorted(name for name in entries.keys() & old_entries.keys() if differs(entries[name], old_entries[name]))),
+        tuple(
+            sorted(name for name in entries.keys() & old_entries.keys() if differs(entries[name], old_entries[name]))
+        ),
         tuple(sorted(old_entries.keys() - entries.keys())),
         tuple(sorted(n for n in settings.keys() | old_settings.keys() if settings.get(n) != old_settings.get(n))),
     )
