@@ -114,8 +114,11 @@ class Replica:
             # Versions and entries of another registry say nothing about this one.
             self.versions.clear()
             self.faults.clear()
-            for name in known:  # sorted: entries and locks before the sessions that they belong to
-                self._memory.put(name, None)
+            # What is in both is replaced, not removed: who waits for a change must not hear that it is gone.
+            present = {seen.name for seen in state.entries}
+            for name in known:  # entries and locks come before the sessions that they belong to
+                if name not in present:
+                    self._memory.put(name, None)
             self.registry_id = state.registry_id
         return self.learn_all(state, "")
 

@@ -83,3 +83,18 @@ def test_of_another_registry_everything_is_news(caplog: pytest.LogCaptureFixture
     assert known(memory) == {"c": b"{}"}
     assert (replica.registry_id, replica.faults, replica.versions["a"]) == ("2" * 32, {}, 0)
     assert "another one than before" in caplog.text
+
+
+def test_what_another_registry_has_as_well_is_never_seen_to_be_gone() -> None:
+    memory = Memory()
+    replica = Replica(memory)
+    replica.take_state(State((Seen("a", Record("a", b"{}", 5000), 50, 60),), 60, "1" * 32))
+    put, told = memory.put, list[tuple[str, bool]]()
+
+    def note(name: str, after: Record | None) -> None:
+        told.append((name, after is None))
+        put(name, after)
+
+    memory.put = note  # type: ignore[method-assign]
+    replica.take_state(State((Seen("a", Record("a", b"{}", 9000), 2, 3),), 3, "2" * 32))
+    assert told == [("a", False)]
