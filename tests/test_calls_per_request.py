@@ -27,6 +27,7 @@ from bpbroker.actors.inbox import Envelope
 from bpbroker.actors.registry import Registry
 from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.config import layers
+from bpbroker.frontend.access_keys import NamedKeys
 from bpbroker.frontend.application import Application
 from bpbroker.server import tls
 from bpbroker.server.budget import Budget
@@ -73,11 +74,12 @@ def exchange(tmp_path: Path) -> Iterator[Callable[[bytes], int]]:
     """What sends a request and returns how many calls it took."""
     cert, key = tmp_path / "a.crt", tmp_path / "a.key"
     tls.make_pair(cert, key, ["localhost"])
-    registry = Registry(LocalBackend(lambda: EmbeddedStore(tmp_path / "journal", dict)), layers.DEFAULTS)
+    named = NamedKeys()
+    registry = Registry(LocalBackend(lambda: EmbeddedStore(tmp_path / "journal", dict)), layers.DEFAULTS, named)
     registry.started()
     policy = Policy(tls.context(cert, key), Limits(), 60.0, 60.0, 60.0, 10, 10)
     memory = Budget()
-    application = Application(layers.DEFAULTS, {"registry": Registered(registry)}, "token", (), memory)
+    application = Application(layers.DEFAULTS, {"registry": Registered(registry)}, "token", (), memory, named)
     service = Service(application, policy, memory, application.admit, lambda *_: None)
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as sock:
         theirs, address = listener.accept()

@@ -202,9 +202,9 @@ def _operation(value: object, source: str, limits: EntryLimits) -> Any:
     if not isinstance(value, dict):
         raise BadRequest("An operation must be an object")
     method = value.get("method")
-    decide = _OPERATIONS.get(method) if isinstance(method, str) else None
+    decide = OPERATIONS.get(method) if isinstance(method, str) else None
     if decide is None:
-        raise BadRequest(f"method must be one of {', '.join(_OPERATIONS)}")
+        raise BadRequest(f"method must be one of {', '.join(OPERATIONS)}")
     parameters = Parameters({key: item for key, item in value.items() if key != "method"}, ())
     return decide(parameters, {}, source, limits)
 
@@ -278,7 +278,7 @@ def _message_of(decide: Decide) -> Any:
     return message
 
 
-_OPERATIONS: Final[Mapping[str, Any]] = {
+OPERATIONS: Final[Mapping[str, Any]] = {
     "Register": _written(messages.Register),
     "Replace": _written(messages.Replace),
     "Update": _written(messages.Update),
@@ -384,7 +384,7 @@ def _operations(namespace: str, _method: str, parameters: Parameters) -> Iterato
     operations = parameters.values.get("operations")
     for operation in operations if isinstance(operations, list) else ():
         method = operation.get("method") if isinstance(operation, dict) else None
-        if isinstance(method, str) and method in _OPERATIONS:
+        if isinstance(method, str) and method in OPERATIONS:
             about = operation.get(_ABOUT.get(method, "name"), "")
             yield Need(namespace, _CHECKS.get(method, method), str(about))
 

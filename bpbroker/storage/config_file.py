@@ -154,7 +154,7 @@ def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
             settings[key] = own
             return reader.members(at, lambda name, where: service(own, name, where))
         if key == _OBJECTS and text[at : at + 1] == "{":
-            return reader.members(at, own_record)
+            return reader.members(at, lambda name, where: reader.own_record(entries, name, where))
         value, end = reader.value(at)
         if key == named_keys.SECTION and isinstance(value, dict):
             value = _take_keys(value, entries)
@@ -169,12 +169,6 @@ def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
         else:
             entries[name], end = reader.entry(name, at)
             reader.check_name(name, at)
-        return end
-
-    def own_record(name: str, at: int) -> int:
-        if not name.startswith("_") or len(name.encode()) > NAME_MAX_BYTES + 512:
-            raise reader.fault(f"{_OBJECTS}.{name[:64]} is no record of the registry's own", at)
-        entries[name], end = reader.entry(name, at)
         return end
 
     start = reader.skip(0)
@@ -274,6 +268,13 @@ class _Reader:
             return entry.encode(value), end
         except UnicodeEncodeError:
             raise self.fault(f"a lone surrogate in services.{name[:64]} is no character", at) from None
+
+    def own_record(self, entries: dict[str, bytes], name: str, at: int) -> int:
+        """Take one of the registry's own records; return its end."""
+        if not name.startswith("_") or len(name.encode()) > NAME_MAX_BYTES + 512:
+            raise self.fault(f"{_OBJECTS}.{name[:64]} is no record of the registry's own", at)
+        entries[name], end = self.entry(name, at)
+        return end
 
     def _decode(self, at: int) -> tuple[Any, int]:
         try:

@@ -11,6 +11,7 @@ import pytest
 from bpbroker import messages
 from bpbroker.errors import Unauthorized
 from bpbroker.frontend.actions import BUILT_IN
+from bpbroker.frontend.coordination import OPERATIONS
 from bpbroker.frontend.openapi import description
 from bpbroker.messages import ChangeKey, Get
 from bpbroker.registry import named_keys
@@ -43,7 +44,8 @@ def routes() -> list[str]:
     """Return every route that needs a right, as the API's description and the table of methods have them."""
     described = {path.rstrip("/") for path in description()["paths"]}
     table = {f"/{namespace}/{method}" for namespace, actions in BUILT_IN.items() for method in actions}
-    return sorted((described & {path for path in described if path.count("/") == 2}) | table | {"/ossec/AddAgent"})
+    found = (described & {path for path in described if path.count("/") == 2}) | table | {"/ossec/AddAgent"}
+    return sorted(found - {"/services/Batch"})  # it needs the rights of its operations, see below
 
 
 @pytest.mark.parametrize("route", routes())
@@ -58,6 +60,19 @@ def test_every_route_asks_for_the_right(route: str) -> None:
         assert f"{namespace}" in answer.message
     assert not broker.registry.asked
     assert not broker.ossec.asked
+
+
+@pytest.mark.parametrize("method", sorted(OPERATIONS))
+def test_every_operation_of_a_batch_asks_for_its_right(broker: Broker, method: str) -> None:
+    key = give(broker, "other", "services:*@mine/")
+    about = {"Allocate": "pool", "Release": "pool", "List": "prefix", "CheckEmpty": "prefix"}.get(method, "name")
+    # What a right is asked for is what the method works with, not what else stands there.
+    others = {other: "mine/a" for other in ("name", "pool", "prefix") if other != about}
+    for given in ({about: "theirs", **others}, others):
+        body = json.dumps({"operations": [{"method": method, "data": "x", "receiver": "r", "owner": "o", **given}]})
+        answer = broker.call("/services/Batch/", body=body.encode(), CONTENT_TYPE="application/json", X_ACCESS_KEY=key)
+        assert (answer.status, "lacks the right" in answer.message) == (403, True), answer
+    assert not broker.registry.asked
 
 
 def test_every_method_of_the_registry_has_a_verb() -> None:

@@ -54,7 +54,7 @@ def start(file: Path) -> dict[str, bytes]:
     """Return the entries that a start finds."""
     store = EmbeddedStore(journal_path(file), lambda: config_file.read(file)[1])
     try:
-        return dict(store.load())
+        return without_revisions(store.load())
     finally:
         store.close()
 
