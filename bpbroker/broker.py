@@ -84,6 +84,8 @@ def run(options: RunOptions, tell: Callable[[str], None]) -> int:
         setup_logging(options.log)
         return Broker(plan).run()
 
+    if plan.home.notice:
+        tell(f"warning: {plan.home.notice}")
     if options.config is not None and not plan.sources.own.exists():
         tell(f"warning: {plan.sources.own} is not there: a new one is made, without entries")
     log_file = (options.log.file or plan.sources.own.with_suffix(".log")).absolute()

@@ -259,7 +259,7 @@ class ConfigStore(Actor):
         if settings.get(message.section, {}).pop("_access_key", None) is not None:
             saved = layers.freeze(settings)
             self._save(saved, gently=True)
-            self._take(saved)
+            self._take(saved, self._lower)
 
     def _reload(self) -> Settings:
         """Read the files again; the entries in them are older than the registry's and are not looked at."""
