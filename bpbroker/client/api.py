@@ -218,7 +218,9 @@ class Client:
                     return there
             raise
 
-    def register_or_get(self, name: str, data: Data) -> Entry:
+    def register_or_get(
+        self, name: str, data: Data, *, session: Session | str | None = None, lock: Lock | str | None = None
+    ) -> Entry:
         """Create an entry, or return the one that has the name, whoever wrote it.
 
         Raises:
@@ -227,7 +229,7 @@ class Client:
         gone = NotFound(f"Entry '{name}' not found")
         for _ in range(_TIMES_GONE_MAX):
             try:
-                return self.register(name, data)
+                return self.register(name, data, session=session, lock=lock)
             except AlreadyExists:
                 pass
             try:

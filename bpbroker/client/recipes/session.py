@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from bpbroker.client.recipes.clock import boottime
 from bpbroker.client.retry import pauses
-from bpbroker.errors import BpbrokerError, ClientError, NotFound, RequestError, SessionLost
+from bpbroker.errors import BpbrokerError, CannotConnect, ClientError, NotFound, RequestError, SessionLost, WaitTimeout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ class Session:
         self.told = told
         self.reason = ""
         """Why it was lost."""
+        self.ended = False
+        """Whether the broker said that it is over."""
         self._client = client
         self._sent = 0.0
         self._closing = threading.Event()
@@ -92,10 +94,17 @@ class Session:
         if self._thread is None or self._closing.is_set():
             return
         self._closing.set()
-        try:
-            self._client.calls.registry("Close", {"session": self.id}, repeatable=True)
-        except NotFound:
-            pass
+        for last in (False, True):
+            try:
+                # Not longer than one try: what is left ends with its ttl.
+                self._client.calls.registry("Close", {"session": self.id}, repeatable=True, wait_secs=0.0)
+            except NotFound:
+                break
+            except (CannotConnect, WaitTimeout):
+                if last:
+                    raise
+            else:
+                break
         self._thread.join(_JOIN_SECS)
 
     def check(self) -> None:
@@ -141,6 +150,7 @@ class Session:
                     client.calls.registry("Renew", {"session": self.id}, repeatable=False)
                 except NotFound as error:
                     if not self._closing.is_set():
+                        self.ended = True
                         self._lose(str(error))
                     return
                 except (RequestError, ClientError) as error:
