@@ -69,7 +69,13 @@ def test_it_is_ended_with_its_whole_group_when_the_session_is_lost(tmp_path: Pat
     session = held()
     session.ended = True
     kept = Keeper(["sh", "-c", f"sleep 1000 & echo $! > {note}; wait"], {})
-    threading.Thread(target=lambda: (await_text(note), session.lost.set(), kept.wake())).start()
+
+    def lose() -> None:
+        await_text(note)
+        session.lost.set()
+        kept.wake()
+
+    threading.Thread(target=lose).start()
     assert kept.run(session) == LOST
     assert kept.lost
     await_end(int(note.read_text()))
