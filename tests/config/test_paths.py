@@ -85,18 +85,18 @@ def test_a_plain_user_is_told_once_which_folder_is_used() -> None:
     with tempfile.TemporaryDirectory() as made:  # pytest's own folders are root's alone
         top = Path(made)
         top.chmod(0o755)
-        _prepare_as_plain_user(top / "system", top / "data")
+        _configure_as_plain_user(top / "system", top / "data")
 
 
-def _prepare_as_plain_user(system: Path, data: Path) -> None:
+def _configure_as_plain_user(system: Path, data: Path) -> None:
     system.mkdir()
     data.mkdir()
     os.chown(data, PLAIN, PLAIN)
     done = subprocess.run(
         ["setpriv", f"--reuid={PLAIN}", f"--regid={PLAIN}", "--clear-groups",
-         sys.executable, "-c", _RUN, system, "prepare"],
+         sys.executable, "-c", _RUN, system, "configure"],
         env={"XDG_DATA_HOME": str(data), "PATH": os.environ["PATH"]},
-        cwd="/", capture_output=True, text=True, timeout=60, check=False,
+        input='{"_config": {"backup_retain_n": 5}}', cwd="/", capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("may not be written to by this user") == 1
