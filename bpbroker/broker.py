@@ -8,6 +8,7 @@ frontend; the main thread takes events and at the end stops it all.
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import socket
@@ -38,6 +39,7 @@ from bpbroker.extensions import idempotency
 from bpbroker.frontend import access_log
 from bpbroker.frontend.access_keys import NamedKeys
 from bpbroker.frontend.application import Application, rejected
+from bpbroker.registry import named_keys
 from bpbroker.runtime import sdnotify
 from bpbroker.runtime.actors import Parts, registry_factory
 from bpbroker.runtime.daemon import Ready, in_background
@@ -82,6 +84,8 @@ def run(options: RunOptions, tell: Callable[[str], None]) -> int:
         setup_logging(options.log)
         return Broker(plan).run()
 
+    if plan.home.notice:
+        tell(f"warning: {plan.home.notice}")
     if options.config is not None and not plan.sources.own.exists():
         tell(f"warning: {plan.sources.own} is not there: a new one is made, without entries")
     log_file = (options.log.file or plan.sources.own.with_suffix(".log")).absolute()
@@ -313,6 +317,8 @@ class Broker:
         for sentence in schema.weak_keys(self._settings):
             logger.warning("%s", sentence)
         pong: messages.Pong = ask_patiently(self._addresses["registry"], messages.Ping())
+        if pong.ok and layers.shares_registry(self._settings):
+            self._share_keys()
         extensions = ", ".join(layers.namespaces(self._settings)) or "none"
         logger.info("%s entries; extensions: %s", pong.figures["entries"] if pong.ok else "no", extensions)
         if not pong.ok:
@@ -328,6 +334,13 @@ class Broker:
         _spare_collector()
         sdnotify.notify(sdnotify.READY, self._status())
         self._ready(f"process {os.getpid()}, port {self._prepared.port}")
+
+    def _share_keys(self) -> None:
+        """Give the shared registry the named keys of this file that it does not have."""
+        for name, value in self._prepared.loaded.entries.items():
+            if name.startswith(named_keys.PREFIX):
+                # One that is there already, or was revoked, is refused; that is as it should be.
+                self._addresses["registry"].ask(messages.ChangeKey(name, "add", json.loads(value)), LAST_COMMIT_SECS)
 
     def _status(self) -> str:
         """Return the state that shows in ``systemctl status`` how the broker is."""

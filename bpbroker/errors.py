@@ -12,6 +12,7 @@ with sit on the class, so no caller translates one into the other::
     │   ├── MethodNotAllowed          405   1
     │   ├── AlreadyExists             409   4
     │   ├── Gone                      410   1
+    │   │   └── CursorExpired         410   1
     │   ├── PreconditionFailed        412   4
     │   ├── TooLarge                  413   1
     │   ├── Misdirected               421   1
@@ -33,7 +34,14 @@ with sit on the class, so no caller translates one into the other::
         ├── CannotConnect                    6
         │   └── NotTrusted                   6
         ├── SeveralBrokers                   7
-        └── WaitTimeout                         124
+        ├── SessionLost                        111
+        ├── LockLost                           111
+        ├── BatchFailed                          4
+        ├── OnceFailed                           1
+        ├── BarrierBroken                        1
+        │   └── BarrierTimeout                 124
+        └── WaitTimeout                        124
+            └── LockTimeout                    124
 
 Exit codes follow the project's conventions: those of ``bpclient`` tell a script
 what happened, 78 is ``EX_CONFIG`` of ``sysexits.h``.
@@ -124,6 +132,14 @@ class Gone(RequestError):
     """What the request refers to is forgotten; ``data`` says from where to go on."""
 
     status = 410
+
+
+class CursorExpired(Gone):
+    """Changes behind a watch's cursor are forgotten; ``cursor`` is from where to go on after a new list."""
+
+    def __init__(self, message: str, cursor: str = "") -> None:
+        super().__init__(message)
+        self.cursor = cursor
 
 
 class PreconditionFailed(RequestError):
@@ -268,6 +284,63 @@ class SeveralBrokers(ClientError):
 
 class WaitTimeout(ClientError):
     """The time that the caller gave is over."""
+
+    exit_code = 124
+
+
+class LockTimeout(WaitTimeout):
+    """Others hold the lock, all the time that was given; ``holders`` has what is known of them."""
+
+    def __init__(self, message: str, holders: list[Mapping[str, Any]] | None = None) -> None:
+        super().__init__(message)
+        self.holders = holders or []
+
+
+class SessionLost(ClientError):
+    """The session is over, or was not renewed in time: what belonged to it may be gone."""
+
+    exit_code = 111
+
+
+class LockLost(ClientError):
+    """The lock is no longer held, or may not be: another may hold it."""
+
+    exit_code = 111
+
+
+class BatchFailed(ClientError):
+    """An operation of a batch was refused, so nothing of it was done; ``index`` says which, ``error`` why."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, index: int, error: RequestError) -> None:
+        super().__init__(message)
+        self.index = index
+        self.error = error
+
+
+class OnceFailed(ClientError):
+    """What was to be done once failed as often as it may."""
+
+
+class BarrierBroken(ClientError):
+    """Too few are ready, and not all can be: ``missing``, ``failed`` and ``lost`` have the entries, by name."""
+
+    def __init__(
+        self,
+        message: str,
+        missing: Mapping[str, Mapping[str, Any]],
+        failed: Mapping[str, Mapping[str, Any]],
+        lost: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        super().__init__(message)
+        self.missing = missing
+        self.failed = failed
+        self.lost = lost
+
+
+class BarrierTimeout(BarrierBroken, TimeoutError):
+    """Too few were ready in time."""
 
     exit_code = 124
 

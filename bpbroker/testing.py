@@ -155,7 +155,12 @@ class BrokerProcess:
 
     def stop(self) -> None:
         """Stop it as an operator does, and wait for its end."""
-        self._end(subprocess.Popen.terminate)
+        self._end(self._stop_by_command if sys.platform == "win32" else subprocess.Popen.terminate)
+
+    def _stop_by_command(self, _process: subprocess.Popen[bytes]) -> None:
+        """Windows: to terminate a process there is to kill it."""
+        words = (sys.executable, "-m", "bpbroker", "--config", str(self._config), "stop")
+        subprocess.run(words, capture_output=True, check=False)  # noqa: S603 - our own words
 
     def kill(self) -> None:
         """End it at once, as a crash would."""

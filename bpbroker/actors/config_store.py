@@ -75,6 +75,8 @@ class ConfigStore(Actor):
         loaded = self._claim.value
         self._sources = sources
         self._saved: Mapping[str, Any] = loaded.saved
+        self._lower: Mapping[str, Any] = loaded.lower
+        """Settings of the global file, which are in force and never saved into this one."""
         self._effective: Settings = loaded.effective
         self._registry = registry
         self._kept = loaded.entries if layers.shares_registry(loaded.effective) else None
@@ -248,7 +250,7 @@ class ConfigStore(Actor):
                 if not error.outcome_known:
                     raise
                 raise StorageFailed(f"Nothing was changed: {error}") from None
-            self._take(saved)
+            self._take(saved, self._lower)
         return Applied(added, kept)
 
     def _drop(self, message: DropAccessKey) -> None:
@@ -260,7 +262,7 @@ class ConfigStore(Actor):
         if settings.get(message.section, {}).pop("_access_key", None) is not None:
             saved = layers.freeze(settings)
             self._save(saved, gently=True)
-            self._take(saved)
+            self._take(saved, self._lower)
 
     def _reload(self) -> Settings:
         """Read the files again; the entries in them are older than the registry's and are not looked at."""
@@ -268,27 +270,39 @@ class ConfigStore(Actor):
         loaded = self._sources.load()
         for warning in loaded.warnings:
             logger.warning("%s", warning)
-        kept = {
-            f"api.{key}": self._saved["api"][key]
+        # What a start made or found is not lost when a file is put there that never had it.
+        before = layers.layered(layers.DEFAULTS, self._lower, self._saved)
+        now = layers.layered(layers.DEFAULTS, loaded.lower, loaded.saved)
+        kept = [
+            ("api", key)
             for key, default in (("ssl_cert", layers.DEFAULT_CERT), ("ssl_key", layers.DEFAULT_KEY))
-            if loaded.saved["api"][key] == default
-        }
-        # What the first start made is not lost when a file is put there that never had it.
-        secret = schema.option(self._saved, "_discovery", "secret")
-        if secret and not schema.option(loaded.saved, "_discovery", "secret"):
-            kept["_discovery.secret"] = secret
-        self._take(layers.freeze(layers.override(loaded.saved, kept)))
+            if now["api"][key] == default
+        ]
+        if schema.option(before, "_discovery", "secret") and not schema.option(now, "_discovery", "secret"):
+            kept.append(("_discovery", "secret"))
+        ours, theirs = (_picked(part, kept) for part in (self._saved, self._lower))
+        saved = layers.layered(layers.without(loaded.saved, theirs), ours)
+        self._take(layers.freeze(saved), layers.freeze(layers.layered(loaded.lower, theirs)))
         self._seen = seen
         return self._effective
 
-    def _take(self, saved: Mapping[str, Any]) -> None:
-        """Work by these settings from now on, and publish them."""
-        effective = layers.freeze(layers.override(saved, self._sources.overrides))
+    def _take(self, saved: Mapping[str, Any], lower: Mapping[str, Any]) -> None:
+        """Work by these settings of the own and of the global file from now on, and publish them."""
+        effective = layers.freeze(self._sources.in_force(lower, saved))
         try:
-            self._claim.publish(Loaded(saved, effective, self._kept or {}, (), self._origin))
+            self._claim.publish(Loaded(saved, effective, self._kept or {}, (), self._origin, lower))
         except Replaced:
             raise self._too_late() from None
-        self._saved, self._effective = saved, effective
+        self._saved, self._lower, self._effective = saved, lower, effective
+
+
+def _picked(settings: Mapping[str, Any], wanted: Iterable[tuple[str, str]]) -> dict[str, dict[str, Any]]:
+    """Return those of the wanted keys, each with its section, that the settings have."""
+    found: dict[str, dict[str, Any]] = {}
+    for section, key in wanted:
+        if key in settings.get(section, {}):
+            found.setdefault(section, {})[key] = settings[section][key]
+    return found
 
 
 def _stamp(file: Path) -> tuple[int, ...]:

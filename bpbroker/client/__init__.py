@@ -23,9 +23,24 @@ if TYPE_CHECKING:
     from bpbroker.client.api import Client, Entry, Result
     from bpbroker.client.discovery import discover, discover_all
     from bpbroker.client.responders import Broker
+    from bpbroker.errors import BarrierBroken, BatchFailed, CursorExpired, LockLost, LockTimeout, SessionLost
 
-__all__ = ["Broker", "Client", "Entry", "Result", "discover", "discover_all"]
+__all__ = [
+    "BarrierBroken",
+    "BatchFailed",
+    "Broker",
+    "Client",
+    "CursorExpired",
+    "Entry",
+    "LockLost",
+    "LockTimeout",
+    "Result",
+    "SessionLost",
+    "discover",
+    "discover_all",
+]
 
+_ERRORS = frozenset({"BarrierBroken", "BatchFailed", "CursorExpired", "LockLost", "LockTimeout", "SessionLost"})
 
 _WHERE = {
     "Broker": "responders",
@@ -39,6 +54,11 @@ _WHERE = {
 
 def __getattr__(name: str) -> object:
     """Load a public name when it is first asked for (PEP 562)."""
+    if name in _ERRORS:
+        from bpbroker import errors
+
+        found: object = getattr(errors, name)
+        return found
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -44,6 +44,10 @@ def refusal(answer: Response, status: int = 0) -> RequestError:
     message = value.get("message") if isinstance(value, dict) else None
     text = printable(message if isinstance(message, str) else "") or printable(answer.reason)
     error = from_status(status or answer.status, text or f"The broker answered with HTTP status {answer.status}")
+    if isinstance(value, dict):
+        data, failed = value.get("data"), value.get("failed")
+        error.data = data if isinstance(data, dict) else None
+        error.failed = failed if isinstance(failed, int) else None
     after = answer.headers.get("retry-after", "")
     if after.isascii() and after.isdigit():
         error.retry_after_secs = min(int(after[:6]), _RETRY_AFTER_MAX_SECS)
@@ -71,6 +75,12 @@ class Registered:
         """The entry, or the entries by name."""
         data = self.response.get("data")
         return data if isinstance(data, dict) else {}
+
+    @property
+    def revision(self) -> int:
+        """The revision of the change, or of the state that was read; 0 of a broker that knows none."""
+        revision = self.response.get("revision")
+        return revision if isinstance(revision, int) else 0
 
 
 def registered(path: str, answer: Response, address: object) -> Registered:

@@ -26,6 +26,14 @@ if TYPE_CHECKING:  # novm
     from types import TracebackType
     from typing import Any, Final, Self, TypeAlias
 
+    from bpbroker.client.recipes.barrier import Barrier
+    from bpbroker.client.recipes.batch import Batch
+    from bpbroker.client.recipes.election import Election
+    from bpbroker.client.recipes.lock import Lock
+    from bpbroker.client.recipes.session import Session
+    from bpbroker.client.recipes.take import Take
+    from bpbroker.client.recipes.watch import Watch
+
 TIMEOUT_SECS: Final = 60.0
 RETRIES: Final = 4
 _TIMES_GONE_MAX: Final = 10
@@ -38,10 +46,12 @@ Data: TypeAlias = "str | Mapping[str, Any]"
 class Entry(dict[str, "Any"]):
     """A registry entry: a dictionary, with what the answer said beside it."""
 
-    def __init__(self, content: Mapping[str, Any], etag: str = "") -> None:
+    def __init__(self, content: Mapping[str, Any], etag: str = "", revision: int = 0) -> None:
         super().__init__(content)
         self.etag = etag
         """Its entity tag, for ``if_match`` and ``changed_from``; empty in a list."""
+        self.revision = revision
+        """The revision of its last change; 0 if it was not said."""
 
     @property
     def own(self) -> dict[str, Any]:
@@ -142,6 +152,17 @@ class Client:
     ) -> None:
         self.close()
 
+    def sibling(self, timeout_secs: float | None = None) -> Client:
+        """Return another client of the same broker, on a connection of its own: for another thread."""
+        other = object.__new__(Client)
+        other._calls = self._calls.sibling(timeout_secs)
+        return other
+
+    @property
+    def calls(self) -> Calls:
+        """What carries the calls, for :mod:`bpbroker.client.recipes`."""
+        return self._calls
+
     @property
     def address(self) -> BrokerAddress:
         """The broker's address; of several, the one that is used."""
@@ -166,18 +187,28 @@ class Client:
 
     # --- registry ---
 
-    def register(self, name: str, data: Data, *, idempotent: bool = False) -> Entry:
+    def register(
+        self,
+        name: str,
+        data: Data,
+        *,
+        idempotent: bool = False,
+        session: Session | str | None = None,
+        lock: Lock | str | None = None,
+    ) -> Entry:
         """Create an entry.
 
         Args:
             name: at most 256 bytes; not beginning with ``_``.
             data: see :data:`Data`.
             idempotent: an entry with the same data, written by this host, counts as success.
+            session: to which it belongs: it goes when that ends. Or the session's id.
+            lock: the write is refused when this lock is no longer held. Or ``NAME:TOKEN``.
 
         Raises:
             AlreadyExists: the name is taken.
         """
-        sent = {"name": name, "data": _text(data)}
+        sent = {"name": name, "data": _text(data), **_owned(session, lock)}
         try:
             return _entry(self._calls.registry("Register", sent, repeatable=idempotent))
         except AlreadyExists:
@@ -187,7 +218,9 @@ class Client:
                     return there
             raise
 
-    def register_or_get(self, name: str, data: Data) -> Entry:
+    def register_or_get(
+        self, name: str, data: Data, *, session: Session | str | None = None, lock: Lock | str | None = None
+    ) -> Entry:
         """Create an entry, or return the one that has the name, whoever wrote it.
 
         Raises:
@@ -196,7 +229,7 @@ class Client:
         gone = NotFound(f"Entry '{name}' not found")
         for _ in range(_TIMES_GONE_MAX):
             try:
-                return self.register(name, data)
+                return self.register(name, data, session=session, lock=lock)
             except AlreadyExists:
                 pass
             try:
@@ -205,21 +238,46 @@ class Client:
                 gone = error
         raise gone
 
-    def replace(self, name: str, data: Data, *, if_match: str = "") -> Entry:
+    def replace(
+        self,
+        name: str,
+        data: Data,
+        *,
+        if_match: str = "",
+        session: Session | str | None = None,
+        lock: Lock | str | None = None,
+    ) -> Entry:
         """Create or overwrite an entry; with ``if_match`` only if its tag is that one.
 
+        Args:
+            name: the entry's name.
+            data: see :data:`Data`.
+            if_match: a tag.
+            session: as of :meth:`register`; empty: the entry is to belong to none.
+            lock: as of :meth:`register`.
+
         Raises:
-            PreconditionFailed: it is another.
+            PreconditionFailed: its tag is another, or the lock is not held.
         """
-        return _entry(self._write("Replace", {"name": name, "data": _text(data)}, if_match))
+        sent = {"name": name, "data": _text(data), **_owned(session, lock)}
+        return _entry(self._write("Replace", sent, if_match))
 
-    def update(self, name: str, data: Data, *, if_match: str = "") -> Entry:
+    def update(
+        self,
+        name: str,
+        data: Data,
+        *,
+        if_match: str = "",
+        session: Session | str | None = None,
+        lock: Lock | str | None = None,
+    ) -> Entry:
         """Merge into an entry at every depth, creating it if absent; ``if_match`` as of :meth:`replace`."""
-        return _entry(self._write("Update", {"name": name, "data": _text(data)}, if_match))
+        sent = {"name": name, "data": _text(data), **_owned(session, lock)}
+        return _entry(self._write("Update", sent, if_match))
 
-    def delete(self, name: str, *, if_match: str = "") -> None:
+    def delete(self, name: str, *, if_match: str = "", lock: Lock | str | None = None) -> None:
         """Remove an entry, present or not; ``if_match`` as of :meth:`replace`."""
-        self._write("Delete", {"name": name}, if_match)
+        self._write("Delete", {"name": name, **_owned(None, lock)}, if_match)
 
     def get(self, name: str, *, wait_secs: float = 0.0, changed_from: str = "", consistency: str = "strong") -> Entry:
         """Read an entry.
@@ -266,7 +324,13 @@ class Client:
         there: list[str] = []
 
         def found(answer: Registered) -> dict[str, Entry] | None:
-            entries = {name: Entry(item) for name, item in answer.data.items() if isinstance(item, dict)}
+            known = answer.response.get("revisions")
+            revisions = known if isinstance(known, dict) else {}
+            entries = {
+                name: Entry(item, revision=revisions.get(name, 0))
+                for name, item in answer.data.items()
+                if isinstance(item, dict)
+            }
             there[:] = entries
             return entries if len(entries) >= at_least else None
 
@@ -275,6 +339,133 @@ class Client:
 
         failure = f"There were fewer than {at_least} entries '{prefix}…'"
         return self._calls.poll("List", sent, {}, wait_secs, found, failure, instead)
+
+    # --- coordination: see bpbroker.client.recipes ---
+
+    def lost(self, prefix: str = "") -> dict[str, dict[str, Any]]:
+        """Return what expired with its session lately, by name: the last value of each."""
+        found = self._calls.registry("List", {"prefix": prefix, "lost": "1"}, repeatable=True).data
+        return {name: item.get("entry", item) for name, item in found.items() if isinstance(item, dict)}
+
+    def session(self, ttl_secs: float = 60.0) -> Session:
+        """Return a session, to be used in ``with``: what belongs to it goes when it ends."""
+        from bpbroker.client.recipes.session import Session
+
+        return Session(self, ttl_secs)
+
+    def lock(self, name: str, ttl_secs: float = 30.0, wait_secs: float | None = None, data: Any = None) -> Lock:
+        """Return a lock, to be used in ``with``, or as :class:`threading.Lock`; writes take it as ``lock=``."""
+        from bpbroker.client.recipes.lock import Lock
+
+        return Lock(self, name, ttl_secs=ttl_secs, wait_secs=wait_secs, data=data)
+
+    def semaphore(
+        self, name: str, limit: int, ttl_secs: float = 30.0, wait_secs: float | None = None, data: Any = None
+    ) -> Lock:
+        """Return a lock that ``limit`` may hold at once."""
+        from bpbroker.client.recipes.lock import Lock
+
+        return Lock(self, name, ttl_secs=ttl_secs, wait_secs=wait_secs, data=data, limit=limit)
+
+    def holder(self, name: str, *, wait_secs: float = 0.0, changed_from: int | None = None) -> dict[str, Any]:
+        """Return who holds a lock and who waits for it: ``holders``, ``waiting``, ``token``.
+
+        Args:
+            name: of the lock.
+            wait_secs: how long to wait for a holder, or for a change.
+            changed_from: a token; wait until the newest holder's is another.
+        """
+        sent: dict[str, Any] = {"name": name}
+        if changed_from is not None:
+            sent["changed_from"] = changed_from
+
+        def found(answer: Registered) -> dict[str, Any] | None:
+            data = {"holders": [], "waiting": [], "token": None, **answer.data}
+            there = data["token"] != changed_from if changed_from is not None else bool(data["holders"])
+            return data if there or not wait_secs else None
+
+        return self._calls.poll("Holder", sent, {}, wait_secs, found, f"The lock '{name}' had no other holder")
+
+    def election(self, name: str, data: Any = None, ttl_secs: float = 30.0) -> Election:
+        """Return an election: ``run(func)`` calls the function while this one is elected."""
+        from bpbroker.client.recipes.election import Election
+
+        return Election(self, name, data=data, ttl_secs=ttl_secs)
+
+    def barrier(
+        self,
+        prefix: str,
+        count: int,
+        *,
+        where: Mapping[str, Any] | Sequence[str] | str = (),
+        fail_where: Mapping[str, Any] | Sequence[str] | str = (),
+        fail_lost: bool = False,
+    ) -> Barrier:
+        """Return a barrier: ``wait(timeout)`` returns once enough entries are ready, raises once one cannot be."""
+        from bpbroker.client.recipes.barrier import Barrier
+
+        return Barrier(self, prefix, count, where=where, fail_where=fail_where, fail_lost=fail_lost)
+
+    def watch(self, prefix: str = "", *, name: str = "", since: str = "") -> Watch:
+        """Return an iterator over changes, to be used in ``with``; its ``cursor`` says from where to go on."""
+        from bpbroker.client.recipes.watch import Watch
+
+        return Watch(self, prefix, name=name, since=since)
+
+    def batch(self, *, atomic: bool = True) -> Batch:
+        """Return a batch, to be used in ``with``: its writes happen together at the end, or not at all."""
+        from bpbroker.client.recipes.batch import Batch
+
+        return Batch(self, atomic=atomic)
+
+    def once(
+        self,
+        name: str,
+        func: Callable[[], Any],
+        *,
+        ttl_secs: float = 60.0,
+        wait_secs: float | None = None,
+        attempts: int = 3,
+    ) -> Any:
+        """Have a function called by one of all that ask, and return its result, which is JSON, to all of them.
+
+        Raises:
+            OnceFailed: it failed as often as it may.
+            WaitTimeout: it was not done in time.
+            LockLost: the connection to the broker was lost while it ran here.
+        """
+        from bpbroker.client.recipes.once import Once, call_once
+
+        return call_once(Once(self, name, ttl_secs=ttl_secs, wait_secs=wait_secs, attempts=attempts), func)
+
+    def allocate(self, pool: str, owner: str, *, first: int = 1, last: int = 255, number: int | None = None) -> int:
+        """Return the owner's number in a pool: the one that it has, else the lowest free one, or ``number``.
+
+        Raises:
+            AlreadyExists: all are given away, or that one is.
+        """
+        sent: dict[str, Any] = {"pool": pool, "owner": owner, "from": first, "to": last}
+        if number is not None:
+            sent["number"] = number
+        return int(self._calls.registry("Allocate", sent, repeatable=True).data["number"])
+
+    def release(self, pool: str, owner: str, *, quarantine_secs: float = 0) -> None:
+        """Free the owner's number, which is not given away again for ``quarantine_secs``."""
+        sent = {"pool": pool, "owner": owner, "quarantine": round(quarantine_secs)}
+        self._calls.registry("Release", sent, repeatable=True)
+
+    def next(self, name: str, by: int = 1, *, owner: str = "") -> int:
+        """Return the next value of a counter; with an owner, always the same for that one."""
+        sent: dict[str, Any] = {"name": name, "by": by}
+        if owner:
+            sent["owner"] = owner
+        return int(self._calls.registry("Next", sent, repeatable=bool(owner)).data["number"])
+
+    def take(self, name: str, receiver: str) -> Take:
+        """Return a taking, to be used in ``with``: the entry is the receiver's, and is destroyed at the end."""
+        from bpbroker.client.recipes.take import Take
+
+        return Take(self, name, receiver)
 
     # --- ping and extensions ---
 
@@ -367,7 +558,17 @@ def _consistency(wanted: str, wait_secs: float) -> dict[str, str]:
 
 
 def _entry(answer: Registered) -> Entry:
-    return Entry(answer.data, answer.etag)
+    return Entry(answer.data, answer.etag, answer.revision)
+
+
+def _owned(session: Session | str | None, lock: Lock | str | None) -> dict[str, str]:
+    """Return the parameters that say to which session an entry belongs, and which lock a write needs."""
+    sent = {}
+    if session is not None:
+        sent["session"] = session if isinstance(session, str) else session.id
+    if lock is not None:
+        sent["lock"] = lock if isinstance(lock, str) else lock.fence
+    return sent
 
 
 def _quoted(tag: str) -> bytes:

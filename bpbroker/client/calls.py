@@ -81,6 +81,11 @@ class Calls:
         self._total = total_secs
         self._end = time.monotonic() + total_secs
 
+    def sibling(self, timeout_secs: float | None = None) -> Calls:
+        """Return the same on a connection of its own, without a limit for all calls together."""
+        timeout = self._timeout if timeout_secs is None else timeout_secs
+        return Calls(self.transport.sibling(), self._headers, timeout, self.retries)
+
     def registry(
         self,
         method: str,

@@ -117,6 +117,10 @@ class Transport:
         self.own_ip = ""
         """This host's address on the last connection."""
 
+    def sibling(self) -> Transport:
+        """Return another transport to the same broker, for another thread."""
+        return Transport(self.address, self._trust, self._pins, self._others, self._tell)
+
     def exchange(
         self, method: str, path: str, headers: Mapping[str, bytes], body: bytes | None, deadline: Deadline
     ) -> Response:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePath
 
@@ -14,7 +15,7 @@ import click
 
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.config.paths import Home, system_home
-from bpbroker.errors import InUse, StartError, UsageError
+from bpbroker.errors import ConfigurationError, InUse, StartError, UsageError
 from bpbroker.runtime.exposure import exposed_code
 from bpbroker.service import linux, machine, windows
 from bpbroker.service.data import Where, files_of, plan_purge
@@ -41,11 +42,12 @@ _dry_run_option = click.option("--dry-run", is_flag=True, help="Only print what 
 
 @command("install-service", short_help="Install service, to start at boot")
 @click.option("--user", default="", metavar="NAME", help="Run the service as this user instead of root.")
+@click.option("--firewall", is_flag=True, help="Open the port in Windows' firewall.")
 @_name_option
 @_root_option
 @_dry_run_option
 @pass_scope
-def install_service(scope: Scope, *, user: str, name: str, root: Path, dry_run: bool) -> None:
+def install_service(scope: Scope, *, user: str, firewall: bool, name: str, root: Path, dry_run: bool) -> None:
     """Install bpbroker as a service and have it start at boot.
 
     Linux: an init script, where systemd runs also a unit. Windows: a service
@@ -54,8 +56,13 @@ def install_service(scope: Scope, *, user: str, name: str, root: Path, dry_run: 
     service = _service(scope, name, user)
     if sys.platform == "win32":
         nssm = windows.nssm_path(service.home)
-        plan = windows.plan_install(nssm, service, installed=_nssm_knows(nssm, name))
+        known = _nssm_knows(nssm, name)
+        if known is not None:
+            service = _as_installed(scope, service, windows.recorded(known), user)
+        plan = windows.plan_install(nssm, service, installed=known is not None, port=_port(scope), firewall=firewall)
     else:
+        if firewall:
+            raise UsageError("--firewall is for Windows: here the port is opened with the system's own firewall tool")
         _only_root(root, dry_run=dry_run)
         for sentence in exposed_code(Path(str(service.home)) / "lib", (), (0,)) if root == Path("/") else ():
             click.echo(f"warning: {sentence}", err=True)
@@ -79,7 +86,9 @@ def uninstall_service(scope: Scope, *, purge: bool, name: str, root: Path, dry_r
     where: Where
     if sys.platform == "win32":
         nssm = windows.nssm_path(service.home)
-        plan = windows.plan_uninstall(nssm, service, installed=_nssm_knows(nssm, name))
+        parameters = _nssm_knows(nssm, name)
+        known = None if parameters is None else windows.recorded(parameters)
+        plan = windows.plan_uninstall(nssm, service, installed=parameters is not None)
         where, logs = Path, windows.log_file(service).parent
     else:
         found = machine.look(root)
@@ -199,17 +208,30 @@ def _program() -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", "bpbroker")
 
 
-def _nssm_knows(nssm: PurePath, name: str) -> bool:
-    """Whether there is a service of this name.
+def _port(scope: Scope) -> int:
+    """Return the port in the configuration, or the default where it cannot be read: `prepare` will say so."""
+    with suppress(ConfigurationError):
+        port: int = scope.sources().load().effective["api"]["listen_port"]
+        return port
+    return 20443
+
+
+def _nssm_knows(nssm: PurePath, name: str) -> str | None:
+    """Return the arguments of the service of this name; None when there is none.
 
     Raises:
         StartError: nssm is not where it must be.
     """
     try:
-        done = subprocess.run([str(nssm), "status", name], capture_output=True, timeout=60, check=False)  # noqa: S603 - ours
+        done = subprocess.run([str(nssm), "get", name, "AppParameters"], capture_output=True, timeout=60, check=False)  # noqa: S603 - ours
     except FileNotFoundError:
         raise windows.missing(nssm) from None
-    return done.returncode == 0
+    # nssm writes UTF-16 without a mark.
+    return (
+        done.stdout.decode("utf-16-le" if b"\0" in done.stdout else "utf-8", "replace").strip()
+        if done.returncode == 0
+        else None
+    )
 
 
 def _carry_out(plan: Plan, root: Path, *, dry_run: bool) -> None:

@@ -41,11 +41,17 @@ class Scope:
 
     config: Path | None = None
     debug: bool = False
+    _notice: str = ""
+    """What was said of the home folder."""
 
     @property
     def home(self) -> Home:
-        """The home folder in use."""
-        return find_home()
+        """The home folder in use; when that is not the system's although there is one, this is said once."""
+        home = find_home(for_file=self.config is not None)
+        if home.notice and not self._notice:
+            self._notice = home.notice
+            click.echo(f"warning: {home.notice}", err=True)
+        return home
 
     @property
     def own(self) -> Path:

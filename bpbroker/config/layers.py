@@ -68,6 +68,18 @@ def _lay(under: dict[str, Any], over: Mapping[str, Any]) -> None:
             under[key] = thaw(value)
 
 
+def without(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` without the values for which ``other`` has one too, at every depth; sections stay."""
+    result: dict[str, Any] = {}
+    for key, value in base.items():
+        over = other.get(key)
+        if isinstance(value, Mapping):
+            result[key] = without(value, over if isinstance(over, Mapping) else {})
+        elif key not in other:
+            result[key] = thaw(value)
+    return result
+
+
 def add(base: Mapping[str, Any], extra: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
     """Merge strictly additively: only what ``base`` does not have yet is taken, at every depth.
 

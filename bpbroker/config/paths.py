@@ -23,6 +23,18 @@ class Home:
     """The home folder."""
 
     folder: Path
+    passed_over: Path | None = None
+    """The system's home, when it is there but this user may not write in it."""
+
+    @property
+    def notice(self) -> str:
+        """What to tell the user of this choice; empty when there is nothing to tell."""
+        if self.passed_over is None:
+            return ""
+        return (
+            f"{self.passed_over} may not be written to by this user, so {self.folder} is used;"
+            " --config FILE or BPBROKER_HOME chooses another place"
+        )
 
     @property
     def config_file(self) -> Path:
@@ -57,19 +69,38 @@ def user_home(environ: Mapping[str, str]) -> Path:
     return (Path(data) if data.startswith("/") else Path.home() / ".local" / "share") / "bpbroker"
 
 
-def find_home(environ: Mapping[str, str] = os.environ) -> Home:
+def find_home(environ: Mapping[str, str] = os.environ, *, for_file: bool = False) -> Home:
     """Return the home to use.
 
-    A plain user for whom the system's home does not exist and cannot be made
-    gets their own data folder, so that ``bpbroker start`` works for everybody.
+    A plain user who cannot write in the system's home, or cannot make it, gets
+    their own data folder, so that ``bpbroker start`` works for everybody.
+
+    Args:
+        environ: the environment.
+        for_file: whether the configuration file is named by ``--config``: then only its global file and its extension
+            modules are read there, and a home that is there will do.
     """
     system = Path(system_home(environ))
-    if environ.get("BPBROKER_HOME") or system.exists() or _may_make(system):
+    there = os.path.lexists(system)
+    if environ.get("BPBROKER_HOME") or (there and (for_file or not _is_shut(system))):
+        return Home(system)
+    if not there and _may_make(system):
         return Home(system)
     try:
-        return Home(user_home(environ))
+        own = user_home(environ)
     except RuntimeError:  # no HOME and no such user, as in a bare container: --config says where to go
         return Home(system)
+    if not there:
+        return Home(own)
+    return Home(own, passed_over=system) if os.access(_nearest(own / "etc" / FILE_NAME), os.W_OK) else Home(system)
+
+
+def _is_shut(system: Path) -> bool:
+    """Whether the system's home is there but this plain user can keep no configuration in it."""
+    if sys.platform == "win32" or os.geteuid() == 0:  # to root it is the right place even on a read-only file system
+        return False
+    folder = system / "etc"
+    return not os.access(folder if os.access(folder, os.F_OK) else system, os.W_OK)
 
 
 def _may_make(system: Path) -> bool:
@@ -80,4 +111,4 @@ def _may_make(system: Path) -> bool:
 
 def _nearest(path: Path) -> Path:
     """Return the nearest folder above ``path`` that exists."""
-    return next((folder for folder in path.parents if folder.exists()), Path(path.anchor))
+    return next((folder for folder in path.parents if os.access(folder, os.F_OK)), Path(path.anchor))

@@ -175,7 +175,9 @@ class Keyed:
             return None
         if not _KEY.fullmatch(key):
             raise BadRequest("The Idempotency-Key must be 1 to 255 visible ASCII characters")
-        asked = json.dumps([namespace, call.method, sorted(call.qs.items()), call.source])
+        # A method may answer each caller differently, so what one got is not for another.
+        who = (call.source, call.caller) if call.caller else (call.source,)
+        asked = json.dumps([namespace, call.method, sorted(call.qs.items()), *who])
         return cls(namespace, key, hashlib.sha256(asked.encode()).digest(), _client(call.source))
 
     def check_repeat(self, request: bytes) -> None:

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Final
 
 from bpbroker.errors import BadRequest, Forbidden
@@ -72,6 +72,13 @@ _NO_KEY: Final = NamedKey("", b"\0" * 32, (), Rights(()))
 """What a key of an unknown name is compared with: that takes as long as with a known one."""
 
 
+class _Everything:
+    """Holds whatever it is asked for."""
+
+    def __contains__(self, item: object) -> bool:
+        return True
+
+
 class NamedKeys:
     """The named keys as the registry has them now.
 
@@ -81,12 +88,14 @@ class NamedKeys:
 
     def __init__(self) -> None:
         self.by_name: dict[str, NamedKey] = {}
-        self.closed: dict[str, int] = {}
-        """Namespace to how many keys are about it, those that ended too: what they were made for stays closed."""
+        self.closed: Container[str] = _Everything()
+        """The namespaces that keys are about, those that ended too: what they were made for stays closed."""
         self.known = False
         """Whether the registry has told its keys; before, nothing is open but what says so."""
         self.ended: Callable[[NamedKey], None] = lambda _: None
         """Told a key that was revoked or is gone; in the registry's thread."""
+        self._about: dict[str, int] = {}
+        """Namespace to how many keys are about it."""
         self._bare: dict[str, NamedKey] = {}
 
     def take(self, stored_name: str, value: bytes | None) -> None:
@@ -100,9 +109,9 @@ class NamedKeys:
                 logger.error("An access key in the registry cannot be used: %s", error)  # noqa: TRY400 - the sentence says it
         for key, step in ((after, 1), (before, -1)):  # in this order: nothing is open for a moment
             for namespace in key.rights.namespaces if key is not None else ():
-                self.closed[namespace] = self.closed.get(namespace, 0) + step
-                if not self.closed[namespace]:
-                    del self.closed[namespace]
+                self._about[namespace] = self._about.get(namespace, 0) + step
+                if not self._about[namespace]:
+                    del self._about[namespace]
         self._bare.pop(name, None)
         if after is None:
             self.by_name.pop(name, None)
@@ -115,7 +124,7 @@ class NamedKeys:
 
     def complete(self) -> None:
         """Hear that the registry has told all its keys."""
-        self.known = True
+        self.known, self.closed = True, self._about
 
     def find(self, candidates: Sequence[object], now: float) -> NamedKey | None:
         """Return the key whose secret a request brings, in force or not; None if it brings none, or several."""

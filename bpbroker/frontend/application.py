@@ -100,7 +100,7 @@ class Application:
         control_token: what the local ``bpbroker`` command brings to ``/_control``.
         names: the names by which browsers may reach this broker, beside those in the settings.
         memory: what the server keeps for clients, so that no response is made that it has no room for.
-        named: the named access keys, which the registry keeps up to date.
+        named: the named access keys, which the registry keeps up to date; None where there are none.
     """
 
     def __init__(
@@ -118,7 +118,10 @@ class Application:
         self._names = names
         self._own_names = _own_names(names, settings)
         self._memory = Budget() if memory is None else memory
-        self._named = NamedKeys() if named is None else named
+        if named is None:
+            named = NamedKeys()
+            named.complete()
+        self._named = named
         self._named.ended = self._end_waits
         self._waits: dict[str, set[Future[Any]]] = {}
         """Named key to the replies that its callers wait for."""
@@ -202,7 +205,7 @@ class Application:
         keys = self._derived.keys.get(namespace)
         if keys is None:
             raise Unauthorized("Unauthorized package")
-        if keys or self._is_closed(namespace):
+        if keys or (namespace in self._named.closed and namespace not in self._derived.opened):
             given = _in_header(request.fields)
             if given:
                 self._check_key(keys, given, call)
@@ -215,7 +218,7 @@ class Application:
         namespace, method = call.namespace, call.method
         keys = derived.keys[namespace]
         parameters = parse(request.query, request.fields.get("content-type", ""), request.body, derived.limits.depth)
-        if keys or self._is_closed(namespace):
+        if keys or (namespace in self._named.closed and namespace not in self._derived.opened):
             given = _in_header(request.fields)
             if not given or parameters.keys:
                 self._check_key(keys, (*given, *parameters.keys), call)
@@ -240,16 +243,14 @@ class Application:
 
     def _is_closed(self, namespace: str) -> bool:
         """Whether a namespace without an ``_access_key`` needs a named key."""
-        if namespace in self._derived.opened:
-            return False
-        if not self._named.known:
-            raise Unavailable("The registry's store does not answer, so which access keys there are is not known yet")
-        return namespace in self._named.closed
+        return namespace in self._named.closed and namespace not in self._derived.opened
 
     def _check_key(self, keys: tuple[str, ...], candidates: Sequence[object], call: _Call) -> None:
         """See that a request brings the namespace's own key, or a named one, which is noted in ``call``."""
         if keys and access_keys.matches(candidates, keys):
             return
+        if not self._named.known:
+            raise Unavailable("The registry's store does not answer, so which access keys there are is not known yet")
         key = self._named.find(candidates, time.time())
         if key is None:
             if candidates:

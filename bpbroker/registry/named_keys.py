@@ -49,6 +49,8 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}\Z")
 _NETWORKS_MAX: Final = 64
 _TIMES: Final = ("until", "made", "last_used", "revoked")
+_GIVEN: Final = ("sha256", "allow", "until", "uses", "from", "bare")
+"""The members that who adds a key chooses."""
 _MEMBERS: Final = (
     "sha256",
     "allow",
@@ -314,9 +316,11 @@ def changed(
 
 
 def _add(name: str, value: Mapping[str, Any] | None, given: Mapping[str, Any], now: float) -> dict[str, Any]:
-    """Add a key: ``given`` has its members, and ``ttl`` in seconds instead of ``until`` if it is to end."""
+    """Add a key: ``given`` has its members; instead of ``until`` it may have ``ttl`` in seconds."""
     check_name(name)
-    made = {member: given[member] for member in ("sha256", "allow", "uses", "from", "bare") if given.get(member)}
+    made = {
+        member: given[member] for member in ("sha256", "allow", "until", "uses", "from", "bare") if given.get(member)
+    }
     if given.get("uses") == 0:
         made["uses"] = 0  # to be refused, not left out
     ttl = given.get("ttl")

@@ -48,7 +48,7 @@ class Plan:
     @classmethod
     def of(cls, options: RunOptions) -> Plan:
         """Find home and files."""
-        home = find_home()
+        home = find_home(for_file=options.config is not None)
         own = options.config.absolute() if options.config else home.config_file
         return cls(options, home, sources_of(home, own, options.overrides()))
 

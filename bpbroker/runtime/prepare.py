@@ -76,6 +76,8 @@ def prepare(plan: Plan, undo: ExitStack) -> Prepared:
         ConfigurationError, StartError: it cannot start.
     """
     own = plan.sources.own
+    if plan.home.notice:
+        logger.warning("%s", plan.home.notice)
     make_folders(own, plan.home)
     lock = FileLock(own)
     lock.acquire()

@@ -6,7 +6,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 import bpbroker
 from bpbroker.errors import ConfigurationError
@@ -71,7 +71,7 @@ def unit(service: Service) -> str:
 class Recorded:
     """What an installed service was told, as its own file says."""
 
-    config: PurePosixPath
+    config: PurePath
     user: str
     """Empty is root."""
 

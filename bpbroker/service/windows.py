@@ -2,14 +2,18 @@ r"""Plans for Windows, where ``nssm.exe`` from ``%ProgramFiles%\bpbroker\bin`` r
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess  # for list2cmdline only: Windows' own rules for quoting
 from collections.abc import Iterator
-from pathlib import PurePath
+from pathlib import PurePath, PureWindowsPath
 
 from bpbroker.errors import ConfigurationError, StartError
 from bpbroker.service.steps import MakeFolder, Plan, Run, Service
-from bpbroker.service.templates import check_plain, fill, template
+from bpbroker.service.templates import Recorded, check_plain, fill, template
+from bpbroker.text import command_line
+
+_BY_HAND = "If Windows' firewall is on, let clients in with --firewall, or by hand:"
 
 
 def nssm_path(home: PurePath) -> PurePath:
@@ -30,13 +34,58 @@ def missing(nssm: PurePath) -> StartError:
     )
 
 
-def plan_install(nssm: PurePath, service: Service, *, installed: bool) -> Plan:
+def recorded(parameters: str) -> Recorded | None:
+    """Return the configuration file that a service runs on, from its arguments; None when they name none.
+
+    Args:
+        parameters: as ``nssm get NAME AppParameters`` says them: :func:`plan_install` wrote them.
+    """
+    found = _CONFIG.search(parameters)
+    return None if found is None else Recorded(PureWindowsPath(found[1] or found[2]), "")
+
+
+_CONFIG = re.compile(r'--config (?:"([^"]+)"|(\S+)) start\s*\Z')
+
+
+def firewall_rules(name: str) -> tuple[str, ...]:
+    """Return the names of a service's rules in Windows' firewall, for TCP and UDP."""
+    return f"{name} (TCP)", f"{name} (UDP)"
+
+
+def open_firewall(name: str, port: int) -> tuple[Run, ...]:
+    """Return the steps that let the broker's port through Windows' firewall; those before them are replaced."""
+    return (
+        *close_firewall(name),
+        *(
+            Run(
+                (
+                    "netsh", "advfirewall", "firewall", "add", "rule", f"name={rule}",
+                    "dir=in", "action=allow", f"protocol={protocol}", f"localport={port}",
+                ),
+                "open the firewall",
+            )
+            for rule, protocol in zip(firewall_rules(name), ("TCP", "UDP"), strict=True)
+        ),
+    )  # fmt: skip
+
+
+def close_firewall(name: str) -> tuple[Run, ...]:
+    """Return the steps that take the rules away; fine when there are none."""
+    return tuple(
+        Run(("netsh", "advfirewall", "firewall", "delete", "rule", f"name={rule}"), "close the firewall", may_fail=True)
+        for rule in firewall_rules(name)
+    )
+
+
+def plan_install(nssm: PurePath, service: Service, *, installed: bool, port: int, firewall: bool) -> Plan:
     """Return the steps of install-service; the commands for nssm are those of ``deploy/nssm.commands``.
 
     Args:
         nssm: the program.
         service: what to install.
         installed: whether there is a service of this name already; it is then only set anew.
+        port: what the broker listens on, for TCP and UDP.
+        firewall: whether to open that in Windows' firewall; else the notes say how.
 
     Raises:
         ConfigurationError: a user was asked for.
@@ -56,21 +105,30 @@ def plan_install(nssm: PurePath, service: Service, *, installed: bool) -> Plan:
         "HOME": str(service.home),
         "LOG": str(log),
     }
-    folders = (service.home, service.home / "lib", service.config.parent, service.backups, log.parent)
+    # Modes of the owner alone become lists for the owner, Administrators and SYSTEM, and what is made inside has them.
+    folders = {service.home: 0o755, service.home / "lib": 0o755}
+    folders |= dict.fromkeys((service.config.parent, service.backups, log.parent), 0o700)
+    rules = open_firewall(service.name, port)
     commands = [tuple(fill(word, values) for word in words) for words in _commands()]
     return Plan(
         (
-            *(MakeFolder(folder, 0o755, "") for folder in folders),
+            *(MakeFolder(folder, mode, "") for folder, mode in folders.items()),
             service.prepare(),
             *(
                 Run((str(nssm), *words), "make the service" if words[0] == "install" else "set it up")
                 for words in commands
                 if words[0] != "install" or not installed
             ),
+            *(rules if firewall else ()),
         ),
         (
             f"Installed; it starts at boot. It does not run yet; to start it: net start {service.name}",
             f"Its log is {log}",
+            *(
+                ()
+                if firewall
+                else (_BY_HAND, *(f"  {command_line(*rule.argv)}" for rule in rules if not rule.may_fail))
+            ),
         ),
     )
 
@@ -83,6 +141,7 @@ def plan_uninstall(nssm: PurePath, service: Service, *, installed: bool) -> Plan
         (
             Run((str(nssm), "stop", service.name), "stop it", may_fail=True),
             Run((str(nssm), "remove", service.name, "confirm"), "remove it"),
+            *close_firewall(service.name),
         ),
         ("Removed.",),
     )

@@ -1,9 +1,10 @@
 """Where one run's configuration comes from: the files, in layers, and the overrides of this run.
 
 Lowest to highest: the hardcoded defaults, the global file, the file given with
-``--config``, then environment and command-line options. What is saved is
-everything but the last, with every default, into the own file (the one given
-with ``--config``, else the global one). Entries belong to the own file alone.
+``--config``, then environment and command-line options. What is saved into the
+own file (the one given with ``--config``, else the global one) is what that
+file holds, and every default that the global file does not set. Nothing of the
+global file is copied into another one. Entries belong to the own file alone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Loaded:
     """A configuration that was read and found usable."""
 
     saved: Mapping[str, Any]
-    """Settings as the own file will hold them: defaults and files, without this run's overrides. Frozen."""
+    """Settings as the own file will hold them: defaults, and what it has; nothing of the global file. Frozen."""
     effective: Mapping[str, Any]
     """Settings in force. Frozen."""
     entries: Mapping[str, bytes]
@@ -31,6 +32,8 @@ class Loaded:
     warnings: tuple[str, ...]
     origin: config_file.Origin | None = None
     """Whose state the own file says it is."""
+    lower: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the global file that lie below the own file's. Frozen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +64,28 @@ class Sources:
         warnings += [f"{self.own}: {warning}" for warning in schema.warnings(own_settings, self.is_installed)]
         problems = [f"{self.own}: {problem}" for problem in schema.problems(own_settings)]
         problems += [f"{self.below}: {problem}" for problem in schema.problems(lower)]
-        saved = layers.layered(layers.DEFAULTS, lower, own_settings) if not problems else {}
-        effective = layers.override(saved, self.overrides)
+        saved, effective = ({}, layers.override({}, self.overrides)) if problems else self._laid(lower, own_settings)
         problems += [f"this run's options: {problem}" for problem in schema.problems(effective)]
         if not problems:
             problems += [f"{self.own}: {problem}" for problem in _unreachable(entries, effective)]
         if problems:
             listed = "\n  ".join([*problems, *(f"warning: {warning}" for warning in warnings)])
             raise ConfigurationError(f"The configuration cannot be used:\n  {listed}", tuple(problems))
-        return Loaded(layers.freeze(saved), layers.freeze(effective), entries, tuple(warnings), origin)
+        return Loaded(
+            layers.freeze(saved), layers.freeze(effective), entries, tuple(warnings), origin, layers.freeze(lower)
+        )
+
+    def in_force(self, lower: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings that are in force with these of the global file and these of the own one."""
+        return layers.override(layers.layered(layers.DEFAULTS, lower, saved), self.overrides)
+
+    def _laid(self, lower: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what is to be saved, and what is in force.
+
+        A default for which the global file has a value is not saved: at the next start it would hide that value.
+        """
+        saved = layers.layered(layers.without(layers.DEFAULTS, lower), own)
+        return saved, self.in_force(lower, saved)
 
 
 def _unreachable(entries: Mapping[str, bytes], settings: Mapping[str, Any]) -> Iterator[str]:

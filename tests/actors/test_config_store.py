@@ -210,6 +210,26 @@ def test_reload_takes_settings_from_the_file_and_leaves_the_entries(
     assert config_file.read(file)[0]["_config"]["backup_retain_n"] == 5
 
 
+def test_the_global_files_settings_are_in_force_and_never_written_into_the_own_file(
+    run: Callable[..., Asked], registry: Asked, file: Path, tmp_path: Path
+) -> None:
+    below = tmp_path / "below.json"
+    made = {"ssl_cert": "/their.crt", "ssl_key": "/their.key"}
+    below.write_text(json.dumps({"demo": {"_access_key": "hidden"}, "api": made, "_discovery": {"secret": "a" * 64}}))
+    file.write_text("{}")
+    sources = Sources(file, below)
+    store = run(ConfigStore, sources, Owned(sources.load(), lambda _: None), registry.address)
+    assert store(ApplyConfiguration({"demo": {"_access_key": "own"}})).added == ("demo",)
+    below.write_text(json.dumps({"other": {"_access_key": "hidden"}}))
+    settings = store(ReloadSettings())
+    assert settings["other"]["_access_key"] == "hidden"
+    assert settings["demo"]["_access_key"] == "own"
+    # A broker that runs keeps the pair and the secret that it began with.
+    assert (settings["api"]["ssl_cert"], settings["_discovery"]["secret"]) == ("/their.crt", "a" * 64)
+    store(Save())
+    assert not [word for word in ("hidden", "their", "aaaa", "other") if word in file.read_text()]
+
+
 def test_a_reload_of_what_cannot_be_used_changes_nothing(store: Asked, file: Path, published: list[Settings]) -> None:
     before = store(GetDocument()).settings
     for text in ("{", '{"api": {"listen_port": "x"}}'):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPSConnection
+from pathlib import Path
 
 import psutil
 import pytest
@@ -144,3 +148,28 @@ def test_a_key_that_is_no_digest_stops_the_start_and_is_not_shown(make_broker: M
     assert ended.returncode == 78
     assert "_keys.ci" in ended.stderr
     assert "canary" not in ended.stderr + ended.stdout
+
+
+def test_one_line_lets_a_bare_machine_join(make_broker: MakeBroker, tmp_path: Path) -> None:
+    broker = make_broker({}).start()
+    done = broker.bpbroker(
+        "join-command", "--allow", "services:*@foo/", "--ttl", "1h", "--uses", "1",
+        "--address", "127.0.0.1:1", "--address", f"127.0.0.1:{broker.port}",
+    )  # fmt: skip
+    (line,) = done.stdout.splitlines()
+    place = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
+
+    def run(command: str, folder: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / folder).mkdir()
+        return subprocess.run(
+            ["/bin/sh", "-c", command], cwd=tmp_path / folder, env=place, capture_output=True, text=True, check=False
+        )
+
+    joined = run(f"{line} && python3 ./bpclient.pyz service register --name foo/a --data x", "joined")
+    assert joined.returncode == 0, joined
+    assert "allow\tservices:*@foo/" in joined.stdout
+    digest = re.search(r"\b[0-9a-f]{64}\b", line)
+    assert digest is not None
+    other = run(line.replace(digest[0], "0" * 64), "other")
+    assert other.returncode != 0
+    assert not list((tmp_path / "other").iterdir())

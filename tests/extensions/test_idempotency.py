@@ -371,3 +371,10 @@ def test_a_file_that_does_not_say_whose_it_is_goes_on_counting(tmp_path: Path, c
     with contextlib.closing(Answers(path, clocks.look, "a" * 32)) as later:
         assert later.find(keyed()) is not None
     assert idempotency.owner_of(path) == "a" * 32
+
+
+def test_what_one_caller_got_is_not_for_another() -> None:
+    calls = [Call("F", {"data": "x"}, "10.0.0.7", "id", "k", caller) for caller in ("", "ci", "other")]
+    found = {Keyed.of("demo", call) for call in calls}
+    assert len(found) == 3
+    assert keyed() in found

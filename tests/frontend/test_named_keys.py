@@ -10,6 +10,7 @@ import pytest
 
 from bpbroker import messages
 from bpbroker.errors import Unauthorized
+from bpbroker.frontend.access_keys import NamedKeys
 from bpbroker.frontend.actions import BUILT_IN
 from bpbroker.frontend.coordination import OPERATIONS
 from bpbroker.frontend.openapi import description
@@ -113,7 +114,7 @@ def test_what_a_key_is_about_is_closed_to_others(broker: Broker) -> None:
 
 def test_nothing_is_open_before_the_keys_are_known() -> None:
     broker = Broker()
-    broker.keys.known = False
+    NamedKeys.__init__(broker.keys)
     assert call(broker, "/services/Get/?name=foo").status == 503
     assert call(broker, "/ping/Ping/").status == 200
     assert call(broker, "/ossec/AddAgent/", "secret").status == 200

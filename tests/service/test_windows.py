@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PureWindowsPath
 
 import pytest
@@ -24,6 +25,9 @@ SERVICE = Service(
 NSSM = windows.nssm_path(HOME)
 
 
+plan_install = partial(windows.plan_install, port=20443, firewall=False)
+
+
 def commands(plan: Plan) -> list[tuple[str, ...]]:
     return [step.argv[1:] for step in plan.steps if isinstance(step, Run) and step.argv[0] == str(NSSM)]
 
@@ -33,7 +37,7 @@ def test_nssm_is_where_the_seed_says() -> None:
 
 
 def test_install() -> None:
-    plan = windows.plan_install(NSSM, SERVICE, installed=False)
+    plan = plan_install(NSSM, SERVICE, installed=False)
     said = commands(plan)
     assert said[0] == ("install", "bpbroker", r"C:\Python 3\python.exe")
     settings = {words[2]: words[3:] for words in said[1:] if words[0] == "set" and words[2] != "AppExit"}
@@ -54,14 +58,47 @@ def test_install() -> None:
     assert any("net start bpbroker" in note for note in plan.notes)
 
 
+def test_configuration_backups_and_logs_are_not_for_all_users() -> None:
+    plan = plan_install(NSSM, SERVICE, installed=False)
+    modes = {step.path.name: step.mode for step in plan.steps if isinstance(step, MakeFolder)}
+    assert modes == {"bpbroker": 0o755, "lib": 0o755, "etc": 0o700, "backups": 0o700, "logs": 0o700}
+
+
+def test_the_firewall_is_opened_when_asked_and_else_said_how() -> None:
+    plan = windows.plan_install(NSSM, SERVICE, installed=False, port=4711, firewall=True)
+    words = [step.argv for step in plan.steps if isinstance(step, Run) and step.argv[0] == "netsh"]
+    adds = [argv for argv in words if "add" in argv]
+    assert [argv[-2:] for argv in adds] == [("protocol=TCP", "localport=4711"), ("protocol=UDP", "localport=4711")]
+    assert [argv[5] for argv in words if "delete" in argv] == [argv[5] for argv in adds]  # again: no second rule
+    told = "\n".join(plan_install(NSSM, SERVICE, installed=False).notes)
+    assert 'netsh advfirewall firewall add rule "name=bpbroker (UDP)"' in told.replace("'", '"')
+    assert not any("netsh" in note for note in plan.notes)
+    gone = [step.argv for step in windows.plan_uninstall(NSSM, SERVICE, installed=True).steps if isinstance(step, Run)]
+    assert [argv[5] for argv in gone if argv[0] == "netsh"] == [argv[5] for argv in adds]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "config"),
+    [
+        (r'-P -m bpbroker --config "C:\Program Files\x y\b.json" start', r"C:\Program Files\x y\b.json"),
+        ("--config D:\\b.json start\r\n", "D:\\b.json"),
+    ],
+)
+def test_what_a_service_runs_on_is_known_from_its_arguments(parameters: str, config: str) -> None:
+    found = windows.recorded(parameters)
+    assert found is not None
+    assert found.config == PureWindowsPath(config)
+    assert windows.recorded("something else") is None
+
+
 def test_again_it_is_set_up_anew_but_not_made() -> None:
-    first = commands(windows.plan_install(NSSM, SERVICE, installed=False))
-    again = commands(windows.plan_install(NSSM, SERVICE, installed=True))
+    first = commands(plan_install(NSSM, SERVICE, installed=False))
+    again = commands(plan_install(NSSM, SERVICE, installed=True))
     assert again == first[1:]
 
 
 def test_another_name() -> None:
-    said = commands(windows.plan_install(NSSM, replace(SERVICE, name="second"), installed=False))
+    said = commands(plan_install(NSSM, replace(SERVICE, name="second"), installed=False))
     assert {words[1] for words in said} == {"second"}
 
 
@@ -77,7 +114,7 @@ def test_uninstall_stops_and_removes() -> None:
 
 def test_a_user_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"services\.msc"):
-        windows.plan_install(NSSM, replace(SERVICE, user="me"), installed=False)
+        plan_install(NSSM, replace(SERVICE, user="me"), installed=False)
 
 
 def test_a_missing_nssm_says_where_to_put_it() -> None:
@@ -101,7 +138,7 @@ def nssm(tmp_path: Path) -> Path:
 
 
 def test_nssm_gets_every_argument_whole(tmp_path: Path, nssm: Path) -> None:
-    plan = windows.plan_install(PureWindowsPath("nssm"), SERVICE, installed=False)
+    plan = plan_install(PureWindowsPath("nssm"), SERVICE, installed=False)
     runs = tuple(
         replace(step, argv=(str(nssm), *step.argv[1:]))
         for step in plan.steps
@@ -109,7 +146,7 @@ def test_nssm_gets_every_argument_whole(tmp_path: Path, nssm: Path) -> None:
     )
     execute(Plan(runs), Path("/"), lambda _: None)
     received = [tuple(json.loads(line)) for line in (tmp_path / "calls").read_text().splitlines()]
-    assert received == commands(windows.plan_install(NSSM, SERVICE, installed=False))
+    assert received == commands(plan_install(NSSM, SERVICE, installed=False))
 
 
 def test_what_nssm_says_when_it_fails_is_shown(tmp_path: Path, nssm: Path) -> None:

@@ -31,12 +31,27 @@ def below(tmp_path: Path) -> Path:
 def test_the_own_file_lies_over_the_global_one(own: Path, below: Path) -> None:
     own.write_text('{"api": {"listen_port": 8}, "services": {"mine": {}}}')
     loaded = Sources(own, below, {"api.listen_ip": "127.0.0.1"}).load()
-    assert loaded.saved["api"]["listen_port"] == 8
+    assert loaded.effective["api"]["listen_port"] == 8
     assert loaded.saved["api"]["listen_ip"] == ""
     assert loaded.effective["api"]["listen_ip"] == "127.0.0.1"
-    assert loaded.saved["services"]["_access_key"] == "k"
+    assert loaded.effective["services"]["_access_key"] == "k"
     assert list(loaded.entries) == ["mine"]
     assert loaded.warnings == ()
+
+
+def test_nothing_of_the_global_file_is_saved_into_the_own_one(own: Path, below: Path) -> None:
+    cert = {"ssl_cert": "/theirs.crt", "ssl_key": "/theirs.key"}
+    settings = {"api": {"listen_port": 7, **cert}, "services": {"_access_key": "k"}, "demo": {"a": 1}}
+    config_file.write(below, {**settings, "_discovery": {"secret": "a" * 64}}, {})
+    loaded = Sources(own, below).load()
+    config_file.write(own, loaded.saved, loaded.entries)
+    text = own.read_text()
+    assert not [word for word in ('"k"', "theirs", "demo", "aaaa", "listen_port") if word in text]
+    assert loaded.saved["_config"]["backup_retain_n"] == 24  # a default that the global file does not have
+    again = Sources(own, below).load()  # what is saved hides nothing of it either
+    assert again.effective == loaded.effective
+    assert again.effective["api"]["listen_port"] == 7
+    assert again.effective["demo"]["a"] == 1
 
 
 def test_the_global_file_need_not_be_there(own: Path, tmp_path: Path) -> None:
@@ -45,11 +60,11 @@ def test_the_global_file_need_not_be_there(own: Path, tmp_path: Path) -> None:
 
 
 def test_the_pair_of_the_global_files_broker_is_its_own(own: Path, below: Path, tmp_path: Path) -> None:
-    assert Path(Sources(own, below).load().saved["api"]["ssl_cert"]).name == "dummy_api.crt"
+    assert Path(Sources(own, below).load().effective["api"]["ssl_cert"]).name == "dummy_api.crt"
     for cert in (tmp_path / "ours.crt", below.with_suffix(".crt")):  # somebody chose this one, or both parts of it
         pair = {"ssl_cert": str(cert), "ssl_key": str(tmp_path / "ours.key")}
         config_file.write(below, {"api": pair}, {})
-        assert Sources(own, below).load().saved["api"]["ssl_cert"] == str(cert)
+        assert Sources(own, below).load().effective["api"]["ssl_cert"] == str(cert)
 
 
 def test_a_global_file_of_somebody_else_is_left_out_and_said(

@@ -14,9 +14,16 @@ from bpbroker.client.cli.options import (
     EVERYWHERE,
     IF_MATCH,
     JSON,
+    LOCK,
+    LOCK_NAME,
     NAME,
     OWN_IP,
     RAW,
+    SESSION,
+    SESSION_ID,
+    TTL,
+    TTL_LONG,
+    WAIT,
     Command,
     Option,
 )
@@ -38,20 +45,44 @@ COMMANDS: Final[dict[tuple[str, ...], Command]] = {}
 """Every command by its words, such as ``("service", "get")``."""
 GROUPS: Final = {
     ("service",): "Register services and look them up.",
+    ("session",): "Keep entries that go when their owner does.",
     ("trust",): "The certificates of brokers that were seen before.",
 }
 """The words that begin several commands, and what their help says."""
 
 
-def _command(words: str, *options: Option, acts: bool = False) -> Callable[[Action], Action]:
+def _command(words: str, *options: Option, acts: bool = False, runs: bool = False) -> Callable[[Action], Action]:
     """Make a function the command of these words."""
 
     def add(action: Action) -> Action:
         path = tuple(words.split())
-        COMMANDS[path] = Command(path, options, action, acts=acts)
+        COMMANDS[path] = Command(path, options, action, acts=acts, runs=runs)
         return action
 
     return add
+
+
+def _elsewhere(words: str, place: str, about: str, *options: Option, acts: bool = False, runs: bool = False) -> None:
+    """Make a function of another module, which is loaded when it is called, the command of these words.
+
+    Args:
+        words: of the command.
+        place: module and function, with a colon.
+        about: what the help says.
+        options: as of :class:`Command`, like what follows.
+        acts: as there.
+        runs: as there.
+    """
+
+    def action(session: Session, **values: Any) -> Output:
+        from importlib import import_module
+
+        module, _, name = place.partition(":")
+        found: Output = getattr(import_module(f"bpbroker.client.cli.{module}"), name)(session, **values)
+        return found
+
+    action.__doc__ = about
+    _command(words, *options, acts=acts, runs=runs)(action)
 
 
 @_command("ping", Option("--data", default="", about="What the broker is to echo."), RAW)
@@ -194,12 +225,21 @@ def doctor(session: Session) -> Output:
     OWN_IP,
     Option("--idempotent", flag=True, about="The same data, registered by this host before, is success."),
     Option("--or-get", flag=True, about="If the entry exists, print it; exit code 0."),
+    Option("--ttl", metavar="TIME", about="In a session of its own, which --raw prints and `session renew` renews."),
+    SESSION,
+    LOCK,
     ETAG,
     RAW,
     acts=True,
 )
-def register(session: Session, *, idempotent: bool, or_get: bool, **options: Any) -> Output:
+def register(session: Session, *, idempotent: bool, or_get: bool, ttl: str | None, **options: Any) -> Output:
     """Create an entry; it must not exist."""
+    if ttl is not None:
+        if idempotent or or_get:
+            raise UsageError("--ttl does not go with --idempotent or --or-get: a new session has no entry yet")
+        from bpbroker.client.cli.leasing import register_for
+
+        return register_for(session, seconds(ttl), options, lambda own: _write(session, "register", {**options, **own}))
     if options["name"].endswith("-"):
         session.tell(f"Warning: the name '{options['name']}' ends in a dash; was $HOSTNAME empty? Use $(hostname)")
     if or_get:
@@ -209,13 +249,13 @@ def register(session: Session, *, idempotent: bool, or_get: bool, **options: Any
     return _write(session, "register", options, idempotent=idempotent)
 
 
-@_command("service replace", NAME, DATA_NEEDED, DATA_RAW, JSON, OWN_IP, IF_MATCH, ETAG, RAW, acts=True)
+@_command("service replace", NAME, DATA_NEEDED, DATA_RAW, JSON, OWN_IP, IF_MATCH, SESSION, LOCK, ETAG, RAW, acts=True)
 def replace(session: Session, *, if_match: str, **options: Any) -> Output:
     """Create an entry or overwrite it."""
     return _write(session, "replace", options, if_match=if_match)
 
 
-@_command("service update", NAME, DATA_NEEDED, DATA_RAW, JSON, OWN_IP, IF_MATCH, ETAG, RAW, acts=True)
+@_command("service update", NAME, DATA_NEEDED, DATA_RAW, JSON, OWN_IP, IF_MATCH, SESSION, LOCK, ETAG, RAW, acts=True)
 def update(session: Session, *, if_match: str, **options: Any) -> Output:
     """Merge data into an entry at every depth, creating it if absent."""
     return _write(session, "update", options, if_match=if_match)
@@ -226,6 +266,7 @@ def update(session: Session, *, if_match: str, **options: Any) -> Output:
     NAME,
     Option("--wait", metavar="TIME", about="Wait so long for it to exist, or to change."),
     Option("--changed-from", metavar="ETAG", default="", about="Wait until its tag is not this one."),
+    Option("--gone", flag=True, about="Wait until it is not there."),
     Option("--field", metavar="KEY", about="Print only the value of this key, or of a.b; with --etag both."),
     CONSISTENCY,
     ETAG,
@@ -237,12 +278,17 @@ def get(
     name: str,
     wait: str | None,
     changed_from: str,
+    gone: bool,
     field: str | None,
     consistency: str,
     etag: bool,
     raw: bool,
 ) -> Output:
     """Print an entry."""
+    if gone:
+        from bpbroker.client.cli.watching import gone as wait_until_gone
+
+        return wait_until_gone(session, name=name, wait=wait)
     if wait and consistency == "local":
         raise UsageError("--wait and --consistency local do not go together: a local read does not wait")
     client, left = session.client(seconds(wait) if wait else 0.0)
@@ -259,12 +305,36 @@ def get(
     return _entry(entry, dict(response), etag=etag, raw=raw)
 
 
-@_command("service delete", NAME, IF_MATCH, RAW, acts=True)
-def delete(session: Session, *, name: str, if_match: str, raw: bool) -> Output:
+@_command(
+    "service delete",
+    Option("--name", positional=True, about="The entry's name."),
+    Option("--prefix", about="All entries whose names begin so."),
+    Option("--dry-run", flag=True, about="With --prefix: only say which."),
+    IF_MATCH,
+    LOCK,
+    RAW,
+    acts=True,
+)
+def delete(
+    session: Session,
+    *,
+    name: str | None,
+    prefix: str | None,
+    dry_run: bool,
+    if_match: str,
+    fence: str | None,
+    raw: bool,
+) -> Output:
     """Remove an entry; one that does not exist is removed already."""
+    if prefix is not None and name is None and not if_match:
+        from bpbroker.client.cli.bulk import delete as delete_all
+
+        return delete_all(session, prefix=prefix, dry_run=dry_run)
+    if name is None or prefix is not None or dry_run:
+        raise UsageError("Missing option '--name', or the word without it; or give --prefix, perhaps with --dry-run")
     client, _ = session.client()
     with client, session.waiting_for(f"broker {client.address}"):
-        client.delete(name, if_match=if_match)
+        client.delete(name, if_match=if_match, lock=(session.fence() if fence is None else fence) or None)
     return output.of_raw(client.response) if raw else output.of_response(client.response, b"")
 
 
@@ -290,9 +360,26 @@ def list_(session: Session, *, prefix: str, keys: bool, consistency: str, raw: b
     "service wait",
     Option("--prefix", required=True, about="Names must begin so."),
     Option("--count", required=True, bounds=(1, 1_000_000), about="How many there must be."),
+    Option("--where", metavar="FIELD=VALUE", multiple=True, about="Only those of which this is true; dotted if deep."),
+    Option("--fail-where", metavar="FIELD=VALUE", multiple=True, about="Fail at once when this is true of one."),
+    Option("--fail-lost", flag=True, about="Fail at once when one is lost with its session."),
 )
-def wait(session: Session, *, prefix: str, count: int) -> Output:
+def wait(
+    session: Session,
+    *,
+    prefix: str,
+    count: int,
+    where: tuple[str, ...],
+    fail_where: tuple[str, ...],
+    fail_lost: bool,
+) -> Output:
     """Wait, for --timeout, until enough entries exist; then print their names."""
+    if where or fail_where or fail_lost:
+        from bpbroker.client.cli.watching import wait as wait_for_all
+
+        return wait_for_all(
+            session, prefix=prefix, count=count, where=where, fail_where=fail_where, fail_lost=fail_lost
+        )
     client, left = session.client(session.timeout(60.0))
     with client, session.waiting_for(f"{count} entries '{prefix}…' on {client.address}"):
         entries = client.list(prefix, at_least=count, wait_secs=left)
@@ -322,6 +409,125 @@ def trust_forget(_session: Session, *, host: str) -> Output:
         raise NotFound(f"There is no certificate of {host} in {known.path}; `bpclient trust list` shows them")
     return output.of_names(gone)
 
+
+_elsewhere(
+    "session run",
+    "holding:run",
+    "Keep a session, and perhaps an entry, while a command runs, or until a signal.",
+    TTL_LONG,
+    Option("--name", about="The entry's name."),
+    DATA,
+    DATA_RAW,
+    runs=True,
+)
+_elsewhere("session renew", "holding:renew", "Renew a session once.", SESSION_ID, acts=True)
+_elsewhere("session close", "holding:close", "End a session; its entries and locks go.", SESSION_ID, acts=True)
+_elsewhere(
+    "lock",
+    "holding:lock",
+    "Hold a lock while a command runs; exit codes: the command's, 124 not got in time, 111 lost.",
+    LOCK_NAME,
+    TTL,
+    WAIT,
+    DATA,
+    DATA_RAW,
+    Option("--limit", bounds=(1, 1_000_000), about="How many may hold it at once (1)."),
+    runs=True,
+)
+_elsewhere(
+    "lock holder",
+    "holding:holder",
+    "Print what the holder of a lock says of itself; exit code 3 if there is none.",
+    LOCK_NAME,
+    Option("--wait", metavar="TIME", about="Wait so long for one, or for a change."),
+    Option("--changed-from", metavar="TOKEN", bounds=(0, 999_999_999), about="Wait until the token is not this one."),
+    RAW,
+)
+_elsewhere(
+    "once",
+    "holding:once",
+    "Have a command run on one host of all that ask, once and for good; the others wait and end with 0, too. "
+    "A crash between the work and the note that it is done repeats the work: write the command so that this does no "
+    "harm. `service delete` of the entry makes it run again.",
+    Option("--name", required=True, about="The name of the entry that says where it stands, and of the lock."),
+    TTL_LONG,
+    WAIT,
+    Option("--attempts", bounds=(1, 1_000_000), about="How often it is tried if it fails, by all together (3)."),
+    Option("--output", key="keep_output", flag=True, about="Keep the last 8 KiB of its output; print it everywhere."),
+    runs=True,
+)
+_elsewhere(
+    "number",
+    "giving:number",
+    "Print the owner's number in a pool, always the same one; or the next one of a counter.",
+    Option("--pool", about="The pool, an entry."),
+    Option("--for", key="owner", metavar="OWNER", about="Whose number."),
+    Option("--from", key="first", bounds=(0, 999_999_999), about="The smallest number (1)."),
+    Option("--to", key="last", bounds=(0, 999_999_999), about="The largest number (255)."),
+    Option("--number", bounds=(0, 999_999_999), about="This one, or none."),
+    Option("--release", flag=True, about="Give the number back."),
+    Option("--quarantine", metavar="TIME", about="With --release: nobody gets it for so long."),
+    Option("--counter", metavar="NAME", about="A counter instead; with --for a repeat gives the same."),
+    Option("--by", bounds=(1, 1_000_000), about="The counter's step (1)."),
+    acts=True,
+)
+_elsewhere(
+    "service take",
+    "giving:take",
+    "Print an entry that is for one receiver, and have it destroyed.",
+    NAME,
+    Option("--for", key="receiver", required=True, metavar="RECEIVER", about="Who takes it."),
+    Option("--ack", flag=True, about="Have it destroyed once it was written out (this is so without it, too)."),
+    Option("--no-ack", flag=True, about="Leave it: this receiver may take it again."),
+)
+_elsewhere(
+    "batch",
+    "bulk:batch",
+    "Carry out several operations, all or none.",
+    Option("--file", required=True, metavar="FILE", about="A JSON list of operations; - for standard input."),
+    Option("--no-atomic", flag=True, about="Each for itself."),
+    acts=True,
+)
+_elsewhere(
+    "service export",
+    "bulk:export",
+    "Print entries, a line of JSON each.",
+    Option("--prefix", default="", about="Only names that begin so."),
+)
+_elsewhere(
+    "service import",
+    "bulk:import_",
+    "Write the entries that standard input has, a line of JSON each.",
+    Option("--prefix", default="", about="Names must begin so, and --prune looks at no others."),
+    Option("--prune", flag=True, about="Remove entries that standard input does not have."),
+    Option("--dry-run", flag=True, about="Only say what would be done."),
+    Option("--keep", flag=True, about="Leave entries that exist as they are."),
+    acts=True,
+)
+_elsewhere(
+    "watch",
+    "watching:watch",
+    "Print every change, a line of JSON each, or run a command for each, one at a time.",
+    Option("--prefix", about="Of entries whose names begin so."),
+    Option("--name", about="Of this entry."),
+    Option("--initial", flag=True, about="Begin with what there is."),
+    Option("--cursor-file", metavar="FILE", about="Go on where the last run ended."),
+    Option("--count", bounds=(1, 1_000_000), about="End after so many."),
+    Option("--keep-going", flag=True, about="Go on when the command fails, instead of trying again."),
+    runs=True,
+)
+_elsewhere(
+    "render",
+    "rendering:render",
+    "Make a file of a Jinja2 template and entries, and run a command when it has changed.",
+    Option("--template", required=True, metavar="FILE", about="Has entry(NAME), entries(PREFIX), field(NAME, KEY)."),
+    Option("--out", required=True, metavar="FILE", about="The file."),
+    Option("--mode", about="Its mode, such as 0644."),
+    Option("--check", metavar="COMMAND", about="Must end well with the new file's path for {}."),
+    Option("--watch", flag=True, about="Go on with every change."),
+    Option("--wait", metavar="TIME", about="Wait so long for entries that the template needs."),
+    runs=True,
+)
 
 WORDS: Final = frozenset(word for path in COMMANDS for word in path)
 """Every word of a command."""
@@ -356,7 +562,13 @@ def _write(session: Session, method: str, options: dict[str, Any], **how: Any) -
     with client, session.waiting_for(f"broker {client.address}"):
         if own_ip:
             data = _with_own_ip(session, client, data)
-        entry = getattr(client, method)(options["name"], data, **how)
+        entry = getattr(client, method)(
+            options["name"],
+            data,
+            session=session.belongs_to() if options["owner"] is None else options["owner"],
+            lock=(session.fence() if options["fence"] is None else options["fence"]) or None,
+            **how,
+        )
     return _entry(entry, dict(client.response), etag=options["etag"], raw=options["raw"])
 
 

@@ -92,6 +92,8 @@ def _perform(arguments: list[str]) -> int:
         if not call.command.acts:
             raise
         raise NotShown(f"The call was carried out, but its answer cannot be shown: {error}") from None
+    if result.after is not None:
+        result.after()
     return result.exit_code
 
 

@@ -76,13 +76,18 @@ class Command:
         options: of its own.
         action: what it does; its docstring is what the help shows.
         acts: whether something has happened once the broker has answered: a script must know.
+        runs: whether it runs a command of the user's, which stands behind ``--``; the action gets its words as
+            ``command``.
     """
 
-    def __init__(self, path: tuple[str, ...], options: Sequence[Option], action: Action, *, acts: bool) -> None:
+    def __init__(
+        self, path: tuple[str, ...], options: Sequence[Option], action: Action, *, acts: bool, runs: bool = False
+    ) -> None:
         self.path = path
         self.options = options
         self.action = action
         self.acts = acts
+        self.runs = runs
 
 
 class Invocation:
@@ -131,6 +136,22 @@ EVERYWHERE: Final = (
 )
 """Options that may stand before, between and after the words of any command."""
 
+TTL: Final = Option("--ttl", metavar="TIME", default="30s", about="How long it outlives its owner, at least (30s).")
+TTL_LONG: Final = Option(
+    "--ttl", metavar="TIME", default="60s", about="How long it outlives its owner, at least (60s)."
+)
+WAIT: Final = Option("--wait", metavar="TIME", about="Give up after so long (never), with exit code 124.")
+LOCK_NAME: Final = Option("--name", required=True, about="The lock's name.")
+SESSION: Final = Option(
+    "--session",
+    key="owner",
+    metavar="ID",
+    about="The entry belongs to this session, '' to none; or set BPBROKER_SESSION.",
+)
+LOCK: Final = Option(
+    "--lock", key="fence", metavar="NAME:TOKEN", about="Only if this lock is held; or set BPBROKER_LOCK."
+)
+SESSION_ID: Final = Option("--id", key="session_id", required=True, positional=True, metavar="ID", about="The session.")
 NAME: Final = Option("--name", required=True, positional=True, about="The entry's name.")
 DATA: Final = Option("--data", metavar="DATA", about="Data: text, a JSON object, @FILE, or - for standard input.")
 DATA_NEEDED: Final = Option("--data", metavar="DATA", about=f"{DATA.about} Required.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from bpbroker.client.address import BrokerAddress
 from bpbroker.client.api import Entry
@@ -41,6 +41,8 @@ class Output:
         self.rows = rows
         self.many = many
         self.exit_code = exit_code
+        self.after: Callable[[], None] | None = None
+        """What is to be done once this is printed."""
 
 
 NOTHING: Final = Output(b"", None, [])
@@ -117,6 +119,13 @@ def of_entries(entries: Mapping[str, Entry]) -> Output:
     """Show entries: a line each, name and value with a tab between."""
     text = b"".join(_line(f"{_in_its_cell(name)}\t{_in_its_cell(_entry_text(item))}") for name, item in entries.items())
     return Output(text, entries, [{"name": name, **item} for name, item in entries.items()], many=True)
+
+
+def of_holders(holders: Sequence[Row]) -> Output:
+    """Show the holders of a lock: what each says of itself, a line each."""
+    texts = [each.get("data") for each in holders]
+    lines = b"".join(_line(text if isinstance(text, str) else json.dumps(text)) for text in texts)
+    return Output(lines, list(holders), holders, many=True)
 
 
 def of_names(names: Sequence[str], value: Any = None) -> Output:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bpbroker.client.cli.commands import COMMANDS, GROUPS
+from bpbroker.client.cli.commands import COMMANDS, FLAGS, GROUPS
 from bpbroker.client.cli.options import EVERYWHERE, Invocation, Option
+from bpbroker.client.cli.words import wants_next
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
@@ -23,10 +24,40 @@ class _Unsure(Exception):
 
 def parse(words: Sequence[str]) -> Invocation | None:
     """Understand a command line; None if click has to."""
+    own, behind = split_command(words)
+    if behind == ():
+        return None
     try:
-        return _call(list(reversed(words)))
+        call = _call(list(reversed(own)))
     except _Unsure:
         return None
+    return with_command(call, behind)
+
+
+def split_command(words: Sequence[str]) -> tuple[list[str], tuple[str, ...] | None]:
+    """Return the words of bpclient itself, and those of the command behind ``--``; None without ``--``."""
+    path: tuple[str, ...] = ()
+    at = 0
+    while at < len(words):
+        word = words[at]
+        if word == "--":
+            command = COMMANDS.get(path)
+            if command is not None and command.runs:
+                return list(words[:at]), tuple(words[at + 1 :])
+            break
+        if word.startswith("-"):
+            at += wants_next(word, FLAGS)
+        elif (*path, word) in COMMANDS or (*path, word) in GROUPS:
+            path = (*path, word)
+        at += 1
+    return list(words), None
+
+
+def with_command(call: Invocation, behind: tuple[str, ...] | None) -> Invocation:
+    """Return a call that knows the words of the command that it is to run, if it runs one."""
+    if not call.command.runs:
+        return call
+    return Invocation(call.command, {**call.own, "command": behind or ()}, call.given)
 
 
 def _call(rest: list[str]) -> Invocation:
@@ -42,6 +73,14 @@ def _call(rest: list[str]) -> Invocation:
     command = COMMANDS[path]
     known = everywhere | _by_name(command.options)
     found = _level(rest, known)
+    while rest and (*path, rest[-1]) in COMMANDS:  # a command below a command, such as lock holder
+        if any(option.key in found for option in command.options):
+            raise _Unsure
+        given |= found
+        path = (*path, rest.pop())
+        command = COMMANDS[path]
+        known = everywhere | _by_name(command.options)
+        found = _level(rest, known)
     word = next((option for option in command.options if option.positional), None)
     if rest and word is not None and word.key not in found:
         _keep(word, rest.pop(), found)

@@ -24,7 +24,7 @@ class Progress:
     """
 
     def __init__(self, what: str, *, quiet: bool = False) -> None:
-        self._what = what
+        self.what = what
         self._shown = not quiet and os.environ.get("TERM") != "dumb" and sys.stderr is not None and sys.stderr.isatty()
 
     def __enter__(self) -> Self:
@@ -48,7 +48,7 @@ class Progress:
         if self._over.wait(_PATIENCE_SECS):
             return
         while True:
-            sys.stderr.write(f"\r\x1b[KWaiting for {self._what} … {time.monotonic() - began:.0f} s")
+            sys.stderr.write(f"\r\x1b[KWaiting for {self.what} … {time.monotonic() - began:.0f} s")
             sys.stderr.flush()
             if self._over.wait(_STEP_SECS):
                 break

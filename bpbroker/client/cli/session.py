@@ -95,6 +95,14 @@ class Session:
         """Whether a person reads the result."""
         return sys.stdout is not None and sys.stdout.isatty()
 
+    def fence(self) -> str:
+        """Return the lock that a surrounding ``bpclient lock`` holds, as ``NAME:TOKEN``; empty if there is none."""
+        return self._environ.get("BPBROKER_LOCK", "")
+
+    def belongs_to(self) -> str | None:
+        """Return the session of a surrounding ``bpclient session run``; None if there is none."""
+        return self._environ.get("BPBROKER_SESSION") or None
+
     def waiting_for(self, what: str) -> Progress:
         """Show what is being waited for, while it is."""
         return Progress(what, quiet=self.quiet)

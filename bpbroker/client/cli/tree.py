@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
 from bpbroker import __version__
 from bpbroker.client.cli.commands import COMMANDS, GROUPS
 from bpbroker.client.cli.options import EVERYWHERE, Command, Invocation, Option
+from bpbroker.client.cli.parser import split_command, with_command
 from bpbroker.errors import UsageError
 
 _SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -22,7 +24,8 @@ _ABOUT: Final = "Talk to a bpbroker: find it, register services and look them up
 
 _EPILOG: Final = """\b
 Exit codes: 0 done, 1 other, 2 usage, 3 not found, 4 exists or precondition failed,
-5 access refused, 6 cannot connect or wrong certificate, 7 several brokers answered, 124 timed out.
+5 access refused, 6 cannot connect or wrong certificate, 7 several brokers answered,
+111 lock or session lost, 124 timed out.
 Options of bpclient may also stand after the commands."""
 
 
@@ -34,9 +37,12 @@ def parse(words: Sequence[str]) -> Invocation:
         SystemExit: all is done: help or the version was printed.
     """
     given: dict[str, Any] = {}
+    own, behind = split_command(words)
+    if behind == ():
+        raise UsageError("There is no command behind --")
     try:
         # Not main(): it answers an interrupt with an empty line.
-        with bpclient().make_context("bpclient", list(words), obj=given) as context:
+        with bpclient().make_context("bpclient", own, obj=given) as context:
             call: Invocation = context.command.invoke(context)
     except click.exceptions.Exit as done:
         raise SystemExit(done.exit_code) from None
@@ -45,7 +51,7 @@ def parse(words: Sequence[str]) -> Invocation:
         raise SystemExit(UsageError.exit_code) from None
     except click.ClickException as error:
         raise UsageError(f"{error.format_message().rstrip('.')} (bpclient --help shows what there is)") from None
-    return call
+    return with_command(call, behind)
 
 
 def complete(words: Sequence[str]) -> None:
@@ -75,10 +81,51 @@ def bpclient() -> click.Group:
             for option in command.options
             if option.positional
         ]
-        groups[path[:-1]].add_command(
-            click.Command(path[-1], help=command.action.__doc__, params=[*own, *hidden], callback=_callback(command))
-        )
+        below = any(other[:-1] == path for other in COMMANDS)
+        kind: type[click.Command] = _Both if below else _Runs if command.runs else click.Command
+        made = kind(path[-1], help=command.action.__doc__, params=[*own, *hidden], callback=_callback(command))
+        if isinstance(made, click.Group):
+            groups[path] = made
+        groups[path[:-1]].add_command(made)
     return root
+
+
+class _Runs(click.Command):
+    """A command that runs one of the user's."""
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Return what the usage line shows."""
+        return [*super().collect_usage_pieces(ctx), "[-- COMMAND ...]"]
+
+
+class _Both(click.Group):
+    """A command that has others below it."""
+
+    def __init__(self, name: str, **how: Any) -> None:
+        super().__init__(name, invoke_without_command=True, **how)
+        self.needed = [each for each in self.params if each.required]
+        for each in self.needed:
+            each.required = False  # those below it do without
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Return what the usage line shows."""
+        return [*click.Command.collect_usage_pieces(self, ctx), "[-- COMMAND ...]"]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Understand the command itself, or the one below it.
+
+        Raises:
+            click.UsageError: an option of its own is missing, or stands before the word of the one below.
+        """
+        own = [each for each in self.params if each.expose_value and each.name in ctx.params]
+        given = [each for each in own if ctx.get_parameter_source(str(each.name)) is ParameterSource.COMMANDLINE]
+        below = bool([*getattr(ctx, "_protected_args", ()), *ctx.args])
+        if below and given:
+            raise click.UsageError(f"{given[0].opts[0]} goes behind the word of the command that it is for", ctx)
+        missing = next((each for each in self.needed if each not in given), None)
+        if not below and missing is not None:
+            raise click.MissingParameter(ctx=ctx, param=missing)
+        return super().invoke(ctx)
 
 
 class _Group(click.Group):
@@ -106,7 +153,7 @@ def _callback(command: Command) -> Any:
                     name = option.names[0]
                     raise click.UsageError(f"{word!r} and {name} {own[option.key]!r} both say it; give one of them")
                 own[option.key] = own[option.key] if word is None else word
-                if own[option.key] is None:
+                if own[option.key] is None and option.required:
                     raise click.UsageError(f"Missing option '{option.names[0]}', or the word without it")
         given: dict[str, Any] = click.get_current_context().find_root().obj
         return Invocation(command, own, given)

@@ -225,11 +225,11 @@ def split_cols(arguments: Sequence[str], commands: Container[str], flags: Contai
         if collecting:
             continue
         yield argument
-        if argument.startswith("-") and _wants_next(argument, flags):
+        if argument.startswith("-") and wants_next(argument, flags):
             yield from islice(rest, 1)
 
 
-def _wants_next(option: str, flags: Container[str]) -> bool:
+def wants_next(option: str, flags: Container[str]) -> bool:
     """Whether the value of an option is the next word."""
     if option.startswith("--"):
         return "=" not in option and option not in flags

@@ -164,4 +164,34 @@ def test_no_option_of_a_command_hides_one_of_all() -> None:
     everywhere = {name for option in EVERYWHERE for name in (*option.names, option.key)}
     for command in COMMANDS.values():
         assert everywhere.isdisjoint(name for option in command.options for name in (*option.names, option.key))
-    assert all(path[:1] in GROUPS or len(path) == 1 for path in COMMANDS)
+    assert all(len(path) == 1 or path[:-1] in GROUPS or path[:-1] in COMMANDS for path in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("line", "path", "command"),
+    [
+        ("lock --name x -- ls -l --name y", ("lock",), ("ls", "-l", "--name", "y")),
+        ("-b h lock --name -- -- ls", ("lock",), ("ls",)),
+        ("session run --ttl 60s -- a -- b", ("session", "run"), ("a", "--", "b")),
+        ("session run -q", ("session", "run"), ()),
+        ("once --name x --output -q -- true", ("once",), ("true",)),
+        ("watch --prefix x --cols a -- cat", ("watch",), ("cat",)),
+        ("lock holder --name x --wait 5s", ("lock", "holder"), None),
+        ("lock -q holder --name x", ("lock", "holder"), None),
+    ],
+)
+def test_a_command_stands_behind_two_dashes(line: str, path: tuple[str, ...], command: tuple[str, ...] | None) -> None:
+    words = list(split_cols(line.split(), WORDS, FLAGS))
+    found = read(parse(words))
+    assert found is not None
+    assert found == by_click(words)
+    assert (found[0], found[1].get("command")) == (path, command)
+
+
+@pytest.mark.parametrize(
+    "line", ["lock", "lock --name x --", "lock --name x holder --name y", "service get x -- y -- z"]
+)
+def test_a_command_that_is_missing_is_refused(line: str) -> None:
+    assert parse(line.split()) is None
+    with pytest.raises(UsageError):
+        tree.parse(line.split())

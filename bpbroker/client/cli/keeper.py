@@ -1,0 +1,340 @@
+"""Keeping a command: in a process group of its own, which ends before what it rests on can.
+
+Signals go on to the group. When the session is lost the group gets SIGTERM,
+and SIGKILL ten seconds later, or before the session can be another's. A small
+shell ends the group, too, when this process is killed: no command may go on
+without what it was started for.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+
+from bpbroker.client.recipes.clock import boottime
+from bpbroker.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any, Final
+
+    from bpbroker.client.recipes.session import Session
+
+LOST: Final = 111
+"""Exit code when the session or the lock was lost."""
+KILL_SECS: Final = 10.0
+"""From SIGTERM to SIGKILL."""
+_KILL_MIN_SECS: Final = 0.5
+_MARGIN_SECS: Final = 0.2
+_STEP_SECS: Final = 0.5
+_TAIL_BYTES: Final = 8192
+_FORWARDED: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH")
+_ENDING: Final = ("SIGTERM", "SIGHUP", "SIGQUIT")
+
+# Reads a line that only comes when all went well; an end of the pipe means that its writer was killed.
+_GUARD: Final = (
+    'read -r word && exit 0; kill -TERM "-$1" 2>/dev/null || exit 0; n=0; '
+    'while [ $n -lt 10 ] && kill -0 "-$1" 2>/dev/null; do sleep 1; n=$((n+1)); done; kill -KILL "-$1" 2>/dev/null'
+)
+
+
+def end_orderly() -> None:
+    """Have signals that end a process end this one by SystemExit, so that what it holds is given back."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    for name in _ENDING:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, end)
+
+
+class Keeper:
+    """Runs one command.
+
+    Args:
+        words: the command.
+        more: environment variables for it.
+        stdin: what it reads; None: this process' standard input.
+        keep_output: whether the end of its standard output is kept, which goes on to this process' as well.
+    """
+
+    def __init__(
+        self, words: Sequence[str], more: Mapping[str, str], *, stdin: bytes | None = None, keep_output: bool = False
+    ) -> None:
+        if not words:
+            raise UsageError("Which command? Give it behind --, such as -- ./install.sh")
+        self._words = list(words)
+        self._environ = {**os.environ, **more}
+        self._stdin = stdin
+        self._keep_output = keep_output
+        self._tail = bytearray()
+        self._woken = threading.Event()
+        self._write_end = -1
+        self._terminal = -1
+        self.lost = False
+        """Whether the command was ended because the session was lost."""
+
+    @property
+    def output(self) -> str:
+        """The end of what it wrote to standard output."""
+        return bytes(self._tail).decode("utf-8", "replace")
+
+    def wake(self) -> None:
+        """Have :meth:`run` look at the session. From any thread."""
+        self._woken.set()
+        if self._write_end >= 0:
+            try:
+                os.write(self._write_end, b"\0")
+            except OSError:  # full: it is awake; closed: it has ended
+                pass
+
+    def run(self, session: Session | None = None) -> int:
+        """Run the command and return its exit code, 128 and the number for a signal; :data:`LOST` if that was why."""
+        if session is not None and session.lost.is_set():
+            self.lost = True
+            return LOST
+        if sys.platform == "win32":
+            return self._keep(self._start(), session, -1)
+        read_end, self._write_end = os.pipe()
+        os.set_blocking(read_end, False)
+        os.set_blocking(self._write_end, False)
+        before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        handlers: dict[int, Any] = {}
+        try:
+            handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+            forwarding = _Forwarding()
+            for name in _FORWARDED:
+                number = getattr(signal, name)
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    handlers[number] = signal.signal(number, forwarding.forward)
+            process = self._start()
+            forwarding.begin(process.pid)
+            guard = self._guard(process.pid)
+            try:
+                self._give_terminal(process.pid)
+                return self._keep(process, session, read_end)
+            finally:
+                if process.poll() is None:
+                    _signal_group(process, signal.SIGKILL)
+                    process.wait()
+                self._take_terminal()
+                _dismiss(guard)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(before)
+            write_end, self._write_end = self._write_end, -1
+            os.close(write_end)
+            os.close(read_end)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        how: dict[str, Any] = {}
+        if sys.platform == "win32":
+            how["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
+        elif sys.version_info >= (3, 11):  # noqa: UP036 - bpclient.pyz runs on Python 3.9
+            how["process_group"] = 0
+        else:
+            how["preexec_fn"] = os.setpgrp
+        if self._stdin is not None:
+            how["stdin"] = subprocess.PIPE
+        if self._keep_output:
+            how["stdout"] = subprocess.PIPE
+        try:
+            process = subprocess.Popen(self._words, env=self._environ, **how)  # noqa: S603 - what the user asks for
+        except FileNotFoundError as error:
+            raise _CannotRun(f"The command {self._words[0]!r} cannot be run: {error.strerror}", 127) from None
+        except (OSError, ValueError) as error:
+            raise _CannotRun(f"The command {self._words[0]!r} cannot be run: {error}", 126) from None
+        if process.stdin is not None:
+            threading.Thread(target=_feed, args=(process.stdin, self._stdin or b""), daemon=True).start()
+        if process.stdout is not None:
+            self._copying = threading.Thread(target=self._copy, args=(process.stdout,), daemon=True)
+            self._copying.start()
+        return process
+
+    def _keep(self, process: subprocess.Popen[bytes], session: Session | None, read_end: int) -> int:
+        kill_at = float("inf")
+        while process.poll() is None:
+            now = boottime()
+            if session is not None and not self.lost and (session.lost.is_set() or now >= session.stop_at):
+                self.lost = True
+                # A session that the broker has ended has nothing to be quick for; another one may be alive yet.
+                until = now + KILL_SECS if session.ended else min(now + KILL_SECS, session.ends_at - _MARGIN_SECS)
+                kill_at = max(until, now + _KILL_MIN_SECS)
+                _signal_group(process, signal.SIGTERM)
+            if now >= kill_at:
+                _signal_group(process, getattr(signal, "SIGKILL", signal.SIGTERM))
+                kill_at = float("inf")
+            self._wait(process, read_end, 0.1 if kill_at < float("inf") else _STEP_SECS)
+            self._follow_stop(process.pid)
+        if self.lost:
+            _signal_group(process, getattr(signal, "SIGKILL", signal.SIGTERM))  # the rest of its group
+        if self._keep_output:
+            self._copying.join(1.0)  # a daemon that it left may have the pipe for ever
+        if self.lost:
+            return LOST
+        return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+    def _wait(self, process: subprocess.Popen[bytes], read_end: int, secs: float) -> None:
+        if read_end < 0:
+            try:
+                process.wait(secs)
+            except subprocess.TimeoutExpired:
+                pass
+            return
+        if select.select([read_end], [], [], secs)[0]:
+            try:
+                while os.read(read_end, 512):
+                    pass
+            except BlockingIOError:
+                pass
+
+    def _copy(self, pipe: Any) -> None:
+        while True:
+            data = os.read(pipe.fileno(), 65536)
+            if not data:
+                pipe.close()
+                return
+            self._tail = (self._tail + data)[-_TAIL_BYTES:]
+            rest = memoryview(data)
+            try:
+                while rest:
+                    rest = rest[os.write(1, rest) :]
+            except OSError:  # its reader has gone: what is kept counts
+                pass
+
+    def _guard(self, group: int) -> subprocess.Popen[bytes] | None:
+        try:
+            return subprocess.Popen(  # noqa: S603 - fixed words and a number
+                ["/bin/sh", "-c", _GUARD, "bpclient-guard", str(group)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                cwd="/",
+            )
+        except OSError:  # no shell: the command is kept all the same
+            return None
+
+    # --- the terminal, as a shell gives it to what runs in front ---
+
+    def _give_terminal(self, group: int) -> None:
+        try:
+            if os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp():
+                os.tcsetpgrp(0, group)
+                self._terminal = 0
+        except OSError:
+            pass
+
+    def _take_terminal(self) -> None:
+        if self._terminal < 0:
+            return
+        before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        try:
+            os.tcsetpgrp(self._terminal, os.getpgrp())
+        except OSError:
+            pass
+        signal.signal(signal.SIGTTOU, before)
+        self._terminal = -1
+
+    def _follow_stop(self, pid: int) -> None:
+        """Stop when the command was stopped at the terminal, as its shell expects, and go on with it."""
+        if self._terminal < 0:
+            return
+        try:
+            stopped = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG)
+        except ChildProcessError:
+            return
+        if stopped is None:
+            return
+        self._take_terminal()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._give_terminal(pid)
+        os.killpg(pid, signal.SIGCONT)
+
+
+class _CannotRun(UsageError):
+    """The command cannot be run; the exit code is a shell's: 127 if it is not there, else 126."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # a shell's two codes
+
+
+def wait_for_signal(session: Session) -> int:
+    """Wait until a signal ends this process or the session is lost; return the exit code."""
+    ended = threading.Event()
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame: ended.set())
+    while not ended.wait(_STEP_SECS):
+        if session.lost.is_set():
+            return LOST
+    return 0
+
+
+class _Forwarding:
+    """Hands signals on to a process group; those that come before it is there wait for it."""
+
+    def __init__(self) -> None:
+        self._group = 0
+        self._early: list[int] = []
+
+    def begin(self, group: int) -> None:
+        """Hand on what has come, and from now on everything at once."""
+        self._group = group
+        while self._early:
+            self._send(self._early.pop(0))
+
+    def forward(self, number: int, _frame: FrameType | None) -> None:
+        """Handle a signal."""
+        if self._group:
+            self._send(number)
+        else:
+            self._early.append(number)
+
+    def _send(self, number: int) -> None:
+        try:
+            os.killpg(self._group, number)
+        except OSError:  # it has ended
+            pass
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+    try:
+        if sys.platform == "win32":
+            process.terminate()
+        else:
+            os.killpg(process.pid, number)
+            if number == signal.SIGTERM:
+                os.killpg(process.pid, signal.SIGCONT)  # one that is stopped has to hear it
+    except OSError:
+        pass
+
+
+def _dismiss(guard: subprocess.Popen[bytes] | None) -> None:
+    if guard is None or guard.stdin is None:
+        return
+    try:
+        guard.stdin.write(b"done\n")
+        guard.stdin.close()
+        guard.wait(2.0)
+    except (OSError, subprocess.TimeoutExpired):
+        pass
+
+
+def _feed(pipe: Any, data: bytes) -> None:
+    try:
+        pipe.write(data)
+        pipe.close()
+    except OSError:  # it does not read it
+        pass

@@ -1,0 +1,123 @@
+"""A barrier: wait until enough entries say that they are ready, and end at once when one cannot be any more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from bpbroker.client.recipes.filters import matches, texts
+from bpbroker.client.recipes.watch import Watch
+from bpbroker.errors import BarrierBroken, BarrierTimeout, CursorExpired
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+    from bpbroker.client.api import Client, Entry
+
+_SAYS: Final = ("message", "error", "reason", "why")
+_STAMPS: Final = ("last_write_ip", "last_write_ts")
+_SHOWN_MAX: Final = 60
+
+
+class Barrier:
+    """Waits for ``count`` entries under a prefix.
+
+    Args:
+        client: of the broker.
+        prefix: of their names.
+        count: how many there must be.
+        where: what each of them must be, all of it: ``{"state": "ready"}`` or ``["state=ready"]``.
+        fail_where: what none may be, not one of these.
+        fail_lost: whether one that died with its session is a failure.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        prefix: str,
+        count: int,
+        *,
+        where: Mapping[str, Any] | Sequence[str] | str = (),
+        fail_where: Mapping[str, Any] | Sequence[str] | str = (),
+        fail_lost: bool = False,
+    ) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._count = count
+        self._where = texts(where)
+        self._fail_where = texts(fail_where)
+        self._fail_lost = fail_lost
+
+    def wait(self, timeout: float | None = None) -> dict[str, Entry]:
+        """Return the entries that are ready, once there are enough.
+
+        Raises:
+            BarrierBroken: one failed or was lost.
+            BarrierTimeout: there were too few, all the time.
+        """
+        end = time.monotonic() + (float("inf") if timeout is None else timeout)
+        with Watch(self._client, self._prefix) as watch:
+            while True:
+                found = self._look()
+                if found is not None:
+                    return found
+                if not self._changed(watch, end):
+                    raise self._broken(BarrierTimeout)
+
+    def _look(self) -> dict[str, Entry] | None:
+        """Return what is ready if that is enough; raise if it can be no more."""
+        entries = self._client.list(self._prefix)
+        ready = {name: entry for name, entry in entries.items() if self._is_ready(entry)}
+        if any(self._is_failed(entry) for entry in entries.values()):
+            raise self._broken(BarrierBroken)
+        if len(ready) >= self._count:
+            return ready
+        if self._fail_lost and any(name not in entries for name in self._client.lost(self._prefix)):
+            raise self._broken(BarrierBroken)
+        return None
+
+    def _changed(self, watch: Watch, end: float) -> bool:
+        """Wait for a change; return False when the time is over."""
+        try:
+            for event in watch.until(end):
+                watch.cursor = event.cursor
+                return True
+        except CursorExpired as error:
+            watch.cursor = error.cursor
+            return True
+        return False
+
+    def _is_ready(self, entry: Mapping[str, Any]) -> bool:
+        return all(matches(entry, each) for each in self._where)
+
+    def _is_failed(self, entry: Mapping[str, Any]) -> bool:
+        return any(matches(entry, each) for each in self._fail_where)
+
+    def _broken(self, kind: type[BarrierBroken]) -> BarrierBroken:
+        entries = self._client.list(self._prefix)
+        failed = {name: entry for name, entry in entries.items() if self._is_failed(entry)}
+        ready = {name: entry for name, entry in entries.items() if name not in failed and self._is_ready(entry)}
+        missing = {name: entry for name, entry in entries.items() if name not in failed and name not in ready}
+        lost = {name: entry for name, entry in self._client.lost(self._prefix).items() if name not in entries}
+        parts = [f"{len(ready)} of {self._count} ready"]
+        for word, group in (("failed", failed), ("not ready", missing), ("lost", lost)):
+            if group:
+                parts.append(
+                    f"{word}: {', '.join(_told(name, entry, self._conditions()) for name, entry in group.items())}"
+                )
+        absent = self._count - len(ready) - len(failed) - len(missing) - len(lost)
+        if absent > 0:
+            parts.append(f"{absent} never came")
+        return kind("; ".join(parts), missing, failed, lost)
+
+    def _conditions(self) -> set[str]:
+        return {each.partition("=")[0].partition(".")[0] for each in self._fail_where}
+
+
+def _told(name: str, entry: Mapping[str, Any], known: set[str]) -> str:
+    """Return a name, and what its entry says beside what is known of it."""
+    own = {key: value for key, value in entry.items() if key not in (*_STAMPS, *known)}
+    said = next((own[key] for key in _SAYS if isinstance(own.get(key), str)), None)
+    text = said if said is not None else ", ".join(f"{key}: {value}" for key, value in own.items())
+    return f"{name} ({text[:_SHOWN_MAX]})" if text else name

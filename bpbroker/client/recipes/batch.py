@@ -1,0 +1,127 @@
+"""A batch: several writes that happen together or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+
+from bpbroker.errors import BatchFailed, RequestError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Any, Final, Self
+
+    from bpbroker.client.api import Client
+
+MOST: Final = 100
+"""Operations in one batch."""
+MOST_BYTES: Final = 1024 * 1024 - 4096
+
+
+class Batch:
+    """Collects operations; ``with`` commits them on a clean exit, and does nothing on an exception.
+
+    Args:
+        client: of the broker.
+        atomic: all or none; otherwise each has its own result.
+        operations: the first ones, as the broker takes them.
+    """
+
+    def __init__(self, client: Client, *, atomic: bool = True, operations: Sequence[Mapping[str, Any]] = ()) -> None:
+        self.results: list[Mapping[str, Any]] = []
+        """What became of each operation, in order: ``status``, ``data``, ``revision``, ``message``."""
+        self.operations: list[dict[str, Any]] = [dict(each) for each in operations]
+        self._client = client
+        self._atomic = atomic
+        self._id = os.urandom(16).hex()
+
+    def register(self, name: str, data: Any, **how: Any) -> None:
+        """Create an entry that must not exist; ``lock``, ``session``, ``if_match`` as the broker takes them."""
+        self._add("Register", name=name, data=_text(data), **how)
+
+    def replace(self, name: str, data: Any, **how: Any) -> None:
+        """Create or overwrite an entry."""
+        self._add("Replace", name=name, data=_text(data), **how)
+
+    def update(self, name: str, data: Any, **how: Any) -> None:
+        """Merge into an entry."""
+        self._add("Update", name=name, data=_text(data), **how)
+
+    def delete(self, name: str, **how: Any) -> None:
+        """Remove an entry."""
+        self._add("Delete", name=name, **how)
+
+    def check(self, name: str, **how: Any) -> None:
+        """Require ``if_match``, ``if_none_match`` or ``lock`` to hold of an entry that is not changed."""
+        self._add("Check", name=name, **how)
+
+    def check_empty(self, prefix: str) -> None:
+        """Require that no entry's name begins so."""
+        self._add("CheckEmpty", prefix=prefix)
+
+    def get(self, name: str) -> None:
+        """Read an entry as it is after the batch."""
+        self._add("Get", name=name)
+
+    def commit(self) -> list[Mapping[str, Any]]:
+        """Send the batch and return the results. It may be sent again: its id says that it is the same.
+
+        Raises:
+            BatchFailed: an operation was refused, so nothing was done; ``index`` says which, ``error`` why.
+        """
+        if not self.operations:
+            return self.results
+        sent = {"id": self._id, "operations": self.operations, "atomic": self._atomic}
+        try:
+            answer = self._client.calls.registry("Batch", sent, repeatable=True)
+        except RequestError as error:
+            if error.failed is None or not 0 <= error.failed < len(self.operations):
+                raise
+            operation = self.operations[error.failed]
+            what = " ".join(str(operation.get(key, "")) for key in ("method", "name")).strip()
+            raise BatchFailed(
+                f"Operation {error.failed} ({what}): {error}; nothing was changed", error.failed, error
+            ) from error
+        found = answer.data.get("results")
+        self.results = list(found) if isinstance(found, list) else []
+        return self.results
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.commit()
+
+    def _add(self, method: str, **parameters: Any) -> None:
+        lock = parameters.get("lock")
+        if lock is not None and not isinstance(lock, str):
+            parameters["lock"] = lock.fence
+        session = parameters.get("session")
+        if session is not None and not isinstance(session, str):
+            parameters["session"] = session.id
+        self.operations.append(
+            {"method": method, **{key: value for key, value in parameters.items() if value is not None}}
+        )
+
+
+def pieces(operations: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Return operations in batches that a broker takes."""
+    found: list[list[Mapping[str, Any]]] = []
+    size = 0
+    for each in operations:
+        length = len(json.dumps(each)) + 2
+        if not found or len(found[-1]) >= MOST or size + length > MOST_BYTES:
+            found.append([])
+            size = 0
+        found[-1].append(each)
+        size += length
+    return found
+
+
+def _text(data: Any) -> str:
+    return data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, allow_nan=False)

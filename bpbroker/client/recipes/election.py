@@ -1,0 +1,79 @@
+"""An election: one of several runs a function, and when it ends the next one does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from bpbroker.client.recipes.lock import Lock
+from bpbroker.errors import CannotConnect, LockTimeout, NotFound, TimedOut, Unavailable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+    from bpbroker.client.api import Client
+
+_STEP_SECS: Final = 5.0
+"""How long one call waits: so long a cancel may take. Between calls the place in the queue is given back."""
+_PAUSE_SECS: Final = 0.5
+
+
+class Election:
+    """Candidates for one name; as kazoo's.
+
+    Args:
+        client: of the broker.
+        name: what they are candidates for.
+        data: what others are told of this one: JSON.
+        ttl_secs: of the session.
+    """
+
+    def __init__(self, client: Client, name: str, *, data: Any = None, ttl_secs: float = 30.0) -> None:
+        self.name = name
+        self._client = client
+        self._data = data
+        self._ttl = ttl_secs
+        self._cancelled = threading.Event()
+
+    def run(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+        """Wait to be elected, call the function, and step down when it ends. Return False when cancelled before.
+
+        Raises:
+            LockLost: the office was lost meanwhile; the function ended without an error of its own.
+        """
+        self._cancelled.clear()
+        lock = Lock(self._client, self.name, ttl_secs=self._ttl, data=self._data)
+        if not self._elected(lock):
+            return False
+        with lock.held():
+            func(*args, **kwargs)
+        return True
+
+    def cancel(self) -> None:
+        """Have :meth:`run` give up waiting; a function that runs is not ended. From any thread."""
+        self._cancelled.set()
+
+    def leader(self) -> Any:
+        """Return the data of the one that is elected; None if there is none. From any thread."""
+        with self._client.sibling() as client:
+            found = client.holder(self.name)["holders"]
+        return found[-1].get("data") if found else None
+
+    def contenders(self) -> list[Any]:
+        """Return the data of all candidates, the elected one first. From any thread."""
+        with self._client.sibling() as client:
+            found = client.holder(self.name)
+        return [each.get("data") for each in (*found["holders"], *found["waiting"])]
+
+    def _elected(self, lock: Lock) -> bool:
+        while not self._cancelled.is_set():
+            try:
+                lock.take(_STEP_SECS)
+            except (LockTimeout, NotFound):
+                continue
+            except (CannotConnect, Unavailable, TimedOut):
+                self._cancelled.wait(_PAUSE_SECS)
+                continue
+            return True
+        return False

@@ -1,0 +1,183 @@
+"""Once: several ask for a piece of work, one does it, all learn how it ended.
+
+The entry of the same name as the lock says where it stands; every change of it
+is fenced by the lock. A crash between the work and its mark repeats the work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from bpbroker.client.recipes.lock import Lock
+from bpbroker.client.retry import pauses
+from bpbroker.errors import (
+    BpbrokerError,
+    CannotConnect,
+    LockLost,
+    NotFound,
+    OnceFailed,
+    PreconditionFailed,
+    TimedOut,
+    Unavailable,
+    WaitTimeout,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+    from bpbroker.client.api import Client
+
+DIED: Final = 111
+"""The exit code of an attempt whose host died or was cut off."""
+
+
+class Once:
+    """One piece of work by name.
+
+    Args:
+        client: of the broker.
+        name: of the lock, and of the entry.
+        by: what the entry says of who does it.
+        ttl_secs: of the session: so long, at least, after its host's death the next one begins.
+        wait_secs: how long to wait for others; None: until they are done.
+        attempts: how often it is tried, at most, by all together.
+        told: called, in another thread, when the lock is lost while the work runs.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        name: str,
+        *,
+        by: str = "",
+        ttl_secs: float = 60.0,
+        wait_secs: float | None = None,
+        attempts: int = 3,
+        told: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name = name
+        self.attempts = attempts
+        self._by = by
+        self._client = client
+        self._wait = wait_secs
+        self._lock = Lock(client, name, ttl_secs=ttl_secs, data=by or None, told=told)
+
+    @property
+    def lock(self) -> Lock:
+        """What is held while the work runs."""
+        return self._lock
+
+    def run(self, work: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Do the work, or wait for another that does; return what the entry says in the end.
+
+        Args:
+            work: does it and returns ``exit`` (0: well) and what else the entry is to say.
+
+        Raises:
+            WaitTimeout: nobody was done in time.
+            LockLost: the lock was lost while the work ran, so what became of it is not said.
+        """
+        end = float("inf") if self._wait is None else time.monotonic() + self._wait
+        while True:
+            found = self._ended(self._state(end))
+            if found is not None:
+                return found
+            self._lock.take(max(0.0, end - time.monotonic()))
+            with _Releasing(self._lock):
+                state = self._state(end)
+                found = self._ended(state)
+                if found is not None:
+                    return found
+                attempt = _number(state.get("attempt")) + 1
+                if attempt > self.attempts:  # the last one died in the middle
+                    return self._mark({**state, "state": "failed", "exit": state.get("exit", DIED)})
+                return self._attempt(attempt, work)
+
+    def _attempt(self, attempt: int, work: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+        head = {"by": self._by, "attempt": attempt}
+        self._mark({"state": "running", **head})
+        began = time.monotonic()
+        result = work()
+        self._lock.check()
+        state = "failed" if result.get("exit") else "done"
+        return self._mark({"state": state, **head, "exit": 0, "secs": round(time.monotonic() - began, 3), **result})
+
+    def _state(self, end: float) -> Mapping[str, Any]:
+        pause = pauses()
+        while True:
+            try:
+                return self._client.get(self.name).own
+            except NotFound:
+                return {}
+            except (CannotConnect, Unavailable, TimedOut):
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(max(0.0, min(next(pause), end - time.monotonic())))
+
+    def _ended(self, state: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        if state.get("state") == "done":
+            return state
+        used_up = _number(state.get("attempt")) >= self.attempts
+        return state if state.get("state") == "failed" and used_up else None
+
+    def _mark(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Write the entry, as long as the lock is held."""
+        pause = pauses()
+        while True:
+            try:
+                self._client.replace(self.name, state, lock=self._lock)
+            except PreconditionFailed as error:
+                raise LockLost(f"The lock '{self.name}' is lost: {error}") from error
+            except (CannotConnect, Unavailable, TimedOut, WaitTimeout):
+                self._lock.check()
+                time.sleep(next(pause))
+            else:
+                return state
+
+
+class _Releasing:
+    """Give the lock back; the work's own end counts more than whether that could be said."""
+
+    def __init__(self, lock: Lock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self._lock.token:
+                self._lock.release()
+        except BpbrokerError:
+            pass  # it ends with the session's ttl
+
+
+def call_once(once: Once, func: Callable[[], Any]) -> Any:
+    """Run a function, or wait; return its result, which is JSON.
+
+    Raises:
+        OnceFailed: it failed as often as it may.
+        Exception: what the function raised, if it ran here.
+    """
+    raised: list[Exception] = []
+
+    def work() -> Mapping[str, Any]:
+        raised.clear()
+        try:
+            return {"exit": 0, "result": func()}
+        except Exception as error:  # noqa: BLE001 - it is raised again once it is noted
+            raised.append(error)
+            return {"exit": 1, "error": f"{type(error).__name__}: {error}"[:1000]}
+
+    state = once.run(work)
+    if raised:
+        raise raised[0]
+    if state.get("state") != "done":
+        raise OnceFailed(f"'{once.name}' failed {state.get('attempt')} times: {state.get('error', state.get('exit'))}")
+    return state.get("result")
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,168 @@
+"""A session: what belongs to it goes when its owner does."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+from bpbroker.client.recipes.clock import boottime
+from bpbroker.client.retry import pauses
+from bpbroker.errors import BpbrokerError, CannotConnect, ClientError, NotFound, RequestError, SessionLost, WaitTimeout
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Final, Self
+
+    from bpbroker.client.api import Client
+
+TTL_MIN_SECS: Final = 2.0
+STOP_SECS: Final = 10.0
+"""How long before its end a session counts as lost, if its ttl allows: the time to end what must not go on."""
+_TRY_SECS: Final = 10.0
+_SLICE_SECS: Final = 1.0
+"""No wait is longer: waits do not count the time that a machine sleeps."""
+_JOIN_SECS: Final = 1.0
+
+
+def new_id() -> str:
+    """Return a session id that no other has."""
+    return os.urandom(16).hex()
+
+
+class Session:
+    """A session of this process: opened by ``with`` or :meth:`open`, renewed by a thread until :meth:`close`.
+
+    Args:
+        client: of the broker.
+        ttl_secs: it dies between once and twice this long after its last renewal.
+        session_id: its id; a new one if empty.
+        told: called in the renewing thread when the session is lost.
+    """
+
+    def __init__(
+        self, client: Client, ttl_secs: float = 60.0, session_id: str = "", told: Callable[[], None] = lambda: None
+    ) -> None:
+        self.id = session_id or new_id()
+        self.ttl_secs = ttl_secs
+        self.lost = threading.Event()
+        """Set when the session is over, or may be before it could be stopped."""
+        self.told = told
+        self.reason = ""
+        """Why it was lost."""
+        self.ended = False
+        """Whether the broker said that it is over."""
+        self._client = client
+        self._sent = 0.0
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def ends_at(self) -> float:
+        """The earliest moment, on :func:`boottime`'s clock, at which the broker may end it."""
+        return self._sent + self.ttl_secs
+
+    @property
+    def stop_at(self) -> float:
+        """The moment from which it counts as lost without a renewal."""
+        return self.ends_at - min(STOP_SECS, self.ttl_secs / 3)
+
+    def open(self) -> None:
+        """Begin the session and its renewals.
+
+        Raises:
+            RequestError, CannotConnect: the broker refused, or is not there.
+        """
+        if self._thread is not None:
+            raise ClientError(f"The session {self.id} is open already")
+        sent = boottime()
+        answer = self._client.calls.registry("Open", {"session": self.id, "ttl": self.ttl_secs}, repeatable=True)
+        ttl = answer.data.get("ttl")
+        if isinstance(ttl, (int, float)):
+            self.ttl_secs = float(ttl)
+        self._sent = sent
+        self._thread = threading.Thread(target=self._renew, name=f"renew-{self.id[:8]}", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the session: its entries and its places in locks go at once. A session that is over is closed.
+
+        Raises:
+            RequestError, CannotConnect: the broker refused, or is not there; the session ends with its ttl.
+        """
+        if self._thread is None or self._closing.is_set():
+            return
+        self._closing.set()
+        for last in (False, True):
+            try:
+                # Not longer than one try: what is left ends with its ttl.
+                self._client.calls.registry("Close", {"session": self.id}, repeatable=True, wait_secs=0.0)
+            except NotFound:
+                break
+            except (CannotConnect, WaitTimeout):
+                if last:
+                    raise
+            else:
+                break
+        self._thread.join(_JOIN_SECS)
+
+    def check(self) -> None:
+        """See that the session lives, as far as is known here.
+
+        Raises:
+            SessionLost: it does not.
+        """
+        if not self.lost.is_set() and boottime() >= self.stop_at:
+            self._lose("it was not renewed in time")
+        if self.lost.is_set():
+            raise SessionLost(f"The session {self.id} is lost: {self.reason}")
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        lost = self.lost.is_set()
+        try:
+            self.close()
+        except BpbrokerError:
+            if error is None and not lost:
+                raise
+        if lost and error is None:
+            self.check()
+
+    def _renew(self) -> None:
+        with self._client.sibling(min(_TRY_SECS, self.ttl_secs / 3)) as client:
+            pause = pauses()
+            due = self._sent + self.ttl_secs / 3
+            trouble = "it was not renewed in time"
+            while not self._closing.wait(max(0.0, min(due, self.stop_at, boottime() + _SLICE_SECS) - boottime())):
+                now = boottime()
+                if now >= self.stop_at:
+                    self._lose(trouble)
+                    return
+                if now < due:
+                    continue
+                try:
+                    client.calls.registry("Renew", {"session": self.id}, repeatable=False)
+                except NotFound as error:
+                    if not self._closing.is_set():
+                        self.ended = True
+                        self._lose(str(error))
+                    return
+                except (RequestError, ClientError) as error:
+                    trouble = f"it could not be renewed: {error}"
+                    due = boottime() + min(next(pause), self.ttl_secs / 10)
+                else:
+                    self._sent = now  # what counts is when it was sent: the broker may have got it at once
+                    due = now + self.ttl_secs / 3
+                    pause = pauses()
+
+    def _lose(self, why: str) -> None:
+        if not self.lost.is_set():
+            self.reason = why
+            self.lost.set()
+            self.told()

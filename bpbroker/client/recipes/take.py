@@ -1,0 +1,48 @@
+"""Taking an entry: one receiver gets it, and when it has it, the entry is destroyed."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from bpbroker.client.api import Client, Entry
+
+
+class Take:
+    """An entry for one receiver: ``with`` takes it, and acknowledges on a clean exit.
+
+    Args:
+        client: of the broker.
+        name: of the entry.
+        receiver: who takes it; may take again until it has acknowledged.
+    """
+
+    def __init__(self, client: Client, name: str, receiver: str) -> None:
+        self._client = client
+        self._sent = {"name": name, "receiver": receiver}
+
+    def take(self) -> Entry:
+        """Take the entry.
+
+        Raises:
+            AlreadyExists: another receiver has taken it.
+            NotFound: there is no such entry, or it was acknowledged.
+        """
+        from bpbroker.client.api import Entry
+
+        answer = self._client.calls.registry("Take", self._sent, repeatable=True)
+        return Entry(answer.data, answer.etag)
+
+    def ack(self) -> None:
+        """Have the entry destroyed; it is fine if that was done."""
+        self._client.calls.registry("Ack", self._sent, repeatable=True)
+
+    def __enter__(self) -> Entry:
+        return self.take()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.ack()

@@ -1,0 +1,246 @@
+"""A broker on Windows from end to end: client, extension, many connections, kill under writers, restore, service."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "win32", reason="it is about Windows")
+
+if sys.platform == "win32":
+    from bpbroker import windows
+    from bpbroker.errors import BpbrokerError
+    from bpbroker.testing import BrokerProcess
+
+    NSSM = Path(r"C:\nssm\nssm.exe")
+
+    EXTENSION = r"""
+import os, subprocess, sys, time
+
+def Echo(rh):
+    rh.data = rh.qs.get("data")
+
+def Print(rh):
+    print("printed \u017e \u65e5\u672c")
+    rh.log.info("logged \u017e")
+    rh.data = "ok"
+
+def Hang(rh):
+    beat = "import sys, time\nwhile True:\n open(sys.argv[1], 'w').write('x'); time.sleep(.05)"
+    subprocess.Popen([sys.executable, "-c", beat, rh.qs["data"]], stdin=subprocess.DEVNULL)
+    time.sleep(60)
+
+def Crash(rh):
+    os._exit(7)
+
+def Pid(rh):
+    time.sleep(0.5)
+    rh.data = str(os.getpid())
+"""
+
+    def bpbroker(broker: BrokerProcess, *words: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+        environ = {**os.environ, "BPBROKER_HOME": str(broker.home)}
+        return subprocess.run(
+            [sys.executable, "-m", "bpbroker", *words],
+            env=environ, capture_output=True, timeout=120, check=False, **options,
+        )  # fmt: skip
+
+    def bpclient(broker: BrokerProcess, *words: str) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-m", "bpbroker.client", "--token", broker.token, *words]
+        return subprocess.run(command, capture_output=True, timeout=120, check=False)
+
+    def live(broker: BrokerProcess) -> bytes:
+        host, _, port = broker.address.partition(":")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        with (
+            socket.create_connection((host, int(port)), timeout=20) as plain,
+            context.wrap_socket(plain) as sock,
+        ):
+            sock.sendall(b"GET /live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            return sock.recv(100)
+
+    def stops(path: Path) -> bool:
+        """Whether what writes this file all the time has ended."""
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            path.unlink(missing_ok=True)
+            time.sleep(0.5)
+            if not path.exists():
+                return True
+        return False
+
+    @pytest.fixture
+    def broker(tmp_path: Path) -> Iterator[BrokerProcess]:
+        module = tmp_path / "demo.py"
+        module.write_text(EXTENSION, encoding="utf-8")
+        settings = {"demo": {"_timeout_secs": 3, "_workers": 2, "_access_key": ""}}
+        with BrokerProcess(tmp_path / "hömé with space", settings, [module]) as made:
+            yield made
+
+    def test_client_extension_and_what_it_started(broker: BrokerProcess, tmp_path: Path) -> None:
+        assert bpclient(broker, "service", "register", "--name", "a", "--data", '{"x": "ž日"}').returncode == 0
+        shown = bpclient(broker, "service", "get", "--name", "a")
+        assert json.loads(shown.stdout)["x"] == "ž日"
+        assert bpclient(broker, "execute", "demo.Echo", "--data", "hello").stdout.strip() == b"hello"
+        assert bpclient(broker, "execute", "demo.Print").returncode == 0
+        beat = tmp_path / "beat"
+        late = bpclient(broker, "execute", "demo.Hang", "--data", str(beat))
+        assert late.returncode != 0
+        assert stops(beat)
+        crashed = bpclient(broker, "execute", "demo.Crash")
+        assert crashed.returncode != 0
+        log = broker.log.read_text(encoding="utf-8")
+        assert "printed ž 日本" in log
+        assert "logged ž" in log
+        assert "ended its process: exit code 7" in log
+        # the broker's death ends it too
+        threading.Thread(
+            target=bpclient, args=(broker, "execute", "demo.Hang", "--data", str(beat)), daemon=True
+        ).start()
+        end = time.monotonic() + 20
+        while not beat.exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        assert beat.exists()
+        broker.kill()
+        assert stops(beat)
+
+    def test_600_connections(broker: BrokerProcess) -> None:
+        host, _, port = broker.address.partition(":")
+        open_ones = []
+        try:
+            for number in range(600):
+                sock = socket.socket()
+                sock.settimeout(20)
+                sock.bind((f"127.0.0.{2 + number % 20}", 0))
+                sock.connect((host, int(port)))
+                open_ones.append(sock)
+            assert live(broker).startswith(b"HTTP/1.1 200")
+        finally:
+            for sock in open_ones:
+                sock.close()
+        assert live(broker).startswith(b"HTTP/1.1 200")
+        assert bpbroker(broker, "status").returncode == 0
+
+    def test_killed_under_writers_nothing_acknowledged_is_lost(broker: BrokerProcess) -> None:
+        broker.client.register("before", {"n": 0})
+        acknowledged: list[str] = []
+
+        def write() -> None:
+            number = 0
+            while True:
+                name = f"w/{number}"
+                try:
+                    broker.client.register(name, {"n": number})
+                except BpbrokerError:
+                    return
+                acknowledged.append(name)
+                number += 1
+
+        for _ in range(2):
+            acknowledged.clear()
+            writer = threading.Thread(target=write)
+            writer.start()
+            time.sleep(1)
+            broker.kill()
+            writer.join(60)
+            assert acknowledged
+            broker.start()
+            entries = broker.client.list("")
+            assert set(acknowledged) <= set(entries)
+            for name in entries:
+                broker.client.delete(name)
+
+    def test_backup_restore_and_words_for_this_shell(broker: BrokerProcess) -> None:
+        broker.client.register("kept", {"n": "ž"})
+        assert bpbroker(broker, "backup").returncode == 0
+        broker.client.delete("kept")
+        broker.stop()
+        newest = json.loads(bpbroker(broker, "backups", "--format", "json").stdout)[0]
+        done = bpbroker(broker, "restore", newest["path"])
+        assert done.returncode == 0, done.stderr.decode()
+        assert b"\xef\xbf\xbd" not in done.stderr + done.stdout
+        broker.start()
+        assert broker.client.get("kept")["n"] == "ž"
+        config = broker.home / "etc" / "bpbroker.json"
+        refused = bpbroker(broker, "--config", str(config), "configure", input=b"{}")
+        assert f'bpbroker --config "{config}" stop'.encode() in refused.stderr
+
+    def test_private_files(broker: BrokerProcess) -> None:
+        broker.client.register("a", {})
+        etc = broker.home / "etc"
+        private = [etc / f"bpbroker.{end}" for end in ("key", "json.journal", "json.journal-wal", "json.lock")]
+        assert [path.name for path in private if windows.who_may(path)] == []
+
+    def test_utf16_of_powershell(broker: BrokerProcess) -> None:
+        broker.stop()
+        document = broker.home / "enable.json"
+        document.write_text('{"other": {}}', encoding="utf-16")
+        assert bpbroker(broker, "configure", "--config-file", str(document)).returncode == 0
+
+    def test_a_reader_that_leaves_early_is_no_error(broker: BrokerProcess) -> None:
+        environ = {**os.environ, "BPBROKER_HOME": str(broker.home)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bpbroker", "status"], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        said = process.stderr.read()
+        process.stderr.close()
+        assert b"Invalid argument" not in said
+        assert process.wait(60) == 141
+
+    def test_discovery_on_loopback(broker: BrokerProcess) -> None:
+        broker.client.register("found", {})
+        port = broker.address.rpartition(":")[2]
+        found = bpclient(broker, "--interface", "127.0.0.1", "--port", port, "discover", "--name", "found")
+        assert found.returncode == 0, found.stderr.decode()
+        assert found.stdout.decode().strip() == broker.address
+
+    @pytest.mark.skipif(not NSSM.exists(), reason="nssm is not there")
+    def test_service(tmp_path: Path) -> None:
+        home = tmp_path / "program files" / "bpbroker"
+        (home / "bin").mkdir(parents=True)
+        (home / "bin" / "nssm.exe").write_bytes(NSSM.read_bytes())
+        config = home / "etc" / "second.json"
+        config.parent.mkdir()
+        config.write_text('{"api": {"listen_port": 0, "listen_ip": "127.0.0.1"}}')
+        environ = {**os.environ, "BPBROKER_HOME": str(home)}
+
+        def run(*words: str) -> subprocess.CompletedProcess[bytes]:
+            return subprocess.run(
+                [sys.executable, "-m", "bpbroker", *words], env=environ, capture_output=True, timeout=120, check=False
+            )
+
+        def until_status(code: int) -> None:
+            end = time.monotonic() + 60
+            while run("--config", str(config), "status").returncode != code:
+                assert time.monotonic() < end, (home / "logs" / "second.log").read_bytes()[-2000:]
+                time.sleep(0.3)
+
+        done = run("--config", str(config), "install-service", "--name", "second")
+        try:
+            assert done.returncode == 0, done.stderr.decode()
+            assert b"netsh advfirewall firewall add rule" in done.stderr
+            for verb in ("start", "restart"):
+                subprocess.run([str(NSSM), verb, "second"], capture_output=True, timeout=120, check=False)
+                until_status(0)
+            again = run("install-service", "--name", "second", "--dry-run")
+            assert str(config).encode() in again.stdout  # what it was installed with counts
+        finally:
+            gone = run("uninstall-service", "--name", "second", "--purge")
+        assert gone.returncode == 0, gone.stderr.decode()
+        assert not config.exists()
