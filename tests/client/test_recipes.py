@@ -119,7 +119,7 @@ def test_a_watch_moves_behind_whole_revisions(fake: FakeBroker, client: Client) 
         success({"events": events, "cursor": "r:3"}),
         answer(410, {"success": False, "message": "Forgotten", "data": {"cursor": "r:9"}}),
     ]
-    seen = []
+    seen: list[tuple[str, str]] = []
     with pytest.raises(CursorExpired) as raised, client.watch("p") as watch:
         seen.extend((event.name, watch.cursor) for event in watch)
     assert seen == [("a", "r:1"), ("b", "r:2"), ("c", "r:2")]

@@ -82,7 +82,9 @@ def test_random_bytes_raise_nothing(payload: bytes) -> None:
 
 @given(st.binary(max_size=300))
 def test_the_udp_ping_echoes_its_data(data: bytes) -> None:
-    assert decode(b"ping/Ping?data=" + data) == Echo(data)
+    said = data.strip()  # what would be a question or a reply somewhere else is not echoed
+    expected = None if said.startswith((b"_bpb", b"ping/Ping?data=")) or said == b"Key Exists" else Echo(data)
+    assert decode(b"ping/Ping?data=" + data) == expected
 
 
 @given(st.one_of(st.binary(max_size=300), st.text(max_size=60).map(lambda text: b"ping/Ping?data=" + text.encode())))
