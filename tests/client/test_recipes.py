@@ -122,7 +122,7 @@ def test_a_watch_moves_behind_whole_revisions(fake: FakeBroker, client: Client) 
     seen = []
     with pytest.raises(CursorExpired) as raised, client.watch("p") as watch:
         for event in watch:
-            seen.append((event.name, watch.cursor))
+            seen += [(event.name, watch.cursor)]
     assert seen == [("a", "r:1"), ("b", "r:2"), ("c", "r:2")]
     assert (watch.cursor, raised.value.cursor) == ("r:3", "r:9")
 
