@@ -17,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,18 @@ class _Answered:
         except Exception as error:  # noqa: BLE001 - handed to who asked, and logged there
             messages.fail(self.outcome, error)
         else:
-            messages.settle(self.outcome, result)
+            if isinstance(result, Future):
+                result.add_done_callback(lambda done: _pass_on(done, self.outcome))
+            else:
+                messages.settle(self.outcome, result)
+
+
+def _pass_on(done: Future[Any], outcome: Future[Any]) -> None:
+    error = done.exception()
+    if error is None:
+        messages.settle(outcome, done.result())
+    else:
+        messages.fail(outcome, error)
 
 
 class Broker:
@@ -409,7 +421,8 @@ class Broker:
 
         Args:
             message: what to ask.
-            go_on: given the answer; what it returns or raises becomes the outcome.
+            go_on: given the answer; what it returns or raises becomes the outcome, or if it returns a future, what
+                that comes to.
         """
         outcome: Future[Any] = Future()
         asked = self._addresses["config store"].ask(message, float("inf"))
@@ -441,7 +454,7 @@ class Broker:
         """Take configuration, certificate, extension modules and log file up anew.
 
         The outcome is a ConfigurationError when the configuration cannot be used, and nothing changed; or when the
-        certificate cannot, and the one before stays in use.
+        certificate cannot, and the one before stays in use. It comes when all extensions have tried their modules.
         """
         sdnotify.notify(sdnotify.reloading(), sdnotify.status("Reloads"))
         try:
@@ -451,20 +464,47 @@ class Broker:
             sdnotify.notify(sdnotify.READY, self._status())
             raise
 
-    def _reloaded(self, asked: Future[Any], of_log: str) -> messages.Reloaded:
-        problems = (f"{of_log}; it goes on in the one before",) if of_log else ()
+    def _reloaded(self, asked: Future[Any], of_log: str) -> Future[Any]:
+        problems = [f"{of_log}; it goes on in the one before"] if of_log else []
         for problem in problems:
             logger.error("Not reloaded: %s", problem)
         try:
             settings: messages.Settings = asked.result()
             of_certificate = self._reload_certificate(settings)
-            self._apply(settings, again=True)
+            extensions = self._apply(settings, again=True)
             if of_certificate is not None:
                 raise of_certificate
-            logger.info("Reloaded %s", self._own)
-            return messages.Reloaded(problems)
-        finally:
+        except BaseException:
             sdnotify.notify(sdnotify.READY, self._status())
+            raise
+        outcome: Future[Any] = Future()
+        waiting = dict(extensions)
+
+        def told(name: str, done: Future[Any]) -> None:
+            """Hear how an extension has taken its module up; in the main thread."""
+            error = done.exception()
+            said = str(error) if error is not None else done.result()
+            if said:
+                problems.append(f"{name}: {said}")
+            waiting.pop(name)
+            if not waiting:
+                finish()
+
+        def finish() -> None:
+            logger.info("Reloaded %s", self._own)
+            sdnotify.notify(sdnotify.READY, self._status())
+            messages.settle(outcome, messages.Reloaded(tuple(sorted(problems))))
+
+        def hear(name: str, reply: Future[Any]) -> None:
+            # The callback may run in an extension's thread: only the main one goes on.
+            go_on = partial(told, name)
+            reply.add_done_callback(lambda done: self._loop.tell(_Answered(done, go_on, Future())))
+
+        for name, reply in extensions:
+            hear(name, reply)
+        if not extensions:
+            finish()
+        return outcome
 
     def _reload_certificate(self, settings: messages.Settings) -> ConfigurationError | None:
         """Serve with the certificate that is there now; if it cannot be used keep the one before, and give why."""
@@ -485,13 +525,16 @@ class Broker:
         logger.info("The certificate in use is %s, SHA-256 %s", cert, tls.fingerprint(cert))
         return None
 
-    def _apply(self, settings: messages.Settings, *, again: bool = False) -> None:
+    def _apply(self, settings: messages.Settings, *, again: bool = False) -> list[tuple[str, Future[Any]]]:
         """Send the settings in force to all parts; start and stop extensions.
 
         With ``again`` extensions look at their modules anew even if no setting changed.
+
+        Returns:
+            By each extension's name its reply; see :class:`bpbroker.messages.SettingsChanged`.
         """
         if settings == self._settings and not again:
-            return
+            return []
         fixed = [
             f"api.{key}" for key in ("listen_ip", "listen_port") if settings["api"][key] != self._settings["api"][key]
         ]
@@ -511,9 +554,14 @@ class Broker:
         for name, namespace in wanted.items():
             if name not in self._addresses:
                 self._start_extension(namespace)
+        replies = []
         for name, address in list(self._addresses.items()):
-            if name not in ("broker", "config store"):  # who tells this, and who published it
+            if name in wanted and again:
+                with suppress(BpbrokerError):  # a dead one is replaced by one that begins with these settings
+                    replies.append((name, address.ask(messages.SettingsChanged(settings), float("inf"))))
+            elif name not in ("broker", "config store"):  # who tells this, and who published it
                 address.tell(messages.SettingsChanged(settings))
+        return replies
 
 
 def _probe_log() -> messages.Pong:

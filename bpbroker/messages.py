@@ -77,7 +77,11 @@ class Pong:
 
 @dataclass(frozen=True, slots=True)
 class SettingsChanged:
-    """News from the config store: these settings are in force now."""
+    """News from the config store: these settings are in force now.
+
+    Reply, from an extension that is asked: str, why its module cannot be taken up; empty when it is, or was before.
+    It comes when that is known, within the time that an import may take.
+    """
 
     settings: Settings
 

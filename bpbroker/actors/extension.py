@@ -14,8 +14,10 @@ import sys
 import tempfile
 import time
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -28,7 +30,7 @@ from bpbroker.extensions import modules
 from bpbroker.extensions.call_results import CallResults, ChildTrace
 from bpbroker.extensions.child import Ended, Launch
 from bpbroker.extensions.idempotency import Answers, Keyed, Usage
-from bpbroker.extensions.process_pool import NEVER, Done, Gone, Job, ProcessPool, Ready
+from bpbroker.extensions.process_pool import NEVER, Done, Gone, Job, ProcessPool, Ready, Worker
 from bpbroker.messages import Address, Call, CallResult, Pong, Settings, SettingsChanged, fail, settle
 
 logger = logging.getLogger(__name__)
@@ -43,8 +45,35 @@ _TRIES_MAX: Final = 3
 """How often a call is given to a child when the one before had died without beginning it."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Basis:
+    """What children are started from: settings, and the files of the lib folder."""
+
+    settings: Settings
+    view: Mapping[str, Any]
+    """What of the settings the module may see."""
+    signature: bytes
+    """Of the lib folder; see :func:`bpbroker.extensions.modules.signature`."""
+
+    def is_same(self, other: _Basis) -> bool:
+        """Return whether a child started from the other would be like one started from this."""
+        return self.view == other.view and self.signature == other.signature
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A child beside those in service: it shows whether what it was started from can take their place."""
+
+    basis: _Basis
+    worker: Worker
+
+
 class Extension(Actor):
     """Runs the calls of one namespace in order, ``_workers`` at a time.
+
+    A changed module takes the place of one in service when a child has imported
+    it. One that cannot be imported changes nothing: the one before stays in
+    service as long as its processes live.
 
     Args:
         namespace: the section's name.
@@ -84,6 +113,13 @@ class Extension(Actor):
         self._closed: tuple[type[RequestError], str] | None = None
         """The error that calls get until ``_retry_at``, when the module or its process did not start."""
         self._retry_at = 0.0
+        self._trial: _Trial | None = None
+        self._asked: list[Future[Any]] = []
+        """Who wants to know whether the module can be taken up."""
+        self._held = ""
+        """Why the module as it is now is not the one in service; empty when it is."""
+        self._alone_until = 0.0
+        """Monotonic time until which the processes in service stay without company: another one would not start."""
         self._lock: IO[bytes] | None = None
         self._mutex = f"Local\\bpbroker-{secrets.token_hex(16)}"
         self.handlers = {
@@ -97,11 +133,12 @@ class Extension(Actor):
 
     def started(self) -> None:
         """Look at the module without running it, and preload it if it shall be."""
-        self._take(self._settings)
+        self._take(self._look(self._settings))
         self._tidy()
 
     def stopped(self) -> None:
         """Refuse what waits, end the children."""
+        self._refuse_asked(Unavailable("The broker is stopping"))
         for job in self._jobs():
             error = Unavailable("The broker is stopping")
             error.outcome_known = not job.begun
@@ -122,12 +159,17 @@ class Extension(Actor):
     def abandoned(self) -> None:
         """Kill the children and refuse what waits or runs, for this actor will never hear of them again."""
         self._crew.kill()
+        self._refuse_asked(Unavailable(f"The broker's part for {self._namespace} is being replaced"))
         for job in self._jobs():
             what = f"{job.call.method} was begun; what it did is not known" if job.begun else "nothing was done"
             error = Unavailable(f"The broker's part for {self._namespace} is being replaced; {what}")
             error.outcome_known = not job.begun
             for reply in list(job.replies):
                 fail(reply, error)
+
+    def _refuse_asked(self, error: RequestError) -> None:
+        for reply in list(self._asked):
+            fail(reply, error)
 
     def _jobs(self) -> list[Job]:
         """Return the calls that wait or run."""
@@ -143,39 +185,85 @@ class Extension(Actor):
             "keys_kept": self._usage.keys,
             "answers_bytes": self._usage.bytes,
         }
-        return Pong(ok=not self._problem, detail=self._problem or self._usage.warning, figures=figures)
+        return Pong(ok=not self._problem, detail=self._problem or self._held or self._usage.warning, figures=figures)
 
     # --- settings and module ---
 
-    def _take(self, settings: Settings) -> None:
-        """Work by these settings and the module as it is now; calls that wait go to fresh children."""
-        self._settings = settings
-        self._view = schema.for_extension(settings, self._namespace)
-        self._signature = modules.signature(self._lib)
-        self._timeout_secs: float = self._option("_timeout_secs")
-        self._workers_max: int = self._option("_workers")
+    def _look(self, settings: Settings) -> _Basis:
+        return _Basis(settings, schema.for_extension(settings, self._namespace), modules.signature(self._lib))
+
+    def _take(self, basis: _Basis) -> None:
+        """Work by this basis without a trial; calls that wait go to fresh children."""
         record = modules.look_at(self._namespace, self._lib)
         self._usable = record.status is modules.Status.USABLE
+        self._adopt(basis)
         self._note_problem(record.problem)
         self._methods = None
-        self._closed = None
         self._crew.outdate()
-        if self._usable and self._option("_preload"):
+        if self._usable and (self._option("_preload") or self._asked):
             self._start_child()
+        else:
+            self._tell_asked(self._problem if record.status is modules.Status.BROKEN else "")
         self._go_on()
 
-    def _settings_changed(self, message: SettingsChanged) -> None:
-        view = schema.for_extension(message.settings, self._namespace)
-        if view != self._view or modules.signature(self._lib) != self._signature:
-            self._take(message.settings)
+    def _adopt(self, basis: _Basis) -> None:
+        """Note what is in force from now on."""
+        self._basis = basis
+        self._settings = basis.settings
+        self._timeout_secs: float = self._option("_timeout_secs")
+        self._workers_max: int = self._option("_workers")
+        self._closed = None
+        self._held = ""
+        self._alone_until = 0.0
+
+    def _settings_changed(self, message: SettingsChanged) -> Any:
+        """Take up what is changed: at once, or when a child has shown that it can take the place of what is there."""
+        basis = self._look(message.settings)
+        if self._trial is None and basis.is_same(self._basis) and not self._problem and not self._held:
+            return ""
+        if self.reply is not None:
+            self._asked.append(self.reply)
+        if self._trial is not None and basis.is_same(self._trial.basis):
+            return DEFERRED
+        if self._trial is not None:
+            self._crew.dismiss(self._trial.worker)
+            self._trial = None
+        record = modules.look_at(self._namespace, self._lib)
+        if not self._crew.in_service or record.status not in (modules.Status.USABLE, modules.Status.BROKEN):
+            self._take(basis)  # a module that was taken away is not kept in service either
+        elif record.status is modules.Status.BROKEN:
+            self._hold(record.problem)
+        else:
+            self._trial = _Trial(basis, self._start_child(basis.settings))
+            self._go_on()
+        return DEFERRED
+
+    def _switch(self, trial: _Trial) -> None:
+        """Let what was tried take the place of what was in service."""
+        self._trial = None
+        self._adopt(trial.basis)
+        self._crew.outdate(but=trial.worker)
+
+    def _hold(self, problem: str, trace: str = "", *, until: float = NEVER) -> None:
+        """Stay with the processes in service, and say why; until then no other is put beside them."""
+        held = f"{problem}; the module that was imported before stays in service"
+        if held != self._held:
+            logger.error("The extension %s: %s", self._namespace, held, exc_info=_exc_info(trace))
+        self._held = held
+        self._alone_until = until
+        self._tell_asked(held)
+
+    def _tell_asked(self, problem: str) -> None:
+        asked, self._asked = self._asked, []
+        for reply in asked:
+            settle(reply, problem)
 
     def _option(self, key: str) -> Any:
         return schema.option(self._settings, self._namespace, key)
 
     def _note_problem(self, problem: str, trace: str = "") -> None:
         if problem and problem != self._problem:
-            error = (ChildTrace, ChildTrace(trace), None) if trace else None
-            logger.error("The extension %s cannot be used: %s", self._namespace, problem, exc_info=error)
+            logger.error("The extension %s cannot be used: %s", self._namespace, problem, exc_info=_exc_info(trace))
         self._problem = problem
 
     # --- calls: from the inbox to a child ---
@@ -224,12 +312,14 @@ class Extension(Actor):
     def _go_on(self) -> None:
         """Hand waiting calls to free children, and start children for those that remain."""
         for worker in self._crew.free():
-            job = self._next()
+            # One more than `_workers` may be there, not at work: what was tried, beside one that it takes the place of.
+            job = self._next() if self._crew.running < self._workers_max else None
             if job is None:
                 break
             self._judge.calls += not job.begun
             self._crew.give(worker, job, self._timeout_secs)
-        room = self._workers_max - len(self._crew)
+        alone = self._crew.in_service and time.monotonic() < self._alone_until
+        room = 0 if alone or self._trial is not None else self._workers_max - len(self._crew)
         for _ in range(min(room, len(self._waiting) - self._crew.starting)):
             self._start_child()
         soonest = min(self._crew.deadline, self._waiting[0].deadline if self._waiting else NEVER)
@@ -254,18 +344,21 @@ class Extension(Actor):
                     return job
         return None
 
-    def _start_child(self) -> None:
-        section = self._settings.get(self._namespace, {})
-        self._crew.start(
+    def _start_child(self, settings: Settings | None = None) -> Worker:
+        """Start one by these settings, or by those in force."""
+        settings = self._settings if settings is None else settings
+        section = settings.get(self._namespace, {})
+        workers_max: int = schema.option(settings, self._namespace, "_workers")
+        return self._crew.start(
             Launch(
                 self._namespace,
                 self._lib,
-                settings=self._view,
-                timeout_secs=self._timeout_secs,
+                settings=schema.for_extension(settings, self._namespace),
+                timeout_secs=schema.option(settings, self._namespace, "_timeout_secs"),
                 user=section.get("_user"),
                 memory_max_bytes=section.get("_memory_max_bytes"),
                 environment=dict(section.get("_env", {})),
-                lock=self._shared_lock() if self._workers_max > 1 else None,
+                lock=self._shared_lock() if workers_max > 1 else None,
             )
         )
 
@@ -287,9 +380,14 @@ class Extension(Actor):
         if worker is not None:
             worker.ready = True
             self._crew.rest(worker)
+            if self._trial is not None and worker is self._trial.worker:
+                self._switch(self._trial)
             self._methods = frozenset(message.methods)
             self._closed = None
+            self._held = ""
             self._note_problem("")
+            if self._trial is None:
+                self._tell_asked("")
             self._go_on()
 
     def _call_done(self, message: Done) -> None:
@@ -311,19 +409,32 @@ class Extension(Actor):
         elif worker.job is not None:
             self._finish(worker.job, self._judge.judge(worker.job.call, Ended("it died again and again")))
         elif message.problem is not None:
-            self._not_started(message.problem)
+            self._not_started(worker, message.problem)
         self._go_on()
 
-    def _not_started(self, problem: Exception) -> None:
-        """Refuse what waits: the module cannot be imported, or no process can be started."""
-        self._retry_at = time.monotonic() + RETRY_IMPORT_SECS
+    def _not_started(self, worker: Worker, problem: Exception) -> None:
+        """Refuse what waits unless others are in service: the module cannot be imported, or no process be started."""
+        tried = self._trial if self._trial is not None and worker is self._trial.worker else None
+        if tried is not None:
+            self._trial = None
+        trace = getattr(problem, "trace", "")
         if isinstance(problem, OSError):
-            self._closed = Unavailable, "The extension's process cannot be started; the broker's log says why"
-            self._note_problem(f"its process cannot be started: {problem.strerror or problem}")
+            closed: tuple[type[RequestError], str]
+            closed = Unavailable, "The extension's process cannot be started; the broker's log says why"
+            said = f"its process cannot be started: {problem.strerror or problem}"
         else:
-            self._closed = Unauthorized, "Unauthorized method"
-            self._note_problem(f"it cannot be imported: {problem}", getattr(problem, "trace", ""))
-        kind, text = self._closed
+            closed = Unauthorized, "Unauthorized method"
+            said = f"it cannot be imported: {problem}"
+        retry_at = time.monotonic() + RETRY_IMPORT_SECS
+        if self._crew.in_service:
+            self._hold(said, trace, until=retry_at if tried is None else NEVER)
+            return
+        if tried is not None:  # those that were in service have died meanwhile
+            self._adopt(tried.basis)
+        self._retry_at = retry_at
+        self._note_problem(said, trace)
+        self._tell_asked(said)
+        kind, text = self._closed = closed
         while self._waiting:
             self._answer(self._waiting.popleft(), kind(text))
 
@@ -337,7 +448,7 @@ class Extension(Actor):
             if worker.job is not None:
                 self._finish(worker.job, self._judge.too_late(worker.job.call, self._timeout_secs))
             else:
-                self._not_started(RuntimeError(f"that takes longer than {self._timeout_secs:g} s"))
+                self._not_started(worker, RuntimeError(f"that takes longer than {self._import_secs(worker):g} s"))
         while self._waiting and self._waiting[0].deadline <= now:
             late = TimedOut(f"{self._namespace} was busy for {2 * self._timeout_secs:g} s; nothing was done")
             self._answer(self._waiting.popleft(), late)
@@ -345,6 +456,12 @@ class Extension(Actor):
         if now >= self._tidy_at:
             self._tidy()
         self.wake_at(self._tidy_at)
+
+    def _import_secs(self, worker: Worker) -> float:
+        tried = self._trial is not None and worker is self._trial.worker
+        settings = self._trial.basis.settings if self._trial is not None and tried else self._settings
+        secs: float = schema.option(settings, self._namespace, "_timeout_secs")
+        return secs
 
     # --- answers ---
 
@@ -370,6 +487,11 @@ class Extension(Actor):
             self._keyed.pop(job.keyed.key, None)
         for reply in job.replies:
             _give(reply, answer)
+
+
+def _exc_info(trace: str) -> tuple[type[ChildTrace], ChildTrace, None] | None:
+    """Return what the log shows as the traceback of a child."""
+    return (ChildTrace, ChildTrace(trace), None) if trace else None
 
 
 def _give(reply: Future[Any], answer: CallResult | RequestError) -> None:

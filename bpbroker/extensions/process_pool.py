@@ -212,10 +212,17 @@ class ProcessPool:
         """Monotonic time of the next limit."""
         return min((worker.deadline for worker in self), default=NEVER)
 
-    def start(self, launch: Launch) -> None:
+    @property
+    def in_service(self) -> bool:
+        """Whether one has imported the module in force and takes calls, now or when it is free."""
+        return any(worker.ready and worker.current for worker in self)
+
+    def start(self, launch: Launch) -> Worker:
         """Start another one; its driver will tell Ready or Gone."""
         driver = Driver(launch, self._serve, self._tell)
-        self._workers[driver] = Worker(driver, True, time.monotonic() + launch.timeout_secs)
+        worker = Worker(driver, True, time.monotonic() + launch.timeout_secs)
+        self._workers[driver] = worker
+        return worker
 
     def give(self, worker: Worker, job: Job, timeout_secs: float) -> None:
         """Have a free worker run a call."""
@@ -239,12 +246,13 @@ class ProcessPool:
         else:
             worker.driver.retire()
 
-    def outdate(self) -> None:
-        """Take all out of use: idle ones now, others when their call is over."""
+    def outdate(self, *, but: Worker | None = None) -> None:
+        """Take all out of use, ``but`` one: idle ones now, others when their call is over."""
         for worker in self:
-            worker.current = False
-            if worker.job is None:
-                self.dismiss(worker)
+            if worker is not but:
+                worker.current = False
+                if worker.job is None:
+                    self.dismiss(worker)
 
     def gone(self, driver: Driver) -> Worker | None:
         """Note that a driver has ended; gives its worker if it was in use."""

@@ -166,7 +166,8 @@ def test_why_a_module_cannot_be_used_is_in_log_and_health(
     (broker.lib / "demo.py").unlink()
     if source is not None:
         (broker.lib / "demo.py").write_text(source)
-    assert broker.bpbroker("reload").returncode == 0
+    done = broker.bpbroker("reload")
+    assert (done.returncode, reason in done.stderr) == ((0, False) if source is None else (1, True))
     for _ in range(3):
         answer = broker.request("/demo/Test", data="x")
         assert (answer.status, answer.json["message"]) == (401, "Unauthorized method")
@@ -222,6 +223,31 @@ def test_a_changed_module_takes_effect_at_the_reload(make: Callable[..., Running
     done = broker.bpbroker("reload")
     assert done.returncode == 0, done.stderr
     assert broker.request("/demo/New").body == b"new"
+
+
+@pytest.mark.parametrize("source", ["import nothing_of_this_name\n", "no python\n"])
+def test_a_reload_with_a_broken_module_says_so_and_the_one_before_goes_on(
+    make: Callable[..., RunningBroker], source: str
+) -> None:
+    broker = make()
+    assert broker.request("/demo/Test", data="x").status == 200
+    (broker.lib / "demo.py").write_text(source)
+    for _ in range(2):
+        done = broker.bpbroker("reload")
+        assert done.returncode == 1
+        assert "extension demo: it " in done.stderr
+        assert "line 1; the module that was imported before stays in service" in done.stderr
+        assert broker.request("/demo/Test", data="x").status == 200
+
+    def told() -> bool:
+        rows = broker.bpbroker("status").stdout.splitlines()
+        (row,) = [row for row in rows if row.startswith("extension demo ")]
+        return " warning " in row and "stays in service" in row
+
+    eventually(told)
+    (broker.lib / "demo.py").write_text(MODULE)
+    assert broker.bpbroker("reload").returncode == 0
+    unharmed(broker, broker.pid)
 
 
 def test_reloads_and_new_sections_drop_no_request(make: Callable[..., RunningBroker]) -> None:

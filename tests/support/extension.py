@@ -45,8 +45,10 @@ class Made:
         self.settings = {**self.settings, self.namespace: section}
         self.reload()
 
-    def reload(self) -> None:
-        self.address.tell(SettingsChanged(layers.freeze(self.settings)))
+    def reload(self) -> str:
+        """Have it look at settings and module anew; gives why the module cannot be taken up."""
+        told: str = wait_for(self.address.ask(SettingsChanged(layers.freeze(self.settings)), WAIT_SECS), WAIT_SECS)
+        return told
 
     def until(self, seen: Callable[[Pong], bool]) -> Pong:
         deadline = time.monotonic() + WAIT_SECS

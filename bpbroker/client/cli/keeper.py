@@ -175,6 +175,8 @@ class Keeper:
                 kill_at = float("inf")
             self._wait(process, read_end, 0.1 if kill_at < float("inf") else _STEP_SECS)
             self._follow_stop(process.pid)
+        # It may have ended while this process was stopped, on a lock that was another's by then.
+        self.lost = self.lost or (session is not None and (session.ended or boottime() >= session.ends_at))
         if self.lost:
             _signal_group(process, getattr(signal, "SIGKILL", signal.SIGTERM))  # the rest of its group
         if self._keep_output:

@@ -1,0 +1,146 @@
+"""What servers need from each other while a cluster comes up: real processes of ``bpclient``, killed and stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from tests.support.running import RunningBroker
+
+
+@pytest.fixture
+def coordinating(broker: RunningBroker) -> RunningBroker:
+    if broker.call("/services/Open/", session="probe", ttl=2).status != 200:
+        pytest.skip("this broker has no sessions yet")
+    return broker
+
+
+def started(broker: RunningBroker, *words: str, stdout: int | IO[str] = subprocess.PIPE) -> subprocess.Popen[str]:
+    command = broker.command("bpbroker.client", "-q", "-b", f"127.0.0.1:{broker.port}", *words)
+    return subprocess.Popen(
+        command,
+        env={**broker.environ, "BPBROKER": f"127.0.0.1:{broker.port}"},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def await_true(true: Callable[[], bool], secs: float = 60.0) -> None:
+    deadline = time.monotonic() + secs
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_once_goes_on_when_the_host_that_does_it_dies(coordinating: RunningBroker, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    script = f"echo run >> {log}; [ $(wc -l < {log}) -gt 1 ] || sleep 1000"
+    words = ("once", "--name", "foo/initdb", "--ttl", "2s", "--wait", "60s", "--", "sh", "-c", script)
+    runs = [started(coordinating, *words) for _ in range(5)]
+    await_true(lambda: bool(log.read_text()))
+    (winner,) = [each for each in runs if "sleep" in _children(each.pid)]
+    os.killpg(winner.pid, signal.SIGKILL)
+    codes = [each.wait(60) for each in runs]
+    for each in runs:
+        each.communicate()
+    assert sorted(codes) == [-signal.SIGKILL, 0, 0, 0, 0]
+    assert log.read_text() == "run\n" * 2
+    assert coordinating.bpclient(*words).returncode == 0
+    assert log.read_text() == "run\n" * 2
+
+
+def _children(pid: int) -> str:
+    """Return the commands that a process has started, and those below."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()]
+    found, below = "", {str(pid)}
+    for row in rows:
+        if row[1] in below:
+            below.add(row[0])
+            found += f"{row[2]}\n"
+    return found
+
+
+def test_numbers_are_given_once(coordinating: RunningBroker) -> None:
+    def numbers() -> list[int]:
+        runs = [started(coordinating, "number", "--pool", "foo/id", "--for", f"n{each}") for each in range(20)]
+        return [int(each.communicate(timeout=60)[0]) for each in runs]
+
+    first = numbers()
+    assert sorted(first) == list(range(1, 21))
+    assert numbers() == first
+
+
+def test_a_stopped_holder_is_fenced_and_the_next_token_is_larger(coordinating: RunningBroker, tmp_path: Path) -> None:
+    notes = [tmp_path / "first", tmp_path / "second"]
+    write = " ".join(coordinating.command("bpbroker.client", "-q", "service", "replace", "e", "--data"))
+    first = started(
+        coordinating, "lock", "--name", "l", "--ttl", "2s", "--", "sh", "-c",
+        f"echo $BPBROKER_LOCK > {notes[0]}; trap '' TERM; sleep 8; {write} old; echo $? >> {notes[0]}",
+    )  # fmt: skip
+    await_true(lambda: notes[0].exists() and notes[0].read_text().endswith("\n"))
+    first.send_signal(signal.SIGSTOP)
+    second = started(
+        coordinating, "lock", "--name", "l", "--ttl", "2s", "--", "sh", "-c",
+        f"{write} new; echo $BPBROKER_LOCK > {notes[1]}",
+    )  # fmt: skip
+    assert second.wait(60) == 0, second.communicate()
+    second.communicate()
+    await_true(lambda: notes[0].read_text().endswith("\n4\n"))
+    first.send_signal(signal.SIGCONT)
+    assert first.wait(60) == 111
+    first.communicate()
+    tokens = [int(note.read_text().split()[0].rpartition(":")[2]) for note in notes]
+    assert tokens[0] < tokens[1]
+    assert json.loads(coordinating.bpclient("service", "get", "e", "--raw").stdout)["data"]["_str"] == "new"
+
+
+def test_an_entry_goes_with_the_command_that_kept_it(coordinating: RunningBroker, tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    inner = " ".join(coordinating.command("bpbroker.client", "-q", "service", "register", "inner", "--data", "x"))
+    run = started(
+        coordinating, "session", "run", "--ttl", "60s", "--name", "node", "--data", "up", "--",
+        "sh", "-c", f"{inner} && touch {ready}; sleep 1000",
+    )  # fmt: skip
+    await_true(ready.exists)
+    assert coordinating.bpclient("service", "list", "--keys").stdout == "inner\nnode\n"
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(30) == 128 + signal.SIGTERM
+    run.communicate()
+    assert coordinating.bpclient("service", "list", "--keys").stdout == ""
+
+
+def test_a_watch_that_is_killed_goes_on_where_it_was(coordinating: RunningBroker, tmp_path: Path) -> None:
+    cursor = tmp_path / "cursor"
+    words = ("watch", "--prefix", "w/", "--cursor-file", str(cursor))
+    printed = tmp_path / "printed"
+    with printed.open("w") as file:
+        first = started(coordinating, *words, stdout=file)
+    await_true(cursor.exists)
+    for number in range(20):
+        coordinating.register(f"w/{number}", str(number))
+    await_true(lambda: printed.read_text().count("\n") >= 5)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    for number in range(20, 30):
+        coordinating.register(f"w/{number}", str(number))
+    # At most the last event comes again.
+    again = started(coordinating, *words, "--timeout", "3s")
+    rest = again.communicate(timeout=60)[0].splitlines()
+    assert again.returncode == 124
+    seen = [
+        json.loads(line)["name"] for line in [*printed.read_text().splitlines(), *rest] if line.strip().endswith("}")
+    ]
+    assert list(dict.fromkeys(seen)) == [f"w/{number}" for number in range(30)]
+    assert len(seen) <= 31
