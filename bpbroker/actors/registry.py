@@ -17,6 +17,7 @@ is here, for each backend; with a local store it just never happens.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -74,6 +75,8 @@ _LATE_SECS: Final = 0.5
 """Woken later than this, the registry could hear nobody for that time."""
 
 _TIDY_SECS: Final = 60.0
+_ENDED_AT_ONCE: Final = 50
+"""Names that one commit of a shared store takes away when a session ends; each may be two operations of it."""
 _BATCHES_KEPT_SECS: Final = 3600
 """So long a repeated batch is known again."""
 
@@ -184,6 +187,7 @@ class Registry(Actor):
             sessions=schema.option(settings, "_registry", "max_sessions"),
             places=schema.option(settings, "_registry", "max_places"),
             numbers=schema.option(settings, "_registry", "max_numbers"),
+            ended_at_once=_ENDED_AT_ONCE if self._backend.leases else sys.maxsize,
         )
         self._keep_lost_secs: int = schema.option(settings, "_registry", "keep_lost_secs")
         self.memory.history.limit_bytes = schema.option(settings, "_registry", "history_bytes")
@@ -349,16 +353,28 @@ class Registry(Actor):
 
     def _session_ended(self, session: str) -> None:
         self._times.end(session)
-        if self._backend.leases and self.memory.belongings.get(session):
-            # Of a shared store: a lease ended, and what belonged to it goes now. Any broker may do it.
-            self._ask_self(Expire(session))
+        if self._backend.leases:  # a lease ended, and what belonged to it goes now; any broker may do it
+            self._sweep(session)
+
+    def _sweep(self, session: str) -> None:
+        """Take away what a session of a shared store left, a part at a time."""
+        names = len(self.memory.belongings.get(session, ()))
+        if not names:
+            return
+
+        def gone(result: Any) -> None:
+            if not isinstance(result, BaseException) and len(self.memory.belongings.get(session, ())) < names:
+                self._sweep(session)
+
+        self._ask_self(Expire(session), gone)
 
     def _open(self, message: Open) -> Any:
         if not self._backend.leases:
             self._times.renew(message.session, time.monotonic())
             return self._write(message)
         reply = self.reply
-        if sum(1 for _ in self.memory.names(sessions.PREFIX)) >= self._limits.sessions:
+        there = self.memory.get(sessions.PREFIX + message.session) is not None
+        if not there and sum(1 for _ in self.memory.names(sessions.PREFIX)) >= self._limits.sessions:
             raise Overloaded(f"There are {self._limits.sessions} sessions already ({sessions.COUNT})")
         self._backend.open_session(message, partial(send, reply))
         return DEFERRED
@@ -548,7 +564,9 @@ class Registry(Actor):
         found = self.memory.entries.get(message.name)
         if failure is not None:
             fail(reply, Unavailable(str(failure)))
-        elif message.wait_secs > 0 and (found is None or found.etag == message.unless_etag):
+        elif message.wait_secs > 0 and (
+            message.unless_etag is None if found is None else found.etag == message.unless_etag
+        ):
             self._wait(message, reply)
         elif found is not None:
             settle(reply, found)

@@ -290,7 +290,7 @@ class Client:
                 shares with others; ``response["age_secs"]`` says how old that may be. Goes not with ``wait_secs``.
 
         Raises:
-            NotFound: it does not exist, and ``wait_secs`` is 0.
+            NotFound: it does not exist, and ``wait_secs`` is 0 or a change of it was waited for.
             WaitTimeout: it did not exist, or not change, within ``wait_secs``.
         """
         headers = {"If-None-Match": _quoted(changed_from)} if changed_from else {}
@@ -301,7 +301,8 @@ class Client:
 
         sent = {"name": name, **_consistency(consistency, wait_secs)}
         verb = "change" if changed_from else "appear"
-        return self._calls.poll("Get", sent, headers, wait_secs, found, f"Entry '{name}' did not {verb}")
+        failure = f"Entry '{name}' did not {verb}"
+        return self._calls.poll("Get", sent, headers, wait_secs, found, failure, absent_ends=bool(changed_from))
 
     def list(
         self, prefix: str = "", *, at_least: int = 0, wait_secs: float = 0.0, consistency: str = "strong"

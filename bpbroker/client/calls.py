@@ -110,6 +110,8 @@ class Calls:
         found: Callable[[Registered], T | None],
         failure: str,
         instead: Callable[[], str] = lambda: "",
+        *,
+        absent_ends: bool = False,
     ) -> T:
         """Ask, and let the broker wait, until ``found`` gives something.
 
@@ -123,6 +125,7 @@ class Calls:
             found: makes the result of an answer; None: it is not there yet.
             failure: what the error says when the time is over.
             instead: what there is then; may be empty.
+            absent_ends: whether an entry that is not there ends the wait with NotFound.
 
         Raises:
             WaitTimeout: not within ``wait_secs``.
@@ -149,6 +152,8 @@ class Calls:
             except NotTrusted:
                 raise
             except (NotFound, CannotConnect, Unavailable, TimedOut, WaitTimeout) as error:
+                if isinstance(error, NotFound) and absent_ends:
+                    raise
                 if not (wait_secs and (self.retries or isinstance(error, NotFound))):
                     raise
                 problem = "" if isinstance(error, NotFound) else f"; the last try: {error}"

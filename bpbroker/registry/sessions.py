@@ -62,21 +62,21 @@ def open_session(write: Open, view: View, limits: Limits) -> Done:
     return Done({"session": write.session, "ttl": write.ttl_secs}, view.index)
 
 
-def close(write: Close, view: View, _limits: Limits) -> Done:
+def close(write: Close, view: View, limits: Limits) -> Done:
     """End a session."""
     if view.get(PREFIX + write.session) is None:
         return Done()
     view.delete(PREFIX + write.session)
-    for name in view.names_of(write.session):
+    for name in view.names_of(write.session)[: limits.ended_at_once]:
         _let_go(view, name, write.session)
     return Done(revision=view.index)
 
 
-def expire(write: Expire, view: View, _limits: Limits) -> Done:
+def expire(write: Expire, view: View, limits: Limits) -> Done:
     """Remove what belongs to a session whose time is over, and note what its entries were."""
     if view.get(PREFIX + write.session) is not None:
         view.delete(PREFIX + write.session)
-    for name in view.names_of(write.session):
+    for name in view.names_of(write.session)[: limits.ended_at_once]:
         found = _let_go(view, name, write.session)
         if found is not None:
             lost = {"entry": json.loads(found), "when": int(view.now), "session": write.session}

@@ -103,6 +103,8 @@ class Limits:
     """In the queue of one lock."""
     numbers: int = 10_000
     """In one pool."""
+    ended_at_once: int = 1_000_000
+    """Names that one commit takes away when a session ends; a shared store takes no commit of any size."""
 
 
 def _register(write: Register, view: View, _limits: Limits) -> Record:

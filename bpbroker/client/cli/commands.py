@@ -440,7 +440,7 @@ _elsewhere(
     "Print what the holder of a lock says of itself; exit code 3 if there is none.",
     LOCK_NAME,
     Option("--wait", metavar="TIME", about="Wait so long for one, or for a change."),
-    Option("--changed-from", metavar="TOKEN", bounds=(0, 999_999_999), about="Wait until the token is not this one."),
+    Option("--changed-from", metavar="TOKEN", default="", about="Wait until the token is not this one."),
     RAW,
 )
 _elsewhere(

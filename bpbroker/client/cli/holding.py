@@ -97,14 +97,17 @@ def lock(
     raise SystemExit(code)
 
 
-def holder(session: Session, *, name: str, wait: str | None, changed_from: int | None, raw: bool) -> Output:
+def holder(session: Session, *, name: str, wait: str | None, changed_from: str, raw: bool) -> Output:
     """Print what each holder of a lock says of itself."""
+    if changed_from and not (changed_from.isascii() and changed_from.isdigit() and len(changed_from) <= 16):
+        raise UsageError(f"{changed_from[:40]!r} is no token; `bpclient lock holder --name {name}` shows it")
+    token = int(changed_from) if changed_from else None
     client, left = session.client(seconds(wait) if wait else 0.0)
     with client, session.waiting_for(f"a holder of '{name}' on {client.address}"):
-        found = client.holder(name, wait_secs=left, changed_from=changed_from)
+        found = client.holder(name, wait_secs=left, changed_from=token)
         if raw:
             return output.of_raw(client.response)
-    if not found["holders"] and not (wait and changed_from is not None):
+    if not found["holders"] and not (wait and token is not None):
         raise NotFound(f"The lock '{name}' has no holder")
     return output.of_holders(found["holders"])
 

@@ -23,6 +23,7 @@ from bpbroker import files
 from bpbroker.errors import ConfigurationError, DamagedFile, StorageFailed, StorageFull, Unavailable
 from bpbroker.registry.changes import Committed, Group, Outcome
 from bpbroker.registry.stored import joined
+from bpbroker.registry.taking import PREFIX as TAKEN
 from bpbroker.storage import backups
 from bpbroker.storage.embedded.journal import (
     Mark,
@@ -180,11 +181,26 @@ class EmbeddedStore:
                 last = max(last, sequence)
                 value = None if change.after is None else joined(change.after.at(revision))
                 rows.append((change.name, sequence, value, row_checksum(change.name, sequence, value)))
+        # What was for one receiver alone is overwritten where it stood, not only forgotten.
+        secret = any(name.startswith(TAKEN) for name, *_ in rows)
+        if secret:
+            self._overwrite(on=True)
         with self._transaction() as connection:
             connection.executemany("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?)", rows)
+        if secret:
+            self._overwrite(on=False)
         self._sequence = last
         self._acknowledged()
         return [Committed(revision, revision)] * len(groups)
+
+    def _overwrite(self, *, on: bool) -> None:
+        """Let what is deleted be overwritten with zeros, or no longer; then the log begins anew, too."""
+        connection = self._connection
+        if connection is not None and not self._failed:
+            with suppress(sqlite3.Error):
+                connection.execute(f"PRAGMA secure_delete={'ON' if on else 'OFF'}")
+                if not on:
+                    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def probe(self) -> None:
         """See :meth:`bpbroker.storage.base.Store.probe`."""
