@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -26,16 +26,24 @@ from bpbroker.extensions.modules import ExtensionRecord, Status, catalogue
     help="The Python module, or package folder, to install.",
 )  # fmt: skip
 @click.option("--enable", is_flag=True, help="Add the section that lets clients call it.")
+@click.option("--force", is_flag=True, help="Install it even if it cannot be imported or has no method.")
 @pass_scope
-def install_extension(scope: Scope, *, script: Path, enable: bool) -> None:
+def install_extension(scope: Scope, *, script: Path, enable: bool, force: bool) -> None:
     """Copy an extension module into the lib folder, where the broker finds it.
 
-    Clients can call it once the configuration has a section of its name.
+    It is imported first, in a process of its own: one that cannot be, or that
+    has no method, is refused. Clients can call it once the configuration has a
+    section of its name.
     """
     from bpbroker.extensions.installing import install
 
     scope.act_as_owner(scope.home.lib)
-    installed = install(script, scope.home.lib)
+    installed = install(
+        script,
+        scope.home.lib,
+        None if force else lambda folder, records: _see_that_it_works(scope, script, folder, records),
+        force=force,
+    )
     click.echo(f"installed {installed.path}" if installed.changed else f"{installed.path} is the same already")
     if installed.kept:
         click.echo(f"The version that was there is kept as {installed.kept}", err=True)
@@ -47,6 +55,45 @@ def install_extension(scope: Scope, *, script: Path, enable: bool) -> None:
         _tell_how_to_enable(scope, [record.namespace for record in installed.modules])
     if installed.changed and running(scope) is not None:
         click.echo(f"The running broker takes a changed module up at: {scope.command_line('reload')}", err=True)
+
+
+def _see_that_it_works(scope: Scope, script: Path, folder: Path, records: list[ExtensionRecord]) -> None:
+    """Refuse modules that cannot be imported, or have no method.
+
+    Args:
+        scope: of the command.
+        script: what is to be installed.
+        folder: where a copy of it is.
+        records: its modules.
+
+    Raises:
+        UsageError: one cannot be used.
+    """
+    from bpbroker.extensions.trial import import_extension
+
+    try:
+        settings = scope.sources().load().effective
+    except BpbrokerError:
+        settings = layers.freeze(layers.DEFAULTS)  # what is wrong with it is not this command's to say
+    lib = scope.home.lib
+    offered = False
+    for record in records:
+        try:
+            methods = import_extension(record.namespace, folder, settings, beside=None if folder == lib else lib)
+        except OSError as error:  # such as root's own Python, as the user that the folder belongs to
+            click.echo(f"warning: {record.namespace} was not tried: no process can be started: {error}", err=True)
+            methods = record.methods
+        except UsageError as error:
+            raise UsageError(f"{record.namespace} cannot be imported: {error}; {_NOTHING_INSTALLED}") from None
+        offered = offered or bool(methods)
+    if not offered:
+        raise UsageError(
+            f"{script.name} has no method for clients: no function of its own whose name begins with another character "
+            f"than _; {_NOTHING_INSTALLED}"
+        )
+
+
+_NOTHING_INSTALLED: Final = "nothing was installed. To install it all the same, add --force"
 
 
 def _enable(scope: Scope, namespaces: list[str]) -> None:
