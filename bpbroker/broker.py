@@ -45,7 +45,7 @@ from bpbroker.runtime import sdnotify
 from bpbroker.runtime.actors import Parts, registry_factory
 from bpbroker.runtime.daemon import Ready, in_background
 from bpbroker.runtime.exposure import exposed_code, see_that_it_may_start
-from bpbroker.runtime.logs import log_trouble, reopen_logs, setup_logging
+from bpbroker.runtime.logs import log_trouble, reopen_logs, set_access_log, setup_logging
 from bpbroker.runtime.mainloop import MainLoop
 from bpbroker.runtime.plan import Plan, RunOptions
 from bpbroker.runtime.prepare import prepare
@@ -188,6 +188,7 @@ class Broker:
         prepared = prepare(self._plan, self._undo)
         loaded = self._loaded = prepared.loaded
         self._settings: messages.Settings = loaded.effective
+        set_access_log(schema.option(loaded.effective, "api", "access_log"))
         self._cert, self._context = prepared.cert, prepared.context
         # Its entries are the registry's from here on: held here, too, they would never be freed.
         without = loaded if layers.shares_registry(loaded.effective) else replace(loaded, entries={})
@@ -470,6 +471,7 @@ class Broker:
             logger.error("Not reloaded: %s", problem)
         try:
             settings: messages.Settings = asked.result()
+            problems += self._log_access(settings)
             of_certificate = self._reload_certificate(settings)
             extensions = self._apply(settings, again=True)
             if of_certificate is not None:
@@ -505,6 +507,18 @@ class Broker:
         if not extensions:
             finish()
         return outcome
+
+    @staticmethod
+    def _log_access(settings: messages.Settings) -> tuple[str, ...]:
+        """Log requests where the settings say; where that cannot be go on as before, and return why."""
+        try:
+            set_access_log(schema.option(settings, "api", "access_log"))
+        except BpbrokerError as error:
+            problem = f"{error}; requests are logged as before"
+        else:
+            return ()
+        logger.error("Not reloaded: %s", problem)
+        return (problem,)
 
     def _reload_certificate(self, settings: messages.Settings) -> ConfigurationError | None:
         """Serve with the certificate that is there now; if it cannot be used keep the one before, and give why."""
@@ -543,6 +557,8 @@ class Broker:
         if fixed:
             logger.warning("%s takes effect at the next start", " and ".join(fixed))
         self._settings = settings
+        if not again:
+            self._log_access(settings)
         sdnotify.notify(self._status())
         if self._application is not None:
             self._application.settings_changed(settings)
