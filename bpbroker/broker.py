@@ -35,7 +35,7 @@ from bpbroker.actors.ownership import Owned
 from bpbroker.actors.supervisor import Supervisor
 from bpbroker.actors.worker import Beside
 from bpbroker.config import layers, schema
-from bpbroker.errors import BpbrokerError, ConfigurationError
+from bpbroker.errors import BpbrokerError, ConfigurationError, StartError
 from bpbroker.extensions import idempotency
 from bpbroker.frontend import access_log
 from bpbroker.frontend.access_keys import NamedKeys
@@ -412,6 +412,7 @@ class Broker:
         if isinstance(event, _Answered):
             event.go_on()
         elif isinstance(event, messages.SettingsChanged):
+            self._log_access(event.settings)
             self._apply(event.settings)
         return None
 
@@ -528,7 +529,7 @@ class Broker:
                 tls.heal_pair(cert, key)
             tls.check_pair(cert, key)
             context = tls.context(cert, key)
-        except ConfigurationError as error:
+        except (ConfigurationError, StartError) as error:
             return ConfigurationError(f"The certificate was not reloaded, the one before stays in use: {error}")
         self._cert, self._context = cert, context
         if self._application is not None:
@@ -557,8 +558,6 @@ class Broker:
         if fixed:
             logger.warning("%s takes effect at the next start", " and ".join(fixed))
         self._settings = settings
-        if not again:
-            self._log_access(settings)
         sdnotify.notify(self._status())
         if self._application is not None:
             self._application.settings_changed(settings)

@@ -75,7 +75,7 @@ def add_offline(scope: Scope, extra: Mapping[str, Any], extra_entries: Mapping[s
     try:
         files.make_folder(own.parent, mode=0o755)
     except OSError as error:
-        raise ConfigurationError(f"Cannot make the folder {own.parent}: {error.strerror}") from None
+        raise files.start_error(f"Cannot make the folder {own.parent}: {error.strerror}", error) from None
     try:
         with FileLock(own):
             merged = merge(own, extra, extra_entries)
