@@ -407,6 +407,8 @@ class Broker:
             return self._add(event)
         if isinstance(event, messages.DropAccessKey):
             return self._drop_key(event)
+        if isinstance(event, messages.DropNamespace):
+            return self._disable(event)
         if isinstance(event, messages.Reload):
             return self._reload()
         if isinstance(event, _Answered):
@@ -449,6 +451,16 @@ class Broker:
             self._apply(self._owned.value.effective)
 
         return self._then(message, dropped)
+
+    def _disable(self, message: messages.DropNamespace) -> Future[Any]:
+        """Have an extension's sections taken out; when this is over no client can call it any more."""
+
+        def disabled(asked: Future[Any]) -> tuple[str, ...]:
+            gone: tuple[str, ...] = asked.result()
+            self._apply(self._owned.value.effective)
+            return gone
+
+        return self._then(message, disabled)
 
     # --- reload ---
 

@@ -11,13 +11,21 @@ from typing import Any, Final
 
 import click
 
-from bpbroker.commands.configuration import add_offline
+from bpbroker.commands.configuration import add_offline, disable_offline
 from bpbroker.commands.local import BULK_SECS, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, echo_table, format_option
 from bpbroker.config import layers
-from bpbroker.errors import BpbrokerError, CannotConnect, StartError, UsageError, WaitTimeout
-from bpbroker.extensions.modules import ExtensionRecord, Status, catalogue
+from bpbroker.errors import (
+    BpbrokerError,
+    CannotConnect,
+    ConfigurationError,
+    NotFound,
+    StartError,
+    UsageError,
+    WaitTimeout,
+)
+from bpbroker.extensions.modules import ExtensionRecord, Status, catalogue, name_problem
 
 
 @command("install-extension", short_help="Install custom extension")
@@ -130,16 +138,55 @@ def _tell_how_to_enable(scope: Scope, namespaces: list[str]) -> None:
 
 @command("uninstall-extension", short_help="Remove an extension")
 @click.argument("name")
+@click.option("--disable", is_flag=True, help="Take its section, with all that is in it, out of the configuration too.")
 @pass_scope
-def uninstall_extension(scope: Scope, *, name: str) -> None:
-    """Remove the extension module or package NAME from the lib folder; its section in the configuration stays."""
+def uninstall_extension(scope: Scope, *, name: str, disable: bool) -> None:
+    """Remove the extension module or package NAME from the lib folder.
+
+    Its section in the configuration stays, unless --disable is given.
+    """
     from bpbroker.extensions.installing import uninstall
 
     scope.act_as_owner(scope.home.lib)
-    for path in uninstall(name, scope.home.lib):
+    # First: a broker that runs has no section without a module then.
+    disabled = _disable(scope, name) if disable else ()
+    for section in disabled:
+        click.echo(f"disabled {section}")
+    try:
+        gone = uninstall(name, scope.home.lib)
+    except NotFound:
+        if not disabled:
+            raise
+        gone = ()  # it was uninstalled before, without its section
+    for path in gone:
         click.echo(f"removed {path}")
-    if running(scope) is not None:
+    if not disabled and running(scope) is not None:
         click.echo(f"The running broker lets go of it at: {scope.command_line('reload')}", err=True)
+
+
+def _disable(scope: Scope, name: str) -> tuple[str, ...]:
+    """Take the sections of an extension, or of a package's modules, out of the configuration; gives which.
+
+    Raises:
+        UsageError: it is a module of a package, or no extension.
+        ConfigurationError: the global file has such a section, which is not this broker's; nothing was changed.
+    """
+    problem = name_problem(name)
+    if problem:
+        raise UsageError(problem)
+    if "." in name:
+        raise UsageError(f"{name} is part of a package; uninstall {name.partition('.')[0]}")
+    sources = scope.sources()
+    theirs = layers.namespaces_of(sources.load().lower, name)
+    if theirs:
+        raise ConfigurationError(
+            f"{', '.join(theirs)} is enabled in {sources.below}, which other brokers may use too; take it out there. "
+            "Nothing was changed"
+        )
+    broker = running(scope)
+    if broker is None:
+        return disable_offline(scope, name)
+    return tuple(broker.ask("DropNamespace", {"namespace": name}, BULK_SECS))
 
 
 @command("extensions", short_help="List the extensions")

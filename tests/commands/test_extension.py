@@ -96,6 +96,44 @@ def test_a_module_may_import_what_is_installed_already(bpbroker: Run, home: Path
     assert bpbroker("install-extension", "--script", package).code == 0
 
 
+def test_uninstalling_with_its_section(bpbroker: Run, home: Path, script: Path) -> None:
+    config = home / "etc" / "bpbroker.json"
+
+    def sections() -> set[str]:
+        return set(json.loads(config.read_text())) & {"demo", "demo2", "pkg", "pkg.one"}
+
+    assert bpbroker("install-extension", "--script", script, "--enable").code == 0
+    settings = {**json.loads(config.read_text()), "demo2": {}, "pkg": {}, "pkg.one": {"_access_key": "canary-7391"}}
+    config.write_text(json.dumps({**settings, "services": {"foo": {"_str": "bar"}}}))
+    assert bpbroker("uninstall-extension", "demo", "--disable")[:2] == (
+        0,
+        f"disabled demo\nremoved {home / 'lib' / 'demo.py'}\n",
+    )
+    assert sections() == {"demo2", "pkg", "pkg.one"}
+    gone = bpbroker("uninstall-extension", "pkg", "--disable")  # no module of it was ever there
+    assert gone == (0, "disabled pkg\ndisabled pkg.one\n", "")
+    assert sections() == {"demo2"}
+    assert json.loads(config.read_text())["services"]["foo"]["_str"] == "bar"
+    before = config.read_bytes()
+    for name in ("demo", "services", "api", "_registry", "demo2.x"):
+        assert bpbroker("uninstall-extension", name, "--disable").code != 0, name
+    assert config.read_bytes() == before
+
+
+def test_uninstalling_with_its_section_beside_a_running_broker(
+    make_broker: Callable[..., RunningBroker], script: Path
+) -> None:
+    broker = make_broker().start()
+    assert broker.bpbroker("install-extension", "--script", str(script), "--enable").returncode == 0
+    assert broker.request("/demo/Hello").status == 200
+    done = broker.bpbroker("uninstall-extension", "demo", "--disable")
+    assert (done.returncode, done.stdout.splitlines()[0], done.stderr) == (0, "disabled demo", "")
+    assert broker.request("/demo/Hello").json["message"].startswith("Unauthorized package")
+    assert "demo" not in json.loads(broker.config.read_text())
+    assert "extension demo" not in broker.bpbroker("status").stdout
+    assert broker.bpbroker("reload").returncode == 0
+
+
 def test_trying_a_method(bpbroker: Run, script: Path) -> None:
     words = ("run-extension", "--lib", script.parent)
     done = bpbroker(*words, "demo.Hello", "--data", "x", "--from", "10.0.0.7")
