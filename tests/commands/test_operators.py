@@ -40,6 +40,17 @@ def test_a_mistyped_command_is_guessed(bpbroker: Run) -> None:
     assert "Did you mean start?" in done.err
 
 
+@pytest.mark.parametrize("words", [("strat",), ("start", "--listen-port", "x"), ("stop", "--no"), ("-c", "", "stop")])
+def test_every_error_begins_with_the_programs_name(bpbroker: Run, words: tuple[str, ...]) -> None:
+    done = bpbroker(*words)
+    usage, hint, between, error = done.err.splitlines()
+    assert usage.startswith("Usage: bpbroker")
+    assert hint.startswith("Try 'bpbroker")
+    assert between == ""
+    assert error.startswith("bpbroker: ")
+    assert done.code == 2
+
+
 def _lock(folder: Path) -> None:
     FileLock(folder / "b.json").acquire()
 
