@@ -35,7 +35,7 @@ from bpbroker.actors.ownership import Owned
 from bpbroker.actors.supervisor import Supervisor
 from bpbroker.actors.worker import Beside
 from bpbroker.config import layers, schema
-from bpbroker.errors import BpbrokerError, ConfigurationError
+from bpbroker.errors import BpbrokerError, ConfigurationError, StartError
 from bpbroker.extensions import idempotency
 from bpbroker.frontend import access_log
 from bpbroker.frontend.access_keys import NamedKeys
@@ -45,7 +45,7 @@ from bpbroker.runtime import sdnotify
 from bpbroker.runtime.actors import Parts, registry_factory
 from bpbroker.runtime.daemon import Ready, in_background
 from bpbroker.runtime.exposure import exposed_code, see_that_it_may_start
-from bpbroker.runtime.logs import log_trouble, reopen_logs, setup_logging
+from bpbroker.runtime.logs import log_trouble, reopen_logs, set_access_log, setup_logging
 from bpbroker.runtime.mainloop import MainLoop
 from bpbroker.runtime.plan import Plan, RunOptions
 from bpbroker.runtime.prepare import prepare
@@ -188,6 +188,7 @@ class Broker:
         prepared = prepare(self._plan, self._undo)
         loaded = self._loaded = prepared.loaded
         self._settings: messages.Settings = loaded.effective
+        set_access_log(schema.option(loaded.effective, "api", "access_log"))
         self._cert, self._context = prepared.cert, prepared.context
         # Its entries are the registry's from here on: held here, too, they would never be freed.
         without = loaded if layers.shares_registry(loaded.effective) else replace(loaded, entries={})
@@ -406,11 +407,14 @@ class Broker:
             return self._add(event)
         if isinstance(event, messages.DropAccessKey):
             return self._drop_key(event)
+        if isinstance(event, messages.DropNamespace):
+            return self._disable(event)
         if isinstance(event, messages.Reload):
             return self._reload()
         if isinstance(event, _Answered):
             event.go_on()
         elif isinstance(event, messages.SettingsChanged):
+            self._log_access(event.settings)
             self._apply(event.settings)
         return None
 
@@ -448,6 +452,16 @@ class Broker:
 
         return self._then(message, dropped)
 
+    def _disable(self, message: messages.DropNamespace) -> Future[Any]:
+        """Have an extension's sections taken out; when this is over no client can call it any more."""
+
+        def disabled(asked: Future[Any]) -> tuple[str, ...]:
+            gone: tuple[str, ...] = asked.result()
+            self._apply(self._owned.value.effective)
+            return gone
+
+        return self._then(message, disabled)
+
     # --- reload ---
 
     def _reload(self) -> Future[Any]:
@@ -470,6 +484,7 @@ class Broker:
             logger.error("Not reloaded: %s", problem)
         try:
             settings: messages.Settings = asked.result()
+            problems += self._log_access(settings)
             of_certificate = self._reload_certificate(settings)
             extensions = self._apply(settings, again=True)
             if of_certificate is not None:
@@ -506,6 +521,18 @@ class Broker:
             finish()
         return outcome
 
+    @staticmethod
+    def _log_access(settings: messages.Settings) -> tuple[str, ...]:
+        """Log requests where the settings say; where that cannot be go on as before, and return why."""
+        try:
+            set_access_log(schema.option(settings, "api", "access_log"))
+        except BpbrokerError as error:
+            problem = f"{error}; requests are logged as before"
+        else:
+            return ()
+        logger.error("Not reloaded: %s", problem)
+        return (problem,)
+
     def _reload_certificate(self, settings: messages.Settings) -> ConfigurationError | None:
         """Serve with the certificate that is there now; if it cannot be used keep the one before, and give why."""
         cert, key = layers.named_pair(settings)
@@ -514,7 +541,7 @@ class Broker:
                 tls.heal_pair(cert, key)
             tls.check_pair(cert, key)
             context = tls.context(cert, key)
-        except ConfigurationError as error:
+        except (ConfigurationError, StartError) as error:
             return ConfigurationError(f"The certificate was not reloaded, the one before stays in use: {error}")
         self._cert, self._context = cert, context
         if self._application is not None:

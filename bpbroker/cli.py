@@ -98,10 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Abort:
-        _end("Aborted!", 1)
+        _end("bpbroker: Aborted", 1)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        _end(f"{_usage(error)}bpbroker: {error.format_message()}", error.exit_code)
     except BpbrokerError as error:
         if scope.debug:
             traceback.print_exc()
@@ -116,6 +115,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         what = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
         _end(f"bpbroker: {where}{what}" + ("" if scope.debug else " (--debug shows more)"), 1)
     raise AssertionError("click ends the process")
+
+
+def _usage(error: click.ClickException) -> str:
+    """Return how the command is called and where its help is, when the command line was wrong."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is None:
+        return ""
+    return f"{context.get_usage()}\nTry '{context.command_path} {context.help_option_names[0]}' for help.\n\n"
 
 
 def _end(message: str, code: int) -> NoReturn:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from bpbroker import windows
-from bpbroker.errors import StorageFailed, StorageFull, Unavailable
+from bpbroker.errors import ConfigurationError, StartError, StorageFailed, StorageFull, Unavailable
 
 if TYPE_CHECKING:  # novm
     from typing import Self
@@ -39,6 +39,8 @@ SYNC_EVERY_BYTES: Final = 1024 * 1024
 """A large file goes to the disk in pieces: one big fsync would hold up the journal's on the same disk."""
 
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+MAY_PASS: Final = NO_SPACE | {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""A service manager tries again after these: they are no fault of the configuration."""
 
 _BREATH_SECS: Final = 0.0005
 _ALONE_SECS: Final = 10.0
@@ -60,6 +62,11 @@ class OutcomeUnknown(OSError):
 
 
 # --- writing a file as a whole ---
+
+
+def start_error(message: str, error: OSError) -> ConfigurationError | StartError:
+    """Return the error of a start that cannot write or make something: one that is tried again if it may pass."""
+    return (StartError if error.errno in MAY_PASS else ConfigurationError)(message)
 
 
 def replace(

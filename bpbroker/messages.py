@@ -328,6 +328,16 @@ class DropAccessKey:
 
 
 @dataclass(frozen=True, slots=True)
+class DropNamespace:
+    """Take the sections of an extension, or of a package's modules, out of the configuration, and save.
+
+    Reply: a tuple of the sections that were there. Errors: Unavailable.
+    """
+
+    namespace: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReloadSettings:
     """Read the files' settings again. Reply: the :data:`Settings` now in force. Errors: ConfigurationError."""
 

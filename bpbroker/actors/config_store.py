@@ -28,6 +28,7 @@ from bpbroker.messages import (
     ApplyConfiguration,
     Document,
     DropAccessKey,
+    DropNamespace,
     GetDocument,
     Pong,
     ReloadSettings,
@@ -95,6 +96,7 @@ class ConfigStore(Actor):
         self.handlers = {
             ApplyConfiguration: lambda message: self._later("adding settings", lambda: self._apply(message)),
             DropAccessKey: lambda message: self._later("taking a key out", lambda: self._drop(message)),
+            DropNamespace: lambda message: self._later("taking a section out", lambda: self._disable(message)),
             ReloadSettings: lambda _: self._later("reading the configuration", self._reload),
             Save: lambda _: self._later(_WRITING, lambda: self._save(self._saved)),
             GetDocument: self._get_document,
@@ -263,6 +265,15 @@ class ConfigStore(Actor):
             saved = layers.freeze(settings)
             self._save(saved, gently=True)
             self._take(saved, self._lower)
+
+    def _disable(self, message: DropNamespace) -> tuple[str, ...]:
+        """Take an extension's sections out."""
+        gone = layers.namespaces_of(self._saved, message.namespace)
+        if gone:
+            saved = layers.freeze(layers.without_sections(self._saved, gone))
+            self._save(saved, gently=True)
+            self._take(saved, self._lower)
+        return gone
 
     def _reload(self) -> Settings:
         """Read the files again; the entries in them are older than the registry's and are not looked at."""

@@ -75,7 +75,7 @@ def add_offline(scope: Scope, extra: Mapping[str, Any], extra_entries: Mapping[s
     try:
         files.make_folder(own.parent, mode=0o755)
     except OSError as error:
-        raise ConfigurationError(f"Cannot make the folder {own.parent}: {error.strerror}") from None
+        raise files.start_error(f"Cannot make the folder {own.parent}: {error.strerror}", error) from None
     try:
         with FileLock(own):
             merged = merge(own, extra, extra_entries)
@@ -86,6 +86,30 @@ def add_offline(scope: Scope, extra: Mapping[str, Any], extra_entries: Mapping[s
     except InUse:
         raise _in_use(scope, holder(own) or {}) from None
     return merged
+
+
+def disable_offline(scope: Scope, namespace: str) -> tuple[str, ...]:
+    """Take an extension's sections out of the configuration file of a stopped broker; gives those that were there.
+
+    Raises:
+        InUse: a broker runs.
+        ConfigurationError: the file cannot be used, or not written.
+    """
+    own = scope.own
+    scope.act_as_owner()
+    if not own.exists():
+        return ()
+    try:
+        with FileLock(own):
+            settings, entries, origin = offline.state_of(own)
+            gone = layers.namespaces_of(settings, namespace)
+            if gone:
+                offline.save(own, layers.without_sections(settings, gone), entries, origin)
+            else:
+                files.sync_folder(own.parent)  # whoever took it out may have been killed before this
+    except InUse:
+        raise _in_use(scope, holder(own) or {}) from None
+    return gone
 
 
 def merge(own: Path, extra: Mapping[str, Any], extra_entries: Mapping[str, bytes]) -> Merged:

@@ -7,17 +7,25 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
-from bpbroker.commands.configuration import add_offline
+from bpbroker.commands.configuration import add_offline, disable_offline
 from bpbroker.commands.local import BULK_SECS, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, echo_table, format_option
 from bpbroker.config import layers
-from bpbroker.errors import BpbrokerError, CannotConnect, StartError, UsageError, WaitTimeout
-from bpbroker.extensions.modules import ExtensionRecord, Status, catalogue
+from bpbroker.errors import (
+    BpbrokerError,
+    CannotConnect,
+    ConfigurationError,
+    NotFound,
+    StartError,
+    UsageError,
+    WaitTimeout,
+)
+from bpbroker.extensions.modules import ExtensionRecord, Status, catalogue, name_problem
 
 
 @command("install-extension", short_help="Install custom extension")
@@ -26,16 +34,24 @@ from bpbroker.extensions.modules import ExtensionRecord, Status, catalogue
     help="The Python module, or package folder, to install.",
 )  # fmt: skip
 @click.option("--enable", is_flag=True, help="Add the section that lets clients call it.")
+@click.option("--force", is_flag=True, help="Install it even if it cannot be imported or has no method.")
 @pass_scope
-def install_extension(scope: Scope, *, script: Path, enable: bool) -> None:
+def install_extension(scope: Scope, *, script: Path, enable: bool, force: bool) -> None:
     """Copy an extension module into the lib folder, where the broker finds it.
 
-    Clients can call it once the configuration has a section of its name.
+    It is imported first, in a process of its own: one that cannot be, or that
+    has no method, is refused. Clients can call it once the configuration has a
+    section of its name.
     """
     from bpbroker.extensions.installing import install
 
     scope.act_as_owner(scope.home.lib)
-    installed = install(script, scope.home.lib)
+    installed = install(
+        script,
+        scope.home.lib,
+        None if force else lambda folder, records: _see_that_it_works(scope, script, folder, records),
+        force=force,
+    )
     click.echo(f"installed {installed.path}" if installed.changed else f"{installed.path} is the same already")
     if installed.kept:
         click.echo(f"The version that was there is kept as {installed.kept}", err=True)
@@ -47,6 +63,45 @@ def install_extension(scope: Scope, *, script: Path, enable: bool) -> None:
         _tell_how_to_enable(scope, [record.namespace for record in installed.modules])
     if installed.changed and running(scope) is not None:
         click.echo(f"The running broker takes a changed module up at: {scope.command_line('reload')}", err=True)
+
+
+def _see_that_it_works(scope: Scope, script: Path, folder: Path, records: list[ExtensionRecord]) -> None:
+    """Refuse modules that cannot be imported, or have no method.
+
+    Args:
+        scope: of the command.
+        script: what is to be installed.
+        folder: where a copy of it is.
+        records: its modules.
+
+    Raises:
+        UsageError: one cannot be used.
+    """
+    from bpbroker.extensions.trial import import_extension
+
+    try:
+        settings = scope.sources().load().effective
+    except BpbrokerError:
+        settings = layers.freeze(layers.DEFAULTS)  # what is wrong with it is not this command's to say
+    lib = scope.home.lib
+    offered = False
+    for record in records:
+        try:
+            methods = import_extension(record.namespace, folder, settings, beside=None if folder == lib else lib)
+        except OSError as error:  # such as root's own Python, as the user that the folder belongs to
+            click.echo(f"warning: {record.namespace} was not tried: no process can be started: {error}", err=True)
+            methods = record.methods
+        except UsageError as error:
+            raise UsageError(f"{record.namespace} cannot be imported: {error}; {_NOTHING_INSTALLED}") from None
+        offered = offered or bool(methods)
+    if not offered:
+        raise UsageError(
+            f"{script.name} has no method for clients: no function of its own whose name begins with another character "
+            f"than _; {_NOTHING_INSTALLED}"
+        )
+
+
+_NOTHING_INSTALLED: Final = "nothing was installed. To install it all the same, add --force"
 
 
 def _enable(scope: Scope, namespaces: list[str]) -> None:
@@ -83,16 +138,55 @@ def _tell_how_to_enable(scope: Scope, namespaces: list[str]) -> None:
 
 @command("uninstall-extension", short_help="Remove an extension")
 @click.argument("name")
+@click.option("--disable", is_flag=True, help="Take its section, with all that is in it, out of the configuration too.")
 @pass_scope
-def uninstall_extension(scope: Scope, *, name: str) -> None:
-    """Remove the extension module or package NAME from the lib folder; its section in the configuration stays."""
+def uninstall_extension(scope: Scope, *, name: str, disable: bool) -> None:
+    """Remove the extension module or package NAME from the lib folder.
+
+    Its section in the configuration stays, unless --disable is given.
+    """
     from bpbroker.extensions.installing import uninstall
 
     scope.act_as_owner(scope.home.lib)
-    for path in uninstall(name, scope.home.lib):
+    # First: a broker that runs has no section without a module then.
+    disabled = _disable(scope, name) if disable else ()
+    for section in disabled:
+        click.echo(f"disabled {section}")
+    try:
+        gone = uninstall(name, scope.home.lib)
+    except NotFound:
+        if not disabled:
+            raise
+        gone = ()  # it was uninstalled before, without its section
+    for path in gone:
         click.echo(f"removed {path}")
-    if running(scope) is not None:
+    if not disabled and running(scope) is not None:
         click.echo(f"The running broker lets go of it at: {scope.command_line('reload')}", err=True)
+
+
+def _disable(scope: Scope, name: str) -> tuple[str, ...]:
+    """Take the sections of an extension, or of a package's modules, out of the configuration; gives which.
+
+    Raises:
+        UsageError: it is a module of a package, or no extension.
+        ConfigurationError: the global file has such a section, which is not this broker's; nothing was changed.
+    """
+    problem = name_problem(name)
+    if problem:
+        raise UsageError(problem)
+    if "." in name:
+        raise UsageError(f"{name} is part of a package; uninstall {name.partition('.')[0]}")
+    sources = scope.sources()
+    theirs = layers.namespaces_of(sources.load().lower, name)
+    if theirs:
+        raise ConfigurationError(
+            f"{', '.join(theirs)} is enabled in {sources.below}, which other brokers may use too; take it out there. "
+            "Nothing was changed"
+        )
+    broker = running(scope)
+    if broker is None:
+        return disable_offline(scope, name)
+    return tuple(broker.ask("DropNamespace", {"namespace": name}, BULK_SECS))
 
 
 @command("extensions", short_help="List the extensions")

@@ -14,11 +14,12 @@ from pathlib import Path, PurePath
 import click
 
 from bpbroker.commands.scope import Scope, command, pass_scope
+from bpbroker.config import layers
 from bpbroker.config.paths import Home, system_home
-from bpbroker.errors import ConfigurationError, InUse, StartError, UsageError
+from bpbroker.errors import BpbrokerError, ConfigurationError, InUse, StartError, UsageError
 from bpbroker.runtime.exposure import exposed_code
 from bpbroker.service import linux, machine, windows
-from bpbroker.service.data import Where, files_of, plan_purge
+from bpbroker.service.data import Where, files_of, left_by_purge, plan_purge
 from bpbroker.service.execute import execute, others_files
 from bpbroker.service.steps import Plan, Service
 from bpbroker.service.templates import Recorded
@@ -27,6 +28,7 @@ from bpbroker.storage.lock import FileLock, holder, lock_path
 from bpbroker.text import command_line
 
 DEFAULT_NAME = "bpbroker"
+NAMES_SHOWN = 8
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
 
 _name_option = click.option(
@@ -103,7 +105,11 @@ def uninstall_service(scope: Scope, *, purge: bool, name: str, root: Path, dry_r
         note = holder(where(str(service.config)))
         if note is not None and not dry_run:
             raise InUse(f"A broker still runs on {service.config} (process {note.get('pid', '?')}); its data is kept")
+        elsewhere = _kept_elsewhere(where(str(service.config)))
         _carry_out(plan_purge(service, logs, where), root, dry_run=dry_run)
+        left = left_by_purge(service, where)
+        for what in (*elsewhere, *(f"{folder} with {_some(names)}" for folder, names in left.items())):
+            click.echo(f"{'would keep' if dry_run else 'kept'} {what}", err=True)
     elif not dry_run:
         kept = [str(path) for path in (service.config, service.backups, logs) if os.access(where(str(path)), os.F_OK)]
         if kept:
@@ -156,6 +162,27 @@ def _as_installed(scope: Scope, service: Service, known: Recorded | None, user: 
         return service
     config = service.config if scope.config is not None else known.config
     return replace(service, config=config, user=service.user if user else known.user)
+
+
+def _kept_elsewhere(config: Path) -> list[str]:
+    """Return what the configuration names and a purge does not remove: a registry in etcd, a certificate of others."""
+    try:
+        settings = layers.layered(layers.DEFAULTS, config_file.read(config)[0])
+    except BpbrokerError:
+        return []  # it goes all the same
+    kept = []
+    if layers.shares_registry(settings):
+        kept.append("the entries in etcd, which other brokers may use")
+    pair = layers.named_pair(settings)
+    if not layers.has_shipped_pair(settings):
+        kept += [str(path) for path in pair if path.parent != config.parent]
+    return kept
+
+
+def _some(names: tuple[str, ...]) -> str:
+    """Return the first names of a folder, and how many more there are."""
+    more = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _see_whose_data(scope: Scope, service: Service, known: Recorded | None) -> None:

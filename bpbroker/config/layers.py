@@ -10,7 +10,7 @@ frozen. What may stand in a section, and within which limits, is in
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PureWindowsPath
 from types import MappingProxyType
 from typing import Any, Final
@@ -159,6 +159,16 @@ def namespaces(settings: Mapping[str, Any]) -> Iterator[str]:
     for name in settings:
         if not name.startswith("_") and name not in DEFAULTS:
             yield name
+
+
+def namespaces_of(settings: Mapping[str, Any], namespace: str) -> tuple[str, ...]:
+    """Return the sections that enable this extension, or modules of this package."""
+    return tuple(name for name in namespaces(settings) if name == namespace or name.startswith(f"{namespace}."))
+
+
+def without_sections(settings: Mapping[str, Any], sections: Collection[str]) -> dict[str, Any]:
+    """Return a copy of settings that lacks these sections."""
+    return {name: thaw(section) for name, section in settings.items() if name not in sections}
 
 
 def shares_registry(settings: Mapping[str, Any]) -> bool:

@@ -14,6 +14,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -65,6 +66,12 @@ def _names(value: Any) -> str | None:
 
 def _path(value: Any) -> str | None:
     return None if isinstance(value, str) and value and "\0" not in value else "must be the path of a file"
+
+
+def _access_log(value: Any) -> str | None:
+    if value in ("same", "off") or (isinstance(value, str) and "\0" not in value and Path(value).is_absolute()):
+        return None
+    return "must be same (as the log), off, or the path of a file from the root on"
 
 
 def _flag(value: Any) -> str | None:
@@ -154,6 +161,7 @@ KNOWN: Final[Mapping[str, Mapping[str, Key]]] = {
         "listen_port": Key(_number(0, 65535), 20443, "TCP and UDP port; 0 takes any free one"),
         "listen_ip": Key(_text, "", "address to bind to; empty means all interfaces"),
         "host_names": Key(_names, (), "more names by which browsers reach this broker, such as an alias in DNS"),
+        "access_log": Key(_access_log, "same", "where each request is logged: same as the log, off, or a file"),
         "ssl_cert": Key(_path, "", "certificate, PEM, chain included"),
         "ssl_key": Key(_path, "", "private key, PEM"),
         "workers": Key(_number(1, 64), 2, "threads that answer requests; none of them ever waits"),

@@ -67,6 +67,8 @@ class Launch:
 
     namespace: str
     lib: Path
+    beside: Path | None = None
+    """A further folder that the module may import others from: the lib folder while ``lib`` is a copy to be tried."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What the module sees as ``bpbroker.config.data``; plain JSON values."""
     timeout_secs: float = 30.0
@@ -121,6 +123,7 @@ class Child:
                 {
                     "namespace": launch.namespace,
                     "lib": str(launch.lib.absolute()),
+                    "beside": None if launch.beside is None else str(launch.beside.absolute()),
                     "settings": launch.settings,
                     "timeout_secs": launch.timeout_secs,
                     "memory_max_bytes": launch.memory_max_bytes,

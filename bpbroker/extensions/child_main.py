@@ -126,6 +126,7 @@ class _Extension:
         self._broker = broker
         self._namespace: str = begin["namespace"]
         self._lib = Path(begin["lib"])
+        self._beside = None if begin["beside"] is None else Path(begin["beside"])
         self._log = log_to_broker(self._namespace)
         self._registry = Registry(broker.ask)
         broker.timeout_secs = begin["timeout_secs"]
@@ -139,7 +140,7 @@ class _Extension:
     def run(self) -> None:
         """Import the module, then serve until the broker wants no more."""
         try:
-            methods = methods_of(load(self._namespace, self._lib))
+            methods = methods_of(load(self._namespace, self._lib, self._beside))
         except BaseException as error:  # noqa: BLE001 - a module may raise anything, SystemExit too
             self._broker.answer({"kind": "broken", "problem": _problem(error, self._lib), "trace": _trace()})
             return
@@ -203,15 +204,16 @@ class _LibFinder(importlib.abc.MetaPathFinder):
         return spec
 
 
-def load(namespace: str, lib: Path) -> ModuleType:
-    """Import a namespace's module from the lib folder; it may import others that lie there.
+def load(namespace: str, lib: Path, beside: Path | None = None) -> ModuleType:
+    """Import a namespace's module from the lib folder; it may import others that lie there, or in ``beside``.
 
     Raises:
         BaseException: whatever the module raises.
     """
     top = namespace.partition(".")[0]
     sys.meta_path.insert(0, _LibFinder(top, lib))
-    sys.path.append(str(lib))  # last: a module of the lib folder must not stand in for one of Python's own
+    # Last: a module of the lib folder must not stand in for one of Python's own.
+    sys.path += [str(folder) for folder in (lib, beside) if folder is not None]
     for name in [name for name in sys.modules if name == top or name.startswith(f"{top}.")]:
         del sys.modules[name]
     return importlib.import_module(namespace)

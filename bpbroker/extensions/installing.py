@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +36,18 @@ class Installed:
     """Where the version that was there before is now."""
 
 
-def install(script: Path, lib: Path) -> Installed:
+Check = Callable[[Path, list[ExtensionRecord]], None]
+"""Function of a folder and the modules in it that may be installed. Raises UsageError when they shall not be."""
+
+
+def install(script: Path, lib: Path, check: Check | None = None, *, force: bool = False) -> Installed:
     """Copy a module or a package's folder into the lib folder, as one step, replacing an older version of it.
+
+    Args:
+        script: the module, or the package's folder.
+        lib: the lib folder.
+        check: called with a finished copy before it takes its place.
+        force: whether modules that do not parse are installed as well.
 
     Raises:
         UsageError: it is nothing that can be an extension; the message says why, nothing was changed.
@@ -59,15 +69,22 @@ def install(script: Path, lib: Path) -> Installed:
         problem = "a module of a package is installed with its package's folder"
     if problem:
         raise UsageError(f"{script.name} cannot be installed: {problem}")
-    files = list(_checked(script)) if package else [_checked_file(script)]
+    files = list(_checked(script, force)) if package else [_checked_file(script, force)]
     there = lib / f"{namespace}{'' if package else '.py'}"
     if _is_same(script, files, there):
+        if check is not None:
+            check(lib, list(_brought(namespace, files, lib)))
         # Installed again, say with --enable: the older version that is kept must not be lost to a copy of this one.
         with suppress(OSError):
             sync_folder(lib)  # whoever installed it may have been killed before this
         return Installed(namespace, there, False, tuple(_brought(namespace, files, lib)), None)
+
+    def see(folder: Path) -> None:
+        if check is not None:
+            check(folder, list(_brought(namespace, files, folder)))
+
     try:
-        path, kept = _put(script, files, lib, f"{namespace}{'' if package else '.py'}")
+        path, kept = _put(script, files, lib, f"{namespace}{'' if package else '.py'}", see)
     except OSError as error:
         raise ConfigurationError(
             f"{script.name} was not installed: {error.filename or lib}: {error.strerror or error}"
@@ -103,7 +120,7 @@ def uninstall(namespace: str, lib: Path) -> tuple[Path, ...]:
 # --- what may come in ---
 
 
-def _checked(folder: Path) -> Iterator[Path]:
+def _checked(folder: Path, force: bool) -> Iterator[Path]:
     """Yield a package's files, relative to its folder, once all of them are seen to be fit.
 
     Raises:
@@ -121,7 +138,7 @@ def _checked(folder: Path) -> Iterator[Path]:
         for name in sorted(names):
             if name.startswith(".") or name.endswith((".pyc", ".pyo")):
                 continue
-            path = _checked_file(Path(place, name))
+            path = _checked_file(Path(place, name), force)
             count, size = count + 1, size + path.stat().st_size
             if count > FILES_MAX or size > BYTES_MAX:
                 raise UsageError(
@@ -130,8 +147,8 @@ def _checked(folder: Path) -> Iterator[Path]:
             yield path.relative_to(folder)
 
 
-def _checked_file(path: Path) -> Path:
-    """Return the path of a file that can be read, and parsed if it is a module.
+def _checked_file(path: Path, force: bool) -> Path:
+    """Return the path of a file that can be read, and unless forced be parsed if it is a module.
 
     Raises:
         UsageError: it cannot.
@@ -140,7 +157,9 @@ def _checked_file(path: Path) -> Path:
         if not stat.S_ISREG(path.stat().st_mode):
             raise UsageError(f"{path} is no regular file; nothing was installed")
         if path.suffix == ".py":
-            offered(read_source(path))
+            source = read_source(path)
+            if not force:
+                offered(source)
     except SyntaxError as error:
         raise UsageError(
             f"{path}, line {error.lineno}: {error.msg}; nothing was installed. Extensions are Python 3"
@@ -193,8 +212,13 @@ def _both_kinds(name: str, lib: Path) -> tuple[Path, Path]:
     return lib / f"{namespace}.py", lib / namespace
 
 
-def _put(source: Path, files: list[Path], lib: Path, name: str) -> tuple[Path, Path | None]:
-    """Copy beside the target, then let it take the target's place; gives its path and where the older version is."""
+def _put(
+    source: Path, files: list[Path], lib: Path, name: str, see: Callable[[Path], None]
+) -> tuple[Path, Path | None]:
+    """Copy beside the target, then let it take the target's place; gives its path and where the older version is.
+
+    Before that ``see`` is given the folder of the copy; what it raises ends it.
+    """
     make_folder(lib, mode=0o755)
     target = lib / name
     with alone_in(lib):
@@ -211,6 +235,7 @@ def _put(source: Path, files: list[Path], lib: Path, name: str) -> tuple[Path, P
                         _copy(source / file, fresh / file)
                 else:
                     _copy(source, fresh)
+                see(workshop)
                 kept = _keep_older(target)
                 try:
                     fresh.replace(target)
@@ -268,7 +293,7 @@ def _remove(path: Path) -> None:
 
 
 def _brought(namespace: str, files: list[Path], lib: Path) -> Iterator[ExtensionRecord]:
-    """Yield the namespaces of what was installed, those without a method left out unless it is the only one."""
+    """Yield the namespaces of a module or package; those without a method are left out unless it is the only one."""
     if files and files[0].is_absolute():
         yield look_at(namespace, lib)
         return

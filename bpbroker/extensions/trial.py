@@ -6,9 +6,11 @@ options; only the registry is made up and forgotten.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from bpbroker.errors import ExtensionFailed, NotFound, RequestError, TimedOut, U
 from bpbroker.extensions.child import Child, Ended, Launch, NoMethod, NotImportable, Raised
 from bpbroker.extensions.modules import Status, look_at
 from bpbroker.extensions.registry_calls import message_of, plain
+from bpbroker.extensions.rh import one_line
 from bpbroker.messages import INDEX_MAX, Call, CallResult, Get, List, Record
 from bpbroker.registry import entry, writes
 from bpbroker.registry.memory import Memory, PendingWrite
@@ -55,17 +58,8 @@ def run_extension(
         raise UsageError(f"{method!r} is not of the form namespace.Method")
     if record.status is not Status.USABLE:
         raise UsageError(f"{namespace} cannot be used: {record.problem}")
-    section = settings.get(namespace, {})
-    timeout_secs: float = schema.option(settings, namespace, "_timeout_secs")
-    launch = Launch(
-        namespace,
-        lib,
-        settings={**schema.for_extension(settings, namespace), namespace: layers.thaw(section)},
-        timeout_secs=timeout_secs,
-        user=section.get("_user"),
-        memory_max_bytes=section.get("_memory_max_bytes"),
-        environment=dict(section.get("_env", {})),
-    )
+    launch = _launch(namespace, lib, settings)
+    timeout_secs = launch.timeout_secs
     child = Child(launch)
     limit = _Limit(child, timeout_secs)
     try:
@@ -84,6 +78,52 @@ def run_extension(
     finally:
         limit.end()
         child.end(0.5)
+
+
+def import_extension(
+    namespace: str, lib: Path, settings: Mapping[str, Any], *, beside: Path | None = None
+) -> tuple[str, ...]:
+    """Import a namespace's module as the broker would and return the methods that it offers; none is run.
+
+    Args:
+        namespace: such as ``ossec``.
+        lib: the folder of the module.
+        settings: the configuration; the namespace's section may be missing.
+        beside: a further folder that it may import other modules from.
+
+    Raises:
+        UsageError: it cannot be imported; the message says why, with the line if that is one of its own.
+        OSError: no process can be started to try it.
+    """
+    launch = _launch(namespace, lib, settings)
+    if launch.user is not None and not (hasattr(os, "geteuid") and os.geteuid() == 0):
+        launch = replace(launch, user=None)  # only root's broker can run it as that user; this is no reason to refuse
+    child = Child(replace(launch, beside=beside))
+    limit = _Limit(child, launch.timeout_secs)
+    try:
+        limit.begin()
+        return child.start()
+    except NotImportable as error:
+        if limit.reached:
+            raise UsageError(f"importing it takes longer than {launch.timeout_secs:g} s") from None
+        lines = error.trace.strip().splitlines()
+        raise UsageError(f"{error}" + (f" ({one_line(lines[-1])})" if lines else "")) from None
+    finally:
+        limit.end()
+        child.end(0.5)
+
+
+def _launch(namespace: str, lib: Path, settings: Mapping[str, Any]) -> Launch:
+    section = settings.get(namespace, {})
+    return Launch(
+        namespace,
+        lib,
+        settings={**schema.for_extension(settings, namespace), namespace: layers.thaw(section)},
+        timeout_secs=schema.option(settings, namespace, "_timeout_secs"),
+        user=section.get("_user"),
+        memory_max_bytes=section.get("_memory_max_bytes"),
+        environment=dict(section.get("_env", {})),
+    )
 
 
 class _Limit:

@@ -1,4 +1,4 @@
-"""The access log: one JSON line for each request, never with its query, data or key.
+"""The access log: one line for each request, text or JSON, never with its query, data or key.
 
 Lines are collected and given to the logger ``bpbroker.access`` every
 twentieth of a second by a thread of its own: logging each one on its own cost
@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -44,6 +46,28 @@ class Line(NamedTuple):
     """The name of the access key, when it has one."""
 
 
+class Lines:
+    """Requests to be logged together; the log's format decides how they look.
+
+    Args:
+        answered: of each, the Unix and the monotonic time of its answer, and what is logged.
+    """
+
+    def __init__(self, answered: Sequence[tuple[float, float, Line]]) -> None:
+        self._answered = answered
+
+    def as_json(self) -> list[str]:
+        """Return a JSON object for each."""
+        return [as_json(*each) for each in self._answered]
+
+    def as_text(self) -> list[tuple[float, str]]:
+        """Return the Unix time and the text of each."""
+        return [(each[0], as_text(*each[1:])) for each in self._answered]
+
+    def __str__(self) -> str:
+        return "\n".join(self.as_json())
+
+
 class _Book:
     """Lines that are not written yet, and the thread that writes them."""
 
@@ -64,11 +88,12 @@ class _Book:
     def write(self) -> None:
         with self._writing:
             self._some.clear()
-            lines = []
+            answered = []
             while self._lines:
-                lines.append(as_json(*self._lines.popleft()))
-            if lines:
-                logger.info("%s", "\n".join(lines), extra={"lines": lines})
+                answered.append(self._lines.popleft())
+            if answered:
+                lines = Lines(answered)
+                logger.info("%s", lines, extra={"lines": lines})
 
     def _run(self) -> None:
         while True:
@@ -105,6 +130,25 @@ def as_json(now: float, monotonic: float, line: Line) -> str:
         f'"method": {_quoted(method[:_TEXT_MAX])}, "name": {shown}, "status": {status}, '
         f'"ms": {millis:.2f}, "bytes": {sent_bytes}}}'
     )
+
+
+def as_text(monotonic: float, line: Line) -> str:
+    """Return ``key=value`` pairs for a request that was answered at this monotonic time."""
+    address, status, sent_bytes, request_id, namespace, method, name, started, key = line
+    millis = 0.0 if started is None else (monotonic - started) * 1000
+    called = f" method={_word(f'{namespace[:_TEXT_MAX]}.{method[:_TEXT_MAX]}')}" if namespace or method else ""
+    named = "" if name is None else f" name={_word(name[:_TEXT_MAX])}"
+    marked = f" id={_word(request_id)}" if request_id else ""
+    by = "" if key is None else f" key={_word(key)}"
+    return f"address={_word(address)}{by}{called}{named} status={status} ms={millis:.2f} bytes={sent_bytes}{marked}"
+
+
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_.:%/+-]+")
+
+
+def _word(text: str) -> str:
+    """Return text as it is when it is one plain word, otherwise in quotes and escaped."""
+    return text if _PLAIN.fullmatch(text) else _quoted(text)
 
 
 @lru_cache(maxsize=4)

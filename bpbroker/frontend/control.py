@@ -72,6 +72,10 @@ CONTROL: Final[Mapping[str, _Action]] = {
             messages.DropAccessKey(str(document.get("namespace")), tuple(document.get("digests", ()))), _show, BULK_SECS
         ),
     ),
+    "DropNamespace": lambda document: (
+        "broker",
+        Ask(messages.DropNamespace(str(document.get("namespace"))), _show, BULK_SECS),
+    ),
     "Reload": _simple("broker", messages.Reload, BULK_SECS),
     "Stop": _simple("broker", messages.Stop),
     "ApplyConfiguration": lambda document: (

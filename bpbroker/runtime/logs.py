@@ -18,12 +18,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final, Protocol, TextIO
 
-from bpbroker.errors import ConfigurationError
+from bpbroker import files
 from bpbroker.runtime.log_files import LogFile, LogStream, Outlet, Writer, handler_of
 
 FORMATS: Final = ("text", "json")
+SAME: Final = "same"
+OFF: Final = "off"
+_ACCESS: Final = "bpbroker.access"
 LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -45,7 +48,7 @@ def setup_logging(options: LogOptions) -> None:
     Warnings of Python and errors that end a thread go to the log too.
 
     Raises:
-        ConfigurationError: the file cannot be written.
+        ConfigurationError, StartError: the file cannot be written.
     """
     handler = _handler(options.file)
     handler.setFormatter(_formatter(options))
@@ -55,6 +58,7 @@ def setup_logging(options: LogOptions) -> None:
         old.close()
     setattr(handler, _OURS, True)
     root.addHandler(handler)
+    set_access_log(SAME)
     root.setLevel(options.level.upper())
     logging.raiseExceptions = False  # a full disk must not fill standard error with tracebacks of the log itself
     logging.captureWarnings(capture=True)
@@ -67,14 +71,55 @@ def reopen_logs() -> str:
     Returns:
         Why that could not be, in one line; the log goes on in the file before then.
     """
-    faults = [handler.reopen() for handler in logging.getLogger().handlers if isinstance(handler, LogFile)]
+    faults = [handler.reopen() for handler in _outlets() if isinstance(handler, LogFile)]
     return "; ".join(fault for fault in faults if fault)
 
 
 def log_trouble() -> str:
     """Return what is wrong with the log, in one line; empty when nothing is."""
-    handlers = logging.getLogger().handlers
-    return "; ".join(handler.trouble for handler in handlers if isinstance(handler, Outlet) and handler.trouble)
+    return "; ".join(handler.trouble for handler in _outlets() if handler.trouble)
+
+
+def set_access_log(where: str) -> None:
+    """Send the lines of requests where the setting ``api.access_log`` says.
+
+    A file of their own has them as JSON whatever the log's format and level are.
+
+    Args:
+        where: :data:`SAME` as all else, :data:`OFF`, or the path of a file.
+
+    Raises:
+        ConfigurationError, StartError: the file cannot be opened; the lines go where they went before.
+    """
+    access = logging.getLogger(_ACCESS)
+    before = [handler for handler in access.handlers if getattr(handler, _OURS, False)]
+    own = where not in (SAME, OFF) and not _goes_to(logging.getLogger().handlers, where)
+    if own and _goes_to(before, where):
+        return
+    if own:
+        try:
+            handler = handler_of(Path(where))
+        except OSError as error:
+            raise files.start_error(f"Cannot write the access log {where}: {error.strerror}", error) from None
+        handler.setFormatter(JsonFormatter())
+        setattr(handler, _OURS, True)
+        access.addHandler(handler)
+    access.setLevel(logging.INFO if own else logging.NOTSET)
+    access.propagate = not own
+    access.disabled = where == OFF
+    for old in before:
+        access.removeHandler(old)
+        old.close()
+
+
+def _goes_to(handlers: list[logging.Handler], path: str) -> bool:
+    """Whether one of these writes that file: two that rotate one file would lose lines."""
+    return any(isinstance(each, LogFile) and Path(each.baseFilename) == Path(path).absolute() for each in handlers)
+
+
+def _outlets() -> list[Outlet]:
+    handlers = [*logging.getLogger().handlers, *logging.getLogger(_ACCESS).handlers]
+    return [handler for handler in handlers if isinstance(handler, Outlet)]
 
 
 _OURS: Final = "_bpbroker_log"
@@ -95,7 +140,7 @@ def _handler(file: Path | None) -> Outlet:
     try:
         return handler_of(file)
     except OSError as error:
-        raise ConfigurationError(f"Cannot write the log file {file}: {error.strerror}") from None
+        raise files.start_error(f"Cannot write the log file {file}: {error.strerror}", error) from None
 
 
 def _has_descriptor(stream: TextIO) -> bool:
@@ -133,14 +178,26 @@ def escaped(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def ready_lines(record: logging.LogRecord) -> list[str] | None:
-    """Return the lines of a record that are JSON already and stay as they are in every format (the access log)."""
-    lines: list[str] | None = getattr(record, "lines", None)
+class _Requests(Protocol):
+    """What a record of the access log carries as its ``lines``."""
+
+    def as_json(self) -> list[str]: ...
+
+    def as_text(self) -> list[tuple[float, str]]: ...
+
+
+def _requests(record: logging.LogRecord) -> _Requests | None:
+    """Return the requests that a record of the access log stands for; None for all other records."""
+    lines: _Requests | None = getattr(record, "lines", None)
     return lines
 
 
 def _time(record: logging.LogRecord) -> str:
-    moment = datetime.fromtimestamp(record.created, UTC)
+    return _moment(record.created)
+
+
+def _moment(seconds: float) -> str:
+    moment = datetime.fromtimestamp(seconds, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -156,10 +213,10 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        ready = ready_lines(record)
-        if ready is not None:
-            return "\n".join(ready)
         level = f"{record.levelname:<7}"
+        requests = _requests(record)
+        if requests is not None:
+            return "\n".join(f"{_moment(at)} {level} {record.name}: {text}" for at, text in requests.as_text())
         if self._colour and record.levelname in _COLOURS:
             level = f"\x1b[{_COLOURS[record.levelname]}m{level}\x1b[0m"
         return self.with_trace(f"{_time(record)} {level} {record.name}: {escaped(record.getMessage())}", record)
@@ -175,11 +232,13 @@ class JournalFormatter(TextFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line; each line of a traceback has the priority too, as journald reads line by line."""
-        ready = ready_lines(record)
-        if ready is None:
-            ready = self.with_trace(f"{record.name}: {escaped(record.getMessage())}", record).splitlines()
+        requests = _requests(record)
+        if requests is None:
+            lines = self.with_trace(f"{record.name}: {escaped(record.getMessage())}", record).splitlines()
+        else:
+            lines = [f"{record.name}: {text}" for _, text in requests.as_text()]
         prefix = f"<{_priority(record.levelno)}>"
-        return "\n".join(prefix + line for line in ready)
+        return "\n".join(prefix + line for line in lines)
 
 
 class JsonFormatter(logging.Formatter):
@@ -187,9 +246,9 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        ready = ready_lines(record)
-        if ready is not None:
-            return "\n".join(ready)
+        requests = _requests(record)
+        if requests is not None:
+            return "\n".join(requests.as_json())
         fields: dict[str, Any] = {
             "time": _time(record),
             "level": record.levelname.lower(),

@@ -11,19 +11,18 @@ from contextlib import suppress
 from pathlib import Path
 
 from bpbroker import files
-from bpbroker.errors import ConfigurationError
 
 
 def write_pid(path: Path) -> None:
     """Write this process's id, whatever the file said before.
 
     Raises:
-        ConfigurationError: it cannot be written.
+        ConfigurationError, StartError: it cannot be written.
     """
     try:
         files.write_whole(path, [b"%d\n" % os.getpid()], mode=0o644, owner=files.process_owner(), follow=False)
     except OSError as error:
-        raise ConfigurationError(f"Cannot write the PID file {path}: {error.strerror}") from None
+        raise files.start_error(f"Cannot write the PID file {path}: {error.strerror}", error) from None
 
 
 def remove_pid(path: Path) -> None:

@@ -226,14 +226,14 @@ def make_folders(own: Path, home: Home) -> None:
     """Make the folders that a start needs.
 
     Raises:
-        ConfigurationError: with the path that cannot be made.
+        ConfigurationError, StartError: with the path that cannot be made.
     """
     folders = [own.parent, home.lib] if own == home.config_file else [own.parent]
     for folder in folders:
         try:
             files.make_folder(folder, mode=0o755)
         except OSError as error:
-            raise ConfigurationError(
-                f"Cannot make the folder {folder}: {error.strerror}. "
-                "Choose another place with --config FILE or BPBROKER_HOME"
+            where = "" if error.errno in files.MAY_PASS else "Choose another place with --config FILE or BPBROKER_HOME"
+            raise files.start_error(
+                f"Cannot make the folder {folder}: {error.strerror}. {where}".rstrip(), error
             ) from None

@@ -108,7 +108,8 @@ def ensure_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
     as ``<name>.old``.
 
     Raises:
-        ConfigurationError: only the certificate is there, or they cannot be written.
+        ConfigurationError: only the certificate is there.
+        ConfigurationError, StartError: they cannot be written.
     """
     heal_pair(cert, key)
     if cert.exists() and key.exists():
@@ -126,12 +127,12 @@ def heal_pair(cert: Path, key: Path) -> None:
     """Finish what a crash cut off while a pair of the broker's own was being made or renewed.
 
     Raises:
-        ConfigurationError: the files cannot be written.
+        ConfigurationError, StartError: the files cannot be written.
     """
     try:
         own_pair.heal(cert, key)
     except OSError as error:
-        raise ConfigurationError(f"Cannot write {error.filename or cert}: {error.strerror}") from None
+        raise files.start_error(f"Cannot write {error.filename or cert}: {error.strerror}", error) from None
 
 
 def keep_older(path: Path) -> None:
@@ -152,7 +153,7 @@ def make_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
         hosts: names and addresses it is for; this host's own if empty.
 
     Raises:
-        ConfigurationError: they cannot be written.
+        ConfigurationError, StartError: they cannot be written.
     """
     private = ec.generate_private_key(ec.SECP256R1())
     names = list(hosts) or own_names()
@@ -187,7 +188,7 @@ def make_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
     try:
         own_pair.put(cert, key, certificate.public_bytes(serialization.Encoding.PEM), key_pem)
     except OSError as error:
-        raise ConfigurationError(f"Cannot write {error.filename or cert}: {error.strerror}") from None
+        raise files.start_error(f"Cannot write {error.filename or cert}: {error.strerror}", error) from None
 
 
 def _key_usage() -> x509.KeyUsage:

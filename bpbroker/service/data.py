@@ -46,13 +46,28 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
     return sorted(folder.glob(pattern)) if os.access(folder, os.R_OK | os.X_OK) else []
 
 
-def plan_purge(service: Service, logs: PurePath, where: Where) -> Plan:
-    """Return the steps that remove all data; folders only when no other files are left in them."""
+def _folders_of(service: Service, where: Where) -> list[Path]:
+    """Return the folders that go when nothing is left in them, inner ones first."""
     config, home = where(str(service.config)), where(str(service.home))
     folders = [where(str(service.backups)), config.parent]
     if config.is_relative_to(home):
         folders += [home / "lib", home]
+    return list(dict.fromkeys(folders))
+
+
+def left_by_purge(service: Service, where: Where) -> dict[Path, tuple[str, ...]]:
+    """Return what a purge leaves in this service's folders, names by folder: files of others, extension modules."""
+    folders = _folders_of(service, where)
+    gone = {*files_of(service, where), *folders, where(str(service.home)) / "lib" / "__pycache__"}
+    left = {folder: tuple(path.name for path in _matching(folder, "*") if path not in gone) for folder in folders}
+    return {folder: names for folder, names in left.items() if names}
+
+
+def plan_purge(service: Service, logs: PurePath, where: Where) -> Plan:
+    """Return the steps that remove all data; folders only when no other files are left in them."""
+    home = where(str(service.home))
+    folders = _folders_of(service, where)
     steps: list[Step] = [Remove(path) for path in files_of(service, where)]
     steps += [Remove(where(str(logs))), Remove(home / "lib" / "__pycache__")]
     steps += [Remove(folder, only_if_empty=True) for folder in folders]
-    return Plan(tuple(steps), ("Configuration, entries, backups and logs are gone.",))
+    return Plan(tuple(steps), ("Configuration, entries, backups and logs of this broker are gone.",))

@@ -9,7 +9,6 @@ and means nothing while the lock is free.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -28,8 +27,6 @@ _PAUSE_SECS = 0.02
 """A look at the lock takes it for a moment; a process that wants it for good tries a little longer than that."""
 
 _NOTE_BYTES = 4096
-_MAY_PASS = (*files.NO_SPACE, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""A service manager tries again after these: they are no fault of the configuration."""
 
 
 class FileLock:
@@ -73,8 +70,7 @@ class FileLock:
 
     def _cannot_write(self, error: OSError) -> ConfigurationError | StartError:
         """Return the error for a lock file that cannot be written; a full disk or table may have room again later."""
-        kind = StartError if error.errno in _MAY_PASS else ConfigurationError
-        return kind(f"Cannot write {self._path}: {error.strerror}")
+        return files.start_error(f"Cannot write {self._path}: {error.strerror}", error)
 
     def describe(self, **note: Any) -> None:
         """Write the note, replacing the one before. Only while the lock is held."""

@@ -153,7 +153,7 @@ def _held(own: Path, *, dry_run: bool) -> AbstractContextManager[object]:
         try:
             files.make_folder(own.parent, mode=0o755)
         except OSError as error:
-            raise ConfigurationError(f"Cannot make the folder {own.parent}: {error.strerror}") from None
+            raise files.start_error(f"Cannot make the folder {own.parent}: {error.strerror}", error) from None
     return FileLock(own)
 
 

@@ -16,8 +16,12 @@ import pytest
 from bpbroker import files
 from bpbroker.commands import doctor as doctor_command
 from bpbroker.config import schema
+from bpbroker.config.paths import Home
 from bpbroker.errors import ConfigurationError, StartError
-from bpbroker.server import tls
+from bpbroker.runtime import logs, prepare
+from bpbroker.runtime.logs import LogOptions, setup_logging
+from bpbroker.runtime.pidfile import write_pid
+from bpbroker.server import own_pair, tls
 from bpbroker.server.certificate_watch import CertificateWatch
 from bpbroker.storage.lock import FileLock
 from tests.commands.conftest import Ran
@@ -36,19 +40,72 @@ def test_a_mistyped_command_is_guessed(bpbroker: Run) -> None:
     assert "Did you mean start?" in done.err
 
 
+@pytest.mark.parametrize("words", [("strat",), ("start", "--listen-port", "x"), ("stop", "--no"), ("-c", "", "stop")])
+def test_every_error_begins_with_the_programs_name(bpbroker: Run, words: tuple[str, ...]) -> None:
+    done = bpbroker(*words)
+    usage, hint, between, error = done.err.splitlines()
+    assert usage.startswith("Usage: bpbroker")
+    assert hint.startswith("Try 'bpbroker")
+    assert between == ""
+    assert error.startswith("bpbroker: ")
+    assert done.code == 2
+
+
+def _lock(folder: Path) -> None:
+    FileLock(folder / "b.json").acquire()
+
+
+def _folder_of_new_file(folder: Path) -> None:
+    prepare.make_folders(folder / "new" / "b.json", Home(folder))
+
+
+def _pair(folder: Path) -> None:
+    tls.ensure_pair(folder / "b.crt", folder / "b.key")
+
+
+def _half_made_pair(folder: Path) -> None:
+    tls.heal_pair(folder / "b.crt", folder / "b.key")
+
+
+def _log(folder: Path) -> None:
+    setup_logging(LogOptions(folder / "log"))
+
+
 @pytest.mark.parametrize(
     ("number", "kind", "code"),
-    [(errno.ENOSPC, StartError, 1), (errno.EDQUOT, StartError, 1), (errno.EACCES, ConfigurationError, 78)],
+    [
+        (errno.ENOSPC, StartError, 1),
+        (errno.EDQUOT, StartError, 1),
+        (errno.EIO, StartError, 1),
+        (errno.EACCES, ConfigurationError, 78),
+    ],
 )
-def test_a_lock_file_that_has_no_room_may_have_some_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception], code: int
+@pytest.mark.parametrize(
+    ("make", "refused"),
+    [
+        (_lock, (files, "open_private")),
+        (lambda folder: write_pid(folder / "pid"), (files, "write_whole")),
+        (_folder_of_new_file, (files, "make_folder")),
+        (_pair, (own_pair, "put")),
+        (_half_made_pair, (own_pair, "heal")),
+        (_log, (logs, "handler_of")),
+    ],
+)
+def test_what_cannot_be_written_for_lack_of_room_may_have_some_later(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[Path], None],
+    refused: tuple[object, str],
+    number: int,
+    kind: type[Exception],
+    code: int,
 ) -> None:
     def refuse(*_: Any, **__: Any) -> int:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(files, "open_private", refuse)
+    monkeypatch.setattr(*refused, refuse)
     with pytest.raises(kind, match=os.strerror(number)) as caught:
-        FileLock(tmp_path / "b.json").acquire()
+        make(tmp_path)
     assert getattr(caught.value, "exit_code") == code  # noqa: B009 - not every exception has it
 
 

@@ -163,3 +163,14 @@ def test_every_secret_is_known_as_one() -> None:
     assert list(schema.problems({"_discovery": {"secret": "hush"}})) == [
         "_discovery.secret: must be 64 lower-case hexadecimal digits, such as `openssl rand -hex 32` prints"
     ]
+
+
+@pytest.mark.parametrize("where", ["same", "off", "/var/log/bpbroker/access.log"])
+def test_where_the_access_log_may_go(where: str) -> None:
+    assert list(schema.problems({"api": {"access_log": where}})) == []
+
+
+@pytest.mark.parametrize("where", ["of", "", "access.log", None, True, "/a\0"])
+def test_where_the_access_log_may_not_go(where: object) -> None:
+    (problem,) = schema.problems({"api": {"access_log": where}})
+    assert problem.endswith("must be same (as the log), off, or the path of a file from the root on")

@@ -171,7 +171,7 @@ def test_the_example_for_authors_is_well_typed_and_refuses_as_it_says(broker: Ru
     again = broker.bpclient(*method, "node7")
     assert (again.returncode, again.stderr.splitlines()[-1]) == (4, "Fatal error: Entry 'host-node7' already exists")
     bad = broker.bpclient(*method, "node 7")
-    assert (bad.returncode, bad.stderr) == (1, "Fatal error: The host name must be an identifier\n")
+    assert (bad.returncode, bad.stderr) == (2, "Fatal error: The host name must be an identifier\n")
     broker.await_logged("bpbroker.extension.inventory: added node7")
 
 

@@ -49,6 +49,33 @@ def test_a_log_that_cannot_be_opened_anew_does_not_keep_a_key_from_being_enforce
     assert "Reloaded" in log.read_text()
 
 
+def test_requests_are_logged_where_a_reload_says(make_broker: Make, tmp_path: Path) -> None:
+    broker = make_broker({"api": {"access_log": "off"}}).start()
+
+    def reload(where: str) -> subprocess.CompletedProcess[str]:
+        document = json.loads(broker.config.read_text())
+        document["api"]["access_log"] = where
+        broker.config.write_text(json.dumps(document))
+        return broker.bpbroker("reload")
+
+    broker.get("one")
+    own = tmp_path / "access"
+    assert reload(str(own)).returncode == 0
+    broker.get("two")
+    done = reload(str(tmp_path))  # a folder
+    assert done.returncode == 1, done.stderr
+    assert f"Cannot write the access log {tmp_path}: " in done.stderr
+    broker.get("three")
+    assert reload("same").returncode == 0
+    broker.get("four")
+    assert broker.stop() == 0
+    apart = [json.loads(line)["name"] for line in own.read_text().splitlines()]
+    assert [name for name in apart if name] == ["two", "three"]
+    assert "name=four" in broker.text
+    assert not [name for name in ("one", "two", "three") if f"name={name}" in broker.text]
+    assert "{" not in broker.text
+
+
 def test_nothing_reads_standard_error(make_broker: Make) -> None:
     broker = make_broker({"api": {"listen_ip": "127.0.0.1"}}, "--log-level", "debug")
     reader, writer = os.pipe()

@@ -62,12 +62,35 @@ def test_a_log_that_is_off_costs_nothing(caplog: pytest.LogCaptureFixture) -> No
     assert not caplog.records
 
 
-@pytest.mark.parametrize(
-    ("formatter", "prefix"), [(TextFormatter(), ""), (JournalFormatter(), "<6>"), (JsonFormatter(), "")]
-)
-def test_in_every_format_each_line_is_one_json_object(formatter: logging.Formatter, prefix: str) -> None:
-    lines = [access_log.as_json(0.0, 0.0, LINE), access_log.as_json(1.0, 0.0, LINE)]
-    record = logging.makeLogRecord(
-        {"levelno": logging.INFO, "levelname": "INFO", "name": "bpbroker.access", "msg": "x", "lines": lines}
+def record(*answered: tuple[float, float, Line]) -> logging.LogRecord:
+    return logging.makeLogRecord(
+        {"levelno": logging.INFO, "levelname": "INFO", "name": "bpbroker.access", "lines": access_log.Lines(answered)}
     )
-    assert formatter.format(record).splitlines() == [prefix + line for line in lines]
+
+
+def test_in_a_json_log_each_line_is_one_json_object() -> None:
+    lines = [access_log.as_json(0.0, 5.0, LINE), access_log.as_json(1.0, 5.0, LINE)]
+    assert JsonFormatter().format(record((0.0, 5.0, LINE), (1.0, 5.0, LINE))).splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    ("formatter", "first"),
+    [
+        (TextFormatter(), "1970-01-01T00:00:00.000Z INFO    bpbroker.access: "),
+        (JournalFormatter(), "<6>bpbroker.access: "),
+    ],
+)
+def test_in_a_text_log_each_line_is_text(formatter: logging.Formatter, first: str) -> None:
+    lines = formatter.format(record((0.0, 5.0123, LINE), (1.0, 5.0, LINE))).splitlines()
+    text = "address=10.0.0.7 method=services.Get name=foo status=200 ms=12.30 bytes=123 id=id-1"
+    assert lines[0] == first + text
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize("name", ['a"b\\', "a\nb\u2028", "\ud800", "a b status=500", "x" * 10_000])
+def test_what_a_client_sends_stays_within_its_word(name: str) -> None:
+    text = access_log.as_text(0.0, Line("::1", 400, 0, "id", name, "m", name))
+    assert text.isascii()
+    assert "\n" not in text
+    assert " status=500 " not in text.replace(json.dumps(name), "")
+    assert len(text) < 5000

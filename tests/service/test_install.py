@@ -55,6 +55,37 @@ def test_a_purge_takes_the_data_of_the_service_that_it_names(tree: Path) -> None
     assert first.exists()
 
 
+def test_a_purge_says_what_it_kept(tree: Path) -> None:
+    assert run(tree, "install-service").returncode == 0
+    config = data(tree, "/usr/local/bpbroker/etc/bpbroker.json")
+    config.write_text(
+        '{"_registry": {"store": "etcd", "endpoints": ["http://127.0.0.1:2379"]},'
+        ' "api": {"ssl_cert": "/etc/ssl/site.crt", "ssl_key": "/etc/ssl/site.key"}}'
+    )
+    home = config.parents[1]
+    second, module = home / "etc/second.json", home / "lib/ossec.py"
+    for path in (second, module, home / "lib/__pycache__/ossec.pyc"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    expected = {
+        "the entries in etcd, which other brokers may use",
+        "/etc/ssl/site.crt",
+        "/etc/ssl/site.key",
+        f"{second.parent} with second.json",
+        f"{module.parent} with ossec.py",
+    }
+    for words, verb in ((("--dry-run",), "would keep "), ((), "kept ")):
+        done = run(tree, "uninstall-service", "--purge", *words)
+        assert done.returncode == 0
+        assert {line.removeprefix(verb) for line in done.stderr.splitlines() if line.startswith(verb)} == expected
+    assert (config.exists(), second.exists(), module.exists()) == (False, True, True)
+    second.unlink()
+    module.unlink()
+    again = run(tree, "uninstall-service", "--purge")
+    assert "kept" not in again.stderr
+    assert not home.exists()
+
+
 def test_data_that_is_not_there_is_not_kept(tree: Path) -> None:
     nothing = run(tree, "uninstall-service")
     assert (nothing.returncode, nothing.stderr) == (0, "No service named bpbroker is installed here.\n")
