@@ -72,8 +72,10 @@ def test_every_row_of_the_protocols_table(broker: RunningBroker) -> None:
     for _ in range(2):
         assert value(client("service", "delete", "--name", "foo")) == ""
     raw = json.loads(value(client("service", "get", "--name", "foo3", "--raw")))
+    assert raw.pop("revision") > 0
     assert raw == {"success": True, "message": "Success", "data": updated}
     local = json.loads(value(client("service", "get", "--name", "foo3", "--consistency", "local", "--raw")))
+    assert local.pop("revision") > 0
     assert local == {**raw, "age_secs": 0.0}
     assert value(client("service", "list", "--consistency", "local", "--keys")) == "foo3\n"
     assert value(client("--port", str(broker.port), "discover", "--name", "foo3")).count(".") == 3

@@ -37,12 +37,14 @@ from bpbroker.storage.embedded.store import EmbeddedStore
 commit = EmbeddedStore.commit
 late = {}
 
-def early(store, changes):
-    late.update((change.name, change) for change in changes)
+def early(store, groups):
+    late.update((group.names, group) for group in groups)
+    revision = store._revisions.next(store._sequence)
+    store._sequence = revision + len(groups)
     if len(late) >= 8:
         commit(store, list(late.values()))
         late.clear()
-    return [Committed()] * len(changes)
+    return [Committed(revision, revision)] * len(groups)
 
 EmbeddedStore.commit = early
 """

@@ -66,7 +66,8 @@ def test_every_method_of_the_registry(broker: RunningBroker) -> None:
     assert replaced["n"] == 1
     assert list(broker.request("/services/List").json["data"]) == ["a", "foo"]
     for _ in range(2):
-        assert broker.request("/services/Delete", name="a").json == {"success": True, "message": "Success"}
+        deleted = broker.request("/services/Delete", name="a").json
+        assert {**deleted, "revision": 0} == {"success": True, "message": "Success", "revision": 0}
     missing = broker.get("a")
     assert missing.status == 404
     assert missing.json == {"success": False, "message": "Entry 'a' not found", "data": {}}

@@ -189,7 +189,7 @@ def test_a_request_that_comes_byte_by_byte(attacked: Attacked) -> None:
         while part := client.recv(65536):
             received += part
     assert received.startswith(b"HTTP/1.1 200 ")
-    assert received.endswith(b'"data": {}}')
+    assert b'"data": {}, ' in received
 
 
 def test_many_requests_at_once_are_answered_in_order(attacked: Attacked) -> None:
