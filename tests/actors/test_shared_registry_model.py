@@ -17,8 +17,9 @@ from bpbroker.actors.registry import Registry
 from bpbroker.actors.registry_shared import SharedBackend
 from bpbroker.config import layers
 from bpbroker.errors import NotFound
-from bpbroker.messages import Delete, Exists, Get, List, Register, Replace, Snapshot, Update
+from bpbroker.messages import Delete, Deleted, Exists, Get, List, Register, Replace, Snapshot, Update
 from bpbroker.registry import entry
+from bpbroker.registry.stored import split
 from bpbroker.storage.etcd.gateway import EtcdOptions
 from bpbroker.storage.etcd.store import EtcdStore
 from tests.actors.test_registry_model import CONDITIONS, DATA, NAMES, Model, condition
@@ -81,6 +82,7 @@ class Machine(RuleBasedStateMachine):
             return
         assert error is None
         if expected is None:
+            assert isinstance(reply.result(), Deleted)
             self.tags.pop(name, None)
         else:
             self.tags[name] = reply.result().etag
@@ -116,8 +118,9 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def same_state(self) -> None:
         if self.addresses:
-            found = {name: json.loads(value) for name, value in self.ask(0, Snapshot()).entries.items()}
-            assert {name: entry.without_stamp(value) for name, value in found.items()} == self.model.entries
+            found = [split(name, stored) for name, stored in self.ask(0, Snapshot()).entries.items()]
+            assert {each.name: entry.without_stamp(json.loads(each.json)) for each in found} == self.model.entries
+            assert {each.name: each.etag for each in found} == self.tags
 
 
 TestSharedRegistry = Machine.TestCase

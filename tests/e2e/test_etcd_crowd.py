@@ -155,7 +155,12 @@ from bpbroker.storage.etcd.store import EtcdStore
 from dataclasses import replace
 
 commit = EtcdStore.commit
-EtcdStore.commit = lambda store, changes: commit(store, [replace(change, expects=ANYTHING) for change in changes])
+
+def blind(group):
+    changes = tuple(replace(change, expects=ANYTHING) for change in group.changes)
+    return replace(group, changes=changes, compared=(), empty=())
+
+EtcdStore.commit = lambda store, groups: commit(store, [blind(group) for group in groups])
 """
 
 STALE = """
@@ -182,4 +187,5 @@ def test_the_check_finds_a_broker_that_does_not_look(
     crowd = Crowd(brokers)
     with crowd.at_work():
         crowd.await_progress(writes=300)
+    assert not crowd.stray, crowd.stray[0]  # the fault is one that no answer shows
     assert crowd.history.problems()
