@@ -107,7 +107,7 @@ def test_an_agent_gets_its_key(node: Node, tmp_path: Path) -> None:
     ended(node("agent-key", "agent.key", "node-7"))
     assert (tmp_path / "agent.key").read_text().startswith("001 node-7 ")
     assert (tmp_path / "agent.key").stat().st_mode & 0o777 == 0o600
-    ended(node("agent-key", "second.key", "node 7"), 1)
+    ended(node("agent-key", "second.key", "node 7"), 2)
     assert not (tmp_path / "second.key").exists()
 
 
