@@ -11,6 +11,9 @@ from typing import Any
 from bpbroker.errors import Overloaded
 from bpbroker.messages import fail
 
+_AT_ONCE_SECS = 86_400.0
+"""So long one wait is at most: the system takes no time of any size, and none that is infinite."""
+
 INBOX_MAX = 10_000
 """Requests that may wait in one inbox; the next one is refused with Overloaded."""
 
@@ -61,10 +64,9 @@ class Inbox:
         wake_at = self.wake_at
         if wake_at is None:
             return self._queue.get()
-        remaining = wake_at - time.monotonic()
-        if remaining > 0:
+        while (remaining := wake_at - time.monotonic()) > 0:
             try:
-                return self._queue.get(timeout=remaining)
+                return self._queue.get(timeout=min(remaining, _AT_ONCE_SECS))
             except queue.Empty:
                 pass
         self.wake_at = None
