@@ -11,7 +11,7 @@ from bpbroker.errors import BatchFailed, RequestError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import Any, Final, Self
+    from typing import Any, Final, Self  # novermin: for the type checker alone
 
     from bpbroker.client.api import Client
 

@@ -31,7 +31,7 @@ from bpbroker.errors import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import Any, Final, Self
+    from typing import Any, Final, Self  # novermin: for the type checker alone
 
     from bpbroker.client.api import Client
 

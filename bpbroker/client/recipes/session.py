@@ -13,7 +13,7 @@ from bpbroker.errors import BpbrokerError, CannotConnect, ClientError, NotFound,
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import Final, Self
+    from typing import Final, Self  # novermin: for the type checker alone
 
     from bpbroker.client.api import Client
 
