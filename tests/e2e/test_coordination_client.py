@@ -47,7 +47,15 @@ def test_once_goes_on_when_the_host_that_does_it_dies(coordinating: RunningBroke
     words = ("once", "--name", "foo/initdb", "--ttl", "2s", "--wait", "60s", "--", "sh", "-c", script)
     runs = [started(coordinating, *words) for _ in range(5)]
     await_true(lambda: bool(log.read_text()))
-    (winner,) = [each for each in runs if "sleep" in _children(each.pid)]
+    # Its shell becomes the sleep: for a moment ps shows neither of them.
+    winners: list[subprocess.Popen[str]] = []
+
+    def has_begun() -> bool:
+        winners.extend(each for each in runs if "sleep" in _children(each.pid))
+        return bool(winners)
+
+    await_true(has_begun)
+    (winner,) = winners
     os.killpg(winner.pid, signal.SIGKILL)
     codes = [each.wait(60) for each in runs]
     for each in runs:
@@ -62,11 +70,11 @@ def _children(pid: int) -> str:
     """Return the commands that a process has started, and those below."""
     listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()]
-    found, below = "", {str(pid)}
-    for row in rows:
-        if row[1] in below:
-            below.add(row[0])
-            found += f"{row[2]}\n"
+    found, parents = "", {str(pid)}
+    while parents:  # not in the order of their numbers, which begin again at 1 some time
+        children = [row for row in rows if row[1] in parents]
+        found += "".join(f"{row[2]}\n" for row in children)
+        parents = {row[0] for row in children}
     return found
 
 

@@ -283,7 +283,8 @@ class Gateway:
             Restored: the cluster has another one.
             Refused, Failed: the endpoint cannot be used.
         """
-        witness = before.witness
+        newest = self._timeline.moment()  # what ``before`` knew may be overwritten since, and forgotten
+        witness = newest.witness if newest.timeline == before.timeline else before.witness
         ranges = [{"request_range": {"key": witness.key}}] if witness is not None else []
         (now, *_) = (*self._ranges(endpoint, ranges, patience, before), None)
         if witness is None or witness.is_newest(now):
@@ -293,9 +294,12 @@ class Gateway:
         try:
             found = self._ranges(endpoint, [{"request_range": at}, {"request_range": earlier}], patience, before)
         except Refused as refusal:
-            if refusal.forgotten:
+            if not refusal.forgotten:
+                raise
+            if self._timeline.moment().witness == witness:
                 self._timeline.begin(before, FORGOTTEN)
-            raise
+            self._verify(endpoint, patience, before)  # another thread has seen a newer change meanwhile
+            return
         if not witness.is_in(*found):
             self._timeline.begin(before, WENT_BACK)
 

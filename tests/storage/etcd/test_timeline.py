@@ -166,6 +166,34 @@ def test_a_history_that_is_forgotten_cannot_be_compared(connections: Connections
 
 
 @needs_etcd
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_connection_is_held_against_what_another_thread_has_just_seen(
+    connections: Connections, etcd: EtcdCluster, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """A request may wait for its connection while what it knew is overwritten, and then forgotten."""
+    connections.known("x", connections.put("x", b"1"), b"1")
+    before = connections.gateway.moment()
+    second = connections.put("x", b"2")
+    etcd.compact()
+    if when == "before":
+        connections.known("x", second, b"2")
+    else:
+        ranges = connections.gateway._ranges
+
+        def seen_meanwhile(*args: Any) -> Any:
+            try:
+                return ranges(*args)
+            finally:
+                connections.known("x", second, b"2")
+
+        monkeypatch.setattr(connections.gateway, "_ranges", seen_meanwhile)
+    for endpoint in connections.gateway._endpoints:
+        endpoint.close()
+    connections.gateway.call("/kv/range", {"key": connections.key("x")}, before=before)
+    assert connections.timeline.number == 0
+
+
+@needs_etcd
 def test_a_request_is_not_sent_to_another_timeline(connections: Connections) -> None:
     before = connections.gateway.moment()
     connections.put("x", b"1")
