@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _RESTING: Final = "_pool/"
 _COUNTED: Final = "_counter/"
+_LIVES: Final = "_counters/"
 _SHOWN: Final = 100
 
 
@@ -73,11 +74,15 @@ def count(write: Next, view: View, limits: Limits) -> Done:
     entry.check_new_name(write.name)
     taking.must_be_free(view, write.name)
     kept = f"{_COUNTED}{write.name}/{write.owner}"
-    if write.owner:
-        known = view.get(kept)
-        if known is not None:
-            return Done({"number": json.loads(known.json)["number"]}, known.revision)
     current = view.get(write.name)
+    life = _life(view, write.name)
+    if current is None:  # it begins anew: what owners had of an earlier one counts no more
+        life += 1
+    elif write.owner:
+        known = view.get(kept)
+        had = json.loads(known.json) if known is not None else {}
+        if known is not None and had.get("life") == life:
+            return Done({"number": had["number"]}, known.revision)
     own = entry.without_stamp(json.loads(current.json)) if current else {"value": 0}
     value = own.get("value")
     if not isinstance(value, int) or isinstance(value, bool):
@@ -90,8 +95,16 @@ def count(write: Next, view: View, limits: Limits) -> Done:
         raise TooLarge(f"Entry '{write.name}' would be too large")
     view.put(write.name, stamped, current.session if current else "")
     if write.owner:
-        view.put(kept, json.dumps({"number": number}).encode())
+        view.put(kept, json.dumps({"number": number, "life": life}).encode())
+    if current is None:
+        view.put(_LIVES + write.name, json.dumps({"life": life}).encode())
     return Done({"number": number}, view.index)
+
+
+def _life(view: View, name: str) -> int:
+    """Return how often a counter of this name has begun."""
+    found = view.get(_LIVES + name)
+    return int(json.loads(found.json)["life"]) if found is not None else 0
 
 
 def _owners(pool: str, current: Record | None) -> dict[str, int]:
