@@ -62,3 +62,11 @@ def unrevised(stored: bytes) -> bytes:
     """Return a stored form without its revision: its entry may have been changed by hand."""
     record = split("", stored)
     return _joined(record.json, b"", record.session)
+
+
+_OF_SESSIONS: Final = ("_session/", "_lock/", "_batch/")
+
+
+def outlives_sessions(record: Record) -> bool:
+    """Return whether a record needs no session: such ones a restore brings back, and a migration takes along."""
+    return not record.session and not record.name.startswith(_OF_SESSIONS)

@@ -17,7 +17,7 @@ from bpbroker.errors import ConfigurationError, StartError, Unavailable
 from bpbroker.messages import Record
 from bpbroker.registry.changes import Change, Committed, Group, State
 from bpbroker.registry.entry import shown_names
-from bpbroker.registry.stored import joined, split
+from bpbroker.registry.stored import joined, outlives_sessions, split
 from bpbroker.storage import offline
 from bpbroker.storage.embedded.revisions import Revisions
 from bpbroker.storage.etcd.gateway import EtcdOptions
@@ -26,8 +26,6 @@ from bpbroker.storage.lock import FileLock
 from bpbroker.storage.sources import Sources
 
 _AT_ONCE: Final = 100
-_STAYING: Final = ("_session/", "_lock/", "_batch/")
-"""Records of the registry that mean nothing in another store."""
 
 Tell = Callable[[int, int], None]
 """Hears how many entries of how many have been copied."""
@@ -165,7 +163,7 @@ def _check_others(entries: Mapping[str, Record], there: Mapping[str, Record], wh
 
 def _moving(records: Iterable[Record]) -> dict[str, Record]:
     """Return the records that move, by name. Sessions stay behind, and so does what belongs to them."""
-    return {record.name: record for record in records if not record.session and not record.name.startswith(_STAYING)}
+    return {record.name: record for record in records if outlives_sessions(record)}
 
 
 def _of_etcd(state: State) -> dict[str, Record]:

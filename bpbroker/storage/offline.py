@@ -13,7 +13,7 @@ from bpbroker import files
 from bpbroker.config import layers, schema
 from bpbroker.errors import BpbrokerError, ConfigurationError, DamagedFile, InUse, Unavailable
 from bpbroker.messages import BackupInfo
-from bpbroker.registry.stored import split
+from bpbroker.registry.stored import outlives_sessions, split
 from bpbroker.storage import backups, config_file
 from bpbroker.storage.config_file import Origin
 from bpbroker.storage.embedded.journal import JournalState, Mark, files_of, journal_path, read_journal
@@ -128,7 +128,8 @@ def restore(own: Path, backup: Path, *, dry_run: bool = False) -> Restored:
         _usable(own, _find(own, backup))  # before a folder is made for it
     with _missing_too(own, backup), _held(own, dry_run=dry_run):
         path = _find(own, backup)
-        settings, entries = _usable(own, path)
+        settings, stored = _usable(own, path)
+        entries = {name: value for name, value in stored.items() if outlives_sessions(split(name, value))}
         old: State | None
         try:
             old = state_of(own)

@@ -381,3 +381,18 @@ def test_it_says_whether_file_and_journal_belong_together(
     found = {each.what: each for each in offline.check(own)}.get("file and journal")
     assert (found.level if found else None) == level
     assert says in (found.detail if found else "")
+
+
+def test_a_restore_brings_back_nothing_that_belongs_to_a_session(file: Path, tmp_path: Path) -> None:
+    backup = tmp_path / "backup.json"
+    stored = {
+        "stays": b'{"v": 1, "last_write_revision": 5000}',
+        "node-1": b'{"v": 1, "last_write_revision": 5001, "last_write_session": "s"}',
+        "_session/s": b'{"ttl": 60, "last_write_revision": 5002}',
+        "_lock/db": b'{"limit": 1, "places": [], "last_write_revision": 5003}',
+        "_taken/key": b'{"receiver": "r", "when": 1, "entry": {}, "last_write_revision": 5004}',
+    }
+    config_file.write(backup, SETTINGS, stored)
+    assert set(config_file.read(backup)[1]) == set(stored)
+    offline.restore(file, backup)
+    assert offline.state_of(file).entries == {name: stored[name] for name in ("stays", "_taken/key")}
