@@ -161,8 +161,14 @@ def must_hold(view: View, name: str, token: int) -> None:
 def held(name: str, queue: Queue) -> AlreadyExists:
     """Return the error that others hold the lock; it says who."""
     now = time.time()
-    who = ", ".join(f"{place.session} (for {max(0, int(now - place.since))} s)" for place in queue.holders[:5])
+    who = ", ".join(f"{_called(place)} (for {max(0, int(now - place.since))} s)" for place in queue.holders[:5])
     return _refusal(f"The lock '{name}' is held by {who}", queue)
+
+
+def _called(place: Place) -> str:
+    """Return what a holder says of itself if that is a short word, else its session."""
+    data = place.data
+    return data if isinstance(data, str) and data.isprintable() and 0 < len(data) <= 100 else place.session
 
 
 def _refusal(text: str, queue: Queue) -> AlreadyExists:
