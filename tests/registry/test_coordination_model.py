@@ -97,7 +97,10 @@ class Machine(RuleBasedStateMachine):
             elif isinstance(message, (Ack, Delete)):
                 taken.pop(message.name, None)
         for name, seen in self.tokens.items():
-            for place in locks.parse(self.memory.get(f"_lock/{name}")).places:
+            places = locks.parse(self.memory.get(f"_lock/{name}")).places
+            tokens = [place.token for place in places]
+            assert tokens == sorted(set(tokens))
+            for place in places:
                 assert place.token >= INDEX_MAX
                 known = self.places.get((name, place.session))
                 assert place.token == known or place.token > max(seen, default=0)
