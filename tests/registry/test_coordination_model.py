@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from bpbroker.errors import RequestError
 from bpbroker.messages import INDEX_MAX, Delete, Register, Replace
@@ -32,6 +32,11 @@ class Machine(RuleBasedStateMachine):
         self.receivers: dict[str, str] = {}
         self.numbers: dict[str, int] = {}
 
+    @initialize()
+    def begin(self) -> None:
+        for session in ("s1", "s2", "s3"):
+            self.write(Open(session, 10, "i"))
+
     def write(self, message: Any) -> PendingWrite:
         write = PendingWrite(message, None)
         self.memory.decide(write, 1000.0, Limits())
@@ -54,7 +59,7 @@ class Machine(RuleBasedStateMachine):
     def delete(self, name: str) -> None:
         self.write(Delete(name))
 
-    @rule(name=LOCKS, session=SESSIONS, wait=st.sampled_from([0.0, 5.0]))
+    @rule(name=LOCKS, session=SESSIONS, wait=st.sampled_from([0.0, 5.0, 5.0]))
     def lock(self, name: str, session: str, wait: float) -> None:
         self.write(Lock(name, session, "i", wait_secs=wait))
 
@@ -130,4 +135,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestCoordination = Machine.TestCase
-TestCoordination.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestCoordination.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
