@@ -18,7 +18,11 @@ def files_of(service: Service, where: Where) -> list[Path]:
     # With what `certificate --renew` and a broker in the background leave beside them.
     ends = ("crt", "crt.old", "crt.staged", "key", "key.old", "key.staged", "log", "log.?")
     beside = (*(f"{config.stem}.{end}" for end in ends), *(f"{config.stem}.{end}.*.tmp" for end in ("crt*", "key*")))
-    patterns = (config.name, *(f"{config.name}.{end}" for end in ("lock", "journal*", "answers*", "*.tmp")), *beside)
+    patterns = (
+        config.name,
+        *(f"{config.name}.{end}" for end in ("lock", "journal*", "revisions*", "answers*", "*.tmp")),
+        *beside,
+    )
     kept = (f"{config.name}*.{why}-????????T??????.*Z" for why in ("damaged", "edited"))
     backups = where(str(service.backups))
     return [
