@@ -165,7 +165,7 @@ class Registry(Actor):
         figures = {
             "entries": len(self.memory.entries),
             "waiting": self.memory.places.size,
-            "sessions": sum(1 for _ in self.memory.names(sessions.PREFIX)),
+            "sessions": self.memory.sessions,
             "inbox": self.actor_inbox.qsize(),
             **backend.figures,
         }
@@ -374,7 +374,7 @@ class Registry(Actor):
             return self._write(message)
         reply = self.reply
         there = self.memory.get(sessions.PREFIX + message.session) is not None
-        if not there and sum(1 for _ in self.memory.names(sessions.PREFIX)) >= self._limits.sessions:
+        if not there and self.memory.sessions >= self._limits.sessions:
             raise Overloaded(f"There are {self._limits.sessions} sessions already ({sessions.COUNT})")
         self._backend.open_session(message, partial(send, reply))
         return DEFERRED

@@ -170,6 +170,15 @@ class _View:
     def must_stay_empty(self, prefix: str) -> None:
         self.empty.append(prefix)
 
+    def sessions(self) -> int:
+        memory = self._memory
+        count = memory.sessions
+        for batch in (memory.under_way, memory.batch):
+            for name, after in batch.staged.items() if batch is not None else ():
+                if name.startswith(sessions.PREFIX):
+                    count += (after is not None) - (memory.get(name) is not None)
+        return count
+
     def names_of(self, session: str) -> list[str]:
         memory = self._memory
         found = set(memory.belongings.get(session, ()))
@@ -220,6 +229,8 @@ class Memory:
         self.history = History()
         self.belongings: dict[str, set[str]] = {}
         """Session to the names of its entries and of the locks in which it has a place."""
+        self.sessions = 0
+        """How many sessions there are durably; counting them would cost a look at each."""
         self.session_began: Callable[[str, Record], None] = lambda _id, _record: None
         self.session_ended: Callable[[str], None] = lambda _id: None
         self.lock_changed: Callable[[str, Record | None], None] = lambda _name, _record: None
@@ -241,6 +252,7 @@ class Memory:
         self.entries, self.own = EntryIndex(entries), EntryIndex(own)
         for record in own:
             if record.name.startswith(sessions.PREFIX):
+                self.sessions += 1
                 self.session_began(record.name.removeprefix(sessions.PREFIX), record)
             elif record.name.startswith(named_keys.PREFIX) and self.key_view is not None:
                 self.key_view.take(record.name, record.json)
@@ -322,6 +334,7 @@ class Memory:
             self.lock_changed(name.removeprefix(locks.PREFIX), after)
         elif name.startswith(sessions.PREFIX):
             session = name.removeprefix(sessions.PREFIX)
+            self.sessions += (after is not None) - (before is not None)
             if after is None:
                 self.session_ended(session)
             elif before is None:

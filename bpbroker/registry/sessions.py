@@ -55,7 +55,7 @@ def open_session(write: Open, view: View, limits: Limits) -> Done:
     found = view.get(PREFIX + write.session)
     if found is not None:
         return Done({"session": write.session, "ttl": json.loads(found.json)["ttl"]}, found.revision)
-    if len(view.names(PREFIX)) >= limits.sessions:
+    if view.sessions() >= limits.sessions:
         raise Overloaded(f"There are {limits.sessions} sessions already ({COUNT}); nothing was changed")
     value = {"ttl": write.ttl_secs, "opened": int(view.now), "source": write.source}
     view.put(PREFIX + write.session, json.dumps(value).encode())

@@ -89,6 +89,9 @@ class View(Protocol):
     def must_stay_empty(self, prefix: str) -> None:
         """Let the write happen only if there is no entry whose name begins with ``prefix``."""
 
+    def sessions(self) -> int:
+        """Return how many sessions there are; costs the same however many."""
+
     def names_of(self, session: str) -> list[str]:
         """Return the names of a session's entries, and of the locks in which it has a place."""
 

@@ -124,6 +124,10 @@ class Machine(RuleBasedStateMachine):
         assert set(self.memory.belongings) <= alive
 
     @invariant()
+    def sessions_are_counted(self) -> None:
+        assert self.memory.sessions == len(list(self.memory.names("_session/")))
+
+    @invariant()
     def what_was_taken_is_no_entry(self) -> None:
         for name in self.memory.names("_taken/"):
             assert self.memory.get(name.removeprefix("_taken/")) is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import Any
 
-from bpbroker.errors import AlreadyExists
+from bpbroker.errors import AlreadyExists, Overloaded
 from bpbroker.messages import Delete, Deleted, Get, List, Record, Register, Replace, Update
 from bpbroker.registry.changes import ANYTHING
 from bpbroker.registry.memory import Fate, Memory, PendingWrite
@@ -115,3 +115,16 @@ def test_a_durable_change_ends_the_waits_that_it_satisfies() -> None:
     memory.put("b", b)
     assert two.result(0) == (a, b)
     assert not other.done()
+
+
+def test_the_limit_of_sessions_counts_those_that_are_about_to_be() -> None:
+    memory = Memory()
+    limits = Limits(sessions=2)
+    for session, refused in (("a", False), ("b", False), ("b", False), ("c", True)):
+        write = PendingWrite(Open(session, 10, "i"), None)
+        memory.decide(write, 7.0, limits)
+        assert isinstance(write.decision, Overloaded) == refused
+    decide(memory, Close("a"))
+    write = PendingWrite(Open("c", 10, "i"), None)
+    memory.decide(write, 7.0, limits)
+    assert not isinstance(write.decision, Overloaded)
