@@ -115,6 +115,8 @@ class Registry(Actor):
         """Why writes cannot be stored, as far as the last one showed."""
         self._times = sessions.Times()
         self._alarm = float("inf")
+        self._first_seen: dict[str, float] = {}
+        """When records that are kept for a while were there first, in monotonic time."""
         self._tidy_at = time.monotonic() + _TIDY_SECS
         self._apply_settings(settings)
         memory = self.memory
@@ -389,21 +391,24 @@ class Registry(Actor):
         return Done({"session": message.session, "ttl": ttl}, self.memory.history.revision)
 
     def _lost(self, message: Lost) -> tuple[Record, ...]:
-        after = time.time() - self._keep_lost_secs
-        prefix = sessions.LOST + message.prefix
+        now, prefix = time.monotonic(), sessions.LOST + message.prefix
         return tuple(
             Record(found.name.removeprefix(sessions.LOST), found.json, found.revision)
             for found in self.memory.own.matching(prefix)
-            if json.loads(found.json)["when"] >= after
+            if now - self._first_seen.get(found.name, now) <= self._keep_lost_secs
             and found.name.removeprefix(sessions.LOST) not in self.memory.entries
         )
 
     def _tidy(self) -> None:
-        """Remove own records that are too old for anybody to ask for."""
-        now, names = time.time(), list[str]()
+        """Remove own records that are too old to be asked for, by a clock that does not jump."""
+        now, seen = time.monotonic(), dict[str, float]()
+        names: list[str] = []
         for prefix, secs in ((sessions.LOST, self._keep_lost_secs), ("_batch/", _BATCHES_KEPT_SECS)):
-            own = self.memory.own.matching(prefix)
-            names += [found.name for found in own if json.loads(found.json)["when"] < now - secs]
+            for name in self.memory.names(prefix):
+                seen[name] = self._first_seen.get(name, now)
+                if now - seen[name] > secs:
+                    names.append(name)
+        self._first_seen = seen
         for start in range(0, len(names), 50):
             self._ask_self(Forget(tuple(names[start : start + 50])))
 
