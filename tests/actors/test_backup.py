@@ -123,6 +123,9 @@ def test_exactly_as_many_as_wanted_are_kept_each_a_committed_state(start: Callab
         return len(seen) >= 8
 
     until(enough)
+    # A new one is there before the oldest goes: only when none is being made there are exactly three.
+    backup(SettingsChanged(settings_of()))
+    backup(BackupNow())
     found = backup(ListBackups())
     assert len(found) == 3
     numbers = [json.loads(content(info)["n"])["v"] for info in found]
