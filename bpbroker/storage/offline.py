@@ -239,7 +239,7 @@ def _origin_left(own: Path) -> Origin:
 
 def _put(own: Path, settings: dict[str, Any], entries: dict[str, bytes], old: Origin) -> None:
     journal = journal_path(own)
-    mark = Mark(journal)
+    mark = Mark(journal, old.registry)
     mark.block()
     # A later commit than all before: a file of before the restore is known to be older.
     config_file.write(own, settings, entries, origin=Origin(old.registry, old.commit + 1))

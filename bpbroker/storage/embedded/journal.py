@@ -2,7 +2,7 @@
 
 ``<config>.journal`` is a SQLite database in WAL mode, ``<config>.journal-wal``
 its log. ``<config>.journal-mark`` holds the number of the last acknowledged
-commit. It is synced when it is made and not again, so after a power cut it may
+commit, and whose commits these are. It is synced when it is made and not again, so after a power cut it may
 be behind, as an empty one is, but never ahead: a journal that ends before its
 mark has lost something.
 
@@ -148,8 +148,10 @@ def read_journal(journal: Path) -> JournalState:
     log = _beside(journal, "wal")
     try:
         # The mark comes first: a broker that runs may move it on while we read the rest.
-        acknowledged = Mark(journal).read()
-        if acknowledged == Mark.RESTORING:  # also when only some of the old journal's files are gone
+        mark = Mark(journal).read()
+        if (
+            mark is not None and mark.commit == Mark.RESTORING
+        ):  # also when only some of the old journal's files are gone
             raise DamagedFile(f"A restore of {config_path(journal)} was cut off; do it again")
         if not journal.exists():
             if log.exists() and log.stat().st_size:
@@ -162,12 +164,28 @@ def read_journal(journal: Path) -> JournalState:
             state = _read(journal, verdict)
     except OSError as error:
         raise ConfigurationError(f"Cannot read {error.filename or journal}: {error.strerror}") from None
-    if acknowledged is not None and state.sequence < acknowledged:
-        raise DamagedFile(
-            f"{journal} is incomplete: it ends with commit {state.sequence}, but commit {acknowledged} was"
-            f" acknowledged (to go on without what is missing, remove {_beside(journal, 'mark')})"
-        )
+    if mark is not None:
+        _compare(journal, state, mark)
     return state
+
+
+def _compare(journal: Path, state: JournalState, mark: Noted) -> None:
+    """Refuse a journal that lacks something, and one whose mark cannot tell.
+
+    Raises:
+        DamagedFile: what the mark notes is not in the journal, or is of another registry.
+    """
+    path = _beside(journal, "mark")
+    if mark.registry and state.registry and mark.registry != state.registry:
+        raise DamagedFile(
+            f"{path} is of another registry ({mark.registry}) than {journal} ({state.registry}): one of them was"
+            f" copied here. Put the right one there (to go on with this journal, remove {path})"
+        )
+    if state.sequence < mark.commit:
+        raise DamagedFile(
+            f"{journal} is incomplete: it ends with commit {state.sequence}, but commit {mark.commit} was"
+            f" acknowledged (to go on without what is missing, remove {path})"
+        )
 
 
 def _read(journal: Path, verdict: LogState) -> JournalState:
@@ -245,21 +263,38 @@ def _fits(checksum: Callable[..., int], row: tuple[Any, ...]) -> bool:
         return False
 
 
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """What a mark says."""
+
+    commit: int
+    """Number of the last acknowledged commit."""
+    registry: str
+    """Whose commit this is; empty in a mark of an earlier version."""
+
+
 class Mark:
-    """The number of the last acknowledged commit, in a file of its own."""
+    """The number of the last acknowledged commit, in a file of its own.
+
+    Args:
+        journal: the journal beside which it lies.
+        registry: id of the registry whose commits it counts, 32 hexadecimal digits; empty when it is not known.
+    """
 
     RESTORING: Final = 2**64 - 1
     """Stands there while a restore replaces file and journal: no journal reaches it, so nothing starts on a half."""
 
-    _FORM: Final = struct.Struct(">QI")
+    _FORM: Final = struct.Struct(">Q16sI")
+    _EARLIER_FORM: Final = struct.Struct(">QI")
 
-    def __init__(self, journal: Path) -> None:
+    def __init__(self, journal: Path, registry: str = "") -> None:
         self._journal = journal
         self._path = _beside(journal, "mark")
+        self._registry = bytes.fromhex(registry)
         self._descriptor: int | None = None
 
-    def read(self) -> int | None:
-        """Return it, or None when there is none yet, which includes one that a power cut left empty, short or zeros.
+    def read(self) -> Noted | None:
+        """Return what it says, or None when there is none yet, as when a power cut left it empty, short or zeros.
 
         Raises:
             DamagedFile: it is not what the broker wrote.
@@ -269,12 +304,16 @@ class Mark:
             content = self._path.read_bytes()
         except FileNotFoundError:
             return None
-        if len(content) < self._FORM.size or not content.strip(b"\0"):
+        if len(content) < self._EARLIER_FORM.size or not content.strip(b"\0"):
             return None
-        if len(content) == self._FORM.size:
-            sequence, checksum = self._FORM.unpack(content)
-            if checksum == zlib.crc32(content[:8]):
-                return int(sequence)
+        if len(content) == self._EARLIER_FORM.size:
+            commit, checksum = self._EARLIER_FORM.unpack(content)
+            if checksum == zlib.crc32(content[:-4]):
+                return Noted(commit, "")
+        elif len(content) == self._FORM.size:
+            commit, registry, checksum = self._FORM.unpack(content)
+            if checksum == zlib.crc32(content[:-4]):
+                return Noted(commit, registry.hex() if registry.strip(b"\0") else "")
         raise DamagedFile(f"{self._path} is damaged (to go on without it, remove it)")
 
     def open(self, sequence: int) -> None:
@@ -285,6 +324,8 @@ class Mark:
         """
         owner_of = config_path(self._journal)
         self._descriptor = files.open_private(self._path, os.O_RDWR | os.O_CREAT, owner_of=owner_of)
+        if os.fstat(self._descriptor).st_size != self._FORM.size:
+            os.ftruncate(self._descriptor, 0)  # of an earlier version: a power cut must not leave half of each
         self.write(sequence)
         os.fsync(self._descriptor)
         files.sync_folder(self._path.parent)
@@ -296,9 +337,9 @@ class Mark:
             OSError: it cannot be written.
         """
         if self._descriptor is not None:
-            number = sequence.to_bytes(8, "big")
+            content = sequence.to_bytes(8, "big") + self._registry.ljust(16, b"\0")
             os.lseek(self._descriptor, 0, os.SEEK_SET)
-            os.write(self._descriptor, number + zlib.crc32(number).to_bytes(4, "big"))
+            os.write(self._descriptor, content + zlib.crc32(content).to_bytes(4, "big"))
 
     def block(self) -> None:
         """Let nothing start until :meth:`close` removes it, also after a crash.

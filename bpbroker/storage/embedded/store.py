@@ -73,7 +73,7 @@ class EmbeddedStore:
         self._registry = registry
         self._commit = commit
         self._connection: sqlite3.Connection | None = None
-        self._mark = Mark(journal)
+        self._mark = Mark(journal, registry)
         self._revisions = Revisions(config_path(journal))
         self._gives_out = gives_out
         self._epoch = 0

@@ -8,6 +8,7 @@ import random
 import shutil
 import sqlite3
 import struct
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -235,7 +236,7 @@ def test_a_journal_that_cannot_be_made_leaves_no_half(journal: Path, monkeypatch
     assert read_journal(journal).changes == {}
 
 
-@pytest.mark.parametrize("left", [b"", b"\0" * 5, b"\0" * 12, struct.pack(">Q", 7)])
+@pytest.mark.parametrize("left", [b"", b"\0" * 5, b"\0" * 12, b"\0" * 28, struct.pack(">Q", 7)])
 def test_a_mark_that_a_power_cut_left_empty_or_short_is_only_behind(journal: Path, load: Load, left: bytes) -> None:
     create(journal, "0" * 32)
     mark = journal.with_name(f"{journal.name}-mark")
@@ -250,6 +251,35 @@ def test_a_mark_of_full_length_that_the_broker_did_not_write_is_damage(journal: 
     journal.with_name(f"{journal.name}-mark").write_bytes(b"\0" * 11 + b"\1")
     with pytest.raises(DamagedFile, match="-mark is damaged"):
         read_journal(journal)
+
+
+@pytest.mark.parametrize("length", range(13, 29))
+def test_a_longer_mark_that_the_broker_did_not_write_is_damage(journal: Path, length: int) -> None:
+    create(journal, "0" * 32)
+    journal.with_name(f"{journal.name}-mark").write_bytes(b"\1" * length)
+    with pytest.raises(DamagedFile, match="-mark is damaged"):
+        read_journal(journal)
+
+
+def test_a_mark_of_an_earlier_version_counts(journal: Path) -> None:
+    create(journal, "1" * 32)
+    number = struct.pack(">Q", 7)
+    journal.with_name(f"{journal.name}-mark").write_bytes(number + struct.pack(">I", zlib.crc32(number)))
+    with pytest.raises(DamagedFile, match="ends with commit 0, but commit 7 was acknowledged"):
+        read_journal(journal)
+
+
+def test_a_mark_of_another_registry_is_not_believed(journal: Path, load: Load) -> None:
+    """It says nothing about this journal, neither that all is there nor that something is missing."""
+    create(journal, "1" * 32)
+    for number in (0, 10**15):
+        mark = Mark(journal, "2" * 32)
+        mark.open(number)
+        mark.close(remove=False)
+        with pytest.raises(DamagedFile, match=r"-mark is of another registry \(2{32}\) than .* remove .*-mark\)"):
+            read_journal(journal)
+    files_of(journal)[2].unlink()
+    load(journal)
 
 
 def test_it_can_be_checked_beside_a_running_broker(journal: Path) -> None:
