@@ -43,6 +43,10 @@ with sit on the class, so no caller translates one into the other::
         └── WaitTimeout                        124
             └── LockTimeout                    124
 
+What is over time is a ``TimeoutError`` of Python's, too, and CannotConnect with
+those below it a ``ConnectionError``. Both are kinds of ``OSError``: code around
+a call that can raise ours names ours before ``OSError``.
+
 Exit codes follow the project's conventions: those of ``bpclient`` tell a script
 what happened, 78 is ``EX_CONFIG`` of ``sysexits.h``.
 """
@@ -200,7 +204,7 @@ class StorageFailed(Unavailable):
     """A commit failed; until a restart no write is accepted."""
 
 
-class TimedOut(RequestError):
+class TimedOut(RequestError, TimeoutError):
     """No answer in time."""
 
     status = 504
@@ -262,7 +266,7 @@ class NotShown(ClientError):
     """There is a result, but it cannot be shown in the form that was asked for, or standard output is closed."""
 
 
-class CannotConnect(ClientError):
+class CannotConnect(ClientError, ConnectionError):
     """No broker could be reached at the address, or it stopped half-way."""
 
     exit_code = 6
@@ -282,7 +286,7 @@ class SeveralBrokers(ClientError):
         self.addresses = addresses
 
 
-class WaitTimeout(ClientError):
+class WaitTimeout(ClientError, TimeoutError):
     """The time that the caller gave is over."""
 
     exit_code = 124

@@ -328,6 +328,8 @@ def wait_for(reply: Future[T], timeout_secs: float) -> T:
     try:
         return reply.result(timeout_secs)
     except FutureTimeout:
+        if reply.done():  # just now; or it is the actor's own error
+            return reply.result()
         reply.cancel()
         raise TimedOut(f"No answer from the broker's own part within {timeout_secs:g} s") from None
 

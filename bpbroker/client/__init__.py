@@ -9,6 +9,9 @@ An example::
         client.register("node-7", {"role": "replica"})
         master = client.get("master", wait_secs=300)
 
+The errors are here too. What took too long is also a ``TimeoutError``, trouble
+with the connection also a ``ConnectionError``; :mod:`bpbroker.errors` has the tree.
+
 Nothing of the server is loaded, and nothing of the client before it is needed:
 what a process loads is most of what a one-shot call of ``bpclient`` costs. That
 is why modules on its way do without ``typing``, ``pathlib``, ``dataclasses``
@@ -23,24 +26,69 @@ if TYPE_CHECKING:
     from bpbroker.client.api import Client, Entry, Result
     from bpbroker.client.discovery import discover, discover_all
     from bpbroker.client.responders import Broker
-    from bpbroker.errors import BarrierBroken, BatchFailed, CursorExpired, LockLost, LockTimeout, SessionLost
+    from bpbroker.errors import (
+        AlreadyExists,
+        BadRequest,
+        BarrierBroken,
+        BarrierTimeout,
+        BatchFailed,
+        BpbrokerError,
+        CannotConnect,
+        ClientError,
+        CursorExpired,
+        Forbidden,
+        LockLost,
+        LockTimeout,
+        NotFound,
+        NotTrusted,
+        OnceFailed,
+        PreconditionFailed,
+        RequestError,
+        SessionLost,
+        SeveralBrokers,
+        TimedOut,
+        TooLarge,
+        TooManyRequests,
+        Unauthorized,
+        Unavailable,
+        UsageError,
+        WaitTimeout,
+    )
 
 __all__ = [
+    "AlreadyExists",
+    "BadRequest",
     "BarrierBroken",
+    "BarrierTimeout",
     "BatchFailed",
+    "BpbrokerError",
     "Broker",
+    "CannotConnect",
     "Client",
+    "ClientError",
     "CursorExpired",
     "Entry",
+    "Forbidden",
     "LockLost",
     "LockTimeout",
+    "NotFound",
+    "NotTrusted",
+    "OnceFailed",
+    "PreconditionFailed",
+    "RequestError",
     "Result",
     "SessionLost",
+    "SeveralBrokers",
+    "TimedOut",
+    "TooLarge",
+    "TooManyRequests",
+    "Unauthorized",
+    "Unavailable",
+    "UsageError",
+    "WaitTimeout",
     "discover",
     "discover_all",
 ]
-
-_ERRORS = frozenset({"BarrierBroken", "BatchFailed", "CursorExpired", "LockLost", "LockTimeout", "SessionLost"})
 
 _WHERE = {
     "Broker": "responders",
@@ -54,13 +102,13 @@ _WHERE = {
 
 def __getattr__(name: str) -> object:
     """Load a public name when it is first asked for (PEP 562)."""
-    if name in _ERRORS:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _WHERE:
         from bpbroker import errors
 
         found: object = getattr(errors, name)
         return found
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
     return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

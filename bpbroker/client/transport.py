@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from bpbroker.client.address import BrokerAddress
 from bpbroker.client.http1 import CutOff, NotHttp, Response, ResponseReader, request_bytes
 from bpbroker.client.pins import KnownBrokers
-from bpbroker.errors import CannotConnect, NotTrusted, UsageError, WaitTimeout
+from bpbroker.errors import BpbrokerError, CannotConnect, NotTrusted, UsageError, WaitTimeout
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ class Transport:
             sock.connect(where)
         except BaseException as error:
             sock.close()
-            if not isinstance(error, OSError):
+            if isinstance(error, BpbrokerError) or not isinstance(error, OSError):
                 raise
             why = "no answer" if isinstance(error, _TIMED_OUT) else error.strerror
             raise NotReached(
@@ -240,6 +240,8 @@ class Transport:
         except BaseException as error:
             if sock is not None:
                 sock.close()
+            if isinstance(error, BpbrokerError):
+                raise
             if isinstance(error, _TIMED_OUT):
                 raise deadline.over() from None
             if isinstance(error, OSError):
