@@ -257,6 +257,11 @@ class ConfigStore(Actor):
 
     def _drop(self, message: DropAccessKey) -> None:
         """Take a section's key out."""
+        if "_access_key" in self._lower.get(message.section, {}):
+            raise ConfigurationError(
+                f"{message.section}._access_key is in {self._sources.below}, too, which this broker only reads;"
+                " nothing was taken out"
+            )
         keys = layers.access_keys(self._saved, message.section)
         if not {named_keys.digest_of(key).hex() for key in keys} <= set(message.digests):
             raise ConfigurationError(f"{message.section}._access_key is another one by now; nothing was taken out")

@@ -78,7 +78,7 @@ class LocalBackend:
             found if found.revision else replace(found, revision=fresh)
             for found in (split(name, value) for name, value in stored.items())
         )
-        self._memory.history.begin(self.registry_id, fresh)
+        self._memory.begin(self.registry_id, fresh)
 
     def drain(self) -> None:
         """Forget to the end: there is no traffic any more that this could hold up."""

@@ -426,7 +426,7 @@ class SharedBackend:
         other = bool(state.anew) or self._replica.registry_id not in ("", state.registry_id)
         self._read_again(self._replica.take_state(state))
         # What happened between is not known, so watches begin anew.
-        self._host.memory.history.begin(state.registry_id, state.revision)
+        self._host.memory.begin(state.registry_id, state.revision)
         if self.away:
             logger.info("The registry is there: %d entries", len(self._host.memory.entries))
             self.away = ""

@@ -100,6 +100,8 @@ class Client:
         total_secs: for all calls together, from now on, waits included.
         known_brokers: the file of pins; by default the user's own.
         tell: gets sentences for a person, such as that a certificate was pinned.
+        registry: the id of the registry that the key is for, as a join token says it; a broker of another one says so
+            when it refuses the key.
         first_contact: gets address and fingerprint before a certificate is pinned; raises NotTrusted to refuse it.
 
     Raises:
@@ -120,6 +122,7 @@ class Client:
         total_secs: float = float("inf"),
         known_brokers: str | os.PathLike[str] | None = None,
         tell: Callable[[str], None] = lambda _: None,
+        registry: str = "",
         first_contact: Callable[[str, str], None] = lambda _address, _fingerprint: None,
     ) -> None:
         several = [address] if isinstance(address, (str, BrokerAddress)) else address
@@ -129,11 +132,14 @@ class Client:
             from bpbroker.discovery.jointoken import parse_token
 
             joined = parse_token(token)
-            access_key = access_key or joined.key
+            if not access_key:
+                access_key, registry = joined.key, joined.registry
             fingerprints = fingerprints if any(fingerprints) else joined.fingerprints
         if not access_key.isprintable():
             raise UsageError("The access key has control characters or invalid UTF-8 in it, so it cannot be sent")
         headers = {"Authorization": f"Bearer {access_key}".encode()} if access_key else {}
+        if registry and access_key:
+            headers["X-Registry"] = registry.encode()
         if any(fingerprints):
             from bpbroker.discovery.jointoken import canonical_fingerprint
 

@@ -171,7 +171,14 @@ def import_(scope: Scope, *, name: str, namespace: str) -> None:
     afterwards; several keys become NAME, NAME-2 and so on.
     """
     named_keys.check_name(name)
-    keys = layers.access_keys(scope.sources().load().saved, namespace)
+    sources = scope.sources()
+    loaded = sources.load()
+    if "_access_key" in loaded.lower.get(namespace, {}):
+        raise ConfigurationError(
+            f"{namespace}._access_key is in {sources.below}, which this broker only reads:"
+            " take it out of there first, or move it to the broker's own file"
+        )
+    keys = layers.access_keys(loaded.saved, namespace)
     if not keys:
         raise ConfigurationError(f"{namespace} has no _access_key in {scope.own}")
     if namespace == "ping":

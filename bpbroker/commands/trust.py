@@ -20,12 +20,13 @@ from bpbroker.commands.tables import echo_json, format_option
 from bpbroker.config import layers, schema
 from bpbroker.discovery.interfaces import interfaces
 from bpbroker.discovery.jointoken import JoinToken, canonical_fingerprint, make_token
-from bpbroker.errors import ConfigurationError
+from bpbroker.errors import ClientError, ConfigurationError, RequestError, StartError
 from bpbroker.frontend import client_file
 from bpbroker.server import tls
 from bpbroker.storage.lock import lock_path
 from bpbroker.storage.sources import Loaded
 
+_REGISTRY_SECS = 10.0
 _ADDRESSES_MAX = 8
 """A token has 2048 characters; a host with containers may have hundreds of addresses."""
 
@@ -216,7 +217,8 @@ def _token(
         list(dict.fromkeys((own, *map(canonical_fingerprint, fingerprints)))),
         keys[0] if keys else "",
         schema.option(loaded.effective, "_discovery", "secret") or "",
-        until=until,
+        _registry_id(scope, loaded),
+        until,
     )
     if not made.secret:
         click.echo("warning: there is no discovery secret yet; the next start of the broker makes one", err=True)
@@ -224,6 +226,19 @@ def _token(
     where = made.addresses[0] if made.addresses else "HOST:PORT"
     click.echo(f"the client is at https://{where}/bpclient.pyz, SHA-256 {client_file.digest()}", err=True)
     return make_token(made)
+
+
+def _registry_id(scope: Scope, loaded: Loaded) -> str:
+    """Return the id of the registry; empty if it is shared, and no broker runs that could tell it."""
+    broker = running(scope) if os.access(lock_path(scope.own), os.R_OK | os.W_OK) else None
+    if broker is not None:
+        try:
+            return str(broker.ask("Registry", timeout_secs=_REGISTRY_SECS)["id"])
+        except (ClientError, RequestError, StartError):
+            pass  # it is starting or ill; the token is of use without
+    if loaded.origin is None or layers.shares_registry(loaded.effective):
+        return ""
+    return loaded.origin.registry
 
 
 def _addresses(scope: Scope, loaded: Loaded) -> list[str]:

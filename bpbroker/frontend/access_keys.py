@@ -92,6 +92,8 @@ class NamedKeys:
         """The namespaces that keys are about, those that ended too: what they were made for stays closed."""
         self.known = False
         """Whether the registry has told its keys; before, nothing is open but what says so."""
+        self.registry_id = ""
+        """Whose keys these are; empty before that is known."""
         self.ended: Callable[[NamedKey], None] = lambda _: None
         """Told a key that was revoked or is gone; in the registry's thread."""
         self._about: dict[str, int] = {}
@@ -125,6 +127,10 @@ class NamedKeys:
     def complete(self) -> None:
         """Hear that the registry has told all its keys."""
         self.known, self.closed = True, self._about
+
+    def registry_is(self, registry_id: str) -> None:
+        """Hear whose keys these are."""
+        self.registry_id = registry_id
 
     def find(self, candidates: Sequence[object], now: float) -> NamedKey | None:
         """Return the key whose secret a request brings, in force or not; None if it brings none, or several."""

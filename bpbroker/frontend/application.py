@@ -59,10 +59,13 @@ _IDEMPOTENCY_KEY_MAX: Final = 255
 _CONTROL_DEPTH_MAX: Final = 200
 _NOTED_AGAIN_SECS: Final = 60.0
 """A use that could not be noted is tried again after so long."""
+_REGISTRY: Final = "x-registry"
 _NO_STORE: Final = ("Cache-Control", "no-store")
 _READ_WITH: Final = ("GET", "HEAD")
 _CALL_WITH: Final = ("POST", "GET", "DELETE")
 _METHOD_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}\Z")
+_SHOWN_ID: Final = 8
+"""So many digits of a registry's id tell it from another one."""
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 
 
@@ -144,7 +147,7 @@ class Application:
 
     def admit(self, request: Request) -> Response | None:
         """Return the response to a request that is refused by its head alone, before its body is read."""
-        call = _Call(self._request_id(request), request.address)
+        call = _Call(self._request_id(request), request)
         try:
             self._check_head(request, call, early=True)
         except RequestError as error:
@@ -155,7 +158,7 @@ class Application:
 
     def __call__(self, request: Request) -> Response | PendingResponse:
         """Serve one request."""
-        call = _Call(self._request_id(request), request.address)
+        call = _Call(self._request_id(request), request)
         try:
             result = self._serve(request, call)
         except _HeldBack as error:
@@ -255,6 +258,7 @@ class Application:
         if key is None:
             if candidates:
                 self._count_wrong(call.source)
+                self._check_registry(call.registry)
             elif call.namespace in self._named.closed:
                 raise Unauthorized(f"{call.namespace} needs an access key")
             raise Unauthorized("Incorrect access key")
@@ -262,6 +266,22 @@ class Application:
         if why:
             raise Unauthorized(why)
         call.key, call.by = key, key.name
+
+    def _check_registry(self, meant: str) -> None:
+        """See that a key that is wrong here is meant for this registry.
+
+        Args:
+            meant: the id of the registry that a join token is for; empty where no token says one.
+
+        Raises:
+            Unauthorized: it is meant for another one.
+        """
+        own = self._named.registry_id
+        if meant and own and meant != own:
+            raise Unauthorized(
+                f"The join token is for another registry: for {meant[:_SHOWN_ID]}…, and this is {own[:_SHOWN_ID]}…;"
+                " `bpbroker token` on this broker's host prints one for this registry"
+            )
 
     def _note_caller(self, candidates: Sequence[object], call: _Call) -> None:
         """Note whose key comes with a call of an open namespace. It opens nothing there and limits nothing."""
@@ -441,8 +461,10 @@ class Application:
         # The actor replies to each call, however it ends; this is only for an actor that broke.
         return self._ask(name, Ask(message, _called, limit * (waits + 2) + ASK_TIMEOUT_SECS), call)
 
-    def _control(self, request: Request, call: _Call) -> PendingResponse:
+    def _control(self, request: Request, call: _Call) -> Response | PendingResponse:
         """Serve the local ``bpbroker`` command, which has read the token from the lock file."""
+        if call.method == "Registry":
+            return self._registry(call)
         action = CONTROL.get(call.method)
         if action is None:
             raise Unauthorized("Unauthorized method")
@@ -456,6 +478,10 @@ class Application:
             self._check_revocation(document)
         name, ask = action(document)
         return self._ask(name, ask, call, call.unusable)
+
+    def _registry(self, _call: _Call) -> Response:
+        """Tell the local command which registry this broker serves."""
+        return response.success_with({"id": self._named.registry_id})
 
     def _health(self, call: _Call) -> PendingResponse:
         return self._look(response.health, call)
@@ -496,12 +522,14 @@ _PAGES: Final[Mapping[str, Callable[[Application, _Call], Response | PendingResp
 class _Call:
     """One request on its way: what its answer and its line in the access log need."""
 
-    __slots__ = ("_started", "by", "id", "key", "method", "name", "namespace", "source")
+    __slots__ = ("_started", "by", "id", "key", "method", "name", "namespace", "registry", "source")
 
-    def __init__(self, request_id: str, source: str) -> None:
+    def __init__(self, request_id: str, request: Request) -> None:
         self._started = time.monotonic()
         self.id = request_id
-        self.source = source
+        self.source = request.address
+        self.registry = request.fields.get(_REGISTRY, "")
+        """The registry that the join token of the client is for; empty if it did not say."""
         self.namespace = ""
         self.method = ""
         self.name: Any = None

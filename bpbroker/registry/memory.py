@@ -202,13 +202,16 @@ def _sessions_in(record: Record) -> tuple[str, ...]:
 
 
 class KeyView(Protocol):
-    """Who follows the named access keys. Both methods are called in the registry's thread."""
+    """Who follows the named access keys. All methods are called in the registry's thread."""
 
     def take(self, stored_name: str, value: bytes | None) -> None:
         """Take what is stored of a key now; None when it is gone."""
 
     def complete(self) -> None:
         """Hear that all keys that there are have been told."""
+
+    def registry_is(self, registry_id: str) -> None:
+        """Hear whose keys these are: the registry's id."""
 
 
 class Memory:
@@ -262,6 +265,12 @@ class Memory:
         """Tell who follows the named keys that all of them have been told."""
         if self.key_view is not None:
             self.key_view.complete()
+
+    def begin(self, registry_id: str, revision: int) -> None:
+        """Belong to this registry; its history begins after a revision."""
+        self.history.begin(registry_id, revision)
+        if self.key_view is not None:
+            self.key_view.registry_is(registry_id)
 
     def get(self, name: str) -> Record | None:
         """Return a record as it is known durably."""

@@ -21,6 +21,7 @@ from bpbroker.config import layers
 from bpbroker.errors import ConfigurationError, StorageFailed, StorageFull, Unavailable
 from bpbroker.messages import (
     ApplyConfiguration,
+    DropAccessKey,
     GetDocument,
     Ping,
     Register,
@@ -28,6 +29,7 @@ from bpbroker.messages import (
     Save,
     Settings,
 )
+from bpbroker.registry.named_keys import digest_of
 from bpbroker.storage import backups, config_file
 from bpbroker.storage.embedded.journal import journal_path, read_journal
 from bpbroker.storage.embedded.store import EmbeddedStore
@@ -261,6 +263,31 @@ def test_a_document_is_a_complete_state_and_shortens_a_long_journal(
     store(GetDocument())
     finish(store)
     assert file.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("value", ["hidden", ""])
+def test_a_key_that_the_global_file_has_is_not_taken_out(
+    run: Callable[..., Asked], registry: Asked, file: Path, tmp_path: Path, value: str
+) -> None:
+    """Else the namespace would be open to whoever has that one, or to everybody."""
+    below = tmp_path / "below.json"
+    below.write_text(json.dumps({"services": {"_access_key": value}}))
+    sources = Sources(file, below)
+    owned = Owned(sources.load(), lambda _: None)
+    store = run(ConfigStore, sources, owned, registry.address)
+    for digests in ((digest_of("k").hex(),), ()):
+        with pytest.raises(ConfigurationError, match=r"below\.json"):
+            store(DropAccessKey("services", digests))
+    assert owned.value.effective["services"]["_access_key"] == "k"
+
+
+def test_a_key_is_taken_out_if_it_is_the_one_that_was_meant(store: Asked, file: Path, owned: Owned[Loaded]) -> None:
+    with pytest.raises(ConfigurationError, match="is another one by now"):
+        store(DropAccessKey("services", (digest_of("other").hex(),)))
+    assert owned.value.effective["services"]["_access_key"] == "k"
+    store(DropAccessKey("services", (digest_of("k").hex(),)))
+    assert "_access_key" not in owned.value.effective["services"]
+    assert "_access_key" not in json.loads(file.read_text())["services"]
 
 
 def test_an_edit_while_the_broker_runs_is_not_lost(

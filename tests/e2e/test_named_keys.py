@@ -140,6 +140,15 @@ def test_an_old_key_becomes_a_named_one(make_broker: MakeBroker) -> None:
     assert status(broker, "List", old) == 401
 
 
+def test_a_key_of_the_global_file_is_not_imported_into_another_one(make_broker: MakeBroker) -> None:
+    broker = make_broker({"services": {"_access_key": "a-key-of-the-global-file"}})
+    own = broker.home / "own.json"
+    refused = broker.bpbroker("--config", str(own), "key", "import", "legacy")
+    assert (refused.returncode, refused.stdout) == (78, "")
+    assert f"services._access_key is in {broker.config}" in refused.stderr
+    assert "a-key-of" not in refused.stderr
+
+
 @pytest.mark.parametrize("value", ["canary-not-a-digest", {"sha256": "canary-not-a-digest", "allow": ["ping"]}])
 def test_a_key_that_is_no_digest_stops_the_start_and_is_not_shown(make_broker: MakeBroker, value: object) -> None:
     broker = make_broker({"_keys": {"ci": value}})

@@ -338,7 +338,16 @@ def test_certificate_and_token(make_broker: Make) -> None:
     shown = broker.bpbroker("certificate")
     assert shown.returncode == 0, shown.stderr
     assert fingerprint in shown.stdout
-    token = parse_token(broker.bpbroker("token").stdout)
+    word = broker.bpbroker("token").stdout.strip()
+    token = parse_token(word)
+    registry = json.loads(broker.config.read_text())["_state"]["registry"]
+    assert (len(registry), token.registry) == (32, registry)
+    other = make_broker({"services": {"_access_key": "other"}}).start()
+    elsewhere = other.bpclient(
+        "--fingerprint", other.note["fingerprint"], "--token", word, "service", "get", "--name", "x"
+    )
+    assert (elsewhere.returncode, elsewhere.stdout) == (5, "")
+    assert "The join token is for another registry" in elsewhere.stderr
     assert (token.fingerprints, token.key) == ((fingerprint.replace(":", "").lower(),), "canary")
     renewed = broker.bpbroker("certificate", "--renew", "--host", "broker.example.org", "--format", "json")
     assert renewed.returncode == 0, renewed.stderr

@@ -112,6 +112,24 @@ def test_what_a_key_is_about_is_closed_to_others(broker: Broker) -> None:
     assert call(opened, "/services/Get/?name=foo").status == 200
 
 
+def test_a_key_for_another_registry_is_said_to_be_that(broker: Broker) -> None:
+    key = give(broker, "ci", "services:get")
+    broker.keys.registry_is("a" * 32)
+
+    def answer(key: str, registry: str) -> tuple[int, bool]:
+        found = call(broker, "/services/Get/?name=foo", key, X_REGISTRY=registry)
+        return found.status, b"for another registry" in found.body
+
+    assert answer("ci.wrong", "b" * 32) == (401, True)
+    assert answer("ci.wrong", "a" * 32) == (401, False)
+    assert answer("ci.wrong", "") == (401, False)
+    # A key that is right is right, as after a restore of a cluster, which makes it another registry.
+    assert answer(key, "b" * 32) == (200, False)
+    found = broker.call("/_control/Registry", AUTHORIZATION="Bearer control-token")
+    assert found.json["data"] == {"id": "a" * 32}
+    assert broker.call("/_control/Registry", AUTHORIZATION="Bearer wrong").status == 401
+
+
 def test_nothing_is_open_before_the_keys_are_known() -> None:
     broker = Broker()
     NamedKeys.__init__(broker.keys)

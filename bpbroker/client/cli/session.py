@@ -197,6 +197,7 @@ class Session:
         return Client(
             targets,
             access_key=self.secrets.key,
+            registry=self.secrets.registry,
             fingerprint=() if trust.insecure else trust.fingerprints,
             cacert=trust.cacert,
             insecure=trust.insecure,

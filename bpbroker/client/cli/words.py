@@ -153,14 +153,21 @@ class Secrets:
         fingerprints: SHA-256 of the certificates that the broker may have, canonical.
         discovery: the discovery secret of its registry.
         addresses: where a join token says that it is.
+        registry: the id of the registry that a join token's key is for; empty if it does not say.
     """
 
-    __slots__ = ("addresses", "discovery", "fingerprints", "key")
+    __slots__ = ("addresses", "discovery", "fingerprints", "key", "registry")
 
     def __init__(
-        self, key: str = "", fingerprints: Sequence[str] = (), discovery: str = "", addresses: Sequence[str] = ()
+        self,
+        key: str = "",
+        fingerprints: Sequence[str] = (),
+        discovery: str = "",
+        addresses: Sequence[str] = (),
+        registry: str = "",
     ) -> None:
         self.key = key
+        self.registry = registry
         self.fingerprints = tuple(fingerprints)
         self.discovery = discovery
         self.addresses = tuple(addresses)
@@ -183,7 +190,7 @@ def secrets(given: Mapping[str, str | None], environ: Mapping[str, str] = os.env
         from bpbroker.discovery.jointoken import parse_token
 
         token = parse_token(secret(token_word, "the join token"))
-        found = Secrets(token.key, token.fingerprints, token.secret, token.addresses)
+        found = Secrets(token.key, token.fingerprints, token.secret, token.addresses, token.registry)
     key = given.get("access_key")
     key_file = given.get("access_key_file")
     if key is not None:
@@ -192,6 +199,8 @@ def secrets(given: Mapping[str, str | None], environ: Mapping[str, str] = os.env
         found.key = secret_file(key_file, "--access-key-file")
     elif environ.get("BPBROKER_ACCESS_KEY") and not (given_token and found.key):
         found.key = secret(environ["BPBROKER_ACCESS_KEY"], "BPBROKER_ACCESS_KEY")
+    if found.registry and found.key != token.key:
+        found.registry = ""  # it says whose key the token's own is
     fingerprint = given.get("fingerprint")
     if fingerprint:
         from bpbroker.discovery.jointoken import canonical_fingerprint

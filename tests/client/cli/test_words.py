@@ -140,9 +140,12 @@ def test_secrets_from_files(tmp_path: Path) -> None:
 
 
 def test_a_token_tells_addresses_and_the_discovery_secret() -> None:
-    token = make_token(JoinToken(["10.0.0.5:20443"], [FINGERPRINT], "k", "cd" * 32))
+    token = make_token(JoinToken(["10.0.0.5:20443"], [FINGERPRINT], "k", "cd" * 32, "ab" * 16))
     found = secrets({"token": token}, {})
     assert (found.addresses, found.discovery) == (("10.0.0.5:20443",), "cd" * 32)
+    assert (found.key, found.registry) == ("k", "ab" * 16)
+    other = secrets({"token": token, "access_key": "other"}, {})
+    assert (other.key, other.registry) == ("other", "")  # the token says nothing of that key
 
 
 COMMANDS, FLAGS = frozenset(("service", "get", "ping")), frozenset(("--raw", "-q"))
