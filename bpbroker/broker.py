@@ -40,6 +40,7 @@ from bpbroker.extensions import idempotency
 from bpbroker.frontend import access_log
 from bpbroker.frontend.access_keys import NamedKeys
 from bpbroker.frontend.application import Application, rejected
+from bpbroker.frontend.extension_calls import understand
 from bpbroker.registry import named_keys
 from bpbroker.runtime import sdnotify
 from bpbroker.runtime.actors import Parts, registry_factory
@@ -244,7 +245,9 @@ class Broker:
         registry_id = "" if shared or origin is None else origin.registry
         self._parts.start(
             f"extension {namespace}",
-            lambda: launch(Extension, namespace, self._plan.home.lib, self._settings, registry, answers, registry_id),
+            lambda: launch(
+                Extension, namespace, self._plan.home.lib, self._settings, registry, understand, answers, registry_id
+            ),
         )
 
     def _stop_actors(self) -> None:

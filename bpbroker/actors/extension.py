@@ -31,6 +31,7 @@ from bpbroker.extensions.call_results import CallResults, ChildTrace
 from bpbroker.extensions.child import Ended, Launch
 from bpbroker.extensions.idempotency import Answers, Keyed, Usage
 from bpbroker.extensions.process_pool import NEVER, Done, Gone, Job, ProcessPool, Ready, Worker
+from bpbroker.extensions.registry_calls import Understand
 from bpbroker.messages import Address, Call, CallResult, Pong, Settings, SettingsChanged, fail, settle
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class Extension(Actor):
         lib: the folder of extension modules.
         settings: the settings in force.
         registry: serves ``rh.registry``.
+        understand: makes messages to it of a method's calls.
         answers: file in which answers to calls with an ``Idempotency-Key`` last; None keeps them in memory.
         registry_id: the registry that this file belongs to; empty if several brokers share one.
     """
@@ -90,6 +92,7 @@ class Extension(Actor):
         lib: Path,
         settings: Settings,
         registry: Address,
+        understand: Understand,
         answers: Path | None = None,
         registry_id: str = "",
     ) -> None:
@@ -101,7 +104,7 @@ class Extension(Actor):
         self._usage = Usage(0, 0)
         self._tidy_at = 0.0
         self._judge = CallResults(namespace)
-        self._crew = ProcessPool(RegistryAccess(registry).serve, self.tell_self)
+        self._crew = ProcessPool(RegistryAccess(registry, understand, lambda: self._settings).serve, self.tell_self)
         self._waiting: deque[Job] = deque()
         self._keyed: dict[str, Job] = {}
         """Calls with an Idempotency-Key that wait or run."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from bpbroker.actors.base import wait_for
 from bpbroker.errors import RequestError
-from bpbroker.extensions.registry_calls import message_of, plain
-from bpbroker.messages import Address, Call, Get
+from bpbroker.extensions.registry_calls import Understand, answered, question_of, refused
+from bpbroker.messages import Address, Call, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -17,20 +17,27 @@ ANSWER_SECS: Final = 10.0
 
 
 class RegistryAccess:
-    """Asks the registry for a method; blocks, so it is for the thread that drives the method's process."""
+    """Asks the registry for a method; blocks, so it is for the thread that drives the method's process.
 
-    def __init__(self, registry: Address) -> None:
+    Args:
+        registry: whom it asks.
+        understand: makes a message of a call, as the frontend does for a client's.
+        settings: returns those in force.
+    """
+
+    def __init__(self, registry: Address, understand: Understand, settings: Callable[[], Settings]) -> None:
         self._registry = registry
+        self._understand = understand
+        self._settings = settings
 
     def serve(self, call: Call, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the frame that answers what a method asked; see :class:`bpbroker.extensions.rh.Registry`."""
+        """Return the frame that answers what a method asked; see :meth:`bpbroker.extensions.Registry.ask`."""
         try:
-            message = message_of(call, asked)
-            secs = ANSWER_SECS + (message.wait_secs if isinstance(message, Get) else 0.0)
-            value = wait_for(self._registry.ask(message, secs), secs)
+            question = question_of(call, asked, self._understand, self._settings())
+            secs = ANSWER_SECS + getattr(question.message, "wait_secs", 0.0)
+            return answered(question, wait_for(self._registry.ask(question.message, secs), secs))
         except RequestError as error:
-            return {"status": error.status, "message": str(error)}
+            return refused(error)
         except Exception:
             logger.exception("The registry could not serve an extension, request %s", call.request_id)
             return {"status": 500, "message": "The registry could not serve this"}
-        return {"value": plain(value)}

@@ -283,6 +283,7 @@ def run_extension(
     made up. Exit code 0 when the method answered with status 200.
     """
     from bpbroker.extensions import trial
+    from bpbroker.frontend.extension_calls import understand
     from bpbroker.runtime.logs import LogOptions, setup_logging
 
     try:
@@ -298,7 +299,7 @@ def run_extension(
     setup_logging(LogOptions(level="debug" if scope.debug else "info"))
     settings = scope.sources().load().effective
     folder = (lib or scope.home.lib).absolute()
-    result = trial.run_extension(method, qs, source=source, lib=folder, settings=settings)
+    result = trial.run_extension(method, qs, source=source, lib=folder, settings=settings, understand=understand)
     click.echo(f"status {result.status} {result.message}, {result.content_type}", err=True)
     sys.stdout.flush()
     sys.stdout.buffer.write(result.body)

@@ -1,13 +1,52 @@
 """Other people's code: modules in the lib folder, each run in processes of its own.
 
-Authors of extensions import :class:`Error`, :class:`Request` and
-:class:`Registry` from here. Readers begin with ``modules`` (where modules are
+Authors of extensions import :class:`Request`, :class:`Registry` and the errors
+from here: ``refusals`` has their tree. Readers begin with ``modules`` (where modules are
 and what they offer), then ``child`` (the broker's side of one process) and
 ``child_main`` (what runs inside it). ``process_pool`` and ``call_results``
 belong to the extension's actor, ``idempotency`` keeps results of calls that may
 be repeated, ``installing`` and ``trial`` serve the command line.
 """
 
-from bpbroker.extensions.rh import Error, Registry, Request
+from bpbroker.extensions.refusals import (
+    AlreadyExists,
+    BadRequest,
+    BatchFailed,
+    CursorExpired,
+    Error,
+    Forbidden,
+    LockTimeout,
+    NotFound,
+    OnceFailed,
+    Overloaded,
+    PreconditionFailed,
+    TimedOut,
+    TooLarge,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+)
+from bpbroker.extensions.rh import Request
+from bpbroker.extensions.rh_registry import Entry, Registry
 
-__all__ = ["Error", "Registry", "Request"]
+__all__ = [
+    "AlreadyExists",
+    "BadRequest",
+    "BatchFailed",
+    "CursorExpired",
+    "Entry",
+    "Error",
+    "Forbidden",
+    "LockTimeout",
+    "NotFound",
+    "OnceFailed",
+    "Overloaded",
+    "PreconditionFailed",
+    "Registry",
+    "Request",
+    "TimedOut",
+    "TooLarge",
+    "TooManyRequests",
+    "Unauthorized",
+    "Unavailable",
+]

@@ -27,11 +27,13 @@ from types import FunctionType, ModuleType
 from typing import Any, Final
 
 from bpbroker import config
-from bpbroker.errors import RequestError, Unavailable
+from bpbroker.errors import RequestError
 from bpbroker.extensions import channel
 from bpbroker.extensions.child_api import ReadOnly, SharedLock, log_to_broker
 from bpbroker.extensions.process_tree import become_subreaper
-from bpbroker.extensions.rh import Error, Registry, Request, Unsendable, one_line, refusal, result_of
+from bpbroker.extensions.refusals import Error, Unavailable
+from bpbroker.extensions.rh import Request, Unsendable, one_line, refusal, result_of
+from bpbroker.extensions.rh_registry import Registry
 from bpbroker.messages import CallResult
 
 Method = Callable[[Request], object]
@@ -128,7 +130,7 @@ class _Extension:
         self._lib = Path(begin["lib"])
         self._beside = None if begin["beside"] is None else Path(begin["beside"])
         self._log = log_to_broker(self._namespace)
-        self._registry = Registry(broker.ask)
+        self._registry = Registry(broker.ask, begin["timeout_secs"])
         broker.timeout_secs = begin["timeout_secs"]
         config.data = ReadOnly.of(begin["settings"])
         self._config: Mapping[str, Any] = config.data.get(self._namespace, ReadOnly())

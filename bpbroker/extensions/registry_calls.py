@@ -1,59 +1,60 @@
-"""What a method asks of ``rh.registry``, as messages to the registry, and its replies as JSON values. Pure."""
+"""What a method asks of ``rh.registry``, on its way to the registry: a call as a client makes it. Pure."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
-from bpbroker.errors import BadRequest
-from bpbroker.messages import WAIT_MAX_SECS, Call, Delete, Deleted, Get, List, Record, Register, Replace, Update
-from bpbroker.registry import entry
-from bpbroker.registry.writes import Write
-
-_WRITES: Final[Mapping[str, type[Register | Replace | Update]]] = {
-    "Register": Register,
-    "Replace": Replace,
-    "Update": Update,
-}
+from bpbroker.errors import BadRequest, RequestError
+from bpbroker.messages import Call
 
 
-def message_of(call: Call, asked: Mapping[str, Any]) -> Write | Get | List:
-    """Return the registry's message for what a method asked; nothing in it is trusted.
+class Shown(Protocol):
+    """The answer that a client would get."""
+
+    @property
+    def body(self) -> bytes:
+        """JSON; empty if nothing has changed."""
+
+
+class Question(Protocol):
+    """A message for the registry, and how its reply is shown."""
+
+    @property
+    def message(self) -> Any:
+        """The message."""
+
+    @property
+    def show(self) -> Callable[[Any], Shown]:
+        """What makes the answer of the reply."""
+
+
+Understand = Callable[[str, Mapping[str, Any], Mapping[str, str], str, Mapping[str, Any]], Question]
+"""Function of a registry's method, its parameters, header fields, the source address and the settings."""
+
+
+def question_of(call: Call, asked: Mapping[str, Any], understand: Understand, settings: Mapping[str, Any]) -> Question:
+    """Return what a method asks; nothing in it is trusted.
 
     Raises:
         BadRequest, TooLarge: it is not what a client might ask.
     """
-    operation = asked.get("operation")
-    if operation == "List":
-        return List(_text(asked, "prefix"))
-    name = entry.check_name(asked.get("name"))
-    if operation == "Delete":
-        return Delete(name)
-    if operation == "Get":
-        wait_secs = asked.get("wait_secs")
-        if not isinstance(wait_secs, (int, float)) or not 0 <= wait_secs <= WAIT_MAX_SECS:
-            raise BadRequest(f"wait_secs must be from 0 to {WAIT_MAX_SECS:g}")
-        return Get(name, float(wait_secs))
-    write = _WRITES.get(str(operation))
-    if write is not None:
-        return write(name, entry.parse(_text(asked, "data")), call.source)
-    raise BadRequest("The registry does not know this operation")
+    method, parameters, fields = asked.get("method"), asked.get("parameters"), asked.get("fields")
+    if not (isinstance(method, str) and isinstance(parameters, dict) and isinstance(fields, dict)):
+        raise BadRequest("This is no call of the registry")
+    if not all(isinstance(value, str) for value in fields.values()):
+        raise BadRequest("A header field must be text")
+    return understand(method, parameters, fields, call.source, settings)
 
 
-def plain(value: Record | tuple[Record, ...] | Deleted | None) -> Any:
-    """Return the registry's reply as JSON values."""
-    if isinstance(value, Record):
-        return json.loads(value.json)
-    return (
-        None
-        if value is None or isinstance(value, Deleted)
-        else {record.name: json.loads(record.json) for record in value}
-    )
+def answered(question: Question, value: Any) -> dict[str, Any]:
+    """Return the frame for a reply of the registry."""
+    body = question.show(value).body
+    return {"status": 200, "answer": json.loads(body) if body else {}}
 
 
-def _text(asked: Mapping[str, Any], key: str) -> str:
-    value = asked.get(key)
-    if not isinstance(value, str):
-        raise BadRequest(f"{key} must be text")
-    return value
+def refused(error: RequestError) -> dict[str, Any]:
+    """Return the frame for a refusal."""
+    data = None if error.data is None else dict(error.data)
+    return {"status": error.status, "message": str(error), "data": data, "failed": error.failed}

@@ -1,6 +1,6 @@
-"""What a method of an extension works with: ``rh``, and the errors that it may raise.
+"""What a method of an extension works with: ``rh``.
 
-Authors import these names from :mod:`bpbroker.extensions.modules`::
+Authors import these names from :mod:`bpbroker.extensions`::
 
     from bpbroker.extensions import Error, Request
 
@@ -18,11 +18,11 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from http.client import responses
 from typing import Any, Final, NamedTuple
 
-from bpbroker.errors import from_status
+from bpbroker.extensions.rh_registry import Registry
 from bpbroker.messages import CallResult
 
 ANSWER_MAX_BYTES: Final = 16 * 1024 * 1024
@@ -33,20 +33,6 @@ MESSAGE_MAX: Final = 500
 
 _CONTENT_TYPE: Final = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+*-]+(?:[ \t]*;[ \t]*[!-~]+)*", re.ASCII)
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-
-
-class Error(Exception):
-    """Raise it to refuse a call: the client gets this status and this one-line message.
-
-    Args:
-        status: HTTP status, 400 to 599.
-        message: what the client is told.
-    """
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
 
 
 class Caller(NamedTuple):
@@ -60,61 +46,6 @@ class Caller(NamedTuple):
 
 class Unsendable(Exception):
     """What a method left in ``rh`` cannot be sent; the text says why."""
-
-
-class Registry:
-    """The entries of the running broker, with the same rules that its clients meet.
-
-    Entries are dicts with the two ``last_write_*`` keys; ``last_write_ip`` is
-    the client whose call this is. Errors are those of :mod:`bpbroker.errors`;
-    one that a method lets pass becomes its answer, such as 404 for NotFound.
-    """
-
-    def __init__(self, exchange: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
-        self._exchange = exchange
-
-    def register(self, name: str, data: Mapping[str, Any] | str) -> dict[str, Any]:
-        """Create an entry and give it as stored.
-
-        Raises:
-            AlreadyExists: there is an entry of this name.
-        """
-        return self._entry("Register", name=name, data=_text(data))
-
-    def replace(self, name: str, data: Mapping[str, Any] | str) -> dict[str, Any]:
-        """Create or overwrite an entry and give it as stored."""
-        return self._entry("Replace", name=name, data=_text(data))
-
-    def update(self, name: str, data: Mapping[str, Any] | str) -> dict[str, Any]:
-        """Merge into an entry at every depth, creating it if absent; gives the result."""
-        return self._entry("Update", name=name, data=_text(data))
-
-    def get(self, name: str, *, wait_secs: float = 0.0) -> dict[str, Any]:
-        """Return an entry, waiting up to ``wait_secs`` for it to be there.
-
-        Raises:
-            NotFound: it is not there.
-        """
-        return self._entry("Get", name=name, wait_secs=wait_secs)
-
-    def delete(self, name: str) -> None:
-        """Remove an entry, whether it is there or not."""
-        self._ask("Delete", name=name)
-
-    def list(self, prefix: str = "") -> dict[str, dict[str, Any]]:
-        """Return all entries whose name begins with ``prefix``, sorted by name."""
-        found: dict[str, dict[str, Any]] = self._ask("List", prefix=prefix)
-        return found
-
-    def _entry(self, operation: str, **fields: Any) -> dict[str, Any]:
-        found: dict[str, Any] = self._ask(operation, **fields)
-        return found
-
-    def _ask(self, operation: str, **fields: Any) -> Any:
-        reply = self._exchange({"kind": "registry", "operation": operation, **fields})
-        if "status" in reply:
-            raise from_status(reply["status"], reply["message"])
-        return reply["value"]
 
 
 class Request:
@@ -219,8 +150,3 @@ def _body(data: object) -> bytes:
     except (TypeError, ValueError, RecursionError) as error:
         raise Unsendable(f"rh.data cannot be sent: {error}") from None
     raise Unsendable(f"rh.data is {type(data).__name__}: only bytes, text, a dict, a list or None can be sent")
-
-
-def _text(data: Mapping[str, Any] | str) -> str:
-    """Return an entry's data as a client would send it."""
-    return data if isinstance(data, str) else json.dumps(dict(data), ensure_ascii=False, allow_nan=False)

@@ -9,20 +9,22 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from bpbroker.config import layers, schema
 from bpbroker.errors import ExtensionFailed, NotFound, RequestError, TimedOut, Unauthorized, UsageError
 from bpbroker.extensions.child import Child, Ended, Launch, NoMethod, NotImportable, Raised
 from bpbroker.extensions.modules import Status, look_at
-from bpbroker.extensions.registry_calls import message_of, plain
+from bpbroker.extensions.registry_calls import Understand, answered, question_of, refused
 from bpbroker.extensions.rh import one_line
 from bpbroker.messages import INDEX_MAX, Call, CallResult, Get, List, Record
-from bpbroker.registry import entry, writes
+from bpbroker.registry import entry, locks, sessions, writes
 from bpbroker.registry.memory import Memory, PendingWrite
+from bpbroker.registry.requests import Done, Holder, Lock, Lost, Renew, Unlock, Watch, Watched
+from bpbroker.registry.waiters import listed
 
 
 def run_extension(
@@ -32,6 +34,7 @@ def run_extension(
     source: str = "127.0.0.1",
     lib: Path,
     settings: Mapping[str, Any],
+    understand: Understand,
     entries: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> CallResult:
     """Run ``namespace.Method`` of a module in ``lib`` once and give its answer.
@@ -44,6 +47,7 @@ def run_extension(
         source: the address that asks.
         lib: the folder of the module.
         settings: the configuration; the namespace's section may be missing.
+        understand: makes messages of the method's calls of the registry.
         entries: what the made-up registry holds; taken as empty.
 
     Raises:
@@ -68,7 +72,7 @@ def run_extension(
         if name.startswith("_") or name not in offered:
             raise Unauthorized(f"{namespace} offers no {name}; it offers {', '.join(offered) or 'nothing'}")
         limit.begin()
-        registry = _Registry(entries or {})
+        registry = _Registry(entries or {}, understand, settings)
         return child.call(Call(name, dict(qs), source, "trial"), registry.serve)
     except (NotImportable, NoMethod, Raised, Ended, OSError, ValueError) as error:
         if limit.reached:
@@ -155,32 +159,80 @@ class _Limit:
 class _Registry:
     """A registry in memory with the rules of the real one; it has no other writer, so nothing waits."""
 
-    def __init__(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self, entries: Mapping[str, Mapping[str, Any]], understand: Understand, settings: Mapping[str, Any]
+    ) -> None:
         self._memory = Memory()
+        self._understand = understand
+        self._settings = settings
         self._revision = INDEX_MAX
         self._memory.fill(Record(name, entry.encode(value), INDEX_MAX) for name, value in entries.items())
+        self._memory.history.begin("trial", INDEX_MAX)
 
     def serve(self, call: Call, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Return the frame that answers what the method asked."""
         try:
-            return {"value": plain(self._do(message_of(call, asked)))}
+            question = question_of(call, asked, self._understand, self._settings)
+            return answered(question, self._do(question.message))
         except RequestError as error:
-            return {"status": error.status, "message": str(error)}
+            return refused(error)
 
-    def _do(self, message: writes.Write | Get | List) -> Any:
+    def _do(self, message: Any) -> Any:
+        read = self._reads.get(type(message))
+        return self._write(message) if read is None else read(self, message)
+
+    def _write(self, message: writes.Write) -> Any:
         memory = self._memory
-        if isinstance(message, List):
-            return memory.entries.matching(message.prefix)
-        if isinstance(message, Get):
-            found = memory.entries.get(message.name)
-            if found is None:
-                raise NotFound(f"Entry '{message.name}' not found")
-            return found
         write = PendingWrite(message, None)
         memory.decide(write, time.time(), writes.Limits())
         if isinstance(write.decision, RequestError):
             raise write.decision
         self._revision += 1
-        for name, after in memory.take_batch().staged.items():
-            memory.put(name, after.at(self._revision) if after is not None else None)
-        return write.decision.at(self._revision)
+        changes = {
+            name: after.at(self._revision) if after is not None else None
+            for name, after in memory.take_batch().staged.items()
+        }
+        for name, changed in changes.items():
+            memory.put(name, changed)
+        memory.announce(((name, changed, self._revision) for name, changed in changes.items()), self._revision)
+        return self._placed(message) if isinstance(message, Lock) else write.decision.at(self._revision)
+
+    def _placed(self, message: Lock) -> Done:
+        queue = self._queue(message.name)
+        place = queue.holds(message.session)
+        if place is None:  # no other process will ever give it back
+            self._write(Unlock(message.name, message.session))
+            raise locks.held(message.name, queue)
+        return Done({"token": place.token, "session": message.session, "since": place.since}, place.token)
+
+    def _queue(self, name: str) -> locks.Queue:
+        return locks.parse(self._memory.get(locks.PREFIX + name))
+
+    def _get(self, message: Get) -> Record:
+        found = self._memory.entries.get(message.name)
+        if found is None:
+            raise NotFound(f"Entry '{message.name}' not found")
+        return found
+
+    def _list(self, message: List) -> tuple[Record, ...]:
+        return listed(self._memory.entries.matching(message.prefix), message.where, message.fail_where)
+
+    def _renew(self, message: Renew) -> Done:
+        if self._memory.get(sessions.PREFIX + message.session) is None:
+            raise sessions.over(message.session)
+        return Done({"session": message.session})
+
+    def _watch(self, message: Watch) -> Watched:
+        found = self._memory.history.read(message)
+        if message.since is not None and not found.events:
+            time.sleep(message.wait_secs)  # the method is the only writer, and it waits here
+        return found
+
+    _reads: Final[Mapping[type, Callable[[Any, Any], Any]]] = {
+        Get: _get,
+        List: _list,
+        Renew: _renew,
+        Lost: lambda _self, _message: (),  # no session ends by its time during one call
+        Holder: lambda self, message: Done(self._queue(message.name).shown()),
+        Watch: _watch,
+    }

@@ -38,7 +38,7 @@ from bpbroker.errors import (
 from bpbroker.frontend import access_keys, access_log, client_file, origins
 from bpbroker.frontend.access_keys import NamedKeys
 from bpbroker.frontend.actions import BUILT_IN
-from bpbroker.frontend.ask import Ask, EntryLimits
+from bpbroker.frontend.ask import Ask, EntryLimits, limits_of
 from bpbroker.frontend.control import CONTROL
 from bpbroker.frontend.openapi import description
 from bpbroker.frontend.parameters import Parameters, json_object, parse
@@ -84,14 +84,9 @@ class _Derived:
     def of(cls, settings: messages.Settings) -> _Derived:
         """Return it for these settings."""
         namespaces = (*BUILT_IN, *layers.namespaces(settings))
-        limits = EntryLimits(
-            name_bytes=schema.option(settings, "api", "max_name_bytes"),
-            data_bytes=schema.option(settings, "api", "max_data_bytes"),
-            depth=schema.option(settings, "api", "max_json_depth"),
-        )
         keys = {name: layers.access_keys(settings, name) for name in namespaces}
         opened = {name for name in namespaces if name == "ping" or "_access_key" in settings.get(name, {})}
-        return cls(settings, limits, keys, frozenset(name for name in opened if not keys[name]))
+        return cls(settings, limits_of(settings), keys, frozenset(name for name in opened if not keys[name]))
 
 
 class Application:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from bpbroker.config import schema
 from bpbroker.errors import BadRequest, RequestError
 from bpbroker.frontend.parameters import Parameters
 from bpbroker.registry.rights import Need
@@ -23,6 +24,15 @@ class EntryLimits:
     name_bytes: int
     data_bytes: int
     depth: int
+
+
+def limits_of(settings: Mapping[str, Any]) -> EntryLimits:
+    """Return the limits that settings have."""
+    return EntryLimits(
+        name_bytes=schema.option(settings, "api", "max_name_bytes"),
+        data_bytes=schema.option(settings, "api", "max_data_bytes"),
+        depth=schema.option(settings, "api", "max_json_depth"),
+    )
 
 
 class Ask(NamedTuple):

@@ -47,6 +47,25 @@ def Sockets(rh):
     rh.data = [os.readlink(name) for name in names if os.path.exists(name)]
 """
 
+COMPARE_AND_SET = """
+from bpbroker.extensions import NotFound, PreconditionFailed
+def Count(rh):
+    while True:
+        try:
+            now = rh.registry.get("count")
+            n, revision = now["n"], now.revision
+        except NotFound:
+            n, revision = 0, 0
+        try:
+            rh.data = rh.registry.replace("count", {"n": n + 1}, revision=revision).own
+        except PreconditionFailed:
+            continue
+        return
+def Register(rh): rh.registry.register(rh.qs["name"], {})
+"""
+
+MakeBroker = Callable[..., RunningBroker]
+
 
 @pytest.fixture
 def make(make_broker: Callable[..., RunningBroker]) -> Callable[..., RunningBroker]:
@@ -291,3 +310,14 @@ def test_stopping_leaves_no_process(make: Callable[..., RunningBroker], tmp_path
         assert hanging.exception(60) is not None or hanging.result().status == 503
     assert ended(int(note.read_text()))
     assert not os.path.lexists(broker.lib / "__pycache__")
+
+
+def test_calls_in_several_processes_lose_no_change_that_they_compare_and_set(make_broker: MakeBroker) -> None:
+    broker = make_broker({"demo": {"_workers": 3}})
+    (broker.lib / "demo.py").write_text(COMPARE_AND_SET)
+    broker.start()
+    with ThreadPoolExecutor(6) as threads:
+        seen = list(threads.map(lambda _: broker.call("/demo/Count/").json["n"], range(12)))
+    assert sorted(seen) == list(range(1, 13))
+    refused = broker.call("/demo/Register/", name="count")
+    assert (refused.status, refused.json["message"]) == (409, "Entry 'count' already exists")

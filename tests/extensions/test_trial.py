@@ -9,7 +9,9 @@ import pytest
 from bpbroker.config import layers
 from bpbroker.errors import ExtensionFailed, TimedOut, Unauthorized, UsageError
 from bpbroker.extensions.trial import run_extension
+from bpbroker.frontend.extension_calls import understand
 from bpbroker.messages import CallResult
+from tests.support import registry_extension
 
 MODULE = """
 import os, time
@@ -30,11 +32,19 @@ def _hidden(rh): pass
 """
 
 
-def run(tmp_path: Path, method: str, **section: Any) -> CallResult:
-    (tmp_path / "demo.py").write_text(MODULE)
+def run(tmp_path: Path, method: str, module: str = MODULE, **section: Any) -> CallResult:
+    (tmp_path / "demo.py").write_text(module)
     settings = {**layers.DEFAULTS, "demo": section}
     entries = {"given": {"x": 1}}
-    return run_extension(method, {"data": "d"}, source="10.0.0.7", lib=tmp_path, settings=settings, entries=entries)
+    return run_extension(
+        method,
+        {"data": "d"},
+        source="10.0.0.7",
+        lib=tmp_path,
+        settings=settings,
+        understand=understand,
+        entries=entries,
+    )
 
 
 def test_the_answer_is_as_in_the_broker(tmp_path: Path) -> None:
@@ -48,6 +58,13 @@ def test_the_registry_is_made_up(tmp_path: Path) -> None:
     assert sorted(found) == ["one", "two"]
     assert {"a": 1, "b": 2, "last_write_ip": "10.0.0.7"}.items() <= found["one"].items()
     assert run(tmp_path, "demo.Taken").message == "Entry 'given' already exists"
+
+
+@pytest.mark.parametrize(("method", "answer"), registry_extension.ANSWERS.items())
+def test_the_made_up_registry_can_all_that_the_real_one_can(tmp_path: Path, method: str, answer: Any) -> None:
+    found = json.loads(run(tmp_path, f"demo.{method}", Path(registry_extension.__file__).read_text()).body)
+    found.pop("given", None) if isinstance(found, dict) else found.remove("given") if "given" in found else None
+    assert found == answer
 
 
 def test_the_author_sees_what_went_wrong(tmp_path: Path) -> None:

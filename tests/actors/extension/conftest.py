@@ -13,6 +13,7 @@ from bpbroker.actors.extension import Extension
 from bpbroker.actors.registry import Registry
 from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.config import layers
+from bpbroker.frontend.extension_calls import understand
 from bpbroker.storage.embedded.store import EmbeddedStore
 from tests.support.extension import MODULE, WAIT_SECS, Made, Make
 
@@ -40,7 +41,7 @@ def make(tmp_path: Path, registry: ActorAddress) -> Iterator[Make]:
             path.write_text(source)
         settings: dict[str, Any] = {**layers.thaw(layers.DEFAULTS), namespace: section}
         name = f"extension {namespace}"
-        ref = launch(Extension, namespace, lib, layers.freeze(settings), registry, answers)
+        ref = launch(Extension, namespace, lib, layers.freeze(settings), registry, understand, answers)
         made.append(ActorAddress(name, ref))
         return Made(lib, made[-1], settings)
 

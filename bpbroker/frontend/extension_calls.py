@@ -1,0 +1,33 @@
+"""Calls of the registry that come from an extension's method: understood as those of a client are. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bpbroker.errors import BadRequest
+from bpbroker.frontend.actions import BUILT_IN
+from bpbroker.frontend.ask import Ask, limits_of
+from bpbroker.frontend.parameters import Parameters
+
+
+def understand(
+    method: str, parameters: Mapping[str, Any], fields: Mapping[str, str], source: str, settings: Mapping[str, Any]
+) -> Ask:
+    """Return the message for a call, and how its reply is shown.
+
+    Args:
+        method: of ``services``.
+        parameters: JSON values.
+        fields: header fields, such as ``if-match``.
+        source: the address for which the method works.
+        settings: those in force.
+
+    Raises:
+        BadRequest, TooLarge: it is not what a client might ask.
+    """
+    action = BUILT_IN["services"].get(method)
+    asked = action and action.decide(Parameters(parameters, ()), fields, source, limits_of(settings))
+    if not isinstance(asked, Ask):
+        raise BadRequest(f"The registry has no method {method[:80]!r}")
+    return asked
