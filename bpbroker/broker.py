@@ -46,6 +46,7 @@ from bpbroker.runtime import sdnotify
 from bpbroker.runtime.actors import Parts, registry_factory
 from bpbroker.runtime.daemon import Ready, in_background
 from bpbroker.runtime.exposure import exposed_code, see_that_it_may_start
+from bpbroker.runtime.identity import IdentityFiles
 from bpbroker.runtime.logs import log_trouble, reopen_logs, set_access_log, setup_logging
 from bpbroker.runtime.mainloop import MainLoop
 from bpbroker.runtime.plan import Plan, RunOptions
@@ -208,8 +209,8 @@ class Broker:
         self._save()
         if self._loop.stop_asked:  # the file may have taken long
             return
-        store, folder = self._addresses["config store"], Owned(None)
-        self._parts.start("backup", lambda: launch(Backup, own, folder, store, self._settings))
+        store, folder, identity = self._addresses["config store"], Owned(None), IdentityFiles(own, self._plan.home)
+        self._parts.start("backup", lambda: launch(Backup, own, folder, store, self._settings, identity.collect))
         self._parts.start(
             "discovery",
             lambda: launch(

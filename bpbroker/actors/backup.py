@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bpbroker import files
 from bpbroker.actors.base import DEFERRED, Actor, ask_patiently
@@ -36,6 +36,7 @@ from bpbroker.messages import (
     settle,
 )
 from bpbroker.storage import backups, config_file
+from bpbroker.storage.identity import Identity
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,16 @@ class _Looked:
     newest: BackupInfo | None
 
 
+class _Held(NamedTuple):
+    """What the newest backup holds. The entries themselves would be a second copy of the registry's memory."""
+
+    settings: Settings
+    sequence: int
+    """The last change of an entry."""
+    identity: str
+    """The identity's digest."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Ended:
     """The worker to the actor: a backup was made, or was not needed, or failed."""
@@ -57,8 +68,7 @@ class _Ended:
     asked: bool
     """Whether it was asked for, and not only due."""
     made: BackupInfo | None = None
-    holds: Document | None = None
-    """What the newest backup holds now, without the entries themselves."""
+    holds: _Held | None = None
     error: Exception | None = None
 
 
@@ -70,15 +80,23 @@ class Backup(Actor):
         folder: the right to the backups folder; claimed here.
         config_store: asked for the state.
         settings: the settings in force.
+        identity: returns, of the settings that are saved, what is backed up beside them and the entries.
     """
 
-    def __init__(self, own: Path, folder: Owned[None], config_store: Address, settings: Settings) -> None:
+    def __init__(
+        self,
+        own: Path,
+        folder: Owned[None],
+        config_store: Address,
+        settings: Settings,
+        identity: Callable[[Settings], Identity] = lambda _: Identity(),
+    ) -> None:
         super().__init__()
         self._own = own
         self._claim = folder.claim()
         self._config_store = config_store
-        self._last: Document | None = None
-        """What the newest backup holds, without the entries themselves."""
+        self._identity = identity
+        self._last: _Held | None = None
         self._last_made: float | None = None
         """Monotonic time at which the newest one was made: its age must not jump with the clock."""
         self._problem = ""
@@ -205,11 +223,16 @@ class Backup(Actor):
             logger.warning("%s", error)  # making one will say so, too
         self.tell_self(_Looked(newest))
 
-    def _work(self, asked: tuple[Future[Any], ...], last: Document | None, keep: int) -> None:
+    def _work(self, asked: tuple[Future[Any], ...], last: _Held | None, keep: int) -> None:
         """Make a backup; when none asked for it, only if something changed since the last one."""
         try:
             document: Document = ask_patiently(self._config_store, GetDocument(), moved=self._worker.step)
-            made = self._make(document) if asked or self._changed(document, last) else None
+            identity = self._identity(document.settings)
+            for reason in identity.left_out:
+                logger.warning("Backups do not have %s", reason)
+            now = _Held(document.settings, document.sequence, identity.digest)
+            changed = asked or (now != last if last is not None else self._is_new(document, identity))
+            made = self._make(document, identity) if changed else None
             with self._claim.exclusively():
                 backups.rotate(self._own, keep)
         except Exception as error:
@@ -219,21 +242,18 @@ class Backup(Actor):
             for reply in asked:
                 fail(reply, error)
         else:
-            # The entries themselves would be a second copy of the registry's memory.
-            self.tell_self(_Ended(bool(asked), made, Document(document.settings, {}, document.sequence)))
+            self.tell_self(_Ended(bool(asked), made, now))
             for reply in asked:
                 settle(reply, made)
 
-    def _changed(self, document: Document, last: Document | None) -> bool:
-        if last is not None:
-            return document.sequence != last.sequence or document.settings != last.settings
+    def _is_new(self, document: Document, identity: Identity) -> bool:
         newest = next(iter(backups.found(self._own)), None)
-        return newest is None or not backups.holds(newest, self._content(document))
+        return newest is None or not backups.holds(newest, self._content(document, identity))
 
-    def _make(self, document: Document) -> BackupInfo:
-        return backups.make(self._own, self._content(document), self._claim.exclusively())
+    def _make(self, document: Document, identity: Identity) -> BackupInfo:
+        return backups.make(self._own, self._content(document, identity), self._claim.exclusively())
 
-    def _content(self, document: Document) -> Iterator[bytes]:
+    def _content(self, document: Document, identity: Identity) -> Iterator[bytes]:
         settings, entries = document.settings, document.entries
-        content = files.gently(config_file.chunks(settings, entries))
+        content = files.gently(config_file.chunks(settings, entries, backed_up=identity))
         return self._worker.follow(content, config_file.pieces(settings, entries))

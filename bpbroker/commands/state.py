@@ -11,6 +11,7 @@ from bpbroker.commands.local import BULK_SECS, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, echo_table, format_option, shown_size, shown_time
 from bpbroker.registry.entry import shown_names
+from bpbroker.runtime.identity import IdentityFiles
 from bpbroker.storage import backups as backup_files
 from bpbroker.storage import offline
 
@@ -18,13 +19,17 @@ from bpbroker.storage import offline
 @command("backup", short_help="Make a backup now")
 @pass_scope
 def backup(scope: Scope) -> None:
-    """Make a backup now, by the running broker or of a stopped one, and print its path."""
+    """Make a backup now, by the running broker or of a stopped one, and print its path.
+
+    It holds settings, entries, the certificate that the broker made, its private key, and the installed extensions:
+    all that a new machine needs. Keep copies of it where no one else can read them.
+    """
     broker = running(scope)
     if broker is not None:
         click.echo(broker.ask("Backup", timeout_secs=BULK_SECS)["path"])
         return
     scope.act_as_owner()
-    click.echo(offline.back_up(scope.own).path)
+    click.echo(offline.back_up(scope.own, IdentityFiles(scope.own, scope.home)).path)
 
 
 @command("backups", short_help="List the backups")
@@ -41,6 +46,7 @@ def backups(scope: Scope, *, form: str) -> None:
                     "made_at": each.info.made_at,
                     "size_bytes": each.info.size_bytes,
                     "entries": None if each.problem else each.entries,
+                    "identity": each.has_identity,
                     "problem": each.problem,
                 }
                 for each in checked
@@ -48,12 +54,13 @@ def backups(scope: Scope, *, form: str) -> None:
         )
     elif checked:
         echo_table(
-            ("TIME", "SIZE", "ENTRIES", "STATE", "PATH"),
+            ("TIME", "SIZE", "ENTRIES", "IDENTITY", "STATE", "PATH"),
             [
                 (
                     shown_time(each.info.made_at),
                     shown_size(each.info.size_bytes),
                     "-" if each.problem else each.entries,
+                    "yes" if each.has_identity else "no",
                     "DAMAGED" if each.problem else "good",
                     each.info.path,
                 )
@@ -69,15 +76,23 @@ def backups(scope: Scope, *, form: str) -> None:
 
 @command("restore", short_help="Go back to a backup")
 @click.argument("backup", type=click.Path(path_type=Path))
+@click.option("--data-only", is_flag=True, help="Leave certificate, key and extensions as they are.")
 @click.option("--dry-run", is_flag=True, help="Only say what would change.")
 @pass_scope
-def restore(scope: Scope, *, backup: Path, dry_run: bool) -> None:
-    """Put the settings and entries of BACKUP, a path or a name in `bpbroker backups`, in the place of the present ones.
+def restore(scope: Scope, *, backup: Path, data_only: bool, dry_run: bool) -> None:
+    """Put what BACKUP holds, a path or a name in `bpbroker backups`, in the place of what is there.
+
+    What comes back: settings, entries, named access keys, the certificate that the broker had made for itself with its
+    key, so that clients go on trusting it, also on a new machine, and the extensions that were installed. What does
+    not: a certificate of your own (ssl_cert), sessions, and what is in etcd; extensions that the backup does not have
+    stay. A backup that `bpbroker backups` shows without an identity, as earlier versions made them, brings settings and
+    entries only.
 
     Only while no broker runs, but with --dry-run. What is replaced is kept as a backup.
     """
     scope.act_as_owner()
-    done = offline.restore(scope.own, backup, dry_run=dry_run)
+    identity = None if data_only else IdentityFiles(scope.own, scope.home)
+    done = offline.restore(scope.own, backup, identity=identity, dry_run=dry_run)
     if done.difference is None:
         click.echo("What is there now is damaged and cannot be compared.")
     else:
@@ -89,6 +104,10 @@ def restore(scope: Scope, *, backup: Path, dry_run: bool) -> None:
         ):
             shown = shown_names(names)
             click.echo(f"{what}: {len(names)}" + (f" ({shown})" if names else ""))
+    for line in done.identity.changed:
+        click.echo(line)
+    if not (done.has_identity or data_only):
+        click.echo("This backup has no certificate and no extensions: those that are there stay.", err=True)
     for path in done.kept:
         click.echo(f"What was there is kept as {path}", err=True)
     if done.unused:
@@ -99,6 +118,9 @@ def restore(scope: Scope, *, backup: Path, dry_run: bool) -> None:
         )
     outcome = "Nothing was changed." if dry_run else f"{scope.own} is now as it was in {done.backup}."
     click.echo(outcome, err=True)
+    for sentence in done.identity.missing:
+        click.echo(f"bpbroker: {sentence}", err=True)
+    sys.exit(1 if done.identity.missing else 0)
 
 
 @command("check", short_help="Check file, journal and backups")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +115,107 @@ def uninstall(namespace: str, lib: Path) -> tuple[Path, ...]:
         except OSError as error:
             raise ConfigurationError(f"{path} was not removed: {error.strerror}") from None
     return tuple(there)
+
+
+# --- for backups ---
+
+
+def collect(lib: Path, wanted: Collection[str] | None, bytes_max: int) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """Read the modules and packages in the lib folder.
+
+    Args:
+        lib: the lib folder; need not be there.
+        wanted: names of those that count; all with None.
+        bytes_max: how large all of them together may be.
+
+    Returns:
+        Path in the folder, with ``/``, to content; and those that were left out, each with the reason.
+    """
+    found: dict[str, bytes] = {}
+    left_out = []
+    for name in sorted(_names(lib)):
+        path = lib / name
+        namespace = name.removesuffix(".py")
+        if name_problem(namespace) or (wanted is not None and namespace not in wanted):
+            continue
+        try:
+            files = [path / file for file in _checked(path, True)] if path.is_dir() else [_checked_file(path, True)]
+            contents = {file.relative_to(lib).as_posix(): file.read_bytes() for file in files}
+        except (OSError, UsageError) as error:
+            left_out.append(f"the extension {namespace}: {error}")
+            continue
+        if sum(map(len, (*found.values(), *contents.values()))) > bytes_max:
+            left_out.append(f"the extension {namespace}: all together are larger than {bytes_max} bytes")
+            continue
+        found.update(contents)
+    return found, tuple(left_out)
+
+
+def differing(lib: Path, modules: Mapping[str, bytes]) -> tuple[str, ...]:
+    """Return the extensions that are not in the lib folder exactly as in ``modules``, see :func:`collect`."""
+    return tuple(name.removesuffix(".py") for name, contents in _by_name(modules).items() if not _has(lib, contents))
+
+
+def put_back(lib: Path, modules: Mapping[str, bytes]) -> tuple[str, ...]:
+    """Put modules and packages from a backup into the lib folder, each as one step; return those that differed.
+
+    The version that was there before is kept, as :func:`install` does. Others stay as they are.
+
+    Raises:
+        ConfigurationError: one of them can be no extension, or be left out as its name is no path in the folder.
+        OSError: the lib folder cannot be written.
+    """
+    changed = differing(lib, modules)
+    for name, contents in _by_name(modules).items():
+        if name.removesuffix(".py") in changed:
+            make_folder(lib, mode=0o755)
+            unpacked = lib / temporary_name(name)
+            unpacked.mkdir(0o700)
+            try:
+                with alone_in(unpacked):  # as long as it is, a start does not sweep it
+                    for path, content in contents.items():
+                        make_folder((unpacked / path).parent, mode=0o755)
+                        (unpacked / path).write_bytes(content)
+                    paths = [Path(path).relative_to(name) for path in contents]
+                    _put(unpacked / name, paths, lib, name, lambda _: None)
+            finally:
+                shutil.rmtree(unpacked, ignore_errors=True)
+    return changed
+
+
+def _names(lib: Path) -> Iterator[str]:
+    """Yield the modules and packages of the lib folder; a package goes before a module of its name."""
+    for path in lib.iterdir() if lib.is_dir() else ():
+        if path.is_dir() or (path.suffix == ".py" and not path.with_suffix("").is_dir()):
+            yield path.name
+
+
+def _by_name(modules: Mapping[str, bytes]) -> dict[str, dict[str, bytes]]:
+    """Return the modules and packages, each with its files.
+
+    Raises:
+        ConfigurationError: one of them can be no extension.
+    """
+    result: dict[str, dict[str, bytes]] = {}
+    for path, content in modules.items():
+        name = path.partition("/")[0]
+        problem = name_problem(name.removesuffix(".py"))
+        if problem or (path == name) != name.endswith(".py"):
+            raise ConfigurationError(f"{path!r} in the backup can be no extension{problem and f': {problem}'}")
+        result.setdefault(name, {})[path] = content
+    return result
+
+
+def _has(lib: Path, contents: Mapping[str, bytes]) -> bool:
+    """Whether the lib folder has a module or package exactly so."""
+    name = next(iter(contents)).partition("/")[0]
+    if name not in _names(lib):
+        return False
+    try:
+        there, left_out = collect(lib, {name.removesuffix(".py")}, BYTES_MAX)
+    except OSError:
+        return False
+    return there == dict(contents) and not left_out
 
 
 # --- what may come in ---

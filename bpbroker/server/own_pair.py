@@ -13,7 +13,7 @@ import logging
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 
 from bpbroker import files
 
@@ -70,9 +70,24 @@ def _finish(cert: Path, key: Path) -> None:
 def _fit(cert: Path, key: Path) -> bool:
     """Return whether a certificate and a key are a pair."""
     try:
-        certified = x509.load_pem_x509_certificate(cert.read_bytes()).public_key()
-        private = serialization.load_pem_private_key(key.read_bytes(), None)
-    except (OSError, ValueError, TypeError):
+        check(cert.read_bytes(), key.read_bytes())
+    except (OSError, ValueError):
         return False
+    return True
+
+
+def check(cert_pem: bytes, key_pem: bytes) -> str:
+    """See that a certificate and a key are a pair; return the certificate's SHA-256 fingerprint, as ``AB:CD:…``.
+
+    Raises:
+        ValueError: they are not.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(cert_pem)
+        private = serialization.load_pem_private_key(key_pem, None)
+    except (ValueError, TypeError):  # TypeError: the key needs a password
+        raise ValueError("it is no certificate with its key in PEM form") from None
     form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    return certified.public_bytes(*form) == private.public_key().public_bytes(*form)
+    if certificate.public_key().public_bytes(*form) != private.public_key().public_bytes(*form):
+        raise ValueError("certificate and key are not a pair")
+    return certificate.fingerprint(hashes.SHA256()).hex(":").upper()

@@ -253,7 +253,7 @@ def read_certificate(cert: Path) -> Certificate:
         with cert.open("rb") as file:
             found = x509.load_pem_x509_certificates(file.read(_PEM_MAX_BYTES))[0]
     except OSError as error:
-        raise ConfigurationError(f"Cannot read the certificate {cert}: {error.strerror}") from None
+        raise files.start_error(f"Cannot read the certificate {cert}: {error.strerror}", error) from None
     except ValueError:
         raise ConfigurationError(f"{cert} holds no certificate in PEM form") from None
     try:
@@ -322,7 +322,7 @@ def context(cert: Path, key: Path) -> SSL.Context:
             with path.open("rb"):
                 pass
         except OSError as error:
-            raise ConfigurationError(f"Cannot read the {what} {path}: {error.strerror}") from None
+            raise files.start_error(f"Cannot read the {what} {path}: {error.strerror}", error) from None
     made = SSL.Context(SSL.TLS_SERVER_METHOD)
     made.set_min_proto_version(SSL.TLS1_2_VERSION)
     made.set_options(SSL.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE)

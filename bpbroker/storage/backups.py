@@ -1,7 +1,8 @@
 """Backups: complete states in files of their own. Naming, making, listing, rotating, checking.
 
-A backup has the form of the configuration file and is named after it and the
-UTC time at which it was made: ``bpbroker-20260131T235959.123456Z.json``.
+A backup has the form of the configuration file, with one section more for
+certificate, key and extensions, and is named after it and the UTC time at which
+it was made: ``bpbroker-20260131T235959.123456Z.json``.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class Checked:
     entries: int
     problem: str
     """Why it cannot be used; empty when it is good."""
+    has_identity: bool = False
+    """Whether it has certificate, key and extensions; those that earlier versions made have not."""
 
 
 def folder_for(own: Path) -> Path:
@@ -170,11 +173,12 @@ def keep_aside(
 def check(info: BackupInfo) -> Checked:
     """Read a backup back and see whether a broker could start with it."""
     try:
-        settings, entries = config_file.read(Path(info.path))
+        (settings, entries, _), identity = config_file.read_backup(Path(info.path))
     except BpbrokerError as error:
         return Checked(info, 0, str(error))
     problems = list(schema.problems(settings)) if settings else ["it holds nothing"]
-    return Checked(info, len(entries), f"{info.path}: {'; '.join(problems)}" if problems else "")
+    problem = f"{info.path}: {'; '.join(problems)}" if problems else ""
+    return Checked(info, len(entries), problem, has_identity=identity is not None)
 
 
 def newest_good(own: Path) -> Checked | None:

@@ -22,6 +22,8 @@ from bpbroker.config import layers
 from bpbroker.errors import BadRequest, ConfigurationError, DamagedFile
 from bpbroker.registry import entry, named_keys
 from bpbroker.registry.stored import split
+from bpbroker.storage import identity
+from bpbroker.storage.identity import Identity
 from bpbroker.text import decode
 
 DEPTH_MAX: Final = 250
@@ -45,6 +47,8 @@ _OBJECTS: Final = "_objects"
 
 _STATE: Final = "_state"
 """The last section of a file that a broker wrote: its :class:`Origin`. Never among the settings."""
+_IDENTITY: Final = "_identity"
+"""The last section of a backup: certificate, key and extensions. Never among the settings."""
 _BEFORE_STATE: Final = f',\n  "{_STATE}": '.encode()
 _END: Final = b"\n}\n"
 
@@ -80,21 +84,31 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def read_content(path: Path) -> Content:
-    """Return everything that is in a file; nothing when there is no such file.
+    """Return everything that is in a file but what only backups have; nothing when there is no such file.
 
     Raises:
         DamagedFile: it is there but is no configuration; the message says where and why.
         ConfigurationError: it cannot be read.
+    """
+    return read_backup(path)[0]
+
+
+def read_backup(path: Path) -> tuple[Content, Identity | None]:
+    """Return what is in a backup; the identity is None in one that was made before backups had it.
+
+    Raises:
+        DamagedFile, ConfigurationError: as :func:`read_content`; also when the identity cannot be used.
     """
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):  # such as a device, which may never end
             raise ConfigurationError(f"Cannot read {path}: it is no regular file")
         content = path.read_bytes()
     except FileNotFoundError:
-        return Content({}, {}, None)
+        return Content({}, {}, None), None
     except OSError as error:
-        raise ConfigurationError(f"Cannot read {path}: {error.strerror}") from None
-    return _content(content, str(path))
+        raise files.start_error(f"Cannot read {path}: {error.strerror}", error) from None
+    found, section = _content(content, str(path))
+    return found, None if section is None else identity.decode(section, str(path))
 
 
 def _origin(state: object, content: bytes) -> Origin | None:
@@ -121,15 +135,17 @@ def parse(content: bytes, where: str) -> tuple[dict[str, Any], dict[str, bytes]]
     Raises:
         DamagedFile: it is no configuration; the message says line, column and why.
     """
-    return _content(content, where)[:2]
+    return _content(content, where)[0][:2]
 
 
-def _content(content: bytes, where: str) -> Content:
+def _content(content: bytes, where: str) -> tuple[Content, Any]:
+    """Return what is in a file, and the section that only backups have or None."""
     try:
         settings, entries = _parse(content)
     except _Fault as fault:
         raise DamagedFile(f"{where}: {fault}") from None
-    return Content(settings, entries, _origin(settings.pop(_STATE, None), content))
+    section = settings.pop(_IDENTITY, None)
+    return Content(settings, entries, _origin(settings.pop(_STATE, None), content)), section
 
 
 def _decoded(raw: bytes) -> str:
@@ -325,12 +341,20 @@ def pieces(settings: Mapping[str, Any], entries: Mapping[str, bytes]) -> int:
     return len(settings) + len(entries) // CHUNK_ENTRIES + 1
 
 
-def chunks(settings: Mapping[str, Any], entries: Mapping[str, bytes], origin: Origin | None = None) -> Iterator[bytes]:
-    """Yield a file's content piece by piece."""
+def chunks(
+    settings: Mapping[str, Any],
+    entries: Mapping[str, bytes],
+    origin: Origin | None = None,
+    *,
+    backed_up: Identity | None = None,
+) -> Iterator[bytes]:
+    """Yield a file's content piece by piece; that of a backup with its identity."""
     digest = _hash()
     for chunk in _sections(settings, entries):
         digest.update(chunk)
         yield chunk
+    if backed_up is not None:
+        yield b",\n" + _key(_IDENTITY) + _indented(backed_up.encode())
     if origin is not None:
         state = {"registry": origin.registry, "commit": origin.commit, "digest": digest.hexdigest()}
         yield _BEFORE_STATE + json.dumps(state).encode()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from bpbroker import files
 from bpbroker.config import layers, schema
-from bpbroker.errors import BpbrokerError, ConfigurationError, DamagedFile, InUse, Unavailable
+from bpbroker.errors import BpbrokerError, ConfigurationError, DamagedFile, InUse, StartError, Unavailable
 from bpbroker.messages import BackupInfo
 from bpbroker.registry.stored import outlives_sessions, split
 from bpbroker.storage import backups, config_file
@@ -20,6 +20,7 @@ from bpbroker.storage.embedded.journal import JournalState, Mark, files_of, jour
 from bpbroker.storage.embedded.recovery import match, merged, registry_of
 from bpbroker.storage.embedded.store import forget_all
 from bpbroker.storage.etcd import store
+from bpbroker.storage.identity import Identity
 from bpbroker.storage.lock import FileLock, holder
 from bpbroker.text import command_line
 
@@ -59,8 +60,37 @@ def save(own: Path, settings: Mapping[str, Any], entries: Mapping[str, bytes], o
     forget_all(journal_path(own), origin.registry if origin else "")
 
 
-def back_up(own: Path) -> BackupInfo:
+@dataclass(frozen=True, slots=True)
+class PutBack:
+    """What of a backup's certificate and extensions was put back, or would be."""
+
+    changed: tuple[str, ...] = ()
+    """What differs from what is there, a line each."""
+    missing: tuple[str, ...] = ()
+    """What the broker will have to do without, a sentence each."""
+
+
+class IdentityFiles(Protocol):
+    """Certificate, key and extensions of a broker, on the disk."""
+
+    def collect(self, settings: Mapping[str, Any]) -> Identity:
+        """Return what is there; it never fails."""
+
+    def put_back(self, identity: Identity, *, dry_run: bool) -> PutBack:
+        """Put it in the place of what is there.
+
+        Raises:
+            ConfigurationError: it cannot be used. A dry run says so as well.
+            OSError: it failed in the middle.
+        """
+
+
+def back_up(own: Path, identity: IdentityFiles | None = None) -> BackupInfo:
     """Make a backup of a stopped broker's state.
+
+    Args:
+        own: the configuration file.
+        identity: what to back up beside settings and entries.
 
     Raises:
         InUse: a broker runs.
@@ -76,9 +106,16 @@ def back_up(own: Path) -> BackupInfo:
             raise missing
         if layers.shares_registry(settings):
             entries = store.read_all(settings)
-        info = backups.make(own, config_file.chunks(settings, entries))
+        info = backups.make(own, _backup_of(settings, entries, identity))
         backups.rotate(own, schema.option(settings, "_config", "backup_retain_n"))
         return info
+
+
+def _backup_of(
+    settings: Mapping[str, Any], entries: Mapping[str, bytes], identity: IdentityFiles | None
+) -> Iterator[bytes]:
+    collected = None if identity is None else identity.collect(settings)
+    return config_file.chunks(settings, entries, backed_up=collected)
 
 
 # --- restore ---
@@ -105,10 +142,13 @@ class Restored:
     """Where the replaced state is kept: one backup, or copies of the damaged files."""
     unused: int = 0
     """Entries of the backup that no broker uses, because its settings say that the registry is in etcd."""
+    identity: PutBack = PutBack()
+    has_identity: bool = False
+    """Whether the backup has certificate, key and extensions; those of earlier versions have not."""
 
 
-def restore(own: Path, backup: Path, *, dry_run: bool = False) -> Restored:
-    """Put a backup's state, settings and entries, in the place of what is there.
+def restore(own: Path, backup: Path, *, identity: IdentityFiles | None = None, dry_run: bool = False) -> Restored:
+    """Put a backup's state, settings, entries and identity, in the place of what is there.
 
     A crash half-way leaves files on which nothing starts until the restore is
     done again; never a mixture. The folder is made when it is not there: on a
@@ -117,6 +157,7 @@ def restore(own: Path, backup: Path, *, dry_run: bool = False) -> Restored:
     Args:
         own: what to restore.
         backup: path of a backup, or its bare name in the backups folder.
+        identity: where the backup's certificate, key and extensions are put; with None they are left as they are.
         dry_run: only say what would change.
 
     Raises:
@@ -128,7 +169,9 @@ def restore(own: Path, backup: Path, *, dry_run: bool = False) -> Restored:
         _usable(own, _find(own, backup))  # before a folder is made for it
     with _missing_too(own, backup), _held(own, dry_run=dry_run):
         path = _find(own, backup)
-        settings, stored = _usable(own, path)
+        settings, stored, found = _usable(own, path)
+        if found is not None and found.certificate:
+            settings = layers.override(settings, _paths_of_pair(own))
         entries = {name: value for name, value in stored.items() if outlives_sessions(split(name, value))}
         old: State | None
         try:
@@ -137,13 +180,26 @@ def restore(own: Path, backup: Path, *, dry_run: bool = False) -> Restored:
             old = None
         difference = None if old is None else _difference(old[:2], (settings, entries))
         kept: tuple[Path, ...] = ()
+        put_back = identity.put_back(found, dry_run=True) if identity and found else PutBack()
         if not dry_run:
+
+            def more() -> None:
+                if identity and found:
+                    identity.put_back(found, dry_run=False)
+
             try:
-                kept = _keep(own, old)
-                _put(own, settings, entries, old.origin if old and old.origin else _origin_left(own))
+                kept = _keep(own, old, identity)
+                _put(own, settings, entries, old.origin if old and old.origin else _origin_left(own), more)
             except OSError as error:
                 raise files.storage_error(f"Cannot write {error.filename or own}", error) from None
-        return Restored(path, difference, kept, len(entries) if layers.shares_registry(settings) else 0)
+        unused = len(entries) if layers.shares_registry(settings) else 0
+        return Restored(path, difference, kept, unused, put_back, has_identity=found is not None)
+
+
+def _paths_of_pair(own: Path) -> dict[str, str]:
+    """Return where the pair will be: the backup may be of a machine with another home."""
+    cert, key = layers.own_pair(own)
+    return {"api.ssl_cert": str(cert), "api.ssl_key": str(key)}
 
 
 def _held(own: Path, *, dry_run: bool) -> AbstractContextManager[object]:
@@ -181,12 +237,13 @@ def _find(own: Path, backup: Path) -> Path:
     raise ConfigurationError(f"There is no backup {str(backup)!r}; to see what there is: {listing}")
 
 
-def _usable(own: Path, backup: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+def _usable(own: Path, backup: Path) -> tuple[dict[str, Any], dict[str, bytes], Identity | None]:
     settings: dict[str, Any] = {}
     entries: dict[str, bytes] = {}
+    found: Identity | None = None
     try:
-        settings, entries = config_file.read(backup)
-    except ConfigurationError as error:
+        (settings, entries, _), found = config_file.read_backup(backup)
+    except (ConfigurationError, StartError) as error:
         problems = [str(error)]
     else:
         problems = [f"{backup}: {problem}" for problem in schema.problems(settings)]
@@ -195,7 +252,7 @@ def _usable(own: Path, backup: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     if problems:
         listed = "\n  ".join(problems)
         raise ConfigurationError(f"This backup cannot be used:\n  {listed}\n{backups.advice(own)}", tuple(problems))
-    return settings, entries
+    return settings, entries, found
 
 
 def _difference(
@@ -217,12 +274,14 @@ def differs(one: bytes, other: bytes) -> bool:
     return split("", one).json != split("", other).json
 
 
-def _keep(own: Path, old: State | None) -> tuple[Path, ...]:
-    """Keep what is about to be replaced: as a backup, or byte by byte when it is damaged."""
-    if old is not None:
-        held = config_file.chunks(old.settings, old.entries)
-        return (Path(backups.make(own, held).path),) if old.settings or old.entries else ()
-    copies = (backups.keep_aside(path, "damaged", own) for path in (own, *files_of(journal_path(own))))
+def _keep(own: Path, old: State | None, identity: IdentityFiles | None = None) -> tuple[Path, ...]:
+    """Keep what is about to be replaced: as a backup, or byte by byte when it is damaged or is no state."""
+    if old is not None and (old.settings or old.entries):
+        return (Path(backups.make(own, _backup_of(old.settings, old.entries, identity)).path),)
+    damaged = (own, *files_of(journal_path(own))) if old is None else ()
+    pair = layers.own_pair(own) if identity is not None else ()
+    copies = [backups.keep_aside(path, "damaged", own) for path in damaged]
+    copies += [backups.keep_aside(path, "replaced", own) for path in pair]
     return tuple(copy for copy in copies if copy is not None)
 
 
@@ -237,10 +296,18 @@ def _origin_left(own: Path) -> Origin:
     return Origin(registry_of(origin, journal), commit)
 
 
-def _put(own: Path, settings: dict[str, Any], entries: dict[str, bytes], old: Origin) -> None:
+def _put(
+    own: Path,
+    settings: dict[str, Any],
+    entries: dict[str, bytes],
+    old: Origin,
+    more: Callable[[], None] = lambda: None,
+) -> None:
+    """Put a state in the place of what is there, and do ``more``; cut off half-way, nothing starts on what is left."""
     journal = journal_path(own)
     mark = Mark(journal, old.registry)
     mark.block()
+    more()
     # A later commit than all before: a file of before the restore is known to be older.
     config_file.write(own, settings, entries, origin=Origin(old.registry, old.commit + 1))
     for path in (journal, *(journal.with_name(f"{journal.name}-{what}") for what in ("wal", "shm"))):

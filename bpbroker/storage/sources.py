@@ -9,6 +9,7 @@ global file is copied into another one. Entries belong to the own file alone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,10 @@ class Sources:
             raise DamagedFile(f"{error}\n{backups.advice(self.own)}") from None
         lower, left_out = _lower(self.below)
         warnings = [*left_out, *_lost(self.own, named=self.below is not None)]
+        left = _left_behind(own_settings, self.own)
+        if left:
+            own_settings = layers.override(own_settings, _own_pair(self.own))
+            warnings.append(f"{self.own} was moved here from {left}: the certificate beside it is used")
         warnings += [f"{self.own}: {warning}" for warning in schema.warnings(own_settings, self.is_installed)]
         problems = [f"{self.own}: {problem}" for problem in schema.problems(own_settings)]
         problems += [f"{self.below}: {problem}" for problem in schema.problems(lower)]
@@ -116,10 +121,34 @@ def _lower(below: Path | None) -> tuple[Mapping[str, Any], tuple[str, ...]]:
         pass  # not there; or reading it says better what is wrong
     settings = config_file.read(below)[0]
     api = settings.get("api")
-    own_pair = dict(zip(("ssl_cert", "ssl_key"), map(str, layers.own_pair(below)), strict=True))
-    if isinstance(api, dict) and own_pair.items() <= api.items():
+    own_pair = {path.partition(".")[2]: value for path, value in _own_pair(below).items()}
+    if isinstance(api, dict) and (own_pair.items() <= api.items() or _left_behind(settings, below)):
         settings["api"] = {key: value for key, value in api.items() if key not in own_pair}
     return settings, ()
+
+
+def _own_pair(own: Path) -> dict[str, str]:
+    """Return the settings that name the pair which the broker of a file makes for itself."""
+    return dict(zip(("api.ssl_cert", "api.ssl_key"), map(str, layers.own_pair(own)), strict=True))
+
+
+def _left_behind(settings: Mapping[str, Any], own: Path) -> Path | None:
+    """Return the folder from which a configuration file was moved here with the pair that its broker had made.
+
+    The broker writes the full paths of its pair into the file. When nothing is there any more, and a pair lies
+    beside the file, that one is meant.
+    """
+    match settings.get("api"):
+        case {"ssl_cert": str(cert), "ssl_key": str(key)}:
+            named, beside = (Path(cert), Path(key)), layers.own_pair(own)
+        case _:
+            return None
+    folder = named[0].parent
+    same_names = all(one.name == other.name for one, other in zip(named, beside, strict=True))
+    if not same_names or folder != named[1].parent or folder == own.parent:
+        return None
+    gone = not any(map(os.path.lexists, named))
+    return folder if gone and all(map(os.path.lexists, beside)) else None
 
 
 def _lost(own: Path, *, named: bool) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from bpbroker.config import layers
 from bpbroker.errors import StorageFailed, Unavailable
 from bpbroker.messages import BackupInfo, BackupNow, Document, GetDocument, ListBackups, Ping, SettingsChanged
 from bpbroker.storage import backups, config_file
+from bpbroker.storage.identity import Identity
 
 if TYPE_CHECKING:
     from tests.actors.conftest import Asked
@@ -71,13 +72,15 @@ def state() -> State:
 def start(file: Path, run: Callable[..., Asked], state: State) -> Callable[..., Asked]:
     """Starts a backup actor with these settings of ``_config``."""
 
-    def start(*, changing: bool = False, **options: Any) -> Asked:
+    def start(
+        *, changing: bool = False, identity: Callable[[Any], Identity] = lambda _: Identity(), **options: Any
+    ) -> Asked:
         class Store(Pretended):
             def __init__(self) -> None:
                 super().__init__(state, changing=changing)
 
         store = run(Store)
-        return run(Backup, file, Owned(None), store.address, settings_of(**options))
+        return run(Backup, file, Owned(None), store.address, settings_of(**options), identity)
 
     return start
 
@@ -146,10 +149,26 @@ def test_nothing_is_made_when_nothing_changed(start: Callable[..., Asked], file:
 def test_nothing_is_made_when_nothing_changed_since_an_earlier_run(
     start: Callable[..., Asked], file: Path, state: State
 ) -> None:
-    backups.make(file, config_file.chunks(state.document.settings, state.document.entries))
+    content = config_file.chunks(state.document.settings, state.document.entries, backed_up=Identity())
+    backups.make(file, content)
     start(backup_freq_secs=0.1)
     until(lambda: state.asked >= 3)
     assert len(backups.found(file)) == 1
+
+
+def test_a_renewed_certificate_or_another_extension_makes_one(
+    start: Callable[..., Asked], file: Path, state: State
+) -> None:
+    identities = [Identity(b"old", b"k")]
+    start(backup_freq_secs=0.1, identity=lambda _: identities[-1])
+    until(lambda: state.asked >= 3)
+    assert len(backups.found(file)) == 1
+    identities.append(Identity(b"new", b"k", left_out=("the extension x: why",)))
+    until(lambda: len(backups.found(file)) == 2)
+    before = state.asked
+    until(lambda: state.asked >= before + 3)
+    assert len(backups.found(file)) == 2
+    assert config_file.read_backup(Path(backups.found(file)[0].path))[1] == identities[-1]
 
 
 def test_on_request_one_is_made_in_any_case(start: Callable[..., Asked], file: Path) -> None:
@@ -230,13 +249,15 @@ class Gate:
         self.open = threading.Event()
         self.shut = True
 
-    def chunks(self, settings: Mapping[str, Any], entries: Mapping[str, bytes]) -> Iterator[bytes]:
+    def chunks(
+        self, settings: Mapping[str, Any], entries: Mapping[str, bytes], *, backed_up: Identity
+    ) -> Iterator[bytes]:
         if self.shut:
             self.shut = False
             yield b"{"
             self.reached.set()
             assert self.open.wait(60)
-        yield from _chunks(settings, entries)
+        yield from _chunks(settings, entries, backed_up=backed_up)
 
 
 _chunks = config_file.chunks
