@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from bpbroker.actors.base import DEFERRED
@@ -74,10 +74,7 @@ class LocalBackend:
         stored = self._store.load()
         fresh = self._store.sequence
         # What an earlier version or an editor wrote has no revision: all of it has the newest one.
-        self._memory.fill(
-            found if found.revision else replace(found, revision=fresh)
-            for found in (split(name, value) for name, value in stored.items())
-        )
+        self._memory.fill(split(name, value, fresh) for name, value in stored.items())
         self._memory.begin(self.registry_id, fresh)
 
     def drain(self) -> None:

@@ -19,6 +19,7 @@ _TRAILER: Final = re.compile(
     rb'(?:,? ?"last_write_(revision|index)": (\d{1,19}))?(?:,? ?"last_write_session": "([^"\\]{1,128})")?\}\Z'
 )
 _TRAILER_MAX: Final = 256
+_KEY: Final = b'"last_write_'
 
 
 def joined(record: Record) -> bytes:
@@ -50,12 +51,32 @@ def split(name: str, stored: bytes, commit: int = 0) -> Record:
     Returns:
         The record. Its revision is the one that stands in it, else its place after ``commit``, else 0.
     """
-    found = _TRAILER.search(stored, max(0, len(stored) - _TRAILER_MAX))
-    if found is None or found.start() == len(stored) - 1:
+    for start in _starts_of_trailer(stored):
+        found = _TRAILER.match(stored, start)
+        if found is not None:
+            break
+    else:
         return Record(name, stored, commit)
     kind, number, session = found.groups()
     revision = int(number) if kind == b"revision" else commit + int(number or 0)
-    return Record(name, stored[: found.start()] + b"}", revision, (session or b"").decode())
+    return Record(name, stored[:start] + b"}", revision, (session or b"").decode())
+
+
+def _starts_of_trailer(stored: bytes) -> list[int]:
+    """Return where the registry's own keys may begin, the first place first.
+
+    They are looked for from the end: to try the pattern at each byte costs ten times as much.
+    """
+    starts: list[int] = []
+    lowest, end = max(0, len(stored) - _TRAILER_MAX), len(stored)
+    for kinds in ((b"session",), (b"revision", b"index")):
+        found = stored.rfind(_KEY, lowest, end)
+        if found >= 0 and stored.startswith(kinds, found + len(_KEY)):
+            end = found
+            found -= stored[found - 1 : found] == b" "
+            found -= stored[found - 1 : found] == b","
+            starts.insert(0, found)
+    return starts
 
 
 def unrevised(stored: bytes) -> bytes:

@@ -41,3 +41,15 @@ def test_an_empty_record_stays_json() -> None:
 def test_clients_cannot_use_its_keys(key: str) -> None:
     with pytest.raises(Exception, match=f"Used reserved data name {key}"):
         entry.check_object({key: 1})
+
+
+def test_a_session_alone_at_the_end_is_one_also_behind_another_key() -> None:
+    """An editor may have moved the revision: it stays in the entry, where a reader sees it."""
+    stored = b'{"last_write_revision": 70000, "a": 1, "last_write_session": "s"}'
+    assert split("a", stored, 9) == Record("a", b'{"last_write_revision": 70000, "a": 1}', 9, "s")
+
+
+@pytest.mark.parametrize("value", ["last_write_session", '"last_write_revision": 70000}', ' "last_write_'])
+def test_a_value_that_looks_like_its_keys_is_a_value(value: str) -> None:
+    stored = json.dumps({"a": value}).encode()
+    assert split("a", stored, 9) == Record("a", stored, 9)
