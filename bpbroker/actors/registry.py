@@ -16,7 +16,6 @@ is here, for each backend; with a local store it just never happens.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,8 +27,11 @@ from typing import Any, Final
 from bpbroker.actors.base import DEFERRED, Actor
 from bpbroker.actors.inbox import Wake
 from bpbroker.actors.registry_backend import Backend
+from bpbroker.actors.registry_locks import Locks
+from bpbroker.actors.registry_sessions import Sessions
+from bpbroker.actors.registry_waiting import Waiting
 from bpbroker.config import schema
-from bpbroker.errors import NotFound, Overloaded, RequestError, StorageFailed, StorageFull, Unavailable
+from bpbroker.errors import NotFound, Overloaded, StorageFailed, StorageFull, Unavailable
 from bpbroker.messages import (
     Exists,
     Get,
@@ -44,53 +46,28 @@ from bpbroker.messages import (
     fail,
     settle,
 )
-from bpbroker.registry import locks, named_keys, sessions
+from bpbroker.registry import named_keys
 from bpbroker.registry.changes import Committed, Conflict, Group, Outcome
 from bpbroker.registry.filters import matches
 from bpbroker.registry.memory import Fate, KeyView, Memory, PendingWrite
-from bpbroker.registry.parked import Key, ParkedCall
 from bpbroker.registry.replies import not_found, refusal, send, write_failure
 from bpbroker.registry.requests import (
     Batch,
     BatchDone,
-    Done,
-    Expire,
-    Forget,
-    Holder,
-    Lock,
-    Lost,
-    Open,
-    Renew,
-    Unlock,
-    Watch,
-    Watched,
 )
-from bpbroker.registry.waiters import Waiter, listed
+from bpbroker.registry.waiters import listed
 from bpbroker.registry.writes import WRITES, Limits, Write
 
 _ATTEMPTS: Final = 8
 """How often a write is decided because the store turns out to hold something newer."""
 
-_LATE_SECS: Final = 0.5
-"""Woken later than this, the registry could hear nobody for that time."""
-
-_TIDY_SECS: Final = 60.0
 _ENDED_AT_ONCE: Final = 50
 """Names that one commit of a shared store takes away when a session ends; each may be two operations of it."""
-_BATCHES_KEPT_SECS: Final = 3600
-"""So long a repeated batch is known again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flush:
     """The registry to itself: commit what is staged."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Left:
-    """The registry to itself: the client of this waiting read or call has gone."""
-
-    waiter: Waiter | ParkedCall
 
 
 class Registry(Actor):
@@ -106,62 +83,51 @@ class Registry(Actor):
         super().__init__()
         self.memory = Memory()
         self.memory.key_view = key_view
-        self._backend = backend
+        self.backend = backend
         self._groups: Sequence[Group] = ()
         """What the commit under way carries."""
         self._postponed: list[PendingWrite] = []
         """Writes to names whose commit is under way."""
         self._problem: Unavailable | None = None
         """Why writes cannot be stored, as far as the last one showed."""
-        self._times = sessions.Times()
         self._alarm = float("inf")
-        self._first_seen: dict[str, float] = {}
-        """When records that are kept for a while were there first, in monotonic time."""
-        self._tidy_at = time.monotonic() + _TIDY_SECS
+        self._sessions = Sessions(self)
+        self._waiting = Waiting(self)
+        self._locks = Locks(self, self._waiting)
         self._apply_settings(settings)
-        memory = self.memory
-        memory.session_began = self._session_began
-        memory.session_ended = self._session_ended
-        memory.lock_changed = self._lock_changed
         self.handlers = {
-            **dict.fromkeys(WRITES, self._write),
+            **dict.fromkeys(WRITES, self.write),
             Get: self._get,
             List: self._list,
             Exists: self._exists,
             ListKeys: lambda _: self.memory.own.matching(named_keys.PREFIX),
-            Open: self._open,
-            Renew: self._renew,
-            Lost: self._lost,
-            Lock: self._lock,
-            Holder: self._holder,
             Batch: self._batch,
-            Watch: self._watch,
             Snapshot: self._snapshot,
             SettingsChanged: lambda message: self._apply_settings(message.settings),
             Wake: lambda _: self._wake(),
             Flush: self._flush,
-            _Left: lambda message: self._left(message.waiter),
+            **self._sessions.handlers,
+            **self._locks.handlers,
+            **self._waiting.handlers,
             **backend.handlers,
         }
 
     def started(self) -> None:
         """Open the store and take its entries into memory."""
-        self._backend.open(self)
-        self._set_alarm()
+        self.backend.open(self)
+        self.set_alarm()
 
     def stopped(self) -> None:
         """Reply to all writes and waiting reads, and close the store."""
-        self._backend.drain()
+        self.backend.drain()
         while self.memory.batch.writes:
             self._flush()
-        waiting = [waiter.reply for waiter in self.memory.waiters.all()]
-        for reply in (*waiting, *(call.reply for call in self.memory.parked.all())):
-            fail(reply, Unavailable("The broker is stopping"))
-        self._backend.close()
+        self._waiting.refuse_all(Unavailable("The broker is stopping"))
+        self.backend.close()
 
     def status(self) -> Pong:
         """Return figures, and why the registry cannot be used as it should if so."""
-        backend = self._backend
+        backend = self.backend
         if isinstance(self._problem, StorageFull):
             backend.probe()  # it may be that no client writes for a while, but health shall see that there is space
         figures = {
@@ -183,31 +149,32 @@ class Registry(Actor):
             self._problem = failure
 
     def _apply_settings(self, settings: Settings) -> None:
-        self._max_waiting: int = schema.option(settings, "api", "max_waiting")
-        self._limits = Limits(
+        self._waiting.max_waiting = schema.option(settings, "api", "max_waiting")
+        self.limits = Limits(
             data_bytes=schema.option(settings, "api", "max_data_bytes"),
             sessions=schema.option(settings, "_registry", "max_sessions"),
             places=schema.option(settings, "_registry", "max_places"),
             numbers=schema.option(settings, "_registry", "max_numbers"),
-            ended_at_once=_ENDED_AT_ONCE if self._backend.leases else sys.maxsize,
+            ended_at_once=_ENDED_AT_ONCE if self.backend.leases else sys.maxsize,
         )
-        self._keep_lost_secs: int = schema.option(settings, "_registry", "keep_lost_secs")
+        self._sessions.keep_lost_secs = schema.option(settings, "_registry", "keep_lost_secs")
         self.memory.history.limit_bytes = schema.option(settings, "_registry", "history_bytes")
 
     # --- writes ---
 
-    def _write(self, message: Write) -> Any:
+    def write(self, message: Write) -> Any:
+        """Take a write; its reply comes when it is decided, and durable."""
         self._decide(PendingWrite(message, self.reply))
         return DEFERRED
 
     def _decide(self, write: PendingWrite) -> None:
         """Decide what a write does to the state as it will be after all writes before it, and stage that."""
-        backend, memory = self._backend, self.memory
+        backend, memory = self.backend, self.memory
         if backend.away:
             send(write.reply, Unavailable(f"Nothing was changed: {backend.away}"))
             return
         first = not memory.batch.writes
-        fate = memory.decide(write, time.time(), self._limits)
+        fate = memory.decide(write, time.time(), self.limits)
         if fate is Fate.STAGED:
             if first:
                 self.tell_self(Flush())
@@ -232,7 +199,7 @@ class Registry(Actor):
         if memory.under_way is None and memory.batch.writes:
             batch = memory.under_way = memory.take_batch()
             self._groups = batch.groups()
-            self._backend.commit(self._groups, self._commit_ended)
+            self.backend.commit(self._groups, self._commit_ended)
 
     def _commit_ended(self, result: Sequence[Outcome] | BaseException) -> None:
         """Let what is durable now be seen, and reply; then go on with the writes that came meanwhile."""
@@ -258,8 +225,8 @@ class Registry(Actor):
                 if isinstance(outcome, Unavailable):
                     failure = failure or outcome
                 else:
-                    self._backend.learn_conflict(outcome)
-            self._backend.learn(committed)
+                    self.backend.learn_conflict(outcome)
+            self.backend.learn(committed)
         if failure is not self._problem:
             self.report(failure)
         for write in batch.writes:
@@ -305,7 +272,7 @@ class Registry(Actor):
         Args:
             waste: it failed; while the store is in trouble they would only wait for the same once more.
         """
-        trouble = self._backend.trouble if waste else ""
+        trouble = self.backend.trouble if waste else ""
         postponed, self._postponed = self._postponed, []
         if trouble:
             for write in (*self.memory.take_batch().writes, *postponed):
@@ -316,7 +283,7 @@ class Registry(Actor):
         if self.memory.batch.writes:
             self.tell_self(Flush())
 
-    def _ask_self(self, message: Any, then: Callable[[Any], None] = lambda _: None) -> None:
+    def ask_self(self, message: Any, then: Callable[[Any], None] = lambda _: None) -> None:
         """Make a write of the registry's own; ``then`` gets its reply or its error."""
         done: Future[Any] = Future()
         done.add_done_callback(lambda ended: then(ended.exception() or ended.result()))
@@ -328,7 +295,7 @@ class Registry(Actor):
         """Decide a batch as one write, or each of its operations by itself."""
         reply = self.reply
         if message.atomic or reply is None:
-            return self._write(message)
+            return self.write(message)
         results: list[Any] = [None] * len(message.operations)
         left = len(results)
 
@@ -342,204 +309,14 @@ class Registry(Actor):
         if not results:
             return BatchDone(())
         for number, operation in enumerate(message.operations):
-            self._ask_self(Batch("", (operation,)), partial(taken, number))
+            self.ask_self(Batch("", (operation,)), partial(taken, number))
         return DEFERRED
-
-    # --- sessions ---
-
-    def _session_began(self, session: str, record: Record) -> None:
-        if self._backend.leases:  # the store sees to its end
-            return
-        self._times.begin(session, json.loads(record.json)["ttl"], time.monotonic())
-        self._set_alarm()
-
-    def _session_ended(self, session: str) -> None:
-        self._times.end(session)
-        if self._backend.leases:  # a lease ended, and what belonged to it goes now; any broker may do it
-            self._sweep(session)
-
-    def _sweep(self, session: str) -> None:
-        """Take away what a session of a shared store left, a part at a time."""
-        names = len(self.memory.belongings.get(session, ()))
-        if not names:
-            return
-
-        def gone(result: Any) -> None:
-            if not isinstance(result, BaseException) and len(self.memory.belongings.get(session, ())) < names:
-                self._sweep(session)
-
-        self._ask_self(Expire(session), gone)
-
-    def _open(self, message: Open) -> Any:
-        if not self._backend.leases:
-            self._times.renew(message.session, time.monotonic())
-            return self._write(message)
-        reply = self.reply
-        there = self.memory.get(sessions.PREFIX + message.session) is not None
-        if not there and self.memory.sessions >= self._limits.sessions:
-            raise Overloaded(f"There are {self._limits.sessions} sessions already ({sessions.COUNT})")
-        self._backend.open_session(message, partial(send, reply))
-        return DEFERRED
-
-    def _renew(self, message: Renew) -> Any:
-        if self._backend.leases:
-            self._backend.renew_session(message.session, partial(send, self.reply))
-            return DEFERRED
-        ttl = self._times.renew(message.session, time.monotonic())
-        if ttl is None:
-            raise sessions.over(message.session)
-        return Done({"session": message.session, "ttl": ttl}, self.memory.history.revision)
-
-    def _lost(self, message: Lost) -> tuple[Record, ...]:
-        now, prefix = time.monotonic(), sessions.LOST + message.prefix
-        return tuple(
-            Record(found.name.removeprefix(sessions.LOST), found.json, found.revision)
-            for found in self.memory.own.matching(prefix)
-            if now - self._first_seen.get(found.name, now) <= self._keep_lost_secs
-            and found.name.removeprefix(sessions.LOST) not in self.memory.entries
-        )
-
-    def _tidy(self) -> None:
-        """Remove own records that are too old to be asked for, by a clock that does not jump."""
-        now, seen = time.monotonic(), dict[str, float]()
-        names: list[str] = []
-        for prefix, secs in ((sessions.LOST, self._keep_lost_secs), ("_batch/", _BATCHES_KEPT_SECS)):
-            for name in self.memory.names(prefix):
-                seen[name] = self._first_seen.get(name, now)
-                if now - seen[name] > secs:
-                    names.append(name)
-        self._first_seen = seen
-        for start in range(0, len(names), 50):
-            self._ask_self(Forget(tuple(names[start : start + 50])))
-
-    # --- locks ---
-
-    def _lock(self, message: Lock) -> Any:
-        reply = self.reply
-        if reply is not None:
-            self._ask_self(message, partial(self._placed, message, reply))
-        return DEFERRED
-
-    def _placed(self, message: Lock, reply: Future[Any], result: Any) -> None:
-        """Reply if the place holds the lock, else let the call wait."""
-        if isinstance(result, BaseException):
-            fail(reply, result)
-            return
-        queue = self._queue(message.name)
-        place = queue.place_of(message.session)
-        if place is None:  # given back or expired meanwhile
-            fail(reply, sessions.over(message.session))
-        elif queue.holds(message.session) is not None:
-            settle(reply, _granted(message.session, place))
-        elif message.wait_secs <= 0:
-            fail(reply, locks.held(message.name, queue))
-        elif not self._park(("lock", message.name), message, reply):
-            self._give_back(message)
-
-    def _give_back(self, message: Lock) -> None:
-        """Give a place back, unless another call of its session waits for it."""
-        if not any(call.message.session == message.session for call in self.memory.parked.at(("lock", message.name))):
-            self._ask_self(Unlock(message.name, message.session))
-
-    def _lock_changed(self, name: str, record: Record | None) -> None:
-        """Reply to the calls that waited for this change of a lock."""
-        parked = self.memory.parked
-        waiting, looking = parked.at(("lock", name)), parked.at(("holder", name))
-        if not waiting and not looking:
-            return
-        queue = locks.parse(record)
-        for call in waiting:
-            place = queue.holds(call.message.session)
-            if place is not None and parked.remove(call):
-                settle(call.reply, _granted(call.message.session, place))
-            elif queue.place_of(call.message.session) is None and parked.remove(call):
-                fail(call.reply, NotFound(f"The place in the lock '{name}' is gone: its session is over"))
-        for call in looking:
-            shown = queue.shown()
-            if shown["token"] != call.message.unless_token and parked.remove(call):
-                settle(call.reply, Done(shown, record.revision if record is not None else 0))
-
-    def _queue(self, name: str) -> locks.Queue:
-        return locks.parse(self.memory.get(locks.PREFIX + name))
-
-    def _holder(self, message: Holder) -> Any:
-        reply = self.reply
-        if reply is not None:
-            name = locks.PREFIX + message.name
-            self._backend.read((name,), partial(self._look_at_holder, message, reply))
-        return DEFERRED
-
-    def _look_at_holder(self, message: Holder, reply: Future[Any], failure: Unavailable | None) -> None:
-        record = self.memory.get(locks.PREFIX + message.name)
-        shown = locks.parse(record).shown()
-        if failure is not None:
-            fail(reply, Unavailable(str(failure)))
-        elif message.wait_secs > 0 and shown["token"] == message.unless_token:
-            self._park(("holder", message.name), message, reply)
-        else:
-            settle(reply, Done(shown, record.revision if record is not None else 0))
-
-    # --- watches ---
-
-    def _watch(self, message: Watch) -> Any:
-        trouble = self._backend.away
-        if trouble:
-            raise Unavailable(trouble)
-        watched = self.memory.history.read(message)
-        reply = self.reply
-        if watched.events or message.since is None or message.wait_secs <= 0 or reply is None:
-            return watched
-        key = ("prefix", message.prefix) if message.name is None else ("name", message.name)
-        self._park(key, message, reply)
-        return DEFERRED
-
-    def _park(self, key: Key, message: Any, reply: Future[Any]) -> bool:
-        """Let a call wait; return False if there was no room, which it has been told then."""
-        if not self._has_room(message.client, reply):
-            return False
-        call = self.memory.parked.add(key, message, reply, time.monotonic() + message.wait_secs)
-        self._set_alarm()
-        # Called in the thread of whoever cancels it.
-        reply.add_done_callback(lambda done: self.tell_self(_Left(call)) if done.cancelled() else None)
-        return True
-
-    def _has_room(self, client: str, reply: Future[Any]) -> bool:
-        places = self.memory.places
-        if places.room(client, self._max_waiting):
-            return True
-        mine = f", {places.of(client)} of them from {client}" if client else ""
-        fail(reply, Overloaded(f"{places.size} requests wait already{mine} (api.max_waiting)"))
-        return False
-
-    def _left(self, waiter: Waiter | ParkedCall) -> None:
-        if isinstance(waiter, Waiter):
-            self.memory.waiters.remove(waiter)
-        else:
-            self.memory.parked.remove(waiter)
-
-    def _waited(self, call: ParkedCall) -> None:
-        """Reply to a call that has waited long enough."""
-        message = call.message
-        if isinstance(message, Watch):
-            self._answer_watch(message, call.reply)
-        elif isinstance(message, Holder):
-            shown = self._queue(message.name).shown()
-            settle(call.reply, Done(shown, self.memory.history.revision))
-        else:
-            fail(call.reply, locks.held(message.name, self._queue(message.name)))
-            self._give_back(message)
-
-    def _answer_watch(self, message: Watch, reply: Future[Watched]) -> None:
-        try:
-            settle(reply, self.memory.history.read(message))
-        except RequestError as error:
-            fail(reply, error)
 
     # --- reads ---
 
     def _exists(self, message: Exists) -> str:
-        known = not self._backend.trouble and message.name in self.memory.entries
-        return self._backend.registry_id if known else ""
+        known = not self.backend.trouble and message.name in self.memory.entries
+        return self.backend.registry_id if known else ""
 
     def _get(self, message: Get) -> Any:
         if message.local:
@@ -547,8 +324,8 @@ class Registry(Actor):
         reply = self.reply
         if reply is None:
             return None
-        if not self._backend.is_fresh((message.name,)):
-            self._backend.read((message.name,), partial(self._get_now, message, reply))
+        if not self.backend.is_fresh((message.name,)):
+            self.backend.read((message.name,), partial(self._get_now, message, reply))
             return DEFERRED
         if message.wait_secs <= 0:  # as most reads; the next lines are all that they cost
             found = self.memory.entries.get(message.name)
@@ -572,7 +349,7 @@ class Registry(Actor):
         elif message.wait_secs > 0 and (
             message.unless_etag is None if found is None else found.etag == message.unless_etag
         ):
-            self._wait(message, reply)
+            self._waiting.read(message, reply)
         elif found is not None:
             settle(reply, found)
         else:
@@ -585,7 +362,7 @@ class Registry(Actor):
         reply = self.reply
         if reply is not None:
             at_least = message.at_least if message.wait_secs > 0 else 0
-            self._backend.list(message.prefix, at_least, partial(self._listed, message, reply))
+            self.backend.list(message.prefix, at_least, partial(self._listed, message, reply))
         return DEFERRED
 
     def _listed(self, message: List, reply: Future[Any], found: tuple[Record, ...] | Unavailable) -> None:
@@ -596,7 +373,7 @@ class Registry(Actor):
         if message.where:
             counted = tuple(record for record in found if matches(record, message.where))
         if len(counted) < message.at_least and message.wait_secs > 0 and not _has_failed(found, message):
-            self._wait(message, reply, counted)
+            self._waiting.read(message, reply, counted)
         else:
             settle(reply, listed(found, message.where, message.fail_where))
 
@@ -606,62 +383,30 @@ class Registry(Actor):
         Raises:
             Unavailable: it holds nothing yet.
         """
-        if self._backend.away:
-            raise Unavailable(self._backend.away)
-        return round(self._backend.age_secs(), 3)
+        if self.backend.away:
+            raise Unavailable(self.backend.away)
+        return round(self.backend.age_secs(), 3)
 
     def _snapshot(self, _: Snapshot) -> Any:
-        self._backend.snapshot(partial(send, self.reply))
+        self.backend.snapshot(partial(send, self.reply))
         return DEFERRED
 
-    # --- waiting reads ---
-
-    def _wait(self, message: Get | List, reply: Future[Any], counted: Sequence[Record] = ()) -> None:
-        if not self._has_room(message.client, reply):
-            return
-        waiter = self.memory.waiters.add(message, reply, time.monotonic() + message.wait_secs, counted)
-        self._set_alarm()
-        # Called in the thread of whoever cancels it.
-        reply.add_done_callback(lambda done: self.tell_self(_Left(waiter)) if done.cancelled() else None)
+    # --- time ---
 
     def _wake(self) -> None:
-        """Reply to expired waits with the current entries, end sessions, and see how the store is."""
+        """Let time pass: for calls that wait, for sessions, for the store."""
         now = time.monotonic()
-        late = now - self._alarm
-        if late > _LATE_SECS:
-            self._times.delay(late)
-        entries = self.memory.entries
-        for waiter in self.memory.waiters.expired(now):
-            if isinstance(waiter.message, List):
-                message = waiter.message
-                settle(waiter.reply, listed(entries.matching(message.prefix), message.where, message.fail_where))
-            else:
-                name = waiter.message.name
-                send(waiter.reply, entries.get(name) or not_found(name))
-        for call in self.memory.parked.expired(now):
-            self._waited(call)
-        if not self._backend.leases:
-            for session in list(self._times.over(now)):
-                self._ask_self(Expire(session))
-        if now >= self._tidy_at:
-            self._tidy_at = now + _TIDY_SECS
-            self._tidy()
-        self._set_alarm()
+        late_secs = now - self._alarm
+        self._waiting.pass_time(now)
+        self._sessions.pass_time(now, late_secs)
+        self.set_alarm()
 
-    def _set_alarm(self) -> None:
-        memory = self.memory
-        moment = min(self._backend.look(), memory.waiters.next_deadline(), memory.parked.next_deadline())
-        if len(self._times):
-            moment = min(moment, self._times.next_end())
-        if memory.own:
-            moment = min(moment, self._tidy_at)
+    def set_alarm(self) -> None:
+        """Have the registry woken when there is something to do next."""
+        moment = min(self.backend.look(), self._waiting.next_moment(), self._sessions.next_moment())
         self._alarm = moment
         if moment < float("inf"):
             self.wake_at(moment)
-
-
-def _granted(session: str, place: locks.Place) -> Done:
-    return Done({"session": session, "token": place.token, "since": place.since}, place.token)
 
 
 def _has_failed(records: Sequence[Record], message: List) -> bool:

@@ -18,6 +18,7 @@ from bpbroker.registry.changes import Committed, Conflict, Group, Outcome
 from bpbroker.registry.memory import Memory
 from bpbroker.registry.reads import Then
 from bpbroker.registry.requests import Done, Open
+from bpbroker.registry.writes import Limits, Write
 
 
 class Host(Protocol):
@@ -35,6 +36,22 @@ class Host(Protocol):
 
     def decide_staged_again(self) -> None:
         """Decide all writes that no commit has begun with once more: the state that they met is gone."""
+
+
+class Owner(Host, Protocol):
+    """What the parts of a registry actor need of it."""
+
+    backend: Backend
+    limits: Limits
+
+    def write(self, message: Write) -> Any:
+        """Take a write; its reply comes when it is decided, and durable."""
+
+    def ask_self(self, message: Any, then: Callable[[Any], None] = ...) -> None:
+        """Make a write of the registry's own; ``then`` gets its reply or its error."""
+
+    def set_alarm(self) -> None:
+        """Have the registry woken when there is something to do next."""
 
 
 class Backend(Protocol):

@@ -22,11 +22,11 @@ def test_a_clock_that_jumps_lets_no_batch_happen_twice(registry: Asked, monkeypa
     assert isinstance(actor, Registry)
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 10 * 366 * 86_400)
-    actor._tidy()
+    actor._sessions.tidy()
     assert registry(batch).revision == first
     ahead = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: ahead() + 7200)
-    actor._tidy()
+    actor._sessions.tidy()
     registry(Get("a"))
     with pytest.raises(Exception, match="already exists"):
         registry(batch)

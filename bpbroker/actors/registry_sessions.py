@@ -1,0 +1,139 @@
+"""The registry's sessions: when each is over, and what is left of those that are. Used in the registry's thread."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final
+
+from bpbroker.actors.base import DEFERRED
+from bpbroker.actors.registry_backend import Owner
+from bpbroker.errors import Overloaded
+from bpbroker.messages import Record
+from bpbroker.registry import sessions
+from bpbroker.registry.replies import send
+from bpbroker.registry.requests import Done, Expire, Forget, Lost, Open, Renew
+
+_LATE_SECS: Final = 0.5
+"""Woken later than this, the registry could hear nobody for that time."""
+
+_TIDY_SECS: Final = 60.0
+_BATCHES_KEPT_SECS: Final = 3600
+"""So long a repeated batch is known again."""
+
+
+class Sessions:
+    """Opens, renews and ends sessions.
+
+    Args:
+        owner: the registry.
+    """
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._memory = owner.memory
+        self._times = sessions.Times()
+        self._first_seen: dict[str, float] = {}
+        """When records that are kept for a while were there first, in monotonic time."""
+        self._tidy_at = time.monotonic() + _TIDY_SECS
+        self.keep_lost_secs = 0
+        """``_registry.keep_lost_secs``."""
+        self._memory.session_began = self._began
+        self._memory.session_ended = self._ended
+        self.handlers: Mapping[type, Callable[[Any], Any]] = {
+            Open: self._open,
+            Renew: self._renew,
+            Lost: self._lost,
+        }
+
+    def _began(self, session: str, record: Record) -> None:
+        if self._owner.backend.leases:  # the store sees to its end
+            return
+        self._times.begin(session, json.loads(record.json)["ttl"], time.monotonic())
+        self._owner.set_alarm()
+
+    def _ended(self, session: str) -> None:
+        self._times.end(session)
+        if self._owner.backend.leases:  # a lease ended, and what belonged to it goes now; any broker may do it
+            self._sweep(session)
+
+    def _sweep(self, session: str) -> None:
+        """Take away what a session of a shared store left, a part at a time."""
+        names = len(self._memory.belongings.get(session, ()))
+        if not names:
+            return
+
+        def gone(result: Any) -> None:
+            if not isinstance(result, BaseException) and len(self._memory.belongings.get(session, ())) < names:
+                self._sweep(session)
+
+        self._owner.ask_self(Expire(session), gone)
+
+    def _open(self, message: Open) -> Any:
+        owner = self._owner
+        if not owner.backend.leases:
+            self._times.renew(message.session, time.monotonic())
+            return owner.write(message)
+        reply = owner.reply
+        there = self._memory.get(sessions.PREFIX + message.session) is not None
+        if not there and self._memory.sessions >= owner.limits.sessions:
+            raise Overloaded(f"There are {owner.limits.sessions} sessions already ({sessions.COUNT})")
+        owner.backend.open_session(message, partial(send, reply))
+        return DEFERRED
+
+    def _renew(self, message: Renew) -> Any:
+        owner = self._owner
+        if owner.backend.leases:
+            owner.backend.renew_session(message.session, partial(send, owner.reply))
+            return DEFERRED
+        ttl = self._times.renew(message.session, time.monotonic())
+        if ttl is None:
+            raise sessions.over(message.session)
+        return Done({"session": message.session, "ttl": ttl}, self._memory.history.revision)
+
+    def _lost(self, message: Lost) -> tuple[Record, ...]:
+        now, prefix = time.monotonic(), sessions.LOST + message.prefix
+        return tuple(
+            Record(found.name.removeprefix(sessions.LOST), found.json, found.revision)
+            for found in self._memory.own.matching(prefix)
+            if now - self._first_seen.get(found.name, now) <= self.keep_lost_secs
+            and found.name.removeprefix(sessions.LOST) not in self._memory.entries
+        )
+
+    # --- time ---
+
+    def next_moment(self) -> float:
+        """Return the monotonic time at which :meth:`pass_time` has something to do; may be infinite."""
+        moment = self._times.next_end() if len(self._times) else float("inf")
+        return min(moment, self._tidy_at) if self._memory.own else moment
+
+    def pass_time(self, now: float, late_secs: float) -> None:
+        """End the sessions whose time is over.
+
+        Args:
+            now: monotonic time.
+            late_secs: for how long the registry could not be heard before.
+        """
+        if late_secs > _LATE_SECS:
+            self._times.delay(late_secs)
+        if not self._owner.backend.leases:
+            for session in list(self._times.over(now)):
+                self._owner.ask_self(Expire(session))
+        if now >= self._tidy_at:
+            self._tidy_at = now + _TIDY_SECS
+            self.tidy()
+
+    def tidy(self) -> None:
+        """Remove own records that are too old to be asked for, by a clock that does not jump."""
+        now, seen = time.monotonic(), dict[str, float]()
+        names: list[str] = []
+        for prefix, secs in ((sessions.LOST, self.keep_lost_secs), ("_batch/", _BATCHES_KEPT_SECS)):
+            for name in self._memory.names(prefix):
+                seen[name] = self._first_seen.get(name, now)
+                if now - seen[name] > secs:
+                    names.append(name)
+        self._first_seen = seen
+        for start in range(0, len(names), 50):
+            self._owner.ask_self(Forget(tuple(names[start : start + 50])))

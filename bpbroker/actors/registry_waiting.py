@@ -1,0 +1,128 @@
+"""The calls that wait in the registry: reads, watches, and those of locks. No thread waits with them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from bpbroker.actors.base import DEFERRED
+from bpbroker.actors.registry_backend import Owner
+from bpbroker.errors import Overloaded, RequestError, Unavailable
+from bpbroker.messages import Get, List, Record, fail, settle
+from bpbroker.registry.parked import Key, ParkedCall
+from bpbroker.registry.replies import not_found, send
+from bpbroker.registry.requests import Watch
+from bpbroker.registry.waiters import Waiter, listed
+
+
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """The registry to itself: the client of this waiting read or call has gone."""
+
+    waiter: Waiter | ParkedCall
+
+
+class Waiting:
+    """Lets calls wait, and replies to those that have waited long enough.
+
+    Args:
+        owner: the registry.
+    """
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._memory = owner.memory
+        self.max_waiting = 0
+        """``api.max_waiting``."""
+        self.expire: dict[type, Callable[[ParkedCall], None]] = {Watch: self._watched}
+        """Kind of call to what replies to one that has waited long enough."""
+        self.handlers: Mapping[type, Callable[[Any], Any]] = {
+            Watch: self._watch,
+            _Left: lambda message: self._left(message.waiter),
+        }
+
+    # --- watches ---
+
+    def _watch(self, message: Watch) -> Any:
+        trouble = self._owner.backend.away
+        if trouble:
+            raise Unavailable(trouble)
+        watched = self._memory.history.read(message)
+        reply = self._owner.reply
+        if watched.events or message.since is None or message.wait_secs <= 0 or reply is None:
+            return watched
+        key = ("prefix", message.prefix) if message.name is None else ("name", message.name)
+        self.park(key, message, reply)
+        return DEFERRED
+
+    def _watched(self, call: ParkedCall) -> None:
+        try:
+            settle(call.reply, self._memory.history.read(call.message))
+        except RequestError as error:
+            fail(call.reply, error)
+
+    # --- all of them ---
+
+    def park(self, key: Key, message: Any, reply: Future[Any]) -> bool:
+        """Let a call wait; return False if there was no room, which it has been told then."""
+        if not self._has_room(message.client, reply):
+            return False
+        call = self._memory.parked.add(key, message, reply, time.monotonic() + message.wait_secs)
+        self._began(call)
+        return True
+
+    def read(self, message: Get | List, reply: Future[Any], counted: Sequence[Record] = ()) -> None:
+        """Let a read wait.
+
+        Args:
+            message: the read.
+            reply: its reply.
+            counted: for a List: the entries that it counts already.
+        """
+        if self._has_room(message.client, reply):
+            self._began(self._memory.waiters.add(message, reply, time.monotonic() + message.wait_secs, counted))
+
+    def _began(self, waiter: Waiter | ParkedCall) -> None:
+        self._owner.set_alarm()
+        # Called in the thread of whoever cancels it.
+        waiter.reply.add_done_callback(lambda done: self._owner.tell_self(_Left(waiter)) if done.cancelled() else None)
+
+    def _has_room(self, client: str, reply: Future[Any]) -> bool:
+        places = self._memory.places
+        if places.room(client, self.max_waiting):
+            return True
+        mine = f", {places.of(client)} of them from {client}" if client else ""
+        fail(reply, Overloaded(f"{places.size} requests wait already{mine} (api.max_waiting)"))
+        return False
+
+    def _left(self, waiter: Waiter | ParkedCall) -> None:
+        if isinstance(waiter, Waiter):
+            self._memory.waiters.remove(waiter)
+        else:
+            self._memory.parked.remove(waiter)
+
+    def next_moment(self) -> float:
+        """Return the monotonic time at which the first call has waited long enough; infinite if none waits."""
+        return min(self._memory.waiters.next_deadline(), self._memory.parked.next_deadline())
+
+    def pass_time(self, now: float) -> None:
+        """Reply to the calls that have waited long enough: with what there is."""
+        entries = self._memory.entries
+        for waiter in self._memory.waiters.expired(now):
+            if isinstance(waiter.message, List):
+                message = waiter.message
+                settle(waiter.reply, listed(entries.matching(message.prefix), message.where, message.fail_where))
+            else:
+                name = waiter.message.name
+                send(waiter.reply, entries.get(name) or not_found(name))
+        for call in self._memory.parked.expired(now):
+            self.expire[type(call.message)](call)
+
+    def refuse_all(self, error: Unavailable) -> None:
+        """Reply to all of them with an error."""
+        waiting = [waiter.reply for waiter in self._memory.waiters.all()]
+        for reply in (*waiting, *(call.reply for call in self._memory.parked.all())):
+            fail(reply, error)
