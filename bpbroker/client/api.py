@@ -311,7 +311,13 @@ class Client:
         return self._calls.poll("Get", sent, headers, wait_secs, found, failure, absent_ends=bool(changed_from))
 
     def list(
-        self, prefix: str = "", *, at_least: int = 0, wait_secs: float = 0.0, consistency: str = "strong"
+        self,
+        prefix: str = "",
+        *,
+        at_least: int = 0,
+        wait_secs: float = 0.0,
+        consistency: str = "strong",
+        where: Mapping[str, Any] | Sequence[str] | str = (),
     ) -> dict[str, Entry]:
         """Read all entries whose name begins with ``prefix``, sorted by name.
 
@@ -320,11 +326,16 @@ class Client:
             at_least: how many there must be.
             wait_secs: how long to wait for them.
             consistency: as of :meth:`get`.
+            where: only those of which all of this is true: ``{"state": "ready"}`` or ``["state=ready"]``.
 
         Raises:
             WaitTimeout: there were fewer, all the time.
         """
         sent: dict[str, Any] = {"prefix": prefix, **_consistency(consistency, wait_secs)}
+        if where:
+            from bpbroker.client.recipes.filters import texts
+
+            sent["where"] = texts(where)
         if at_least:
             sent["count"] = at_least
 

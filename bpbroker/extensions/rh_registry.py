@@ -606,6 +606,27 @@ class Batch:
         """Read the entries whose names begin so as they are after the batch."""
         self._add("List", {}, prefix=prefix)
 
+    def take(self, name: str, receiver: str) -> None:
+        """Take an entry for one receiver; its value is in the result."""
+        self._add("Take", {}, name=name, receiver=receiver)
+
+    def ack(self, name: str, receiver: str) -> None:
+        """Have an entry that the receiver has taken destroyed."""
+        self._add("Ack", {}, name=name, receiver=receiver)
+
+    def allocate(self, pool: str, owner: str, *, first: int = 1, last: int = 255, number: int | None = None) -> None:
+        """Give the owner a number in a pool; it is in the result, as ``number``."""
+        more = {} if number is None else {"number": number}
+        self._add("Allocate", {}, **{"pool": pool, "owner": owner, "from": first, "to": last, **more})
+
+    def release(self, pool: str, owner: str, *, quarantine_secs: float = 0) -> None:
+        """Free the owner's number, which is not given away again for ``quarantine_secs``."""
+        self._add("Release", {}, pool=pool, owner=owner, quarantine=round(quarantine_secs))
+
+    def next(self, name: str, by: int = 1, *, owner: str = "") -> None:
+        """Count on; the counter is in the result, as ``number``."""
+        self._add("Next", {}, name=name, by=by, **({"owner": owner} if owner else {}))
+
     def commit(self) -> Sequence[Mapping[str, Any]]:
         """Send the batch and return the results.
 

@@ -12,6 +12,7 @@ from bpbroker.client import BarrierBroken, BatchFailed, Client, CursorExpired, L
 from bpbroker.client.recipes.batch import pieces
 from bpbroker.client.recipes.filters import matches, texts
 from bpbroker.errors import UsageError
+from bpbroker.frontend.coordination import OPERATIONS
 from tests.support.fake_broker import FakeBroker, answer, failure, success
 
 OPENED = success({"session": "s", "ttl": 2})
@@ -102,6 +103,26 @@ def test_a_batch_is_sent_once_at_the_end(fake: FakeBroker, client: Client) -> No
         batch.delete("a")
         raise KeyError
     assert len(fake.requests) == 1
+
+
+def test_a_batch_takes_every_operation_of_the_broker(fake: FakeBroker, client: Client) -> None:
+    batch = client.batch(atomic=False)
+    batch.list("n")
+    batch.take("s", "me")
+    batch.ack("s2", "me")
+    batch.allocate("p", "me", last=9)
+    batch.release("p", "me", quarantine_secs=5)
+    batch.next("c", 2)
+    for call in (batch.register, batch.replace, batch.update):
+        call("a", "x")
+    batch.delete("a")
+    batch.check("a", lock="l:1")
+    batch.check_empty("e")
+    batch.get("a")
+    assert {each["method"] for each in batch.operations} == set(OPERATIONS)
+    assert batch.operations[3] == {"method": "Allocate", "pool": "p", "owner": "me", "from": 1, "to": 9}
+    batch.commit()
+    assert fake.requests[-1].json["operations"] == batch.operations
 
 
 def test_a_batch_that_is_refused_says_which(fake: FakeBroker, client: Client) -> None:

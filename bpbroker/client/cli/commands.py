@@ -286,6 +286,8 @@ def get(
 ) -> Output:
     """Print an entry."""
     if gone:
+        if changed_from or field is not None or etag or raw or consistency != "strong":
+            raise UsageError("--gone goes with --name and --wait alone: there will be nothing to print")
         from bpbroker.client.cli.watching import gone as wait_until_gone
 
         return wait_until_gone(session, name=name, wait=wait)
@@ -341,15 +343,32 @@ def delete(
 @_command(
     "service list",
     Option("--prefix", default="", about="Only names that begin so."),
+    Option("--where", metavar="FIELD=VALUE", multiple=True, about="Only those of which this is true; dotted if deep."),
+    Option("--lost", flag=True, about="Those that went lately with their session: last value, when, whose."),
     Option("--keys", flag=True, about="Names only."),
     CONSISTENCY,
     RAW,
 )
-def list_(session: Session, *, prefix: str, keys: bool, consistency: str, raw: bool) -> Output:
+def list_(
+    session: Session,
+    *,
+    prefix: str,
+    where: tuple[str, ...],
+    lost: bool,
+    keys: bool,
+    consistency: str,
+    raw: bool,
+) -> Output:
     """Print the entries, sorted by name."""
+    if lost:
+        if where or consistency != "strong":
+            raise UsageError("--lost goes neither with --where nor with --consistency")
+        from bpbroker.client.cli.leasing import lost as list_lost
+
+        return list_lost(session, prefix=prefix, keys=keys, raw=raw)
     client, _ = session.client()
     with client, session.waiting_for(f"broker {client.address}"):
-        entries = client.list(prefix, consistency=consistency)
+        entries = client.list(prefix, consistency=consistency, where=where)
     _tell_age(session, client.response)
     if raw:
         return output.of_raw(client.response)
@@ -413,7 +432,9 @@ def trust_forget(_session: Session, *, host: str) -> Output:
 _elsewhere(
     "session run",
     "holding:run",
-    "Keep a session, and perhaps an entry, while a command runs, or until a signal.",
+    "Keep a session, and perhaps an entry, while a command runs, or until a signal. The exit code is the command's. "
+    "BPBROKER_SESSION is set for it: what bpclient registers in it belongs to the session. Is the session lost, the "
+    "command gets SIGTERM, 10 s later SIGKILL, and the exit code is 111.",
     TTL_LONG,
     Option("--name", about="The entry's name."),
     DATA,
@@ -425,7 +446,9 @@ _elsewhere("session close", "holding:close", "End a session; its entries and loc
 _elsewhere(
     "lock",
     "holding:lock",
-    "Hold a lock while a command runs; exit codes: the command's, 124 not got in time, 111 lost.",
+    "Hold a lock while a command runs; exit codes: the command's, 124 not got in time, 111 lost. BPBROKER_LOCK is set "
+    "for the command: what bpclient writes in it is refused (exit code 4) once another may have the lock. Is it "
+    "lost, the command gets SIGTERM, and SIGKILL before another can have it.",
     LOCK_NAME,
     TTL,
     WAIT,
@@ -460,7 +483,7 @@ _elsewhere(
     "number",
     "giving:number",
     "Print the owner's number in a pool, always the same one; or the next one of a counter.",
-    Option("--pool", about="The pool, an entry."),
+    Option("--pool", positional=True, about="The pool, an entry."),
     Option("--for", key="owner", metavar="OWNER", about="Whose number."),
     Option("--from", key="first", bounds=(0, 999_999_999), about="The smallest number (1)."),
     Option("--to", key="last", bounds=(0, 999_999_999), about="The largest number (255)."),
@@ -507,7 +530,9 @@ _elsewhere(
 _elsewhere(
     "watch",
     "watching:watch",
-    "Print every change, a line of JSON each, or run a command for each, one at a time.",
+    "Print every change, a line of JSON each, or run a command for each, one at a time. The command has the event on "
+    "its standard input, and in BPBROKER_EVENT (put, delete, expire, take, reset), BPBROKER_NAME, BPBROKER_REVISION "
+    "and BPBROKER_ENTRY; ends it with another code than 0 it is run again. --timeout ends the watch, with 124.",
     Option("--prefix", about="Of entries whose names begin so."),
     Option("--name", about="Of this entry."),
     Option("--initial", flag=True, about="Begin with what there is."),
@@ -519,7 +544,9 @@ _elsewhere(
 _elsewhere(
     "render",
     "rendering:render",
-    "Make a file of a Jinja2 template and entries, and run a command when it has changed.",
+    "Make a file of a Jinja2 template and entries, and run a command when it has changed. Needs bpbroker[render]. The "
+    "template may also use env(NAME) and the filters json and shell; an entry that it needs and that is not there is "
+    "exit code 3.",
     Option("--template", required=True, metavar="FILE", about="Has entry(NAME), entries(PREFIX), field(NAME, KEY)."),
     Option("--out", required=True, metavar="FILE", about="The file."),
     Option("--mode", about="Its mode, such as 0644."),

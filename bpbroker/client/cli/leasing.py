@@ -1,9 +1,11 @@
-"""``service register --ttl``: an entry in a session of its own."""
+"""``service register --ttl`` and ``service list --lost``: entries that end with a session."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from bpbroker.client.api import Entry
+from bpbroker.client.cli import output
 from bpbroker.client.recipes.session import new_id
 from bpbroker.errors import BpbrokerError, UsageError
 
@@ -38,3 +40,20 @@ def register_for(
     else:
         session.tell(f"Its session is {held}: renew it with `bpclient session renew {held}`")
     return shown
+
+
+def lost(session: Session, *, prefix: str, keys: bool, raw: bool) -> Output:
+    """Print the entries that went lately with their session."""
+    client, _ = session.client()
+    with client, session.waiting_for(f"broker {client.address}"):
+        found = client.calls.registry("List", {"prefix": prefix, "lost": "1"}, repeatable=True).data
+    if raw:
+        return output.of_raw(client.response)
+    if keys:
+        return output.of_names(list(found))
+    return output.of_entries({name: _last(told) for name, told in found.items()})
+
+
+def _last(told: Mapping[str, Any]) -> Entry:
+    """Return an entry's last value, with when it went, and with which session."""
+    return Entry({**told["entry"], "lost_ts": told["when"], "lost_session": told["session"]})

@@ -29,6 +29,9 @@ Exit codes: 0 done, 1 other, 2 usage, 3 not found, 4 exists or precondition fail
 Options of bpclient may also stand after the commands."""
 
 
+_MORE: Final = "Options of every command, such as --timeout and --format: bpclient --help."
+
+
 def parse(words: Sequence[str]) -> Invocation:
     """Understand a command line.
 
@@ -83,7 +86,9 @@ def bpclient() -> click.Group:
         ]
         below = any(other[:-1] == path for other in COMMANDS)
         kind: type[click.Command] = _Both if below else _Runs if command.runs else click.Command
-        made = kind(path[-1], help=command.action.__doc__, params=[*own, *hidden], callback=_callback(command))
+        made = kind(
+            path[-1], help=command.action.__doc__, epilog=_MORE, params=[*own, *hidden], callback=_callback(command)
+        )
         if isinstance(made, click.Group):
             groups[path] = made
         groups[path[:-1]].add_command(made)
@@ -106,6 +111,8 @@ class _Both(click.Group):
         self.needed = [each for each in self.params if each.required]
         for each in self.needed:
             each.required = False  # those below it do without
+            if isinstance(each, click.Option):
+                each.help = f"{each.help}  [required]"
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """Return what the usage line shows."""

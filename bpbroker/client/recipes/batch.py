@@ -30,7 +30,7 @@ class Batch:
     """
 
     def __init__(self, client: Client, *, atomic: bool = True, operations: Sequence[Mapping[str, Any]] = ()) -> None:
-        self.results: list[Mapping[str, Any]] = []
+        self.results: Sequence[Mapping[str, Any]] = []
         """What became of each operation, in order: ``status``, ``data``, ``revision``, ``message``."""
         self.operations: list[dict[str, Any]] = [dict(each) for each in operations]
         self._client = client
@@ -65,7 +65,31 @@ class Batch:
         """Read an entry as it is after the batch."""
         self._add("Get", name=name)
 
-    def commit(self) -> list[Mapping[str, Any]]:
+    def list(self, prefix: str = "") -> None:
+        """Read the entries whose names begin so as they are after the batch."""
+        self._add("List", prefix=prefix)
+
+    def take(self, name: str, receiver: str) -> None:
+        """Take an entry for one receiver; its value is in the result."""
+        self._add("Take", name=name, receiver=receiver)
+
+    def ack(self, name: str, receiver: str) -> None:
+        """Have an entry that the receiver has taken destroyed."""
+        self._add("Ack", name=name, receiver=receiver)
+
+    def allocate(self, pool: str, owner: str, *, first: int = 1, last: int = 255, number: int | None = None) -> None:
+        """Give the owner a number in a pool; it is in the result, as ``number``."""
+        self._add("Allocate", **{"pool": pool, "owner": owner, "from": first, "to": last, "number": number})
+
+    def release(self, pool: str, owner: str, *, quarantine_secs: float = 0) -> None:
+        """Free the owner's number, which is not given away again for ``quarantine_secs``."""
+        self._add("Release", pool=pool, owner=owner, quarantine=round(quarantine_secs))
+
+    def next(self, name: str, by: int = 1, *, owner: str = "") -> None:
+        """Count on; the counter is in the result, as ``number``."""
+        self._add("Next", name=name, by=by, owner=owner or None)
+
+    def commit(self) -> Sequence[Mapping[str, Any]]:
         """Send the batch and return the results. It may be sent again: its id says that it is the same.
 
         Raises:
@@ -85,7 +109,7 @@ class Batch:
                 f"Operation {error.failed} ({what}): {error}; nothing was changed", error.failed, error
             ) from error
         found = answer.data.get("results")
-        self.results = list(found) if isinstance(found, list) else []
+        self.results = found if isinstance(found, list) else []
         return self.results
 
     def __enter__(self) -> Self:

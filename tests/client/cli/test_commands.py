@@ -54,6 +54,38 @@ def test_a_list_says_it_too(fake: FakeBroker, run: Any) -> None:
     assert {request.json["consistency"] for request in fake.requests} == {"local"}
 
 
+def test_a_list_of_those_that_fit_or_that_are_lost(fake: FakeBroker, run: Any) -> None:
+    fake.answers = [success({"n1": {"state": "ready"}})]
+    assert run("service", "list", "--prefix", "n", "--where", "state=ready", "--where=a.b=1", "--keys")[:2] == (
+        0,
+        "n1\n",
+    )
+    assert fake.requests[-1].json == {"prefix": "n", "where": ["state=ready", "a.b=1"]}
+    assert run("service", "list", "--where", "state")[0] == 2
+    fake.answers = [success({"n2": {"entry": {"step": "x"}, "when": 1795521812, "session": "s"}})]
+    lost = ("service", "list", "--prefix", "n", "--lost")
+    shown = '{"step": "x", "lost_ts": 1795521812, "lost_session": "s"}'
+    assert run(*lost)[:2] == (0, f"n2\t{shown}\n")
+    assert run(*lost, "--keys")[:2] == (0, "n2\n")
+    assert json.loads(run(*lost, "--raw")[1])["data"]["n2"]["when"] == 1795521812
+    assert run(*lost, "-f", "csv", "--cols", "name", "step")[1].split() == ["name,step", "n2,x"]
+    assert run(*lost, "--where", "a=b")[0] == 2
+
+
+def test_a_pool_may_stand_without_its_option(fake: FakeBroker, run: Any) -> None:
+    fake.answers = [success({"number": 7})]
+    for words in (("number", "foo/id", "--for", "me"), ("number", "--for", "me", "--pool", "foo/id")):
+        assert run(*words)[:2] == (0, "7\n")
+        assert fake.requests[-1].json == {"pool": "foo/id", "owner": "me", "from": 1, "to": 255}
+    assert run("number", "foo/id", "--counter", "c")[0] == 2
+
+
+def test_who_waits_until_it_is_gone_asks_for_nothing_else(fake: FakeBroker, run: Any) -> None:
+    for more in (("--field", "a"), ("--raw",), ("--etag",), ("--changed-from", "1"), ("--consistency", "local")):
+        assert run("service", "get", "db", "--gone", *more)[0] == 2
+    assert not fake.requests
+
+
 def test_what_is_fresh_needs_no_word(fake: FakeBroker, run: Any) -> None:
     fake.answers = [old(ENTRY, 1.0), answer(200, {"success": True, "message": "Success", "data": ENTRY})]
     for words in (GET, GET[:-2]):

@@ -1,0 +1,31 @@
+"""The reference of bpclient's commands cannot lag behind the commands."""
+
+from __future__ import annotations
+
+from bpbroker.client.cli.commands import COMMANDS
+from bpbroker.client.cli.options import EVERYWHERE
+from bpbroker.client.cli.tree import bpclient
+from tests.support.reference import PAGE, leaves, options, reference
+
+
+def test_the_page_has_the_reference_as_the_commands_are() -> None:
+    # python -m tests.support.reference writes it.
+    assert reference() in PAGE.read_text()
+
+
+def test_the_reference_has_every_command_and_option() -> None:
+    found = dict(leaves(bpclient()))
+    assert set(found) == set(COMMANDS)
+    for path, command in COMMANDS.items():
+        names = {name for option in command.options for name in option.names}
+        assert {name for option in options(found[path]) for name in option.opts} == names
+    text = reference()
+    for option in EVERYWHERE:
+        assert f"`{', '.join(option.names)}" in text
+
+
+def test_the_text_above_it_speaks_of_every_command() -> None:
+    written = PAGE.read_text().partition("<!--")[0]
+    assert not [
+        path for path in COMMANDS if f"`{' '.join(path)}" not in written and f"bpclient {' '.join(path)}" not in written
+    ]
