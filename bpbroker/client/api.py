@@ -534,8 +534,10 @@ class Client:
 
     def _is_mine(self, there: Entry) -> bool:
         """Whether this host wrote it; the broker may see us by another address than we do (NAT)."""
-        writer = there.get("last_write_ip")
-        if writer == self._calls.transport.own_ip:
+        from bpbroker.discovery.interfaces import interfaces, is_loopback
+
+        writer, own_ip = there.get("last_write_ip"), self._calls.transport.own_ip
+        if writer == own_ip or (is_loopback(own_ip) and any(writer == each.address for each in interfaces())):
             return True
         try:
             return bool(writer == self.ping().get("src"))

@@ -8,6 +8,7 @@ warned about when they look like a typing error.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import json
 import re
 import sys
@@ -72,6 +73,16 @@ def _access_log(value: Any) -> str | None:
     if value in ("same", "off") or (isinstance(value, str) and "\0" not in value and Path(value).is_absolute()):
         return None
     return "must be same (as the log), off, or the path of a file from the root on"
+
+
+def _loopback_as(value: Any) -> str | None:
+    if value in ("auto", "off"):
+        return None
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return "must be auto, off, or an IP address of this host"
+    return None if isinstance(value, str) else "must be text"
 
 
 def _flag(value: Any) -> str | None:
@@ -160,6 +171,7 @@ KNOWN: Final[Mapping[str, Mapping[str, Key]]] = {
     "api": {
         "listen_port": Key(_number(0, 65535), 20443, "TCP and UDP port; 0 takes any free one"),
         "listen_ip": Key(_text, "", "address to bind to; empty means all interfaces"),
+        "loopback_as": Key(_loopback_as, "auto", "last_write_ip of who writes over loopback: auto, off, or an address"),
         "host_names": Key(_names, (), "more names by which browsers reach this broker, such as an alias in DNS"),
         "access_log": Key(_access_log, "same", "where each request is logged: same as the log, off, or a file"),
         "ssl_cert": Key(_path, "", "certificate, PEM, chain included"),

@@ -1,10 +1,14 @@
-"""This host's network interfaces and their addresses, for discovery: ``ifaddr`` reads them, on every system.
+"""This host's network interfaces and their addresses: ``ifaddr`` reads them, on every system.
 
 ``ifaddr`` is imported at the first call, so that loading this module costs a client nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import time
+from functools import lru_cache
 from ipaddress import IPv4Interface, IPv6Address
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -36,9 +40,12 @@ class Interface(NamedTuple):
         return ":" in self.address
 
 
+_FRESH_SECS: Final = 10.0
+_ANY: Final = "0.0.0.0"  # noqa: S104 - to send from, not to serve on
+
 _DEFAULT_ROUTE: Final = [
     Interface("", 0, "127.0.0.1", "", loopback=True, link_local=False),
-    Interface("", 0, "0.0.0.0", "", loopback=False, link_local=False),  # noqa: S104 - to send from, not to serve on
+    Interface("", 0, _ANY, "", loopback=False, link_local=False),
 ]
 """Where the system does not tell (a sandbox may forbid it): a broadcast still leaves by the default route."""
 
@@ -52,6 +59,52 @@ def interfaces() -> list[Interface]:
     except OSError:
         return _DEFAULT_ROUTE
     return [_interface(adapter.index or 0, ip) for adapter in adapters for ip in adapter.ips]
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address, as text, means the host itself."""
+    return address.startswith("127.") or address == "::1"
+
+
+def seen_by_others(source: str, configured: str = "auto", listen_ip: str = "") -> str:
+    """Return the address by which other hosts know who writes from ``source``: for loopback this host's own.
+
+    Args:
+        source: the requesting address.
+        configured: ``api.loopback_as``.
+        listen_ip: where the broker listens. On loopback alone nothing is for other hosts, and ``source`` stays.
+    """
+    if not is_loopback(source) or configured == "off":
+        return source
+    if configured != "auto":
+        return configured
+    if listen_ip not in ("", "::", _ANY):
+        return source if is_loopback(listen_ip) else listen_ip.partition("%")[0]
+    return own_address() or source
+
+
+def own_address() -> str:
+    """Return this host's address on the network; empty when it has none but loopback.
+
+    It is the one from which the default route leaves, else the first one. IPv4 goes before IPv6. It is looked up
+    once in ten seconds at most: addresses come and go.
+    """
+    return _own_address(int(time.monotonic() / _FRESH_SECS))
+
+
+@lru_cache(maxsize=1)
+def _own_address(_moment: int) -> str:
+    for family, anywhere in ((socket.AF_INET, "192.0.2.255"), (socket.AF_INET6, "2001:db8::1")):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((anywhere, 9))  # sends nothing: the kernel only chooses the address to send from
+            address = str(sock.getsockname()[0])
+            if not is_loopback(address):
+                return address
+        found = (item for item in interfaces() if item.ipv6 == (family == socket.AF_INET6))
+        usable = [item.address for item in found if not (item.loopback or item.link_local or item.address == _ANY)]
+        if usable:
+            return usable[0]
+    return ""
 
 
 def _interface(number: int, ip: ifaddr.IP) -> Interface:

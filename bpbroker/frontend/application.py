@@ -38,7 +38,7 @@ from bpbroker.errors import (
 from bpbroker.frontend import access_keys, access_log, client_file, origins
 from bpbroker.frontend.access_keys import NamedKeys
 from bpbroker.frontend.actions import BUILT_IN
-from bpbroker.frontend.ask import Ask, EntryLimits, limits_of
+from bpbroker.frontend.ask import Ask, EntryLimits, limits_of, writer_of
 from bpbroker.frontend.control import CONTROL
 from bpbroker.frontend.openapi import description
 from bpbroker.frontend.parameters import Parameters, json_object, parse
@@ -234,7 +234,8 @@ class Application:
         if request.method not in action.allow:
             raise MethodNotAllowed(f"{namespace}/{method} is called with {' or '.join(action.allow)}", action.allow)
         call.name = parameters.values.get("name")
-        outcome = action.decide(parameters, request.fields, call.source, derived.limits)
+        source = call.source if namespace == "ping" else writer_of(derived.settings, call.source)
+        outcome = action.decide(parameters, request.fields, source, derived.limits)
         if isinstance(outcome, Response):
             return outcome if key is None else self._let_in(key, outcome, call)
         return self._ask("registry", outcome, call)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from bpbroker.config import schema
+from bpbroker.discovery.interfaces import is_loopback, seen_by_others
 from bpbroker.errors import BadRequest, RequestError
 from bpbroker.frontend.parameters import Parameters
 from bpbroker.registry.rights import Need
@@ -24,6 +25,14 @@ class EntryLimits:
     name_bytes: int
     data_bytes: int
     depth: int
+
+
+def writer_of(settings: Mapping[str, Any], source: str) -> str:
+    """Return the address that is noted as ``last_write_ip`` for a call from ``source``; see ``api.loopback_as``."""
+    if not is_loopback(source):
+        return source
+    listen_ip: str = settings.get("api", {}).get("listen_ip", "")
+    return seen_by_others(source, schema.option(settings, "api", "loopback_as"), listen_ip)
 
 
 def limits_of(settings: Mapping[str, Any]) -> EntryLimits:

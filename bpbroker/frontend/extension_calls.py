@@ -1,4 +1,4 @@
-"""Calls of the registry that come from an extension's method: understood as those of a client are. Pure."""
+"""Calls of the registry that come from an extension's method: understood as those of a client are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from bpbroker.errors import BadRequest
 from bpbroker.frontend.actions import BUILT_IN
-from bpbroker.frontend.ask import Ask, limits_of
+from bpbroker.frontend.ask import Ask, limits_of, writer_of
 from bpbroker.frontend.parameters import Parameters
 
 
@@ -27,7 +27,8 @@ def understand(
         BadRequest, TooLarge: it is not what a client might ask.
     """
     action = BUILT_IN["services"].get(method)
-    asked = action and action.decide(Parameters(parameters, ()), fields, source, limits_of(settings))
+    writer = writer_of(settings, source)
+    asked = action and action.decide(Parameters(parameters, ()), fields, writer, limits_of(settings))
     if not isinstance(asked, Ask):
         raise BadRequest(f"The registry has no method {method[:80]!r}")
     return asked

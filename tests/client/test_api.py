@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bpbroker.client import Client
+from bpbroker.discovery.interfaces import interfaces
 from bpbroker.errors import (
     AlreadyExists,
     CannotConnect,
@@ -305,6 +306,12 @@ def test_behind_nat_the_broker_says_who_we_are(fake: FakeBroker, client: Client)
         success({**ENTRY, "last_write_ip": "10.0.0.9"}),
         answer(200, {"src": "10.0.0.9", "data": {}}),
     ]
+    assert client.register("n", '{"key": "x"}', idempotent=True).own == {"key": "x"}
+
+
+def test_on_the_brokers_own_host_the_writer_is_any_address_of_the_host(fake: FakeBroker, client: Client) -> None:
+    mine = next((each.address for each in interfaces() if not each.loopback), "127.0.0.1")
+    fake.answers = [failure(409, "Entry 'n' already exists"), success({**ENTRY, "last_write_ip": mine})]
     assert client.register("n", '{"key": "x"}', idempotent=True).own == {"key": "x"}
 
 

@@ -9,7 +9,7 @@ import ifaddr
 import psutil
 import pytest
 
-from bpbroker.discovery.interfaces import Interface, interfaces
+from bpbroker.discovery.interfaces import Interface, interfaces, own_address, seen_by_others
 
 Says = Callable[..., None]
 
@@ -90,3 +90,35 @@ def test_an_address_with_a_label_is_one_of_its_interface(says: Says) -> None:
 def test_loading_the_module_does_not_load_ifaddr() -> None:
     code = "import sys, bpbroker.client.outlets; sys.exit('ifaddr' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_this_hosts_address_is_one_that_its_interfaces_have() -> None:
+    usable = {item.address for item in interfaces() if not (item.loopback or item.link_local)}
+    assert own_address() in usable or (own_address() == "" and not usable)
+
+
+@pytest.mark.parametrize(
+    ("source", "configured", "listen_ip", "expected"),
+    [
+        ("10.0.0.9", "auto", "", "10.0.0.9"),
+        ("10.0.0.9", "10.0.0.5", "", "10.0.0.9"),
+        ("127.0.0.1", "auto", "", "10.0.0.5"),
+        ("127.0.0.1", "auto", "0.0.0.0", "10.0.0.5"),  # noqa: S104 - compared, not bound
+        ("::1", "auto", "::", "10.0.0.5"),
+        ("127.0.0.1", "auto", "10.0.0.6", "10.0.0.6"),
+        ("::1", "auto", "fe80::1%eth0", "fe80::1"),
+        ("127.0.0.1", "auto", "127.0.0.1", "127.0.0.1"),
+        ("127.9.9.9", "off", "", "127.9.9.9"),
+        ("127.0.0.1", "203.0.113.7", "", "203.0.113.7"),
+    ],
+)
+def test_a_writer_on_the_brokers_host_is_known_by_the_hosts_address(
+    monkeypatch: pytest.MonkeyPatch, source: str, configured: str, listen_ip: str, expected: str
+) -> None:
+    monkeypatch.setattr("bpbroker.discovery.interfaces.own_address", lambda: "10.0.0.5")
+    assert seen_by_others(source, configured, listen_ip) == expected
+
+
+def test_a_host_with_loopback_alone_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bpbroker.discovery.interfaces.own_address", lambda: "")
+    assert seen_by_others("127.0.0.1") == "127.0.0.1"

@@ -10,6 +10,7 @@ from bpbroker import messages
 from bpbroker.config import layers
 from bpbroker.errors import AlreadyExists, NotFound, Overloaded, PreconditionFailed
 from bpbroker.frontend import access_log, application
+from bpbroker.frontend.extension_calls import understand
 from bpbroker.messages import Condition
 from bpbroker.server import response
 from bpbroker.server.request import Request, plain_address
@@ -44,6 +45,29 @@ def test_a_write_is_one_message_and_the_answer_is_the_entry_as_stored(broker: Br
         assert answer.headers["ETag"] == RECORD.etag
         assert answer.content_type == "application/json"
     assert broker.registry.asked == [expected] * 3
+
+
+@pytest.mark.parametrize(
+    ("api", "source", "writer"),
+    [
+        ({}, "127.0.0.1", "10.0.0.5"),
+        ({}, "::1", "10.0.0.5"),
+        ({}, "10.0.0.7", "10.0.0.7"),
+        ({"loopback_as": "off"}, "127.0.0.1", "127.0.0.1"),
+        ({"loopback_as": "203.0.113.7"}, "::1", "203.0.113.7"),
+        ({"listen_ip": "127.0.0.1"}, "127.0.0.1", "127.0.0.1"),
+    ],
+)
+def test_who_writes_over_loopback_is_noted_by_the_hosts_address(
+    monkeypatch: pytest.MonkeyPatch, api: dict[str, str], source: str, writer: str
+) -> None:
+    monkeypatch.setattr("bpbroker.discovery.interfaces.own_address", lambda: "10.0.0.5")
+    broker = Broker({**SETTINGS, "api": api})
+    broker.call("/services/Register?name=n&data=x", source=source)
+    assert broker.registry.asked[-1].source == writer
+    asked = understand("Register", {"name": "n", "data": "x"}, {}, source, {**SETTINGS, "api": api})
+    assert asked.message.source == writer
+    assert broker.call("/ping/Ping", source=source).json["src"] == source
 
 
 def test_the_query_is_read_before_the_body(broker: Broker) -> None:

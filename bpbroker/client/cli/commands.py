@@ -617,12 +617,14 @@ def _object_without_ip(data: str) -> dict[str, Any]:
 
 
 def _with_own_ip(session: Session, client: Client, data: str) -> str:
-    """Return data with ``ip`` in it: this host's address as the broker sees it."""
+    """Return data with ``ip`` in it: this host's address as the broker, and so other hosts, see it."""
     import json
 
+    from bpbroker.discovery.interfaces import is_loopback, seen_by_others
+
     value = _object_without_ip(data)
-    value["ip"] = str(client.ping().get("src", ""))
-    if value["ip"].startswith("127.") or value["ip"] == "::1":
+    value["ip"] = seen_by_others(str(client.ping().get("src", "")))  # the broker's host asks it over loopback
+    if is_loopback(value["ip"]):
         session.tell(f"Warning: the broker sees this host as {value['ip']}, which is of no use to other hosts")
     return json.dumps(value)
 

@@ -249,7 +249,10 @@ def pong(src: str) -> bytes:
     return answer(200, {"src": src, "data": {"_str": ""}})
 
 
-def test_the_address_that_the_broker_sees_goes_into_the_data(fake: FakeBroker, run: Any) -> None:
+def test_the_address_that_the_broker_sees_goes_into_the_data(
+    fake: FakeBroker, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bpbroker.discovery.interfaces.own_address", lambda: "")
     fake.answers = [pong("10.0.0.7"), stored(ENTRY), pong("127.0.0.1"), stored(ENTRY)]
     assert run("service", "register", "n", "--own-ip", "--data", '{"role": "x"}')[::2] == (0, "")
     assert json.loads(fake.requests[1].json["data"]) == {"role": "x", "ip": "10.0.0.7"}
@@ -257,6 +260,15 @@ def test_the_address_that_the_broker_sees_goes_into_the_data(fake: FakeBroker, r
     assert code == 0
     assert "sees this host as 127.0.0.1, which is of no use" in err
     assert json.loads(fake.requests[3].json["data"]) == {"ip": "127.0.0.1"}
+
+
+def test_on_the_brokers_own_host_it_is_the_hosts_address_on_the_network(
+    fake: FakeBroker, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bpbroker.discovery.interfaces.own_address", lambda: "10.0.0.5")
+    fake.answers = [pong("::1"), stored(ENTRY)]
+    assert run("service", "register", "n", "--own-ip")[::2] == (0, "")
+    assert json.loads(fake.requests[1].json["data"]) == {"ip": "10.0.0.5"}
 
 
 @pytest.mark.parametrize("data", ["text", '{"ip": "10.0.0.1"}', "[]"])
