@@ -18,6 +18,8 @@ from typing import Any, Final
 
 import pytest
 
+from bpbroker.config.paths import Home
+from bpbroker.runtime.identity import IdentityFiles
 from bpbroker.storage import config_file, offline
 from tests.support import power_cut, power_driver
 from tests.support.coming_up import Found, come_up
@@ -39,8 +41,8 @@ class Promises:
     entries: dict[str, list[str | None]] = field(default_factory=dict)
     """Name to what it may be: what was acknowledged last, and what was asked for since."""
     sections: set[str] = field(default_factory=set)
-    of_backup: dict[str, set[str]] = field(default_factory=dict)
-    """Path of a backup to the sections that were promised then."""
+    of_backup: dict[str, tuple[set[str], str]] = field(default_factory=dict)
+    """Path of a backup to the sections and the certificate that were promised then."""
     backup: str = ""
     module: str = ""
     package: str = ""
@@ -69,13 +71,13 @@ class Promises:
             self.sections.add(note["section"])
         if "backup" in note:
             self.backup = note["backup"]
-            self.of_backup[self.backup] = set(self.sections)
+            self.of_backup[self.backup] = set(self.sections), self.fingerprint
         if "restoring" in note:
             self.before = deepcopy(self)
             self.restoring = note["restoring"]
             self.entries = {name: [note["entries"].get(name)] for name in self.entries}
-            kept = set(self.of_backup[self.restoring])
-            self.sections, self.gone = kept, frozenset(self.sections - kept)
+            kept, self.fingerprint = self.of_backup[self.restoring]
+            self.sections, self.gone = set(kept), frozenset(self.sections - kept)
         elif note.get("done") == "restore":
             self.before, self.restoring = None, ""
 
@@ -138,7 +140,8 @@ class Trial:
             if "was cut off; do it again" not in found.problem:
                 return [found.problem]
             power_cut.put(crash.tree, self._home)
-            offline.restore(self._home / "etc" / "bpbroker.json", Path(promises.restoring))
+            own = self._home / "etc" / "bpbroker.json"
+            offline.restore(own, Path(promises.restoring), identity=IdentityFiles(own, Home(self._home)))
             found = come_up(self._home)
         reasons = list(broken(found, promises, later))
         # A restore that is under way: all of what was there before is as good, a mixture is not.

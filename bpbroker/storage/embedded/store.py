@@ -144,6 +144,9 @@ class EmbeddedStore:
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute(f"PRAGMA journal_size_limit={_LOG_LIMIT_BYTES}")
             connection.execute("PRAGMA secure_delete=OFF")  # Debian's default would write every forgotten row again
+            # What a crash left at the log's end must be gone before anything is written over it: a second crash in
+            # the middle of that would leave two ends, and those look like damage.
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             connection.execute("BEGIN IMMEDIATE")
             changes, last = changes_of(connection, self._journal)
             self._sequence = max(last, self._commit)

@@ -16,7 +16,7 @@ import pytest
 
 from bpbroker.errors import ConfigurationError, DamagedFile, StorageFailed, StorageFull, Unavailable
 from bpbroker.registry.changes import Committed
-from bpbroker.storage.embedded.journal import read_journal
+from bpbroker.storage.embedded.journal import files_of, read_journal
 from bpbroker.storage.embedded.store import EmbeddedStore
 from tests.support.changes import change, without_revisions
 
@@ -349,3 +349,23 @@ def test_a_write_costs_no_more_when_there_are_many_rows(opened: Opened) -> None:
         store.commit([change(f"n{number:05}", b'{"v": 0}') for number in range(start, start + 5000)])
     many = min(cost(store) for _ in range(3))
     assert many < 5 * few
+
+
+def test_a_torn_end_is_gone_before_the_log_is_written(
+    crashed: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash while it is written over leaves a commit in front of another one's: that looks like damage."""
+    journal = crashed()
+    _, log, mark = files_of(journal)
+    mark.unlink()
+    os.truncate(log, log.stat().st_size - 10)
+    found = list[int]()
+
+    def write_owner(_: EmbeddedStore, __: sqlite3.Connection) -> None:
+        found.append(log.stat().st_size)
+        raise sqlite3.OperationalError("killed here")
+
+    monkeypatch.setattr(EmbeddedStore, "_write_owner", write_owner)
+    with pytest.raises(ConfigurationError, match="killed here"):
+        EmbeddedStore(journal, dict).load()
+    assert found == [0]
