@@ -315,6 +315,7 @@ class Broker:
             rejected,
             self._application.admit,
             memory,
+            () if self._prepared.local is None else (self._prepared.local,),
         )
         cherrypy.config.update({"engine.autoreload.on": False, "log.screen": False})
         cherrypy.log.error_log.setLevel(logging.WARNING)  # the bus tells of each of its states

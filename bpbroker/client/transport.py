@@ -96,6 +96,7 @@ class Transport:
         pins: the certificates seen before.
         others: further addresses, of the same broker or of others of its registry.
         tell: gets a sentence for the person, for each address that was rejected where another one was good.
+        dial: makes the connection in another way, given the seconds that it may take; None where that way is none.
     """
 
     def __init__(
@@ -105,11 +106,13 @@ class Transport:
         pins: KnownBrokers,
         others: Sequence[BrokerAddress] = (),
         tell: Callable[[str], None] = lambda _: None,
+        dial: Callable[[float], socket.socket | None] = lambda _: None,
     ) -> None:
         self.address = address
         """The one that is used: of several, the last one that was good."""
         self._others = [other for other in others if other != address]
         self._tell = tell
+        self._dial_otherwise = dial
         self._trust = trust
         self._pins = pins
         self._context: ssl.SSLContext | None = None
@@ -119,7 +122,7 @@ class Transport:
 
     def sibling(self) -> Transport:
         """Return another transport to the same broker, for another thread."""
-        return Transport(self.address, self._trust, self._pins, self._others, self._tell)
+        return Transport(self.address, self._trust, self._pins, self._others, self._tell, self._dial_otherwise)
 
     def exchange(
         self, method: str, path: str, headers: Mapping[str, bytes], body: bytes | None, deadline: Deadline
@@ -179,10 +182,12 @@ class Transport:
 
     def _connect(self, deadline: Deadline) -> ssl.SSLSocket:
         context = self._context = self._context or self._make_context()
-        place = None if self._others else _numeric(self.address)
-        if place is None:
-            return self._connect_to_any(context, deadline)
-        raw = self._dial(place, deadline)
+        raw = self._dial_otherwise(min(CONNECT_SECS, deadline.remaining()))
+        if raw is None:
+            place = None if self._others else _numeric(self.address)
+            if place is None:
+                return self._connect_to_any(context, deadline)
+            raw = self._dial(place, deadline)
         try:
             return self._secure(raw, context, deadline)
         except BaseException:
@@ -355,13 +360,15 @@ def _numeric(address: BrokerAddress) -> tuple[Any, ...] | None:
 
 def _wrapped(raw: socket.socket, context: ssl.SSLContext, address: BrokerAddress) -> ssl.SSLSocket:
     """Return a connected socket with TLS on it, before the handshake."""
-    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if raw.family in (socket.AF_INET, socket.AF_INET6):
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     host = host_bytes(address.host.partition("%")[0])
     return context.wrap_socket(raw, server_hostname=host, do_handshake_on_connect=False)
 
 
 def _own_ip(sock: socket.socket) -> str:
-    return str(sock.getsockname()[0]).partition("%")[0]
+    name = sock.getsockname()
+    return str(name[0]).partition("%")[0] if isinstance(name, tuple) else ""  # a Unix socket has a path
 
 
 def _receiver(sock: ssl.SSLSocket, deadline: Deadline) -> Callable[[int], bytes]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from bpbroker.client.address import BrokerAddress
@@ -17,6 +19,7 @@ from bpbroker.client.transport import Deadline, Transport, Trust
 from bpbroker.commands.scope import Scope
 from bpbroker.discovery.jointoken import canonical_fingerprint
 from bpbroker.errors import CannotConnect, ConfigurationError, StartError, from_status
+from bpbroker.storage import control_socket
 from bpbroker.storage.lock import holder
 
 TIMEOUT_SECS = 60.0
@@ -30,6 +33,8 @@ class LocalBroker:
 
     note: Mapping[str, Any]
     """What it wrote into the lock file."""
+    own: Path
+    """The configuration file."""
 
     @property
     def pid(self) -> int:
@@ -50,11 +55,7 @@ class LocalBroker:
             CannotConnect, WaitTimeout: it does not answer.
             RequestError: it has no such thing.
         """
-        transport = Transport(
-            BrokerAddress(self.note["address"], self.note["port"]),
-            Trust([canonical_fingerprint(self.note["fingerprint"])]),
-            KnownBrokers(),
-        )
+        transport = self._transport()
         try:
             answer = transport.exchange(
                 "GET", path, {}, None, Deadline(TIMEOUT_SECS, f"The broker (process {self.pid})")
@@ -65,6 +66,15 @@ class LocalBroker:
             raise from_status(answer.status, f"This broker does not serve {path}")
         return bytes(answer.body)
 
+    def _transport(self) -> Transport:
+        """Return the way to it: by its Unix socket, which needs no network, else by TCP."""
+        return Transport(
+            BrokerAddress(self.note["address"], self.note["port"]),
+            Trust([canonical_fingerprint(self.note["fingerprint"])]),
+            KnownBrokers(),
+            dial=partial(control_socket.connect, self.own),
+        )
+
     def ask(self, method: str, document: Mapping[str, Any] | None = None, timeout_secs: float = TIMEOUT_SECS) -> Any:
         """Send a control request and give the answer's ``data``.
 
@@ -74,12 +84,10 @@ class LocalBroker:
             ConfigurationError: what it was to take up cannot be used.
         """
         try:
-            address = BrokerAddress(self.note["address"], self.note["port"])
-            trust = Trust([canonical_fingerprint(self.note["fingerprint"])])
+            transport = self._transport()
             token = str(self.note["token"])
         except KeyError:
             raise CannotConnect(f"The broker (process {self.pid}) is not ready yet; try again in a moment") from None
-        transport = Transport(address, trust, KnownBrokers())
         headers = {"Authorization": f"Bearer {token}".encode(), "Content-Type": b"application/json"}
         try:
             body = json.dumps(document or {}).encode()
@@ -103,7 +111,7 @@ class LocalBroker:
 def running(scope: Scope) -> LocalBroker | None:
     """Return the broker that runs on the command's configuration file, or None."""
     note = holder(scope.own)
-    return None if note is None else LocalBroker(note)
+    return None if note is None else LocalBroker(note, scope.own)
 
 
 def must_run(scope: Scope) -> LocalBroker:

@@ -14,6 +14,7 @@ from typing import Any
 from bpbroker import files
 from bpbroker.config import layers, schema
 from bpbroker.config.paths import Home
+from bpbroker.discovery.interfaces import interfaces
 from bpbroker.discovery.udp import bind_udp
 from bpbroker.errors import ConfigurationError, DamagedFile, InUse
 from bpbroker.extensions import idempotency, installing
@@ -21,7 +22,7 @@ from bpbroker.runtime.pidfile import remove_pid, write_pid
 from bpbroker.runtime.plan import Plan
 from bpbroker.server import tls
 from bpbroker.server.listener import bind_tcp, raise_descriptor_limit
-from bpbroker.storage import backups
+from bpbroker.storage import backups, control_socket
 from bpbroker.storage.config_file import Origin
 from bpbroker.storage.embedded.journal import files_of, journal_path, read_journal
 from bpbroker.storage.embedded.recovery import match, registry_of
@@ -46,6 +47,8 @@ class Prepared:
     """The server's TLS context."""
     tcp: socket.socket
     udp: list[socket.socket]
+    local: socket.socket | None
+    """The Unix socket for commands on this machine."""
     token: str
     """What the local ``bpbroker`` command has to know to control this broker."""
 
@@ -62,7 +65,10 @@ class Prepared:
         ip: str = name[0]
         if len(name) == 4 and name[3] and "%" not in ip:  # link-local: only valid with its interface
             return f"{ip}%{socket.if_indextoname(name[3])}"
-        return {"::": "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(ip, ip)  # noqa: S104 - compared, not bound
+        if ip not in ("::", "0.0.0.0"):  # noqa: S104 - compared, not bound
+            return ip
+        loopback = [item.address for item in interfaces() if item.loopback]
+        return "::1" if ip == "::" and loopback == ["::1"] else "127.0.0.1"
 
 
 def prepare(plan: Plan, undo: ExitStack) -> Prepared:
@@ -112,7 +118,7 @@ def prepare(plan: Plan, undo: ExitStack) -> Prepared:
     tcp, udp = _bind(api["listen_ip"], api["listen_port"])
     for sock in (tcp, *udp):
         undo.callback(sock.close)
-    return Prepared(lock, loaded, cert, key, context, tcp, udp, secrets.token_urlsafe(32))
+    return Prepared(lock, loaded, cert, key, context, tcp, udp, _bind_local(own, undo), secrets.token_urlsafe(32))
 
 
 def sweep_halves(own: Path, lib: Path) -> None:
@@ -207,6 +213,20 @@ def _with(loaded: Loaded, values: Mapping[str, Any]) -> Loaded:
         saved=layers.freeze(layers.override(loaded.saved, values)),
         effective=layers.freeze(layers.override(loaded.effective, values)),
     )
+
+
+def _bind_local(own: Path, undo: ExitStack) -> socket.socket | None:
+    """Make the socket for commands on this machine; where that cannot be, such as on a network drive, TCP has to do."""
+    try:
+        sock = control_socket.bind(own)
+    except OSError as error:
+        path = control_socket.socket_path(own)
+        logger.info("Cannot make the socket %s: %s; commands use TCP", path, error.strerror)
+        return None
+    if sock is not None:
+        undo.callback(sock.close)
+        undo.callback(control_socket.remove, own)
+    return sock
 
 
 def _bind(ip: str, port: int) -> tuple[socket.socket, list[socket.socket]]:

@@ -114,7 +114,7 @@ class Connection:
         service: what all connections share.
         hand_back: lets the loop's thread go on with a connection; called from any thread.
         sock: the connected socket.
-        address: the client's socket address.
+        address: the client's socket address; of a Unix socket, an address of this host alone.
     """
 
     def __init__(
@@ -154,7 +154,8 @@ class Connection:
         self._counted_bytes = 0
         """What the server's memory has counted for this connection."""
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if len(address) > 1:  # a Unix socket has no ports, and no such option
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @property
     def idle(self) -> bool:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Any, Final
@@ -34,6 +34,9 @@ _LOOKED_AT: Final = 256
 """Newcomers that are looked at for one to close: each accept costs the same however many there are."""
 _EVICT_AT_ONCE: Final = 64
 
+_OF_UNIX_SOCKET: Final = ("127.0.0.1",)
+"""A client at a Unix socket has no address; it is on this host."""
+
 _EVENTS: Final = {Turn.READ: selectors.EVENT_READ, Turn.WRITE: selectors.EVENT_WRITE}
 
 
@@ -48,13 +51,15 @@ class EventLoop:
     """All connections of a server, and the loop that moves them on.
 
     Args:
-        listener: the listening socket.
+        listeners: the listening sockets.
         service: what all connections share.
         lend: gives a connection to a worker, which hands it back.
     """
 
-    def __init__(self, listener: socket.socket, service: Service, lend: Callable[[Connection], object]) -> None:
-        self._listener = listener
+    def __init__(
+        self, listeners: Sequence[socket.socket], service: Service, lend: Callable[[Connection], object]
+    ) -> None:
+        self._listeners = listeners
         self._service = service
         self._lend = lend
         self._selector = _selector()
@@ -73,8 +78,8 @@ class EventLoop:
         self._done = threading.Event()
         self._beat = time.monotonic()
         self._selector.register(self._wakee, selectors.EVENT_READ)
-        self._selector.register(listener, selectors.EVENT_READ)
-        self._listening = True
+        self._listening = False
+        self._listen(on=True)
 
     # --- for other threads ---
 
@@ -132,8 +137,8 @@ class EventLoop:
                     elif key.fileobj is self._wakee:
                         with suppress(BlockingIOError):
                             self._wakee.recv(4096)
-                    else:
-                        self._accept()
+                    elif isinstance(key.fileobj, socket.socket):
+                        self._accept(key.fileobj)
                 for _ in range(len(self._handed_back)):
                     self._take_back(self._handed_back.popleft())
                 for _ in range(len(self._asking)):
@@ -149,10 +154,11 @@ class EventLoop:
             if self._stop:
                 self._done.set()
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         for _ in range(_ACCEPT_AT_ONCE):
             try:
-                sock, address = self._listener.accept()
+                sock, address = listener.accept()
+                address = address or _OF_UNIX_SOCKET
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -224,10 +230,11 @@ class EventLoop:
                 self._close(victim)
 
     def _listen(self, *, on: bool) -> None:
-        if on and not self._listening:
-            self._selector.register(self._listener, selectors.EVENT_READ)
-        elif not on and self._listening:
-            self._selector.unregister(self._listener)
+        for listener in self._listeners if on is not self._listening else ():
+            if on:
+                self._selector.register(listener, selectors.EVENT_READ)
+            else:
+                self._selector.unregister(listener)
         self._listening = on
 
     def _move_on(self, connection: Connection) -> None:
@@ -297,7 +304,8 @@ class EventLoop:
         stopping = self._service.stopping
         if stopping:
             self._listen(on=False)
-            self._listener.close()  # a client that connects now is refused at once
+            for listener in self._listeners:
+                listener.close()  # a client that connects now is refused at once
         elif not self._listening and now >= self._accept_again:
             self._listen(on=True)
         for connection in tuple(self._connections):

@@ -33,7 +33,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from bpbroker.config import schema
@@ -133,6 +133,7 @@ class BrokerServer:
 
     Args:
         sock: from :func:`bind_tcp`.
+        more: further sockets that listen, such as a Unix socket.
         application: decides what each request means.
         settings: the settings in force.
         context: from :func:`bpbroker.server.tls.context`.
@@ -155,6 +156,7 @@ class BrokerServer:
         rejected: Callable[[str, Response], object] = _no_log,
         admit: Callable[[Request], Response | None] = _admit,
         memory: Budget | None = None,
+        more: Sequence[socket.socket] = (),
     ) -> None:
         self.listener = sock
         self.port: int = sock.getsockname()[1]
@@ -165,7 +167,7 @@ class BrokerServer:
         )
         self._ending = threading.Event()
         self._workers = Workers(schema.option(settings, "api", "workers"))
-        self.loop = EventLoop(sock, self._service, self._workers.put)
+        self.loop = EventLoop((sock, *more), self._service, self._workers.put)
 
     def reload(self, context: Any, settings: Settings) -> None:
         """Serve new connections with this context, and all requests by these settings."""

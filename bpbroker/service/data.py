@@ -20,10 +20,11 @@ def files_of(service: Service, where: Where) -> list[Path]:
     beside = (*(f"{config.stem}.{end}" for end in ends), *(f"{config.stem}.{end}.*.tmp" for end in ("crt*", "key*")))
     patterns = (
         config.name,
-        *(f"{config.name}.{end}" for end in ("lock", "journal*", "revisions*", "answers*", "*.tmp")),
+        *(f"{config.name}.{end}" for end in ("lock", "sock", "journal*", "revisions*", "answers*", "*.tmp")),
         *beside,
     )
-    kept = (f"{config.name}*.{why}-????????T??????.*Z" for why in ("damaged", "edited"))
+    # What a restore or a start put aside, also a key.
+    kept = (f"{config.stem}.*.{why}-????????T??????.*Z" for why in ("damaged", "edited", "older", "other", "replaced"))
     backups = where(str(service.backups))
     return [
         *(path for pattern in patterns for path in _matching(config.parent, pattern)),

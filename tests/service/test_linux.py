@@ -220,6 +220,9 @@ def test_purge_removes_its_own_data_only(make_tree: Callable[..., Path]) -> None
     mine.append(home / "backups/bpbroker-20260131T235959.123456Z.json")
     mine.append(home / "backups/bpbroker.json.edited-20260131T235959.123456Z")
     mine.append(home / "backups/bpbroker.json.journal.damaged-20260131T235959.123456Z")
+    mine.append(home / "backups/bpbroker.key.replaced-20260131T235959.123456Z")
+    mine.append(home / "backups/bpbroker.json.answers.other-20260131T235959.123456Z")
+    mine.append(home / "etc/bpbroker.json.sock")
     others = [home / "etc/second.json", home / "backups/second-20260131T235959.123456Z.json", home / "lib/ossec.py"]
     for path in (*mine, *others, root / "var/log/bpbroker/bpbroker.log"):
         path.write_text("x")
