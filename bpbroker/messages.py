@@ -73,6 +73,8 @@ class Pong:
     """Why it is not well, one line, nothing secret."""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """Numbers and states worth showing in health, all of them JSON values."""
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers, histograms and mappings of numbers for metrics alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,6 +425,24 @@ class HealthReport:
     def __post_init__(self) -> None:
         ill = any(part.state != "ok" for part in self.parts)
         object.__setattr__(self, "state", ("warning" if ill else "ok") if self.ok else "fail")
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Reply: :class:`Measured`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The health, and what all parts count."""
+
+    health: HealthReport
+    counts: Mapping[str, Mapping[str, Any]]
+    """Part to the ``counts`` of its last :class:`Pong`.
+
+    Each actor also has ``inbox`` (messages that wait), ``inbox_max``, ``age_secs`` (since it was started or put in
+    another one's place), ``restarts``, and ``silent_secs`` (since a ping that was not answered, without any progress).
+    """
 
 
 # --- extensions ---

@@ -99,6 +99,10 @@ class Backup(Actor):
         self._last: _Held | None = None
         self._last_made: float | None = None
         """Monotonic time at which the newest one was made: its age must not jump with the clock."""
+        self._current_at: float | None = None
+        """Monotonic time at which the newest backup was last found, or made, to hold all that there is."""
+        self._failures = 0
+        """How many backups failed, of those that were due."""
         self._problem = ""
         self._failed = 0
         """How often in a row."""
@@ -145,8 +149,11 @@ class Backup(Actor):
 
     def status(self) -> Pong:
         """Return the age of the newest backup in seconds, and why the last one failed if it did."""
-        age = None if self._last_made is None else max(0, round(time.monotonic() - self._last_made))
-        return Pong(ok=not self._problem, detail=self._problem, figures={"newest_backup_age_secs": age})
+        now = time.monotonic()
+        age = None if self._last_made is None else max(0, round(now - self._last_made))
+        current = None if self._current_at is None else now - self._current_at
+        counts = {"current_age_secs": current, "every_secs": self._every_secs, "failures": self._failures}
+        return Pong(not self._problem, self._problem, {"newest_backup_age_secs": age}, counts)
 
     # --- when ---
 
@@ -193,7 +200,7 @@ class Backup(Actor):
         age = float("inf")
         if message.newest is not None:
             age = max(0.0, time.time() - message.newest.made_at)
-            self._last_made = time.monotonic() - age
+            self._last_made = self._current_at = time.monotonic() - age
         self._sleep(max(0.0, self._every_secs - age))
         self._busy = False
         self._go_on()
@@ -202,12 +209,14 @@ class Backup(Actor):
         self._busy = False
         if message.error is None:
             self._last = message.holds
+            self._current_at = time.monotonic()
             self._problem = ""
             self._failed = 0
             if message.made is not None:
                 self._last_made = time.monotonic()
         elif not message.asked:
             self._failed += 1
+            self._failures += 1
             self._sleep(min(self._every_secs, _RETRY_SECS * 2 ** min(self._failed - 1, 20)))
             self._problem = f"The last backup failed: {message.error}"
             logger.error("%s", self._problem)

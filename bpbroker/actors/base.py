@@ -182,7 +182,7 @@ class Actor(pykka.ThreadingActor):
                 if work.stalled:
                     ok = False
                     detail = detail or f"{work.what} has made no step for {work.silent_secs:.0f} s"
-                pong = messages.Pong(ok, detail, {**pong.figures, "at_work": work.text})
+                pong = messages.Pong(ok, detail, {**pong.figures, "at_work": work.text}, pong.counts)
         return pong
 
     # --- seen from other threads ---
@@ -237,6 +237,10 @@ class ActorAddress:
 
     def __init__(self, name: str, ref: pykka.ActorRef[Any] | None = None) -> None:
         self.name = name
+        self.since = time.monotonic()
+        """Monotonic time at which the actor behind this name was put there."""
+        self.restarts = 0
+        """How often another actor was put there."""
         self._ref = ref
 
     def __repr__(self) -> str:
@@ -246,6 +250,8 @@ class ActorAddress:
         """Put another actor behind this name; the one before stops if it ever comes to itself again."""
         before, self._ref = self._ref, ref
         if before is not None and before is not ref:
+            self.since = time.monotonic()
+            self.restarts += 1
             with contextlib.suppress(pykka.ActorDeadError):
                 before.stop(block=False)
             _abandon(before)
@@ -266,6 +272,12 @@ class ActorAddress:
         """What changes while the actor behind this name works, or when another one takes its place."""
         actor = self._actor
         return ("", 0) if actor is None else (actor.actor_urn, actor.progress)
+
+    @property
+    def inbox(self) -> int:
+        """How many messages wait for the actor."""
+        actor = self._actor
+        return 0 if actor is None else actor.actor_inbox.qsize()
 
     @property
     def at_work(self) -> AtWork | None:

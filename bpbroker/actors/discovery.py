@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 DATAGRAMS_PER_SEC: Final = 2000
 """Read at most this many in the long run; a burst of as many again is read at once."""
+OUTCOMES: Final = ("answered", "echoed", "unknown_name", "malformed", "wrong_mac", "ignored", "not_sent", "not_known")
+"""What becomes of datagrams. Ignored are those of a kind that the settings do not answer, or of a port that is not
+answered; not known are questions that the registry did not answer in time."""
 _BATCH_MAX: Final = 64
 _BATCHES_WAITING_MAX: Final = 8
 _DATAGRAM_MAX: Final = 65535
@@ -106,6 +109,7 @@ class Discovery(Actor):
         self._read = 0
         self._answered = 0
         self._wrong_macs = 0
+        self._outcomes = dict.fromkeys(OUTCOMES, 0)
         self._receiver: _Receiver | None = None
         self._apply(settings)
         self.handlers = {
@@ -132,7 +136,8 @@ class Discovery(Actor):
         receiver = self._receiver
         running = receiver is not None and receiver.is_alive()
         figures = {"mode": self._mode, "read": self._read, "answered": self._answered, "wrong_macs": self._wrong_macs}
-        return Pong(running, "" if running else "The thread that reads datagrams has ended", figures)
+        detail = "" if running else "The thread that reads datagrams has ended"
+        return Pong(running, detail, figures, {"outcomes": dict(self._outcomes)})
 
     def _apply(self, settings: Settings) -> None:
         self._mode: str = schema.option(settings, "_global", "discovery")
@@ -154,17 +159,24 @@ class Discovery(Actor):
     def _batch(self, batch: _Batch) -> None:
         """Echo pings; ask the registry once for each name that is asked for."""
         self._read += len(batch.items)
+        outcomes = self._outcomes
         if self._mode == "off":
+            outcomes["ignored"] += len(batch.items)
             return
         by_name: dict[str, list[_Asked]] = {}
         for sock, datagram in batch.items:
             if not may_answer(datagram.sender[1], self._port):
+                outcomes["ignored"] += 1
                 continue
             request = decode(datagram.payload, self._name_max)
             if isinstance(request, Echo):
                 if self._echoes:
-                    self._send(sock, request.data, datagram)
-            elif request is not None:
+                    self._send(sock, request.data, datagram, "echoed")
+                else:
+                    outcomes["ignored"] += 1
+            elif request is None:
+                outcomes["malformed"] += 1
+            else:
                 secret = self._secret_of(request, str(datagram.sender[0]))
                 if secret is not None:
                     by_name.setdefault(request.name, []).append(_Asked(request, secret, sock, datagram))
@@ -172,13 +184,17 @@ class Discovery(Actor):
             try:
                 reply = self._registry.ask(Exists(name), _EXISTS_TIMEOUT_SECS)
             except BpbrokerError:  # overloaded or being replaced: clients ask again
+                outcomes["not_known"] += len(asked)
                 continue
             reply.add_done_callback(self._when_known(tuple(asked)))
 
     def _secret_of(self, question: Question, source: str) -> str | None:
         """Return the secret to sign the answer with, "" for an unsigned answer, None for no answer."""
         if not question.mac:
-            return "" if self._mode == "open" else None
+            if self._mode == "open":
+                return ""
+            self._outcomes["ignored"] += 1
+            return None
         import hmac
 
         if self._secret and hmac.compare_digest(
@@ -186,16 +202,25 @@ class Discovery(Actor):
         ):
             return self._secret
         self._wrong_macs += 1
+        self._outcomes["wrong_mac"] += 1
         if self._mode == "authenticated":
             self._wrong(source)
         return None
 
     def _when_known(self, asked: tuple[_Asked, ...]) -> Callable[[Future[str]], None]:
-        """Return the callback; it runs in the registry's thread, so it only passes the news on."""
+        """Return the callback; it runs in the registry's thread, so it only passes the news on.
+
+        It counts what has no news. Another thread runs it when the registry is being replaced, and both at one time
+        may miscount by a few, no more.
+        """
 
         def tell(reply: Future[str]) -> None:
-            if not reply.cancelled() and reply.exception() is None and reply.result():
+            if reply.cancelled() or reply.exception() is not None:
+                self._outcomes["not_known"] += len(asked)
+            elif reply.result():
                 self.tell_self(_Held(asked, reply.result()))
+            else:
+                self._outcomes["unknown_name"] += len(asked)
 
         return tell
 
@@ -206,18 +231,23 @@ class Discovery(Actor):
                 continue
             own = _own_address(self._sender(asked.sock), asked.datagram.sender)
             if own is None:
+                self._outcomes["not_sent"] += 1
                 continue
             answer = Reply(news.registry_id, self._fingerprint, self._port, own)
             self._send(asked.sock, signed_answer(asked.question, answer, asked.secret), asked.datagram)
 
-    def _send(self, heard_on: socket.socket, payload: bytes, datagram: Datagram) -> None:
+    def _send(self, heard_on: socket.socket, payload: bytes, datagram: Datagram, outcome: str = "answered") -> None:
+        self._outcomes[outcome if self._sent(heard_on, payload, datagram) else "not_sent"] += 1
+
+    def _sent(self, heard_on: socket.socket, payload: bytes, datagram: Datagram) -> bool:
         if not payload or len(payload) > len(datagram.payload) + GROWTH_MAX:
-            return
+            return False
         try:
             self._sender(heard_on).sendto(payload, datagram.sender)
         except OSError:  # nobody there any more, or no room: clients ask again
-            return
+            return False
         self._answered += 1
+        return True
 
     def _sender(self, heard_on: socket.socket) -> socket.socket:
         """Return the socket to answer from: one that hears broadcasts cannot send, the first of its family can."""

@@ -188,7 +188,9 @@ class Extension(Actor):
             "keys_kept": self._usage.keys,
             "answers_bytes": self._usage.bytes,
         }
-        return Pong(ok=not self._problem, detail=self._problem or self._held or self._usage.warning, figures=figures)
+        counts = {"outcomes": dict(self._judge.outcomes), "waiting_max": self._option("_queue_max")}
+        detail = self._problem or self._held or self._usage.warning
+        return Pong(not self._problem, detail, figures, counts)
 
     # --- settings and module ---
 
@@ -310,6 +312,7 @@ class Extension(Actor):
             raise kind(text)
         soon = max(0, self._workers_max - self._crew.running)
         if len(self._waiting) >= self._option("_queue_max") + soon:
+            self._judge.outcomes["refused"] += 1
             raise Overloaded(f"{len(self._waiting)} calls of {self._namespace} wait already; nothing was done")
 
     def _go_on(self) -> None:

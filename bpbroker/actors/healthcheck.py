@@ -23,7 +23,7 @@ from typing import Any, Final
 import pykka
 
 from bpbroker.actors.base import DEFERRED, Actor, ActorAddress
-from bpbroker.actors.inbox import Wake
+from bpbroker.actors.inbox import INBOX_MAX, Wake
 from bpbroker.actors.restarts import RESTARTS_MAX, Restarts
 from bpbroker.config import schema
 from bpbroker.errors import BpbrokerError, Unavailable
@@ -31,6 +31,8 @@ from bpbroker.messages import (
     Address,
     Health,
     HealthReport,
+    Measure,
+    Measured,
     PartHealth,
     Ping,
     Pong,
@@ -82,6 +84,7 @@ class _Part:
     since: float = field(default_factory=time.time)
     detail: str = ""
     figures: Mapping[str, Any] = field(default_factory=dict)
+    counts: Mapping[str, Any] = field(default_factory=dict)
     last_error: str = ""
     last_error_at: float = 0.0
     ping: Future[Any] | None = None
@@ -105,7 +108,12 @@ class _Part:
             self.progress, self.moved_at = progress, now
         return 0.0 if self.ping is None else now - max(self.pinged_at, self.moved_at)
 
-    def learn(self, *, ok: bool, detail: str, figures: Mapping[str, Any] | None = None) -> None:
+    def take(self, pong: Pong) -> None:
+        """Note what the part says of itself."""
+        self.figures, self.counts = pong.figures, pong.counts
+        self.learn(ok=pong.ok, detail=pong.detail)
+
+    def learn(self, *, ok: bool, detail: str) -> None:
         """Note how the part is now, and log a change."""
         if ok != self.ok:
             self.ok, self.since = ok, time.time()
@@ -115,8 +123,6 @@ class _Part:
             logger.error("The %s is not well: %s", self.name, detail)
             self.last_error, self.last_error_at = detail, time.time()
         self.detail = detail
-        if figures is not None:
-            self.figures = figures
 
     def shown(self) -> PartHealth:
         """Return it as it is shown without a key."""
@@ -173,12 +179,13 @@ class Healthcheck(Actor):
         self._stuck_secs = stuck_secs
         self._parts: dict[str, _Part] = {}
         self._next_round = 0.0
-        self._asking: list[tuple[Future[Any], bool]] = []
+        self._asking: list[tuple[Future[Any], Health | Measure]] = []
         """Requests for the health that wait for the pings on their way."""
         self._asked_until = 0.0
         self._every_secs: float = schema.option(settings, "_global", "healthcheck_freq_sec")
         self.handlers = {
-            Health: lambda message: self._health(message.folders),
+            Health: self._health,
+            Measure: self._health,
             SettingsChanged: self._settings_changed,
             Wake: lambda _: self._wake(),
             _Heard: self._heard,
@@ -200,7 +207,7 @@ class Healthcheck(Actor):
 
     # --- who asks ---
 
-    def _health(self, folders: bool) -> Any:
+    def _health(self, message: Health | Measure) -> Any:
         if self.reply is None:
             return None
         if not self._asking:
@@ -211,7 +218,7 @@ class Healthcheck(Actor):
                 if address is not None and part.ping is None and not part.restarting and not _is_dead(address):
                     self._send_ping(part, address, now)
             self.wake_at(self._asked_until)
-        self._asking.append((self.reply, folders))
+        self._asking.append((self.reply, message))
         self._tell_if_known()
         return DEFERRED
 
@@ -228,9 +235,26 @@ class Healthcheck(Actor):
         if self._asking and (late or all(part.ping is None for part in self._parts.values())):
             report = self._report()
             public = _without_folders(report)
-            for reply, folders in self._asking:
-                settle(reply, report if folders else public)
+            for reply, message in self._asking:
+                if isinstance(message, Measure):
+                    settle(reply, Measured(public, self._counts()))
+                else:
+                    settle(reply, report if message.folders else public)
             self._asking.clear()
+
+    def _counts(self) -> dict[str, dict[str, Any]]:
+        """Return what each part counts, with what can be seen of its actor from outside."""
+        now = time.monotonic()
+        found = {}
+        for name, part in self._parts.items():
+            found[name] = dict(part.counts)
+            address = self._addresses.get(name)
+            if isinstance(address, ActorAddress):
+                found[name].update(_seen_outside(address, now), silent_secs=part.silent_secs(address, now))
+        own = self._addresses.get("healthcheck")
+        if isinstance(own, ActorAddress):
+            found["healthcheck"] = {**_seen_outside(own, now), "silent_secs": 0.0}
+        return found
 
     def _report(self) -> HealthReport:
         now = time.monotonic()
@@ -303,8 +327,7 @@ class Healthcheck(Actor):
             said = str(error) if isinstance(error, BpbrokerError) else type(error).__name__
             part.learn(ok=False, detail=f"it answered a ping with an error: {said}")
         else:
-            pong = answer if isinstance(answer, Pong) else Pong()
-            part.learn(ok=pong.ok, detail=pong.detail, figures=pong.figures)
+            part.take(answer if isinstance(answer, Pong) else Pong())
 
     def _trouble(self, part: _Part, address: Address, now: float) -> str:
         """Say why an actor has to be replaced sooner or later; empty when it has not."""
@@ -341,7 +364,7 @@ class Healthcheck(Actor):
                 pong = probe()
             except Exception as error:  # noqa: BLE001 - a probe that fails is a part that is not well
                 pong = Pong(ok=False, detail=f"it cannot be looked at: {type(error).__name__}")
-            self._parts.setdefault(name, _Part(name)).learn(ok=pong.ok, detail=pong.detail, figures=pong.figures)
+            self._parts.setdefault(name, _Part(name)).take(pong)
 
     # --- replacing ---
 
@@ -382,6 +405,16 @@ class Healthcheck(Actor):
         address.replace(message.ref)
         logger.warning("The %s was replaced", part.name)
         self._send_ping(part, address, time.monotonic())
+
+
+def _seen_outside(address: ActorAddress, now: float) -> dict[str, Any]:
+    """Return what can be seen of an actor without asking it."""
+    return {
+        "inbox": address.inbox,
+        "inbox_max": INBOX_MAX,
+        "age_secs": now - address.since,
+        "restarts": address.restarts,
+    }
 
 
 def _is_apart(name: str) -> bool:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import sys
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from bpbroker.actors.registry_locks import Locks
 from bpbroker.actors.registry_sessions import Sessions
 from bpbroker.actors.registry_waiting import Waiting
 from bpbroker.config import schema
+from bpbroker.durations import STORAGE_SECS, Durations
 from bpbroker.errors import NotFound, Overloaded, StorageFailed, StorageFull, Unavailable
 from bpbroker.messages import (
     Exists,
@@ -90,6 +92,9 @@ class Registry(Actor):
         """Writes to names whose commit is under way."""
         self._problem: Unavailable | None = None
         """Why writes cannot be stored, as far as the last one showed."""
+        self._commits = Durations(STORAGE_SECS)
+        self._commit_began = 0.0
+        self._failed_commits = 0
         self._alarm = float("inf")
         self._sessions = Sessions(self)
         self._waiting = Waiting(self)
@@ -139,7 +144,26 @@ class Registry(Actor):
         }
         detail = backend.trouble or str(self._problem or "") or backend.take_notice()
         detail = detail or next(iter(backend.faults.values()), "")
-        return Pong(not detail, detail, figures)
+        return Pong(not detail, detail, figures, self._counts())
+
+    def _counts(self) -> dict[str, Any]:
+        """Return what metrics show beside the figures."""
+        memory = self.memory
+        kinds = memory.parked.kinds
+        watches = kinds["prefix"] + kinds["name"]
+        reads = memory.places.size - sum(kinds.values())
+        return {
+            "waiting": {"read": reads, "watch": watches, "lock": kinds["lock"], "holder": kinds["holder"]},
+            "waiting_max": self._waiting.max_waiting,
+            "sessions_max": self.limits.sessions,
+            "ended_sessions": dict(self._sessions.ended),
+            "entries_lost": memory.entries_lost,
+            "locks": memory.locks,
+            "commits": self._commits.shown(),
+            "failed_commits": self._failed_commits,
+            "storage_ok": self._problem is None and not self.backend.trouble,
+            **self.backend.counts,
+        }
 
     def report(self, failure: Unavailable | None) -> None:
         """Take the last word on whether a write can be stored; an error of another kind says nothing on that."""
@@ -199,6 +223,7 @@ class Registry(Actor):
         if memory.under_way is None and memory.batch.writes:
             batch = memory.under_way = memory.take_batch()
             self._groups = batch.groups()
+            self._commit_began = time.monotonic()
             self.backend.commit(self._groups, self._commit_ended)
 
     def _commit_ended(self, result: Sequence[Outcome] | BaseException) -> None:
@@ -207,10 +232,15 @@ class Registry(Actor):
         batch, memory.under_way = memory.under_way, None
         if batch is None:
             return
+        # Written out: a write has no call more for being measured.
+        commits, secs = self._commits, time.monotonic() - self._commit_began
+        commits.counts[bisect_left(commits.bounds, secs)] += 1
+        commits.total_secs += secs
         failed: dict[str, Unavailable | Conflict] = {}
         revisions: dict[str, int] = {}
         failure = None
         if isinstance(result, BaseException):
+            self._failed_commits += 1
             failure = write_failure(result)
             failed = dict.fromkeys(batch.staged, failure)
         else:

@@ -81,6 +81,10 @@ class Backend(Protocol):
         """Numbers and states that health shows, all of them JSON values."""
 
     @property
+    def counts(self) -> Mapping[str, Any]:
+        """See :attr:`bpbroker.messages.Pong.counts`."""
+
+    @property
     def handlers(self) -> Mapping[type, Callable[[Any], Any]]:
         """Messages of its own that the actor hands on."""
 

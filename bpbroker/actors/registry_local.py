@@ -66,6 +66,11 @@ class LocalBackend:
         """See :class:`~bpbroker.actors.registry_backend.Backend`."""
         return self._store.figures
 
+    @property
+    def counts(self) -> Mapping[str, Any]:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`."""
+        return {"syncs": self._store.syncs}
+
     def open(self, host: Host) -> None:
         """Open the store and take its entries into memory."""
         self._host, self._memory = host, host.memory

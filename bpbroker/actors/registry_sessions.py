@@ -38,6 +38,10 @@ class Sessions:
         self._first_seen: dict[str, float] = {}
         """When records that are kept for a while were there first, in monotonic time."""
         self._tidy_at = time.monotonic() + _TIDY_SECS
+        self._expiring: set[str] = set()
+        """Sessions whose time is over and that have not ended yet."""
+        self.ended = dict.fromkeys(("ended",) if owner.backend.leases else ("closed", "lost"), 0)
+        """How many ended how."""
         self.keep_lost_secs = 0
         """``_registry.keep_lost_secs``."""
         self._memory.session_began = self._began
@@ -56,8 +60,26 @@ class Sessions:
 
     def _ended(self, session: str) -> None:
         self._times.end(session)
+        if self._owner.backend.leases:
+            how = "ended"
+        elif session in self._expiring:
+            how = "lost"
+        else:
+            how = "closed"
+        self.ended[how] += 1
+        self._expiring.discard(session)
         if self._owner.backend.leases:  # a lease ended, and what belonged to it goes now; any broker may do it
             self._sweep(session)
+
+    def _expire(self, session: str) -> None:
+        """End a session whose time is over."""
+        self._expiring.add(session)
+
+        def ended(result: Any) -> None:
+            if isinstance(result, BaseException):  # it lives on, may be renewed, and then be closed
+                self._expiring.discard(session)
+
+        self._owner.ask_self(Expire(session), ended)
 
     def _sweep(self, session: str) -> None:
         """Take away what a session of a shared store left, a part at a time."""
@@ -120,7 +142,7 @@ class Sessions:
             self._times.delay(late_secs)
         if not self._owner.backend.leases:
             for session in list(self._times.over(now)):
-                self._owner.ask_self(Expire(session))
+                self._expire(session)
         if now >= self._tidy_at:
             self._tidy_at = now + _TIDY_SECS
             self.tidy()

@@ -118,6 +118,11 @@ class SharedBackend:
         """See :class:`~bpbroker.actors.registry_backend.Backend`."""
         return {"age_secs": round(self.age_secs(), 3)}
 
+    @property
+    def counts(self) -> Mapping[str, Any]:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`."""
+        return {}
+
     def age_secs(self) -> float:
         """Return how long ago memory surely held the newest state."""
         now = time.monotonic()

@@ -21,6 +21,8 @@ class CallResults:
         self._namespace = namespace
         self.calls = 0
         self._failures = 0
+        self.outcomes = {"answered": 0, "failed": 0, "crashed": 0, "late": 0, "refused": 0}
+        """How many calls ended how; refused are those for which the queue had no room."""
         self._last_error = ""
         self._last_error_at = 0.0
 
@@ -34,17 +36,23 @@ class CallResults:
     def judge(self, call: Call, outcome: Ending) -> CallResult | RequestError:
         """Return the answer to a call that ended this way."""
         if isinstance(outcome, CallResult):
+            self.outcomes["answered"] += 1
             return outcome
         if isinstance(outcome, NoMethod):
+            self.outcomes["answered"] += 1
             return Unauthorized("Unauthorized method")
         if isinstance(outcome, Raised):
+            self.outcomes["failed"] += 1
             return self._failed(call, f"failed: {outcome}", "failed", outcome.trace)
         if isinstance(outcome, ValueError):
+            self.outcomes["failed"] += 1
             return TooLarge(str(outcome))
+        self.outcomes["crashed"] += 1
         return self._failed(call, f"ended its process: {outcome}", "crashed")
 
     def too_late(self, call: Call, limit_secs: float) -> TimedOut:
         """Return the answer to a call that was killed at its time limit."""
+        self.outcomes["late"] += 1
         self._note(call, f"took longer than {limit_secs:g} s and was killed")
         error = TimedOut(f"{call.method} took longer than {limit_secs:g} s and was stopped")
         error.outcome_known = False

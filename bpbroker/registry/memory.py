@@ -234,6 +234,10 @@ class Memory:
         """Session to the names of its entries and of the locks in which it has a place."""
         self.sessions = 0
         """How many sessions there are durably; counting them would cost a look at each."""
+        self.locks = 0
+        """How many locks are held durably."""
+        self.entries_lost = 0
+        """How many entries ended with a session that was not closed, since this was filled."""
         self.session_began: Callable[[str, Record], None] = lambda _id, _record: None
         self.session_ended: Callable[[str], None] = lambda _id: None
         self.lock_changed: Callable[[str, Record | None], None] = lambda _name, _record: None
@@ -257,6 +261,8 @@ class Memory:
             if record.name.startswith(sessions.PREFIX):
                 self.sessions += 1
                 self.session_began(record.name.removeprefix(sessions.PREFIX), record)
+            elif record.name.startswith(locks.PREFIX):
+                self.locks += 1
             elif record.name.startswith(named_keys.PREFIX) and self.key_view is not None:
                 self.key_view.take(record.name, record.json)
         self.complete()
@@ -340,6 +346,7 @@ class Memory:
         before = self.own.put(name, after)
         if name.startswith(locks.PREFIX):
             self._belongs(name, before, after)
+            self.locks += (after is not None) - (before is not None)
             self.lock_changed(name.removeprefix(locks.PREFIX), after)
         elif name.startswith(sessions.PREFIX):
             session = name.removeprefix(sessions.PREFIX)
@@ -348,6 +355,8 @@ class Memory:
                 self.session_ended(session)
             elif before is None:
                 self.session_began(session, after)
+        elif name.startswith(sessions.LOST):
+            self.entries_lost += after is not None and (before is None or before.revision < after.revision)
         elif name.startswith(named_keys.PREFIX) and self.key_view is not None:
             self.key_view.take(name, None if after is None else after.json)
 

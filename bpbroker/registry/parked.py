@@ -71,6 +71,8 @@ class Parked:
         self._deadlines: list[tuple[float, int, ParkedCall]] = []
         self._number = 0
         self._size = 0
+        self.kinds = {"lock": 0, "holder": 0, "prefix": 0, "name": 0}
+        """How many wait for each kind."""
         self.lengths: tuple[int, ...] = ()
         """The different lengths of the prefixes that are waited for."""
 
@@ -83,6 +85,7 @@ class Parked:
             self._measure()
         self._places.take(message.client)
         self._size += 1
+        self.kinds[key[0]] = self.kinds.get(key[0], 0) + 1
         self._number += 1
         heapq.heappush(self._deadlines, (deadline, self._number, call))
         if len(self._deadlines) > 2 * self._size + 64:
@@ -113,6 +116,7 @@ class Parked:
                 self._measure()
         self._places.give(call.message.client)
         self._size -= 1
+        self.kinds[call.key[0]] -= 1
         return True
 
     def all(self) -> list[ParkedCall]:

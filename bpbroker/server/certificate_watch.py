@@ -38,9 +38,10 @@ class CertificateWatch:
         except ConfigurationError:
             return Pong(detail="its file cannot be read any more; the broker goes on with the one it has")
         left, detail = certificate.days_left(now), certificate.problem(now)
+        counts = {"not_after": certificate.not_after.timestamp()}
         if not detail:
-            return Pong(figures={"days_left": left})
+            return Pong(figures={"days_left": left}, counts=counts)
         if self._warned != now.date():
             self._warned = now.date()
             logger.warning("The certificate %s; `bpbroker certificate --renew` makes a new one", detail)
-        return Pong(detail=detail, figures={"days_left": left})
+        return Pong(detail=detail, figures={"days_left": left}, counts=counts)

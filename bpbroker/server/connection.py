@@ -189,7 +189,8 @@ class Connection:
         except BlockingIOError:
             return Turn.READ
         except (tls.StreamBroken, OSError):
-            pass
+            if self.phase is Phase.HANDSHAKE:
+                self._service.tally.handshakes["failed"] += 1
         return Turn.CLOSE
 
     def ask(self) -> None:
@@ -217,6 +218,8 @@ class Connection:
         """End a phase whose time is over; a request that has begun is told so."""
         if self.phase is Phase.READING and self._framer.begun:
             return self._reject(408, "The request did not come in time (api.request_timeout_secs)")
+        if self.phase is Phase.HANDSHAKE:
+            self._service.tally.handshakes["late"] += 1
         return Turn.CLOSE
 
     def watch_over(self, now: float) -> None:
@@ -245,16 +248,20 @@ class Connection:
         self.socket.close()
 
     def _shake_hands(self) -> Turn:
+        handshakes = self._service.tally.handshakes
         if self._stream is None:
             first = self.socket.recv(1, socket.MSG_PEEK)
             if not first:
+                handshakes["left"] += 1
                 return Turn.CLOSE
             if first[0] != _TLS_HANDSHAKE:
+                handshakes["not_tls"] += 1
                 return self._reject_plain()
             self._stream = tls.Stream(self._service.policy.context, self.socket)
         want = self._stream.handshake()
         if want is not None:
             return _TURN[want]
+        handshakes["done"] += 1
         self._go(Phase.READING)
         # A client that has connected means to ask something; between requests it may take its time.
         self.deadline = time.monotonic() + self._service.policy.request_secs

@@ -111,6 +111,16 @@ class EventLoop:
         """Return the number of open connections."""
         return {"connections": len(self._connections)}
 
+    def counts(self) -> dict[str, Any]:
+        """Return what metrics show of connections beside the figures."""
+        tally = self._service.tally
+        return {
+            "accepted": tally.accepted,
+            "refused": dict(tally.refused),
+            "handshakes": dict(tally.handshakes),
+            "connections_max": self._service.policy.connections_max,
+        }
+
     def _wake(self) -> None:
         # The loop says that it is about to sleep before it looks at the queue a last time, so nothing is missed.
         if self._asleep:
@@ -164,6 +174,7 @@ class EventLoop:
             except OSError as error:
                 # EMFILE and its like: the connection stays in the backlog; going on at once would only spin.
                 logger.error("Cannot accept a connection: %s", error)  # noqa: TRY400 - a traceback adds nothing
+                self._service.tally.refused["no_descriptors"] += 1
                 self._listen(on=False)
                 self._accept_again = time.monotonic() + _PAUSE_SECS
                 return
@@ -176,6 +187,7 @@ class EventLoop:
                 sock.close()
 
     def _enter(self, connection: Connection) -> None:
+        self._service.tally.accepted += 1
         self._connections.add(connection)
         self._by_network[connection.network] += 1
         self._newcomers[connection] = None
@@ -192,7 +204,9 @@ class EventLoop:
         always one for the next.
         """
         held = self._by_network.get(network, 0)
+        refused = self._service.tally.refused
         if held >= self._service.policy.connections_per_address_max:
+            refused["address_full"] += 1
             return False
         places = self._service.policy.connections_max
         if len(self._connections) < places:
@@ -202,14 +216,22 @@ class EventLoop:
             idle = [connection for connection in self._connections if connection.network == busiest and connection.idle]
             idle.sort(key=lambda connection: connection.deadline)
             for connection in idle[: min(_EVICT_AT_ONCE, most - held - 1)]:
-                self._close(connection)
+                self._displace(connection)
         if len(self._connections) >= places:
             self._evict_newcomer(busiest if most > 1 else None)
         if len(self._connections) >= places:
             idle = [connection for connection in self._connections if connection.idle]
             for connection in sorted(idle, key=lambda connection: connection.deadline)[:_EVICT_AT_ONCE]:
-                self._close(connection)
-        return len(self._connections) < places
+                self._displace(connection)
+        if len(self._connections) < places:
+            return True
+        refused["full"] += 1
+        return False
+
+    def _displace(self, connection: Connection) -> None:
+        """Close a connection whose place another one needs."""
+        self._service.tally.refused["displaced"] += 1
+        self._close(connection)
 
     def _evict_newcomer(self, network: str | None) -> None:
         """Close the oldest connection that has never had a complete request, if there is one.
@@ -227,7 +249,7 @@ class EventLoop:
         if victim is not None:
             del self._newcomers[victim]
             if not victim.served:
-                self._close(victim)
+                self._displace(victim)
 
     def _listen(self, *, on: bool) -> None:
         for listener in self._listeners if on is not self._listening else ():
@@ -333,6 +355,7 @@ class EventLoop:
             if too_many_bytes <= 0:
                 return
             too_many_bytes -= connection.held_bytes
+            self._service.tally.refused["no_memory"] += 1
             self._next(connection, self._safely(connection, connection.shed))
 
     def close(self) -> None:

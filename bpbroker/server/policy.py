@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bpbroker.server.budget import Budget
@@ -31,6 +31,21 @@ class Policy:
 
 
 @dataclass(slots=True)
+class Tally:
+    """What is counted of connections. Only the loop's thread counts."""
+
+    accepted: int = 0
+    refused: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("full", "address_full", "no_descriptors", "displaced", "no_memory"), 0)
+    )
+    """Connections that were not taken in, or were closed for others' sake, by the reason."""
+    handshakes: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("done", "failed", "late", "left", "not_tls"), 0)
+    )
+    """How TLS handshakes ended."""
+
+
+@dataclass(slots=True)
 class Service:
     """What all connections of a server share. Only the listener and the loop change it."""
 
@@ -43,3 +58,4 @@ class Service:
     """Called with a client's address and the response to what never became a request."""
     stopping: bool = False
     """Whether each response is the last one of its connection."""
+    tally: Tally = field(default_factory=Tally)

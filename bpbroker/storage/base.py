@@ -42,6 +42,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from bpbroker.durations import Histogram
 from bpbroker.messages import Record
 from bpbroker.registry.changes import Group, News, Outcome, Seen, State
 
@@ -96,6 +97,10 @@ class LocalStore(Store, Protocol):
     @property
     def figures(self) -> Mapping[str, Any]:
         """Numbers and states that health shows, all of them JSON values."""
+
+    @property
+    def syncs(self) -> Histogram:
+        """How long each transaction took to get to stable storage."""
 
 
 class SharedStore(Store, Protocol):

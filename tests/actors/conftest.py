@@ -13,6 +13,7 @@ from bpbroker.actors.registry import Registry
 from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.actors.registry_shared import SharedBackend
 from bpbroker.config import layers
+from bpbroker.durations import STORAGE_SECS, Durations
 from bpbroker.messages import INDEX_MAX, Record
 from bpbroker.registry.changes import ANYTHING, Changes, Committed, Conflict, Group, News, Outcome, Seen, State
 from bpbroker.registry.stored import joined, split
@@ -26,6 +27,7 @@ class Ledger:
         self.commits: list[tuple[str, ...]] = []
         self.sequence = 1_000_000
         self.figures: Mapping[str, Any] = {}
+        self.syncs = Durations(STORAGE_SECS).shown()
         self.failures: list[BaseException] = []
         """Raised by the next commits, one each."""
         self.probe_failure: BaseException | None = None

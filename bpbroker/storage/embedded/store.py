@@ -14,12 +14,15 @@ import os
 import shutil
 import sqlite3
 import sys
+import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from bpbroker import files
+from bpbroker.durations import STORAGE_SECS, Durations, Histogram
 from bpbroker.errors import ConfigurationError, DamagedFile, StorageFailed, StorageFull, Unavailable
 from bpbroker.registry.changes import Committed, Group, Outcome
 from bpbroker.registry.stored import joined
@@ -82,6 +85,7 @@ class EmbeddedStore:
         self._untidy = False
         """Whether the log has frames of a transaction that did not fit on the disk."""
         self._forget_from: tuple[int, str] | None = None
+        self._syncs = Durations(STORAGE_SECS)
 
     @property
     def sequence(self) -> int:
@@ -96,6 +100,11 @@ class EmbeddedStore:
             size = sum(path.stat().st_size for path in files_of(self._journal) if path.exists())
             free = shutil.disk_usage(self._journal.parent).free
         return {"journal_bytes": size, "disk_free_bytes": free}
+
+    @property
+    def syncs(self) -> Histogram:
+        """See :class:`bpbroker.storage.base.LocalStore`: what SQLite's COMMIT takes, most of it an fsync."""
+        return self._syncs.shown()
 
     def load(self) -> Mapping[str, bytes]:
         """See :meth:`bpbroker.storage.base.LocalStore.load`. From here on an older store on this journal is fenced off.
@@ -278,7 +287,12 @@ class EmbeddedStore:
                 raise StorageFailed(f"Nothing was changed; no write is accepted here: {self._failed}")
             yield connection
             committing = True
+            began = time.monotonic()
             connection.execute("COMMIT")
+            # Written out: a write has no call more for being measured.
+            syncs, secs = self._syncs, time.monotonic() - began
+            syncs.counts[bisect_left(syncs.bounds, secs)] += 1
+            syncs.total_secs += secs
         except sqlite3.Error as error:
             raise self._failure(connection, error, committing=committing) from None
 
