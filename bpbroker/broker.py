@@ -300,13 +300,15 @@ class Broker:
         silent = server.loop.silent_secs()
         slow = silent > LOOP_SILENT_SECS
         detail = f"its loop has not gone round for {silent:.0f} s" if slow else ""
-        return messages.Pong(not slow, detail, server.loop.figures())
+        return messages.Pong(not slow, detail, server.loop.figures(), server.loop.counts())
 
     def _start_frontend(self) -> None:
         memory = Budget()
         self._application = Application(
             self._settings, self._addresses, self._prepared.token, _names(self._cert), memory, self._named_keys
         )
+        access_log.count_with(self._application.request_counts.take)
+        self._undo.callback(access_log.count_with, None)
         self._server = BrokerServer(
             self._prepared.tcp,
             self._application,

@@ -27,6 +27,7 @@ from bpbroker.actors.inbox import Envelope
 from bpbroker.actors.registry import Registry
 from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.config import layers
+from bpbroker.frontend import access_log
 from bpbroker.frontend.access_keys import NamedKeys
 from bpbroker.frontend.application import Application
 from bpbroker.server import tls
@@ -80,6 +81,7 @@ def exchange(tmp_path: Path) -> Iterator[Callable[[bytes], int]]:
     policy = Policy(tls.context(cert, key), Limits(), 60.0, 60.0, 60.0, 10, 10)
     memory = Budget()
     application = Application(layers.DEFAULTS, {"registry": Registered(registry)}, "token", (), memory, named)
+    access_log.count_with(application.request_counts.take)  # as in every broker: requests are counted for metrics
     service = Service(application, policy, memory, application.admit, lambda *_: None)
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as sock:
         theirs, address = listener.accept()
@@ -120,6 +122,7 @@ def exchange(tmp_path: Path) -> Iterator[Callable[[bytes], int]]:
         yield counted
         connection.close()
         client.close()
+    access_log.count_with(None)
     registry.stopped()
 
 

@@ -62,7 +62,7 @@ def add_key(
         BadRequest: something of it cannot be used; nothing was changed.
         AlreadyExists: there is or was a key of this name.
     """
-    known = ("services", "ping", *layers.namespaces(scope.sources().load().effective))
+    known = ("services", "ping", "metrics", *layers.namespaces(scope.sources().load().effective))
     for namespace in sorted(rights.parse(tuple(allow)).namespaces):
         if namespace not in known:
             click.echo(f"warning: there is no namespace {namespace}: the configuration has no such section", err=True)

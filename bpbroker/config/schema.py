@@ -174,6 +174,9 @@ KNOWN: Final[Mapping[str, Mapping[str, Key]]] = {
         "loopback_as": Key(_loopback_as, "auto", "last_write_ip of who writes over loopback: auto, off, or an address"),
         "host_names": Key(_names, (), "more names by which browsers reach this broker, such as an alias in DNS"),
         "access_log": Key(_access_log, "same", "where each request is logged: same as the log, off, or a file"),
+        "metrics": Key(
+            _choice("open", "keyed", "off"), "keyed", "who may read /metrics: all, who has a key, or nobody"
+        ),
         "ssl_cert": Key(_path, "", "certificate, PEM, chain included"),
         "ssl_key": Key(_path, "", "private key, PEM"),
         "workers": Key(_number(1, 64), 2, "threads that answer requests; none of them ever waits"),

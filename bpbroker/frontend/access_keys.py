@@ -191,6 +191,8 @@ class WrongKeys:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._counted: dict[str, _Counted] = {}
+        self.totals = {"https": 0, "udp": 0}
+        """How many there were since the start."""
 
     @property
     def limit(self) -> int:
@@ -227,6 +229,7 @@ class WrongKeys:
             now: monotonic time in seconds.
             proven: whether it came over a connection, so that it is surely this address's.
         """
+        self.totals["https" if proven else "udp"] += 1
         counted = self._counted.get(address)
         if counted is None:
             if len(self._counted) >= _ADDRESSES_MAX:

@@ -35,13 +35,15 @@ from bpbroker.errors import (
     Unauthorized,
     Unavailable,
 )
-from bpbroker.frontend import access_keys, access_log, client_file, origins
+from bpbroker.frontend import access_keys, access_log, client_file, metrics, origins
 from bpbroker.frontend.access_keys import NamedKeys
 from bpbroker.frontend.actions import BUILT_IN
 from bpbroker.frontend.ask import Ask, EntryLimits, limits_of, writer_of
-from bpbroker.frontend.control import CONTROL
+from bpbroker.frontend.control import CONTROL, METRICS, REGISTRY
 from bpbroker.frontend.openapi import description
 from bpbroker.frontend.parameters import Parameters, json_object, parse
+from bpbroker.frontend.request_counts import RequestCounts
+from bpbroker.frontend.scrapes import SCRAPE_SECS, Scrape, Scrapes
 from bpbroker.registry import named_keys
 from bpbroker.registry.named_keys import NamedKey
 from bpbroker.registry.rights import Need
@@ -77,6 +79,8 @@ class _Derived:
     limits: EntryLimits
     keys: Mapping[str, tuple[str, ...]]
     """Namespace to its access keys, for each section that is a namespace."""
+    metrics: str
+    """Who may read the metrics, see ``api.metrics``."""
     opened: frozenset[str]
     """Namespaces that stay open whatever named keys there are: ``ping``, and those whose ``_access_key`` is ""."""
 
@@ -86,7 +90,8 @@ class _Derived:
         namespaces = (*BUILT_IN, *layers.namespaces(settings))
         keys = {name: layers.access_keys(settings, name) for name in namespaces}
         opened = {name for name in namespaces if name == "ping" or "_access_key" in settings.get(name, {})}
-        return cls(settings, limits_of(settings), keys, frozenset(name for name in opened if not keys[name]))
+        shown = schema.option(settings, "api", "metrics")
+        return cls(settings, limits_of(settings), keys, shown, frozenset(name for name in opened if not keys[name]))
 
 
 class Application:
@@ -126,12 +131,17 @@ class Application:
         self._noted: dict[str, float] = {}
         """Named key to the monotonic time at which its use was noted last."""
         self._wrong_keys = access_keys.WrongKeys(schema.option(settings, "api", "wrong_keys_per_minute"))
+        self.request_counts = RequestCounts(self._derived.keys)
+        """Gets the requests that were answered, by whoever has them."""
+        self._scrapes = Scrapes(self._seen)
+        self._began = time.monotonic()
         self._id_prefix = os.urandom(6).hex()
         self._id_numbers = itertools.count(1)
 
     def settings_changed(self, settings: messages.Settings) -> None:
         """Serve by these settings from the next request on."""
         self._derived = _Derived.of(settings)
+        self.request_counts.namespaces = self._derived.keys
         self._own_names = _own_names(self._names, settings)
         self._wrong_keys.limit = schema.option(settings, "api", "wrong_keys_per_minute")
 
@@ -172,14 +182,9 @@ class Application:
 
     def _serve(self, request: Request, call: _Call) -> Response | PendingResponse:
         self._check_head(request, call)
-        namespace = call.namespace
-        if namespace == "_control":
-            return self._control(request, call)
-        if namespace:
-            return self._call(request, call)
-        if request.path.strip("/") == "whoami":
-            return self._whoami(request, call)
-        return _PAGES[request.path.strip("/")](self, call)
+        if call.page is not None:
+            return call.page(self, request, call)
+        return self._control(request, call) if call.namespace == "_control" else self._call(request, call)
 
     def _check_head(self, request: Request, call: _Call, *, early: bool = False) -> None:
         """Refuse what can be refused before the body is there; note whose method is called.
@@ -189,8 +194,13 @@ class Application:
         origins.check(request.fields, self._own_names)
         namespace, _, method = request.path.removeprefix("/").removesuffix("/").partition("/")
         if not method and namespace in _PAGES:
+            if namespace == "metrics" and self._derived.metrics == "off":
+                raise NotFound("This broker shows no metrics (api.metrics)")
             if request.method not in (*_READ_WITH, "POST" if namespace == "whoami" else ""):
                 raise MethodNotAllowed(f"{request.path} is read with GET", _READ_WITH)
+            call.page = _PAGES[namespace]
+            if namespace == "metrics" and self._derived.metrics == "keyed":
+                self._check_metrics(request, call)
             return
         if not namespace:
             raise NotFound("This is a bpbroker: requests go to /<namespace>/<Method>/")
@@ -459,13 +469,16 @@ class Application:
 
     def _control(self, request: Request, call: _Call) -> Response | PendingResponse:
         """Serve the local ``bpbroker`` command, which has read the token from the lock file."""
-        if call.method == "Registry":
+        if call.method == REGISTRY:
             return self._registry(call)
         action = CONTROL.get(call.method)
-        if action is None:
+        if action is None and call.method != METRICS:
             raise Unauthorized("Unauthorized method")
         if request.method != "POST":
             raise MethodNotAllowed("The control interface is called with POST")
+        if action is None:
+            scrape = self._scrapes.current()
+            return self._scrape(scrape, lambda: response.success_with(metrics.samples(scrape.seen())), call)
         body = request.body
         document = json_object(body, _CONTROL_DEPTH_MAX) if body else {}
         if call.method.endswith("Key"):
@@ -479,46 +492,93 @@ class Application:
         """Tell the local command which registry this broker serves."""
         return response.success_with({"id": self._named.registry_id})
 
-    def _health(self, call: _Call) -> PendingResponse:
+    # --- pages ---
+
+    def _health(self, _request: Request, call: _Call) -> PendingResponse:
         return self._look(response.health, call)
 
-    def _ready(self, call: _Call) -> PendingResponse:
+    def _ready(self, _request: Request, call: _Call) -> PendingResponse:
         return self._look(_ready, call)
 
     def _look(self, show: Callable[[messages.HealthReport], Response], call: _Call) -> PendingResponse:
         return self._ask("healthcheck", Ask(messages.Health(), show, HEALTH_SECS, heavy=True, late=_NOT_KNOWN), call)
 
-    def _live(self, _call: _Call) -> Response:
+    def _live(self, _request: Request, _call: _Call) -> Response:
         return response.success_with({"live": True})
 
-    def _openapi(self, _call: _Call) -> Response:
+    def _openapi(self, _request: Request, _call: _Call) -> Response:
         return Response(200, json.dumps(description()).encode())
 
-    def _client_file(self, _call: _Call) -> Response:
+    def _client_file(self, _request: Request, _call: _Call) -> Response:
         name = 'attachment; filename="bpclient.pyz"'
         headers = (("Content-Disposition", name), ("ETag", f'"{client_file.digest()}"'))
         return Response(200, client_file.content(), "", "application/zip", headers)
+
+    def _check_metrics(self, request: Request, call: _Call) -> None:
+        """See that a request brings a key that may read the metrics."""
+        call.namespace = "metrics"
+        given = _in_header(request.fields)
+        if not given:
+            raise Unauthorized(
+                "metrics needs an access key (api.metrics); bpbroker key add NAME --allow metrics makes one"
+            )
+        # Who may read all entries may read how many there are.
+        self._check_key(self._derived.keys["services"], given, call)
+        access_keys.check(call.key, (Need("metrics", "Read"),))
+
+    def _metrics(self, request: Request, call: _Call) -> PendingResponse:
+        form = metrics.content_type(request.fields.get("accept", ""))
+        scrape = self._scrapes.current()
+        return self._scrape(scrape, lambda: Response(200, scrape.text(form), "", form), call)
+
+    def _scrape(self, scrape: Scrape, show: Callable[[], Response], call: _Call) -> PendingResponse:
+        """Return the response that shows a scrape; parts that do not answer in time are left out."""
+
+        def ask() -> Future[Any]:
+            return scrape.ask(self._addresses["healthcheck"])
+
+        def finish(reply: Future[Any]) -> Response:
+            refused = None if reply.cancelled() else reply.exception()
+            return call.finish(show() if refused is None else response.rendered(reply, lambda _: show(), call.broken))
+
+        begin = ask if call.key is None else self._with_key(call.key, ask, call, patient=False)
+        return PendingResponse(begin, finish, SCRAPE_SECS, heavy=True)
+
+    def _seen(self, measured: messages.Measured | None) -> metrics.Seen:
+        """Return what is known for metrics now; in a worker's thread."""
+        access_log.collect()
+        return metrics.Seen(
+            measured,
+            self.request_counts.counted(),
+            dict(self._wrong_keys.totals),
+            self._memory.held_bytes,
+            self._memory.limit_bytes,
+            time.monotonic() - self._began,
+        )
 
     def count_unproven_wrong_key(self, source: str) -> None:
         """Count a wrong key that seems to come from an address, such as by UDP; any thread may call it."""
         self._wrong_keys.count(source, time.monotonic(), proven=False)
 
 
-_PAGES: Final[Mapping[str, Callable[[Application, _Call], Response | PendingResponse]]] = {
+_Page = Callable[[Application, Request, "_Call"], Response | PendingResponse]
+
+_PAGES: Final[Mapping[str, _Page]] = {
     "health": Application._health,  # noqa: SLF001 - this table is the class's own
     "ready": Application._ready,  # noqa: SLF001 - as above
     "live": Application._live,  # noqa: SLF001 - as above
     "openapi.json": Application._openapi,  # noqa: SLF001 - as above
     "bpclient.pyz": Application._client_file,  # noqa: SLF001 - as above
-    "whoami": Application._live,  # noqa: SLF001 - as above; served with the request, by _whoami
+    "metrics": Application._metrics,  # noqa: SLF001 - as above
+    "whoami": Application._whoami,  # noqa: SLF001 - as above
 }
-"""What is read without a key; the methods of a namespace of such a name are below it."""
+"""What is no call of a method; the methods of a namespace of such a name are below it."""
 
 
 class _Call:
     """One request on its way: what its answer and its line in the access log need."""
 
-    __slots__ = ("_started", "by", "id", "key", "method", "name", "namespace", "registry", "source")
+    __slots__ = ("_started", "by", "id", "key", "method", "name", "namespace", "page", "registry", "source")
 
     def __init__(self, request_id: str, request: Request) -> None:
         self._started = time.monotonic()
@@ -528,6 +588,8 @@ class _Call:
         """The registry that the join token of the client is for; empty if it did not say."""
         self.namespace = ""
         self.method = ""
+        self.page: _Page | None = None
+        """What serves it, if it is no call of a method."""
         self.name: Any = None
         self.key: NamedKey | None = None
         """The named key that let the call in."""

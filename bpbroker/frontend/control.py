@@ -13,6 +13,9 @@ from bpbroker.registry import named_keys
 from bpbroker.server import response
 from bpbroker.server.response import Response
 
+METRICS: Final = "Metrics"
+REGISTRY: Final = "Registry"
+"""Two methods that are not in :data:`CONTROL`: no actor alone can answer them."""
 BULK_SECS: Final = 3600.0
 """What writes or reads a file takes as long as that takes on this disk. The broker looks whether it goes on."""
 

@@ -149,6 +149,7 @@ def description() -> dict[str, Any]:
                 if verb != "POST"
             }
             paths[f"/{namespace}/{method}/"] = {"post": post, **others}
+    paths["/metrics"] = {"get": _metrics(result)}
     return {
         "openapi": "3.1.0",
         "info": {"title": "bpbroker", "version": __version__},
@@ -156,6 +157,21 @@ def description() -> dict[str, Any]:
         "security": [{}, {"accessKey": []}],
         "paths": paths,
     }
+
+
+def _metrics(error: dict[str, Any]) -> dict[str, Any]:
+    """Return what is no call of a method, and needs a key all the same."""
+    text = {"schema": {"type": "string"}}
+    responses: dict[str, Any] = {
+        "200": {
+            "description": "Metrics of the broker, in the format that Accept asks for",
+            "content": {"text/plain": text, "application/openmetrics-text": text},
+        },
+    }
+    for status in ("401", "403", "404", "405", "421", "429", "503"):
+        responses[status] = {"description": _ANSWERS[status], **_content(error, status)}
+    responses["404"]["description"] = "This broker shows none (api.metrics)"
+    return {"operationId": "metrics", "responses": responses}
 
 
 def _content(schema: dict[str, Any], status: str) -> dict[str, Any]:

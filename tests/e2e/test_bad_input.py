@@ -348,6 +348,7 @@ def test_a_web_page_of_another_origin_is_refused(attacked: Attacked, origin: str
         ("/services/Get/?name=witness", "GET"),
         ("/ping/Ping/?data=x", "OPTIONS"),
         ("/health", "GET"),
+        ("/metrics", "GET"),
         ("/openapi.json", "GET"),
         ("/nothing", "GET"),
     ):

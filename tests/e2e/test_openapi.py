@@ -42,6 +42,7 @@ def test_the_description_names_every_method(broker: RunningBroker) -> None:
         **{f"/services/{method}/": ["post"] for method in ("Register", "Replace", "Update")},
         **{f"/services/{method}/": ["get", "post"] for method in ("Get", "List")},
         "/services/Delete/": ["delete", "post"],
+        "/metrics": ["get"],
         **{f"/services/{method}/": ["get", "post"] for method in ("Holder", "Watch")},
         **{
             f"/services/{method}/": ["post"]
@@ -68,6 +69,6 @@ def test_schemathesis_finds_no_difference(broker: RunningBroker, tmp_path: Path)
         check=False,
     )
     assert ended.returncode == 0, ended.stdout[-6000:] + ended.stderr[-2000:]
-    assert "Tested: 26" in ended.stdout, json.dumps(ended.stdout[-2000:])
+    assert "Tested: 27" in ended.stdout, json.dumps(ended.stdout[-2000:])
     assert "Traceback" not in broker.text
     assert broker.register("still-here").status == 200
