@@ -10,7 +10,7 @@ from typing import Any
 from bpbroker.actors.base import DEFERRED
 from bpbroker.actors.registry_backend import Owner
 from bpbroker.actors.registry_waiting import Waiting
-from bpbroker.errors import NotFound, Unavailable
+from bpbroker.errors import AlreadyExists, NotFound, Unavailable
 from bpbroker.messages import Record, fail, settle
 from bpbroker.registry import locks, sessions
 from bpbroker.registry.parked import ParkedCall
@@ -52,7 +52,7 @@ class Locks:
         elif queue.holds(message.session) is not None:
             settle(reply, _granted(message.session, place))
         elif message.wait_secs <= 0:
-            fail(reply, locks.held(message.name, queue))
+            fail(reply, self._held(message.name))
         elif not self._waiting.park(("lock", message.name), message, reply):
             self._give_back(message)
 
@@ -79,6 +79,9 @@ class Locks:
             if shown["token"] != call.message.unless_token and parked.remove(call):
                 settle(call.reply, Done(shown, record.revision if record is not None else 0))
 
+    def _held(self, name: str) -> AlreadyExists:
+        return locks.held(name, self._queue(name), partial(self._memory.ages.of, locks.PREFIX + name))
+
     def _queue(self, name: str) -> locks.Queue:
         return locks.parse(self._memory.get(locks.PREFIX + name))
 
@@ -102,7 +105,7 @@ class Locks:
     # --- calls that have waited long enough ---
 
     def _waited(self, call: ParkedCall) -> None:
-        fail(call.reply, locks.held(call.message.name, self._queue(call.message.name)))
+        fail(call.reply, self._held(call.message.name))
         self._give_back(call.message)
 
     def _looked(self, call: ParkedCall) -> None:

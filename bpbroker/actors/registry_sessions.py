@@ -12,14 +12,16 @@ from bpbroker.actors.base import DEFERRED
 from bpbroker.actors.registry_backend import Owner
 from bpbroker.errors import Overloaded
 from bpbroker.messages import Record
-from bpbroker.registry import sessions
+from bpbroker.registry import numbers, sessions
+from bpbroker.registry.memory import BATCHES
 from bpbroker.registry.replies import send
-from bpbroker.registry.requests import Done, Expire, Forget, Lost, Open, Renew
+from bpbroker.registry.requests import Done, Expire, Forget, Lost, Open, Renew, Rest
 
 _LATE_SECS: Final = 0.5
 """Woken later than this, the registry could hear nobody for that time."""
 
 _TIDY_SECS: Final = 60.0
+_FORGOTTEN_AT_ONCE: Final = 50
 _BATCHES_KEPT_SECS: Final = 3600
 """So long a repeated batch is known again."""
 
@@ -35,8 +37,6 @@ class Sessions:
         self._owner = owner
         self._memory = owner.memory
         self._times = sessions.Times()
-        self._first_seen: dict[str, float] = {}
-        """When records that are kept for a while were there first, in monotonic time."""
         self._tidy_at = time.monotonic() + _TIDY_SECS
         self._expiring: set[str] = set()
         """Sessions whose time is over and that have not ended yet."""
@@ -116,11 +116,11 @@ class Sessions:
         return Done({"session": message.session, "ttl": ttl}, self._memory.history.revision)
 
     def _lost(self, message: Lost) -> tuple[Record, ...]:
-        now, prefix = time.monotonic(), sessions.LOST + message.prefix
+        ages = self._memory.ages
         return tuple(
             Record(found.name.removeprefix(sessions.LOST), found.json, found.revision)
-            for found in self._memory.own.matching(prefix)
-            if now - self._first_seen.get(found.name, now) <= self.keep_lost_secs
+            for found in self._memory.own.matching(sessions.LOST + message.prefix)
+            if ages.secs(sessions.LOST, found.name) <= self.keep_lost_secs
             and found.name.removeprefix(sessions.LOST) not in self._memory.entries
         )
 
@@ -149,13 +149,21 @@ class Sessions:
 
     def tidy(self) -> None:
         """Remove own records that are too old to be asked for, by a clock that does not jump."""
-        now, seen = time.monotonic(), dict[str, float]()
-        names: list[str] = []
-        for prefix, secs in ((sessions.LOST, self.keep_lost_secs), ("_batch/", _BATCHES_KEPT_SECS)):
-            for name in self._memory.names(prefix):
-                seen[name] = self._first_seen.get(name, now)
-                if now - seen[name] > secs:
-                    names.append(name)
-        self._first_seen = seen
-        for start in range(0, len(names), 50):
-            self._owner.ask_self(Forget(tuple(names[start : start + 50])))
+        memory = self._memory
+        names = [
+            name
+            for kind, secs in ((sessions.LOST, self.keep_lost_secs), (BATCHES, _BATCHES_KEPT_SECS))
+            for name in memory.ages.older(kind, secs)
+        ]
+        for start in range(0, len(names), _FORGOTTEN_AT_ONCE):
+            self._owner.ask_self(Forget(tuple(names[start : start + _FORGOTTEN_AT_ONCE])))
+        for record in memory.own.matching(numbers.RESTING):
+            if any(
+                _is_due(memory.ages.of(record.name, part).secs, secs) for part, secs in numbers.parts(record).items()
+            ):
+                self._owner.ask_self(Rest(record.name.removeprefix(numbers.RESTING)))
+
+
+def _is_due(age_secs: float, rest_secs: float) -> bool:
+    """Return whether it shall be noted how long a number has rested: at the end, and when a tenth is over."""
+    return age_secs >= max(_TIDY_SECS, rest_secs / 10) or age_secs >= rest_secs

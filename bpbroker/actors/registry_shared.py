@@ -134,7 +134,7 @@ class SharedBackend:
         """Open the store and learn what it holds; while it does not answer, the follower tries again and again."""
         self._host = host
         self._replica = Replica(host.memory)
-        host.memory.history.shared = True
+        host.memory.history.shared = host.memory.ages.starting = True
         store = self._store = self._open_store()
         self._is_open = True
         state = None
@@ -435,6 +435,7 @@ class SharedBackend:
         if self.away:
             logger.info("The registry is there: %d entries", len(self._host.memory.entries))
             self.away = ""
+        self._host.memory.ages.starting = False
         self._host.memory.complete()
         self._broken_at = None
         if other:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -202,7 +203,7 @@ class _Registry:
         place = queue.holds(message.session)
         if place is None:  # no other process will ever give it back
             self._write(Unlock(message.name, message.session))
-            raise locks.held(message.name, queue)
+            raise locks.held(message.name, queue, partial(self._memory.ages.of, locks.PREFIX + message.name))
         return Done({"token": place.token, "session": message.session, "since": place.since}, place.token)
 
     def _queue(self, name: str) -> locks.Queue:

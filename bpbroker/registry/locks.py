@@ -9,8 +9,8 @@ is stored as its distance from the record's own revision.
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from bpbroker.errors import AlreadyExists, Overloaded, PreconditionFailed
@@ -19,6 +19,9 @@ from bpbroker.registry import sessions
 from bpbroker.registry.requests import Done, Lock, Unlock
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bpbroker.registry.ages import Age
     from bpbroker.registry.writes import Limits, View
 
 PREFIX: Final = "_lock/"
@@ -119,7 +122,7 @@ def lock(write: Lock, view: View, limits: Limits) -> Done:
     elif queue.limit != write.limit:
         raise _refusal(f"The lock '{write.name}' is in use with limit={queue.limit}", queue)
     if len(queue.places) >= queue.limit and write.wait_secs <= 0:
-        raise held(write.name, queue)
+        raise held(write.name, queue, partial(view.age, name))
     if len(queue.places) >= limits.places:
         raise Overloaded(f"{limits.places} wait for the lock '{write.name}' already (_registry.max_places)")
     place = Place(write.session, view.index, int(view.now), write.data)
@@ -158,10 +161,15 @@ def must_hold(view: View, name: str, token: int) -> None:
         raise error
 
 
-def held(name: str, queue: Queue) -> AlreadyExists:
-    """Return the error that others hold the lock; it says who."""
-    now = time.time()
-    who = ", ".join(f"{_called(place)} (for {max(0, int(now - place.since))} s)" for place in queue.holders[:5])
+def held(name: str, queue: Queue, age: Callable[[int], Age]) -> AlreadyExists:
+    """Return the error that others hold the lock; it says who.
+
+    Args:
+        name: the lock's.
+        queue: its places.
+        age: returns for how long a place with a token has been there.
+    """
+    who = ", ".join(f"{_called(place)} (for {age(place.token)})" for place in queue.holders[:5])
     return _refusal(f"The lock '{name}' is held by {who}", queue)
 
 

@@ -11,15 +11,16 @@ of the commit, together with those of other writes that share a name with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from bpbroker.errors import RequestError, Unavailable
 from bpbroker.messages import INDEX_MAX, Record
-from bpbroker.registry import locks, named_keys, sessions
+from bpbroker.registry import locks, named_keys, numbers, sessions
+from bpbroker.registry.ages import Age, Ages
 from bpbroker.registry.changes import ANYTHING, Change, Group
 from bpbroker.registry.history import History, events_of
 from bpbroker.registry.index import EntryIndex, Snapshot
@@ -28,6 +29,10 @@ from bpbroker.registry.replies import send
 from bpbroker.registry.requests import Watch, Watched
 from bpbroker.registry.waiters import Waiters
 from bpbroker.registry.writes import Limits, Write, decide
+
+BATCHES: Final = "_batch/"
+KEPT: Final = (sessions.LOST, BATCHES)
+"""Kinds of own records that are removed when they are old."""
 
 
 class Fate(Enum):
@@ -122,7 +127,7 @@ class _UnderWay(Exception):
 class _View:
     """Implements :class:`bpbroker.registry.writes.View`."""
 
-    __slots__ = ("_memory", "changes", "empty", "index", "now", "reads")
+    __slots__ = ("_memory", "changes", "empty", "index", "now", "pools", "reads")
 
     def __init__(self, memory: Memory, index: int, now: float) -> None:
         self._memory = memory
@@ -131,6 +136,10 @@ class _View:
         self.changes: dict[str, Record | None] = {}
         self.reads: dict[str, None] = {}
         self.empty: list[str] = []
+        self.pools = memory.pools
+
+    def age(self, name: str, part: Hashable) -> Age:
+        return self._memory.ages.of(name, part)
 
     def get(self, name: str) -> Record | None:
         self.reads[name] = None
@@ -230,6 +239,8 @@ class Memory:
         self.waiters = Waiters(self.places)
         self.parked = Parked(self.places)
         self.history = History()
+        self.ages = Ages()
+        self.pools = numbers.Pools()
         self.belongings: dict[str, set[str]] = {}
         """Session to the names of its entries and of the locks in which it has a place."""
         self.sessions = 0
@@ -250,6 +261,7 @@ class Memory:
 
     def fill(self, records: Iterable[Record]) -> None:
         """Take all records that a store holds; nothing else has happened yet."""
+        self.ages.starting = True
         own: list[Record] = []
         entries: list[Record] = []
         for record in records:
@@ -258,6 +270,7 @@ class Memory:
                 self.belongings.setdefault(session, set()).add(record.name)
         self.entries, self.own = EntryIndex(entries), EntryIndex(own)
         for record in own:
+            self._note_age(record.name, record)
             if record.name.startswith(sessions.PREFIX):
                 self.sessions += 1
                 self.session_began(record.name.removeprefix(sessions.PREFIX), record)
@@ -265,6 +278,7 @@ class Memory:
                 self.locks += 1
             elif record.name.startswith(named_keys.PREFIX) and self.key_view is not None:
                 self.key_view.take(record.name, record.json)
+        self.ages.starting = False
         self.complete()
 
     def complete(self) -> None:
@@ -344,6 +358,7 @@ class Memory:
 
     def _put_own(self, name: str, after: Record | None) -> None:
         before = self.own.put(name, after)
+        self._note_age(name, after)
         if name.startswith(locks.PREFIX):
             self._belongs(name, before, after)
             self.locks += (after is not None) - (before is not None)
@@ -359,6 +374,19 @@ class Memory:
             self.entries_lost += after is not None and (before is None or before.revision < after.revision)
         elif name.startswith(named_keys.PREFIX) and self.key_view is not None:
             self.key_view.take(name, None if after is None else after.json)
+
+    def _note_age(self, name: str, after: Record | None) -> None:
+        """Note since when a record, or what is in it, is there."""
+        if name.startswith(locks.PREFIX):
+            self.ages.parts(name, [place.token for place in locks.parse(after).places])
+        elif name.startswith(numbers.RESTING):
+            self.ages.parts(name, numbers.parts(after))
+        elif name.startswith(KEPT):
+            kind = name[: name.index("/") + 1]
+            if after is None:
+                self.ages.end(kind, name)
+            else:
+                self.ages.begin(kind, name)
 
     def _belongs(self, name: str, before: Record | None, after: Record | None) -> None:
         old = _sessions_in(before) if before is not None else ()

@@ -1,26 +1,128 @@
 """Numbers: pools in which each owner has one of its own, and counters. Pure.
 
 A pool is an entry whose own keys are the owners. Numbers that must rest for a
-while are in a record beside it.
+while are in a record beside it, each with the seconds that it has to rest from
+when the registry sees it: no clock that is set makes that shorter or longer.
 """
 
 from __future__ import annotations
 
 import json
+from bisect import bisect_left, insort
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from bpbroker.errors import AlreadyExists, BadRequest, Overloaded, TooLarge
 from bpbroker.registry import entry, taking
-from bpbroker.registry.requests import Allocate, Done, Next, Release
+from bpbroker.registry.requests import Allocate, Done, Next, Release, Rest
 
 if TYPE_CHECKING:
+    from collections.abc import Container, Hashable
+
     from bpbroker.messages import Record
     from bpbroker.registry.writes import Limits, View
 
-_RESTING: Final = "_pool/"
+RESTING: Final = "_pool/"
 _COUNTED: Final = "_counter/"
 _LIVES: Final = "_counters/"
 _SHOWN: Final = 100
+_POOLS_KEPT: Final = 64
+
+_Value = dict[str, Any]
+"""Of a resting number: its seconds from when the registry sees it, whose it was, and when that one gave it back."""
+
+
+class Pool:
+    """A pool's entry taken apart: a call costs the same however many owners there are."""
+
+    __slots__ = ("_body", "_numbers", "_times", "json", "owners")
+
+    def __init__(self, owners: dict[str, int]) -> None:
+        self.owners = owners
+        self.json = b""
+        """The entry that this is taken from."""
+        self._body = entry.encode(owners)[:-1]
+        """The entry up to its stamp."""
+        self._times = Counter(owners.values())
+        self._numbers = sorted(self._times)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._times
+
+    def lowest_free(self, low: int, high: int, resting: Container[int]) -> int | None:
+        """Return the lowest number from ``low`` to ``high`` that neither an owner has nor is resting."""
+        number = self._gap(low)
+        while number <= high and number in resting:
+            number = self._gap(number + 1)
+        return number if number <= high else None
+
+    def _gap(self, start: int) -> int:
+        numbers = self._numbers
+        first = below = bisect_left(numbers, start)
+        above = len(numbers)
+        while below < above:  # all before are in use without a gap
+            middle = (below + above) // 2
+            if numbers[middle] - start == middle - first:
+                below = middle + 1
+            else:
+                above = middle
+        return start + below - first
+
+    def with_owner(self, owner: str, number: int) -> bytes:
+        """Return the entry, without its stamp and its end, with another owner."""
+        return b"%b%b%b: %d" % (self._body, b", " if self.owners else b"", _text(owner), number)
+
+    def without_owner(self, owner: str) -> bytes:
+        """Return the entry, without its stamp and its end, without an owner."""
+        item = b"%b: %d" % (_text(owner), self.owners[owner])
+        if owner.startswith(":"):  # it would look like the end of another name
+            return entry.encode({each: number for each, number in self.owners.items() if each != owner})[:-1]
+        if self._body == b"{" + item:
+            return b"{"
+        if self._body.startswith(b"{%b, " % item):
+            return b"{" + self._body[len(item) + 3 :]
+        # A quote inside of a name has a backslash before it, so this is the owner's own place.
+        before, _, after = self._body.partition(b", " + item)
+        return before + after
+
+    def add(self, owner: str, number: int, body: bytes, value: bytes) -> None:
+        """Take the state that :meth:`with_owner` leads to."""
+        self.owners[owner] = number
+        if number not in self._times:
+            insort(self._numbers, number)
+        self._times[number] += 1
+        self._body, self.json = body, value
+
+    def remove(self, owner: str, body: bytes, value: bytes) -> None:
+        """Take the state that :meth:`without_owner` leads to."""
+        number = self.owners.pop(owner)
+        self._times[number] -= 1
+        if not self._times[number]:
+            del self._times[number]
+            del self._numbers[bisect_left(self._numbers, number)]
+        self._body, self.json = body, value
+
+
+class Pools:
+    """The pools that were used last, so that an entry that is as it was need not be read again."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Pool] = {}
+
+    def of(self, name: str, current: Record | None) -> Pool:
+        """Return a pool as its entry is.
+
+        Raises:
+            AlreadyExists: the entry is no pool.
+        """
+        pool = self._kept.pop(name, None)
+        if pool is None or current is None or pool.json != current.json:
+            pool = Pool(_owners(name, current))
+            pool.json = current.json if current is not None else b""
+        self._kept[name] = pool
+        if len(self._kept) > _POOLS_KEPT:
+            del self._kept[next(iter(self._kept))]
+        return pool
 
 
 def allocate(write: Allocate, view: View, limits: Limits) -> Done:
@@ -28,45 +130,85 @@ def allocate(write: Allocate, view: View, limits: Limits) -> Done:
     entry.check_new_name(write.pool)
     taking.must_be_free(view, write.pool)
     current = view.get(write.pool)
-    owners = _owners(write.pool, current)
-    mine = owners.get(write.owner)
+    pool = view.pools.of(write.pool, current)
+    mine = pool.owners.get(write.owner)
     if mine is not None:
         if write.number not in (None, mine):
-            raise _refusal(f"{write.owner} has the number {mine} in '{write.pool}' already", owners)
+            raise _refusal(f"{write.owner} has the number {mine} in '{write.pool}' already", pool)
         return Done({"number": mine}, current.revision if current else 0)
-    if len(owners) >= limits.numbers:
+    if len(pool.owners) >= limits.numbers:
         raise Overloaded(f"The pool '{write.pool}' has {limits.numbers} owners already (_registry.max_numbers)")
-    used = set(owners.values()) | _resting(view, write.pool)
-    if write.number is not None:
-        if write.number in used:
-            raise _refusal(f"The number {write.number} of '{write.pool}' is in use", owners)
-        number = write.number
-    else:
-        free = (each for each in range(write.low, write.high + 1) if each not in used)
-        found = next(free, None)
-        if found is None:
+    rests = _rests(view.get(RESTING + write.pool))
+    resting = {each for each, value in rests.items() if _left(view, write.pool, each, value) > 0}
+    number = write.number
+    if number is None:
+        number = pool.lowest_free(write.low, write.high, resting)
+        if number is None:
             span = f"{write.low} to {write.high}"
-            raise _refusal(f"The pool '{write.pool}' is full: all of {span} are in use", owners)
-        number = found
-    owners[write.owner] = number
-    _put(write.pool, owners, write.source, view, limits, current)
+            raise _refusal(f"The pool '{write.pool}' is full: all of {span} are in use", pool)
+    elif number in pool or number in resting:
+        raise _refusal(f"The number {number} of '{write.pool}' is in use", pool)
+    if number in rests:
+        _put_rests(view, write.pool, {each: value for each, value in rests.items() if each != number})
+    body = pool.with_owner(write.owner, number)
+    value = _put(write.pool, body, write.source, view, limits, current)
+    pool.add(write.owner, number, body, value)
     return Done({"number": number}, view.index)
 
 
 def release(write: Release, view: View, limits: Limits) -> Done:
     """Free an owner's number."""
     current = view.get(write.pool)
-    owners = _owners(write.pool, current)
-    number = owners.pop(write.owner, None)
+    pool = view.pools.of(write.pool, current)
+    number = pool.owners.get(write.owner)
     if number is None:
         return Done()
-    _put(write.pool, owners, write.source, view, limits, current)
+    body = pool.without_owner(write.owner)
+    value = _put(write.pool, body, write.source, view, limits, current)
+    pool.remove(write.owner, body, value)
     if write.quarantine_secs > 0:
-        name = _RESTING + write.pool
-        resting = {key: until for key, until in _until(view.get(name)).items() if until > view.now}
-        resting[str(number)] = view.now + write.quarantine_secs
-        view.put(name, json.dumps(resting).encode())
+        rests = _still(view, write.pool)
+        rests[number] = {"secs": write.quarantine_secs, "of": write.owner, "when": int(view.now)}
+        _put_rests(view, write.pool, rests)
     return Done({"number": number}, view.index)
+
+
+def rest(write: Rest, view: View, _limits: Limits) -> Done:
+    """Note how long numbers have yet to rest: after a restart they do not begin anew. Numbers that may go are free."""
+    still = _still(view, write.pool)
+    left = {number: {**value, "secs": _left(view, write.pool, number, value)} for number, value in still.items()}
+    _put_rests(view, write.pool, left)
+    return Done()
+
+
+def parts(record: Record | None) -> dict[Hashable, float]:
+    """Return what in a record of resting numbers has an age, and the seconds that each has to rest."""
+    return {_part(number, value): value["secs"] for number, value in _rests(record).items()}
+
+
+def _part(number: int, value: _Value) -> Hashable:
+    return number, value["of"], value["when"], value["secs"]
+
+
+def _rests(record: Record | None) -> dict[int, _Value]:
+    return {int(number): value for number, value in json.loads(record.json).items()} if record else {}
+
+
+def _still(view: View, pool: str) -> dict[int, _Value]:
+    found = _rests(view.get(RESTING + pool))
+    return {number: value for number, value in found.items() if _left(view, pool, number, value) > 0}
+
+
+def _put_rests(view: View, pool: str, rests: dict[int, _Value]) -> None:
+    if rests:
+        view.put(RESTING + pool, json.dumps(rests, ensure_ascii=False).encode())
+    elif view.get(RESTING + pool) is not None:
+        view.delete(RESTING + pool)
+
+
+def _left(view: View, pool: str, number: int, value: _Value) -> float:
+    """Return the seconds that a number has yet to rest."""
+    return float(value["secs"]) - view.age(RESTING + pool, _part(number, value)).secs
 
 
 def count(write: Next, view: View, limits: Limits) -> Done:
@@ -116,22 +258,20 @@ def _owners(pool: str, current: Record | None) -> dict[str, int]:
     return own
 
 
-def _put(pool: str, owners: dict[str, int], source: str, view: View, limits: Limits, current: Record | None) -> None:
-    value = entry.encode(entry.stamp(owners, source, view.now))
+def _put(pool: str, body: bytes, source: str, view: View, limits: Limits, current: Record | None) -> bytes:
+    stamp = entry.encode(entry.stamp({}, source, view.now))
+    value = b"%b%b%b" % (body, b", " if body != b"{" else b"", stamp[1:])
     if len(value) > limits.data_bytes:
         raise TooLarge(f"The pool '{pool}' would be larger than {limits.data_bytes} bytes; nothing was changed")
     view.put(pool, value, current.session if current else "")
+    return value
 
 
-def _resting(view: View, pool: str) -> set[int]:
-    return {int(number) for number, until in _until(view.get(_RESTING + pool)).items() if until > view.now}
+def _text(owner: str) -> bytes:
+    return json.dumps(owner, ensure_ascii=False).encode()
 
 
-def _until(record: Record | None) -> dict[str, float]:
-    return json.loads(record.json) if record else {}
-
-
-def _refusal(text: str, owners: dict[str, int]) -> AlreadyExists:
+def _refusal(text: str, pool: Pool) -> AlreadyExists:
     error = AlreadyExists(text)
-    error.data = {"owners": dict(list(owners.items())[:_SHOWN])}
+    error.data = {"owners": dict(list(pool.owners.items())[:_SHOWN])}
     return error

@@ -159,6 +159,13 @@ class Next:
     owner: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """The registry to itself: note how long the numbers of a pool have yet to rest."""
+
+    pool: str
+
+
 # --- taking ---
 
 

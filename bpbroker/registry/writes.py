@@ -19,7 +19,7 @@ and a method in ``client/api.py``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -38,6 +38,7 @@ from bpbroker.messages import (
     Update,
 )
 from bpbroker.registry import entry, locks, named_keys, numbers, sessions, taking
+from bpbroker.registry.ages import Age
 from bpbroker.registry.requests import (
     Ack,
     Allocate,
@@ -53,13 +54,14 @@ from bpbroker.registry.requests import (
     Next,
     Open,
     Release,
+    Rest,
     Take,
     Unlock,
 )
 
 Write = (
     Register | Replace | Update | Delete | Open | Close | Expire | Forget | Lock | Unlock | Allocate | Release | Next
-    | Take | Ack | Batch | ChangeKey
+    | Rest | Take | Ack | Batch | ChangeKey
 )  # fmt: skip
 
 
@@ -70,6 +72,10 @@ class View(Protocol):
     """Unix time in seconds."""
     index: int
     """The write's place in its commit."""
+    pools: numbers.Pools
+
+    def age(self, name: str, part: Hashable) -> Age:
+        """Return for how long a part of one of the registry's own records has been there, whatever clocks say."""
 
     def get(self, name: str) -> Record | None:
         """Return a record; the write happens only if it is still so."""
@@ -233,6 +239,7 @@ WRITES: Final[dict[type[Any], Rule]] = {
     Unlock: locks.unlock,
     Allocate: numbers.allocate,
     Release: numbers.release,
+    Rest: numbers.rest,
     Next: numbers.count,
     Take: taking.take,
     Ack: taking.ack,

@@ -25,7 +25,7 @@ def test_a_clock_that_jumps_lets_no_batch_happen_twice(registry: Asked, monkeypa
     actor._sessions.tidy()
     assert registry(batch).revision == first
     ahead = time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: ahead() + 7200)
+    monkeypatch.setattr(actor.memory.ages, "_clock", lambda: ahead() + 7200)
     actor._sessions.tidy()
     registry(Get("a"))
     with pytest.raises(Exception, match="already exists"):

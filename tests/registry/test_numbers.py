@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from typing import Any
 
 import pytest
@@ -10,8 +12,10 @@ from hypothesis import strategies as st
 
 from bpbroker.errors import AlreadyExists
 from bpbroker.messages import Delete
+from bpbroker.registry import entry
+from bpbroker.registry.ages import Ages
 from bpbroker.registry.memory import Memory, PendingWrite
-from bpbroker.registry.requests import Allocate, Next, Release
+from bpbroker.registry.requests import Allocate, Next, Release, Rest
 from bpbroker.registry.writes import Limits
 
 
@@ -60,12 +64,87 @@ def test_a_full_pool_says_who_has_its_numbers(asked: Asked) -> None:
     assert caught.value.data == {"owners": {"a": 1, "b": 2, "c": 3}}
 
 
-def test_a_number_rests_for_its_quarantine(asked: Asked) -> None:
+def test_a_number_rests_for_its_quarantine_whatever_the_clock_says(asked: Asked) -> None:
+    uptime = 5000.0
+    asked.memory.ages = Ages(lambda: uptime)
     asked(Allocate("p", "a", "i"))
     asked(Release("p", "a", "i", 60))
     assert asked.number(Allocate("p", "b", "i")) == 2
-    asked.now += 61
+    uptime += 59
+    for asked.now in (10**10, -(10**9), 1000):
+        with pytest.raises(AlreadyExists, match="in use"):
+            asked(Allocate("p", "c", "i", number=1))
+    uptime += 2
     assert asked.number(Allocate("p", "c", "i")) == 1
+
+
+def test_a_number_that_rests_does_not_begin_anew_with_each_start(asked: Asked) -> None:
+    uptime = 0.0
+    asked.memory.ages = Ages(lambda: uptime)
+    for owner in "ab":
+        asked(Allocate("p", owner, "i"))
+        asked(Release("p", owner, "i", 100 if owner == "a" else 10))
+    uptime += 60
+    asked(Rest("p"))
+    records = [asked.memory.get(name) for name in ("_pool/p", "p")]
+    asked.memory = Memory()
+    asked.memory.ages = Ages(lambda: uptime)
+    asked.memory.fill(record for record in records if record is not None)
+    uptime += 39
+    assert asked.number(Allocate("p", "c", "i")) == 2
+    uptime += 2
+    assert asked.number(Allocate("p", "d", "i")) == 1
+    assert asked.memory.get("_pool/p") is None
+
+
+def test_a_call_costs_the_same_at_ten_and_at_a_thousand_owners(asked: Asked) -> None:
+    def calls(message: Any) -> int:
+        count = 0
+
+        def profile(*_: object) -> None:
+            nonlocal count
+            count += 1
+
+        sys.setprofile(profile)
+        try:
+            asked(message)
+        finally:
+            sys.setprofile(None)
+        return count
+
+    costs = []
+    for owners in (10, 1000):
+        for number in range(owners):
+            asked(Allocate("p", f"o{number}", "i"))
+        asked(Release("p", "o3", "i"))
+        costs.append([calls(message) for message in (Allocate("p", "new", "i"), Release("p", "new", "i"))])
+        assert asked.number(Allocate("p", "newer", "i")) == 4
+        asked(Release("p", "newer", "i"))
+    assert costs[0] == costs[1]
+
+
+STRANGE = st.text(alphabet='ab:, "\\{}é7', min_size=1, max_size=6)
+
+
+@given(st.lists(st.tuples(st.booleans(), STRANGE, st.none() | st.integers(1, 12)), max_size=30))
+def test_a_pool_is_what_its_entry_says(steps: list[tuple[bool, str, int | None]]) -> None:
+    asked, model = Asked(), dict[str, int]()
+    for free, owner, number in steps:
+        if free:
+            asked(Release("p", owner, "i"))
+            model.pop(owner, None)
+            continue
+        wanted = number if number is not None else next(n for n in range(1, 99) if n not in model.values())
+        wrong = model.get(owner, wanted) != wanted if number is not None else False
+        if wrong or (owner not in model and wanted in model.values()):
+            with pytest.raises(AlreadyExists):
+                asked(Allocate("p", owner, "i", number=number))
+        else:
+            found = asked.number(Allocate("p", owner, "i", number=number))
+            assert found == model.setdefault(owner, wanted)
+        record = asked.memory.get("p")
+        assert record is not None
+        assert entry.without_stamp(json.loads(record.json)) == model
 
 
 def test_a_counter_that_was_deleted_begins_anew_for_all_owners(asked: Asked) -> None:

@@ -1,0 +1,75 @@
+"""For how long records have been there, by a clock that is never set. No thread, no lock: only the registry's actor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any, Final, NamedTuple
+
+
+class Age(NamedTuple):
+    """How long something has been there."""
+
+    secs: float
+    whole: bool
+    """Whether that is all of it; else it was there before this broker started."""
+
+    def __str__(self) -> str:
+        return f"{'' if self.whole else 'more than '}{int(self.secs)} s"
+
+
+NEW: Final = Age(0.0, whole=True)
+
+
+class Ages:
+    """When things were first seen here, in monotonic time. What a start finds counts from the start on.
+
+    Args:
+        clock: monotonic time in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: dict[str, dict[Any, Age]] = {}
+        """Name to its parts and when each was first seen."""
+        self._kept: dict[str, dict[str, float]] = {}
+        """Kind to the names of that kind in the order in which they came, and when."""
+        self.starting = False
+        """Whether what is seen now may have been there for long."""
+
+    def parts(self, name: str, parts: Iterable[Hashable]) -> None:
+        """Note what a record consists of now; a part that was in it before keeps its age."""
+        known, now = self._seen.get(name, {}), self._clock()
+        there = {part: known.get(part) or Age(now, not self.starting) for part in parts}
+        if there:
+            self._seen[name] = there
+        else:
+            self._seen.pop(name, None)
+
+    def of(self, name: str, part: Hashable) -> Age:
+        """Return the age of a part; what was never seen is new."""
+        seen = self._seen.get(name, {}).get(part)
+        return NEW if seen is None else Age(self._clock() - seen.secs, seen.whole)
+
+    def begin(self, kind: str, name: str) -> None:
+        """Note that a record of a kind is new, or anew."""
+        kept = self._kept.setdefault(kind, {})
+        kept.pop(name, None)
+        kept[name] = self._clock()
+
+    def end(self, kind: str, name: str) -> None:
+        """Note that a record is gone."""
+        self._kept.get(kind, {}).pop(name, None)
+
+    def secs(self, kind: str, name: str) -> float:
+        """Return the age of a record of a kind in seconds."""
+        now = self._clock()
+        return now - self._kept.get(kind, {}).get(name, now)
+
+    def older(self, kind: str, secs: float) -> Iterator[str]:
+        """Yield the names of a kind that are older than this; it costs nothing to pass over the others."""
+        now = self._clock()
+        for name, since in self._kept.get(kind, {}).items():
+            if now - since <= secs:
+                return
+            yield name
