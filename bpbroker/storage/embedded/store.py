@@ -35,6 +35,7 @@ from bpbroker.storage.embedded.journal import (
     create,
     files_of,
     note_origin,
+    origin_of,
     owner_checksum,
     read_journal,
     row_checksum,
@@ -163,7 +164,9 @@ class EmbeddedStore:
                 self._sequence = self._revisions.open(self._sequence)
             self._epoch = connection.execute("SELECT epoch FROM owner").fetchone()[0] + 1
             self._write_owner(connection)
-            if not changes:  # else they are noted as this registry's already, or an earlier version wrote them
+            # With changes it is this registry's already, or an earlier version wrote it. What the file holds does not
+            # change here: a later commit as the base would make a file look old of which nothing is missing.
+            if not changes and origin_of(connection, self._journal)[0] != self._registry:
                 note_origin(connection, self._registry, self._commit)
             connection.execute("COMMIT")
             # A new log: what a crash left at the end of the old one must not be mistaken for damage some day.

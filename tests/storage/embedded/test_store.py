@@ -16,7 +16,10 @@ import pytest
 
 from bpbroker.errors import ConfigurationError, DamagedFile, StorageFailed, StorageFull, Unavailable
 from bpbroker.registry.changes import Committed
-from bpbroker.storage.embedded.journal import files_of, read_journal
+from bpbroker.storage import config_file
+from bpbroker.storage.config_file import Origin
+from bpbroker.storage.embedded.journal import config_path, files_of, read_journal
+from bpbroker.storage.embedded.recovery import match
 from bpbroker.storage.embedded.store import EmbeddedStore
 from tests.support.changes import change, without_revisions
 
@@ -369,3 +372,22 @@ def test_a_torn_end_is_gone_before_the_log_is_written(
     with pytest.raises(ConfigurationError, match="killed here"):
         EmbeddedStore(journal, dict).load()
     assert found == [0]
+
+
+def test_a_start_that_is_cut_off_does_not_make_the_file_look_old(journal: Path) -> None:
+    """Revisions are reserved ahead: a start begins with a higher one than the file's, which lacks nothing."""
+    own = config_path(journal)
+    first = EmbeddedStore(journal, dict, "1" * 32, 0)
+    first.load()
+    first.commit([change("a", b'{"v": 1}')])
+    commit = first.sequence
+    config_file.write(own, {"services": {}}, {"a": b'{"v": 1}'}, origin=Origin("1" * 32, commit))
+    first.forget(commit)
+    connection_of(first).close()
+    for _ in range(3):  # killed before the file is saved
+        fit = match(own, config_file.read_content(own).origin, read_journal(journal))
+        assert fit.warning == ""
+        store = EmbeddedStore(journal, dict, "1" * 32, fit.commit)
+        store.load()
+        assert store.sequence > commit
+        connection_of(store).close()
