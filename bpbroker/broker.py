@@ -41,6 +41,7 @@ from bpbroker.frontend import access_log
 from bpbroker.frontend.access_keys import NamedKeys
 from bpbroker.frontend.application import Application, rejected
 from bpbroker.frontend.extension_calls import understand
+from bpbroker.frontend.pages import Pages
 from bpbroker.registry import named_keys
 from bpbroker.runtime import sdnotify
 from bpbroker.runtime.actors import Parts, registry_factory
@@ -304,8 +305,11 @@ class Broker:
 
     def _start_frontend(self) -> None:
         memory = Budget()
+        pages = Pages(
+            self._addresses, self._named_keys, schema.option(self._settings, "api", "workers"), self._prepared.port
+        )
         self._application = Application(
-            self._settings, self._addresses, self._prepared.token, _names(self._cert), memory, self._named_keys
+            self._settings, self._addresses, self._prepared.token, _names(self._cert), memory, self._named_keys, pages
         )
         access_log.count_with(self._application.request_counts.take)
         self._undo.callback(access_log.count_with, None)

@@ -49,6 +49,7 @@ from bpbroker.messages import (
     settle,
 )
 from bpbroker.registry import named_keys
+from bpbroker.registry.browsing import Browse, Happened, Recent, browse
 from bpbroker.registry.changes import Committed, Conflict, Group, Outcome
 from bpbroker.registry.filters import matches
 from bpbroker.registry.memory import Fate, KeyView, Memory, PendingWrite
@@ -107,6 +108,8 @@ class Registry(Actor):
             Exists: self._exists,
             ListKeys: lambda _: self.memory.own.matching(named_keys.PREFIX),
             Batch: self._batch,
+            Browse: lambda message: browse(self.memory, message, self._known_age_secs()),
+            Recent: lambda _: Happened(self.memory.history.events, self.memory.history.cursor),
             Snapshot: self._snapshot,
             SettingsChanged: lambda message: self._apply_settings(message.settings),
             Wake: lambda _: self._wake(),

@@ -89,6 +89,10 @@ def _flag(value: Any) -> str | None:
     return None if isinstance(value, bool) else "must be true or false"
 
 
+def _always(value: Any) -> str | None:
+    return None if value is True else "must be true"
+
+
 def _choice(*words: str) -> Check:
     def check(value: Any) -> str | None:
         if value in words:
@@ -224,6 +228,10 @@ KNOWN: Final[Mapping[str, Mapping[str, Key]]] = {
         "max_numbers": Key(_number(1, 100_000), 10_000, "owners in one pool of numbers"),
         "keep_lost_secs": Key(_number(0, 31_536_000), 3600, "how long it is told what ended with its session"),
         "history_bytes": Key(_number(0, 1 << 32), 8 * _MIB, "room for the changes that watches may still read"),
+    },
+    "_ui": {
+        "enabled": Key(_flag, True, "whether there are pages for people, under /ui/"),
+        "read_only": Key(_always, True, "that the pages change nothing; there are no others"),
     },
     "ping": {"_access_key": _ACCESS_KEY},
     "services": {"_access_key": _ACCESS_KEY},

@@ -27,6 +27,8 @@ _COLLECT_SECS: Final = 0.05
 _LINES_MAX: Final = 100_000
 """Lines kept while the log cannot be written; beyond that the oldest are lost."""
 _TEXT_MAX: Final = 256
+_RECENT_MAX: Final = 500
+"""Lines that are kept for who looks at the broker's pages, without those of the pages: there would be little else."""
 
 _quoted = json.encoder.encode_basestring_ascii
 
@@ -88,6 +90,7 @@ class _Book:
         self._some = threading.Event()
         self._counting = threading.Lock()
         self._writing = threading.Lock()
+        self.recent: deque[tuple[float, float, Line]] = deque(maxlen=_RECENT_MAX)
         self._thread: threading.Thread | None = None
 
     def add(self, line: Line) -> None:
@@ -124,6 +127,7 @@ class _Book:
             while self._counted:
                 answered.append(self._counted.popleft())
             if answered:
+                self.recent.extend(each for each in answered if each[2].namespace != "ui")
                 lines = Lines(answered)
                 logger.info("%s", lines, extra={"lines": lines})
 
@@ -151,6 +155,13 @@ def count_with(count: Callable[[Sequence[Answered]], object] | None) -> None:
 def collect() -> None:
     """Have all requests counted that were answered before this call."""
     _book.collect()
+
+
+def recent() -> tuple[tuple[float, Line], ...] | None:
+    """Return the last requests, oldest first, each with the Unix time of its answer; None while none are logged."""
+    if not logger.isEnabledFor(logging.INFO):
+        return None
+    return tuple((answered, line) for answered, _, line in tuple(_book.recent))
 
 
 def flush() -> None:

@@ -41,6 +41,7 @@ from bpbroker.frontend.actions import BUILT_IN
 from bpbroker.frontend.ask import Ask, EntryLimits, limits_of, writer_of
 from bpbroker.frontend.control import CONTROL, METRICS, REGISTRY
 from bpbroker.frontend.openapi import description
+from bpbroker.frontend.pages import Pages
 from bpbroker.frontend.parameters import Parameters, json_object, parse
 from bpbroker.frontend.request_counts import RequestCounts
 from bpbroker.frontend.scrapes import SCRAPE_SECS, Scrape, Scrapes
@@ -104,6 +105,7 @@ class Application:
         names: the names by which browsers may reach this broker, beside those in the settings.
         memory: what the server keeps for clients, so that no response is made that it has no room for.
         named: the named access keys, which the registry keeps up to date; None where there are none.
+        pages: the pages for people; None where there are none.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Application:
         names: Collection[str] = (),
         memory: Budget | None = None,
         named: NamedKeys | None = None,
+        pages: Pages | None = None,
     ) -> None:
         self._addresses = addresses
         self._control_token = control_token
@@ -126,6 +129,8 @@ class Application:
             named.complete()
         self._named = named
         self._named.ended = self._end_waits
+        self._pages = pages
+        self._tell_pages(settings)
         self._waits: dict[str, set[Future[Any]]] = {}
         """Named key to the replies that its callers wait for."""
         self._noted: dict[str, float] = {}
@@ -144,6 +149,14 @@ class Application:
         self.request_counts.namespaces = self._derived.keys
         self._own_names = _own_names(self._names, settings)
         self._wrong_keys.limit = schema.option(settings, "api", "wrong_keys_per_minute")
+        self._tell_pages(settings)
+
+    def _tell_pages(self, settings: messages.Settings) -> None:
+        """Let the pages go by these settings; an extension that is called as they are has the path for itself."""
+        if self._pages is not None:
+            derived = self._derived
+            enabled = schema.option(settings, "_ui", "enabled") and "ui" not in derived.keys
+            self._pages.settings_changed(derived.keys, derived.opened, enabled=enabled)
 
     def names_changed(self, names: Collection[str]) -> None:
         """Be known by these names, beside those in the settings."""
@@ -156,7 +169,7 @@ class Application:
         try:
             self._check_head(request, call, early=True)
         except RequestError as error:
-            return call.finish(response.of_error(error))
+            return call.finish(self._refusal(request, error))
         except Exception as error:  # noqa: BLE001 - the edge: everything becomes a response
             return call.finish(call.broken(error))
         return None
@@ -167,12 +180,19 @@ class Application:
         try:
             result = self._serve(request, call)
         except _HeldBack as error:
-            return _held_back(error, call)
+            return _held_back(self._refusal(request, error), error.delay_secs, call)
         except RequestError as error:
-            result = response.of_error(error)
+            result = self._refusal(request, error)
         except Exception as error:  # noqa: BLE001 - the edge: everything becomes a response
             result = call.broken(error)
         return call.finish(result) if isinstance(result, Response) else result
+
+    def _refusal(self, request: Request, error: RequestError) -> Response:
+        """Return the response that an error means: who asked for a page gets a page."""
+        pages = self._pages
+        if pages is not None and pages.enabled and request.path.startswith("/ui"):
+            return pages.refusal(error)
+        return response.of_error(error)
 
     def _request_id(self, request: Request) -> str:
         given = request.fields.get("x-request-id")
@@ -212,6 +232,9 @@ class Application:
             return
         keys = self._derived.keys.get(namespace)
         if keys is None:
+            if namespace == "ui" and self._pages is not None and self._pages.enabled:
+                call.page = Application._page  # there it is looked who has signed in
+                return
             raise Unauthorized("Unauthorized package")
         if keys or (namespace in self._named.closed and namespace not in self._derived.opened):
             given = _in_header(request.fields)
@@ -249,6 +272,11 @@ class Application:
         if isinstance(outcome, Response):
             return outcome if key is None else self._let_in(key, outcome, call)
         return self._ask("registry", outcome, call)
+
+    def _page(self, request: Request, call: _Call) -> Response | PendingResponse:
+        """Serve a page for people; only who signs in there brings a key."""
+        assert self._pages is not None  # noqa: S101 - looked at with the head
+        return self._pages.serve(request, call.id, call.sent, self._count_wrong, self._watch, call.came_with)
 
     def _is_closed(self, namespace: str) -> bool:
         """Whether a namespace without an ``_access_key`` needs a named key."""
@@ -615,6 +643,17 @@ class _Call:
         )
         return Response(status, body, reason, content_type, (("X-Request-Id", self.id), _NO_STORE, *headers))
 
+    def came_with(self, key: str) -> None:
+        """Note whose key it was."""
+        self.by = key
+
+    def sent(self, answer: Response) -> Response:
+        """Finish a page; it may say itself how long it is kept, as static files do."""
+        finished = self.finish(answer)
+        if any(name == "Cache-Control" for name, _ in answer.headers):
+            return finished._replace(headers=tuple(header for header in finished.headers if header != _NO_STORE))
+        return finished
+
     def unusable(self, error: BaseException) -> Response:
         """Return the response for the operator on this host, who may read what is wrong with the configuration."""
         if isinstance(error, ConfigurationError):
@@ -633,13 +672,13 @@ class _HeldBack(TooManyRequests):
     delay_secs: float = 0.0
 
 
-def _held_back(error: _HeldBack, call: _Call) -> PendingResponse:
+def _held_back(refusal: Response, delay_secs: float, call: _Call) -> PendingResponse:
     """Return an answer that comes late; no thread waits for it."""
 
     def finish(_reply: Future[Any]) -> Response:
-        return call.finish(response.of_error(error))
+        return call.finish(refusal)
 
-    return PendingResponse(Future, finish, error.delay_secs, patient=True)
+    return PendingResponse(Future, finish, delay_secs, patient=True)
 
 
 def _counted(key: NamedKey, source: str) -> messages.ChangeKey:

@@ -87,6 +87,11 @@ class History:
             del self._events[:count], self._revisions[:count]
 
     @property
+    def events(self) -> tuple[Event, ...]:
+        """All events that are kept, in the order of their revisions."""
+        return tuple(self._events)
+
+    @property
     def cursor(self) -> str:
         """The present cursor."""
         return f"{self.registry_id}:{self.revision}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 
@@ -48,6 +48,15 @@ class EntryIndex:
         while end < len(names) and names[end].startswith(prefix):
             end += 1
         return tuple(records[name] for name in names[start:end])
+
+    def span(self, prefix: str) -> range:
+        """Return the places of the names that begin with ``prefix``, without looking at each of them."""
+        start, size = bisect_left(self._names, prefix), len(prefix)
+        return range(start, bisect_right(self._names, prefix, start, key=lambda name: name[:size]))
+
+    def at(self, places: range) -> tuple[Record, ...]:
+        """Return the entries at some places of the names' order."""
+        return tuple(self._records[name] for name in self._names[places.start : places.stop])
 
     def copy(self) -> EntryIndex:
         """Return a copy that does not change any more; of 100,000 records in about a millisecond."""

@@ -1,0 +1,241 @@
+"""Changes as they happen, for all open pages together.
+
+One watch of the registry feeds all of them: it costs the registry the same with
+twenty pages as with one. A page asks for what came after its cursor, and its
+request is parked, without a thread, until there is something. A cursor that is
+older than what is kept here is answered by the registry's own history, so a page
+that was asleep catches up.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from bpbroker.errors import Gone, RequestError
+from bpbroker.frontend.pages.reading import stamp_of
+from bpbroker.messages import Address, fail, settle
+from bpbroker.registry.requests import Event, Watch, Watched
+
+logger = logging.getLogger(__name__)
+
+WAIT_SECS: Final = 25.0
+"""So long a page's request waits for something to happen."""
+GATHER_SECS: Final = 0.25
+"""Changes are told together: a page is to be read, and a busy registry must not be asked all the time."""
+KEPT_MAX: Final = 1000
+TOLD_MAX: Final = 200
+"""Changes in one reply; of more than that the newest are told, and how many are left out."""
+_AT_ONCE: Final = 5000
+_ASLEEP_SECS: Final = 60.0
+"""The watch ends when no page has asked for so long."""
+_AGAIN_SECS: Final = 1.0
+
+
+class Told(NamedTuple):
+    """A change as pages are told it."""
+
+    type: str
+    name: str
+    revision: int
+    source: str
+    when: float
+
+    @classmethod
+    def of(cls, event: Event) -> Told:
+        """Return it without the entry, which may be large."""
+        source, when = stamp_of(event)
+        return cls(event.type, event.name, event.revision, source, time.time() if when is None else when)
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What a page is told."""
+
+    events: tuple[Told, ...]
+    cursor: str
+    left_out: int = 0
+    """Changes that are not among the events, because there were too many."""
+    missed: bool = False
+    """Whether an unknown number of changes is lost to the page: it has to be loaded anew."""
+
+
+class _Waiting(NamedTuple):
+    after: int
+    sees: Callable[[str], bool]
+    reply: Future[News]
+
+
+class Feed:
+    """The changes of the last moment, and the requests that wait for the next.
+
+    Args:
+        registry: returns the registry's address.
+    """
+
+    def __init__(self, registry: Callable[[], Address]) -> None:
+        self._registry = registry
+        self._lock = threading.Lock()
+        self._kept: deque[Told] = deque(maxlen=KEPT_MAX)
+        self._registry_id = ""
+        self._floor = self._upto = 0
+        """All changes above the one revision and up to the other are kept here."""
+        self._waiting: set[_Waiting] = set()
+        self._asked_at = 0.0
+        self._runs = False
+
+    def ask(self, cursor: str, sees: Callable[[str], bool]) -> Future[News]:
+        """Return what came after a cursor, of the names that someone may see; the future comes when there is something.
+
+        Any thread may call this; it never waits.
+        """
+        reply: Future[News] = Future()
+        registry_id, _, number = cursor.rpartition(":")
+        after = int(number) if number.isascii() and number.isdigit() and len(number) < 20 else -1
+        with self._lock:
+            self._asked_at = time.monotonic()
+            # A cursor may be ahead of what is known here: it waits, too.
+            if self._runs and registry_id == self._registry_id and self._floor <= after:
+                news = self._news(after, sees)
+                if news.events:
+                    settle(reply, news)
+                else:
+                    self._wait(_Waiting(after, sees, reply))
+                return reply
+            if not self._runs and not self._kept and not self._waiting:
+                self._begin(cursor, after)
+                self._wait(_Waiting(after, sees, reply))
+                return reply
+        self._ask_registry(cursor, sees, reply)
+        return reply
+
+    def present(self) -> str:
+        """Return the cursor behind all that is kept."""
+        return f"{self._registry_id}:{self._upto}"
+
+    def _begin(self, cursor: str, after: int) -> None:
+        self._registry_id = cursor.rpartition(":")[0]
+        self._floor = self._upto = after
+        self._runs = True
+        threading.Thread(target=self._run, args=(cursor,), name="live-pages", daemon=True).start()
+
+    def _wait(self, waiting: _Waiting) -> None:
+        self._waiting.add(waiting)
+        waiting.reply.add_done_callback(lambda _: self._waiting.discard(waiting))
+
+    def _news(self, after: int, sees: Callable[[str], bool]) -> News:
+        """Return what is kept of the changes after a revision."""
+        found: list[Told] = []
+        for told in reversed(self._kept):
+            if told.revision <= after:
+                break
+            if sees(told.name):
+                found.append(told)
+        left_out = max(0, len(found) - TOLD_MAX)
+        return News(tuple(reversed(found[:TOLD_MAX])), self.present(), left_out)
+
+    # --- a cursor that is older than what is kept ---
+
+    def _ask_registry(self, cursor: str, sees: Callable[[str], bool], reply: Future[News]) -> None:
+        def taken(done: Future[Watched]) -> None:
+            error = done.exception()
+            if isinstance(error, Gone):
+                settle(reply, News((), _cursor_in(error), missed=True))
+            elif error is not None:
+                fail(reply, error)
+            else:
+                watched = done.result()
+                settle(reply, _caught_up(watched, sees))
+
+        try:
+            self._registry().ask(Watch(since=cursor, limit=_AT_ONCE), WAIT_SECS).add_done_callback(taken)
+        except RequestError as error:
+            fail(reply, error)
+
+    # --- the watch ---
+
+    def _run(self, cursor: str) -> None:
+        """Follow the registry for as long as pages ask."""
+        while True:
+            with self._lock:
+                if time.monotonic() - self._asked_at > _ASLEEP_SECS and not self._waiting:
+                    self._runs = False
+                    self._kept.clear()
+                    return
+            try:
+                watched = self._registry().ask(Watch(since=cursor, wait_secs=10.0, limit=_AT_ONCE), 30.0).result(20.0)
+            except Gone as error:
+                cursor = _cursor_in(error)
+                self._lost(cursor)
+                time.sleep(_AGAIN_SECS)
+            except Exception as error:  # noqa: BLE001 - the registry is away, or is being replaced
+                self._refuse(error)
+                time.sleep(_AGAIN_SECS)
+            else:
+                cursor = watched.cursor
+                self._take(watched)
+                if watched.events:
+                    time.sleep(GATHER_SECS)
+
+    def _take(self, watched: Watched) -> None:
+        told = [Told.of(event) for event in watched.events[-KEPT_MAX:]]
+        with self._lock:
+            if len(self._kept) + len(told) > KEPT_MAX:
+                at = len(self._kept) + len(told) - KEPT_MAX
+                gone = [*self._kept, *told][at - 1]
+                self._floor = gone.revision
+            self._kept.extend(told)
+            self._upto = int(watched.cursor.rpartition(":")[2])
+            if len(watched.events) > len(told):
+                self._floor = max(self._floor, watched.events[-KEPT_MAX - 1].revision)
+            ready = [(waiting, news) for waiting in list(self._waiting) if (news := self._told(waiting)).events]
+        for waiting, news in ready:
+            settle(waiting.reply, news)
+
+    def _told(self, waiting: _Waiting) -> News:
+        news = self._news(waiting.after, waiting.sees)
+        return News(news.events, news.cursor, news.left_out, missed=waiting.after < self._floor)
+
+    def _lost(self, cursor: str) -> None:
+        """Begin anew at a cursor: what was before it is not known any more."""
+        with self._lock:
+            self._kept.clear()
+            registry_id, _, number = cursor.rpartition(":")
+            self._registry_id = registry_id
+            self._floor = self._upto = int(number or 0)
+            waiting = list(self._waiting)
+        for each in waiting:
+            settle(each.reply, News((), cursor, missed=True))
+
+    def _refuse(self, error: BaseException) -> None:
+        with self._lock:
+            waiting = list(self._waiting)
+        for each in waiting:
+            fail(each.reply, error)
+
+
+def _cursor_in(error: Gone) -> str:
+    """Return the cursor from which to go on."""
+    return str((error.data or {}).get("cursor", ""))
+
+
+def _caught_up(watched: Watched, sees: Callable[[str], bool]) -> News:
+    """Return what a page that was asleep is told: the newest part of it, and how many it is not told."""
+    found = [event for event in watched.events if sees(event.name)]
+    return News(tuple(map(Told.of, found[-TOLD_MAX:])), watched.cursor, max(0, len(found) - TOLD_MAX))
+
+
+def shown(news: News) -> Mapping[str, Any]:
+    """Return it as JSON values."""
+    return {
+        "cursor": news.cursor,
+        "left_out": news.left_out,
+        "missed": news.missed,
+        "events": [event._asdict() for event in news.events],
+    }

@@ -1,0 +1,103 @@
+"""The sessions of people who have signed in: in memory, bounded, ended after twelve hours.
+
+CherryPy's own session in memory is never bounded, is made for every visitor
+and lives for as long as it is used. This one is made by signing in alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from cherrypy.lib.sessions import Session
+
+from bpbroker.frontend.pages.viewer import Credential
+
+SESSION_SECS: Final = 12 * 3600
+SESSIONS_MAX: Final = 1000
+PER_CREDENTIAL_MAX: Final = 50
+"""Sessions of one key: whoever has a key must not be able to sign all others out."""
+CREDENTIAL: Final = "credential"
+"""What a session holds: the one thing that it remembers."""
+
+
+class Sessions:
+    """All sessions of one broker, oldest first. Any thread may call it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[str, tuple[Credential, float]] = {}
+        """Id to by what it was signed in, and the monotonic time at which it ends."""
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def find(self, session: str) -> Credential | None:
+        """Return by what a session was signed in; None if there is none, or its time is over."""
+        found = self._kept.get(session)
+        return found[0] if found is not None and time.monotonic() < found[1] else None
+
+    def left_secs(self, session: str) -> float:
+        """Return how long a session will last; 0 if there is none."""
+        found = self._kept.get(session)
+        return 0.0 if found is None else max(0.0, found[1] - time.monotonic())
+
+    def begin(self, session: str, credential: Credential) -> None:
+        """Begin a session; the oldest make room. One that is there already goes on as it is."""
+        now = time.monotonic()
+        with self._lock:
+            kept = self._kept
+            if session in kept:
+                return
+            for each in [each for each, (_, ends) in kept.items() if ends <= now]:
+                del kept[each]
+            alike = [each for each, (known, _) in kept.items() if known == credential]
+            for each in alike[: max(0, len(alike) + 1 - PER_CREDENTIAL_MAX)]:
+                del kept[each]
+            for each in list(kept)[: max(0, len(kept) + 1 - SESSIONS_MAX)]:
+                del kept[each]
+            kept[session] = credential, now + SESSION_SECS
+
+    def end(self, session: str) -> None:
+        """End a session."""
+        with self._lock:
+            self._kept.pop(session, None)
+
+
+class PageSession(Session):  # type: ignore[misc]  # CherryPy has no annotations
+    """CherryPy's session of one request, kept in :class:`Sessions`. An empty one is not kept."""
+
+    store: Sessions
+    """Given by the tool's configuration."""
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def _exists(self) -> bool:
+        return self.store.find(self.id) is not None
+
+    def _load(self) -> tuple[dict[str, Any], datetime] | None:
+        credential = self.store.find(self.id)
+        if credential is None:
+            return None
+        return {CREDENTIAL: credential}, self.now() + timedelta(seconds=SESSION_SECS)
+
+    def _save(self, _expiration_time: datetime) -> None:
+        credential = self._data.get(CREDENTIAL)
+        if credential is None:
+            self.store.end(self.id)
+        else:
+            self.store.begin(self.id, credential)
+
+    def _delete(self) -> None:
+        self.store.end(self.id)
+
+    def acquire_lock(self) -> None:
+        """Do nothing: what a session holds never changes, it is only replaced."""
+        self.locked = True
+
+    def release_lock(self) -> None:
+        """Do nothing, as above."""
+        self.locked = False

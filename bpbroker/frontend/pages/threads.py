@@ -1,0 +1,71 @@
+"""The threads that make pages.
+
+They are apart from the server's workers, and half as many: a page that hangs, or
+a list that takes long to make, takes nothing from anything but other pages.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Final
+
+from bpbroker.errors import Overloaded
+from bpbroker.messages import fail, settle
+from bpbroker.server.response import Response
+
+logger = logging.getLogger(__name__)
+
+WAITING_MAX: Final = 64
+"""Pages that may wait to be made; beyond that a browser is told to try again."""
+
+_Work = tuple[Callable[[], Response], "Future[Response]"]
+
+
+class PageThreads:
+    """A few threads and a bounded queue. They begin with the first page, and are daemons: no page can hold up an exit.
+
+    Args:
+        count: how many there are.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._queue: queue.SimpleQueue[_Work] = queue.SimpleQueue()
+        self._begun = threading.Lock()
+        self._threads: list[threading.Thread] = []
+
+    def ask(self, work: Callable[[], Response]) -> Future[Response]:
+        """Have a page made; the future is what ``work`` returns or raises.
+
+        Raises:
+            Overloaded: too many wait already.
+        """
+        if self._queue.qsize() >= WAITING_MAX:
+            raise Overloaded("Too many pages are being made at the moment; try again in a few seconds")
+        if not self._threads:
+            self._start()
+        reply: Future[Response] = Future()
+        self._queue.put((work, reply))
+        return reply
+
+    def _start(self) -> None:
+        with self._begun:
+            for number in range(self._count if not self._threads else 0):
+                thread = threading.Thread(target=self._run, name=f"page-{number}", daemon=True)
+                thread.start()
+                self._threads.append(thread)
+
+    def _run(self) -> None:
+        while True:
+            work, reply = self._queue.get()
+            if reply.cancelled():  # its browser has gone
+                continue
+            try:
+                settle(reply, work())
+            except BaseException as error:  # noqa: BLE001 - SystemExit too: a page must not end its thread
+                fail(reply, error)
+            del work, reply  # or the last page would be kept until the next one

@@ -1,0 +1,82 @@
+"""Looking through the registry a part at a time, for people. Pure.
+
+A part costs as much as it has records, however many there are beside it: the
+registry's thread must not be held up by who looks at a page.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from bpbroker.messages import Record
+from bpbroker.registry import sessions
+from bpbroker.registry.memory import Memory
+from bpbroker.registry.requests import Event
+
+BELONGINGS_MAX: Final = 50
+"""Names told of what belongs to one session."""
+
+
+@dataclass(frozen=True, slots=True)
+class Browse:
+    """Read a part of the records, as this broker knows them. Reply: :class:`Browsed`. Errors: Unavailable.
+
+    For the broker's own pages: records of the registry's own can be read, too.
+    """
+
+    prefixes: tuple[str, ...] = ("",)
+    """What their names begin with, in order, none of them the beginning of another; one that begins with ``_`` is for
+    the registry's own records."""
+    offset: int = 0
+    """How many records of these to pass over."""
+    limit: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Browsed:
+    """A part of the records, in the order of their names."""
+
+    records: tuple[Record, ...]
+    count: int
+    """How many there are with the prefixes in all."""
+    age_secs: float
+    """How long ago this was surely so."""
+    belongings: Mapping[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
+    """For each session among the records how much belongs to it, and the first names of that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """Read all changes that are still known. Reply: :class:`Happened`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """Changes in the order of their revisions, and the cursor of a watch that goes on behind them."""
+
+    events: tuple[Event, ...]
+    cursor: str
+
+
+def browse(memory: Memory, message: Browse, age_secs: float) -> Browsed:
+    """Return a part of what is in memory."""
+    offset, left, count = max(0, message.offset), max(0, message.limit), 0
+    found: list[Record] = []
+    for prefix in message.prefixes:
+        index = memory.own if prefix.startswith("_") else memory.entries
+        places = index.span(prefix)
+        part = places[offset : offset + left]
+        found += index.at(part)
+        count += len(places)
+        offset = max(0, offset - len(places))
+        left -= len(part)
+    belongings = {}
+    for record in found:
+        if record.name.startswith(sessions.PREFIX):
+            session = record.name.removeprefix(sessions.PREFIX)
+            names = memory.belongings.get(session, ())
+            belongings[session] = len(names), tuple(heapq.nsmallest(BELONGINGS_MAX, names))
+    return Browsed(tuple(found), count, age_secs, belongings)
