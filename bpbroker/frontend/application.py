@@ -232,10 +232,8 @@ class Application:
             return
         keys = self._derived.keys.get(namespace)
         if keys is None:
-            if namespace == "ui" and self._pages is not None and self._pages.enabled:
-                call.page = Application._page  # there it is looked who has signed in
-                return
-            raise Unauthorized("Unauthorized package")
+            call.page = self._for_people(namespace)
+            return
         if keys or (namespace in self._named.closed and namespace not in self._derived.opened):
             given = _in_header(request.fields)
             if given:
@@ -272,6 +270,16 @@ class Application:
         if isinstance(outcome, Response):
             return outcome if key is None else self._let_in(key, outcome, call)
         return self._ask("registry", outcome, call)
+
+    def _for_people(self, namespace: str) -> _Page:
+        """Return what serves the pages for people; there it is looked who has signed in.
+
+        Raises:
+            Unauthorized: the namespace, which is none that can be called, is not theirs, or they are off.
+        """
+        if namespace != "ui" or self._pages is None or not self._pages.enabled:
+            raise Unauthorized("Unauthorized package")
+        return Application._page
 
     def _page(self, request: Request, call: _Call) -> Response | PendingResponse:
         """Serve a page for people; only who signs in there brings a key."""
