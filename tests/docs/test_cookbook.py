@@ -41,8 +41,8 @@ def environ(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     broker = RunningBroker(folder / "home", {**sections, "services": {"_access_key": KEY}})
     for name in ("ossec.py", "signing.py"):
         shutil.copy(ROOT / "examples" / name, broker.lib)
-    broker.start()
     try:
+        broker.start()
         token = broker.token()
         found = with_scripts(Path(sys.executable).parent, {**broker.environ, "BPBROKER_TOKEN": token, "TTL": "2s"})
         del found["PYTHONWARNINGS"]
