@@ -39,7 +39,7 @@ from bpbroker.errors import BpbrokerError, ConfigurationError, StartError
 from bpbroker.extensions import idempotency
 from bpbroker.frontend import access_log
 from bpbroker.frontend.access_keys import NamedKeys
-from bpbroker.frontend.application import Application, rejected
+from bpbroker.frontend.application import Application, changed_by_extension, rejected
 from bpbroker.frontend.extension_calls import understand
 from bpbroker.frontend.pages import Pages
 from bpbroker.registry import named_keys
@@ -248,7 +248,15 @@ class Broker:
         self._parts.start(
             f"extension {namespace}",
             lambda: launch(
-                Extension, namespace, self._plan.home.lib, self._settings, registry, understand, answers, registry_id
+                Extension,
+                namespace,
+                self._plan.home.lib,
+                self._settings,
+                registry,
+                understand,
+                answers,
+                registry_id,
+                changed_by_extension,
             ),
         )
 

@@ -92,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         process.settle()
         process.fill_streams()
         process.write_utf8()
+        process.keep_out_of_cores()
     scope = Scope()
     try:
         code = cli.main(arguments, prog_name="bpbroker", obj=scope, standalone_mode=False)

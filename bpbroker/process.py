@@ -12,6 +12,8 @@ import os
 import signal
 import sys
 
+_PR_SET_DUMPABLE = 4
+
 
 def settle() -> None:
     """Open descriptors 0 to 2 on the null device if they are closed, and handle signals as in a fresh process.
@@ -78,6 +80,30 @@ def close_inherited(*keep: int) -> None:
     ends = [*kept[1:], os.sysconf("SC_OPEN_MAX")]
     for low, high in zip(kept, ends):  # noqa: B905 - strict needs Python 3.10
         os.closerange(low + 1, high)
+
+
+def keep_out_of_cores() -> None:
+    """Let no crash write this process's memory to a file: keys, tokens and what clients send are in it.
+
+    Processes that it starts write no core file either, as long as they do not
+    raise their limit. Most systems hand cores to a program of theirs, whatever
+    the limit says; so on Linux this process is not to be dumped at all. That
+    ends with exec(2), and is not for children: the broker has to see them
+    where systemd hides what cannot be traced (ProtectProc).
+    """
+    try:
+        import resource  # not on Windows, which writes no cores by itself
+    except ImportError:
+        return
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    if sys.platform == "linux":
+        try:
+            import ctypes
+
+            ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+        except (ImportError, OSError, AttributeError):
+            pass  # the limit has to do
 
 
 def write_utf8() -> None:

@@ -23,7 +23,7 @@ from typing import IO, Any, Final
 
 from bpbroker.actors.base import DEFERRED, Actor
 from bpbroker.actors.inbox import Wake
-from bpbroker.actors.registry_access import RegistryAccess
+from bpbroker.actors.registry_access import Changed, RegistryAccess
 from bpbroker.config import schema
 from bpbroker.errors import Overloaded, RequestError, TimedOut, Unauthorized, Unavailable
 from bpbroker.extensions import modules
@@ -84,6 +84,7 @@ class Extension(Actor):
         understand: makes messages to it of a method's calls.
         answers: file in which answers to calls with an ``Idempotency-Key`` last; None keeps them in memory.
         registry_id: the registry that this file belongs to; empty if several brokers share one.
+        changed: told each change that a method asks of the registry.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Extension(Actor):
         understand: Understand,
         answers: Path | None = None,
         registry_id: str = "",
+        changed: Changed = lambda *_: None,
     ) -> None:
         super().__init__()
         self._namespace = namespace
@@ -104,7 +106,9 @@ class Extension(Actor):
         self._usage = Usage(0, 0)
         self._tidy_at = 0.0
         self._judge = CallResults(namespace)
-        self._crew = ProcessPool(RegistryAccess(registry, understand, lambda: self._settings).serve, self.tell_self)
+        self._crew = ProcessPool(
+            RegistryAccess(registry, understand, lambda: self._settings, changed).serve, self.tell_self
+        )
         self._waiting: deque[Job] = deque()
         self._keyed: dict[str, Job] = {}
         """Calls with an Idempotency-Key that wait or run."""

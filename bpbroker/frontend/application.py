@@ -45,9 +45,11 @@ from bpbroker.frontend.pages import Pages
 from bpbroker.frontend.parameters import Parameters, json_object, parse
 from bpbroker.frontend.request_counts import RequestCounts
 from bpbroker.frontend.scrapes import SCRAPE_SECS, Scrape, Scrapes
-from bpbroker.registry import named_keys
+from bpbroker.registry import named_keys, rights
 from bpbroker.registry.named_keys import NamedKey
+from bpbroker.registry.requests import Batch
 from bpbroker.registry.rights import Need
+from bpbroker.registry.writes import WRITES, Change, changes_of
 from bpbroker.server import response
 from bpbroker.server.budget import Budget
 from bpbroker.server.request import Request, network_of
@@ -264,7 +266,7 @@ class Application:
             access_keys.check(key, action.touches(namespace, method, parameters))
         if request.method not in action.allow:
             raise MethodNotAllowed(f"{namespace}/{method} is called with {' or '.join(action.allow)}", action.allow)
-        call.name = parameters.values.get("name")
+        call.name = parameters.values.get("name", parameters.values.get("pool"))
         source = call.source if namespace == "ping" else writer_of(derived.settings, call.source)
         outcome = action.decide(parameters, request.fields, source, derived.limits)
         if isinstance(outcome, Response):
@@ -456,6 +458,9 @@ class Application:
         def ask_now() -> Future[Any]:
             return address.ask(message, timeout)
 
+        if type(message) in WRITES:
+            show = call.noting(message, show)
+
         begin, key = ask_now, call.key
         if key is not None:
             begin = self._with_key(key, ask_now, call, patient=patient)
@@ -614,7 +619,9 @@ _PAGES: Final[Mapping[str, _Page]] = {
 class _Call:
     """One request on its way: what its answer and its line in the access log need."""
 
-    __slots__ = ("_started", "by", "id", "key", "method", "name", "namespace", "page", "registry", "source")
+    __slots__ = (
+        "_started", "by", "id", "key", "method", "name", "namespace", "page", "registry", "revision", "source",
+    )  # fmt: skip
 
     def __init__(self, request_id: str, request: Request) -> None:
         self._started = time.monotonic()
@@ -631,6 +638,20 @@ class _Call:
         """The named key that let the call in."""
         self.by: str | None = None
         """The name of the key that came with it."""
+        self.revision = 0
+        """Of what it changed."""
+
+    def noting(self, message: Any, show: Callable[[Any], Response]) -> Callable[[Any], Response]:
+        """Return what shows the reply to a write, and notes for the access log what was changed."""
+
+        def shown(value: Any) -> Response:
+            self.revision = getattr(value, "revision", 0)
+            if isinstance(message, Batch):
+                for change in changes_of(message, value):
+                    _write_change(change, self.source, self.id, self.by)
+            return show(value)
+
+        return shown
 
     def finish(self, answer: Response) -> Response:
         """Write the access log; return the response with the headers that all have."""
@@ -647,6 +668,7 @@ class _Call:
                 name if isinstance(name, str) else None,
                 self._started,
                 self.by,
+                self.revision,
             )
         )
         return Response(status, body, reason, content_type, (("X-Request-Id", self.id), _NO_STORE, *headers))
@@ -752,6 +774,18 @@ def _in_header(fields: Mapping[str, str]) -> list[str]:
 def _utf8(header: str) -> str:
     """Return a header's bytes, which are shown as Latin-1, as the UTF-8 text that they are."""
     return header.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def changed_by_extension(call: messages.Call, change: Change) -> None:
+    """Write the access log for a change that an extension asked the registry for; any thread may call it."""
+    _write_change(change, call.source, call.request_id, call.caller or None)
+
+
+def _write_change(change: Change, source: str, request_id: str, by: str | None) -> None:
+    method, name, status, revision = change
+    access_log.write(
+        access_log.Line(source, status, 0, request_id, rights.REGISTRY, method, name, key=by, revision=revision)
+    )
 
 
 def rejected(address: str, refusal: Response) -> None:

@@ -68,7 +68,9 @@ class RequestCounts:
         """Count requests."""
         requests, durations, known = self._requests, self._durations, self._known
         with self._lock:
-            for _, at, (_, status, _, request_id, namespace, method, _, started, _) in answered:
+            for _, at, (_, status, _, request_id, namespace, method, _, started, _, _, within) in answered:
+                if within:
+                    continue
                 labels = known.get((namespace, method)) or self._labels(status, request_id, namespace, method)
                 key = (*labels, _STATUSES.get(status, _OTHER))
                 requests[key] = requests.get(key, 0) + 1

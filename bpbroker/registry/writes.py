@@ -19,9 +19,9 @@ and a method in ``client/api.py``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from bpbroker.errors import AlreadyExists, NotFound, PreconditionFailed, RequestError, TooLarge
 from bpbroker.messages import (
@@ -247,6 +247,37 @@ WRITES: Final[dict[type[Any], Rule]] = {
     ChangeKey: _change_key,
 }
 """Message type to what it does."""
+
+
+class Change(NamedTuple):
+    """What became of a change, as it is logged."""
+
+    method: str
+    """As it is called, such as ``Register``."""
+    name: str
+    """Of the entry, lock, pool or session that it is about; empty for a batch."""
+    status: int
+    """As of an HTTP response."""
+    revision: int
+    """0 if nothing was changed."""
+
+
+def changes_of(write: Any, outcome: Any) -> Iterator[Change]:
+    """Yield what became of a write; for a batch, of each of its operations that is one.
+
+    Args:
+        write: of a type that is in :data:`WRITES`.
+        outcome: its reply, or the error that refused it.
+    """
+    if isinstance(write, Batch) and isinstance(outcome, BatchDone):
+        for operation, result in zip(write.operations, outcome.results, strict=True):
+            if type(operation) in WRITES:
+                yield from changes_of(operation, result)
+        return
+    about = next((value for name in ("name", "pool", "session") if (value := getattr(write, name, None))), "")
+    status = int(outcome.status) if isinstance(outcome, RequestError) else 200
+    yield Change(type(write).__name__, about, status, getattr(outcome, "revision", 0))
+
 
 _OPERATIONS: Final[dict[type[Any], Rule]] = {
     **{kind: WRITES[kind] for kind in (Register, Replace, Update, Delete, Allocate, Release, Next, Take, Ack)},

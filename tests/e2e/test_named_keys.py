@@ -181,3 +181,65 @@ def test_one_line_lets_a_bare_machine_join(make_broker: MakeBroker, tmp_path: Pa
     other = run(line.replace(digest[0], "0" * 64), "other")
     assert other.returncode != 0
     assert not list((tmp_path / "other").iterdir())
+
+
+def test_the_log_of_a_mixed_run_names_the_key_of_every_change(make_broker: MakeBroker) -> None:
+    broker = make_broker({"_registry": {}, "writer": {}}, "--log-format", "json")
+    (broker.lib / "writer.py").write_text(
+        "def Write(rh):\n"
+        "    rh.registry.register('by/extension', 'x')\n"
+        "    rh.registry.replace('by/extension', 'y')\n"
+        "    rh.registry.get('by/extension')\n"
+        "    rh.registry.delete('by/extension')\n"
+    )
+    broker.start()
+    keys = {name: added(broker, name, "--allow", "services.*", "--allow", "writer") for name in ("ann", "bob", "eve")}
+    expected: dict[int, tuple[str, str, str]] = {}
+
+    def change(key: str, method: str, about: str, **parameters: str) -> None:
+        answer = broker.request(f"/services/{method}/", "POST", None, {"X-Access-Key": keys[key]}, **parameters)
+        assert answer.status == 200, answer
+        expected[answer.json["revision"]] = (key, method, about)
+
+    change("ann", "Register", "a", name="a", data="1")
+    change("bob", "Update", "a", name="a", data="2")
+    change("eve", "Replace", "b", name="b", data="3")
+    change("ann", "Allocate", "pool", pool="pool", owner="o")
+    change("bob", "Next", "count", name="count")
+    change("eve", "Delete", "b", name="b")
+    change("ann", "Take", "a", name="a", receiver="r")
+    operations = [{"method": "Register", "name": name, "data": "x"} for name in ("c", "d")]
+    operations.append({"method": "Get", "name": "count"})
+    sent = {"X-Access-Key": keys["bob"], "Content-Type": "application/json"}
+    batch = broker.request("/services/Batch/", "POST", json.dumps({"operations": operations}), sent)
+    assert batch.status == 200, batch
+    call = broker.request("/writer/Write/", "POST", None, {"X-Access-Key": keys["eve"]})
+    assert call.status == 200, call
+    refused = broker.request("/services/Register/", "POST", None, {"X-Access-Key": keys["eve"]}, name="c", data="x")
+    assert refused.status == 409
+    broker.stop()
+    lines = [json.loads(line) for line in broker.text.splitlines() if '"bpbroker.access"' in line]
+    changes = [line for line in lines if line.get("revision") and line["namespace"] == "services"]
+    single = {line["revision"]: (line["key"], line["method"], line["name"]) for line in changes}
+    assert expected.items() <= single.items()
+    of_batch = {(line["method"], line["name"], line["key"], line["id"]) for line in changes if line["key"] == "bob"}
+    number = batch.headers["X-Request-Id"]
+    assert {("Register", "c", "bob", number), ("Register", "d", "bob", number)} <= of_batch
+    assert ("Get", "count", "bob", number) not in of_batch
+    of_call = [line for line in lines if line["id"] == call.headers["X-Request-Id"]]
+    told = [(line["namespace"], line["method"], line["name"], line["key"]) for line in of_call]
+    assert told == [
+        ("services", "Register", "by/extension", "eve"),
+        ("services", "Replace", "by/extension", "eve"),
+        ("services", "Delete", "by/extension", "eve"),
+        ("writer", "Write", None, "eve"),
+    ]
+    assert all(line["revision"] for line in of_call[:3])
+    assert all(line.get("key") for line in changes)
+    assert [(line["key"], line["status"], line.get("revision")) for line in lines if line["status"] == 409] == [
+        ("eve", 409, None)
+    ]
+    control = [
+        (line["method"], line["name"], bool(line.get("revision"))) for line in lines if line["namespace"] == "_control"
+    ]
+    assert control == [("AddKey", name, True) for name in keys]

@@ -28,6 +28,13 @@ def test_a_line_has_what_an_operator_asks_for() -> None:
     }
 
 
+def test_the_line_of_a_change_has_its_revision_and_the_name_of_the_key() -> None:
+    line = LINE._replace(method="Register", key="ci", revision=5001)
+    found = json.loads(access_log.as_json(0.0, 5.0, line))
+    assert (found["key"], found["revision"], found["status"]) == ("ci", 5001, 200)
+    assert " status=200 revision=5001 " in access_log.as_text(5.0, line)
+
+
 @pytest.mark.parametrize("name", ['a"b\\', "a\nb\u2028", "\ud800", "ü", "x" * 10_000])
 def test_what_a_client_sends_stays_within_its_line(name: str) -> None:
     text = access_log.as_json(0.0, 0.0, Line("::1", 400, 0, "id", name, name, name))
