@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks``: our broker beside its peers, in one run on one machine."""
+"""``python -m tests.benchmarks``: our broker beside its peers, in one run; ``storm`` lets many nodes boot."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
-from tests.benchmarks import report, rows
+from tests.benchmarks import report, rows, storm
 
 
 def main() -> None:
     """Measure, print the table, keep the figures if asked to."""
+    if sys.argv[1:2] == ["storm"]:
+        storm.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep all figures there")
     parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds; its figures mean nothing")

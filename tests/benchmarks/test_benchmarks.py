@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.client import Failed, http_complete, pyro_complete, redis_complete
+from tests.benchmarks.storm_driver import STEPS
 
 ROOT = Path(__file__).parents[2]
 OWN = ("bpbroker", "bpbroker on etcd", "hello on ours", "hello on cheroot")
@@ -84,3 +85,15 @@ def test_an_answer_is_complete_at_its_last_byte_only(complete: Callable[[bytes],
 def test_an_answer_that_is_no_success_ends_the_run(complete: Callable[[bytes], bool], answer: bytes) -> None:
     with pytest.raises(Failed):
         complete(answer)
+
+
+def test_a_small_storm_passes_and_breaks_no_promise(tmp_path: Path) -> None:
+    kept = tmp_path / "storm.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks", "storm", "--nodes", "20", "--json", str(kept)],
+        cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ours = json.loads(kept.read_text())["storms"][0]
+    assert ours["failures"] == ours["broken"] == []
+    assert {step: len(secs) for step, secs in ours["steps"].items()} == dict.fromkeys(STEPS, 20)
