@@ -22,6 +22,32 @@ def decode(data: bytes) -> str:
     return data.decode()
 
 
+def heard(data: bytes, encoding: str) -> str:
+    """Return the text of a word that was typed where another encoding than UTF-8 is usual, such as Latin-1.
+
+    Scripts hand on UTF-8 there as well, so what is UTF-8 is read as that. :func:`said` is the other direction: what
+    it wrote is always heard as what it was.
+    """
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode(encoding, "surrogateescape")
+
+
+def said(text: str, encoding: str) -> bytes:
+    """Return text in the encoding that is usual here, or in UTF-8 where that cannot hold it or would be misheard.
+
+    Half a surrogate pair, which only JSON can write, becomes a question mark.
+    """
+    try:
+        data = text.encode(encoding, "surrogateescape")
+        if encoding == "utf-8" or heard(data, encoding) == text:
+            return data
+    except UnicodeEncodeError:
+        pass
+    return text.encode("utf-8", "replace")
+
+
 def command_line(*words: str, windows: bool = sys.platform == "win32") -> str:
     """Return a command line for the system's own shell; words that need it are quoted as that shell wants it.
 

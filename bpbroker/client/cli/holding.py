@@ -7,6 +7,7 @@ import socket
 
 from bpbroker.client.cli import output
 from bpbroker.client.cli.keeper import LOST, Keeper, end_orderly, wait_for_signal
+from bpbroker.client.cli.spoken import for_system
 from bpbroker.client.cli.words import content, seconds
 from bpbroker.client.recipes.lock import Lock
 from bpbroker.client.recipes.once import Once
@@ -38,7 +39,7 @@ def run(
             if name is not None:
                 client.replace(name, "{}" if text is None else text, session=held)
             if command:
-                keeper = Keeper(command, {"BPBROKER_SESSION": held.id})
+                keeper = Keeper(command, {"BPBROKER_SESSION": for_system(held.id)})
                 held.told = keeper.wake
                 code = keeper.run(held)
             else:

@@ -84,6 +84,10 @@ def _perform(arguments: list[str]) -> int:
             if reader_is_gone(error):
                 raise BrokenPipeError from None
             raise NotShown(f"The help cannot be written to standard output: {error.strerror}") from None
+    if sys.getfilesystemencoding() != "utf-8":
+        from bpbroker.client.cli import spoken
+
+        call = spoken.understood(call)
     session = Session(call.given)
     result = call.command.action(session, **call.own)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from bpbroker.client.address import BrokerAddress
@@ -70,7 +71,7 @@ def render(output: Output, form: str, cols: Sequence[str] = ()) -> bytes:
     if form in ("csv", "csv-noheader"):
         return _csv(rows, cols, header=form == "csv")
     lines = _assignments(rows, output.many, _POWERSHELL if form == "powershell" else _SHELL)
-    return _utf8("".join(f"{line}\n" for line in lines))
+    return _bytes("".join(f"{line}\n" for line in lines))
 
 
 # --- what commands give ---
@@ -198,7 +199,12 @@ def of_body(body: bytes) -> Output:
 
 def _entry_text(entry: Row) -> str:
     text = of_entry(entry).text
-    return json.dumps(entry) if text is None else text.decode("utf-8", "surrogateescape")[:-1]
+    if text is None:
+        return json.dumps(entry)
+    try:
+        return text.decode()[:-1]
+    except UnicodeDecodeError:
+        return text.decode(sys.getfilesystemencoding(), "surrogateescape")[:-1]
 
 
 def _in_its_cell(text: str) -> str:
@@ -214,15 +220,20 @@ def _strict_json(value: Any) -> str:
 
 
 def _line(text: str) -> bytes:
-    return _utf8(f"{text}\n")
+    return _bytes(f"{text}\n")
 
 
-def _utf8(text: str) -> bytes:
-    """Return text as bytes; half a surrogate pair, which only JSON can write, becomes a question mark."""
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace")
+def _bytes(text: str) -> bytes:
+    """Return text as bytes, in the encoding in which the words of a command line come."""
+    encoding = sys.getfilesystemencoding()
+    if encoding == "utf-8":
+        try:
+            return text.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:  # half a surrogate pair, which only JSON can write, becomes a question mark
+            return text.encode("utf-8", "replace")
+    from bpbroker.text import said
+
+    return said(text, encoding)
 
 
 def _chosen(row: Row, cols: Sequence[str]) -> Row:
@@ -262,7 +273,7 @@ def _csv(rows: Sequence[Row], cols: Sequence[str], *, header: bool) -> bytes:
     if header and columns:
         writer.writerow(columns)
     writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
-    return _utf8(text.getvalue())
+    return _bytes(text.getvalue())
 
 
 # --- shells ---

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bpbroker.client.cli import output
 from bpbroker.client.cli.keeper import Keeper, end_orderly
+from bpbroker.client.cli.spoken import for_system
 from bpbroker.client.cli.words import seconds
 from bpbroker.client.recipes.watch import Event, Watch
 from bpbroker.client.retry import pauses
@@ -217,10 +218,10 @@ def _runner(
 
     def handle(event: Event) -> None:
         text = json.dumps(event.json(), ensure_ascii=False)
-        entry = "" if event.entry is None else json.dumps(event.entry, ensure_ascii=False)
+        entry = "" if event.entry is None else for_system(json.dumps(event.entry, ensure_ascii=False))
         more = {
             "BPBROKER_EVENT": event.type,
-            "BPBROKER_NAME": event.name,
+            "BPBROKER_NAME": for_system(event.name),
             "BPBROKER_REVISION": str(event.revision),
             "BPBROKER_ENTRY": entry if len(os.fsencode(entry)) <= _ENVIRON_MAX else "",
         }
