@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from bpbroker import files
+from bpbroker import files, windows
 from bpbroker.errors import StorageFailed, StorageFull
 from bpbroker.storage import config_file
+from tests.support.systems import is_private, posix_only
 
 SETTINGS = {"api": {"listen_port": 1}, "_config": {"backup_retain_n": 3}, "services": {"_access_key": "k"}}
 ENTRIES = {"b": b'{"x": 1}', "a": b'{"_str": "x"}'}
@@ -44,6 +45,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     def failing(*_: object, **__: object) -> int:
         raise OSError(number, os.strerror(number))
 
+    if sys.platform == "win32" and call == "open":  # private from its first moment on
+        monkeypatch.setattr(windows, "create_private", failing)
     monkeypatch.setattr(os, call, failing)
     with pytest.raises(kind, match="Cannot write") as caught:
         config_file.write(file, {}, {})
@@ -99,7 +102,7 @@ def test_two_writers_at_once_do_not_share_a_half(file: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644, 0o755])
-@pytest.mark.skipif(os.name != "posix", reason="modes")
+@posix_only("modes")
 def test_the_mode_is_exact_whatever_the_umask(file: Path, mode: int) -> None:
     file.touch(0o640)
     before = os.umask(0o077)
@@ -144,6 +147,7 @@ def test_root_is_not_led_out_of_the_folder_of_another_user(
     assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
 
 
+@posix_only("modes, pipes that have a name")
 def test_a_private_file_is_made_taken_up_and_tightened(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with pytest.raises(FileNotFoundError):
@@ -177,6 +181,7 @@ def test_what_is_gone_may_be_removed(file: Path) -> None:
     assert not file.exists()
 
 
+@posix_only("links without an administrator's right")
 def test_a_symbolic_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     link = tmp_path / "bpbroker.json"
@@ -233,7 +238,7 @@ def test_a_folder_is_made_once(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     files.make_folder(folder, tmp_path / "x")
     files.make_folder(folder, tmp_path / "x")
-    assert folder.stat().st_mode & 0o777 == 0o700
+    assert is_private(folder)
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError):
         files.make_folder(tmp_path / "file", tmp_path / "x")

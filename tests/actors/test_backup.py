@@ -19,6 +19,7 @@ from bpbroker.errors import StorageFailed, Unavailable
 from bpbroker.messages import BackupInfo, BackupNow, Document, GetDocument, ListBackups, Ping, SettingsChanged
 from bpbroker.storage import backups, config_file
 from bpbroker.storage.identity import Identity
+from tests.support.systems import is_private
 
 if TYPE_CHECKING:
     from tests.actors.conftest import Asked
@@ -134,7 +135,7 @@ def test_exactly_as_many_as_wanted_are_kept_each_a_committed_state(start: Callab
     numbers = [json.loads(content(info)["n"])["v"] for info in found]
     assert numbers[0] > numbers[1] > numbers[2]
     for info in found:
-        assert Path(info.path).stat().st_mode & 0o777 == 0o600
+        assert is_private(Path(info.path))
         assert backups.check(info).problem == ""
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from bpbroker.client.pins import KnownBrokers, default_path, means
 from bpbroker.errors import NotTrusted
+from tests.support.systems import is_private
 
 A, B = "aa" * 32, "bb" * 32
 
@@ -18,8 +19,8 @@ def test_the_first_contact_is_pinned_and_said(tmp_path: Path) -> None:
     path = tmp_path / "new" / "known_brokers"
     KnownBrokers(path, said.append).check("10.0.0.5:20443", A)
     assert path.read_text().splitlines()[-1] == f"10.0.0.5:20443 SHA256:{A}"
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert is_private(path)
+    assert is_private(path.parent)
     (sentence,) = said
     assert "10.0.0.5:20443" in sentence
     assert "AA:AA" in sentence

@@ -14,6 +14,7 @@ import trustme
 from bpbroker.client import Client
 from bpbroker.errors import CannotConnect, ClientError, NotTrusted, UsageError, WaitTimeout
 from tests.support.fake_broker import FakeBroker, answer, failure, success
+from tests.support.systems import end_listening
 
 
 def waiting(over: threading.Event) -> None:
@@ -34,8 +35,7 @@ def plain_server(serve: Callable[[socket.socket], None]) -> Iterator[str]:
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         yield f"127.0.0.1:{listening.getsockname()[1]}"
-        with contextlib.suppress(OSError):
-            listening.shutdown(socket.SHUT_RDWR)
+        end_listening(listening)
         thread.join(10)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from bpbroker import __version__
 from bpbroker.cli import SECTIONS, cli
+from tests.support.systems import posix_only
 
 ALL = [name for commands in SECTIONS.values() for name in commands]
 
@@ -122,6 +123,7 @@ def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
     assert "is a directory" in done.stderr
 
 
+@posix_only("a file in place of a folder is an error of its own")
 def test_an_unforeseen_error_is_a_sentence_too(tmp_path: Path) -> None:
     (tmp_path / "etc").write_text("no folder")
     done = run("validate", home=tmp_path)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bpbroker.storage.lock import FileLock
+from tests.support.systems import is_private
 
 Run = Callable[..., Any]
 
@@ -23,7 +24,7 @@ def test_it_makes_the_global_file(bpbroker: Run, home: Path) -> None:
     done = bpbroker("configure", stdin='{"services": {"_access_key": "secret"}}')
     assert done == (0, "added services\n", "")
     assert settings_of(home / "etc" / "bpbroker.json") == {"services": {"_access_key": "secret"}}
-    assert (home / "etc" / "bpbroker.json").stat().st_mode & 0o777 == 0o600
+    assert is_private(home / "etc" / "bpbroker.json")
 
 
 def test_from_a_file_into_the_local_file(bpbroker: Run, home: Path, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_trying_a_method(bpbroker: Run, script: Path) -> None:
     assert (done.code, json.loads(done.out)) == (0, {"hello": "x", "from": "10.0.0.7"})
     assert done.err.startswith("status 200 OK, application/json")
     data = script.with_name("data")
-    data.write_text("from a file\n")
+    data.write_bytes(b"from a file\n")
     assert json.loads(bpbroker(*words, "demo.Hello", "--data", f"@{data}").out)["hello"] == "from a file\n"
     assert json.loads(bpbroker(*words, "demo.Hello", "--data", "-", stdin="from input").out)["hello"] == "from input"
     missing = bpbroker(*words, "demo.Hello", "--data", "@/no/such")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ documents = st.recursive(
 def test_defaults_are_the_documented_ones() -> None:
     defaults = layers.thaw(layers.DEFAULTS)
     for key, file in (("ssl_cert", "dummy_api.crt"), ("ssl_key", "dummy_api.key")):
-        assert defaults["api"].pop(key).endswith(f"/bpbroker/{file}")
+        assert Path(defaults["api"].pop(key)).parts[-2:] == ("bpbroker", file)
     assert defaults == {
         "api": {"listen_port": 20443, "listen_ip": ""},
         "worker": {},

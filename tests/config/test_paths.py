@@ -14,6 +14,7 @@ import pytest
 from bpbroker.config import paths
 from bpbroker.config.paths import find_home
 from tests.support.other_user import can_run_python
+from tests.support.systems import is_root, posix_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +53,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     return close
 
 
+@posix_only("users' numbers and XDG folders")
 def test_a_home_that_may_not_be_written_to_is_passed_over(
     system: Path, closed: Callable[[Path], None], tmp_path: Path
 ) -> None:
@@ -67,18 +69,20 @@ def test_a_home_that_may_not_be_written_to_is_passed_over(
     assert find_home({"BPBROKER_HOME": "x"}) == paths.Home(system)
 
 
+@posix_only("users' numbers and XDG folders")
 def test_the_folder_of_the_configuration_counts(system: Path, closed: Callable[[Path], None], tmp_path: Path) -> None:
     closed(system)  # root's, with etc the service user's
     assert find_home({"XDG_DATA_HOME": str(tmp_path)}) == paths.Home(system)
 
 
+@posix_only("users' numbers and XDG folders")
 def test_who_can_write_nowhere_hears_of_the_systems_folder(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: PLAIN)
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert find_home({"XDG_DATA_HOME": "/nonexistent"}) == paths.Home(system)
 
 
-@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() != 0, reason="becomes another user")
+@pytest.mark.skipif(not is_root(), reason="becomes another user")
 def test_a_plain_user_is_told_once_which_folder_is_used() -> None:
     if not can_run_python(PLAIN):
         pytest.skip("the user nobody cannot run this Python")

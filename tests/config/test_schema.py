@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,7 +166,7 @@ def test_every_secret_is_known_as_one() -> None:
     ]
 
 
-@pytest.mark.parametrize("where", ["same", "off", "/var/log/bpbroker/access.log"])
+@pytest.mark.parametrize("where", ["same", "off", str(Path("/var/log/bpbroker/access.log").absolute())])
 def test_where_the_access_log_may_go(where: str) -> None:
     assert list(schema.problems({"api": {"access_log": where}})) == []
 

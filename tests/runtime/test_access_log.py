@@ -14,6 +14,7 @@ from bpbroker.errors import ConfigurationError
 from bpbroker.frontend import access_log
 from bpbroker.frontend.access_log import Line
 from bpbroker.runtime.logs import LogOptions, reopen_logs, set_access_log, setup_logging
+from tests.support.systems import posix_only
 
 
 @pytest.fixture
@@ -48,6 +49,7 @@ def test_requests_go_where_the_setting_says(log: Path, tmp_path: Path) -> None:
     assert json.loads(own.read_text())["name"] == "two"
 
 
+@posix_only("an open file that is renamed")
 def test_a_file_of_its_own_is_opened_anew_and_does_not_depend_on_the_level(log: Path, tmp_path: Path) -> None:
     setup_logging(LogOptions(log, level="error"))
     own = tmp_path / "access"

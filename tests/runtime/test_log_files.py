@@ -14,6 +14,7 @@ import pytest
 
 from bpbroker.runtime import log_files
 from bpbroker.runtime.log_files import LogFile, LogStream, Writer, handler_of
+from tests.support.systems import posix_only
 
 RECORD = logging.LogRecord("bpbroker.x", logging.INFO, "file", 1, "%s", ("x" * 100,), None)
 
@@ -50,6 +51,7 @@ def test_a_full_file_that_cannot_be_moved_goes_on(tmp_path: Path, monkeypatch: p
     handler.close()
 
 
+@posix_only("an open file that is renamed")
 def test_a_file_that_cannot_be_opened_anew_goes_on_in_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "log"
     handler = LogFile(path)
@@ -62,6 +64,7 @@ def test_a_file_that_cannot_be_opened_anew_goes_on_in_the_one_before(tmp_path: P
     handler.close()
 
 
+@posix_only("links without an administrator's right")
 def test_a_link_is_not_moved(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "log")
     handler = handler_of(tmp_path / "link")
@@ -72,6 +75,7 @@ def test_a_link_is_not_moved(tmp_path: Path) -> None:
     handler.close()
 
 
+@posix_only("pipes that have a name")
 def test_a_fifo_needs_no_reader(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     handler = handler_of(tmp_path / "fifo")
@@ -83,6 +87,7 @@ def test_a_fifo_needs_no_reader(tmp_path: Path) -> None:
     handler.close()
 
 
+@posix_only("the device full")
 def test_a_device_without_room_is_told() -> None:
     handler = handler_of(Path("/dev/full"))
     handler.emit(RECORD)
@@ -90,6 +95,7 @@ def test_a_device_without_room_is_told() -> None:
     handler.close()
 
 
+@posix_only("pipes that do not block")
 def test_what_was_lost_is_counted_when_the_pipe_is_read_again(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     handler = LogStream(Writer(writer))
@@ -108,6 +114,7 @@ def test_what_was_lost_is_counted_when_the_pipe_is_read_again(pipe: tuple[int, i
     handler.close()
 
 
+@posix_only("pipes that do not block")
 def test_the_stream_of_the_starter_is_left_as_it_was(pipe: tuple[int, int]) -> None:
     _, writer = pipe
     stream = Writer(os.dup(writer))
@@ -116,6 +123,7 @@ def test_the_stream_of_the_starter_is_left_as_it_was(pipe: tuple[int, int]) -> N
     os.close(writer)
 
 
+@posix_only("/dev/stdout")
 def test_the_systems_own_stdout_is_not_moved(tmp_path: Path) -> None:
     program = """
 import logging, sys

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import pytest
 from bpbroker.errors import ConfigurationError
 from bpbroker.runtime import log_files
 from bpbroker.runtime.logs import JournalFormatter, JsonFormatter, LogOptions, TextFormatter, reopen_logs, setup_logging
+from tests.support.systems import posix_only
 
 logger = logging.getLogger("bpbroker.test")
 
@@ -93,7 +95,7 @@ def test_json() -> None:
         "logger": "bpbroker.x",
         "message": "is \nup",
         "status": 200,
-        "path": "/x",
+        "path": str(Path("/x")),
     }
     assert "\n" not in line
     assert "ValueError: canary" in json.loads(JsonFormatter().format(failing()))["error"]
@@ -106,7 +108,7 @@ def test_to_a_file_with_a_level(tmp_path: Path) -> None:
     logger.warning("yes \udcff")
     assert path.read_text().endswith("WARNING bpbroker.test: yes \\udcff\n")
     assert len(path.read_text().splitlines()) == 1
-    assert path.stat().st_mode & 0o777 == 0o640
+    assert os.name != "posix" or path.stat().st_mode & 0o777 == 0o640
 
 
 def test_set_up_again_it_takes_the_place_of_what_was(tmp_path: Path) -> None:
@@ -118,10 +120,11 @@ def test_set_up_again_it_takes_the_place_of_what_was(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=str(tmp_path)):
+    with pytest.raises(ConfigurationError, match=re.escape(str(tmp_path))):
         setup_logging(LogOptions(tmp_path))
 
 
+@posix_only("an open file that is renamed")
 def test_a_file_moved_away_is_let_go_at_a_reload(tmp_path: Path) -> None:
     path = tmp_path / "log"
     setup_logging(LogOptions(path))
@@ -146,6 +149,7 @@ def test_it_rotates_by_size_and_keeps_a_few(tmp_path: Path, monkeypatch: pytest.
     assert path.read_text().split()[-1] == f"{499:0100d}"
 
 
+@posix_only("an open file that is renamed")
 def test_standard_streams_follow_a_log_that_they_point_to(tmp_path: Path) -> None:
     program = f"""
 import logging, os
@@ -209,6 +213,7 @@ def test_standard_error_on_no_terminal_has_no_colour_and_in_a_journal_a_priority
 
 
 @pytest.mark.parametrize(("no_colour", "coloured"), [("", True), ("1", False)])
+@posix_only("pseudo terminals")
 def test_colour_on_a_terminal(no_colour: str, coloured: bool) -> None:
     leader, follower = os.openpty()
     program = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -32,5 +33,5 @@ def test_somebody_elses_is_not_removed(tmp_path: Path, content: str) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     path = tmp_path / "nope" / "pid"
-    with pytest.raises(ConfigurationError, match=str(path)):
+    with pytest.raises(ConfigurationError, match=re.escape(str(path))):
         write_pid(path)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bpbroker.runtime import sdnotify
+from tests.support.systems import posix_only
 
 
 @pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1"}])
@@ -23,6 +24,7 @@ def test_a_service_manager_that_is_gone_is_no_error(tmp_path: Path) -> None:
     assert not sdnotify.notify(sdnotify.READY, environ={"NOTIFY_SOCKET": str(tmp_path / "gone")})
 
 
+@posix_only("systemd")
 def test_states_arrive_in_one_datagram(tmp_path: Path) -> None:
     for address, name in (
         (str(tmp_path / "s"), str(tmp_path / "s")),
@@ -54,6 +56,7 @@ def test_watchdog(environ: dict[str, str], secs: float | None) -> None:
     assert sdnotify.watchdog_secs(environ) == secs
 
 
+@posix_only("systemd")
 def test_more_time_is_asked_for_as_long_as_there_is_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sdnotify, "EXTEND_EVERY_SECS", 0.01)
     monkeypatch.setattr(sdnotify, "EXTEND_SECS", 0.2)

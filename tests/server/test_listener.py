@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import socket
 import ssl
 import struct
@@ -24,6 +23,7 @@ from bpbroker.server.budget import Budget
 from bpbroker.server.listener import BrokerServer, bind_tcp, raise_descriptor_limit
 from bpbroker.server.request import Request, network_of
 from bpbroker.server.response import PendingResponse, Response
+from tests.support.systems import posix_only, slow_under_wine
 
 Serve = Callable[..., BrokerServer]
 Admit = Callable[[Request], Response | None]
@@ -267,6 +267,7 @@ def test_a_client_that_leaves_frees_its_place(serve: Serve, app: App) -> None:
     eventually(lambda: server.loop.figures()["connections"] == 0)
 
 
+@posix_only("descriptors of sockets")
 def test_a_client_that_closes_one_direction_still_gets_its_answer(serve: Serve, app: App) -> None:
     server = serve()
     with client(server) as sock:
@@ -327,6 +328,7 @@ def test_too_much_kept_for_clients_is_let_go(serve: Serve) -> None:
     eventually(lambda: memory.held_bytes == 0)
 
 
+@slow_under_wine(14)
 def test_what_is_kept_is_counted_while_it_comes_while_it_is_served_and_while_it_goes(serve: Serve, app: App) -> None:
     memory = Budget()
     server = serve(memory=memory)
@@ -420,11 +422,14 @@ def test_descriptors_beyond_1024_are_served(serve: Serve) -> None:
             assert answer(sock) == (200, b"x")
 
 
+@posix_only("a limit of descriptors")
 def test_without_descriptors_it_waits_until_there_are_some(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     server = serve()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
+    import resource
+
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     with ExitStack() as stack:
         sock = stack.enter_context(socket.socket())

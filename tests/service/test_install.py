@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from bpbroker.storage.lock import FileLock
+from tests.support.systems import is_root
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="chroot and chown need root")
+pytestmark = pytest.mark.skipif(not is_root(), reason="chroot and chown need root")
 
 OTHER = "/srv/other/b.json"
 

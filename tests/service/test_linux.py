@@ -17,8 +17,9 @@ from bpbroker.service.linux import plan_install, plan_uninstall
 from bpbroker.service.machine import Machine, look
 from bpbroker.service.steps import Plan, Run, Service
 from bpbroker.service.templates import init_script, template, unit
+from tests.support.systems import is_root
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="chroot and chown need root")
+needs_root = pytest.mark.skipif(not is_root(), reason="chroot and chown need root")
 
 SERVICE = Service(
     name="bpbroker",

@@ -10,8 +10,10 @@ import pytest
 from bpbroker.errors import ConfigurationError
 from bpbroker.service.machine import is_ours, look, within
 from bpbroker.service.templates import MARK
+from tests.support.systems import posix_only
 
 
+@posix_only("services of Linux")
 def test_a_link_never_leads_out_of_the_tree(tmp_path: Path) -> None:
     root = tmp_path / "root"
     (root / "etc" / "rc.d" / "init.d").mkdir(parents=True)
@@ -25,6 +27,7 @@ def test_a_link_never_leads_out_of_the_tree(tmp_path: Path) -> None:
     assert within(Path("/"), "/no/such/../thing") == Path("/no/thing")
 
 
+@posix_only("services of Linux")
 def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
@@ -32,6 +35,7 @@ def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
         within(tmp_path, "a/x")
 
 
+@posix_only("services of Linux")
 def test_both_families_and_systemd_are_told_apart(make_tree: Callable[..., Path]) -> None:
     debian = look(make_tree("update-rc.d"))
     assert debian.tools == {"update-rc.d"}

@@ -14,6 +14,7 @@ from bpbroker.errors import ConfigurationError, StartError
 from bpbroker.service import windows
 from bpbroker.service.execute import execute
 from bpbroker.service.steps import MakeFolder, Plan, Run, Service
+from tests.support.systems import posix_only
 
 HOME = PureWindowsPath(r"C:\Program Files\bpbroker")
 SERVICE = Service(
@@ -137,6 +138,7 @@ def nssm(tmp_path: Path) -> Path:
     return path
 
 
+@posix_only("a script that stands for nssm; the real one is in tests/windows")
 def test_nssm_gets_every_argument_whole(tmp_path: Path, nssm: Path) -> None:
     plan = plan_install(PureWindowsPath("nssm"), SERVICE, installed=False)
     runs = tuple(
@@ -149,6 +151,7 @@ def test_nssm_gets_every_argument_whole(tmp_path: Path, nssm: Path) -> None:
     assert received == commands(plan_install(NSSM, SERVICE, installed=False))
 
 
+@posix_only("a script that stands for nssm")
 def test_what_nssm_says_when_it_fails_is_shown(tmp_path: Path, nssm: Path) -> None:
     (tmp_path / "fail").touch()
     with pytest.raises(StartError, match=r"exit code 5 and said: Access denied!"):

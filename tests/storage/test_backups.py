@@ -10,6 +10,8 @@ import pytest
 
 from bpbroker.errors import StorageFailed, Unavailable
 from bpbroker.storage import backups, config_file
+from bpbroker.text import command_line
+from tests.support.systems import is_private, is_wine
 
 SETTINGS = {"services": {}, "api": {"listen_port": 1}}
 
@@ -61,8 +63,8 @@ def test_a_new_one_is_the_newest_whatever_the_clock_says(file: Path, monkeypatch
 
 def test_only_the_owner_can_look(file: Path) -> None:
     path = make(file)
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert is_private(path)
+    assert is_private(path.parent)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
@@ -88,10 +90,13 @@ def test_what_is_no_backup_is_left_alone(file: Path) -> None:
     for name in ("bpbroker-20261399T000000.000000Z.json", "bpbroker-x.json", "bpbroker.json", "notes.txt"):
         (folder / name).write_text("mine")
     (folder / "bpbroker-20260131T235959.000000Z.json").mkdir()
-    (folder / "bpbroker-20260131T235958.000000Z.json").symlink_to("/nowhere")
+    if os.name == "posix":
+        (folder / "bpbroker-20260131T235958.000000Z.json").symlink_to("/nowhere")
+    before = set(folder.iterdir())
+    own = set(paths(file))
     backups.rotate(file, 0)
     assert paths(file) == []
-    assert len(list(folder.iterdir())) == 6
+    assert {str(path) for path in before - set(folder.iterdir())} == {str(path) for path in own}
 
 
 def test_none_yet(file: Path) -> None:
@@ -129,7 +134,7 @@ def test_the_advice_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
     (tmp_path / "my home").mkdir()
     file = tmp_path / "my home" / "b.json"
     backup = make(file)
-    assert f"bpbroker --config '{file}' restore '{backup}'" in backups.advice(file)
+    assert command_line("bpbroker", "--config", str(file), "restore", str(backup)) in backups.advice(file)
 
 
 def test_it_is_seen_whether_a_backup_holds_a_state(file: Path) -> None:
@@ -148,7 +153,7 @@ def test_a_folder_that_is_something_else_is_named(file: Path) -> None:
     backups.folder_for(file).write_text("x")
     with pytest.raises(StorageFailed, match=r"Cannot make the backups folder .*backups: "):
         make(file)
-    assert backups.found(file) == []
+    assert is_wine() or backups.found(file) == []  # Wine has another error for that
 
 
 def test_a_folder_that_cannot_be_read_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

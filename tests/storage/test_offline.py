@@ -19,6 +19,7 @@ from bpbroker.storage.embedded.journal import Mark, files_of, journal_path, read
 from bpbroker.storage.embedded.store import EmbeddedStore
 from bpbroker.storage.lock import FileLock
 from tests.support.changes import change, without_revisions
+from tests.support.systems import posix_only
 
 SETTINGS = {"services": {"_access_key": "k"}, "_config": {"backup_retain_n": 3}}
 ENTRIES = {"a": b'{"v": 1}', "b": b'{"v": 1}'}
@@ -220,6 +221,7 @@ def test_over_damaged_files_which_are_kept_byte_by_byte(
     assert start(file) == OTHER
 
 
+@posix_only("a death played within a process, which leaves files open")
 @pytest.mark.parametrize("damage", [lambda _: None, damage_file, damage_journal, lose_file])
 def test_a_restore_cut_off_anywhere_is_never_half_a_state(
     file: Path, backup: Path, damage: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch

@@ -13,6 +13,8 @@ from typing import Any
 
 import trustme
 
+from tests.support.systems import end_listening
+
 
 class Request:
     """What the client sent."""
@@ -87,8 +89,7 @@ class FakeBroker:
         self.fingerprint = hashlib.sha256(der).hexdigest()
 
     def close(self) -> None:
-        self._sock.shutdown(socket.SHUT_RDWR)
-        self._sock.close()
+        end_listening(self._sock)
         self._accepting.join(10)
         for sock in self._open:
             with contextlib.suppress(OSError):

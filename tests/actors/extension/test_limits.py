@@ -17,6 +17,7 @@ from bpbroker.errors import (
     Unauthorized,
 )
 from tests.support.extension import Made, Make, gone
+from tests.support.systems import posix_only
 
 # --- time limit ---
 
@@ -99,6 +100,7 @@ def test_nothing_of_the_broker_is_inherited(demo: Made) -> None:
     assert not [name for name in seen if name.startswith("socket:")]
 
 
+@posix_only("fork; tests/windows has what a job object ends")
 def test_what_is_left_behind_is_ended_with_its_process(demo: Made) -> None:
     begin = time.monotonic()
     with pytest.raises(ExtensionFailed):  # a forked process holds the pipe, which must not be waited for

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import pwd
 import shutil
 import subprocess
 import sys
@@ -17,6 +15,7 @@ from bpbroker.errors import (
     Unauthorized,
 )
 from tests.support.extension import MODULE, Made, Make
+from tests.support.systems import is_root
 
 # --- what may be called ---
 
@@ -165,7 +164,7 @@ def test_a_user_that_does_not_exist(make: Make) -> None:
 @pytest.fixture
 def python_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have children run by an interpreter that every user may execute; the tests' own may lie in root's home."""
-    if os.geteuid() != 0:
+    if not is_root():
         pytest.skip("only root can become another user")
     for candidate in (sys.executable, shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable):
         command = [candidate, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
@@ -184,6 +183,8 @@ def test_another_user(make: Make, tmp_path: Path) -> None:
             folder.chmod(0o755)
     source = "import os\ndef Who(rh):\n    rh.data = [os.getuid(), os.getgid(), os.environ['HOME'], os.getgroups()]\n"
     made = make("who", source, _user="nobody")
+    import pwd
+
     found = pwd.getpwnam("nobody")
     uid, gid, home, groups = made.body("Who")
     assert (uid, gid, home) == (found.pw_uid, found.pw_gid, found.pw_dir)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from bpbroker.client.cli.main import _run
 from bpbroker.client.cli.session import Session
 from tests.support.fake_broker import FakeBroker, answer, failure, success
+from tests.support.systems import is_private
 
 ENTRY = {"role": "master"}
 
@@ -330,7 +330,7 @@ def test_an_answer_goes_into_a_file_whole_or_not_at_all(fake: FakeBroker, run: A
     path = tmp_path / "key"
     assert run("execute", "m.F", "--output", str(path)) == (0, "", "")
     assert path.read_bytes() == b"\x00key"
-    assert os.name == "nt" or path.stat().st_mode & 0o777 == 0o600
+    assert is_private(path)
     assert run("execute", "m.F", "--output", str(path))[0] == 1
     assert path.read_bytes() == b"\x00key"
     assert run("-f", "json", "execute", "m.F", "--output", str(path))[:2] == (0, "")

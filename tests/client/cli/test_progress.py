@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import os
-import pty
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
+from tests.support.systems import posix_only
+
+pytestmark = posix_only("pseudo terminals")
 
 CODE = (
     "import sys, time; from bpbroker.client.cli.progress import Progress\n"
@@ -17,7 +20,7 @@ CODE = (
 
 
 def on_a_terminal(*arguments: str, **environ: str) -> str:
-    leader, follower = pty.openpty()
+    leader, follower = os.openpty()
     with subprocess.Popen(
         [sys.executable, "-c", CODE, *arguments], stderr=follower, env={**os.environ, "TERM": "xterm", **environ}
     ) as process:

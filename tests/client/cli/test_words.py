@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,7 +71,7 @@ def test_content_that_cannot_be_read_is_named(
     for text, says in (
         (f"@{bad}", "UTF-8"),
         (f"@{large}", "larger than 10 bytes"),
-        (f"@{tmp_path}", "directory"),
+        (f"@{tmp_path}", "Permission denied" if os.name == "nt" else "directory"),
         ("@/nowhere/at/all", "No such file"),
         ("@", "No such file"),
         ("@a\0b", "null"),

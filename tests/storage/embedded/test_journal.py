@@ -18,6 +18,7 @@ from bpbroker import files
 from bpbroker.errors import ConfigurationError, DamagedFile
 from bpbroker.storage import backups, config_file
 from bpbroker.storage.embedded.journal import Mark, create, files_of, read_journal
+from tests.support.systems import slow_under_wine
 
 LONG = os.environ.get("BPBROKER_LONG") == "1"
 LOG_FRAME_BYTES = 4096 + 24
@@ -46,6 +47,7 @@ def test_reading_changes_nothing(crashed: Crashed, look: Look) -> None:
 
 
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["journal", "log", "mark"])
+@slow_under_wine(20)
 def test_cut_at_any_offset(crashed: Crashed, load: Load, look: Look, state: dict[str, bytes], which: int) -> None:
     whole = files_of(crashed())[which].read_bytes()
     every = 1 if LONG or len(whole) < 100 else 61
@@ -57,6 +59,7 @@ def test_cut_at_any_offset(crashed: Crashed, load: Load, look: Look, state: dict
         assert outcome(journal, load, look) in (None, state), f"{which} cut at {size}"
 
 
+@slow_under_wine(18)
 def test_a_log_cut_at_any_offset_when_the_mark_was_not_yet_on_the_disk(
     crashed: Crashed, load: Load, look: Look, base: dict[str, bytes], state: dict[str, bytes]
 ) -> None:
@@ -82,6 +85,7 @@ def test_a_log_cut_at_any_offset_when_the_mark_was_not_yet_on_the_disk(
     assert set(found) == {0, 1, 2, 3}
 
 
+@slow_under_wine(21)
 def test_any_flipped_bit(crashed: Crashed, load: Load, look: Look, state: dict[str, bytes]) -> None:
     """Refused, or of no consequence: a bit in unused space."""
     random_bits = random.Random(20)  # noqa: S311 - the same bits in every run
@@ -104,6 +108,7 @@ def test_any_flipped_bit(crashed: Crashed, load: Load, look: Look, state: dict[s
 
 
 @pytest.mark.parametrize("folded", [False, True], ids=["log", "journal"])
+@slow_under_wine(14)
 def test_a_flipped_bit_in_any_row_is_refused(crashed: Crashed, load: Load, folded: bool) -> None:
     """Where the entries themselves stand there is no unused space."""
     whole = crashed()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from bpbroker.storage.embedded.journal import config_path, files_of, read_journa
 from bpbroker.storage.embedded.recovery import match
 from bpbroker.storage.embedded.store import EmbeddedStore
 from tests.support.changes import change, without_revisions
+from tests.support.systems import is_private
 
 Opened = Callable[[], EmbeddedStore]
 BIG = b'{"v": "' + b"x" * 100_000 + b'"}'
@@ -64,7 +64,7 @@ def test_a_commit_says_so(opened: Opened) -> None:
 def test_only_the_owner_may_read_it(journal: Path, opened: Opened) -> None:
     opened().commit([change("a", b"{}")])
     for path in journal.parent.glob("*.journal*"):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+        assert is_private(path), path
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
@@ -277,7 +277,7 @@ def test_a_mark_that_cannot_be_written_is_said_and_no_more(
 
 
 def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"none/b\.json\.journal"):
+    with pytest.raises(ConfigurationError, match=r"none[/\\]b\.json\.journal"):
         EmbeddedStore(tmp_path / "none" / "b.json.journal", dict).load()
 
 

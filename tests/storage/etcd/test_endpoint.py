@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import sys
@@ -19,6 +20,7 @@ from bpbroker.storage.etcd.endpoint import Endpoint, tls_context
 from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway
 from bpbroker.storage.etcd.responses import Failed, Refused
 from bpbroker.storage.etcd.timeline import Timeline
+from tests.support.systems import end_listening, posix_only
 
 Serve = Callable[..., str]
 
@@ -46,8 +48,7 @@ class Server:
 
     def stop(self) -> None:
         self._ended.set()
-        with suppress(OSError):
-            self._listening.shutdown(socket.SHUT_RDWR)
+        end_listening(self._listening)
         self._thread.join(30)
 
     def _run(self) -> None:
@@ -225,13 +226,13 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     text.write_text("no certificate")
     tls_context(options(client_cert=str(cert), client_key=str(key)))
     for changed, why in (
-        ({"ca_cert": "/nowhere.pem"}, "cannot read /nowhere.pem: No such file"),
+        ({"ca_cert": "/nowhere.pem"}, "cannot read /nowhere.pem: "),
         ({"ca_cert": str(text)}, f"cannot use {text}: no PEM"),
-        ({"client_cert": str(cert), "client_key": "/nowhere.pem"}, "cannot read /nowhere.pem: No such file"),
+        ({"client_cert": str(cert), "client_key": "/nowhere.pem"}, "cannot read /nowhere.pem: "),
         ({"client_cert": str(text), "client_key": str(key)}, f"cannot use {text} and {key}: no PEM"),
         ({"client_cert": str(cert), "client_key": str(other)}, "the key does not fit the certificate"),
     ):
-        with pytest.raises(ConfigurationError, match=why):
+        with pytest.raises(ConfigurationError, match=re.escape(why)):
             tls_context(options(**changed))
 
 
@@ -272,6 +273,7 @@ def test_a_stream_breaks_off(serve: Serve) -> None:
             list(at.stream("/watch", {}, 30))
 
 
+@posix_only("a read that ends when its socket is shut down; on Windows etcd ends it, which is told")
 def test_a_stream_in_another_thread_is_hung_up(serve: Serve) -> None:
     at = connected(serve(CHUNKED + chunk(b'{"n": 1}\n'), None))
     begun, ended = threading.Event(), list[str]()
