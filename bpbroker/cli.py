@@ -41,7 +41,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
 }
 """Heading to commands to the module of :mod:`bpbroker.commands` that has it; only what is called is loaded."""
 
-_HIDDEN: Final = {"prepare": "install"}
+_HIDDEN: Final = {"prepare": "install", "manual": "manual"}
 _MODULES: Final = {name: module for group in (*SECTIONS.values(), _HIDDEN) for name, module in group.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,48 @@ def test_shells_can_complete(tmp_path: Path, shell: str) -> None:
     script = run(home=tmp_path, _BPBROKER_COMPLETE=f"{shell}_source")
     assert script.returncode == 0
     assert "_BPBROKER_COMPLETE" in script.stdout
+
+
+PROGRAMS = {"bpbroker": "bpbroker", "bpclient": "bpbroker.client"}
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> str:
+    """A PATH with both programs first."""
+    for name, module in PROGRAMS.items():
+        script = tmp_path / "bin" / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(f'#!/bin/sh\nexec {sys.executable} -m {module} "$@"\n')
+        script.chmod(0o755)
+    return f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_real_shell_takes_the_line_of_the_page(tmp_path: Path, programs: str, shell: str, program: str) -> None:
+    if not shutil.which(shell):
+        pytest.skip(f"needs {shell}")
+    table = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    line = next(row for row in table.splitlines() if row.startswith(f"| {shell} |")).split("`")[1]
+    line = line.replace("\\|", "|").replace("bpbroker", program).replace("_BPBROKER", f"_{program.upper()}")
+    function = f"_{program}_completion"
+    quiet, begin, asked, expected = {
+        "bash": (["--norc"], "", f"complete -p {program}", f"-F {function} {program}"),
+        "zsh": (["-f"], "autoload -U compinit && compinit -u -D;", f"print $_comps[{program}]", function),
+        "fish": (["--no-config"], "", f"complete -C '{program} --vers'", "--version"),
+    }[shell]
+    environ = {"PATH": programs, "HOME": str(tmp_path), "TERM": "dumb", "BPBROKER_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [shell, *quiet, "-c", f"{begin} {line}\n{asked}"], env=environ, capture_output=True, text=True, check=False
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert expected in done.stdout
+    source = subprocess.run(
+        [program], env={**environ, f"_{program.upper()}_COMPLETE": f"{shell}_source"}, capture_output=True, check=True
+    )
+    checked = subprocess.run([shell, "-n"], input=source.stdout, env=environ, capture_output=True, check=False)
+    assert (checked.stderr, checked.returncode) == (b"", 0)
 
 
 def test_completion_offers_commands_and_options(tmp_path: Path) -> None:
