@@ -25,7 +25,7 @@ settings.register_profile("bpbroker", deadline=None, suppress_health_check=[Heal
 settings.load_profile("bpbroker")
 
 TESTS = Path(__file__).parent
-SYSTEM_FOLDERS = ("e2e", "benchmarks", "docs", "machine", "support")
+SYSTEM_FOLDERS = ("e2e", "benchmarks", "docs", "machine", "packaging", "support")
 SYSTEM_FIXTURES = frozenset({"make_broker", "etcd", "make_etcd", "etcd_wires"})
 """What starts real brokers or etcd clusters; all fixtures that do so use one of these."""
 

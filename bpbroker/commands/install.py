@@ -45,11 +45,14 @@ _dry_run_option = click.option("--dry-run", is_flag=True, help="Only print what 
 @command("install-service", short_help="Install service, to start at boot")
 @click.option("--user", default="", metavar="NAME", help="Run the service as this user instead of root.")
 @click.option("--firewall", is_flag=True, help="Open the port in Windows' firewall.")
+@click.option("--by-package", is_flag=True, hidden=True, help="Make only folders and owners: a package has the rest.")
 @_name_option
 @_root_option
 @_dry_run_option
 @pass_scope
-def install_service(scope: Scope, *, user: str, firewall: bool, name: str, root: Path, dry_run: bool) -> None:
+def install_service(
+    scope: Scope, *, user: str, firewall: bool, by_package: bool, name: str, root: Path, dry_run: bool
+) -> None:
     """Install bpbroker as a service and have it start at boot.
 
     Linux: an init script, where systemd runs also a unit. Windows: a service
@@ -70,7 +73,7 @@ def install_service(scope: Scope, *, user: str, firewall: bool, name: str, root:
             click.echo(f"warning: {sentence}", err=True)
         found = machine.look(root)
         service = _as_installed(scope, service, linux.installed(found, name), user)
-        plan = linux.plan_install(found, service)
+        plan = linux.plan_install(found, service, by_package=by_package)
         _see_that_its_files_may_move(found, service)
     _carry_out(plan, root, dry_run=dry_run)
 

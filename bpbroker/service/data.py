@@ -12,32 +12,35 @@ Where = Callable[[str], Path]
 """Function of a path of the machine to its real location: another one when the machine is a tree elsewhere."""
 
 
-def files_of(service: Service, where: Where) -> list[Path]:
-    """Return the files of this configuration that are there, its backups included."""
-    config = where(str(service.config))
+def config_patterns(config: PurePath) -> list[str]:
+    """Return the names, as shell patterns, of what a broker keeps in the folder of its configuration."""
     # With what `certificate --renew` and a broker in the background leave beside them.
     ends = ("crt", "crt.old", "crt.staged", "key", "key.old", "key.staged", "log", "log.?")
-    beside = (*(f"{config.stem}.{end}" for end in ends), *(f"{config.stem}.{end}.*.tmp" for end in ("crt*", "key*")))
-    patterns = (
+    return [
         config.name,
         *(f"{config.name}.{end}" for end in ("lock", "sock", "journal*", "revisions*", "answers*", "*.tmp")),
-        *beside,
-    )
-    # What a restore or a start put aside, also a key.
-    kept = (f"{config.stem}.*.{why}-????????T??????.*Z" for why in ("damaged", "edited", "older", "other", "replaced"))
-    backups = where(str(service.backups))
+        *(f"{config.stem}.{end}" for end in ends),
+        *(f"{config.stem}.{end}.*.tmp" for end in ("crt*", "key*")),
+    ]
+
+
+def backups_patterns(config: PurePath) -> list[str]:
+    """Return the names, as shell patterns, of what a broker keeps in its folder of backups."""
     return [
-        *(path for pattern in patterns for path in _matching(config.parent, pattern)),
-        *(
-            path
-            for pattern in (
-                f"{config.stem}-????????T??????.*Z.json",
-                f"{config.name}*.*.tmp",
-                f"{config.stem}-*.tmp",
-                *kept,
-            )
-            for path in _matching(backups, pattern)
-        ),
+        f"{config.stem}-????????T??????.*Z.json",
+        f"{config.name}*.*.tmp",
+        f"{config.stem}-*.tmp",
+        # What a restore or a start put aside, also a key.
+        *(f"{config.stem}.*.{why}-????????T??????.*Z" for why in ("damaged", "edited", "older", "other", "replaced")),
+    ]
+
+
+def files_of(service: Service, where: Where) -> list[Path]:
+    """Return the files of this configuration that are there, its backups included."""
+    config, backups = where(str(service.config)), where(str(service.backups))
+    return [
+        *(path for pattern in config_patterns(config) for path in _matching(config.parent, pattern)),
+        *(path for pattern in backups_patterns(config) for path in _matching(backups, pattern)),
     ]
 
 

@@ -8,7 +8,7 @@ from bpbroker.errors import ConfigurationError, StartError
 from bpbroker.service.data import files_of, logs_of
 from bpbroker.service.machine import Machine, is_ours
 from bpbroker.service.steps import Adopt, MakeFolder, Plan, Remove, Run, Service, SetAside, Step, WriteFile
-from bpbroker.service.templates import Recorded, check_plain, init_script, recorded, unit
+from bpbroker.service.templates import PACKAGED, Recorded, check_plain, init_script, recorded, unit
 
 
 def log_file(service: Service) -> PurePath:
@@ -16,11 +16,17 @@ def log_file(service: Service) -> PurePath:
     return PurePosixPath(f"/var/log/{service.name}/{service.name}.log")
 
 
-def plan_install(machine: Machine, service: Service) -> Plan:
+def plan_install(machine: Machine, service: Service, *, by_package: bool = False) -> Plan:
     """Return the steps of install-service.
 
+    Args:
+        machine: where to.
+        service: what.
+        by_package: a Debian or RPM package calls this: it has unit and script itself, and may be unpacked into an
+            image, so no certificate is made.
+
     Raises:
-        StartError: this system has no init system that we know.
+        StartError: this system has no init system that we know, or a package brought this service.
         ConfigurationError: the user does not exist.
     """
     for path in (str(service.config), str(service.home), *service.program):
@@ -30,7 +36,13 @@ def plan_install(machine: Machine, service: Service) -> Plan:
             f"There is no user {service.user}. Make one first:\n"
             f"  useradd --system --home-dir {service.home} --no-create-home --shell /usr/sbin/nologin {service.user}"
         )
-    if machine.init_folder is None and not machine.systemd:
+    packaged = _of_package(machine, service.name)
+    if packaged is not None and not by_package:
+        raise StartError(
+            f"The service {service.name} is that of the package bpbroker ({packaged}); nothing was done.\n"
+            "For a second broker give --name NAME and --config FILE."
+        )
+    if machine.init_folder is None and not machine.systemd and not by_package:
         raise StartError(
             "Neither systemd nor a System V init system was found here; nothing was done.\n"
             "Have your service manager run this in the foreground:\n"
@@ -46,6 +58,8 @@ def plan_install(machine: Machine, service: Service) -> Plan:
     if files:
         steps.append(Adopt(files, service.user or "root"))
     steps += _folders(machine, service)
+    if by_package:
+        return Plan(tuple(steps))
     if not machine.foreign:
         # Not into a tree: the key of an image would be the key of every machine made from it.
         steps.append(service.prepare())
@@ -70,6 +84,20 @@ def installed(machine: Machine, name: str) -> Recorded | None:
             continue
         if found is not None:
             return found
+    return None
+
+
+def _of_package(machine: Machine, name: str) -> Path | None:
+    """Return the file of this service that a Debian or RPM package brought; None when there is none."""
+    candidates = [machine.path(f"{folder}/systemd/system/{name}.service") for folder in ("/usr/lib", "/lib")]
+    if machine.init_folder is not None:
+        candidates.append(machine.init_folder / name)
+    for file in candidates:
+        try:
+            if PACKAGED in file.read_text(encoding="utf-8", errors="replace"):
+                return file
+        except OSError:
+            continue
     return None
 
 
@@ -162,6 +190,9 @@ def plan_uninstall(machine: Machine, service: Service) -> Plan:
     notes = ["Removed." if steps else f"No service named {service.name} is installed here."]
     if script is not None and script.exists() and not is_ours(script):
         notes.append(f"{script} was not written by bpbroker; it is left alone.")
+    packaged = _of_package(machine, service.name)
+    if packaged is not None:
+        notes.append(f"{packaged} is of the package bpbroker, which your package manager removes.")
     if steps:
         steps.append(Remove(machine.path(f"/var/run/{service.name}"), only_if_empty=True))
     return Plan(tuple(steps), tuple(notes))

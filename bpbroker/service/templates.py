@@ -15,6 +15,9 @@ from bpbroker.service.steps import Service
 MARK = "Written by `bpbroker install-service`"
 """A file with this in it is ours: it may be overwritten or removed."""
 
+PACKAGED = "Of the package bpbroker, which overwrites it when it is upgraded."
+"""What stands there instead in the files of a Debian or RPM package."""
+
 _PLACE = re.compile(r"@([A-Z_]+)@")
 _RECORD = re.compile(r"^# Configuration: (?P<config>/.*)\n# Runs as: (?P<user>.+)$", re.MULTILINE)
 

@@ -16,7 +16,7 @@ from bpbroker.service.execute import execute
 from bpbroker.service.linux import plan_install, plan_uninstall
 from bpbroker.service.machine import Machine, look
 from bpbroker.service.steps import Plan, Run, Service
-from bpbroker.service.templates import init_script, template, unit
+from bpbroker.service.templates import PACKAGED, init_script, template, unit
 from tests.support.systems import is_root
 
 needs_root = pytest.mark.skipif(not is_root(), reason="chroot and chown need root")
@@ -363,3 +363,24 @@ def test_systemd_takes_the_example_of_a_drop_in(tmp_path: Path) -> None:
         ["systemd-analyze", "verify", file], capture_output=True, text=True, timeout=60, check=False, env=environ
     )
     assert "NoSuchOption" in done.stderr
+
+
+@needs_root
+def test_a_package_has_unit_and_script_itself(make_tree: Callable[..., Path], calls: Calls) -> None:
+    root = make_tree("update-rc.d", "systemctl", folders=("etc/init.d", "usr/lib/systemd/system"))
+    (root / "usr/lib/systemd/systemd").touch()
+    mine = replace(SERVICE, user="broker")
+    do(plan_install(look(root), mine, by_package=True), root)
+    assert (root / "usr/local/bpbroker/etc").stat().st_uid == 4321
+    assert not calls(root)
+    assert not list(root.rglob("*.service"))
+    assert not list((root / "etc/init.d").iterdir())
+    for file in ("usr/lib/systemd/system/bpbroker.service", "etc/init.d/bpbroker"):
+        (root / file).write_text(f"# {PACKAGED}\n")
+        with pytest.raises(StartError, match=r"(?s)is that of the package bpbroker \(.*--name NAME"):
+            plan_install(look(root), SERVICE)
+        plan_install(look(root), replace(SERVICE, name="second"))
+        plan = plan_uninstall(look(root), SERVICE)
+        assert "your package manager removes" in "\n".join(plan.notes)
+        assert not plan.steps
+        (root / file).unlink()
