@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from bpbroker.discovery.jointoken import parse_token
+from tests.support.bare_debian import bare_debian
 from tests.support.running import RunningBroker, untrusting
 
 MakeBroker = Callable[..., RunningBroker]
@@ -181,6 +182,41 @@ def test_one_line_lets_a_bare_machine_join(make_broker: MakeBroker, tmp_path: Pa
     other = run(line.replace(digest[0], "0" * 64), "other")
     assert other.returncode != 0
     assert not list((tmp_path / "other").iterdir())
+
+
+@pytest.mark.timeout(400)
+def test_a_bare_debian_joins_within_five_seconds_and_trusts_only_what_was_named(make_broker: MakeBroker) -> None:
+    with bare_debian() as bare:
+        broker = make_broker({}).start()
+        other = make_broker({}).start()
+        assert bare.shell("python3 -m pip", {}).returncode != 0
+        rules = ("--allow", "services:*@foo/", "--ttl", "1h", "--uses", "1", "--address", f"127.0.0.1:{broker.port}")
+        (line,) = broker.bpbroker("join-command", *rules).stdout.splitlines()
+        register = "python3 ./bpclient.pyz service register --name foo/a --data x"
+        began = time.monotonic()
+        joined = bare.shell(f"{line} && {register}", {"HOME": "/root"})
+        took = time.monotonic() - began
+        assert (joined.returncode, joined.stdout.splitlines()[-1]) == (0, "x"), joined
+        assert took < 5
+        # Only the broker of the token is trusted, and nothing was written down to be trusted later.
+        token = line.partition("BPBROKER_TOKEN=")[2].partition(" ")[0]
+        environ = {"HOME": "/root", "BPBROKER_TOKEN": token}
+        false = bare.shell(f"python3 ./bpclient.pyz -b 127.0.0.1:{other.port} service get --name foo/a", environ)
+        assert (false.returncode, false.stdout) == (6, "")
+        assert not [path for path in bare.folder.rglob("*") if path.name != "bpclient.pyz"]
+        assert not list((bare.root / "root").rglob("*known_brokers*"))
+        # What another host gives out in the broker's place is not run.
+        (bare.folder / "bpclient.pyz").unlink()
+        forged = line.replace(f":{broker.port}/", f":{other.port}/").replace(_digest(line), "0" * 64)
+        refused = bare.shell(forged, {"HOME": "/root"})
+        assert refused.returncode != 0
+        assert not (bare.folder / "bpclient.pyz").exists()
+
+
+def _digest(line: str) -> str:
+    found = re.search(r"\b[0-9a-f]{64}\b", line)
+    assert found is not None
+    return found[0]
 
 
 def test_the_log_of_a_mixed_run_names_the_key_of_every_change(make_broker: MakeBroker) -> None:
