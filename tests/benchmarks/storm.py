@@ -55,6 +55,8 @@ class Outcome:
     steps: dict[str, list[float]]
     """Step to what it took each node, in seconds."""
     failures: list[str]
+    retries: int
+    """Connections that were cut off and made again."""
     rss_mib: float
     """The most that the server had."""
     server_cpu_secs: float
@@ -151,9 +153,17 @@ def run(target: Target, nodes: int, arrival_secs: float) -> Outcome:
     if won != 1 and not failures:
         broken.append(f"{won} nodes did what one had to do")
     return Outcome(
-        target.kind, nodes, max(course["ended"] for course in courses) - begin, steps, failures, most / 2**20, used,
-        sum(course["cpu_secs"] for course in courses), broken,
-    )  # fmt: skip
+        kind=target.kind,
+        nodes=nodes,
+        secs=max(course["ended"] for course in courses) - begin,
+        steps=steps,
+        failures=failures,
+        retries=sum(course["retries"] for course in courses),
+        rss_mib=most / 2**20,
+        server_cpu_secs=used,
+        drivers_cpu_secs=sum(course["cpu_secs"] for course in courses),
+        broken=broken,
+    )
 
 
 def _driver(part: Storm) -> subprocess.Popen[str]:
@@ -193,6 +203,7 @@ def table(ours: Outcome, theirs: Outcome | None) -> str:
     for what, shown in (
         ("all done, s", lambda each: f"{each.secs:.1f}"),
         ("refused or failed", lambda each: f"{len(each.failures)}"),
+        ("connected again", lambda each: f"{each.retries}"),
         ("server's memory, MiB", lambda each: f"{each.rss_mib:.0f}"),
         ("server's CPU, s", lambda each: f"{each.server_cpu_secs:.1f}"),
         ("drivers' CPU, s", lambda each: f"{each.drivers_cpu_secs:.1f}"),

@@ -25,6 +25,7 @@ import asyncio
 import base64
 import gc
 import json
+import random
 import secrets
 import ssl
 import sys
@@ -40,6 +41,7 @@ from bpbroker.discovery import datagram
 _STEP_SECS: Final = 300.0
 _TTL_SECS: Final = 120
 _READS: Final = 10
+_TRIES: Final = 5
 _LISTED_MAX: Final = 1000
 _CREATED: Final = "CREATE"
 
@@ -74,6 +76,8 @@ class Course:
     won: int = 0
     """How many nodes did the work that one had to do."""
     failures: list[str] = field(default_factory=list)
+    retries: int = 0
+    """Connections that were cut off and made again."""
     ended: float = 0.0
     """Wall clock at which the last one had left."""
     cpu_secs: float = 0.0
@@ -147,14 +151,31 @@ class Http:
         return json.loads(body)
 
 
-class OnBroker:
-    """A node's steps against a broker."""
+class Node:
+    """One node."""
 
     def __init__(self, storm: Storm, node: int, course: Course) -> None:
         self._storm, self._course = storm, course
+        self.http = Http(storm, node)
+
+    async def _patiently(self, connect: Callable[[], Awaitable[None]]) -> None:
+        """Connect as clients do: a server that is too busy may cut a handshake off, and is asked again."""
+        for _ in range(_TRIES):
+            try:
+                return await connect()
+            except (OSError, EOFError):
+                self._course.retries += 1
+                await asyncio.sleep(1.0 + random.random())  # noqa: S311 - not for secrets
+        return await connect()
+
+
+class OnBroker(Node):
+    """A node's steps against a broker."""
+
+    def __init__(self, storm: Storm, node: int, course: Course) -> None:
+        super().__init__(storm, node, course)
         self._name, self._session = f"storm/node-{node:05}", secrets.token_hex(16)
         self._node = node
-        self.http = Http(storm, node)
 
     async def _services(self, method: str, *, allowed: tuple[int, ...] = (), **parameters: Any) -> Any:
         answer = await self.http.ask(f"/services/{method}/", parameters, allowed=allowed)
@@ -181,7 +202,7 @@ class OnBroker:
         raise Refused("no answer to a question by UDP")
 
     async def contact(self) -> None:
-        await self.http.connect()
+        await self._patiently(self.http.connect)
         await self.http.ask("/whoami", {})
 
     async def session(self) -> None:
@@ -225,17 +246,16 @@ class OnBroker:
         await self._services("Close", session=self._session)
 
 
-class OnEtcd:
+class OnEtcd(Node):
     """A node's steps against etcd."""
 
     def __init__(self, storm: Storm, node: int, course: Course) -> None:
-        self._storm, self._course = storm, course
+        super().__init__(storm, node, course)
         self._name = f"storm/node-{node:05}"
         self._node, self._lease = node, ""
-        self.http = Http(storm, node)
 
     async def contact(self) -> None:
-        await self.http.connect()
+        await self._patiently(self.http.connect)
         await self.http.ask("/v3/maintenance/status", {})
 
     async def session(self) -> None:
