@@ -11,7 +11,7 @@ from typing import Final, NoReturn
 
 import click
 
-from bpbroker import __version__, process
+from bpbroker import process, stamp
 from bpbroker.commands.scope import Scope, shared_options
 from bpbroker.errors import BpbrokerError
 
@@ -76,7 +76,7 @@ class _Group(click.Group):
     subcommand_metavar="COMMAND ...",
     params=list(shared_options(environment=True)),
 )
-@click.version_option(__version__, prog_name="bpbroker", message="%(prog)s %(version)s")
+@click.version_option(stamp.version(), prog_name="bpbroker", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Run and look after a bpbroker service: a durable registry, discovery, and calls into your own modules."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import bpbroker
+from bpbroker import stamp
 from bpbroker.service.templates import template
 
 _BEGIN: Final = b"#!/usr/bin/env python3\n"
@@ -61,6 +62,8 @@ def _modules() -> Iterator[tuple[str, Path]]:
         found = top / part
         for path in found.rglob("*.py") if found.is_dir() else [found]:
             yield f"bpbroker/{path.relative_to(top).as_posix()}", path
+    if (top / stamp.FILE).is_file():
+        yield f"bpbroker/{stamp.FILE}", top / stamp.FILE
     for library in ("click", "colorama", "ifaddr"):  # click uses colorama on Windows only
         spec = importlib.util.find_spec(library)
         if spec is not None and spec.origin is not None:

@@ -84,7 +84,7 @@ def _broker(root: Path, site: Path, target: Target, version: str, maintainer: st
     unit_folder = "lib/systemd/system" if release < 13 else "usr/lib/systemd/system"
     tree.service_files(root, unit_folder, "etc/init.d", "etc/default/bpbroker")
     tree.completions(root, site, tree.PROGRAMS)
-    tree.pages(root, site, tree.PROGRAMS, _now().date().isoformat())
+    tree.pages(root, tree.PROGRAMS)
     _documents(root, "bpbroker", version, maintainer, "\n".join(sbom.licences(site)))
     tree.put(root, "usr/share/doc/bpbroker/sbom.cdx.json", sbom.document(site, timestamp=_now().isoformat()))
     tree.put(root, "usr/share/lintian/overrides/bpbroker", _OVERRIDES)
@@ -113,7 +113,7 @@ def _client(root: Path, wheels: Path, site: Path, version: str, maintainer: str,
     if not program.read_bytes().startswith(b"#!/usr/bin/python3\n"):
         raise BuildError("bpclient does not begin with its interpreter")
     tree.completions(root, site, ["bpclient"])
-    tree.pages(root, site, ["bpclient"], _now().date().isoformat())
+    tree.pages(root, ["bpclient"])
     _documents(root, "bpbroker-client", version, maintainer, "\n".join(sbom.licences_of_wheels(wheels / CLIENT_WHEELS)))
     fields = {
         "Architecture": "all",

@@ -128,11 +128,10 @@ def completions(root: Path, site: Path, names: Iterable[str]) -> None:
             put(root, path.format(name), _said(site, words, {f"_{name.upper()}_COMPLETE": f"{shell}_source"}))
 
 
-def pages(root: Path, site: Path, names: Iterable[str], date: str) -> None:
+def pages(root: Path, names: Iterable[str]) -> None:
     """Write the manual pages of the programs."""
     for name in names:
-        page = _said(site, (str(Path(__file__).with_name("manpages.py")), name, date), {})
-        put_gzipped(root, f"usr/share/man/man1/{name}.1", page)
+        put_gzipped(root, f"usr/share/man/man1/{name}.1", (TOP / f"deploy/man/{name}.1").read_bytes())
 
 
 def _said(site: Path, words: tuple[str, ...], environ: dict[str, str]) -> str:

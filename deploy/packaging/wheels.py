@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bpbroker import stamp
+
 TOP: Final = Path(__file__).parents[2]
-SOURCES: Final = ("bpbroker", "deploy", "pyproject.toml", "README.md")
+SOURCES: Final = ("bpbroker", "deploy", "pyproject.toml", "setup.py", "README.md")
 EXTRAS: Final = "etcd,render"
 """A package has no pip to add them later."""
 
@@ -90,6 +92,8 @@ def build_wheel(folder: Path) -> Path:
                 shutil.copytree(TOP / name, Path(work, name), ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(TOP / name, work)
+        # The copy has no git's files.
+        (Path(work, "bpbroker") / stamp.FILE).write_text(stamp.stamp(TOP), encoding="ascii")
         pip("wheel", "--no-deps", "--wheel-dir", folder, work)
     return own_wheel(folder)
 
@@ -126,7 +130,8 @@ def install(wheels: Path, to: Path, target: Target) -> None:
     wheel = own_wheel(wheels)
     offline = ("--no-index", "--find-links", wheels)
     pip("install", *offline, "--no-compile", "--target", to, *target.pip_options(), f"{wheel}[{EXTRAS}]")
-    shutil.rmtree(to / "bin", ignore_errors=True)
+    for apart in ("bin", "share"):  # a package puts programs and pages where they belong
+        shutil.rmtree(to / apart, ignore_errors=True)
     for path in sorted(to.rglob("*.so")):
         head = path.read_bytes()[:20]
         if head[:4] != b"\x7fELF" or int.from_bytes(head[18:20], "little") != ELF_MACHINES[target.architecture]:

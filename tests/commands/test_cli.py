@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from bpbroker import __version__
+from bpbroker import __version__, stamp
 from bpbroker.cli import SECTIONS, cli
 from tests.support.systems import posix_only
 
@@ -68,7 +68,8 @@ def test_every_command_has_help_and_the_shared_options(name: str) -> None:
 
 def test_version(tmp_path: Path) -> None:
     done = run("--version", home=tmp_path)
-    assert (done.returncode, done.stdout) == (0, f"bpbroker {__version__}\n")
+    assert (done.returncode, done.stdout) == (0, f"bpbroker {stamp.version()}\n")
+    assert done.stdout.startswith(f"bpbroker {__version__} (commit ")
 
 
 @pytest.mark.parametrize(

@@ -39,15 +39,18 @@ def test_the_wheel_has_deploy_and_no_private_key(tmp_path: Path) -> None:
     # From a copy: setuptools would leave a build folder, whose old files get into the next wheel.
     for folder in ("bpbroker", "deploy"):
         shutil.copytree(TOP / folder, tmp_path / "source" / folder)
-    for file in ("pyproject.toml", "README.md"):
+    for file in ("pyproject.toml", "setup.py", "README.md"):
         shutil.copy(TOP / file, tmp_path / "source")
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, tmp_path / "source")
+    words = ("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, tmp_path / "source")
+    run(sys.executable, "-m", *words, BPBROKER_COMMIT="0123456789abcdef0123")
     (wheel,) = tmp_path.glob("bpbroker-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        for shipped in DEPLOY.iterdir():
+        for shipped in (path for path in DEPLOY.iterdir() if path.is_file()):
             assert archive.read(f"bpbroker/deploy/{shipped.name}") == shipped.read_bytes()
         assert "bpbroker/py.typed" in names
+        commit, day = archive.read("bpbroker/_stamp.txt").decode().split()
+        assert (commit, len(day)) == ("0123456789ab", 10)
         assert not [name for name in names if name.endswith((".key", ".pem", ".crt"))]
         for name in names:
             assert b"-----BEGIN PRIVATE KEY-----\n" not in archive.read(name)

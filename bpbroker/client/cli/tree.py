@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from bpbroker import __version__
+from bpbroker import stamp
 from bpbroker.client.cli.commands import COMMANDS, GROUPS
 from bpbroker.client.cli.options import EVERYWHERE, Command, Invocation, Option
 from bpbroker.client.cli.parser import split_command, with_command
@@ -204,7 +204,7 @@ def _option(option: Option, **more: Any) -> click.Option:
 def _version_option() -> click.Parameter:
     """Make ``--version``; click has a decorator only."""
 
-    @click.version_option(__version__, prog_name="bpclient", message="%(prog)s %(version)s")
+    @click.version_option(stamp.version(), prog_name="bpclient", message="%(prog)s %(version)s")
     @click.command()
     def carrier() -> None:
         pass
