@@ -162,13 +162,15 @@ class Replace:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Merge into an entry, creating it if absent. Reply: its :class:`Record`. Errors: as Replace, and TooLarge."""
+    """Merge into an entry, creating it if absent. Reply: its :class:`Record`. Errors: Replace's, NotFound, TooLarge."""
 
     name: str
     data: Mapping[str, Any]
     source: str
     condition: Condition = ALWAYS
     session: str | None = None
+    unset: tuple[str, ...] = ()
+    """Keys to remove first, or paths such as ``a.b``; with these alone an entry must be there (NotFound)."""
 
 
 @dataclass(frozen=True, slots=True)

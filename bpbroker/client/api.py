@@ -271,14 +271,32 @@ class Client:
     def update(
         self,
         name: str,
-        data: Data,
+        data: Data | None = None,
         *,
+        unset: Sequence[str] = (),
         if_match: str = "",
         session: Session | str | None = None,
         lock: Lock | str | None = None,
     ) -> Entry:
-        """Merge into an entry at every depth, creating it if absent; ``if_match`` as of :meth:`replace`."""
-        sent = {"name": name, "data": _text(data), **_owned(session, lock)}
+        """Merge into an entry at every depth, creating it if absent; other arguments as of :meth:`replace`.
+
+        Args:
+            name: the entry's name.
+            data: see :data:`Data`; may be left out with ``unset``.
+            unset: keys to remove first, or paths such as ``a.b``; what is not there is no error.
+            if_match: a tag.
+            session: as of :meth:`replace`.
+            lock: as of :meth:`register`.
+
+        Raises:
+            NotFound: with ``unset`` alone, there is no such entry.
+            PreconditionFailed: its tag is another, or the lock is not held.
+        """
+        sent: dict[str, Any] = {"name": name, **_owned(session, lock)}
+        if data is not None or not unset:
+            sent["data"] = _text("" if data is None else data)
+        if unset:
+            sent["unset"] = list(unset)
         return _entry(self._write("Update", sent, if_match))
 
     def delete(self, name: str, *, if_match: str = "", lock: Lock | str | None = None) -> None:

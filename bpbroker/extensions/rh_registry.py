@@ -142,13 +142,25 @@ class Registry:
         name: str,
         data: Data,
         *,
+        unset: Sequence[str] = (),
         revision: int | None = None,
         if_match: str = "",
         session: Session | str | None = None,
         lock: Lock | str | None = None,
     ) -> Entry:
-        """Merge into an entry at every depth, creating it if absent; arguments as of :meth:`replace`."""
-        return self._write("Update", name, data, _condition(revision, if_match), session=session, lock=lock)
+        """Merge into an entry at every depth, creating it if absent; other arguments as of :meth:`replace`.
+
+        Args:
+            name: of the entry.
+            data: see :data:`Data`.
+            unset: keys to remove first, or paths such as ``a.b``.
+            revision: as of :meth:`replace`.
+            if_match: as of :meth:`replace`.
+            session: as of :meth:`replace`.
+            lock: as of :meth:`replace`.
+        """
+        condition = _condition(revision, if_match)
+        return self._write("Update", name, data, condition, session=session, lock=lock, unset=list(unset) or None)
 
     def get(self, name: str, *, wait_secs: float = 0.0, changed_from: str = "") -> Entry:
         """Return an entry.
@@ -357,8 +369,11 @@ class Registry:
         *,
         session: Session | str | None,
         lock: Lock | str | None,
+        **more: Any,
     ) -> Entry:
-        return _entry(self.ask(method, {"name": name, "data": _text(data), **_owned(session, lock)}, fields))
+        given = {key: value for key, value in more.items() if value is not None}
+        sent = {"name": name, "data": _text(data), **_owned(session, lock), **given}
+        return _entry(self.ask(method, sent, fields))
 
     def _ttl(self, given: float | None) -> float:
         return min(_TTL_MAX_SECS, max(_TTL_MIN_SECS, self.timeout_secs)) if given is None else given

@@ -9,7 +9,7 @@ from typing import Any, Final
 from bpbroker import messages
 from bpbroker.errors import BadRequest
 from bpbroker.frontend.ask import Action, Ask, Decide, EntryLimits, a_name, a_prefix, no_name, tags_of
-from bpbroker.frontend.coordination import ACTIONS, fence, lost, session_of
+from bpbroker.frontend.coordination import ACTIONS, fence, lost, session_of, update_of
 from bpbroker.frontend.parameters import Parameters
 from bpbroker.messages import Condition, Known, Record
 from bpbroker.registry import entry
@@ -22,7 +22,7 @@ from bpbroker.server.response import Response
 _WAIT_SLACK_SECS: Final = 30.0
 
 
-def _write(kind: type[messages.Register | messages.Replace | messages.Update]) -> Decide:
+def _write(kind: type[messages.Register | messages.Replace]) -> Decide:
     def decide(parameters: Parameters, fields: Mapping[str, str], source: str, limits: EntryLimits) -> Ask:
         name = parameters.name(limits.name_bytes)
         data = parameters.data(limits.data_bytes, limits.depth)
@@ -30,6 +30,10 @@ def _write(kind: type[messages.Register | messages.Replace | messages.Update]) -
         return Ask(kind(name, data, source, _condition(parameters, fields), session), response.entry)
 
     return decide
+
+
+def _update(parameters: Parameters, fields: Mapping[str, str], source: str, limits: EntryLimits) -> Ask:
+    return Ask(update_of(parameters, source, limits, _condition(parameters, fields)), response.entry)
 
 
 def _delete(parameters: Parameters, fields: Mapping[str, str], _source: str, limits: EntryLimits) -> Ask:
@@ -140,7 +144,7 @@ BUILT_IN: Final[Mapping[str, Mapping[str, Action]]] = {
     "services": {
         "Register": Action(_write(messages.Register), _CHANGE, a_name),
         "Replace": Action(_write(messages.Replace), _CHANGE, a_name),
-        "Update": Action(_write(messages.Update), _CHANGE, a_name),
+        "Update": Action(_update, _CHANGE, a_name),
         "Delete": Action(_delete, ("POST", "DELETE"), a_name),
         "Get": Action(_get, _READ, a_name),
         "List": Action(_list, _READ, a_prefix),

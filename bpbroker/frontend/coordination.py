@@ -241,7 +241,18 @@ def fence(parameters: Parameters) -> tuple[str, int] | None:
     return name, int(token)
 
 
-def _written(kind: type[messages.Register | messages.Replace | messages.Update]) -> Any:
+def update_of(
+    parameters: Parameters, source: str, limits: EntryLimits, condition: messages.Condition
+) -> messages.Update:
+    """Return the message of an update, alone or in a batch."""
+    unset = parameters.unset()
+    data = parameters.data(limits.data_bytes, limits.depth, needed=not unset)
+    name = parameters.name(limits.name_bytes)
+    session = session_of(parameters) if "session" in parameters.values else None
+    return messages.Update(name, data, source, condition, session, unset)
+
+
+def _written(kind: type[messages.Register | messages.Replace]) -> Any:
     def decide(parameters: Parameters, _fields: Mapping[str, str], source: str, limits: EntryLimits) -> Any:
         data = parameters.data(limits.data_bytes, limits.depth)
         name = parameters.name(limits.name_bytes)
@@ -281,7 +292,9 @@ def _message_of(decide: Decide) -> Any:
 OPERATIONS: Final[Mapping[str, Any]] = {
     "Register": _written(messages.Register),
     "Replace": _written(messages.Replace),
-    "Update": _written(messages.Update),
+    "Update": lambda parameters, _fields, source, limits: update_of(
+        parameters, source, limits, operation_condition(parameters)
+    ),
     "Delete": lambda parameters, _fields, _source, limits: messages.Delete(
         parameters.name(limits.name_bytes), operation_condition(parameters)
     ),

@@ -28,13 +28,18 @@ _SESSION = _text("Id of a session, made by the client", minLength=1, maxLength=1
 _WORD = _text("Who asks, such as a machine's id", minLength=1, maxLength=256)
 _NUMBER = {"type": "integer", "minimum": 0, "maximum": 2**53 - 1}
 _FILTER = {"type": "array", "items": {"type": "string"}, "description": "FIELD=VALUE that an entry must have"}
+_UNSET = {
+    "type": "array",
+    "items": {"type": "string", "minLength": 1, "pattern": "^(?!last_write_(?:ip|ts)$)"},
+    "description": "Keys to remove first, or paths such as a.b; then data may be left out",
+}
 _LOCK = _text("NAME:TOKEN of a lock that must be held", pattern="^.+:[0-9]{1,16}$")
 _CONSISTENCY = _text("local: what this broker knows is enough, with its age", enum=["strong", "local"])
 
 _PARAMETERS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "Register": ({"name": _NAME, "data": _DATA, "session": _SESSION, "lock": _LOCK}, ["name", "data"]),
     "Replace": ({"name": _NAME, "data": _DATA, "session": _SESSION, "lock": _LOCK}, ["name", "data"]),
-    "Update": ({"name": _NAME, "data": _DATA, "session": _SESSION, "lock": _LOCK}, ["name", "data"]),
+    "Update": ({"name": _NAME, "data": _DATA, "unset": _UNSET, "session": _SESSION, "lock": _LOCK}, ["name"]),
     "Delete": ({"name": _NAME, "lock": _LOCK}, ["name"]),
     "Get": ({"name": _NAME, "wait": _WAIT, "consistency": _CONSISTENCY}, ["name"]),
     "List": (

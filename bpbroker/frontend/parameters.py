@@ -65,13 +65,15 @@ class Parameters:
             raise BadRequest("Missing name parameter")
         return entry.check_name(self.values["name"], max_bytes=max_bytes)
 
-    def data(self, max_bytes: int, max_depth: int) -> dict[str, Any]:
-        """Return the entry's own part.
+    def data(self, max_bytes: int, max_depth: int, *, needed: bool = True) -> dict[str, Any]:
+        """Return the entry's own part; empty if it is not there and not needed.
 
         Raises:
             BadRequest, TooLarge: it is missing or cannot be stored.
         """
         if "data" not in self.values:
+            if not needed:
+                return {}
             raise BadRequest("Missing data parameter")
         value = self.values["data"]
         if isinstance(value, str):
@@ -86,6 +88,14 @@ class Parameters:
         if len(entry.encode(own)) > max_bytes:
             raise TooLarge(f"The data is larger than {max_bytes} bytes")
         return own
+
+    def unset(self) -> tuple[str, ...]:
+        """Return the keys that an update removes; none if it says nothing of them.
+
+        Raises:
+            BadRequest: one of them cannot be removed.
+        """
+        return entry.check_unset(self.several("unset")) if "unset" in self.values else ()
 
     def seconds(self, name: str) -> float:
         """Return a parameter as seconds, 0 if it is not there.

@@ -224,6 +224,41 @@ def without_stamp(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key not in STAMP_KEYS}
 
 
+def without(value: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Return a copy that lacks what is at a path of keys with dots between; a key may have dots itself.
+
+    What is not there is no error. A list has no keys.
+    """
+    if path in value:
+        return {key: item for key, item in value.items() if key != path}
+    begin, dot, rest = path.partition(".")
+    while dot:
+        below = value.get(begin)
+        if isinstance(below, Mapping):
+            after = without(below, rest)
+            if after != below:
+                return {**value, begin: after}
+        more, dot, rest = rest.partition(".")
+        begin = f"{begin}.{more}"
+    return dict(value)
+
+
+def check_unset(paths: Sequence[object]) -> tuple[str, ...]:
+    """Return paths of keys that may be removed from an entry.
+
+    Raises:
+        BadRequest: one is no text, empty, or one of the broker's own keys.
+    """
+    result = []
+    for path in paths:
+        if not isinstance(path, str) or not path:
+            raise BadRequest("What unset removes must be a key, or a path such as a.b")
+        if path in STAMP_KEYS:
+            raise BadRequest(f"Used reserved data name {path}")
+        result.append(path)
+    return tuple(result)
+
+
 def deep_merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Merge two objects at every depth; ``new`` wins, lists and scalars are replaced whole."""
     result = dict(old)

@@ -128,8 +128,13 @@ def _replace(write: Replace, view: View, _limits: Limits) -> Record:
 
 def _update(write: Update, view: View, limits: Limits) -> Record:
     own, current = write.data, view.get(write.name)
+    if current is None and write.unset and not own:
+        raise NotFound(f"Entry '{write.name}' not found")
     if current is not None:
-        own = entry.deep_merge(entry.without_stamp(json.loads(current.json)), own)
+        before = entry.without_stamp(json.loads(current.json))
+        for path in write.unset:
+            before = entry.without(before, path)
+        own = entry.deep_merge(before, own)
         if len(entry.encode(own)) > limits.data_bytes:
             raise TooLarge(f"The merged entry would be larger than {limits.data_bytes} bytes; nothing was changed")
     return _put(write, view, own, current)

@@ -12,6 +12,7 @@ from bpbroker.errors import AlreadyExists, NotFound, Overloaded, PreconditionFai
 from bpbroker.frontend import access_log, application
 from bpbroker.frontend.extension_calls import understand
 from bpbroker.messages import Condition
+from bpbroker.registry.requests import BatchDone
 from bpbroker.server import response
 from bpbroker.server.request import Request, plain_address
 from tests.support.application import RECORD, SETTINGS, TOKEN, Broker
@@ -68,6 +69,22 @@ def test_who_writes_over_loopback_is_noted_by_the_hosts_address(
     asked = understand("Register", {"name": "n", "data": "x"}, {}, source, {**SETTINGS, "api": api})
     assert asked.message.source == writer
     assert broker.call("/ping/Ping", source=source).json["src"] == source
+
+
+def test_an_update_may_remove_keys_and_needs_no_data_then(broker: Broker) -> None:
+    assert broker.post("/services/Update", name="n", unset=["a", "b.c"]).status == 200
+    assert (broker.registry.asked[-1].unset, broker.registry.asked[-1].data) == (("a", "b.c"), {})
+    assert broker.call("/services/Update?name=n&unset=a&unset=b&data=%7B%22x%22%3A1%7D").status == 200
+    assert (broker.registry.asked[-1].unset, broker.registry.asked[-1].data) == (("a", "b"), {"x": 1})
+    batch = [{"method": "Update", "name": "n", "unset": ["a"]}]
+    broker.registry.outcome = BatchDone((RECORD,), 1)
+    assert broker.post("/services/Batch", operations=batch).status == 200
+    assert broker.registry.asked[-1].operations[0].unset == ("a",)
+
+
+@pytest.mark.parametrize("unset", [[1], [""], ["a", "last_write_ip"], [], None])
+def test_what_cannot_be_removed_is_refused(broker: Broker, unset: Any) -> None:
+    assert broker.post("/services/Update", name="n", unset=unset).status == 400
 
 
 def test_the_query_is_read_before_the_body(broker: Broker) -> None:

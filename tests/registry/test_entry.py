@@ -23,6 +23,23 @@ objects = st.dictionaries(
 )
 
 
+@pytest.mark.parametrize(
+    ("path", "left"),
+    [
+        ("a", {"a.b": 2, "c": {"d.e": {"f": 3}, "g": [1]}}),
+        ("a.b", {"a": {"b": 1}, "c": {"d.e": {"f": 3}, "g": [1]}}),
+        ("c.d.e.f", {"a": {"b": 1}, "a.b": 2, "c": {"d.e": {}, "g": [1]}}),
+        ("c.d.e", {"a": {"b": 1}, "a.b": 2, "c": {"g": [1]}}),
+        ("c.g.0", {"a": {"b": 1}, "a.b": 2, "c": {"d.e": {"f": 3}, "g": [1]}}),
+        ("..", {"a": {"b": 1}, "a.b": 2, "c": {"d.e": {"f": 3}, "g": [1]}}),
+    ],
+)
+def test_a_key_or_a_path_is_removed(path: str, left: dict[str, Any]) -> None:
+    whole = {"a": {"b": 1}, "a.b": 2, "c": {"d.e": {"f": 3}, "g": [1]}}
+    assert entry.without(whole, path) == left
+    assert whole == {"a": {"b": 1}, "a.b": 2, "c": {"d.e": {"f": 3}, "g": [1]}}
+
+
 class TestNames:
     @pytest.mark.parametrize("name", ["foo", "node-7", "a.b", "ünïcode", "with space", "x" * 256, "...", "a_b", "%"])
     def test_fit(self, name: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpbroker.errors import AlreadyExists, PreconditionFailed, TooLarge
+from bpbroker.errors import AlreadyExists, NotFound, PreconditionFailed, TooLarge
 from bpbroker.messages import ALWAYS, Condition, Delete, Deleted, Record, Register, Replace, Update
 from bpbroker.registry import entry, writes
 from bpbroker.registry.memory import Memory, PendingWrite
@@ -43,6 +43,20 @@ def test_each_does_what_its_name_says() -> None:
     assert entry.without_stamp(json.loads(updated.json)) == {"x": {"y": 1, "z": 2}}
     assert decide(Delete("a"), THERE) == Deleted(0)
     assert decide(Delete("a"), None) == Deleted()
+
+
+def test_an_update_removes_keys_before_it_merges() -> None:
+    def updated(data: dict[str, Any], *unset: str) -> Any:
+        found = decide(Update("a", data, "i", unset=unset), THERE)
+        return entry.without_stamp(json.loads(found.json))
+
+    assert updated({}, "x.y") == {"x": {}}
+    assert updated({}, "x") == {}
+    assert updated({"x": {"z": 2}}, "x") == {"x": {"z": 2}}
+    assert updated({}, "nope", "x.nope", "x.y.z") == {"x": {"y": 1}}
+    assert decide(Update("a", {"x": 1}, "i", unset=("y",)), None) is not None
+    with pytest.raises(NotFound):
+        decide(Update("a", {}, "i", unset=("y",)), None)
 
 
 def test_only_the_merged_part_counts_for_the_limit() -> None:

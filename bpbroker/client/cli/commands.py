@@ -23,6 +23,7 @@ from bpbroker.client.cli.options import (
     SESSION_ID,
     TTL,
     TTL_LONG,
+    UNSET,
     WAIT,
     Command,
     Option,
@@ -255,10 +256,12 @@ def replace(session: Session, *, if_match: str, **options: Any) -> Output:
     return _write(session, "replace", options, if_match=if_match)
 
 
-@_command("service update", NAME, DATA_NEEDED, DATA_RAW, JSON, OWN_IP, IF_MATCH, SESSION, LOCK, ETAG, RAW, acts=True)
-def update(session: Session, *, if_match: str, **options: Any) -> Output:
-    """Merge data into an entry at every depth, creating it if absent."""
-    return _write(session, "update", options, if_match=if_match)
+@_command("service update", NAME, DATA, UNSET, DATA_RAW, JSON, OWN_IP, IF_MATCH, SESSION, LOCK, ETAG, RAW, acts=True)
+def update(session: Session, *, if_match: str, unset: tuple[str, ...], **options: Any) -> Output:
+    """Merge data into an entry at every depth, creating it if absent; with --unset alone it must be there."""
+    if unset and options["data"] is None and options["data_raw"] is None and not options["own_ip"]:
+        options["data"] = "{}"
+    return _write(session, "update", options, if_match=if_match, **({"unset": unset} if unset else {}))
 
 
 @_command(
@@ -304,7 +307,7 @@ def get(
         except KeyError:
             raise NotFound(f"Entry '{name}' has no field '{field}'") from None
         return output.of_tagged(entry.etag.strip('"'), field, found) if etag else output.of_value(field, found)
-    return _entry(entry, dict(response), etag=etag, raw=raw)
+    return _entry(session, entry, dict(response), etag=etag, raw=raw)
 
 
 @_command(
@@ -596,7 +599,7 @@ def _write(session: Session, method: str, options: dict[str, Any], **how: Any) -
             lock=(session.fence() if options["fence"] is None else options["fence"]) or None,
             **how,
         )
-    return _entry(entry, dict(client.response), etag=options["etag"], raw=options["raw"])
+    return _entry(session, entry, dict(client.response), etag=options["etag"], raw=options["raw"])
 
 
 def _object_without_ip(data: str) -> dict[str, Any]:
@@ -647,7 +650,9 @@ def _tell_age(session: Session, response: Mapping[str, Any]) -> None:
         session.tell(f"This was so {age:.0f} s ago")
 
 
-def _entry(entry: Entry, response: dict[str, Any], *, etag: bool, raw: bool) -> Output:
+def _entry(session: Session, entry: Entry, response: dict[str, Any], *, etag: bool, raw: bool) -> Output:
+    if raw and etag:
+        session.tell("Warning: --etag does nothing beside --raw")
     if raw:
         return output.of_raw(response)
     return output.of_value("etag", entry.etag.strip('"')) if etag else output.of_entry(entry)

@@ -155,6 +155,9 @@ SESSION_ID: Final = Option("--id", key="session_id", required=True, positional=T
 NAME: Final = Option("--name", required=True, positional=True, about="The entry's name.")
 DATA: Final = Option("--data", metavar="DATA", about="Data: text, a JSON object, @FILE, or - for standard input.")
 DATA_NEEDED: Final = Option("--data", metavar="DATA", about=f"{DATA.about} Required.")
+UNSET: Final = Option(
+    "--unset", multiple=True, metavar="KEY", about="Remove this key first, or a.b; may be given again."
+)
 DATA_RAW: Final = Option("--data-raw", metavar="TEXT", about="Data, never read as @FILE or -.")
 JSON: Final = Option("--json", key="only_json", flag=True, about="Refuse data that is no JSON object.")
 RAW: Final = Option("--raw", flag=True, about="Print the broker's whole response.")

@@ -56,7 +56,10 @@ class Session:
 
     def render(self, result: Output) -> bytes:
         """Return a result in the form that was asked for."""
-        return render(result, self._given.get("format", "text"), self._given.get("cols", ()))
+        form, cols = self._given.get("format", "text"), self._given.get("cols", ())
+        if cols and form == "text" and result.text:
+            self.tell("Warning: this result is text, of which --cols chooses nothing; add --format json or csv")
+        return render(result, form, cols)
 
     def see_that_a_shell_can_hold(self, data: str) -> None:
         """See, before data is sent, that the entry it makes can be shown, if it is a shell that wants to know.

@@ -242,6 +242,37 @@ def test_other_data_needs_no_word(fake: FakeBroker, run: Any, data: str) -> None
     assert run("service", "register", "n", f"--data={data}")[2] == ""
 
 
+def test_update_removes_keys(fake: FakeBroker, run: Any) -> None:
+    fake.answers = [stored(ENTRY), stored(ENTRY)]
+    assert run("service", "update", "n", "--unset", "a.b", "--unset", "c")[::2] == (0, "")
+    assert fake.requests[0].json == {"name": "n", "data": "{}", "unset": ["a.b", "c"]}
+    assert run("service", "update", "n", "--data", '{"x": 1}')[0] == 0
+    assert "unset" not in fake.requests[1].json
+    assert "--data" in run("service", "update", "n")[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "data", "said"),
+    [
+        (("--cols", "a"), {"_str": "bar"}, "--cols chooses nothing"),
+        (("--cols", "a", "--etag"), {"a": 1}, "--cols chooses nothing"),
+        (("--cols", "a", "--raw"), {"a": 1}, "--cols chooses nothing"),
+        (("--etag", "--raw"), {"a": 1}, "--etag does nothing beside --raw"),
+        (("--cols", "a"), {"a": 1, "b": 2}, ""),
+        (("--cols", "a", "-f", "csv"), {"_str": "bar"}, ""),
+        (("--cols", "a", "-q"), {"_str": "bar"}, ""),
+        (("--etag",), {"_str": "bar"}, ""),
+    ],
+)
+def test_an_option_that_does_nothing_says_so(
+    fake: FakeBroker, run: Any, words: tuple[str, ...], data: dict[str, Any], said: str
+) -> None:
+    fake.answers = [stored({**data, "last_write_ip": "10.0.0.1", "last_write_ts": 1})]
+    code, out, err = run("service", "get", "n", *words)
+    assert (code, bool(out)) == (0, True)
+    assert (said in err) if said else err == ""
+
+
 # --- the own address ---
 
 
