@@ -55,18 +55,20 @@ _OTHER: Final[Mapping[str, str]] = {"bpbroker": "bpclient", "bpclient": "bpbroke
 
 @command("manual", hidden=True)
 @click.argument("folder", type=click.Path(file_okay=False, exists=True, path_type=Path))
-def manual(folder: Path) -> None:
+@click.pass_context
+def manual(context: click.Context, folder: Path) -> None:
     """Write the manual pages bpbroker.1 and bpclient.1 into FOLDER."""
-    for name, text in pages().items():
+    root = context.find_root().command
+    assert isinstance(root, click.Group)  # noqa: S101 - the program
+    for name, text in pages(root).items():
         replace(folder / name, [text.encode()], mode=0o644)
 
 
-def pages() -> dict[str, str]:
-    """Return the manual pages, file name to text."""
-    from bpbroker.cli import cli
+def pages(bpbroker: click.Group) -> dict[str, str]:
+    """Return the manual pages of ``bpbroker``, whose commands these are, and of ``bpclient``: file name to text."""
     from bpbroker.client.cli.tree import bpclient
 
-    return {f"{name}.1": _page(name, root) for name, root in (("bpbroker", cli), ("bpclient", bpclient()))}
+    return {f"{name}.1": _page(name, root) for name, root in (("bpbroker", bpbroker), ("bpclient", bpclient()))}
 
 
 def _page(program: str, root: click.Group) -> str:

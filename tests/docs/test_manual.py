@@ -19,7 +19,7 @@ ROOTS = {"bpbroker.1": cli, "bpclient.1": bpclient()}
 
 def test_they_are_up_to_date() -> None:
     there = {path.name: path.read_text() for path in PAGES.iterdir()}
-    assert there == manual.pages(), "make them anew: bpbroker manual deploy/man"
+    assert there == manual.pages(cli), "make them anew: bpbroker manual deploy/man"
 
 
 @pytest.mark.parametrize("name", ROOTS)
@@ -62,4 +62,4 @@ def test_every_command_and_option_is_in_them(name: str) -> None:
 
 def test_they_are_written_where_one_says(tmp_path: Path) -> None:
     assert cli.main(["manual", str(tmp_path)], standalone_mode=False) is None
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == manual.pages()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == manual.pages(cli)
