@@ -279,6 +279,11 @@ def _split(stored: bytes) -> tuple[bytes, bytes]:
     return stored[: stamp.start()] + b"}", b"{" + stamp[0].removeprefix(b", ")
 
 
+def own_of(stored: bytes) -> bytes:
+    """Return an entry's own JSON: without who wrote it and when."""
+    return _split(stored)[0]
+
+
 def _shown_briefly(record: Record) -> tuple[Shown, bytes]:
     """Return an entry for a list: who wrote it and when, and its own JSON. A large one is not parsed."""
     own, stamp = _split(record.json)

@@ -118,7 +118,7 @@ def _plain(value: Any) -> Any:
 
 def named(name: str) -> str:
     """Return the name of a figure in words: without the unit, which its value has."""
-    for ending in ("_secs", "_bytes", "_at"):
+    for ending in ("_secs", "_bytes"):
         name = name.removesuffix(ending)
     return name.replace("_", " ")
 

@@ -23,7 +23,7 @@ import jinja2
 from bpbroker import __version__
 from bpbroker.errors import Forbidden, RequestError, Unauthorized
 from bpbroker.frontend.pages import plain, shown
-from bpbroker.frontend.pages.reading import Part, Reading, paged, stamp_of
+from bpbroker.frontend.pages.reading import Part, Reading, own_of, paged, stamp_of
 from bpbroker.frontend.pages.sessions import CREDENTIAL, SESSION_SECS, PageSession, Sessions
 from bpbroker.frontend.pages.viewer import Gate, Viewer
 from bpbroker.frontend.pages.visit import Visit
@@ -263,7 +263,8 @@ class Site:
             record, _ = self._reading.entry(_viewer(), _text(name))
         except RequestError as error:
             raise cherrypy.HTTPError(error.status, str(error)) from None
-        cherrypy.response.headers["Content-Type"] = "text/plain;charset=utf-8"
+        cherrypy.response.headers["Content-Type"] = "application/json"
+        cherrypy.response.headers["Content-Disposition"] = 'attachment; filename="entry.json"'
         return record.json
 
     @_page("nodes.html")
@@ -381,6 +382,7 @@ def _templates() -> jinja2.Environment:
     environment.filters.update(
         text=shown.text,
         short=shown.short,
+        own=own_of,
         size=shown.size,
         duration=shown.duration,
         words=shown.named,

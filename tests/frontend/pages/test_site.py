@@ -337,7 +337,8 @@ def test_an_entry_is_a_tree_with_its_history(inside: People) -> None:
     assert re.search(r'<time datetime="[\d:TZ-]+" title="[\d: -]+ UTC">', html)
     answer = inside.send("/ui/raw?name=db")
     assert json.loads(answer.body)["role"] == "master"
-    assert answer.content_type == "text/plain;charset=utf-8"
+    assert answer.content_type == "application/json"
+    assert fields_of(answer)["Content-Disposition"].startswith("attachment")
     assert inside.send("/ui/entry?name=nothing").status == 404
     assert inside.send("/ui/entry?name=_keys/ci").status == 404
     assert inside.send("/ui/entry").status == 404
@@ -350,7 +351,7 @@ def test_nodes_locks_and_who_waits(inside: People) -> None:
     for told in ("one", "two", "node-1", "db/initial", "1 min", "10.0.0.8", "Nothing was lost"):
         assert told in shown
     shown = words(inside.get("locks"))
-    assert re.search(r"db/initial.*node one since.*session one.*node one waits since.*session two", shown)
+    assert re.search(r"db/initial.*node one came.*session one.*node one came.*session two", shown)
     assert "db/initial" in inside.get("locks", prefix="db/")
     assert "No lock" in inside.get("locks", prefix="x")
 

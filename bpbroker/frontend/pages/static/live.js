@@ -28,6 +28,7 @@
   const cell = (row, kind, label) => {
     const made = document.createElement(kind);
     if (label) made.dataset.label = label;
+    if (label === "When" || label === "By" || label === "Revision") made.className = "one";
     row.append(made);
     return made;
   };
