@@ -6,15 +6,20 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, Final, TextIO
 
 from tests.benchmarks import report, rows, storm
+from tests.benchmarks.page import page
+
+PAGE: Final = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
 
 def main() -> None:
-    """Measure, print the table, keep the figures if asked to."""
+    """Measure, print figures as they come and the table in the end, keep and publish them if asked to."""
     if sys.argv[1:2] == ["storm"]:
         storm.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
@@ -25,14 +30,48 @@ def main() -> None:
     parser.add_argument(
         "--bpclient", type=Path, metavar="FILE", help="time this one: an editable install starts slower than a wheel"
     )
+    parser.add_argument("--rounds", type=int, metavar="N", help="how often each figure is taken (3)")
+    parser.add_argument("--secs", type=float, metavar="S", help="how long for one figure (2)")
+    parser.add_argument("--table", action="store_true", help="write docs/benchmarks.md, too")
+    parser.add_argument("--from", dest="kept", type=Path, metavar="FILE", help="measure nothing: take kept figures")
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=chosen.folder) as folder:
+    document = json.loads(chosen.kept.read_text()) if chosen.kept else _measured(chosen)
+    if chosen.json:
+        chosen.json.write_text(json.dumps(document, indent=1) + "\n")
+    if chosen.table:
+        PAGE.write_text(page(document))
+
+
+def _measured(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Measure, print the table, and return all figures."""
+    extent = rows.QUICK if chosen.quick else rows.FULL
+    extent = replace(
+        extent, part=chosen.rows, bpclient=chosen.bpclient, rounds=chosen.rounds or extent.rounds,
+        secs=chosen.secs or extent.secs,
+    )  # fmt: skip
+    # Absolute: each server runs in a folder of its own, where a relative name means another place.
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=chosen.folder and chosen.folder.absolute()) as folder:
         of = report.machine(Path(folder))
-        extent = replace(rows.QUICK if chosen.quick else rows.FULL, part=chosen.rows, bpclient=chosen.bpclient)
         results = rows.measure(Path(folder), extent, lambda text: _line(sys.stderr, text))
     _line(sys.stdout, report.table(results, of))
-    if chosen.json:
-        chosen.json.write_text(json.dumps(report.document(results, of), indent=1) + "\n")
+    how = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "command": " ".join(["python -m tests.benchmarks", *_asked(chosen)]),
+        "rounds": extent.rounds,
+        "secs": extent.secs,
+    }
+    return {**how, **report.document(results, of)}
+
+
+def _asked(chosen: argparse.Namespace) -> Iterator[str]:
+    """Yield the options that the figures depend on."""
+    if chosen.quick:
+        yield "--quick"
+    for name in ("rounds", "secs", "rows"):
+        if getattr(chosen, name):
+            yield f"--{name} {getattr(chosen, name)}"
+    if chosen.table:
+        yield "--table"
 
 
 def _line(stream: TextIO, text: str) -> None:

@@ -124,9 +124,9 @@ class Peer:
             else:
                 return
 
-    def job(self, requests: Sequence[bytes], connections: int, secs: float = 0.0, *, reconnect: bool = False) -> Job:
-        """Return the client's job for some requests to this peer."""
-        return Job(self.port, self.protocol, requests, connections, secs, self.greeting, reconnect)
+    def job(self, requests: Sequence[bytes], connections: int, secs: float = 0.0, **how: Any) -> Job:
+        """Return the client's job for some requests to this peer; ``how`` are further fields of it."""
+        return Job(self.port, self.protocol, requests, connections, secs, self.greeting, **how)
 
     def memory_mib(self) -> float:
         """Return the resident memory of it and its children."""
@@ -156,11 +156,11 @@ class Ours(Peer):
     reads = tuple(https_post("/services/Get/", {"name": name}) for name in NAMES)
     calls = (https_post("/trivial/Echo/", {"data": "x"}),)
 
-    def __init__(self, folder: Path, entries: int = 0) -> None:
+    def __init__(self, folder: Path, entries: int = 0, settings: Mapping[str, Any] | None = None) -> None:
         super().__init__(folder)
         extra = {f"other-{number:06}": json.loads(DATA) for number in range(entries)}
         sections = {"trivial": {}, "hanging": {"_timeout_secs": HANG_SECS}}
-        self.broker = RunningBroker(self.folder, {"services": extra, **sections})
+        self.broker = RunningBroker(self.folder, {"services": extra, **sections, **(settings or {})})
         (self.broker.lib / "trivial.py").write_text(_TRIVIAL)
         (self.broker.lib / "hanging.py").write_text(_HANGING)
         # Warnings as errors are for tests; nobody runs it so.
@@ -173,6 +173,7 @@ class Ours(Peer):
         self.broker.start()
         self.process, self.port = self.broker.process, self.broker.port
         self.await_answer()
+        run(self.job(self.calls, 1))  # the first call starts the extension's process
 
     def stop(self) -> None:
         self.broker.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import ssl
 import statistics
 import tempfile
@@ -13,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.benchmarks import rows
+from tests.benchmarks import coordination, rows
 from tests.benchmarks.client import Outcome
-from tests.benchmarks.peers import Etcd, OnEtcd, Ours, StockHello
+from tests.benchmarks.peers import Etcd, OnEtcd, Ours, Redis, StockHello
 from tests.benchmarks.rows import Cell, Results
 
 _BOTTLENECK: Final = 0.9
@@ -49,12 +50,18 @@ def machine(folder: Path) -> dict[str, Any]:
             os.fdatasync(file.fileno())
             costs.append(time.perf_counter() - began)
     return {
+        "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "openssl": ssl.OPENSSL_VERSION,
         "fdatasync_us": round(statistics.median(costs) * 1e6),
     }
+
+
+def _processor() -> str:
+    names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return names[0] if names else platform.machine()
 
 
 def median(outcomes: list[Outcome]) -> Outcome:
@@ -107,10 +114,41 @@ def reach(results: Results) -> Iterator[Reach]:
         found = compared(results, hanging, calm, lambda hanging, calm: hanging.p99_ms / calm.p99_ms)
         if found is not None:
             yield Reach(f"p99 of {rows.HANGING}, {number} at a time, against calm ones", 1.5, found, at_most=True)
+    yield from _coordination(results, clients)
     call, read = Cell(rows.EXTENSION, ours, 1), Cell(rows.READS, ours, 1)
     found = compared(results, call, read, lambda call, read: call.p50_ms - read.p50_ms)
     if found is not None:
         yield Reach(f"p50 of {rows.EXTENSION}, above a read's, in ms", 1.0, found, at_most=True)
+
+
+def _coordination(results: Results, clients: list[int]) -> Iterator[Reach]:
+    """Yield what coordination is to reach."""
+    ours, of = Ours.name, coordination
+
+    def rates(row: str, number: int, to: str, peer: str, wanted: float) -> Iterator[Reach]:
+        found = ratio(results, Cell(row, ours, number), Cell(to, peer, number))
+        if found is not None:
+            against = f"against {peer}" if row == to else f"against {to} of {peer}"
+            yield Reach(f"{row}, {number} at a time, {against}", wanted, found)
+
+    for number in clients:
+        yield from rates(of.RENEWALS, number, rows.READS, ours, 1.0)
+        yield from rates(of.RENEWING_READS, number, of.CALM_READS, ours, 0.9)
+        yield from rates(of.RENEWING_WRITES, number, of.CALM_WRITES, ours, 0.9)
+        yield from rates(of.LOADED, number, of.BARE, ours, 1 / 1.3)
+    for number in (1, 16):
+        yield from rates(of.LOCKS, number, of.LOCKS, Etcd.name, 1.0)
+    yield from rates(of.BATCHES, 16, rows.WRITES, Redis.name, 1.0)
+    for cell, events in results.outcomes.items():
+        if cell.row == of.WATCHED:
+            found = compared(
+                results, cell, cell._replace(row=of.UNWATCHED), lambda watched, alone: watched.p99_ms / alone.p99_ms
+            )
+            if found is not None:
+                yield Reach(f"p99 of {cell.row}, against nobody", 3.0, found, at_most=True)
+        if cell.row == of.EVENTS:
+            oldest = statistics.median(outcome.max_ms for outcome in events)
+            yield Reach(f"oldest event at {cell.clients:,} who watch, in ms", 1000.0, oldest, at_most=True)
 
 
 def document(results: Results, of: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from bpbroker.discovery import datagram
-from tests.benchmarks import peers
+from tests.benchmarks import coordination, peers
 from tests.benchmarks.client import Failed, Job, Outcome, outcome_of, run
 from tests.benchmarks.peers import NAMES, Absent, Etcd, Ours, Peer
 
@@ -66,6 +66,8 @@ class Extent:
     """Numbers of entries at which a write's cost is taken."""
     processes: int
     """How many whole processes make one figure."""
+    sessions: int = 10_000
+    watches: int = 1000
     part: str = ""
     """Only rows whose name has this in it are taken."""
     bpclient: Path | None = None
@@ -77,7 +79,7 @@ class Extent:
 
 
 FULL: Final = Extent(3, 2.0, (1, 16, 64), (10, 1_000, 100_000), 15)
-QUICK: Final = Extent(1, 0.2, (1, 4), (10, 1_000), 2)
+QUICK: Final = Extent(1, 0.2, (1, 4), (10, 1_000), 2, 50, 20)
 
 
 @dataclass(slots=True)
@@ -89,13 +91,20 @@ class Results:
     outcomes: dict[Cell, list[Outcome]] = field(default_factory=dict)
     failures: dict[Cell, str] = field(default_factory=dict)
     memory_mib: dict[str, float] = field(default_factory=dict)
+    say: Callable[[str], None] = lambda _: None
+    """Told each figure as soon as it is there."""
 
     def take(self, cell: Cell, measure: Callable[[], Outcome]) -> None:
         """Measure a cell once more; a failure is noted and does not end the run."""
+        what = f"{cell.row}, {cell.clients} at a time, {cell.peer}"
         try:
-            self.outcomes.setdefault(cell, []).append(measure())
+            found = measure()
         except Failed as error:
             self.failures[cell] = str(error)
+            self.say(f"{what}: failed: {error}")
+            return
+        self.outcomes.setdefault(cell, []).append(found)
+        self.say(f"{what}: {found.per_second:,.0f} calls/s ({found.p50_ms:.2f} / {found.p99_ms:.2f} ms)")
 
 
 def at_entries(entries: int) -> str:
@@ -105,11 +114,12 @@ def at_entries(entries: int) -> str:
 
 def measure(folder: Path, extent: Extent, say: Callable[[str], None]) -> Results:
     """Measure everything; ``say`` is told what is under way."""
-    results = Results()
+    results = Results(say=say)
     with _running((kind(folder) for kind in peers.ALL), results, say) as running:
         for number in range(extent.rounds):
             say(f"round {number + 1} of {extent.rounds}")
             _against_each_other(running, extent, results)
+            _coordinating(running, extent, results, prepare=number == 0)
             _beside_a_hang(running, extent, results)
             if extent.takes(ONE_SHOT):
                 _one_shots(running, extent, results)
@@ -118,6 +128,8 @@ def measure(folder: Path, extent: Extent, say: Callable[[str], None]) -> Results
         results.memory_mib = {peer.name: peer.memory_mib() for peer in running}
     if any(extent.takes(at_entries(entries)) for entries in extent.entries):
         _cost_of_entries(folder, extent, results, say)
+    if any(extent.takes(row) for row in coordination.BESIDE):
+        _cost_of_others(folder, extent, results, say)
     return results
 
 
@@ -153,6 +165,34 @@ def _against_each_other(running: Sequence[Peer], extent: Extent, results: Result
                 if requests:
                     job = peer.job(requests, clients, extent.secs, reconnect=row.reconnect)
                     results.take(Cell(row.name, peer.name, clients), partial(run, job))
+
+
+def _coordinating(running: Sequence[Peer], extent: Extent, results: Results, *, prepare: bool) -> None:
+    """Take the rows of coordination, the peers in turn."""
+    rows = [row for row in coordination.AGAINST_EACH_OTHER if extent.takes(row)]
+    if rows and prepare:
+        for peer in running:
+            coordination.prepare(peer)
+    for row in rows:
+        for clients in extent.clients:
+            for peer in running:
+                job = coordination.job_of(peer, row, clients, extent.secs)
+                if job is not None:
+                    results.take(Cell(row, peer.name, clients), partial(run, job))
+
+
+def _cost_of_others(folder: Path, extent: Extent, results: Results, say: Callable[[str], None]) -> None:
+    """Take what sessions and watches cost all others, on brokers of their own."""
+    entries = extent.entries[-1]
+    say(f"a broker with {entries:,} entries, {extent.sessions:,} sessions, {extent.watches:,} watches; and one without")
+
+    def take(row: str, peer: str, clients: int, measure: Callable[[], Outcome]) -> None:
+        results.take(Cell(row, peer, clients), measure)
+
+    with coordination.brokers(folder, entries, extent.sessions) as pair:
+        for _ in range(extent.rounds):
+            size = (extent.clients[1:2], extent.secs, extent.sessions, extent.watches)
+            coordination.beside_others(pair, size, extent.takes, take)
 
 
 def _beside_a_hang(running: Sequence[Peer], extent: Extent, results: Results) -> None:

@@ -9,10 +9,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.benchmarks.client import Failed, http_complete, pyro_complete, redis_complete
+from tests.benchmarks import coordination
+from tests.benchmarks.client import (
+    Failed,
+    http_complete,
+    pipeline_complete,
+    pyro_complete,
+    redis_complete,
+)
+from tests.benchmarks.page import page
 from tests.benchmarks.storm_driver import STEPS
 
 ROOT = Path(__file__).parents[2]
@@ -22,9 +31,9 @@ OWN = ("bpbroker", "bpbroker on etcd", "hello on ours", "hello on cheroot")
 def test_quick_run_fills_every_row_of_ours(tmp_path: Path) -> None:
     kept = tmp_path / "figures.json"
     done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks", "--quick", "--json", str(kept)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONWARNINGS": "error"},
+        [sys.executable, "-m", "tests.benchmarks", "--quick", "--json", str(kept), "--folder", "."],
+        cwd=tmp_path,  # servers run in folders of their own: --folder is relative to this one
+        env={**os.environ, "PYTHONWARNINGS": "error", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=240,
@@ -45,9 +54,12 @@ def test_quick_run_fills_every_row_of_ours(tmp_path: Path) -> None:
         "discovery round trips",
         "durable writes at 10 entries",
         "durable writes at 1,000 entries",
+        *coordination.AGAINST_EACH_OTHER,
+        *coordination.BESIDE,
     }
     for row in rows:
         assert row in done.stdout
+        assert f"{row}, " in done.stderr  # as soon as it was taken
     assert all(cell["median"]["per_second"] > 0 for cell in document["cells"])
     assert document["memory_mib"]["bpbroker"] > 1
     if shutil.which("etcd"):
@@ -55,6 +67,35 @@ def test_quick_run_fills_every_row_of_ours(tmp_path: Path) -> None:
         assert {"durable writes, keep-alive", "reads, keep-alive"} <= held.keys()
         assert all(held.values())
     assert any(each["what"] == "reads, keep-alive, 1 at a time, against hello on cheroot" for each in document["reach"])
+    shown = page(document)
+    for cell in document["cells"]:
+        assert f"## {cell['row'][0].upper()}{cell['row'][1:]}" in shown
+
+
+def test_the_page_names_where_we_lose_and_why() -> None:
+    def cell(row: str, peer: str, ratio: float | None) -> dict[str, Any]:
+        found = {"per_second": 1234.5, "p50_ms": 1.0, "p99_ms": 2.345, "client_cpu": 0.5, "max_ms": 3.0}
+        return {"row": row, "peer": peer, "clients": 16, "median": found, "rounds": [found], "ours_to_it": ratio}
+
+    shown = page(
+        {
+            "date": "2026-11-27",
+            "command": "python -m tests.benchmarks --table",
+            "rounds": 3,
+            "secs": 2.0,
+            "machine": {"cores": 2, "fdatasync_us": 250},
+            "peers": {"bpbroker": "1.0.0", "redis": "7.0.15"},
+            "memory_mib": {},
+            "failures": [],
+            "cells": [cell("a row", "bpbroker", 1.0), cell("a row", "redis", 0.31), cell("a row", "etcd", 1.4)],
+            "reach": [{"what": "a row", "wanted": 0.35, "found": 0.31, "at_most": False, "met": False}],
+        }
+    )
+    assert "| redis | 1,234 (2.3 ms), ours **0.31** |" in shown
+    assert "* **A row**, against redis: 0.31 at 16. Redis is one C program" in shown
+    assert "against etcd" not in shown
+    assert "| a row | 0.31 | ≥ 0.35 | **missed** |" in shown
+    assert "| fdatasync us | 250 |" in shown
 
 
 HTTP = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -65,8 +106,14 @@ PYRO = b"PYRO" + bytes(8) + (2).to_bytes(4, "big") + (1).to_bytes(4, "big") + by
 
 @pytest.mark.parametrize(
     ("complete", "answer"),
-    [(http_complete, HTTP), (http_complete, CHUNKED), (redis_complete, BULK), (pyro_complete, PYRO)],
-    ids=["http", "chunked", "redis", "pyro"],
+    [
+        (http_complete, HTTP),
+        (http_complete, CHUNKED),
+        (redis_complete, BULK),
+        (pyro_complete, PYRO),
+        (pipeline_complete, b"+OK\r\n" * 100),
+    ],
+    ids=["http", "chunked", "redis", "pyro", "pipeline"],
 )
 def test_an_answer_is_complete_at_its_last_byte_only(complete: Callable[[bytes], bool], answer: bytes) -> None:
     assert [size for size in range(len(answer) + 1) if complete(answer[:size])] == [len(answer)]
@@ -78,9 +125,10 @@ def test_an_answer_is_complete_at_its_last_byte_only(complete: Callable[[bytes],
         (http_complete, HTTP.replace(b"200", b"503")),
         (redis_complete, b"-ERR no\r\n"),
         (redis_complete, b"$-1\r\n"),
+        (pipeline_complete, b"+OK\r\n-ERR no\r\n"),
         (pyro_complete, PYRO[:9] + b"\x01" + PYRO[10:]),
     ],
-    ids=["http", "redis", "redis nil", "pyro"],
+    ids=["http", "redis", "redis nil", "pipeline", "pyro"],
 )
 def test_an_answer_that_is_no_success_ends_the_run(complete: Callable[[bytes], bool], answer: bytes) -> None:
     with pytest.raises(Failed):

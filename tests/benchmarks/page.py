@@ -1,0 +1,119 @@
+"""``docs/benchmarks.md``, made of what a run has kept: what was measured, on what, and where we lose. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from tests.benchmarks import coordination, rows
+from tests.benchmarks.peers import Etcd, OnEtcd, Ours, Redis
+
+Document = Mapping[str, Any]
+"""What :func:`tests.benchmarks.report.document` returns."""
+
+_REAL: Final = (Etcd.name, OnEtcd.name, Redis.name)
+"""Peers that do our work; the others only show where time goes."""
+
+_REDIS: Final = (
+    "Redis is one C program that reads a few bytes of a protocol of its own. A request of ours is HTTP and JSON, "
+    "and is read, decided and logged in Python; what that costs without the registry, *hello on ours* shows."
+)
+_ON_ETCD: Final = (
+    "Each call is at least one call of the same gateway, and HTTP and JSON of our own besides. Calls that wait "
+    "together share requests, so more clients lose less."
+)
+WHY: Final[Mapping[tuple[str, str], str]] = {
+    (rows.ONE_SHOT, Etcd.name): (
+        "`etcdctl` is a compiled program. Python takes most of the time before our first line runs: *python -c pass*."
+    ),
+    (rows.CONNECTIONS, Redis.name): (
+        "The handshake is OpenSSL's on both sides; ours is driven by Python, which feeds OpenSSL from memory in "
+        "bounded portions, so that one client cannot hold up all others."
+    ),
+    (coordination.LOCKS, Etcd.name): (
+        "A lock and its unlock are two synced commits here and there. Where several ask at once, two threads of ours "
+        "decide, write and encrypt for all of them, one at a time, where etcd uses all cores."
+    ),
+    (coordination.BATCHES, Redis.name): (
+        "100 entries are checked, encoded, kept in order and written to SQLite in Python; Redis appends 100 lines."
+    ),
+}
+"""Why we lose a row against a peer; for a whole peer in :data:`WHY_PEER`."""
+WHY_PEER: Final[Mapping[str, str]] = {Redis.name: _REDIS, OnEtcd.name: _ON_ETCD}
+
+
+def page(document: Document) -> str:
+    """Return the page for a run."""
+    return "\n".join([*_head(document), *_rows(document), *_lost(document), *_reach(document)]) + "\n"
+
+
+def _head(document: Document) -> Iterator[str]:
+    machine = document["machine"]
+    yield "# Benchmarks\n"
+    yield f"Measured on {document['date']} by `{document['command']}`, which writes this page. Not all of it is"
+    yield "good news: see [where we lose](#where-we-lose-and-why). Client, broker and peers share one machine, so"
+    yield "compare figures of one row with each other, not with those of other machines.\n"
+    yield f"A figure is the median of {document['rounds']} rounds of {document['secs']:g} s, in which the peers take"
+    yield "turns. All speak TLS, and answer a write when it is on disk. *Ours* is our rate divided by theirs, round by"
+    yield "round: above 1 we are faster. The time is what one call in a hundred takes longer than (p99).\n"
+    yield "| machine | |\n|---|---|"
+    for name, value in machine.items():
+        yield f"| {name.replace('_', ' ')} | {value} |"
+    yield "\n| peer | version, or what it is |\n|---|---|"
+    for name, version in document["peers"].items():
+        yield f"| {name} | {version} |"
+
+
+def _rows(document: Document) -> Iterator[str]:
+    cells = document["cells"]
+    for row in dict.fromkeys(cell["row"] for cell in cells):
+        mine = [cell for cell in cells if cell["row"] == row]
+        clients = sorted({cell["clients"] for cell in mine})
+        yield f"\n## {row[0].upper()}{row[1:]}\n"
+        yield f"| calls/s (p99) | {' | '.join(f'{number:,} at a time' for number in clients)} |"
+        yield f"|---|{'---|' * len(clients)}"
+        for peer in dict.fromkeys(cell["peer"] for cell in mine):
+            found = {cell["clients"]: cell for cell in mine if cell["peer"] == peer}
+            yield f"| {peer} | {' | '.join(_figure(found.get(number)) for number in clients)} |"
+
+
+def _figure(cell: Document | None) -> str:
+    if cell is None:
+        return "-"
+    median, ratio = cell["median"], cell["ours_to_it"]
+    against = f", ours **{ratio:.2f}**" if ratio is not None and cell["peer"] != Ours.name else ""
+    return f"{median['per_second']:,.0f} ({median['p99_ms']:.2g} ms){against}"
+
+
+def losses(document: Document) -> Iterator[tuple[str, str, Sequence[tuple[int, float]]]]:
+    """Yield row, peer, and with how many clients which ratio, where we are slower."""
+    for row in dict.fromkeys(cell["row"] for cell in document["cells"]):
+        for peer in _REAL:
+            found = [
+                (cell["clients"], cell["ours_to_it"])
+                for cell in document["cells"]
+                if (cell["row"], cell["peer"]) == (row, peer) and cell["ours_to_it"] is not None
+            ]
+            lost = [(clients, ratio) for clients, ratio in found if ratio < 1]
+            if lost:
+                yield row, peer, lost
+
+
+def _lost(document: Document) -> Iterator[str]:
+    yield "\n## Where we lose, and why\n"
+    for row, peer, found in losses(document):
+        against = f"{peer} against etcd itself" if peer == OnEtcd.name else f"against {peer}"
+        ratios = ", ".join(f"{ratio:.2f} at {clients}" for clients, ratio in found)
+        why = WHY.get((row, peer)) or WHY_PEER.get(peer) or "Not looked into yet."
+        yield f"* **{row[0].upper()}{row[1:]}**, {against}: {ratios}. {why}"
+    for failure in document["failures"]:
+        yield f"* {failure['row']}, {failure['clients']} at a time, {failure['peer']}: failed: {failure['error']}"
+
+
+def _reach(document: Document) -> Iterator[str]:
+    yield "\n## What is to be reached\n"
+    yield "| | found | wanted | |\n|---|---|---|---|"
+    for each in document["reach"]:
+        sign = "≤" if each["at_most"] else "≥"
+        met = "met" if each["met"] else "**missed**"
+        yield f"| {each['what']} | {each['found']:.2f} | {sign} {each['wanted']:.2f} | {met} |"
