@@ -12,7 +12,16 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, Response, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Dialog,
+    Page,
+    Request,
+    Response,
+    sync_playwright,
+)
 
 SCREENSHOTS: Final = "BPBROKER_SCREENSHOTS"
 """Names the folder for pictures of all pages."""
@@ -61,13 +70,17 @@ class Looking:
     def _watch(self, page: Page) -> None:
         page.on("console", self._said)
         page.on("pageerror", lambda error: self._faults.append(f"script: {error}"))
-        page.on("dialog", lambda dialog: (self._faults.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("dialog", self._shown)
         page.on("request", self._asked)
         page.on("response", self._answered)
 
     def _said(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
             self._faults.append(f"console: {message.text} ({message.location})")
+
+    def _shown(self, dialog: Dialog) -> None:
+        self._faults.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
 
     def _asked(self, request: Request) -> None:
         host = urlsplit(request.url).netloc

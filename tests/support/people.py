@@ -15,6 +15,7 @@ from bpbroker.actors.inbox import Envelope
 from bpbroker.actors.registry import Registry
 from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.config import layers
+from bpbroker.errors import Unavailable
 from bpbroker.frontend.access_keys import NamedKeys
 from bpbroker.frontend.application import Application
 from bpbroker.frontend.pages import Pages
@@ -44,12 +45,15 @@ class Registered:
         self._actor = actor
         self._lock = threading.RLock()
         self.asked: list[Any] = []
+        self.is_gone = False
 
     def tell(self, message: Any) -> None:
         raise AssertionError(message)
 
     def ask(self, message: Any, timeout_secs: float) -> Future[Any]:
         assert timeout_secs > 0
+        if self.is_gone:
+            raise Unavailable("gone")
         reply: Future[Any] = Future()
         self.asked.append(message)
         with self._lock:

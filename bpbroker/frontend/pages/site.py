@@ -37,6 +37,8 @@ _HERE: Final = Path(__file__).parent
 _ROWS_MAX_PAGE: Final = 10_000_000
 _OWN_HEADERS: Final = frozenset({"content-type", "content-length", "date", "server"})
 """The server writes these."""
+_STATES: Final = ("fail", "warning", "ok")
+"""In the order in which one wants to see them."""
 _COMPRESSED: Final = ("text/html", "text/css", "text/javascript", "application/javascript", "image/svg+xml")
 
 logger = logging.getLogger(__name__)
@@ -231,7 +233,10 @@ class Site:
         return {
             "report": report,
             "entries": entries,
-            "parts": [part for part in report.parts if _concerns(viewer, part.name)],
+            "parts": sorted(
+                (part for part in report.parts if _concerns(viewer, part.name)),
+                key=lambda part: _STATES.index(part.state),
+            ),
         }
 
     @_page("entries.html")

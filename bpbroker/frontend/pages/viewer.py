@@ -162,7 +162,7 @@ class Gate:
             own = self._sections(credential.digest)
             if not own:
                 raise Unauthorized("The access key is not in the configuration any more")
-            return Viewer(f"key of {', '.join(sorted(own))}", is_open | own, REGISTRY in own)
+            return Viewer(f"the key of {', '.join(sorted(own))}", is_open | own, REGISTRY in own)
         key, now = self._named.by_name.get(credential.name), time.time()
         if key is None or not key.has_secret(credential.digest, now):
             raise Unauthorized(f"The access key '{credential.name}' is not there any more")
