@@ -74,13 +74,23 @@ def seen_by_others(source: str, configured: str = "auto", listen_ip: str = "") -
         configured: ``api.loopback_as``.
         listen_ip: where the broker listens. On loopback alone nothing is for other hosts, and ``source`` stays.
     """
-    if not is_loopback(source) or configured == "off":
-        return source
+    return for_loopback(source, fixed_for_loopback(configured, listen_ip)) if is_loopback(source) else source
+
+
+def fixed_for_loopback(configured: str, listen_ip: str) -> str | None:
+    """Return what does not change of :func:`seen_by_others`: an address, "" to leave it; None: :func:`own_address`."""
+    if configured == "off":
+        return ""
     if configured != "auto":
         return configured
-    if listen_ip not in ("", "::", _ANY):
-        return source if is_loopback(listen_ip) else listen_ip.partition("%")[0]
-    return own_address() or source
+    if listen_ip in ("", "::", _ANY):
+        return None
+    return "" if is_loopback(listen_ip) else listen_ip.partition("%")[0]
+
+
+def for_loopback(source: str, fixed: str | None) -> str:
+    """Return the address for a loopback ``source``; ``fixed`` is of :func:`fixed_for_loopback`."""
+    return (own_address() if fixed is None else fixed) or source
 
 
 def own_address() -> str:

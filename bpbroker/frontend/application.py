@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from bpbroker import messages
 from bpbroker.config import layers, schema
+from bpbroker.discovery.interfaces import for_loopback, is_loopback
 from bpbroker.errors import (
     BadRequest,
     ConfigurationError,
@@ -38,7 +39,7 @@ from bpbroker.errors import (
 from bpbroker.frontend import access_keys, access_log, client_file, metrics, origins
 from bpbroker.frontend.access_keys import NamedKeys
 from bpbroker.frontend.actions import BUILT_IN
-from bpbroker.frontend.ask import Ask, EntryLimits, limits_of, writer_of
+from bpbroker.frontend.ask import Ask, EntryLimits, limits_of, loopback_writer
 from bpbroker.frontend.control import CONTROL, METRICS, REGISTRY
 from bpbroker.frontend.openapi import description
 from bpbroker.frontend.pages import Pages
@@ -84,6 +85,8 @@ class _Derived:
     """Namespace to its access keys, for each section that is a namespace."""
     metrics: str
     """Who may read the metrics, see ``api.metrics``."""
+    loopback_writer: str | None
+    """See :func:`~bpbroker.frontend.ask.loopback_writer`."""
     opened: frozenset[str]
     """Namespaces that stay open whatever named keys there are: ``ping``, and those whose ``_access_key`` is ""."""
 
@@ -94,7 +97,10 @@ class _Derived:
         keys = {name: layers.access_keys(settings, name) for name in namespaces}
         opened = {name for name in namespaces if name == "ping" or "_access_key" in settings.get(name, {})}
         shown = schema.option(settings, "api", "metrics")
-        return cls(settings, limits_of(settings), keys, shown, frozenset(name for name in opened if not keys[name]))
+        local = loopback_writer(settings)
+        return cls(
+            settings, limits_of(settings), keys, shown, local, frozenset(name for name in opened if not keys[name])
+        )
 
 
 class Application:
@@ -267,7 +273,9 @@ class Application:
         if request.method not in action.allow:
             raise MethodNotAllowed(f"{namespace}/{method} is called with {' or '.join(action.allow)}", action.allow)
         call.name = parameters.values.get("name", parameters.values.get("pool"))
-        source = call.source if namespace == "ping" else writer_of(derived.settings, call.source)
+        source = call.source
+        if "GET" not in action.allow and is_loopback(source):  # it writes: its address is noted for other hosts
+            source = for_loopback(source, derived.loopback_writer)
         outcome = action.decide(parameters, request.fields, source, derived.limits)
         if isinstance(outcome, Response):
             return outcome if key is None else self._let_in(key, outcome, call)

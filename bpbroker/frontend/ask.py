@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from bpbroker.config import schema
-from bpbroker.discovery.interfaces import is_loopback, seen_by_others
+from bpbroker.discovery.interfaces import fixed_for_loopback, for_loopback, is_loopback
 from bpbroker.errors import BadRequest, RequestError
 from bpbroker.frontend.parameters import Parameters
 from bpbroker.registry.rights import Need
@@ -27,12 +27,15 @@ class EntryLimits:
     depth: int
 
 
-def writer_of(settings: Mapping[str, Any], source: str) -> str:
-    """Return the address that is noted as ``last_write_ip`` for a call from ``source``; see ``api.loopback_as``."""
-    if not is_loopback(source):
-        return source
+def loopback_writer(settings: Mapping[str, Any]) -> str | None:
+    """Return what settings say of writers over loopback; see ``api.loopback_as`` and :func:`for_loopback`."""
     listen_ip: str = settings.get("api", {}).get("listen_ip", "")
-    return seen_by_others(source, schema.option(settings, "api", "loopback_as"), listen_ip)
+    return fixed_for_loopback(schema.option(settings, "api", "loopback_as"), listen_ip)
+
+
+def writer_of(settings: Mapping[str, Any], source: str) -> str:
+    """Return the address that is noted as ``last_write_ip`` for a call from ``source``."""
+    return for_loopback(source, loopback_writer(settings)) if is_loopback(source) else source
 
 
 def limits_of(settings: Mapping[str, Any]) -> EntryLimits:

@@ -22,9 +22,16 @@ _TRAILER_MAX: Final = 256
 _KEY: Final = b'"last_write_'
 
 
-def joined(record: Record) -> bytes:
-    """Return the stored form of a record: with its revision, or with its place in the commit that writes it."""
+def joined(record: Record, commit: int = 0) -> bytes:
+    """Return the stored form of a record: with its revision, or with its place in the commit that writes it.
+
+    Args:
+        record: as a write left it, or as it is stored.
+        commit: the revision of the commit that writes it, where that is known.
+    """
     revision = record.revision
+    if revision < INDEX_MAX and commit:
+        revision += commit
     if revision >= INDEX_MAX:
         return _joined(record.json, b'"last_write_revision": %d' % revision, record.session)
     return _joined(record.json, b'"last_write_index": %d' % revision if revision else b"", record.session)

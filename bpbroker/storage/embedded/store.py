@@ -194,7 +194,7 @@ class EmbeddedStore:
             for change in group.changes:
                 sequence = revision + change.index
                 last = max(last, sequence)
-                value = None if change.after is None else joined(change.after.at(revision))
+                value = None if change.after is None else joined(change.after, revision)
                 rows.append((change.name, sequence, value, row_checksum(change.name, sequence, value)))
         # What was for one receiver alone is overwritten where it stood, not only forgotten.
         secret = any(name.startswith(TAKEN) for name, *_ in rows)
