@@ -166,7 +166,7 @@ def _document(file: Path | None) -> tuple[dict[str, Any], dict[str, bytes]]:
             with file.open("rb") as stream:
                 content, name = stream.read(_DOCUMENT_MAX_BYTES + 1), str(file)
         except OSError as error:
-            raise ConfigurationError(f"Cannot read {file}: {error.strerror}") from None
+            raise files.start_error(f"Cannot read {file}: {error.strerror}", error) from None
     if len(content) > _DOCUMENT_MAX_BYTES:
         raise ConfigurationError(f"{name} is larger than {_DOCUMENT_MAX_BYTES // 1024 // 1024} MiB")
     return config_file.parse(content, name)

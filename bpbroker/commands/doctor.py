@@ -70,11 +70,12 @@ def diagnose(scope: Scope) -> Iterator[Finding]:
         return
     try:
         loaded: Loaded | None = scope.sources().load()
-    except ConfigurationError as error:
+    except (ConfigurationError, StartError) as error:
         loaded = None
-        yield Finding(
-            "configuration", FAIL, str(error), "correct the file, or go back to a backup with `bpbroker restore`"
-        )
+        advice = "correct the file, or go back to a backup with `bpbroker restore`"
+        if isinstance(error, StartError):  # the file may be well
+            advice = "look at the disk, and try again"
+        yield Finding("configuration", FAIL, str(error), advice)
     else:
         yield Finding("configuration", OK, f"{scope.own} can be used")
     for warning in loaded.warnings if loaded else ():
@@ -84,7 +85,7 @@ def diagnose(scope: Scope) -> Iterator[Finding]:
     yield networks()
     try:
         broker = running(scope)
-    except ConfigurationError as error:
+    except (ConfigurationError, StartError) as error:
         broker = None
         yield Finding("broker", WARNING, str(error), _AS_OWNER)
     else:
@@ -226,7 +227,7 @@ def _pair(scope: Scope, loaded: Loaded, broker: LocalBroker | None) -> Iterator[
     try:
         tls.context(cert, key)
         found = tls.read_certificate(cert)
-    except ConfigurationError as error:
+    except (ConfigurationError, StartError) as error:
         yield Finding(what, FAIL, str(error), renew)
         return
     now = datetime.now(UTC)

@@ -32,6 +32,7 @@ from bpbroker.errors import (
     Overloaded,
     PreconditionFailed,
     RequestError,
+    StartError,
     TooManyRequests,
     Unauthorized,
     Unavailable,
@@ -694,7 +695,7 @@ class _Call:
 
     def unusable(self, error: BaseException) -> Response:
         """Return the response for the operator on this host, who may read what is wrong with the configuration."""
-        if isinstance(error, ConfigurationError):
+        if isinstance(error, (ConfigurationError, StartError)):
             return response.failure(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
         return self.broken(error)
 

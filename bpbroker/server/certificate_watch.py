@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from bpbroker.errors import ConfigurationError
+from bpbroker.errors import ConfigurationError, StartError
 from bpbroker.messages import Pong
 from bpbroker.server.tls import read_certificate
 
@@ -35,7 +35,7 @@ class CertificateWatch:
         now = self._now()
         try:
             certificate = read_certificate(self._cert())
-        except ConfigurationError:
+        except (ConfigurationError, StartError):
             return Pong(detail="its file cannot be read any more; the broker goes on with the one it has")
         left, detail = certificate.days_left(now), certificate.problem(now)
         counts = {"not_after": certificate.not_after.timestamp()}

@@ -149,7 +149,8 @@ def holder(config_file: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ConfigurationError(f"Cannot read {lock_path(config_file)}: {error.strerror}; try as its owner") from None
+        advice = "" if error.errno in files.MAY_PASS else "; try as its owner"
+        raise files.start_error(f"Cannot read {lock_path(config_file)}: {error.strerror}{advice}", error) from None
     try:
         if _try_lock(descriptor, alone=False):
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import socket
@@ -23,7 +24,9 @@ from bpbroker.runtime.logs import LogOptions, setup_logging
 from bpbroker.runtime.pidfile import write_pid
 from bpbroker.server import own_pair, tls
 from bpbroker.server.certificate_watch import CertificateWatch
-from bpbroker.storage.lock import FileLock
+from bpbroker.storage import config_file
+from bpbroker.storage.embedded.journal import read_journal
+from bpbroker.storage.lock import FileLock, holder
 from tests.commands.conftest import Ran
 
 Run = Callable[..., Ran]
@@ -107,6 +110,42 @@ def test_what_cannot_be_written_for_lack_of_room_may_have_some_later(
     with pytest.raises(kind, match=os.strerror(number)) as caught:
         make(tmp_path)
     assert getattr(caught.value, "exit_code") == code  # noqa: B009 - not every exception has it
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EIO, 1), (errno.EMFILE, 1), (errno.EACCES, 78)])
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        (config_file.read_content, "b.json"),
+        (read_journal, "b.json.journal"),
+        (tls.read_certificate, "b.crt"),
+        (lambda path: tls.context(path.with_suffix(".crt"), path), "b.key"),
+        (lambda path: holder(path.with_suffix("")), "b.json.lock"),
+    ],
+)
+def test_what_cannot_be_read_for_now_may_be_read_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], Any], name: str, number: int, code: int
+) -> None:
+    tls.make_pair(tmp_path / "b.crt", tmp_path / "b.key")
+    path = tmp_path / name
+    if not path.exists():
+        path.write_bytes(b"{}" * 8192)
+    real = io.open, os.open
+
+    def refusing(which: int) -> Callable[..., Any]:
+        def opened(file: Any, *how: Any, **more: Any) -> Any:
+            if str(file) == str(path):
+                raise OSError(number, os.strerror(number), str(file))
+            return real[which](file, *how, **more)
+
+        return opened
+
+    monkeypatch.setattr(io, "open", refusing(0))
+    monkeypatch.setattr(os, "open", refusing(1))
+    with pytest.raises((StartError, ConfigurationError), match=os.strerror(number)) as caught:
+        read(path)
+    assert getattr(caught.value, "exit_code") == code  # noqa: B009 - not every exception has it
+    assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("host", ["ä..b", "a b", "x" * 64, "", "a..b", "\udcff"])

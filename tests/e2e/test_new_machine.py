@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,6 +111,41 @@ def test_the_help_says_what_comes_back(make_broker: Callable[..., RunningBroker]
     text = " ".join(make_broker().bpbroker("restore", "--help").stdout.split())
     for word in ("settings, entries", "certificate", "its key", "extensions", "--data-only"):
         assert word in text
+
+
+@pytest.fixture
+def strace() -> tuple[str, ...]:
+    if (
+        shutil.which("strace") is None
+        or subprocess.run(["strace", "-qq", "-o", "/dev/null", "true"], check=False).returncode
+    ):
+        pytest.skip("needs strace, and the right to trace")
+    return ("strace", "-f", "-qq", "-o", "/dev/null")
+
+
+@pytest.mark.parametrize(
+    ("ending", "error", "code", "said"),
+    [
+        ("json", "EIO", 1, "Input/output error"),
+        ("json.journal", "EIO", 1, "Input/output error"),
+        ("key", "EIO", 1, "Input/output error"),
+        ("json", "EACCES", 78, "Permission denied"),
+    ],
+)
+def test_a_disk_that_fails_is_no_wrong_configuration(
+    make_broker: Callable[..., RunningBroker], strace: tuple[str, ...], ending: str, error: str, code: int, said: str
+) -> None:
+    """78 would tell the service manager not to try again."""
+    broker = make_broker()
+    assert broker.bpbroker("prepare").returncode == 0
+    broker.start().kill()
+    path = broker.config.with_name(f"bpbroker.{ending}")
+    inject = ("-P", str(path), "-e", "trace=openat", "-e", f"inject=openat:error={error}")
+    words = [*strace, *inject, *broker.command("bpbroker", "start", "--listen-port", "0")]
+    done = subprocess.run(words, env=broker.environ, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    assert said in done.stderr
+    assert str(path) in done.stderr
 
 
 @pytest.mark.parametrize("copied", [False, True])

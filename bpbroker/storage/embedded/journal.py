@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bpbroker import files
-from bpbroker.errors import ConfigurationError, DamagedFile
+from bpbroker.errors import ConfigurationError, DamagedFile, StartError
 from bpbroker.storage.embedded.wal import LogState, examine
 
 _TABLES: Final = {
@@ -46,6 +46,12 @@ _NOT_ITS_FAULT: Final = frozenset(
     }
 )  # fmt: skip
 """Errors that say nothing about what is in the file."""
+
+
+_MAY_PASS: Final = frozenset(
+    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM}
+)
+"""Errors after which a later start may work, as :data:`bpbroker.files.MAY_PASS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +149,7 @@ def read_journal(journal: Path) -> JournalState:
 
     Raises:
         DamagedFile: it holds something that the broker did not write there, or lacks what it did.
-        ConfigurationError: it cannot be read.
+        ConfigurationError, StartError: it cannot be read.
     """
     log = _beside(journal, "wal")
     try:
@@ -163,7 +169,7 @@ def read_journal(journal: Path) -> JournalState:
                 raise DamagedFile(f"{log}: {verdict.damage}")
             state = _read(journal, verdict)
     except OSError as error:
-        raise ConfigurationError(f"Cannot read {error.filename or journal}: {error.strerror}") from None
+        raise files.start_error(f"Cannot read {error.filename or journal}: {error.strerror}", error) from None
     if mark is not None:
         _compare(journal, state, mark)
     return state
@@ -192,14 +198,22 @@ def _read(journal: Path, verdict: LogState) -> JournalState:
     if journal.stat().st_size < _PAGE_BYTES:
         # Not even looked at: SQLite would take it for a new database and remove the log.
         raise DamagedFile(f"{journal} is cut off")
+    with journal.open("rb"):
+        pass  # SQLite would not say why it cannot be opened
     try:
         # mode=ro: SQLite must not fold the log into the journal when this connection closes.
         with closing(sqlite3.connect(f"{journal.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             return _checked(connection, journal, verdict.torn_bytes)
     except sqlite3.Error as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_ITS_FAULT:
-            raise ConfigurationError(f"Cannot read {journal}: {error}") from None
+            raise cannot("read", journal, error) from None
         raise DamagedFile(f"{journal} is damaged: {error}") from None
+
+
+def cannot(do: str, journal: Path, error: sqlite3.Error) -> ConfigurationError | StartError:
+    """Return the error for a journal that SQLite cannot read or write; one that may pass is tried again."""
+    passes = getattr(error, "sqlite_errorcode", 0) & 0xFF in _MAY_PASS
+    return (StartError if passes else ConfigurationError)(f"Cannot {do} {journal}: {error}")
 
 
 def _checked(connection: sqlite3.Connection, journal: Path, torn_bytes: int) -> JournalState:

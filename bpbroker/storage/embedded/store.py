@@ -23,13 +23,14 @@ from typing import Any, Final
 
 from bpbroker import files
 from bpbroker.durations import STORAGE_SECS, Durations, Histogram
-from bpbroker.errors import ConfigurationError, DamagedFile, StorageFailed, StorageFull, Unavailable
+from bpbroker.errors import DamagedFile, StorageFailed, StorageFull, Unavailable
 from bpbroker.registry.changes import Committed, Group, Outcome
 from bpbroker.registry.stored import joined
 from bpbroker.registry.taking import PREFIX as TAKEN
 from bpbroker.storage import backups
 from bpbroker.storage.embedded.journal import (
     Mark,
+    cannot,
     changes_of,
     config_path,
     create,
@@ -130,9 +131,11 @@ class EmbeddedStore:
         try:
             changes = self._open()
         except OSError as error:
-            raise ConfigurationError(f"Cannot write {error.filename or self._journal}: {error.strerror}") from None
+            raise files.start_error(
+                f"Cannot write {error.filename or self._journal}: {error.strerror}", error
+            ) from None
         except sqlite3.Error as error:
-            raise ConfigurationError(f"Cannot write {self._journal}: {error}") from None
+            raise cannot("write", self._journal, error) from None
         entries = dict(self._base())  # after the fence: nobody else makes the journal forget any more
         for name, value in changes.items():
             if value is None:
