@@ -27,6 +27,12 @@ _WINDOW_SECS: Final = 60.0
 _ADDRESSES_MAX: Final = 10_000
 _DELAY_SECS: Final = 0.1
 _DELAY_MAX_SECS: Final = 20.0
+_LOOKS: Final = 20
+_LOOK_SECS: Final = 2.0
+"""Beyond the limit so many keys are looked at at once, and then one in so many seconds."""
+_RIGHT_MAX: Final = 10_000
+_GENERATED: Final = 43
+"""Characters of a generated secret: 256 bits."""
 
 
 def matches(candidates: Sequence[object], keys: Iterable[str]) -> bool:
@@ -149,10 +155,6 @@ class NamedKeys:
                     found = each
         return found
 
-    def knows_name_in(self, candidates: Sequence[object]) -> bool:
-        """Whether a request brings something that has the form of a key of a known name."""
-        return any(isinstance(text, str) and text.partition(".")[0] in self.by_name for text in candidates)
-
     def others_in_force(self, name: str, namespace: str, now: float) -> bool:
         """Whether another key than this one has all rights in a namespace."""
         return any(
@@ -164,7 +166,7 @@ class NamedKeys:
 class _Counted:
     """Wrong keys of one address."""
 
-    __slots__ = ("over", "proven_at", "times")
+    __slots__ = ("looked_at", "looks", "over", "proven_at", "times")
 
     def __init__(self, limit: int) -> None:
         self.over = 0
@@ -172,6 +174,9 @@ class _Counted:
         self.times: deque[float] = deque(maxlen=limit)
         self.proven_at = -math.inf
         """When the last one came over a connection, which proves the address."""
+        self.looks = float(_LOOKS)
+        """How many keys are looked at beyond the limit; as of ``looked_at``."""
+        self.looked_at = -math.inf
 
 
 class WrongKeys:
@@ -182,7 +187,11 @@ class WrongKeys:
     connection: else one host could shut out another.
 
     Only wrong keys are held up: behind one address there may be other clients
-    whose key is right.
+    whose key is right. But who guesses must not learn more for that. So of an
+    address beyond its limit a key is looked at only if nobody can guess it, as it
+    is as long as a generated one; if it was right from there before; or if few were
+    looked at lately. In the first minute of an attack that makes 150 of 100, later
+    30 a minute; a client that waits for its answers does not even get there.
 
     Called by several threads without a lock: each step is atomic in CPython,
     and a race can miscount by one, no more.
@@ -191,6 +200,8 @@ class WrongKeys:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._counted: dict[str, _Counted] = {}
+        self._right: dict[tuple[str, str], None] = {}
+        """Addresses and the keys that were right from there, the newest last; only keys that could be guessed."""
         self.totals = {"https": 0, "udp": 0}
         """How many there were since the start."""
 
@@ -212,6 +223,44 @@ class WrongKeys:
             return None
         left = counted.times[0] + _WINDOW_SECS - now
         return max(1, math.ceil(left)) if left > 0 else None
+
+    def may_look(self, address: str, candidates: Sequence[object], now: float) -> bool:
+        """Whether what a request brings is to be compared with any key.
+
+        Args:
+            address: whence it comes.
+            candidates: what it brings.
+            now: monotonic time in seconds.
+        """
+        if self.pause_secs(address, now) is None or not self._could_be_guessed(candidates):
+            return True
+        if (address, candidates[0]) in self._right:
+            return True
+        counted = self._counted.get(address)
+        if counted is None:
+            return True
+        counted.looks = min(float(_LOOKS), counted.looks + (now - counted.looked_at) / _LOOK_SECS)
+        counted.looked_at = now
+        if counted.looks < 1:
+            return False
+        counted.looks -= 1
+        return True
+
+    def was_right(self, address: str, candidates: Sequence[object]) -> None:
+        """Hear that a key was right, so that it passes from this address whoever else guesses there."""
+        if self._could_be_guessed(candidates):
+            known = (address, str(candidates[0]))
+            if known not in self._right:
+                self._right[known] = None
+                while len(self._right) > _RIGHT_MAX:
+                    self._right.pop(next(iter(self._right)), None)
+
+    @staticmethod
+    def _could_be_guessed(candidates: Sequence[object]) -> bool:
+        """Whether this is one key that is shorter than what is generated; several keys are none."""
+        if len(candidates) != 1 or not isinstance(candidates[0], str):
+            return False
+        return len(candidates[0].rpartition(".")[2]) < _GENERATED
 
     def delay_secs(self, address: str) -> float:
         """Return how long the next answer to a wrong key beyond the limit is held back: it grows with each."""

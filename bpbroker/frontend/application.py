@@ -295,7 +295,9 @@ class Application:
     def _page(self, request: Request, call: _Call) -> Response | PendingResponse:
         """Serve a page for people; only who signs in there brings a key."""
         assert self._pages is not None  # noqa: S101 - looked at with the head
-        return self._pages.serve(request, call.id, call.sent, self._count_wrong, self._watch, call.came_with)
+        return self._pages.serve(
+            request, call.id, call.sent, self._check_guessing, self._count_wrong, self._watch, call.came_with
+        )
 
     def _is_closed(self, namespace: str) -> bool:
         """Whether a namespace without an ``_access_key`` needs a named key."""
@@ -303,7 +305,9 @@ class Application:
 
     def _check_key(self, keys: tuple[str, ...], candidates: Sequence[object], call: _Call) -> None:
         """See that a request brings the namespace's own key, or a named one, which is noted in ``call``."""
+        self._check_guessing(candidates, call.source)
         if keys and access_keys.matches(candidates, keys):
+            self._wrong_keys.was_right(network_of(call.source), candidates)
             return
         if not self._named.known:
             raise Unavailable("The registry's store does not answer, so which access keys there are is not known yet")
@@ -319,6 +323,7 @@ class Application:
         if why:
             raise Unauthorized(why)
         call.key, call.by = key, key.name
+        self._wrong_keys.was_right(network_of(call.source), candidates)
 
     def _check_registry(self, meant: str) -> None:
         """See that a key that is wrong here is meant for this registry.
@@ -341,6 +346,15 @@ class Application:
         key = self._named.find(candidates, time.time()) if candidates else None
         if key is not None and not key.why_not(call.source, network_of(call.source), time.time()):
             call.by = key.name
+
+    def _check_guessing(self, candidates: Sequence[object], source: str) -> None:
+        """See that what a request brings may be looked at.
+
+        Raises:
+            _HeldBack: too many wrong ones came from there.
+        """
+        if candidates and not self._wrong_keys.may_look(network_of(source), candidates, time.monotonic()):
+            self._count_wrong(source)
 
     def _count_wrong(self, source: str) -> None:
         """Count a wrong key.
@@ -424,9 +438,12 @@ class Application:
         namespaces = sorted(name for name, keys in derived.keys.items() if not keys and not self._is_closed(name))
         key: NamedKey | None = None
         if given:
+            self._check_guessing(given, call.source)
             own = sorted(name for name, keys in derived.keys.items() if access_keys.matches(given, keys))
             call.namespace = "whoami"
-            if own or not namespaces or named.knows_name_in(given):
+            if own:
+                self._wrong_keys.was_right(network_of(call.source), given)
+            if any(derived.keys.values()) or named.by_name:  # else no key is wrong
                 if not own:
                     self._check_key((), given, call)
                     key = call.key

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
+import threading
+import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,8 +18,9 @@ from urllib.parse import quote, urlencode
 import psutil
 import pytest
 
+from bpbroker.discovery.datagram import signed_question
 from tests.support.running import Answer, RunningBroker, untrusting
-from tests.support.witness import CANARY, FORM, KEY, SLOWEST_SECS, Attacked
+from tests.support.witness import CANARY, FORM, KEY, SLOWEST_SECS, Attacked, eventually
 
 JSON = {"Content-Type": "application/json"}
 MODULE = """\
@@ -308,3 +312,37 @@ def test_the_pause_ends(attack: Callable[..., Attacked]) -> None:
     for _ in range(3):
         assert from_address(attacked.broker, "127.0.3.4", "")[0] == 401
     assert from_address(attacked.broker, "127.0.3.4", CANARY)[0] == 200
+
+
+def test_guesses_over_https_and_udp_together_and_the_right_key_from_the_same_address(
+    make_broker: Callable[..., RunningBroker],
+) -> None:
+    broker = make_broker({"services": {"_access_key": CANARY}, "_global": {"discovery": "authenticated"}}).start()
+    guesser = "127.0.3.9"
+    answers: list[int] = []
+
+    def wrong_macs() -> int:
+        parts = json.loads(broker.request("/health", "GET").body)["data"]["parts"]
+        return next(int(part["figures"]["wrong_macs"]) for part in parts if part["name"] == "discovery")
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((guesser, 0))
+        for number in range(60):
+            sock.sendto(signed_question("x", "0" * 32, f"{number:064x}"), ("127.0.0.1", broker.port))
+    eventually(lambda: wrong_macs() == 60)
+
+    def guess() -> None:
+        answers.extend(from_address(broker, guesser, f"guess-{number}")[0] for number in range(44))
+
+    guessing = threading.Thread(target=guess)
+    guessing.start()
+    slowest, right = 0.0, 0
+    while guessing.is_alive():
+        begun = time.monotonic()
+        assert from_address(broker, guesser, CANARY) == (200, None)
+        slowest, right = max(slowest, time.monotonic() - begun), right + 1
+    guessing.join()
+    # A hundred together.
+    assert answers == [401] * 40 + [429] * 4
+    assert right > 5
+    assert slowest <= SLOWEST_SECS

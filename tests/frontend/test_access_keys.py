@@ -58,3 +58,27 @@ def test_a_flood_of_forged_addresses_does_not_wash_a_guesser_out() -> None:
         wrong.count(f"10.0.{number // 256}.{number % 256}", 1.0, proven=False)
     assert wrong.pause_secs("guesser", 2.0) == 58
     assert len(wrong._counted) <= 10_000
+
+
+def test_beyond_the_limit_few_keys_are_looked_at() -> None:
+    wrong = WrongKeys(100)
+    looked = 0
+    for number in range(600):  # ten a second, for a minute
+        now = number / 10
+        if wrong.may_look("a", ("guess",), now):
+            looked += 1
+        wrong.count("a", now)
+    assert looked <= 100 + 20 + 30
+    for number in range(600, 1200):
+        now = number / 10
+        looked += wrong.may_look("a", ("guess",), now)
+        wrong.count("a", now)
+    assert looked <= 100 + 20 + 60
+    assert wrong.may_look("b", ("guess",), 120.0)
+
+
+def test_which_keys_were_right_is_kept_in_bounded_memory() -> None:
+    wrong = WrongKeys(3)
+    for number in range(30_000):
+        wrong.was_right(f"10.0.{number // 256}.{number % 256}", ("key",))
+    assert len(wrong._right) <= 10_000

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from bpbroker.config import layers
+from bpbroker.registry.named_keys import digest_of
 from bpbroker.server.request import Request
+from bpbroker.server.response import PendingResponse
 from tests.support.application import SETTINGS, Answer, Broker
 
 
@@ -232,3 +235,50 @@ def test_wrong_keys_in_datagrams_count_together_with_those_over_connections(brok
     assert broker.call("/ossec/F?access_key=secret").status == 200  # the source of a datagram can be forged
     assert broker.call("/ossec/F?access_key=guess").status == 401
     assert broker.call("/ossec/F?access_key=guess").status == 429
+
+
+def test_who_may_look_at_who_am_i_counts_as_who_calls(broker: Broker) -> None:
+    """Else it would tell for each guess, as often as one likes, whether it is a key."""
+    broker.application.settings_changed(layers.freeze({**SETTINGS, "api": {"wrong_keys_per_minute": 3}}))
+    for number in range(3):
+        assert broker.call("/whoami", method="GET", X_ACCESS_KEY=f"guess{number}").status == 401
+    assert broker.call("/whoami", method="GET", X_ACCESS_KEY="guess").status == 429
+    assert broker.call("/whoami", method="GET", X_ACCESS_KEY="secret").status == 200
+    assert broker.call("/whoami", method="GET").status == 200
+    opened = Broker({"services": {}, "ping": {}})
+    assert opened.call("/whoami", method="GET", X_ACCESS_KEY="whatever").status == 200
+
+
+def test_of_who_guesses_in_parallel_only_few_keys_are_looked_at(broker: Broker) -> None:
+    """Who leaves before the answer, which comes late, must not learn from that which key is right."""
+    broker.application.settings_changed(layers.freeze({**SETTINGS, "api": {"wrong_keys_per_minute": 100}}))
+    generated = "x" * 43
+    stored = {"sha256": digest_of(generated).hex(), "allow": ["ossec"], "last_used": "2999-01-01T00:00:00Z"}
+    broker.keys.take("_keys/ci", json.dumps(stored).encode())
+    assert broker.call("/ossec/F", source="10.0.0.8", X_ACCESS_KEY="secret").status == 200
+
+    def looked(source: str, key: str) -> bool:
+        fields = {"host": "broker:20443", "x-access-key": key}
+        result = broker.application(Request("POST", "/ossec/F", "", fields, source, b""))
+        if not isinstance(result, PendingResponse):
+            assert result.status == 401
+            return False
+        result.ask()
+        held = not result.done
+        result.give_up()
+        return not held
+
+    def guess(source: str, times: int) -> None:
+        for number in range(times):
+            assert not looked(source, f"guess{number}")
+
+    guess("10.0.0.6", 105)
+    assert looked("10.0.0.6", "secret")  # a new client behind the same address
+    for source in ("10.0.0.7", "10.0.0.8"):
+        guess(source, 300)
+    assert not looked("10.0.0.7", "secret")
+    assert looked("10.0.0.8", "secret")  # it was right from there before
+    # What is generated cannot be guessed, so it passes always; a long name makes no long secret.
+    assert looked("10.0.0.7", f"ci.{generated}")
+    assert not looked("10.0.0.7", f"{'ci' * 30}.secret")
+    assert looked("10.0.0.9", "secret")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
@@ -25,7 +25,7 @@ from bpbroker.frontend.pages import live, plain
 from bpbroker.frontend.pages.live import Feed, News
 from bpbroker.frontend.pages.reading import Reading
 from bpbroker.frontend.pages.threads import PageThreads
-from bpbroker.frontend.pages.viewer import Credential, Gate
+from bpbroker.frontend.pages.viewer import Credential, Gate, key_in
 from bpbroker.frontend.pages.visit import Visit
 from bpbroker.registry.named_keys import NamedKey
 from bpbroker.server.request import Request
@@ -79,6 +79,7 @@ class Pages:
         request: Request,
         request_id: str,
         finish: Callable[[Response], Response],
+        check_guessing: Callable[[Sequence[object], str], None],
         wrong_key: Callable[[str], None],
         watch: Callable[[NamedKey, Future[Any]], None],
         note: Callable[[str], None],
@@ -89,6 +90,7 @@ class Pages:
             request: its path begins with ``/ui``.
             request_id: for the log.
             finish: makes a response ready to be sent.
+            check_guessing: given what may be a key, and the address; raises that it is not to be looked at.
             wrong_key: told the address of a wrong key; may raise that there were too many.
             watch: ends a reply when a key is revoked.
             note: told the name of the key by which the session was signed in.
@@ -107,7 +109,7 @@ class Pages:
             return self._events(request, credential, finish, watch)
         visit = Visit(request.address, request_id)
         if request.method == "POST" and path == SIGN_IN:
-            visit = self._sign_in(request, request_id, wrong_key)
+            visit = self._sign_in(request, request_id, check_guessing, wrong_key)
 
         def ask() -> Future[Response]:
             return self._threads.ask(lambda: self._made().answer(request, visit))
@@ -160,13 +162,21 @@ class Pages:
             return None
         return None if morsel is None else self._sessions.find(morsel.value)
 
-    def _sign_in(self, request: Request, request_id: str, wrong_key: Callable[[str], None]) -> Visit:
+    def _sign_in(
+        self,
+        request: Request,
+        request_id: str,
+        check_guessing: Callable[[Sequence[object], str], None],
+        wrong_key: Callable[[str], None],
+    ) -> Visit:
         """Look at the key that a request brings."""
         if len(request.body) > _FORM_MAX_BYTES:
             raise TooLarge("An access key is shorter than that")
         form = parse_qs(request.body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=10)
         given = form.get("key", [""])[0]
         why = "Incorrect access key"
+        key = key_in(given)
+        check_guessing([given if key is None else key], request.address)
         try:
             credential = self._gate.credential(given, request.address)
         except Unauthorized as error:

@@ -131,7 +131,7 @@ class Gate:
             if not self.is_open():
                 raise Unauthorized("An access key is needed")
             return Credential("open")
-        key = _key_in(given)
+        key = key_in(given)
         if key is None:
             return None
         digest = _digest(key)
@@ -220,7 +220,7 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode(errors="surrogatepass")).digest()
 
 
-def _key_in(given: str) -> str | None:
+def key_in(given: str) -> str | None:
     """Return the key in what someone typed: the key itself, or a join token; None if it can be neither."""
     text = given.strip()
     if text.startswith(_TOKENS) and len(text) <= TOKEN_MAX:
