@@ -52,6 +52,7 @@ from bpbroker.storage.etcd.gateway import EtcdOptions
 from bpbroker.storage.etcd.store import EtcdStore
 from tests.support.coordination import Answer, answers, outcomes, without_session
 from tests.support.etcd_cluster import PREFIX, EtcdCluster, needs_etcd
+from tests.support.extent import examples
 
 if TYPE_CHECKING:
     pass
@@ -354,7 +355,7 @@ class Embedded(Machine):
 
 
 TestEmbedded = Embedded.TestCase
-TestEmbedded.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
+TestEmbedded.settings = settings(max_examples=examples(25), stateful_step_count=40, deadline=None)
 
 
 # --- on etcd ---

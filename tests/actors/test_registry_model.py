@@ -35,6 +35,7 @@ from bpbroker.registry import entry
 from bpbroker.storage import config_file
 from bpbroker.storage.embedded.journal import journal_path
 from bpbroker.storage.embedded.store import EmbeddedStore
+from tests.support.extent import examples
 
 NAMES = st.sampled_from(["a", "ab", "abc", "b", "ä", "node-1"])
 DATA = st.dictionaries(st.sampled_from("xyz"), st.recursive(
@@ -190,4 +191,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestRegistry = Machine.TestCase
-TestRegistry.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestRegistry.settings = settings(max_examples=examples(40), stateful_step_count=30, deadline=None)

@@ -14,6 +14,7 @@ from bpbroker.registry import locks
 from bpbroker.registry.memory import Memory, PendingWrite
 from bpbroker.registry.requests import Ack, Allocate, Close, Expire, Lock, Open, Release, Take, Unlock
 from bpbroker.registry.writes import Limits
+from tests.support.extent import examples
 
 SESSIONS = st.sampled_from(["s1", "s2", "s3"])
 NAMES = st.sampled_from(["a", "b", "c"])
@@ -139,4 +140,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestCoordination = Machine.TestCase
-TestCoordination.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestCoordination.settings = settings(max_examples=examples(150), stateful_step_count=40, deadline=None)

@@ -17,6 +17,7 @@ from bpbroker.client.cli.parser import parse
 from bpbroker.client.cli.words import split_cols
 from bpbroker.errors import UsageError
 from tests.support import pages
+from tests.support.extent import examples
 
 PAGES = "\n".join(page.read_text() for page in pages.PAGES)
 
@@ -79,7 +80,7 @@ def lines(draw: st.DrawFn, *, right: bool = False) -> list[str]:
     return words
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 @given(lines())
 @example(["service", "get", "--name", "--"])
 @example(["-b", "-q", "service", "get", "--name", "-x"])
@@ -99,14 +100,14 @@ def test_it_reads_as_click_does_or_not_at_all(words: list[str]) -> None:
             assert found == by_click(form)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(st.text(alphabet="-=abfq -", max_size=4) | st.sampled_from(sorted(WORDS | FLAGS)), max_size=6))
 def test_nonsense_is_left_to_click(words: list[str]) -> None:
     found = read(parse(words))
     assert found is None or found == by_click(words)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(lines(right=True))
 def test_nothing_that_is_well_formed_is_left_to_click(words: list[str]) -> None:
     understood = by_click(words)

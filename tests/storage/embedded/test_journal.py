@@ -18,6 +18,7 @@ from bpbroker import files
 from bpbroker.errors import ConfigurationError, DamagedFile
 from bpbroker.storage import backups, config_file
 from bpbroker.storage.embedded.journal import Mark, create, files_of, read_journal
+from tests.support.extent import THOROUGH, examples
 from tests.support.systems import slow_under_wine
 
 LONG = os.environ.get("BPBROKER_LONG") == "1"
@@ -50,7 +51,7 @@ def test_reading_changes_nothing(crashed: Crashed, look: Look) -> None:
 @slow_under_wine(20)
 def test_cut_at_any_offset(crashed: Crashed, load: Load, look: Look, state: dict[str, bytes], which: int) -> None:
     whole = files_of(crashed())[which].read_bytes()
-    every = 1 if LONG or len(whole) < 100 else 61
+    every = 1 if LONG or len(whole) < 100 else 61 if THOROUGH else 241
     edges = {edge + near for edge in range(0, len(whole), 4096) for near in (0, 1, 24, 32, 56)}
     edges |= {32 + LOG_FRAME_BYTES * frame + near for frame in range(9) for near in (-1, 0, 1, 24)}
     for size in sorted({*range(0, len(whole), every), *(edge for edge in edges if 0 <= edge < len(whole))}):
@@ -73,7 +74,7 @@ def test_a_log_cut_at_any_offset_when_the_mark_was_not_yet_on_the_disk(
         possible.append(dict(seen))
     size = files_of(crashed())[1].stat().st_size
     found = []
-    for cut in (*range(0, size, 1 if LONG else 97), size):
+    for cut in (*range(0, size, 1 if LONG else 97 if THOROUGH else 389), size):
         journal = crashed()
         _, log, mark = files_of(journal)
         mark.unlink()
@@ -93,8 +94,11 @@ def test_any_flipped_bit(crashed: Crashed, load: Load, look: Look, state: dict[s
     cases: list[tuple[int, int]] = []
     for which, path in enumerate(files_of(crashed())):
         bits = path.stat().st_size * 8
-        heads = range(0, min(bits, 112 * 8), 1 if LONG else 7)
-        cases += [(which, bit) for bit in (*heads, *random_bits.sample(range(bits), min(bits, 4000 if LONG else 150)))]
+        heads = range(0, min(bits, 112 * 8), 1 if LONG else 7 if THOROUGH else 29)
+        cases += [
+            (which, bit)
+            for bit in (*heads, *random_bits.sample(range(bits), min(bits, 4000 if LONG else examples(150))))
+        ]
     for which, bit in cases:
         journal = crashed()
         path = files_of(journal)[which]
