@@ -493,7 +493,7 @@ class Broker:
         try:
             of_log = reopen_logs()
             return self._then(messages.ReloadSettings(), lambda asked: self._reloaded(asked, of_log))
-        except BaseException:
+        except BaseException:  # whatever it is, systemd has been told of a reload and must hear its end
             sdnotify.notify(sdnotify.READY, self._status())
             raise
 
@@ -508,7 +508,7 @@ class Broker:
             extensions = self._apply(settings, again=True)
             if of_certificate is not None:
                 raise of_certificate
-        except BaseException:
+        except BaseException:  # whatever it is, systemd has been told of a reload and must hear its end
             sdnotify.notify(sdnotify.READY, self._status())
             raise
         outcome: Future[Any] = Future()

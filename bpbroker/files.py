@@ -291,7 +291,7 @@ class _Folder:
                 os.fchmod(descriptor, mode)
                 with contextlib.suppress(OSError):  # a file system without locks
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BaseException:
+        except BaseException:  # interrupted, too, no descriptor stays open
             file.close()
             raise
         return file
@@ -361,7 +361,7 @@ def open_private(
             os.fchmod(descriptor, found.st_mode & mode)
         if sys.platform == "win32" and tighten and not new and _is_private(mode) and windows.who_may(path):
             windows.make_private(path)
-    except BaseException:
+    except BaseException:  # interrupted, too, no descriptor stays open
         os.close(descriptor)
         raise
     return descriptor
@@ -524,7 +524,7 @@ def open_folder(path: Path, *, create: bool = False) -> int:
                 following = os.open(names.pop(0), flags)
             os.close(here)
             here = following
-    except BaseException:
+    except BaseException:  # interrupted, too, no descriptor stays open
         os.close(here)
         raise
     return here

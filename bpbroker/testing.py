@@ -108,7 +108,7 @@ class BrokerProcess:
             self._process = subprocess.Popen(words, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log)  # noqa: S603 - our own words
         try:
             self._port = self._await_ready()["port"]
-        except BaseException:
+        except BaseException:  # interrupted, too, no broker stays behind
             self.kill()
             raise
         return self

@@ -171,7 +171,7 @@ if sys.platform == "win32":
                 raise _failed(path)
         try:
             return msvcrt.open_osfhandle(handle, flags & (os.O_APPEND | os.O_RDONLY) | os.O_NOINHERIT)
-        except BaseException:
+        except BaseException:  # interrupted, too, the handle is closed
             _kernel32.CloseHandle(_HANDLE(handle))
             raise
 

@@ -89,7 +89,7 @@ def _write_keys(folder: Path, lines: list[str]) -> None:
         shutil.chown(temporary, model.stat().st_uid, model.stat().st_gid)
         Path(temporary).chmod(path.stat().st_mode & 0o777 if path.exists() else 0o640)
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException:  # ended in the middle, too, no half file stays
         Path(temporary).unlink(missing_ok=True)
         raise
 

@@ -104,7 +104,7 @@ class Actor(pykka.ThreadingActor):
         """Run :meth:`stopped` and refuse what is still in the inbox."""
         try:
             self.stopped()
-        except BaseException:
+        except BaseException:  # SystemExit, too: an actor that ends must end whole
             logger.exception("%s: error while stopping", type(self).__name__)
         self._end_workers(Unavailable("The broker is stopping"))
         for worker in self.workers:

@@ -209,7 +209,7 @@ class Worker:
                 fail(task.reply, error)
             elif self._ended is None:
                 logger.warning("%s: %s", task.what, error)
-        except BaseException as error:
+        except BaseException as error:  # SystemExit, too: whoever waits for the step must hear of it
             logger.exception("Error while %s", task.what)
             if task.reply is not None:
                 fail(task.reply, error if isinstance(error, Exception) else RuntimeError(repr(error)))

@@ -190,7 +190,7 @@ class Transport:
             raw = self._dial(place, deadline)
         try:
             return self._secure(raw, context, deadline)
-        except BaseException:
+        except BaseException:  # interrupted, too, the socket is closed
             raw.close()
             raise
 
@@ -224,7 +224,7 @@ class Transport:
         try:
             sock.settimeout(min(CONNECT_SECS, deadline.remaining()))
             sock.connect(where)
-        except BaseException as error:
+        except BaseException as error:  # interrupted, too, the socket is closed
             sock.close()
             if isinstance(error, BpbrokerError) or not isinstance(error, OSError):
                 raise
@@ -242,7 +242,7 @@ class Transport:
             sock = _wrapped(raw, context, self.address)
             sock.do_handshake()
             self._check(sock.getpeercert(binary_form=True), self.address)
-        except BaseException as error:
+        except BaseException as error:  # interrupted, too, the socket is closed
             if sock is not None:
                 sock.close()
             if isinstance(error, BpbrokerError):

@@ -416,7 +416,7 @@ def _open(path: Path | None, registry: str) -> sqlite3.Connection:
                 raise sqlite3.DatabaseError("its tables cannot be brought up to date")
         if registry:
             _note_owner(connection, registry)
-    except BaseException:
+    except BaseException:  # interrupted, too, it is closed
         connection.close()
         raise
     return connection
@@ -428,7 +428,7 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
         connection.execute("COMMIT")
-    except BaseException:
+    except BaseException:  # interrupted, too, nothing of it counts
         with suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
         raise

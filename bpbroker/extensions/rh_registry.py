@@ -298,7 +298,7 @@ class Registry:
             self.replace(name, {"state": "running", "attempt": attempt}, lock=lock)
             try:
                 result = func()
-            except BaseException as error:
+            except BaseException as error:  # SystemExit, too: the work has not been done
                 said = f"{type(error).__name__}: {error}"[:1000]
                 self.replace(name, {"state": "failed", "attempt": attempt, "exit": 1, "error": said}, lock=lock)
                 raise
@@ -501,7 +501,7 @@ class Lock:
             error = LockTimeout(str(refused))
             error.data = refused.data
             raise error from None
-        except BaseException:
+        except BaseException:  # SystemExit, too: nobody would close the session
             session.close()
             raise
         self._session = session

@@ -235,7 +235,7 @@ def _bind(ip: str, port: int) -> tuple[socket.socket, list[socket.socket]]:
         tcp = bind_tcp(ip, port)
         try:
             return tcp, bind_udp(ip, tcp.getsockname()[1])
-        except BaseException as error:
+        except BaseException as error:  # interrupted, too, the port is given back
             tcp.close()
             if port != 0 or attempt == _BIND_ATTEMPTS - 1 or not isinstance(error, InUse):
                 raise

@@ -261,7 +261,7 @@ class Workers:
                 return
             try:
                 connection.work()
-            except BaseException:
+            except BaseException:  # SystemExit, too: it would end the worker's thread
                 logger.exception("Error while serving %s", connection.peer)
                 connection.broken()
             connection.lent = False

@@ -156,7 +156,7 @@ def test_no_field_of_an_answer_can_be_changed(field: int) -> None:
     question = Question("foo", NONCE)
     forged = ANSWER._replace(
         **[{"registry": "00" * 16}, {"fingerprint": "00" * 32}, {"port": 1}, {"address": "1.2.3.4"}][field]
-    )  # type: ignore[arg-type] # each dictionary fits its field
+    )  # type: ignore[arg-type]  # each dictionary fits its field
     mac = signed_answer(question, ANSWER, SECRET).split(b" ")[3]
     parts = signed_answer(question, forged, SECRET).split(b" ")
     parts[3] = mac

@@ -54,7 +54,7 @@ def test_where_the_system_does_not_tell_a_broadcast_leaves_by_the_default_route(
         raise PermissionError
 
     monkeypatch.setattr(ifaddr, "get_adapters", forbidden)
-    assert [item.address for item in interfaces()] == ["127.0.0.1", "0.0.0.0"]  # noqa: S104
+    assert [item.address for item in interfaces()] == ["127.0.0.1", "0.0.0.0"]  # noqa: S104 - compared, not bound
 
 
 def test_windows_interfaces_have_the_names_of_its_control_panel_and_a_broadcast_address(says: Says) -> None:

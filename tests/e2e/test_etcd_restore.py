@@ -58,7 +58,7 @@ def test_a_restored_cluster_is_read_anew(
         begin = time.monotonic()
         restored = {name: {"is": "old"} for name in ("kept", "changed", "deleted")}
         for broker in both:
-            await_that(lambda broker=broker: broker.get("kept").status == 200, "it answers")  # type: ignore[misc]
+            await_that(lambda broker=broker: broker.get("kept").status == 200, "it answers")  # type: ignore[misc]  # mypy knows no type of a default
             for name in restored:
                 assert value(broker, name) == {"is": "old"}
             assert value(broker, "lost") == 404
@@ -67,8 +67,8 @@ def test_a_restored_cluster_is_read_anew(
         assert own(waiting.result(10).json["data"]) == {"is": "old"}  # it waited for a change, and that is one
 
     for broker in both:  # health and the log say so once, and all is well again
-        await_that(lambda broker=broker: SAID in json.dumps(health(broker)[1]), "health says so")  # type: ignore[misc]
-        await_that(lambda broker=broker: health(broker)[0] == 200, "it is well again")  # type: ignore[misc]
+        await_that(lambda broker=broker: SAID in json.dumps(health(broker)[1]), "health says so")  # type: ignore[misc]  # mypy knows no type of a default
+        await_that(lambda broker=broker: health(broker)[0] == 200, "it is well again")  # type: ignore[misc]  # mypy knows no type of a default
         said = [line for line in broker.text.splitlines() if SAID in line]
         assert len([line for line in said if "ERROR" in line and "timeline" in line]) == 1
         assert len([line for line in said if "ERROR" in line and "healthcheck" in line]) == 1

@@ -95,6 +95,6 @@ def test_what_another_registry_has_as_well_is_never_seen_to_be_gone() -> None:
         told.append((name, after is None))
         put(name, after)
 
-    memory.put = note  # type: ignore[method-assign]
+    memory.put = note  # type: ignore[method-assign]  # a spy
     replica.take_state(State((Seen("a", Record("a", b"{}", 9000), 2, 3),), 3, "2" * 32))
     assert told == [("a", False)]

@@ -60,7 +60,7 @@ def Old(rh: Request) -> None:
 
 def Config(rh: Request) -> None:
     try:
-        bpbroker.config.data["new"] = 1  # type: ignore[index]
+        bpbroker.config.data["new"] = 1  # type: ignore[index]  # that it is refused is tested
     except TypeError:
         rh.data = {"all": bpbroker.config.data, "own": rh.config}
 

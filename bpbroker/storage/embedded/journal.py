@@ -120,7 +120,7 @@ def create(journal: Path, registry: str, commit: int = 0) -> None:
     try:
         _write_empty(new, config_path(journal), registry, commit)
         files.settle(new, journal)
-    except BaseException:
+    except BaseException:  # interrupted, too, no half journal stays
         for left in (new, _beside(new, "journal"), _beside(new, "wal"), _beside(new, "shm")):
             with suppress(OSError):
                 left.unlink()

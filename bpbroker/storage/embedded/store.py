@@ -175,7 +175,7 @@ class EmbeddedStore:
             # A new log: what a crash left at the end of the old one must not be mistaken for damage some day.
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._mark.open(self._sequence)
-        except BaseException:
+        except BaseException:  # interrupted, too, the file is closed
             connection.close()
             raise
         self._connection = connection

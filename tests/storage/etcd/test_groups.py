@@ -113,7 +113,7 @@ def test_a_group_that_is_too_large_is_refused_alone(store: EtcdStore) -> None:
         assert refused.outcome_known
         assert why in str(refused)
     with pytest.raises(Unavailable, match="127 records"):
-        raise store.commit([many])[0]  # type: ignore[misc]
+        raise store.commit([many])[0]  # type: ignore[misc]  # the outcome is an error here
 
 
 def test_lost_answers_of_groups_are_read_from_the_history(store: EtcdStore, monkeypatch: pytest.MonkeyPatch) -> None:
