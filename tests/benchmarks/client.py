@@ -152,6 +152,13 @@ class Outcome:
     client_cpu: float
     """Share of one core that the client itself took; near 1 it was the bottleneck."""
     max_ms: float = 0.0
+    server_cpu_us: float = 0.0
+    """CPU time of the server's processes for one call: the figure that other work on the machine changes least."""
+
+
+def warm_up_secs(secs: float) -> float:
+    """Return for how long answers are not counted before so many seconds are measured."""
+    return min(0.5, secs / 4)
 
 
 def outcome_of(latencies: Sequence[float], secs: float, client_cpu: float, units: float = 1.0) -> Outcome:
@@ -268,7 +275,7 @@ class _Load:
         for number in range(self.job.connections):
             kind(self, number)
         began, cpu = time.perf_counter(), time.process_time()
-        self.begin = began + min(0.5, self.job.secs / 4)  # the first answers only warm up
+        self.begin = began + warm_up_secs(self.job.secs)
         self.end = self.begin + self.job.secs
         stopped = False
         try:

@@ -144,23 +144,26 @@ def brokers(folder: Path, entries: int, sessions: int) -> Iterator[tuple[Ours, O
 
 
 def beside_others(
-    pair: tuple[Ours, Ours], extent: tuple[Sequence[int], float, int, int], wanted: Callable[[str], bool], take: Take
+    pair: tuple[Ours, Ours],
+    extent: tuple[Sequence[int], float, float, int, int],
+    wanted: Callable[[str], bool],
+    take: Take,
 ) -> None:
     """Take once what sessions and watches cost others.
 
     Args:
         pair: of :func:`brokers`.
-        extent: numbers of clients, seconds for a cell, sessions, watches.
+        extent: numbers of clients, seconds for a cell, those between two writes that are watched, sessions, watches.
         wanted: whether a row is to be taken.
         take: notes what a cell shows.
     """
     bare, loaded = pair
-    clients, secs, sessions, watches = extent
+    clients, secs, pace, sessions, watches = extent
     if wanted(BARE) or wanted(LOADED):
         with Beside(_watching(loaded, "nothing/", watches)):
             for number in clients:
                 for row, broker in ((BARE, bare), (LOADED, loaded)):
-                    take(row, bare.name, number, partial(run, broker.job(broker.writes, number, secs)))
+                    take(row, bare.name, number, partial(broker.measured, broker.job(broker.writes, number, secs)))
     renewing = loaded.job(renewals(sessions), _WRITERS, pace_secs=_RENEW_SECS * _WRITERS / sessions)
     for calm, busy, requests in (
         (CALM_READS, RENEWING_READS, loaded.reads),
@@ -169,15 +172,15 @@ def beside_others(
         if wanted(calm) or wanted(busy):
             for number in clients:
                 job = loaded.job(requests, number, secs)
-                take(calm, bare.name, number, partial(run, job))
+                take(calm, bare.name, number, partial(loaded.measured, job))
                 with Beside(renewing):
-                    take(busy, bare.name, number, partial(run, job))
+                    take(busy, bare.name, number, partial(loaded.measured, job))
     if wanted(UNWATCHED) or wanted(WATCHED) or wanted(EVENTS):
         # Every write is told to every watch: all of them at full speed would measure nothing but that.
-        paced = bare.job(bare.writes, _WRITERS, 8 * secs, pace_secs=secs)
-        take(UNWATCHED, bare.name, _WRITERS, partial(run, paced))
+        paced = bare.job(bare.writes, _WRITERS, 8 * pace, pace_secs=pace)
+        take(UNWATCHED, bare.name, _WRITERS, partial(bare.measured, paced))
         with Beside(_watching(bare, "node-", watches)) as watching:
-            take(WATCHED, bare.name, _WRITERS, partial(run, paced))
+            take(WATCHED, bare.name, _WRITERS, partial(bare.measured, paced))
         take(EVENTS, bare.name, watches, partial(_outcome, watching))
 
 

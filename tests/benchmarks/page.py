@@ -55,7 +55,11 @@ def _head(document: Document) -> Iterator[str]:
     yield "compare figures of one row with each other, not with those of other machines.\n"
     yield f"A figure is the median of {document['rounds']} rounds of {document['secs']:g} s, in which the peers take"
     yield "turns. All speak TLS, and answer a write when it is on disk. *Ours* is our rate divided by theirs, round by"
-    yield "round: above 1 we are faster. The time is what one call in a hundred takes longer than (p99).\n"
+    yield "round: above 1 we are faster. In brackets are the time that one call in a hundred takes longer than (p99),"
+    yield "and the CPU time of the server's processes for one call.\n"
+    if machine["load"] > 1:
+        yield f"**The machine was busy with other work, at a load of {machine['load']}.** Rates and times are worse"
+        yield "than on a calm one, and scatter. CPU times do so least.\n"
     yield "| machine | |\n|---|---|"
     for name, value in machine.items():
         yield f"| {name.replace('_', ' ')} | {value} |"
@@ -70,7 +74,7 @@ def _rows(document: Document) -> Iterator[str]:
         mine = [cell for cell in cells if cell["row"] == row]
         clients = sorted({cell["clients"] for cell in mine})
         yield f"\n## {row[0].upper()}{row[1:]}\n"
-        yield f"| calls/s (p99) | {' | '.join(f'{number:,} at a time' for number in clients)} |"
+        yield f"| calls/s (p99, CPU a call) | {' | '.join(f'{number:,} at a time' for number in clients)} |"
         yield f"|---|{'---|' * len(clients)}"
         for peer in dict.fromkeys(cell["peer"] for cell in mine):
             found = {cell["clients"]: cell for cell in mine if cell["peer"] == peer}
@@ -82,7 +86,8 @@ def _figure(cell: Document | None) -> str:
         return "-"
     median, ratio = cell["median"], cell["ours_to_it"]
     against = f", ours **{ratio:.2f}**" if ratio is not None and cell["peer"] != Ours.name else ""
-    return f"{median['per_second']:,.0f} ({median['p99_ms']:.2g} ms){against}"
+    cpu = f", {median['server_cpu_us']:.0f} µs" if median["server_cpu_us"] else ""
+    return f"{median['per_second']:,.0f} ({median['p99_ms']:.3g} ms{cpu}){against}"
 
 
 def losses(document: Document) -> Iterator[tuple[str, str, Sequence[tuple[int, float]]]]:

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +28,7 @@ import psutil
 
 from bpbroker import __version__
 from bpbroker.server import tls
-from tests.benchmarks.client import Failed, Job, run
+from tests.benchmarks.client import Failed, Job, Outcome, run, warm_up_secs
 from tests.support.running import RunningBroker
 
 NAMES: Final = tuple(f"node-{number:04}" for number in range(1000))
@@ -127,6 +128,26 @@ class Peer:
     def job(self, requests: Sequence[bytes], connections: int, secs: float = 0.0, **how: Any) -> Job:
         """Return the client's job for some requests to this peer; ``how`` are further fields of it."""
         return Job(self.port, self.protocol, requests, connections, secs, self.greeting, **how)
+
+    def cpu_secs(self) -> float:
+        """Return the CPU time that it and its children have taken."""
+        if self.process is None:
+            return 0.0
+        whole = psutil.Process(self.process.pid)
+        times = [each.cpu_times() for each in (whole, *whole.children(recursive=True))]
+        found: float = sum(each.user + each.system for each in times)
+        return found
+
+    def measured(self, job: Job) -> Outcome:
+        """Run a job, and see what it costs this server.
+
+        Raises:
+            Failed: an answer was no success, or none came.
+        """
+        before = self.cpu_secs()
+        found = run(job)
+        calls = found.per_second * (job.secs + warm_up_secs(job.secs))
+        return replace(found, server_cpu_us=(self.cpu_secs() - before) / calls * 1e6)
 
     def memory_mib(self) -> float:
         """Return the resident memory of it and its children."""

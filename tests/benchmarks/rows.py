@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from bpbroker.discovery import datagram
 from tests.benchmarks import coordination, peers
-from tests.benchmarks.client import Failed, Job, Outcome, outcome_of, run
+from tests.benchmarks.client import Failed, Job, Outcome, outcome_of
 from tests.benchmarks.peers import NAMES, Absent, Etcd, Ours, Peer
 
 WRITES: Final = "durable writes, keep-alive"
@@ -68,6 +68,8 @@ class Extent:
     """How many whole processes make one figure."""
     sessions: int = 10_000
     watches: int = 1000
+    pace_secs: float = 2.0
+    """How long one of the watched writers waits between two writes."""
     part: str = ""
     """Only rows whose name has this in it are taken."""
     bpclient: Path | None = None
@@ -79,7 +81,7 @@ class Extent:
 
 
 FULL: Final = Extent(3, 2.0, (1, 16, 64), (10, 1_000, 100_000), 15)
-QUICK: Final = Extent(1, 0.2, (1, 4), (10, 1_000), 2, 50, 20)
+QUICK: Final = Extent(1, 0.2, (1, 4), (10, 1_000), 2, 50, 20, 0.2)
 
 
 @dataclass(slots=True)
@@ -104,7 +106,10 @@ class Results:
             self.say(f"{what}: failed: {error}")
             return
         self.outcomes.setdefault(cell, []).append(found)
-        self.say(f"{what}: {found.per_second:,.0f} calls/s ({found.p50_ms:.2f} / {found.p99_ms:.2f} ms)")
+        self.say(
+            f"{what}: {found.per_second:,.0f} calls/s ({found.p50_ms:.2f} / {found.p99_ms:.2f} ms)"
+            + (f", {found.server_cpu_us:.0f} us CPU" if found.server_cpu_us else "")
+        )
 
 
 def at_entries(entries: int) -> str:
@@ -164,7 +169,7 @@ def _against_each_other(running: Sequence[Peer], extent: Extent, results: Result
                 requests = row.requests(peer)
                 if requests:
                     job = peer.job(requests, clients, extent.secs, reconnect=row.reconnect)
-                    results.take(Cell(row.name, peer.name, clients), partial(run, job))
+                    results.take(Cell(row.name, peer.name, clients), partial(peer.measured, job))
 
 
 def _coordinating(running: Sequence[Peer], extent: Extent, results: Results, *, prepare: bool) -> None:
@@ -178,7 +183,7 @@ def _coordinating(running: Sequence[Peer], extent: Extent, results: Results, *, 
             for peer in running:
                 job = coordination.job_of(peer, row, clients, extent.secs)
                 if job is not None:
-                    results.take(Cell(row, peer.name, clients), partial(run, job))
+                    results.take(Cell(row, peer.name, clients), partial(peer.measured, job))
 
 
 def _cost_of_others(folder: Path, extent: Extent, results: Results, say: Callable[[str], None]) -> None:
@@ -191,7 +196,7 @@ def _cost_of_others(folder: Path, extent: Extent, results: Results, say: Callabl
 
     with coordination.brokers(folder, entries, extent.sessions) as pair:
         for _ in range(extent.rounds):
-            size = (extent.clients[1:2], extent.secs, extent.sessions, extent.watches)
+            size = (extent.clients[1:2], extent.secs, extent.pace_secs, extent.sessions, extent.watches)
             coordination.beside_others(pair, size, extent.takes, take)
 
 
@@ -201,13 +206,13 @@ def _beside_a_hang(running: Sequence[Peer], extent: Extent, results: Results) ->
         if isinstance(peer, Ours) and (extent.takes(CALM) or extent.takes(HANGING)):
             for clients in extent.clients:
                 job = peer.job(peer.reads, clients, extent.secs)
-                results.take(Cell(CALM, peer.name, clients), partial(run, job))
+                results.take(Cell(CALM, peer.name, clients), partial(peer.measured, job))
                 results.take(Cell(HANGING, peer.name, clients), partial(_hanging, peer, job))
 
 
 def _hanging(peer: Ours, job: Job) -> Outcome:
     with peer.hanging():
-        return run(job)
+        return peer.measured(job)
 
 
 def _one_shots(running: Sequence[Peer], extent: Extent, results: Results) -> None:
@@ -247,7 +252,7 @@ def _discovery(running: Sequence[Peer], extent: Extent, results: Results) -> Non
         if isinstance(peer, Ours):
             for clients in extent.clients:
                 job = Job(peer.port, "datagram", questions, clients, extent.secs)
-                results.take(Cell(DISCOVERY, peer.name, clients), partial(run, job))
+                results.take(Cell(DISCOVERY, peer.name, clients), partial(peer.measured, job))
 
 
 def _cost_of_entries(folder: Path, extent: Extent, results: Results, say: Callable[[str], None]) -> None:
@@ -262,4 +267,4 @@ def _cost_of_entries(folder: Path, extent: Extent, results: Results, say: Callab
             for clients in extent.clients:
                 for entries, broker in brokers.items():
                     job = broker.job(broker.writes[:10], clients, extent.secs)
-                    results.take(Cell(at_entries(entries), broker.name, clients), partial(run, job))
+                    results.take(Cell(at_entries(entries), broker.name, clients), partial(broker.measured, job))

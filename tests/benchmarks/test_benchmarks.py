@@ -74,7 +74,14 @@ def test_quick_run_fills_every_row_of_ours(tmp_path: Path) -> None:
 
 def test_the_page_names_where_we_lose_and_why() -> None:
     def cell(row: str, peer: str, ratio: float | None) -> dict[str, Any]:
-        found = {"per_second": 1234.5, "p50_ms": 1.0, "p99_ms": 2.345, "client_cpu": 0.5, "max_ms": 3.0}
+        found = {
+            "per_second": 1234.5,
+            "p50_ms": 1.0,
+            "p99_ms": 2.345,
+            "client_cpu": 0.5,
+            "max_ms": 3.0,
+            "server_cpu_us": 55.0,
+        }
         return {"row": row, "peer": peer, "clients": 16, "median": found, "rounds": [found], "ours_to_it": ratio}
 
     shown = page(
@@ -83,7 +90,7 @@ def test_the_page_names_where_we_lose_and_why() -> None:
             "command": "python -m tests.benchmarks --table",
             "rounds": 3,
             "secs": 2.0,
-            "machine": {"cores": 2, "fdatasync_us": 250},
+            "machine": {"cores": 2, "load": 3.5, "fdatasync_us": 250},
             "peers": {"bpbroker": "1.0.0", "redis": "7.0.15"},
             "memory_mib": {},
             "failures": [],
@@ -91,11 +98,12 @@ def test_the_page_names_where_we_lose_and_why() -> None:
             "reach": [{"what": "a row", "wanted": 0.35, "found": 0.31, "at_most": False, "met": False}],
         }
     )
-    assert "| redis | 1,234 (2.3 ms), ours **0.31** |" in shown
+    assert "| redis | 1,234 (2.35 ms, 55 µs), ours **0.31** |" in shown
     assert "* **A row**, against redis: 0.31 at 16. Redis is one C program" in shown
     assert "against etcd" not in shown
     assert "| a row | 0.31 | ≥ 0.35 | **missed** |" in shown
     assert "| fdatasync us | 250 |" in shown
+    assert "at a load of 3.5" in shown
 
 
 HTTP = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
