@@ -9,8 +9,7 @@ from tests.support.reference import PAGE, leaves, options, reference
 
 
 def test_the_page_has_the_reference_as_the_commands_are() -> None:
-    # python -m tests.support.reference writes it.
-    assert reference() in PAGE.read_text()
+    assert reference() in PAGE.read_text(), "python -m tests.support.reference writes it anew"
 
 
 def test_the_reference_has_every_command_and_option() -> None:
