@@ -32,6 +32,8 @@ _PAUSE_SECS: Final = 0.1
 """How long not to accept when the process has no file descriptor left."""
 _LOOKED_AT: Final = 256
 """Newcomers that are looked at for one to close: each accept costs the same however many there are."""
+_SHARES: Final = 8
+"""A network's share is one of so many: what has more has to give way first."""
 _EVICT_AT_ONCE: Final = 64
 
 _OF_UNIX_SOCKET: Final = ("127.0.0.1",)
@@ -196,9 +198,9 @@ class EventLoop:
     def _has_room(self, network: str) -> bool:
         """Whether one more connection of a client's network may come in.
 
-        When all places are taken, the network with the most connections loses
-        some of its idle ones. When all have as few, as an attacker with many
-        addresses has, the oldest connection goes that has never had a complete
+        When all places are taken, a network that has more than its share of them
+        loses some of its idle ones. When none has, as none of an attacker with
+        many addresses has, the oldest connection goes that has never had a complete
         request, and if there is none, the ones that have been idle for longest.
         So the place of a client that asks for something is safe, and there is
         always one for the next.
@@ -212,13 +214,15 @@ class EventLoop:
         if len(self._connections) < places:
             return True
         busiest, most = self._by_network.most_common(1)[0]
-        if held + 1 < most:
+        # With many addresses of one connection each, a client with two would have the most.
+        greedy = most > max(1, places // _SHARES)
+        if greedy and held + 1 < most:
             idle = [connection for connection in self._connections if connection.network == busiest and connection.idle]
             idle.sort(key=lambda connection: connection.deadline)
             for connection in idle[: min(_EVICT_AT_ONCE, most - held - 1)]:
                 self._displace(connection)
         if len(self._connections) >= places:
-            self._evict_newcomer(busiest if most > 1 else None)
+            self._evict_newcomer(busiest if greedy else None)
         if len(self._connections) >= places:
             idle = [connection for connection in self._connections if connection.idle]
             for connection in sorted(idle, key=lambda connection: connection.deadline)[:_EVICT_AT_ONCE]:
