@@ -15,7 +15,7 @@ def _faults(folder: str) -> list[str]:
     for path in sorted((TOP / folder).rglob("*.py")):
         if path == Path(__file__):
             continue
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
         for number, line in enumerate(lines):
             silenced = any(True for _ in SILENCED.finditer(line))
             begins_with_reason = lines[number + 1 : number + 2] and lines[number + 1].lstrip().startswith("#")

@@ -28,6 +28,7 @@ from bpbroker.storage import config_file
 from bpbroker.storage.embedded.journal import read_journal
 from bpbroker.storage.lock import FileLock, holder
 from tests.commands.conftest import Ran
+from tests.support.systems import posix_only
 
 Run = Callable[..., Ran]
 
@@ -112,6 +113,7 @@ def test_what_cannot_be_written_for_lack_of_room_may_have_some_later(
     assert getattr(caught.value, "exit_code") == code  # noqa: B009 - not every exception has it
 
 
+@posix_only("one number of an error for each reason")
 @pytest.mark.parametrize(("number", "code"), [(errno.EIO, 1), (errno.EMFILE, 1), (errno.EACCES, 78)])
 @pytest.mark.parametrize(
     ("read", "name"),

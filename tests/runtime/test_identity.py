@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from bpbroker.runtime.identity import IdentityFiles
 from bpbroker.server import tls
 from bpbroker.storage import config_file, offline
 from bpbroker.storage.identity import Identity
+from tests.support.systems import is_private, posix_only
 
 MODULE = "def Hello(rh):\n    rh.data = 'hello'\n"
 
@@ -72,6 +72,7 @@ def test_of_a_shared_folder_only_what_is_enabled(home: Home, tmp_path: Path) -> 
     assert found.certificate == layers.own_pair(own)[0].read_bytes()
 
 
+@posix_only("links without an administrator's right")
 def test_what_cannot_be_in_it_is_named(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     layers.own_pair(home.config_file)[1].write_text("no key")
     (home.lib / "link.py").symlink_to("/etc/hostname-of-nothing")
@@ -97,8 +98,9 @@ def test_all_of_it_comes_back_on_a_new_machine(home: Home, tmp_path: Path) -> No
     assert done.changed == (f"certificate changed: it is now SHA-256 {fingerprint}", "extensions changed: 2 (one, pkg)")
     assert of(new).collect({"services": {}}) == backup
     cert, key = layers.own_pair(new.config_file)
-    assert (cert.stat().st_mode & 0o777, key.stat().st_mode & 0o777) == (0o644, 0o600)
-    assert (new.lib / "one.py").stat().st_mode & 0o777 == 0o644
+    assert is_private(key)
+    assert not is_private(cert)
+    assert not is_private(new.lib / "one.py")
     assert sorted(path.name for path in new.lib.iterdir()) == ["one.py", "pkg"]
     assert of(new).put_back(backup, dry_run=False) == offline.PutBack()
 
@@ -119,7 +121,7 @@ def test_an_extension_that_changed_since_goes_back_and_is_kept(home: Home) -> No
     assert (home.lib / "new.py").exists()
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has no permission bits")
+@posix_only("permission bits of a folder")
 def test_a_folder_that_is_not_ours_is_left_alone_and_said(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     backup = of(home).collect(settings(home))
     (home.lib / "one.py").unlink()

@@ -10,6 +10,7 @@ import pytest
 from bpbroker.errors import ConfigurationError, DamagedFile
 from bpbroker.storage import backups, config_file
 from bpbroker.storage.identity import Identity, decode
+from tests.support.systems import is_private
 
 IDENTITY = Identity(b"cert", b"key", {"a.py": b"\xff\x00", "pkg/__init__.py": b""}, ("the extension b: why",))
 
@@ -21,7 +22,7 @@ def test_it_comes_back_from_a_backup(tmp_path: Path, identity: Identity) -> None
     content, found = config_file.read_backup(Path(made.path))
     assert found == identity
     assert (content.settings, content.entries) == ({"services": {}}, {"n": b"{}"})
-    assert Path(made.path).stat().st_mode & 0o777 == 0o600
+    assert is_private(Path(made.path))
     assert backups.check(made) == backups.Checked(made, 1, "", has_identity=True)
     # Copied in place by hand it is a configuration file like any other.
     assert config_file.read(Path(made.path)) == ({"services": {}}, {"n": b"{}"})
