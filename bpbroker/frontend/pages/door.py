@@ -66,6 +66,7 @@ class Pages:
         self._feed = Feed(lambda: addresses["registry"])
         self._cookie = f"__Host-bpbroker-{port}"
         self._making = threading.Lock()
+        self._last_told: tuple[News | None, Response] = (None, _json({}))
         self._site: Site | None = None
         self._sessions: Sessions | None = None
 
@@ -205,20 +206,28 @@ class Pages:
         cursor = parse_qs(request.query).get("after", [""])[0][:200]
 
         def ask() -> Future[News]:
-            reply = self._feed.ask(cursor, lambda name: viewer.sees("Watch", name))
+            reply = self._feed.ask(cursor, lambda name: viewer.sees("Watch", name), credential)
             if viewer.key is not None:
                 watch(viewer.key, reply)
             return reply
 
         def made(reply: Future[News]) -> Response:
             try:
-                return finish(_json(live.shown(reply.result(0))))
+                return finish(self._told(reply.result(0)))
             except CancelledError:
                 return finish(_json(live.shown(News((), cursor))))
             except RequestError as error:
                 return finish(_json({"message": str(error)}, error.status))
 
         return PendingResponse(ask, made, live.WAIT_SECS, patient=True)
+
+    def _told(self, news: News) -> Response:
+        """Return news as a response. Many pages are told the same at once: it is written once."""
+        known, shown = self._last_told
+        if known is not news:
+            shown = _json(live.shown(news))
+            self._last_told = news, shown
+        return shown
 
 
 def _json(value: Mapping[str, Any], status: int = 200) -> Response:

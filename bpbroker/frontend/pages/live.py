@@ -30,7 +30,7 @@ WAIT_SECS: Final = 25.0
 GATHER_SECS: Final = 0.25
 """Changes are told together: a page is to be read, and a busy registry must not be asked all the time."""
 KEPT_MAX: Final = 1000
-TOLD_MAX: Final = 200
+TOLD_MAX: Final = 100
 """Changes in one reply; of more than that the newest are told, and how many are left out."""
 _AT_ONCE: Final = 5000
 _ASLEEP_SECS: Final = 60.0
@@ -69,6 +69,7 @@ class News:
 class _Waiting(NamedTuple):
     after: int
     sees: Callable[[str], bool]
+    alike: object
     reply: Future[News]
 
 
@@ -87,13 +88,20 @@ class Feed:
         self._floor = self._upto = 0
         """All changes above the one revision and up to the other are kept here."""
         self._waiting: set[_Waiting] = set()
+        self._known: dict[object, News] = {}
+        """What was told since the last changes came, for those who ask alike."""
         self._asked_at = 0.0
         self._runs = False
 
-    def ask(self, cursor: str, sees: Callable[[str], bool]) -> Future[News]:
+    def ask(self, cursor: str, sees: Callable[[str], bool], alike: object = None) -> Future[News]:
         """Return what came after a cursor, of the names that someone may see; the future comes when there is something.
 
         Any thread may call this; it never waits.
+
+        Args:
+            cursor: from the news before, or as a watch has it.
+            sees: whether someone may see a name.
+            alike: equal for those who may see the same: they are told one and the same thing.
         """
         reply: Future[News] = Future()
         registry_id, _, number = cursor.rpartition(":")
@@ -102,15 +110,15 @@ class Feed:
             self._asked_at = time.monotonic()
             # A cursor may be ahead of what is known here: it waits, too.
             if self._runs and registry_id == self._registry_id and self._floor <= after:
-                news = self._news(after, sees)
+                news = self._told(_Waiting(after, sees, alike, reply))
                 if news.events:
                     settle(reply, news)
                 else:
-                    self._wait(_Waiting(after, sees, reply))
+                    self._wait(_Waiting(after, sees, alike, reply))
                 return reply
             if not self._runs and not self._kept and not self._waiting:
                 self._begin(cursor, after)
-                self._wait(_Waiting(after, sees, reply))
+                self._wait(_Waiting(after, sees, alike, reply))
                 return reply
         self._ask_registry(cursor, sees, reply)
         return reply
@@ -194,18 +202,26 @@ class Feed:
             self._upto = int(watched.cursor.rpartition(":")[2])
             if len(watched.events) > len(told):
                 self._floor = max(self._floor, watched.events[-KEPT_MAX - 1].revision)
+            self._known.clear()
             ready = [(waiting, news) for waiting in list(self._waiting) if (news := self._told(waiting)).events]
         for waiting, news in ready:
             settle(waiting.reply, news)
 
     def _told(self, waiting: _Waiting) -> News:
-        news = self._news(waiting.after, waiting.sees)
-        return News(news.events, news.cursor, news.left_out, missed=waiting.after < self._floor)
+        """Return what one who waits is told; those who are alike are told the same, and it is written once."""
+        like = waiting.after, waiting.alike
+        found = None if waiting.alike is None else self._known.get(like)
+        if found is None:
+            news = self._news(waiting.after, waiting.sees)
+            missed = waiting.after < self._floor
+            found = self._known[like] = News(news.events, news.cursor, news.left_out, missed)
+        return found
 
     def _lost(self, cursor: str) -> None:
         """Begin anew at a cursor: what was before it is not known any more."""
         with self._lock:
             self._kept.clear()
+            self._known.clear()
             registry_id, _, number = cursor.rpartition(":")
             self._registry_id = registry_id
             self._floor = self._upto = int(number or 0)

@@ -5,7 +5,7 @@
   const body = table.tBodies[0];
   const how = document.getElementById("how");
   const nothing = document.getElementById("nothing");
-  const ROWS_MAX = 200, PAUSE_MS = 400, AGAIN_MS = 2000, ASLEEP_MS = 40000;
+  const ROWS_MAX = 200, PAUSE_MS = 700, AGAIN_MS = 2000, ASLEEP_MS = 40000;
   let cursor = table.dataset.cursor;
 
   const say = (text) => { if (how.textContent !== text) how.textContent = text; };
