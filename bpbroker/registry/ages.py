@@ -25,11 +25,11 @@ class Ages:
     """When things were first seen here, in monotonic time. What a start finds counts from the start on.
 
     Args:
-        clock: monotonic time in seconds.
+        clock: monotonic time in seconds; the system's if None.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        self._clock = clock or time.monotonic
         self._seen: dict[str, dict[Any, Age]] = {}
         """Name to its parts and when each was first seen."""
         self._kept: dict[str, dict[str, float]] = {}
