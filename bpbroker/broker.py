@@ -200,9 +200,16 @@ class Broker:
 
     # --- actors, bottom up ---
 
+    def _erase(self, names: tuple[str, ...]) -> None:
+        """Have what was taken erased from the files; called in the registry's thread."""
+        config_store = self._addresses.get("config store")
+        if config_store is not None:
+            config_store.tell(messages.Erase(names))
+
     def _start_actors(self) -> None:
         own, settings = self._own, self._settings
-        self._parts.start("registry", registry_factory(own, lambda: self._settings, self._loaded, self._named_keys))
+        made = registry_factory(own, lambda: self._settings, self._loaded, self._named_keys, self._erase)
+        self._parts.start("registry", made)
         self._loaded = self._prepared.loaded
         self._undo.callback(self._stop_actors)
         registry = self._addresses["registry"]

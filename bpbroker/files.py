@@ -25,7 +25,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -62,6 +62,9 @@ class OutcomeUnknown(OSError):
 
 
 # --- writing a file as a whole ---
+
+
+_ZEROS_BYTES: Final = 1024 * 1024
 
 
 def start_error(message: str, error: OSError) -> ConfigurationError | StartError:
@@ -755,6 +758,48 @@ def rename(old: Path, new: Path) -> None:
     sync_folder(new.parent)
     if old.parent != new.parent:
         sync_folder(old.parent)
+
+
+def overwrite(descriptor: int, start: int = 0) -> None:
+    """Overwrite a file with zeros from a place to its end, and sync it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    end, at = os.fstat(descriptor).st_size, start
+    os.lseek(descriptor, start, os.SEEK_SET)
+    while at < end:
+        at += os.write(descriptor, bytes(min(_ZEROS_BYTES, end - at)))
+    os.fsync(descriptor)
+
+
+@contextmanager
+def overwriting(path: Path) -> Iterator[None]:
+    """Overwrite what a file was before the block put another one in its place, unless it has another name, too.
+
+    On Windows it is only removed: a file that is open cannot be replaced there.
+
+    Raises:
+        Unavailable: it cannot be opened or written.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield
+        return
+    except OSError as error:
+        raise storage_error(f"Cannot overwrite {path}", error) from None
+    try:
+        yield
+        if os.fstat(descriptor).st_nlink == 0:
+            overwrite(descriptor)
+    except OSError as error:
+        raise storage_error(f"Cannot overwrite what {path} was", error) from None
+    finally:
+        os.close(descriptor)
 
 
 def sync_file(path: Path) -> None:

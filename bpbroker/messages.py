@@ -300,6 +300,13 @@ class SnapshotSaved:
     sequence: int
 
 
+@dataclass(frozen=True, slots=True)
+class Erase:
+    """News to the config store: these entries were taken and are destroyed; no file shall have them any longer."""
+
+    names: tuple[str, ...]
+
+
 # --- config store and backup ---
 
 

@@ -11,6 +11,7 @@ the journal forget.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from bpbroker.messages import (
     Document,
     DropAccessKey,
     DropNamespace,
+    Erase,
     GetDocument,
     Pong,
     ReloadSettings,
@@ -43,6 +45,8 @@ from bpbroker.messages import (
 from bpbroker.registry import named_keys
 from bpbroker.registry.entry import shown_names
 from bpbroker.storage import backups, config_file
+from bpbroker.storage.embedded.erasing import erase
+from bpbroker.storage.embedded.journal import journal_path
 from bpbroker.storage.sources import Loaded, Sources
 
 logger = logging.getLogger(__name__)
@@ -92,6 +96,10 @@ class ConfigStore(Actor):
         """The settings that this actor wrote last."""
         self._seen = _stamp(sources.own)
         self._shortening = False
+        self._destroyed: deque[str] = deque()
+        """Entries that were taken and destroyed, and may still be in a file."""
+        self._not_erased = ""
+        """Why they are still there."""
         self._worker = self.add_worker("config store's worker")
         self.handlers = {
             ApplyConfiguration: lambda message: self._later("adding settings", lambda: self._apply(message)),
@@ -101,11 +109,12 @@ class ConfigStore(Actor):
             Save: lambda _: self._later(_WRITING, lambda: self._save(self._saved)),
             GetDocument: self._get_document,
             _Grown: self._grown,
+            Erase: self._take_destroyed,
         }
 
     def status(self) -> Pong:
         """Return why the file could not be written the last time, if it could not."""
-        return Pong(ok=not self._problem, detail=self._problem)
+        return Pong(ok=not self._problem, detail=self._problem or self._not_erased)
 
     def abandoned(self) -> None:
         """Drop the claim: what the worker still does has no effect."""
@@ -141,7 +150,36 @@ class ConfigStore(Actor):
             self._shortening = True
             self._worker.do(_WRITING, self._shorten)
 
+    def _take_destroyed(self, message: Erase) -> None:
+        self._destroyed.extend(message.names)
+        self._worker.do("erasing what was taken", self._erase)
+
     # --- by the worker's thread ---
+
+    def _erase(self) -> None:
+        """Overwrite what was taken and destroyed in the file and in the journal; say which backups have it."""
+        names = tuple(dict.fromkeys(self._destroyed.popleft() for _ in range(len(self._destroyed))))
+        if not names:
+            return
+        own = self._sources.own
+        try:
+            if self._kept is None and config_file.mentions(own, names):
+                with files.overwriting(own):
+                    self._save(self._saved, gently=True)
+            erase(journal_path(own))
+        except Unavailable as error:
+            self._destroyed.extend(names)  # with the next ones once more
+            self._not_erased = f"What was taken as {shown_names(names)} may still be in a file of this broker: {error}"
+            logger.warning("%s", self._not_erased)
+            return
+        self._not_erased = ""
+        older = [Path(info.path).name for info in backups.found(own) if config_file.mentions(Path(info.path), names)]
+        if older:
+            logger.warning(
+                "Backups may still have what was taken as %s; remove those that should not: %s",
+                shown_names(names),
+                shown_names(older),
+            )
 
     def _shorten(self) -> None:
         self._shortening = False

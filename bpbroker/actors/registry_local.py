@@ -17,6 +17,7 @@ from bpbroker.registry.reads import Then
 from bpbroker.registry.replies import refusal, send
 from bpbroker.registry.requests import Done, Open
 from bpbroker.registry.stored import split
+from bpbroker.registry.taking import PREFIX as TAKEN
 from bpbroker.storage.base import LocalStore
 
 
@@ -31,14 +32,21 @@ class LocalBackend:
     Args:
         open_store: makes the store; called in the actor's thread.
         registry_id: 32 hexadecimal digits.
+        erase: told the names of entries that were taken and are destroyed now.
     """
 
     away = ""
     trouble = ""
     leases = False
 
-    def __init__(self, open_store: Callable[[], LocalStore], registry_id: str = "0" * 32) -> None:
+    def __init__(
+        self,
+        open_store: Callable[[], LocalStore],
+        registry_id: str = "0" * 32,
+        erase: Callable[[tuple[str, ...]], None] = lambda _: None,
+    ) -> None:
         self.registry_id = registry_id
+        self._erase = erase
         self.faults: Mapping[str, str] = {}
         self.handlers: Mapping[type, Callable[[Any], Any]] = {
             SnapshotSaved: self._snapshot_saved,
@@ -140,7 +148,7 @@ class LocalBackend:
     def learn(self, committed: Sequence[tuple[Group, Committed]]) -> None:
         """Let the changes be seen, and watches hear of them."""
         self._commits += 1
-        put, told = self._memory.put, []
+        put, told, destroyed = self._memory.put, [], []
         upto = 0
         for group, outcome in committed:
             base = outcome.revision
@@ -149,7 +157,11 @@ class LocalBackend:
                 put(change.name, after)
                 told.append((change.name, after, base + change.index))
                 upto = max(upto, base + change.index)
+                if after is None and change.name.startswith(TAKEN):
+                    destroyed.append(change.name.removeprefix(TAKEN))
         self._memory.announce(told, upto)
+        if destroyed:
+            self._erase(tuple(destroyed))
 
     def learn_conflict(self, conflict: Conflict) -> None:
         """Do nothing: without other writers there is no conflict."""

@@ -17,9 +17,6 @@ from bpbroker.registry.memory import BATCHES
 from bpbroker.registry.replies import send
 from bpbroker.registry.requests import Done, Expire, Forget, Lost, Open, Renew, Rest
 
-_LATE_SECS: Final = 0.5
-"""Woken later than this, the registry could hear nobody for that time."""
-
 _TIDY_SECS: Final = 60.0
 _FORGOTTEN_AT_ONCE: Final = 50
 _BATCHES_KEPT_SECS: Final = 3600
@@ -37,6 +34,7 @@ class Sessions:
         self._owner = owner
         self._memory = owner.memory
         self._times = sessions.Times()
+        self._tick_at = float("inf")
         self._tidy_at = time.monotonic() + _TIDY_SECS
         self._expiring: set[str] = set()
         """Sessions whose time is over and that have not ended yet."""
@@ -55,7 +53,9 @@ class Sessions:
     def _began(self, session: str, record: Record) -> None:
         if self._owner.backend.leases:  # the store sees to its end
             return
-        self._times.begin(session, json.loads(record.json)["ttl"], time.monotonic())
+        now = time.monotonic()
+        self._times.begin(session, json.loads(record.json)["ttl"], now)
+        self._tick_at = min(self._tick_at, now + self._times.tick_secs)
         self._owner.set_alarm()
 
     def _ended(self, session: str) -> None:
@@ -128,21 +128,21 @@ class Sessions:
 
     def next_moment(self) -> float:
         """Return the monotonic time at which :meth:`pass_time` has something to do; may be infinite."""
-        moment = self._times.next_end() if len(self._times) else float("inf")
-        return min(moment, self._tidy_at) if self._memory.own else moment
+        return min(self._tick_at, self._tidy_at) if self._memory.own else self._tick_at
 
     def pass_time(self, now: float, late_secs: float) -> None:
         """End the sessions whose time is over.
 
         Args:
             now: monotonic time.
-            late_secs: for how long the registry could not be heard before.
+            late_secs: how much later than it wanted to be the registry was woken: it could hear nobody meanwhile.
         """
-        if late_secs > _LATE_SECS:
+        if late_secs > self._times.tick_secs:
             self._times.delay(late_secs)
         if not self._owner.backend.leases:
             for session in list(self._times.over(now)):
                 self._expire(session)
+        self._tick_at = now + self._times.tick_secs
         if now >= self._tidy_at:
             self._tidy_at = now + _TIDY_SECS
             self.tidy()

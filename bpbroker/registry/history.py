@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from bpbroker.errors import Gone
@@ -13,6 +14,8 @@ from bpbroker.registry.sessions import LOST
 from bpbroker.registry.taking import PREFIX as TAKEN
 
 HISTORY_BYTES: Final = 8 * 1024 * 1024
+_TAKEN_BACK: Final = ""
+"""Type of an event that is told to nobody any more."""
 _EVENT_BYTES: Final = 200
 """What an event takes beside its entry, about."""
 
@@ -53,17 +56,23 @@ class History:
         """Events up to this revision are forgotten."""
         self._events: list[Event] = []
         self._revisions: list[int] = []
+        self._names: dict[str, list[int]] = {}
+        """Name to the places of its events, counted from the first event of all."""
+        self._dropped = 0
         self._bytes = 0
 
     def begin(self, registry_id: str, revision: int) -> None:
         """Begin anew: nothing before this revision is known."""
         self.registry_id = registry_id
         self.revision = self._floor = revision
-        self._events, self._revisions, self._bytes = [], [], 0
+        self._events, self._revisions, self._names, self._dropped, self._bytes = [], [], {}, 0, 0
 
     def add(self, events: Iterable[Event], upto: int) -> None:
         """Take the events of the next commit, and note that there are no others up to a revision."""
         for event in events:
+            if event.type == "take":
+                self._forget_value(event.name)
+            self._names.setdefault(event.name, []).append(self._dropped + len(self._events))
             self._events.append(event)
             self._revisions.append(event.revision)
             self._bytes += _size(event)
@@ -84,7 +93,21 @@ class History:
             count += 1
         if count:
             self._floor = self._revisions[count - 1]
+            for event in self._events[:count]:
+                places = self._names[event.name]
+                del places[0]
+                if not places:
+                    del self._names[event.name]
+            self._dropped += count
             del self._events[:count], self._revisions[:count]
+
+    def _forget_value(self, name: str) -> None:
+        """Forget what an entry was, for it was taken: its changes before are no events any more."""
+        for place in self._names.get(name, ()):
+            event = self._events[place - self._dropped]
+            if event.record is not None:
+                self._bytes -= len(event.record.json)
+                self._events[place - self._dropped] = replace(event, type=_TAKEN_BACK, record=None)
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -118,6 +141,8 @@ class History:
             event = self._events[position]
             if len(found) >= watch.limit and event.revision != self._revisions[position - 1]:
                 return Watched(tuple(found), f"{self.registry_id}:{self._revisions[position - 1]}")
+            if event.type == _TAKEN_BACK:
+                continue
             if event.name == watch.name if watch.name is not None else event.name.startswith(watch.prefix):
                 found.append(event)
         return Watched(tuple(found), self.cursor)

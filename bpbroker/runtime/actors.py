@@ -109,6 +109,7 @@ def registry_factory(
     settings_now: Callable[[], messages.Settings],
     loaded: Loaded,
     key_view: KeyView,
+    erase: Callable[[tuple[str, ...]], None],
 ) -> Factory:
     """Return the factory of the registry actor: on the store that the configuration names when the broker starts.
 
@@ -117,6 +118,7 @@ def registry_factory(
         settings_now: gives the settings in force; one that takes a dead one's place works by later ones.
         loaded: what the file held a moment ago.
         key_view: told each named access key that comes, changes or goes.
+        erase: told the names of entries that were taken and are destroyed now.
     """
     entries, origin = loaded.entries, loaded.origin or Origin("", 0)
     if layers.shares_registry(settings_now()):
@@ -144,4 +146,4 @@ def registry_factory(
     def store() -> EmbeddedStore:
         return EmbeddedStore(journal, base, origin.registry, origin.commit)
 
-    return lambda: launch(Registry, LocalBackend(store, origin.registry), settings_now(), key_view)
+    return lambda: launch(Registry, LocalBackend(store, origin.registry, erase), settings_now(), key_view)

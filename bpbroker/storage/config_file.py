@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from json.decoder import JSONDecodeError
@@ -334,6 +334,29 @@ def write(
     """
     content = follow(chunks(settings, entries, origin), pieces(settings, entries))
     files.replace(path, content, renaming=renaming)
+
+
+def mentions(path: Path, names: Sequence[str]) -> bool:
+    """Return whether a file may have one of these entries, taken or not; one that is not there has none.
+
+    Raises:
+        Unavailable: it cannot be read.
+    """
+    wanted = [json.dumps(key, ensure_ascii=False).encode() for name in names for key in (name, f"_taken/{name}")]
+    longest = max(map(len, wanted), default=0)
+    try:
+        with path.open("rb") as file:
+            end = b""
+            while piece := file.read(1 << 20):
+                content = end + piece
+                if any(key in content for key in wanted):
+                    return True
+                end = content[-longest:]
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise files.storage_error(f"Cannot read {path}", error) from None
+    return False
 
 
 def pieces(settings: Mapping[str, Any], entries: Mapping[str, bytes]) -> int:

@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from tests.support.crowd import await_that
 from tests.support.running import RunningBroker
 
 
@@ -114,6 +115,7 @@ def test_a_watch_hears_of_each_change_in_order(broker: RunningBroker) -> None:
         data(broker, "Replace", name=f"w/{number % 3}", data={"n": number})
         data(broker, "Replace", name=f"z/{number}", data="not watched")
     data(broker, "Delete", name="w/0")
+    await_that(lambda: len(seen) == 21, "not all was told")  # what an entry was is told no more once it is taken
     data(broker, "Take", name="w/1", receiver="r")
     thread.join(30)
     assert [kind for kind, _, _ in seen] == ["put"] * 20 + ["delete", "take"]
@@ -128,8 +130,43 @@ def test_what_was_taken_and_acknowledged_is_in_no_journal(broker: RunningBroker)
     assert ask(broker, "Get", name="secret")[0] == 404
     data(broker, "Ack", name="secret", receiver="r")
     assert ask(broker, "Take", name="secret", receiver="r")[0] == 404
-    for path in broker.home.rglob("*journal*"):
-        assert b"canary-5d2f81" not in path.read_bytes(), path
+    await_that(lambda: not having(broker, b"canary-5d2f81"), "it is still there")
+
+
+def having(broker: RunningBroker, canary: bytes) -> list[str]:
+    """Return the files of a broker's home that have it."""
+    found = [path for path in broker.home.rglob("*") if path.is_file()]
+    return [path.name for path in found if path.exists() and canary in path.read_bytes()]
+
+
+def test_what_was_taken_and_acknowledged_is_in_no_file(broker: RunningBroker) -> None:
+    """It was in the configuration file and in a backup, with the journal's slack and in the log."""
+    canary = b"canary-77ab03"
+    for number in range(40):
+        data(broker, "Replace", name=f"other-{number}", data=f"{number}" * 300)
+        data(broker, "Replace", name="secret", data=canary.decode() * (1 + number % 20 * 20))
+    assert broker.bpbroker("backup").returncode == 0
+    broker.restart()
+    cursor = data(broker, "Watch")["cursor"]
+    data(broker, "Replace", name="secret", data=canary.decode())
+    data(broker, "Take", name="secret", receiver="r")
+    assert canary.decode() not in json.dumps(data(broker, "Watch", since=cursor))
+    with broker.config.open("rb") as before:
+        assert canary in before.read()
+        data(broker, "Ack", name="secret", receiver="r")
+        await_that(lambda: "Backups may still have what was taken as secret" in broker.text, broker.text)
+        before.seek(0)
+        assert before.read().strip(b"\0") == b""  # overwritten, not only replaced
+    left = having(broker, canary)
+    assert left
+    assert all(name in broker.text for name in left)
+    assert all(name.startswith("bpbroker-") for name in left), left
+    # All else is as it was.
+    assert len(data(broker, "List", prefix="other-")) == 40
+    broker.kill()
+    broker.start()
+    assert len(data(broker, "List", prefix="other-")) == 40
+    assert "Traceback" not in broker.text
 
 
 def test_a_barrier_counts_by_fields_and_ends_at_the_first_failure(broker: RunningBroker) -> None:

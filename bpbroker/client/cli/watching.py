@@ -152,9 +152,11 @@ class _Watching:
                 try:
                     self._follow(end)
                 except CursorExpired as error:
+                    registry, _, known = self._watch.cursor.rpartition(":")
+                    same = known.isdigit() and registry == error.cursor.rpartition(":")[0]
                     self._watch.cursor = error.cursor
                     self._pass(Event("reset", "", int(error.cursor.rpartition(":")[2] or 0), None))
-                    self._list()
+                    self._list(int(known) if same else 0)
                     self._position.save(self._watch.cursor)
                     self._check()
                 else:
@@ -172,8 +174,12 @@ class _Watching:
             self._position.save(self._watch.cursor, revision, at + 1)
             self._check()
 
-    def _list(self) -> None:
-        """Hand on what there is now, and have the watch go on behind it."""
+    def _list(self, after: int = 0) -> None:
+        """Hand on what there is now, and have the watch go on behind it.
+
+        Args:
+            after: what was not changed after this revision was handed on before.
+        """
         registry = self._watch.cursor.rpartition(":")[0]
         if self._name is None:
             entries = dict(self._client.list(self._prefix or ""))
@@ -185,9 +191,10 @@ class _Watching:
         known = self._client.response.get("revision")
         if self._name is None and isinstance(known, int):
             self._watch.cursor = f"{registry}:{known}"
-        for name, found in entries.items():
-            self._check()
-            self._pass(Event("put", name, found.revision, found))
+        for name, found in sorted(entries.items(), key=lambda item: item[1].revision):
+            if not found.revision or found.revision > after:  # a broker of before does not say it
+                self._check()
+                self._pass(Event("put", name, found.revision, found))
 
     def _pass(self, event: Event) -> None:
         self._handle(event)

@@ -26,7 +26,6 @@ from bpbroker.durations import STORAGE_SECS, Durations, Histogram
 from bpbroker.errors import DamagedFile, StorageFailed, StorageFull, Unavailable
 from bpbroker.registry.changes import Committed, Group, Outcome
 from bpbroker.registry.stored import joined
-from bpbroker.registry.taking import PREFIX as TAKEN
 from bpbroker.storage import backups
 from bpbroker.storage.embedded.journal import (
     Mark,
@@ -156,7 +155,8 @@ class EmbeddedStore:
         try:
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute(f"PRAGMA journal_size_limit={_LOG_LIMIT_BYTES}")
-            connection.execute("PRAGMA secure_delete=OFF")  # Debian's default would write every forgotten row again
+            # What is deleted or replaced may be a secret: it is overwritten, not only forgotten.
+            connection.execute("PRAGMA secure_delete=ON")
             # What a crash left at the log's end must be gone before anything is written over it: a second crash in
             # the middle of that would leave two ends, and those look like damage.
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -199,26 +199,11 @@ class EmbeddedStore:
                 last = max(last, sequence)
                 value = None if change.after is None else joined(change.after, revision)
                 rows.append((change.name, sequence, value, row_checksum(change.name, sequence, value)))
-        # What was for one receiver alone is overwritten where it stood, not only forgotten.
-        secret = any(name.startswith(TAKEN) for name, *_ in rows)
-        if secret:
-            self._overwrite(on=True)
         with self._transaction() as connection:
             connection.executemany("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?)", rows)
-        if secret:
-            self._overwrite(on=False)
         self._sequence = last
         self._acknowledged()
         return [Committed(revision, revision)] * len(groups)
-
-    def _overwrite(self, *, on: bool) -> None:
-        """Let what is deleted be overwritten with zeros, or no longer; then the log begins anew, too."""
-        connection = self._connection
-        if connection is not None and not self._failed:
-            with suppress(sqlite3.Error):
-                connection.execute(f"PRAGMA secure_delete={'ON' if on else 'OFF'}")
-                if not on:
-                    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def probe(self) -> None:
         """See :meth:`bpbroker.storage.base.Store.probe`."""

@@ -68,6 +68,23 @@ def examine(log: Path) -> LogState:
     return verdict
 
 
+def end_of(log: Path) -> int:
+    """Return where the frames end that count; what is behind are those of an older log. For the writer itself.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with log.open("rb") as file:
+        header = _parse_header(file.read(_HEADER_BYTES))
+        if header is None:
+            return file.seek(0, 2)
+        size = _FRAME_HEADER_BYTES + header.page_bytes
+        offset = _HEADER_BYTES
+        while len(frame := file.read(size)) == size and struct.unpack(">2I", frame[8:16]) == header.salt:
+            offset += size
+        return offset
+
+
 def _examine(file: BinaryIO) -> LogState:
     first = file.read(_HEADER_BYTES)
     header = _parse_header(first)

@@ -1,0 +1,157 @@
+"""Clocks that are set, and brokers that are killed or stopped: what coordination promises does not follow them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.running import RunningBroker
+
+CLOCK = """
+import os
+import time
+
+now, now_ns = time.time, time.time_ns
+
+def ahead():
+    try:
+        with open(os.environ["CLOCK"]) as file:
+            return float(file.read())
+    except (KeyError, OSError, ValueError):
+        return 0.0
+
+time.time = lambda: now() + ahead()
+time.time_ns = lambda: now_ns() + int(ahead() * 1e9)
+"""
+TEN_YEARS = 10 * 366 * 86_400
+FORGOTTEN = pytest.mark.filterwarnings(
+    # Python's own: a handshake that is reset leaves a socket without a peer to the collector.
+    r"ignore:Exception ignored in. <ssl\.SSLSocket (?![^>]*raddr=):pytest.PytestUnraisableExceptionWarning"
+)
+
+
+def ask(broker: RunningBroker, method: str, **parameters: Any) -> tuple[int, Any]:
+    answer = broker.call(f"/services/{method}/", **parameters)
+    return answer.status, json.loads(answer.body)
+
+
+def data(broker: RunningBroker, method: str, **parameters: Any) -> Any:
+    status, body = ask(broker, method, **parameters)
+    assert status == 200, body
+    return body.get("data")
+
+
+def test_clocks_that_are_set_end_nothing(make_broker: Callable[..., RunningBroker], tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(CLOCK)
+    clock = tmp_path / "clock"
+    broker = make_broker()
+    broker.environ |= {"PYTHONPATH": str(tmp_path), "CLOCK": str(clock)}
+    broker.start()
+    data(broker, "Open", session="s1", ttl=60)
+    data(broker, "Open", session="s2", ttl=60)
+    data(broker, "Register", name="node", data="up", session="s1")
+    token = data(broker, "Lock", name="db", session="s1")["token"]
+    assert data(broker, "Allocate", pool="id", owner="o1")["number"] == 1
+    data(broker, "Release", pool="id", owner="o1", quarantine=3600)
+    last = token
+    for restart in (False, True):
+        for secs in (TEN_YEARS, -TEN_YEARS, 0):
+            clock.write_text(str(secs))
+            if restart:
+                broker.kill()
+                broker.start()
+            time.sleep(0.1)  # so that the registry wakes up with it
+            assert data(broker, "Renew", session="s1")["ttl"] == 60
+            assert data(broker, "Get", name="node")["_str"] == "up"
+            assert data(broker, "Holder", name="db")["token"] == token
+            status, refused = ask(broker, "Lock", name="db", session="s2")
+            assert status == 409
+            held_secs = int(refused["message"].partition("(for ")[2].removeprefix("more than ").partition(" s)")[0])
+            assert held_secs < 3600, refused
+            assert data(broker, "Allocate", pool="id", owner=f"{secs}")["number"] != 1
+            data(broker, "Release", pool="id", owner=f"{secs}")
+            status, written = ask(broker, "Replace", name="a", data="x", lock=f"db:{token}")
+            assert (status, written["revision"] > last) == (200, True)
+            last = written["revision"]
+    data(broker, "Unlock", name="db", session="s1")
+    assert data(broker, "Lock", name="db", session="s2")["token"] > last
+    assert broker.stop() == 0
+    assert "Traceback" not in broker.text
+
+
+def test_a_broker_that_stood_still_ends_no_session_early(broker: RunningBroker) -> None:
+    data(broker, "Open", session="s1", ttl=2)
+    data(broker, "Register", name="node", data="up", session="s1")
+    broker.signal(signal.SIGSTOP)
+    time.sleep(5)
+    broker.signal(signal.SIGCONT)
+    assert data(broker, "Renew", session="s1")["ttl"] == 2
+    assert data(broker, "Get", name="node")["_str"] == "up"
+
+
+@FORGOTTEN
+def test_a_watch_with_a_cursor_file_goes_on_over_kills(broker: RunningBroker, tmp_path: Path) -> None:
+    """1,000 writes, five kills: each arrives once, in order. What was forgotten by a kill is told by a reset."""
+    out, writes = tmp_path / "events", 1000
+    with out.open("wb") as file:
+        watching = subprocess.Popen(
+            [
+                *broker.command("bpbroker.client", "-b", f"127.0.0.1:{broker.port}", "watch"),
+                "--prefix", "w/", "--cursor-file", str(tmp_path / "cursor"), "--timeout", "3m",
+            ],
+            env=broker.environ, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    try:
+        end = time.monotonic() + 60
+        while not (tmp_path / "cursor").exists():
+            assert watching.poll() is None, watching.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        done = [0]
+
+        def write() -> None:
+            for number in range(writes):
+                answered = False
+                while not answered:  # a write of the same data may be sent again
+                    with suppress(OSError, HTTPException):
+                        answered = broker.call("/services/Register/", name=f"w/{number:04}", data="x").status in (
+                            200,
+                            409,
+                        )
+                done[0] = number + 1
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        for upto in (150, 300, 450, 600, 750):
+            while done[0] < upto:
+                time.sleep(0.005)
+            broker.kill()
+            broker.start()
+        writer.join(120)
+        assert done[0] == writes
+
+        def seen() -> list[tuple[str, str, int]]:
+            lines = [json.loads(line) for line in out.read_text().splitlines() if line.endswith("}")]
+            return [(line["type"], line.get("name", ""), line["revision"]) for line in lines]
+
+        end = time.monotonic() + 60
+        while len({name for kind, name, _ in seen() if kind == "put"}) < writes:
+            assert watching.poll() is None, watching.communicate()
+            assert time.monotonic() < end, (len(seen()), seen()[-3:])
+            time.sleep(0.05)
+    finally:
+        watching.terminate()
+        watching.communicate(timeout=30)
+    puts = [(name, revision) for kind, name, revision in seen() if kind == "put"]
+    assert [name for name, _ in puts] == [f"w/{number:04}" for number in range(writes)]
+    assert [revision for _, revision in puts] == sorted({revision for _, revision in puts})
