@@ -49,6 +49,8 @@ _STATE: Final = "_state"
 """The last section of a file that a broker wrote: its :class:`Origin`. Never among the settings."""
 _IDENTITY: Final = "_identity"
 """The last section of a backup: certificate, key and extensions. Never among the settings."""
+FORMAT: Final = 1
+"""What this version reads; one that writes what it cannot read has to put a larger ``format`` into its ``_state``."""
 _BEFORE_STATE: Final = f',\n  "{_STATE}": '.encode()
 _END: Final = b"\n}\n"
 
@@ -145,7 +147,18 @@ def _content(content: bytes, where: str) -> tuple[Content, Any]:
     except _Fault as fault:
         raise DamagedFile(f"{where}: {fault}") from None
     section = settings.pop(_IDENTITY, None)
-    return Content(settings, entries, _origin(settings.pop(_STATE, None), content)), section
+    state = settings.pop(_STATE, None)
+    if isinstance(state, dict) and isinstance(number := state.get("format"), int) and number > FORMAT:
+        raise later_version(where, number)
+    return Content(settings, entries, _origin(state, content)), section
+
+
+def later_version(where: object, number: int) -> DamagedFile:
+    """Return the refusal of a file that only later versions can read."""
+    return DamagedFile(
+        f"{where} was written by a later version of bpbroker (format {number}), which this one cannot read."
+        " Start that version again, or go back to a backup that this version made"
+    )
 
 
 def _decoded(raw: bytes) -> str:

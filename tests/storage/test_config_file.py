@@ -175,3 +175,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_a_device_is_no_configuration() -> None:
     with pytest.raises(ConfigurationError, match="Cannot read /dev/zero: it is no regular file"):
         config_file.read(Path("/dev/zero"))
+
+
+def test_a_file_of_a_later_version_is_refused_with_words(file: Path) -> None:
+    state = {"format": config_file.FORMAT, "registry": "a" * 32, "commit": 1, "digest": ""}
+    file.write_text(json.dumps({"services": {}, "_state": state}))
+    assert config_file.read_content(file).origin is not None
+    file.write_text(json.dumps({"services": {}, "_state": {**state, "format": config_file.FORMAT + 1}}))
+    with pytest.raises(DamagedFile, match=r"bpbroker.json was written by a later version of bpbroker \(format 2\)"):
+        config_file.read(file)

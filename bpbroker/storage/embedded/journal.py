@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from bpbroker import files
 from bpbroker.errors import ConfigurationError, DamagedFile, StartError
+from bpbroker.storage.config_file import later_version
 from bpbroker.storage.embedded.wal import LogState, examine
 
 _TABLES: Final = {
@@ -68,6 +69,10 @@ class JournalState:
     """Id of the registry whose commits these are; empty in a journal of an earlier version."""
     base: int = 0
     """Commits up to this one were forgotten, because the configuration file holds them."""
+
+
+FORMAT = 1
+"""What this version reads. A later one puts a larger number into ``user_version`` when this one cannot read it."""
 
 
 def journal_path(config_file: Path) -> Path:
@@ -220,6 +225,9 @@ def _checked(connection: sqlite3.Connection, journal: Path, torn_bytes: int) -> 
     for (line,) in connection.execute("PRAGMA integrity_check(1)"):
         if line != "ok":
             raise DamagedFile(f"{journal} is damaged: {' '.join(str(line).split())}")
+    (number,) = connection.execute("PRAGMA user_version").fetchone()
+    if number > FORMAT:
+        raise later_version(journal, number)
     (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
     tables = dict(connection.execute("SELECT name, sql FROM sqlite_master"))
     if mode != "wal" or tables not in (_TABLES, _EARLIER_TABLES):

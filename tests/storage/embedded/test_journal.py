@@ -10,6 +10,7 @@ import sqlite3
 import struct
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,14 @@ def test_what_sqlite_accepts_but_the_broker_did_not_write(crashed: Crashed, load
     other.execute(statement)
     other.close()
     with pytest.raises(DamagedFile):
+        load(journal)
+
+
+def test_a_journal_of_a_later_version_is_refused_with_words(crashed: Crashed, load: Load) -> None:
+    journal = crashed()
+    with closing(sqlite3.connect(journal)) as connection:
+        connection.execute("PRAGMA user_version=2")
+    with pytest.raises(DamagedFile, match=r"journal was written by a later version of bpbroker \(format 2\)"):
         load(journal)
 
 
