@@ -11,6 +11,7 @@ import pytest
 
 from bpbroker.errors import AlreadyExists, NotFound, Overloaded, PreconditionFailed, StorageFull, Unavailable
 from bpbroker.messages import Condition, Delete, Exists, Get, List, Ping, Record, Register, Replace, Snapshot, Update
+from bpbroker.registry.browsing import Browse, Recent
 from bpbroker.registry.changes import Broken, Changes, Seen
 from bpbroker.registry.requests import Close, Event, Open, Renew, Watch
 from bpbroker.registry.stored import split
@@ -442,3 +443,21 @@ def test_a_cursor_of_a_broker_that_knows_more_is_waited_for(shared_registry: Ask
     registry_id, _, revision = cursor.rpartition(":")
     ahead = f"{registry_id}:{int(revision) + 10**6}"
     assert shared_registry(Watch(since=ahead)).cursor == ahead
+
+
+# --- looking through it, for people ---
+
+
+def test_pages_are_read_from_what_is_known_and_say_how_old_it_is(
+    shared_ledger: SharedLedger, shared_registry: Asked
+) -> None:
+    shared_registry(Register("a/1", {"x": 1}, IP))
+    reads = len(shared_ledger.reads)
+    found = shared_registry(Browse(("a/",)))
+    assert [record.name for record in found.records] == ["a/1"]
+    assert found.age_secs >= 0
+    assert len(shared_ledger.reads) == reads  # the store is not asked for that
+    until(lambda: [event.name for event in shared_registry(Recent()).events] == ["a/1"])
+    shared_ledger.away = Unavailable("gone")
+    shared_ledger.tell(Broken("gone"))
+    assert shared_registry(Browse(("a/",))).count == 1
