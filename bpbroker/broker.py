@@ -24,7 +24,7 @@ from typing import Any
 import cherrypy
 from cherrypy.process.servers import ServerAdapter
 
-from bpbroker import __version__, messages
+from bpbroker import __version__, messages, progress
 from bpbroker.actors.backup import Backup
 from bpbroker.actors.base import ActorAddress, ask_patiently, launch
 from bpbroker.actors.config_store import ConfigStore
@@ -45,7 +45,7 @@ from bpbroker.frontend.pages import Pages
 from bpbroker.registry import named_keys
 from bpbroker.runtime import sdnotify
 from bpbroker.runtime.actors import Parts, registry_factory
-from bpbroker.runtime.daemon import Ready, in_background
+from bpbroker.runtime.daemon import AtWork, Ready, in_background
 from bpbroker.runtime.exposure import exposed_code, see_that_it_may_start
 from bpbroker.runtime.identity import IdentityFiles
 from bpbroker.runtime.logs import log_trouble, reopen_logs, set_access_log, setup_logging
@@ -94,9 +94,9 @@ def run(options: RunOptions, tell: Callable[[str], None]) -> int:
         tell(f"warning: {plan.sources.own} is not there: a new one is made, without entries")
     log_file = (options.log.file or plan.sources.own.with_suffix(".log")).absolute()
 
-    def serve(ready: Ready) -> int:
+    def serve(ready: Ready, at_work: AtWork) -> int:
         setup_logging(replace(options.log, file=log_file))
-        return Broker(plan, ready).run()
+        return Broker(plan, ready, at_work).run()
 
     tell(f"bpbroker runs in the background: {in_background(serve, log_file)}, log {log_file}")
     return 0
@@ -134,9 +134,13 @@ def _pass_on(done: Future[Any], outcome: Future[Any]) -> None:
 class Broker:
     """One running broker. The main thread builds it, waits for events, and takes it down."""
 
-    def __init__(self, plan: Plan, ready: Ready = lambda _: None) -> None:
+    def __init__(self, plan: Plan, ready: Ready = lambda _: None, at_work: AtWork = lambda _: None) -> None:
         self._plan = plan
         self._ready = ready
+        self._tell_starter = at_work
+        self._reading = ""
+        """What the start is at before there are actors."""
+        self._said = time.monotonic()
         self._own = plan.sources.own
         self._undo = ExitStack()
         self._loop = MainLoop()
@@ -188,7 +192,11 @@ class Broker:
         return silent_secs < LOOP_SILENT_SECS and self._loop.busy_secs() < MAIN_STUCK_SECS
 
     def _prepare(self) -> None:
-        prepared = prepare(self._plan, self._undo)
+        before = progress.show_on(progress.Telling(self._hear_progress))
+        try:
+            prepared = prepare(self._plan, self._undo)
+        finally:
+            progress.show_on(before)
         loaded = self._loaded = prepared.loaded
         self._settings: messages.Settings = loaded.effective
         set_access_log(schema.option(loaded.effective, "api", "access_log"))
@@ -197,6 +205,14 @@ class Broker:
         without = loaded if layers.shares_registry(loaded.effective) else replace(loaded, entries={})
         self._prepared = replace(prepared, loaded=without)
         self._owned = Owned(without, lambda loaded: self._loop.tell(messages.SettingsChanged(loaded.effective)))
+
+    def _hear_progress(self, text: str) -> None:
+        """Hear how far reading the files is, at a start."""
+        self._reading = text[:1].lower() + text[1:]
+        self._tell_starter(self._reading)
+        if time.monotonic() - self._said >= SAID_EVERY_SECS:
+            self._said = time.monotonic()
+            logger.info("Still %s", self._reading)
 
     # --- actors, bottom up ---
 
@@ -209,7 +225,9 @@ class Broker:
     def _start_actors(self) -> None:
         own, settings = self._own, self._settings
         made = registry_factory(own, lambda: self._settings, self._loaded, self._named_keys, self._erase)
+        self._hear_progress("Taking the entries into memory")
         self._parts.start("registry", made)
+        self._reading = ""
         self._loaded = self._prepared.loaded
         self._undo.callback(self._stop_actors)
         registry = self._addresses["registry"]
@@ -300,6 +318,8 @@ class Broker:
                 return
             if self._stopping:
                 self._note_work(work.text)
+            else:
+                self._tell_starter(work.text)
             if time.monotonic() - said >= SAID_EVERY_SECS:
                 said = time.monotonic()
                 logger.info("Still %s", work.text)
@@ -398,6 +418,7 @@ class Broker:
         """Return what a long start or stop is at."""
         phase = "Stopping" if self._stopping or self._loop.stop_asked else "Starting"
         work = [work.text for address in self._actors() if (work := address.at_work) is not None]
+        work += [self._reading] if self._reading else []
         return f"{phase}: {', '.join(work)}" if work else phase
 
     def _progress(self) -> object:

@@ -11,7 +11,7 @@ from typing import Final, NoReturn
 
 import click
 
-from bpbroker import process, stamp
+from bpbroker import process, progress, stamp
 from bpbroker.commands.scope import Scope, shared_options
 from bpbroker.errors import BpbrokerError
 
@@ -93,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         process.fill_streams()
         process.write_utf8()
         process.keep_out_of_cores()
+        progress.show_on_terminal()
     scope = Scope()
     try:
         code = cli.main(arguments, prog_name="bpbroker", obj=scope, standalone_mode=False)

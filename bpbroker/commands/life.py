@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from bpbroker import files
+from bpbroker import files, progress
 from bpbroker.commands.local import BULK_SECS, LocalBroker, must_run, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, echo_table, format_option, shown_age, shown_size, shown_time
@@ -55,16 +55,18 @@ def _ends(scope: Scope, ended: Callable[[float], bool], timeout_secs: float) -> 
     """Wait until the broker has ended; False when it has made no progress for so long."""
     said_at, work = time.monotonic(), None
     end = said_at + timeout_secs
-    while not ended(min(1.0, max(0.0, end - time.monotonic()))):
-        now, before = time.monotonic(), work
-        work = (holder(scope.own) or {}).get("at_work")
-        if work != before:
-            end = now + timeout_secs
-            if now - said_at >= _SAID_EVERY_SECS:
-                said_at = now
-                click.echo(f"The broker is still {work} …", err=True)
-        elif now >= end:
-            return False
+    with progress.Work("Waiting for the broker to end") as waiting:
+        while not ended(min(1.0, max(0.0, end - time.monotonic()))):
+            now, before = time.monotonic(), work
+            work = (holder(scope.own) or {}).get("at_work")
+            if work != before:
+                end = now + timeout_secs
+                waiting.what = f"The broker is {work}"
+                if now - said_at >= _SAID_EVERY_SECS and not progress.is_shown():
+                    said_at = now
+                    click.echo(f"The broker is still {work} …", err=True)
+            elif now >= end:
+                return False
     return True
 
 

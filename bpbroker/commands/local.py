@@ -13,16 +13,18 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from bpbroker import progress
 from bpbroker.client.address import BrokerAddress
 from bpbroker.client.pins import KnownBrokers
 from bpbroker.client.transport import Deadline, Transport, Trust
 from bpbroker.commands.scope import Scope
 from bpbroker.discovery.jointoken import canonical_fingerprint
-from bpbroker.errors import CannotConnect, ConfigurationError, StartError, from_status
+from bpbroker.errors import BpbrokerError, CannotConnect, ConfigurationError, StartError, from_status
 from bpbroker.storage import control_socket
 from bpbroker.storage.lock import holder
 
 TIMEOUT_SECS = 60.0
+_LOOK_SECS = 5.0
 BULK_SECS = 3600.0
 """For what reads or writes a whole file: that takes as long as it takes on this disk."""
 
@@ -83,6 +85,19 @@ class LocalBroker:
             RequestError: it refuses.
             ConfigurationError: what it was to take up cannot be used.
         """
+        look = self._at_work if timeout_secs >= BULK_SECS else None
+        with progress.Work(f"Waiting for the broker (process {self.pid})", look=look):
+            return self._ask(method, document or {}, timeout_secs)
+
+    def _at_work(self) -> str:
+        """Return what its parts are at, such as ``making a backup, 40 %``; empty if that is not known."""
+        try:
+            report = self._ask("Status", {}, _LOOK_SECS)
+        except BpbrokerError:
+            return ""
+        return ", ".join(part["figures"]["at_work"] for part in report["parts"] if "at_work" in part["figures"])
+
+    def _ask(self, method: str, document: Mapping[str, Any], timeout_secs: float) -> Any:
         try:
             transport = self._transport()
             token = str(self.note["token"])
@@ -90,7 +105,7 @@ class LocalBroker:
             raise CannotConnect(f"The broker (process {self.pid}) is not ready yet; try again in a moment") from None
         headers = {"Authorization": f"Bearer {token}".encode(), "Content-Type": b"application/json"}
         try:
-            body = json.dumps(document or {}).encode()
+            body = json.dumps(document).encode()
             answer = transport.exchange(
                 "POST", f"/_control/{method}", headers, body, Deadline(timeout_secs, f"The broker (process {self.pid})")
             )

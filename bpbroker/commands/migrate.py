@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from typing import TYPE_CHECKING
-
 import click
 
+from bpbroker import progress
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.registry.entry import shown_names
-from bpbroker.runtime.migration import Tell
 from bpbroker.runtime.migration import migrate as move
-
-if TYPE_CHECKING:
-    from click._termui_impl import ProgressBar
-
-
-def _progress(bars: contextlib.ExitStack) -> Tell:
-    """Create the function that shows, on a terminal, how many entries have been copied; the bar ends with ``bars``."""
-    bar: ProgressBar[int] | None = None
-
-    def show(done: int, of: int) -> None:
-        nonlocal bar
-        if bar is None:
-            new = click.progressbar(length=of, label="copying entries", show_pos=True, file=sys.stderr)
-            bar = bars.enter_context(new)
-        bar.update(done - bar.pos)
-
-    return show if sys.stderr.isatty() else lambda _done, _of: None
 
 
 @command("migrate", short_help="Move the registry to etcd, or back")
@@ -45,8 +24,13 @@ def migrate(scope: Scope, *, target: str, merge: bool, dry_run: bool) -> None:
     as a backup.
     """
     scope.act_as_owner()
-    with contextlib.ExitStack() as bars:
-        done = move(scope.sources(), target, merge=merge, dry_run=dry_run, tell=_progress(bars))
+    with progress.Work("Moving the registry") as work:
+
+        def tell(done: int, of: int) -> None:
+            work.what = f"Copying entries, {done} of {of}"
+            work.step(done, of)
+
+        done = move(scope.sources(), target, merge=merge, dry_run=dry_run, tell=tell)
     click.echo(f"entries copied: {done.copied}")
     click.echo(f"there already: {done.same}")
     shown = shown_names(done.left)

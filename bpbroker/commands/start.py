@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from bpbroker import process
+from bpbroker import process, progress
 from bpbroker.commands.scope import FILE, Scope, command, pass_scope
 from bpbroker.runtime.logs import FORMATS, LEVELS, LogOptions
 
@@ -65,6 +65,7 @@ def start(
     writes the configuration and ends. Every option can be given by an
     environment variable too, such as BPBROKER_LISTEN_PORT.
     """
+    progress.show_on(None)  # the log is there, and the background is another process
     if not daemon:
         process.leave_first_process()
     from bpbroker.broker import run

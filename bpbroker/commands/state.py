@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from bpbroker import progress
 from bpbroker.commands.local import BULK_SECS, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, echo_table, format_option, shown_size, shown_time
@@ -37,7 +38,12 @@ def backup(scope: Scope) -> None:
 @pass_scope
 def backups(scope: Scope, *, form: str) -> None:
     """List the backups, newest first, and whether each can be read back well."""
-    checked = [backup_files.check(info) for info in backup_files.found(scope.own)]
+    found = backup_files.found(scope.own)
+    checked: list[backup_files.Checked] = []
+    with progress.Work("Reading the backups") as work:
+        for info in found:
+            work.what = f"Backup {len(checked) + 1} of {len(found)}"
+            checked.append(backup_files.check(info))
     if form == "json":
         echo_json(
             [

@@ -13,6 +13,7 @@ from typing import Any, Final, TextIO
 
 import click
 
+from bpbroker import progress
 from bpbroker.commands.local import LocalBroker, must_run, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, shown_age
@@ -45,6 +46,7 @@ def top(scope: Scope, *, once: bool, as_json: bool, interval: float) -> None:
 
     Ctrl-C ends it. HALF and 99 % are the times that half of the requests and 99 of 100 did not exceed.
     """
+    progress.show_on(None)  # it has the whole screen
     if as_json and not once:
         raise click.UsageError("--json goes with --once")
     if once or not _is_screen(sys.stdout):
@@ -111,7 +113,7 @@ def _go_on(scope: Scope, interval_secs: float, screen: TextIO) -> None:
                 raise _gone(scope, broker, error) from None
             heading, troubles = "", []
             painted = [f"The broker (process {broker.pid}) does not answer: {error}", *painted[1:]]
-        columns, rows = shutil.get_terminal_size((80, 24))
+        columns, rows = _size(screen)
         if heading:
             colour = not os.environ.get("NO_COLOR")
             # The last column and row stay empty: some terminals scroll when they are written to.
@@ -122,6 +124,15 @@ def _go_on(scope: Scope, interval_secs: float, screen: TextIO) -> None:
         screen.write(_HOME + "".join(f"{line}{_TO_END_OF_LINE}\n" for line in painted) + _TO_END)
         screen.flush()
         time.sleep(max(0.05, interval_secs - (time.monotonic() - began)))
+
+
+def _size(screen: TextIO) -> tuple[int, int]:
+    """Return columns and rows of the terminal as it is now, whatever COLUMNS says of it as it was."""
+    try:
+        found = os.get_terminal_size(screen.fileno())
+    except (OSError, ValueError):
+        found = shutil.get_terminal_size((80, 24))
+    return (found.columns, found.lines) if found.columns and found.lines else (80, 24)
 
 
 def _read(broker: LocalBroker) -> Reading:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from bpbroker import progress
 from bpbroker.config import layers, schema
 from bpbroker.errors import ExtensionFailed, NotFound, RequestError, TimedOut, Unauthorized, UsageError
 from bpbroker.extensions.child import Child, Ended, Launch, NoMethod, NotImportable, Raised
@@ -106,8 +107,9 @@ def import_extension(
     child = Child(replace(launch, beside=beside))
     limit = _Limit(child, launch.timeout_secs)
     try:
-        limit.begin()
-        return child.start()
+        with progress.Work(f"Importing {namespace}"):
+            limit.begin()
+            return child.start()
     except NotImportable as error:
         if limit.reached:
             raise UsageError(f"importing it takes longer than {launch.timeout_secs:g} s") from None

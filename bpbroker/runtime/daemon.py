@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from bpbroker import process
+from bpbroker import process, progress
 from bpbroker.errors import BpbrokerError, ConfigurationError, StartError
 from bpbroker.runtime.log_files import open_log
 
@@ -22,10 +22,15 @@ READY = "ready"
 
 Ready = Callable[[str], None]
 """Is called once, when the broker is ready, with what its starter is told of it."""
+AtWork = Callable[[str], None]
+"""Is called with what a long start is at, one line."""
+
+_AT_WORK = "\x02"
+_LINE_MAX = 400
 
 
-def in_background(serve: Callable[[Ready], int], log_file: Path) -> str:
-    """Run ``serve(ready)`` in a background process of its own session; give what it called ``ready`` with.
+def in_background(serve: Callable[[Ready, AtWork], int], log_file: Path) -> str:
+    """Run ``serve`` in a background process of its own session; give what it called ``ready`` with.
 
     Must be called before the first thread starts. Standard output and error of
     the background process go to ``log_file``.
@@ -47,8 +52,14 @@ def in_background(serve: Callable[[Ready], int], log_file: Path) -> str:
         _background(serve, log_file, writer)
     os.close(writer)
     os.waitpid(pid, 0)
-    with os.fdopen(reader, encoding="utf-8") as pipe:
-        outcome = pipe.read()
+    progress.show_on_terminal()  # not before: the background must not begin with a thread
+    outcome = ""
+    with os.fdopen(reader, encoding="utf-8", errors="replace") as pipe, progress.Work("The broker starts") as work:
+        for line in pipe:
+            if line.startswith(_AT_WORK):
+                work.what = f"The broker starts: {line[1:].strip()}"
+            else:
+                outcome = line + pipe.read()
     code, _, message = outcome.partition("\n")
     if code == READY:
         return message
@@ -57,7 +68,7 @@ def in_background(serve: Callable[[Ready], int], log_file: Path) -> str:
     raise ConfigurationError(message) if code == str(ConfigurationError.exit_code) else StartError(message)
 
 
-def _background(serve: Callable[[Ready], int], log_file: Path, writer: int) -> None:
+def _background(serve: Callable[[Ready, AtWork], int], log_file: Path, writer: int) -> None:
     """Become the background process, serve, and end; never returns."""
     from cherrypy.process.plugins import Daemonizer
 
@@ -70,6 +81,17 @@ def _background(serve: Callable[[Ready], int], log_file: Path, writer: int) -> N
             os.write(writer, outcome.encode())
             os.close(writer)
 
+    def at_work(text: str) -> None:
+        if said:
+            return
+        os.set_blocking(writer, False)  # the starter may be asleep, and is not to be waited for
+        try:
+            os.write(writer, f"{_AT_WORK}{' '.join(text.split())}"[:_LINE_MAX].encode() + b"\n")
+        except OSError:
+            pass
+        finally:
+            os.set_blocking(writer, True)
+
     code = 1
     try:
         with warnings.catch_warnings():
@@ -77,7 +99,7 @@ def _background(serve: Callable[[Ready], int], log_file: Path, writer: int) -> N
             Daemonizer.daemonize(stdout=str(log_file), stderr=str(log_file))
         os.umask(0o022)  # the daemoniser leaves 0: files of extensions would be writable by all
         os.chdir("/")
-        code = serve(lambda told: say(f"{READY}\n{told}"))
+        code = serve(lambda told: say(f"{READY}\n{told}"), at_work)
     except BpbrokerError as error:
         code = error.exit_code
         say(f"{code}\n{error}")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bpbroker import files
+from bpbroker import files, progress
 from bpbroker.errors import ConfigurationError, StartError
 from bpbroker.service.machine import within
 from bpbroker.service.steps import Adopt, MakeFolder, Plan, Remove, Run, SetAside, Step, WriteFile
@@ -24,9 +24,11 @@ def execute(plan: Plan, root: Path, say: Callable[[str], None]) -> None:
     Raises:
         StartError: a step failed; the message names it, and what was done before stays.
     """
-    for step in plan.steps:
+    for number, step in enumerate(plan.steps, 1):
         try:
-            if _do(step, root):
+            with progress.Work(f"Step {number} of {len(plan.steps)}: {step}"):
+                changed = _do(step, root)
+            if changed:
                 say(str(step))
         except (OSError, StartError) as error:
             reason = str(error) if isinstance(error, StartError) else f"Could not {step}: {error.strerror or error}."

@@ -17,7 +17,7 @@ from json.decoder import JSONDecodeError
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from bpbroker import files
+from bpbroker import files, progress
 from bpbroker.config import layers
 from bpbroker.errors import BadRequest, ConfigurationError, DamagedFile
 from bpbroker.registry import entry, named_keys
@@ -33,6 +33,8 @@ NAME_MAX_BYTES: Final = 4096
 """The longest that ``api.max_name_bytes`` may allow."""
 
 CHUNK_ENTRIES: Final = 200
+_STEP_ENTRIES: Final = 2000
+"""So often it is said how far reading is."""
 """Entries a chunk when writing: between two chunks other threads get their turn."""
 
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -101,15 +103,16 @@ def read_backup(path: Path) -> tuple[Content, Identity | None]:
     Raises:
         DamagedFile, ConfigurationError: as :func:`read_content`; also when the identity cannot be used.
     """
-    try:
-        if path.exists() and not (path.is_file() or path.is_dir()):  # such as a device, which may never end
-            raise ConfigurationError(f"Cannot read {path}: it is no regular file")
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return Content({}, {}, None), None
-    except OSError as error:
-        raise files.start_error(f"Cannot read {path}: {error.strerror}", error) from None
-    found, section = _content(content, str(path))
+    with progress.Work(f"Reading {path}"):
+        try:
+            if path.exists() and not (path.is_file() or path.is_dir()):  # such as a device, which may never end
+                raise ConfigurationError(f"Cannot read {path}: it is no regular file")
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return Content({}, {}, None), None
+        except OSError as error:
+            raise files.start_error(f"Cannot read {path}: {error.strerror}", error) from None
+        found, section = _content(content, str(path))
     return found, None if section is None else identity.decode(section, str(path))
 
 
@@ -252,6 +255,8 @@ class _Reader:
             if key in seen:
                 raise self.fault(f"the key {json.dumps(key)[:64]} is there twice", at)
             seen.add(key)
+            if not len(seen) % _STEP_ENTRIES:
+                progress.step(at, len(text))
             at = self.skip(member(key, start))
             mark = text[at : at + 1]
             if mark == "}":
@@ -345,8 +350,9 @@ def write(
         StorageFull: the disk is full; the old file is there.
         StorageFailed: anything else went wrong; the old file is there unless ``outcome_known`` is False.
     """
-    content = follow(chunks(settings, entries, origin), pieces(settings, entries))
-    files.replace(path, content, renaming=renaming)
+    parts = pieces(settings, entries)
+    content = follow(chunks(settings, entries, origin), parts)
+    files.replace(path, progress.following(content, f"Writing {path}", parts), renaming=renaming)
 
 
 def mentions(path: Path, names: Sequence[str]) -> bool:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from bpbroker import files
+from bpbroker import files, progress
 from bpbroker.config import layers, schema
 from bpbroker.errors import BpbrokerError, ConfigurationError, DamagedFile, InUse, StartError, Unavailable
 from bpbroker.messages import BackupInfo
@@ -115,7 +115,8 @@ def _backup_of(
     settings: Mapping[str, Any], entries: Mapping[str, bytes], identity: IdentityFiles | None
 ) -> Iterator[bytes]:
     collected = None if identity is None else identity.collect(settings)
-    return config_file.chunks(settings, entries, backed_up=collected)
+    content = config_file.chunks(settings, entries, backed_up=collected)
+    return progress.following(content, "Writing a backup", config_file.pieces(settings, entries))
 
 
 # --- restore ---
@@ -368,7 +369,8 @@ def _findings(own: Path) -> Iterator[CheckResult]:
             yield CheckResult("journal's end", "warning", f"{journal} ends with {torn}; a start drops them")
     good = None
     try:
-        good = backups.newest_good(own)
+        with progress.Work("Looking for a good backup"):
+            good = backups.newest_good(own)
     except BpbrokerError as error:
         of_backups = CheckResult("backups", "warning", str(error))
     else:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bpbroker.commands import migrate
+from bpbroker import progress
 from bpbroker.storage.etcd.store import read_all
 from tests.support.etcd_cluster import needs_etcd
 
@@ -123,13 +121,14 @@ def test_entries_are_not_configured_into_a_file_that_nobody_reads(bpbroker: Call
     assert bpbroker("configure", stdin='{"services": {"_access_key": "secret"}}').code == 0
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_how_far_it_is_is_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
-    shown = io.StringIO()
-    monkeypatch.setattr(shown, "isatty", lambda: terminal, raising=False)
-    monkeypatch.setattr("sys.stderr", shown)
-    with contextlib.ExitStack() as bars:
-        tell = migrate._progress(bars)
-        for done in (0, 100, 250):
-            tell(done, 250)
-    assert ("copying entries" in shown.getvalue(), "250/250" in shown.getvalue()) == (terminal, terminal)
+@needs_etcd
+def test_how_far_it_is_is_told(file: Path, bpbroker: Callable[..., Ran]) -> None:
+    assert file.exists()
+    told: list[str] = []
+    before = progress.show_on(progress.Telling(told.append, every_secs=0))
+    try:
+        assert bpbroker("migrate", "--to", "etcd").code == 0
+    finally:
+        progress.show_on(before)
+    assert "Copying entries, 0 of 3, 0 %" in told
+    assert "Copying entries, 3 of 3, 100 %" in told

@@ -14,6 +14,7 @@ import pytest
 from bpbroker.commands import top_figures, top_screen
 from bpbroker.commands.top_figures import Reading
 from tests.support.running import RunningBroker
+from tests.support.systems import posix_only
 from tests.support.terminal import Terminal
 
 SECONDS = "bpbroker_request_duration_seconds_bucket"
@@ -116,6 +117,8 @@ def test_a_low_terminal_shows_some_of_each_table() -> None:
 
 # --- with a broker ---
 
+at_terminals = posix_only("pseudo terminals")
+
 
 @pytest.fixture
 def running(make_broker: Callable[..., RunningBroker]) -> RunningBroker:
@@ -144,6 +147,7 @@ def test_once_is_for_scripts_and_json_too(running: RunningBroker) -> None:
     assert "--once" in wrong.stderr
 
 
+@at_terminals
 def test_where_there_is_no_terminal_it_shows_them_once(running: RunningBroker) -> None:
     shown = running.bpbroker("top", "--interval", "0.2")
     assert (shown.returncode, shown.stderr) == (0, "")
@@ -154,6 +158,7 @@ def test_where_there_is_no_terminal_it_shows_them_once(running: RunningBroker) -
         assert "\x1b" not in dumb.written
 
 
+@at_terminals
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
 def test_it_goes_on_until_it_is_ended_and_leaves_the_terminal_as_it_was(running: RunningBroker, how: str) -> None:
     with at_terminal(running, columns=30) as screen:
@@ -172,6 +177,7 @@ def test_it_goes_on_until_it_is_ended_and_leaves_the_terminal_as_it_was(running:
     assert max(map(len, pictures.splitlines())) < 30
 
 
+@at_terminals
 def test_it_says_so_and_ends_when_the_broker_has_ended(running: RunningBroker) -> None:
     with at_terminal(running) as screen:
         screen.until("entries 1")
@@ -181,15 +187,19 @@ def test_it_says_so_and_ends_when_the_broker_has_ended(running: RunningBroker) -
     assert re.search(r"No broker runs on|has ended", last), last
 
 
+@at_terminals
 def test_it_goes_on_with_the_broker_that_is_started_next(running: RunningBroker) -> None:
-    with at_terminal(running, "--interval", "2") as screen:
+    with at_terminal(running) as screen:
         screen.until("entries 1")
         first = running.pid
+        screen.signal(signal.SIGSTOP)  # so that it does not see that there is none for a moment
         running.restart()
+        screen.signal(signal.SIGCONT)
         screen.until(f"process {running.pid}")
         assert running.pid != first
 
 
+@at_terminals
 def test_a_broker_that_does_not_answer_is_told_of(running: RunningBroker) -> None:
     with at_terminal(running, NO_COLOR="1") as screen:
         screen.until("entries 1")

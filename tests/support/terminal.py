@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import pty
 import select
 import signal
 import struct
 import subprocess
-import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
-from fcntl import ioctl
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -39,7 +36,10 @@ class Terminal:
         columns: int = 80,
         out: Path | None = None,
     ) -> None:
-        self.master, slave = pty.openpty()
+        import termios  # there are none on Windows
+        from fcntl import ioctl
+
+        self.master, slave = os.openpty()
         ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         stdout = slave if out is None else os.open(out, os.O_WRONLY | os.O_CREAT)
         self.process = subprocess.Popen(

@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-    from bpbroker.client.api import Client
+    from bpbroker.client.api import Client, Entry
     from bpbroker.client.cli.output import Output
     from bpbroker.client.cli.session import Session
 
@@ -71,7 +71,7 @@ def import_(session: Session, *, prefix: str, prune: bool, dry_run: bool, keep: 
         raise UsageError("Standard input has no entries, and --prune would remove all; give --prefix if that is meant")
     client, _ = session.client()
     with client:
-        there = client.list(prefix)
+        there = _there(session, client, prefix)
         operations: list[Mapping[str, Any]] = []
         for name, own in wanted.items():
             if name in there and (keep or there[name].own == own):
@@ -90,9 +90,16 @@ def delete(session: Session, *, prefix: str, dry_run: bool) -> Output:
         raise UsageError("--prefix is empty: that would remove every entry; give the beginning of their names")
     client, _ = session.client()
     with client:
-        operations: list[Mapping[str, Any]] = [{"method": "Delete", "name": name} for name in client.list(prefix)]
+        there = _there(session, client, prefix)
+        operations: list[Mapping[str, Any]] = [{"method": "Delete", "name": name} for name in there]
         _carry_out(session, client, operations, dry_run=dry_run)
     return _done(session, operations, dry_run=dry_run)
+
+
+def _there(session: Session, client: Client, prefix: str) -> dict[str, Entry]:
+    """Return the entries that are there."""
+    with session.waiting_for(f"the entries '{prefix}…' on {client.address}"):
+        return client.list(prefix)
 
 
 def _carry_out(
@@ -112,9 +119,9 @@ def _carry_out(
     done = 0
     fence = session.fence()
     fenced = [{**each, "lock": fence} for each in operations] if fence else operations
-    with session.waiting_for(f"broker {client.address}") as progress:
+    with session.waiting_for(f"broker {client.address}") as waiting:
         for piece in pieces(fenced):
-            progress.what = f"broker {client.address}: {done} of {len(operations)} done"
+            waiting.step(done, len(operations))
             for operation, result in zip(piece, Batch(client, atomic=False, operations=piece).commit()):  # noqa: B905 - Python 3.9
                 status = int(result.get("status", 500))
                 if status >= 400 and status != lenient:

@@ -7,11 +7,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from bpbroker import DEFAULT_PORT
+from bpbroker import DEFAULT_PORT, progress
 from bpbroker.client.address import BrokerAddress, parse_address, parse_port
 from bpbroker.client.api import RETRIES, TIMEOUT_SECS, Client
 from bpbroker.client.cli.output import Output, of_entry, render
-from bpbroker.client.cli.progress import Progress
 from bpbroker.client.cli.words import Secrets, seconds, secrets
 from bpbroker.client.transport import CONNECT_SECS, Trust
 from bpbroker.errors import NotShown, RequestError, UsageError
@@ -106,9 +105,10 @@ class Session:
         """Return the session of a surrounding ``bpclient session run``; None if there is none."""
         return self._environ.get("BPBROKER_SESSION") or None
 
-    def waiting_for(self, what: str) -> Progress:
+    def waiting_for(self, what: str) -> progress.Work:
         """Show what is being waited for, while it is."""
-        return Progress(what, quiet=self.quiet)
+        progress.show_on_terminal()
+        return progress.Work(f"Waiting for {what}", quiet=self.quiet)
 
     def discover(self, name: str, wait_secs: float = 0.0, *, first: bool = False) -> Broker:
         """Find the broker that holds ``name``, asking for ``wait_secs`` if that is longer than the timeout.

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from bpbroker import files
+from bpbroker import files, progress
 from bpbroker.errors import ConfigurationError, DamagedFile, StartError
 from bpbroker.storage.config_file import later_version
 from bpbroker.storage.embedded.wal import LogState, examine
@@ -172,7 +172,8 @@ def read_journal(journal: Path) -> JournalState:
             verdict = examine(log)
             if verdict.damage:
                 raise DamagedFile(f"{log}: {verdict.damage}")
-            state = _read(journal, verdict)
+            with progress.Work(f"Reading {journal}"):
+                state = _read(journal, verdict)
     except OSError as error:
         raise files.start_error(f"Cannot read {error.filename or journal}: {error.strerror}", error) from None
     if mark is not None:

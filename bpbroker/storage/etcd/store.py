@@ -16,6 +16,7 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any, Final
 
+from bpbroker import progress
 from bpbroker.errors import BpbrokerError, ConfigurationError, StorageFull, Unavailable
 from bpbroker.messages import Record
 from bpbroker.registry.changes import READ_MAX, Broken, Changes, Committed, Conflict, Group, News, Outcome, Seen, State
@@ -66,7 +67,8 @@ class EtcdStore:
 
     def open(self) -> State:
         """See :meth:`bpbroker.storage.base.SharedStore.open`."""
-        state = self._open(self._scanner)
+        with progress.Work("Reading the registry in etcd"):
+            state = self._open(self._scanner)
         faults = [seen.fault for seen in state.entries if seen.fault]
         if faults:
             more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
@@ -447,7 +449,8 @@ def read_all(settings: Mapping[str, Any]) -> dict[str, bytes]:
     """
     store = EtcdStore(EtcdOptions.of(settings))
     try:
-        return store.peek()
+        with progress.Work("Reading the registry in etcd"):
+            return store.peek()
     finally:
         store.close()
 
