@@ -365,6 +365,8 @@ def _configuration(sessions: Sessions, cookie: str) -> dict[str, dict[str, Any]]
         "/static": {
             "tools.encode.on": False,
             "tools.staticdir.on": True,
+            # Windows has these in its registry, where any program may have changed them.
+            "tools.staticdir.content_types": {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"},
             "tools.staticdir.dir": str(_HERE / "static"),
             "tools.sessions.on": False,
             "pages.signed_in.on": False,

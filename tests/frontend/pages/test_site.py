@@ -394,8 +394,10 @@ def test_the_last_requests(inside: People) -> None:
     for name, key in (("<i>foo</i>", "ci"), ("bar", None)):
         access_log.write(Line("10.0.0.7", 200, 5, "id1", "services", "Get", name, None, key))
     access_log.write(Line("10.0.0.9", 200, 5, "id2", "ui", "entries"))
+    access_log.write(Line("10.0.0.9", 200, 5, "id3", "services", "Holder", "db/lock"))
     access_log.flush()
     html = inside.get("requests")
+    assert 'href="/ui/locks?prefix=db/lock"' in html
     assert "&lt;i&gt;foo&lt;/i&gt;" in html
     assert words(html).index("bar") < words(html).index("foo")  # the newest first
     assert "id2" not in html
@@ -600,8 +602,13 @@ def test_static_files_need_no_key_and_may_be_kept(people: People) -> None:
     assert fields_of(answer)["Content-Encoding"] == "gzip"
     assert len(answer.body) < 4000
     assert people.send("/ui/static/style.css", IF_MODIFIED_SINCE=fields_of(answer)["Last-Modified"]).status == 304
-    for name in ("live.js", "sign_in.js", "icon.svg"):
-        assert people.send(f"/ui/static/{name}").status == 200
+    for name, kind in (
+        ("live.js", "text/javascript"),
+        ("sign_in.js", "text/javascript"),
+        ("icon.svg", "image/svg+xml"),
+    ):
+        answer = people.send(f"/ui/static/{name}")
+        assert (answer.status, answer.content_type.partition(";")[0]) == (200, kind)
 
 
 @pytest.mark.parametrize("path", ["/ui", "/ui/", "/ui/sign-in", "/ui/static/style.css", "/ui/live/events"])
