@@ -32,6 +32,7 @@ _PYRO_FAILED: Final = 1
 PIPELINE: Final = 100
 """Requests that Redis is sent together."""
 _WATCH_SECS: Final = 30
+_SHAKING_MAX: Final = 64
 
 
 class Failed(Exception):
@@ -272,15 +273,17 @@ class _Load:
 
     def run(self) -> Outcome | None:
         kind = _Watcher if self.job.protocol == "watch" else _Connection
-        for number in range(self.job.connections):
-            kind(self, number)
         began, cpu = time.perf_counter(), time.process_time()
         self.begin = began + warm_up_secs(self.job.secs)
         self.end = self.begin + self.job.secs
-        stopped = False
+        opened, stopped = 0, False
         try:
             signal.signal(signal.SIGTERM, _stop)
-            while self.open:
+            while self.open or opened < self.job.connections:
+                # A server gives a handshake a few seconds: a thousand at once would not get theirs.
+                while opened < self.job.connections and opened - self._ready < _SHAKING_MAX:
+                    kind(self, opened)
+                    opened += 1
                 for key, _ in self.selector.select(self._patience()):
                     key.data.go_on()
                 now = time.perf_counter()

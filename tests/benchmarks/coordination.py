@@ -128,6 +128,10 @@ Take = Callable[[str, str, int, Callable[[], Outcome]], None]
 """Function of row, peer, clients and what measures them."""
 
 
+Size = tuple[Sequence[int], float, float, int, int]
+"""Numbers of clients, seconds for a cell, seconds between two writes that are watched, sessions, watches."""
+
+
 @contextmanager
 def brokers(folder: Path, entries: int, sessions: int) -> Iterator[tuple[Ours, Ours]]:
     """Yield a broker that has nothing but what it is asked, and one with entries and sessions."""
@@ -145,7 +149,7 @@ def brokers(folder: Path, entries: int, sessions: int) -> Iterator[tuple[Ours, O
 
 def beside_others(
     pair: tuple[Ours, Ours],
-    extent: tuple[Sequence[int], float, float, int, int],
+    extent: Size,
     wanted: Callable[[str], bool],
     take: Take,
 ) -> None:
@@ -153,35 +157,60 @@ def beside_others(
 
     Args:
         pair: of :func:`brokers`.
-        extent: numbers of clients, seconds for a cell, those between two writes that are watched, sessions, watches.
+        extent: how much is measured.
         wanted: whether a row is to be taken.
         take: notes what a cell shows.
     """
+    for measure, rows in (
+        (_beside_much, (BARE, LOADED)),
+        (_beside_renewals, (CALM_READS, RENEWING_READS, CALM_WRITES, RENEWING_WRITES)),
+        (_beside_watches, (UNWATCHED, WATCHED, EVENTS)),
+    ):
+        if any(map(wanted, rows)):
+            try:
+                measure(pair, extent, take)
+            except Failed as error:  # what runs beside did not begin, or ended badly
+                for row in rows:
+                    take(row, pair[0].name, extent[0][0], partial(_fail, error))
+
+
+def _beside_much(pair: tuple[Ours, Ours], extent: Size, take: Take) -> None:
     bare, loaded = pair
-    clients, secs, pace, sessions, watches = extent
-    if wanted(BARE) or wanted(LOADED):
-        with Beside(_watching(loaded, "nothing/", watches)):
-            for number in clients:
-                for row, broker in ((BARE, bare), (LOADED, loaded)):
-                    take(row, bare.name, number, partial(broker.measured, broker.job(broker.writes, number, secs)))
+    clients, secs, _, _, watches = extent
+    with Beside(_watching(loaded, "nothing/", watches)):
+        for number in clients:
+            for row, broker in ((BARE, bare), (LOADED, loaded)):
+                take(row, bare.name, number, partial(broker.measured, broker.job(broker.writes, number, secs)))
+
+
+def _beside_renewals(pair: tuple[Ours, Ours], extent: Size, take: Take) -> None:
+    _, loaded = pair
+    clients, secs, _, sessions, _ = extent
     renewing = loaded.job(renewals(sessions), _WRITERS, pace_secs=_RENEW_SECS * _WRITERS / sessions)
     for calm, busy, requests in (
         (CALM_READS, RENEWING_READS, loaded.reads),
         (CALM_WRITES, RENEWING_WRITES, loaded.writes),
     ):
-        if wanted(calm) or wanted(busy):
-            for number in clients:
-                job = loaded.job(requests, number, secs)
-                take(calm, bare.name, number, partial(loaded.measured, job))
-                with Beside(renewing):
-                    take(busy, bare.name, number, partial(loaded.measured, job))
-    if wanted(UNWATCHED) or wanted(WATCHED) or wanted(EVENTS):
-        # Every write is told to every watch: all of them at full speed would measure nothing but that.
-        paced = bare.job(bare.writes, _WRITERS, 8 * pace, pace_secs=pace)
-        take(UNWATCHED, bare.name, _WRITERS, partial(bare.measured, paced))
-        with Beside(_watching(bare, "node-", watches)) as watching:
-            take(WATCHED, bare.name, _WRITERS, partial(bare.measured, paced))
-        take(EVENTS, bare.name, watches, partial(_outcome, watching))
+        for number in clients:
+            job = loaded.job(requests, number, secs)
+            take(calm, loaded.name, number, partial(loaded.measured, job))
+            with Beside(renewing):
+                take(busy, loaded.name, number, partial(loaded.measured, job))
+
+
+def _beside_watches(pair: tuple[Ours, Ours], extent: Size, take: Take) -> None:
+    bare, _ = pair
+    _, _, pace, _, watches = extent
+    # Every write is told to every watch: all of them at full speed would measure nothing but that.
+    paced = bare.job(bare.writes, _WRITERS, 8 * pace, pace_secs=pace)
+    take(UNWATCHED, bare.name, _WRITERS, partial(bare.measured, paced))
+    with Beside(_watching(bare, "node-", watches)) as watching:
+        take(WATCHED, bare.name, _WRITERS, partial(bare.measured, paced))
+    take(EVENTS, bare.name, watches, partial(_outcome, watching))
+
+
+def _fail(error: Failed) -> Outcome:
+    raise error
 
 
 def _watching(broker: Ours, prefix: str, watches: int) -> Job:

@@ -20,23 +20,14 @@ _REDIS: Final = (
 )
 _ON_ETCD: Final = (
     "Each call is at least one call of the same gateway, and HTTP and JSON of our own besides. Calls that wait "
-    "together share requests, so more clients lose less."
+    "together share requests."
 )
 WHY: Final[Mapping[tuple[str, str], str]] = {
     (rows.ONE_SHOT, Etcd.name): (
-        "`etcdctl` is a compiled program. Python takes most of the time before our first line runs: *python -c pass*."
+        "`etcdctl` is a compiled program; *python -c pass* shows what starting Python alone takes."
     ),
-    (rows.CONNECTIONS, Redis.name): (
-        "The handshake is OpenSSL's on both sides; ours is driven by Python, which feeds OpenSSL from memory in "
-        "bounded portions, so that one client cannot hold up all others."
-    ),
-    (coordination.LOCKS, Etcd.name): (
-        "A lock and its unlock are two synced commits here and there. Where several ask at once, two threads of ours "
-        "decide, write and encrypt for all of them, one at a time, where etcd uses all cores."
-    ),
-    (coordination.BATCHES, Redis.name): (
-        "100 entries are checked, encoded, kept in order and written to SQLite in Python; Redis appends 100 lines."
-    ),
+    (rows.CONNECTIONS, Redis.name): "The handshake is OpenSSL's on both sides; what drives it here is Python.",
+    (coordination.BATCHES, Redis.name): "Each entry is checked, encoded and handed to SQLite in Python.",
 }
 """Why we lose a row against a peer; for a whole peer in :data:`WHY_PEER`."""
 WHY_PEER: Final[Mapping[str, str]] = {Redis.name: _REDIS, OnEtcd.name: _ON_ETCD}
@@ -106,6 +97,7 @@ def losses(document: Document) -> Iterator[tuple[str, str, Sequence[tuple[int, f
 
 def _lost(document: Document) -> Iterator[str]:
     yield "\n## Where we lose, and why\n"
+    yield "The reasons are what the CPU times suggest; they are not profiled.\n"
     for row, peer, found in losses(document):
         against = f"{peer} against etcd itself" if peer == OnEtcd.name else f"against {peer}"
         ratios = ", ".join(f"{ratio:.2f} at {clients}" for clients, ratio in found)
