@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.etcd_cluster import needs_etcd
 from tests.support.running import RunningBroker
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -166,3 +167,22 @@ def test_promtool_takes_the_alerts_and_they_fire_when_they_should(tmp_path: Path
     shutil.copy(DEPLOY / "alerts.yml", tmp_path)
     ended = check("test", "rules", "alerts_test.yml", where=tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@needs_etcd
+def test_a_broker_on_etcd_shows_what_there_is_of_it(
+    make_broker: Callable[..., RunningBroker], etcd_section: dict[str, Any]
+) -> None:
+    broker = make_broker({"api": {"metrics": "open"}, "_registry": etcd_section}).start()
+    assert broker.register("foo").status == 200
+    assert broker.request("/services/Open/", session="s1", ttl="60").status == 200
+    assert broker.request("/services/Close/", session="s1").status == 200
+    deadline = time.monotonic() + 30
+    while not (found := values(broker))["bpbroker_ended_sessions_total", "ended"]:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.3)
+    assert (found["bpbroker_entries",], found["bpbroker_storage_ok",]) == (1, 1)
+    assert found["bpbroker_store_age_seconds",] >= 0
+    assert found["bpbroker_commits_total", "done"] >= 1
+    assert found["bpbroker_commit_duration_seconds_count",] >= 1
+    assert not [name for name in found if name[0].startswith("bpbroker_fsync") or name[0] == "bpbroker_journal_bytes"]
