@@ -9,9 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Final
@@ -57,17 +55,17 @@ bpbroker: unstripped-binary-or-object *
 """
 
 
-def version_of(wheel: Path, revision: str, release: int) -> str:
-    """Return the package's version: that of the wheel, this revision, Debian's release."""
+def version_number(wheel: Path) -> str:
+    """Return the version that a wheel says of itself."""
     found = re.search(r"^Version: (.+)$", metadata_of(wheel), re.MULTILINE)
     if found is None:
         raise BuildError(f"{wheel} has no version")
-    return f"{found[1]}-{revision}~deb{release}"
+    return found[1]
 
 
 def build(wheels: Path, target: Target, revision: str, maintainer: str, to: Path) -> list[Path]:
     """Build both packages into a folder and return them."""
-    version = version_of(own_wheel(wheels), revision, RELEASES[target.python])
+    version = f"{version_number(own_wheel(wheels))}-{revision}~deb{RELEASES[target.python]}"
     with tempfile.TemporaryDirectory() as work:
         Path(work).chmod(0o755)
         server, client = Path(work, "server"), Path(work, "client")
@@ -86,7 +84,7 @@ def _broker(root: Path, site: Path, target: Target, version: str, maintainer: st
     tree.completions(root, site, tree.PROGRAMS)
     tree.pages(root, tree.PROGRAMS)
     _documents(root, "bpbroker", version, maintainer, "\n".join(sbom.licences(site)))
-    tree.put(root, "usr/share/doc/bpbroker/sbom.cdx.json", sbom.document(site, timestamp=_now().isoformat()))
+    tree.put(root, "usr/share/doc/bpbroker/sbom.cdx.json", sbom.document(site, timestamp=tree.now().isoformat()))
     tree.put(root, "usr/share/lintian/overrides/bpbroker", _OVERRIDES)
     for name in ("preinst", "postinst", "prerm", "postrm"):
         tree.put(root, f"DEBIAN/{name}", tree.filled((HERE / name).read_text(encoding="utf-8")), 0o755)
@@ -130,13 +128,8 @@ def _documents(root: Path, package: str, version: str, maintainer: str, licences
     tree.put_gzipped(root, f"{folder}/changelog", tree.changelog())
     entry = f"{package} ({version}) stable; urgency=medium\n\n  * See changelog.gz.\n\n"
     tree.put_gzipped(
-        root, f"{folder}/changelog.Debian", f"{entry} -- {maintainer}  {format_datetime(_now(), usegmt=False)}\n"
+        root, f"{folder}/changelog.Debian", f"{entry} -- {maintainer}  {format_datetime(tree.now(), usegmt=False)}\n"
     )
-
-
-def _now() -> datetime:
-    """Return the time that the package says, in UTC; SOURCE_DATE_EPOCH makes builds the same."""
-    return datetime.fromtimestamp(int(os.environ.get("SOURCE_DATE_EPOCH") or time.time()), UTC)
 
 
 def _pack(root: Path, package: str, version: str, maintainer: str, fields: Mapping[str, str], to: Path) -> Path:

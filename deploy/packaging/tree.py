@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -109,21 +111,22 @@ def tidy(top: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def service_files(root: Path, unit_folder: str, init_folder: str, options: str) -> None:
+def service_files(root: Path, unit_folder: str, init_folder: str | None, options: str) -> None:
     """Write unit, init script and the file of options for :func:`service`."""
     if _WRITTEN not in unit(service()) or any(text not in init_script(service()) for text in (_WRITTEN, _INIT_PATH)):
         raise BuildError("the templates of the service do not say any more what wrote them")
     put(root, f"{unit_folder}/bpbroker.service", unit(service()).replace(_WRITTEN, PACKAGED))
     script = init_script(service()).replace(_WRITTEN, PACKAGED).replace(_INIT_PATH, _INIT_PATH + _INIT_REMOVED)
-    put(root, f"{init_folder}/bpbroker", script, 0o755)
+    if init_folder is not None:
+        put(root, f"{init_folder}/bpbroker", script, 0o755)
     put(root, options, _OPTIONS)
 
 
-def completions(root: Path, site: Path, names: Iterable[str]) -> None:
+def completions(root: Path, site: Path, names: Iterable[str], shells: Mapping[str, str] = SHELLS) -> None:
     """Write what the shells need to complete the programs; ``site`` has their modules."""
     for name in names:
         code = f"import sys; sys.argv = [{name!r}]; from {PROGRAMS[name]} import main; main()"
-        for shell, path in SHELLS.items():
+        for shell, path in shells.items():
             words = ("-c", code)
             put(root, path.format(name), _said(site, words, {f"_{name.upper()}_COMPLETE": f"{shell}_source"}))
 
@@ -174,6 +177,11 @@ def client(wheels: Path) -> bytes:
         if done.returncode != 0:
             raise BuildError(f"build-zipapp failed: {done.stderr}")
         return made.read_bytes()
+
+
+def now() -> datetime:
+    """Return the time that a package says, in UTC; SOURCE_DATE_EPOCH makes builds the same."""
+    return datetime.fromtimestamp(int(os.environ.get("SOURCE_DATE_EPOCH") or time.time()), UTC)
 
 
 def changelog() -> str:

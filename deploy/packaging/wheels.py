@@ -28,8 +28,6 @@ MACHINES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
 """Debian's name of an architecture to that of wheels, of Red Hat and of the kernel."""
 ELF_MACHINES: Final = {"amd64": 62, "arm64": 183}
 """The field ``e_machine`` of a program's head; see elf(5)."""
-_GLIBC_MINORS: Final = range(36, 4, -1)
-"""Debian 12 has glibc 2.36; what runs there runs on what is newer."""
 
 
 class BuildError(Exception):
@@ -44,18 +42,22 @@ class Target:
     """As in ``3.11``."""
     architecture: str
     """Debian's name."""
+    glibc_minor: int = 36
+    """Of the oldest C library 2.x that the package is to run with; Debian 12 has 2.36."""
 
     def pip_options(self) -> list[str]:
         """Return the options that make pip choose the wheels of this target."""
         machine = MACHINES[self.architecture]
-        tags = [f"manylinux_2_{minor}_{machine}" for minor in _GLIBC_MINORS] + [f"manylinux2014_{machine}"]
+        tags = [f"manylinux_2_{minor}_{machine}" for minor in range(self.glibc_minor, 4, -1)] + [
+            f"manylinux2014_{machine}"
+        ]
         options = ["--only-binary", ":all:", "--implementation", "cp", "--python-version", self.python]
         return options + [word for tag in tags for word in ("--platform", tag)]
 
     @property
     def glibc(self) -> str:
         """Return the oldest C library that such a package runs with."""
-        return f"2.{max(_GLIBC_MINORS)}"
+        return f"2.{self.glibc_minor}"
 
 
 def own_architecture() -> str:

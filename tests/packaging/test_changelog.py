@@ -26,7 +26,7 @@ def test_what_users_notice_needs_a_line(tmp_path: Path) -> None:
         git("commit", "-q", "-m", message)
 
     def look() -> tuple[int, str]:
-        words = [tmp_path / ".ci/changelog", "base"]
+        words = [str(tmp_path / ".ci/changelog"), "base"]
         done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
         return done.returncode, done.stderr
 
