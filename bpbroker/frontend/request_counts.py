@@ -102,5 +102,5 @@ class RequestCounts:
         return labels
 
 
-_PAGES: Final = frozenset({"whoami", "metrics"})
-"""Pages that the access log shows as a namespace, because a key may come with them."""
+_PAGES: Final = frozenset({"whoami", "metrics", "ui"})
+"""What the access log shows as a namespace, because a key may come with it, and is none."""

@@ -36,6 +36,7 @@ def count(*lines: Line, namespaces: tuple[str, ...] = ("services", "ossec")) -> 
         (line("_control", "Status"), ("_control", "Status", "200")),
         (line("_control", "Nope", 401), ("_control", "(unknown)", "401")),
         (line("metrics", "", 401), ("metrics", "(none)", "401")),
+        (line("ui", "entries/made-up"), ("ui", "(none)", "200")),
         (line(), ("(none)", "(none)", "200")),
         (line(request_id="", status=400), ("(rejected)", "(none)", "400")),
     ],
