@@ -173,8 +173,11 @@ def _of_keys(stored: list[dict[str, Any]], now: float) -> Iterator[Finding]:
         seen = datetime.fromisoformat(each.get("last_used") or each.get("made") or "1970-01-01T00:00:00+00:00")
         unused_days = int((now - seen.timestamp()) // 86400)
         left = ends_at(each) - now
+        weak = each.get("weak", "")
         if "sha256" in each and named_keys.is_common(named_keys.of(each["name"], _only_stored(each))):
-            yield Finding(what, WARNING, "its secret is a common word", f"bpbroker key rotate {each['name']}")
+            weak = "its secret is a common word"
+        if weak and count == "in force":
+            yield Finding(what, WARNING, weak, f"bpbroker key rotate {each['name']}")
         if count == "in force" and unused_days >= _UNUSED_DAYS and (each.get("last_used") or each.get("made")):
             yield Finding(what, WARNING, f"unused for {unused_days} days", revoke)
         if count == "in force" and left < _ENDS_SOON_SECS:

@@ -55,10 +55,14 @@ def _show_keys(records: tuple[messages.Record, ...]) -> Response:
 def _without_digests(record: messages.Record) -> dict[str, Any]:
     """Return what an operator may see of a key."""
     stored = json.loads(record.json)
+    name = record.name.removeprefix(named_keys.PREFIX)
+    if not any(named_keys.problems(name, stored)) and named_keys.is_common(named_keys.of(name, stored)):
+        # Without its digest, the operator's command cannot tell.
+        stored["weak"] = "its secret is a common word"
     del stored["sha256"]
     if "previous" in stored:
         stored["previous"] = {"until": stored["previous"]["until"]}
-    return {"name": record.name.removeprefix(named_keys.PREFIX), **stored}
+    return {"name": name, **stored}
 
 
 CONTROL: Final[Mapping[str, _Action]] = {

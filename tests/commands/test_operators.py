@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import os
 import socket
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +21,7 @@ from bpbroker.commands import doctor as doctor_command
 from bpbroker.config import schema
 from bpbroker.config.paths import Home
 from bpbroker.errors import ConfigurationError, StartError
+from bpbroker.registry import named_keys
 from bpbroker.runtime import logs, prepare
 from bpbroker.runtime.logs import LogOptions, setup_logging
 from bpbroker.runtime.pidfile import write_pid
@@ -239,3 +242,51 @@ def test_the_doctor_on_a_filesystem_that_is_read_only(
     monkeypatch.setattr(doctor_command, "_is_read_only", lambda folder: folder == home / "etc")
     found = [each for each in json.loads(bpbroker("doctor", "-f", "json").out) if each["what"] == "folder"]
     assert [("read-only" in each["detail"], "root" in each["advice"]) for each in found] == [(True, False)]
+
+
+def test_the_doctor_says_what_is_the_matter_with_keys(bpbroker: Run, tmp_path: Path) -> None:
+    """Open namespaces, weak keys, common words, keys that nobody uses, and such as end soon."""
+    now = time.time()
+
+    def key(secret: str, allow: str = "guarded", **days: float) -> dict[str, Any]:
+        times = {name: named_keys.shown_time(now + 86_400 * value) for name, value in days.items()}
+        return {"sha256": hashlib.sha256(secret.encode()).hexdigest(), "allow": [allow], **times}
+
+    file = tmp_path / "b.json"
+    document = {
+        "services": {},
+        "guarded": {},
+        "opened": {"_access_key": ""},
+        "weak": {"_access_key": "short"},
+        "strong": {"_access_key": "8dYt-h2Kq0sLw-71vBnm"},
+        "_keys": {
+            "fine": key("a-canary-of-its-own-1", made=-1, last_used=-1),
+            "idle": key("a-canary-of-its-own-2", made=-200, last_used=-91),
+            "never": key("a-canary-of-its-own-3", made=-91),
+            "used": key("a-canary-of-its-own-4", made=-200, last_used=-89),
+            "ending": key("a-canary-of-its-own-5", made=-100, last_used=-1, until=13),
+            "later": key("a-canary-of-its-own-6", made=-100, last_used=-1, until=15),
+            "token": key("a-canary-of-its-own-7", made=-0.1, until=0.1),
+            "word": key("password", made=-1, last_used=-1),
+            "gone": key("a-canary-of-its-own-8", made=-200, last_used=-100, revoked=-99),
+        },
+    }
+    file.write_text(json.dumps(document))
+    done = bpbroker("-c", file, "doctor", "--format", "json")
+    found = [each for each in json.loads(done.out) if each["what"].startswith("key")]
+    said = {(each["what"], each["detail"]) for each in found if each["level"] == "warning"}
+    ending = document["_keys"]["ending"]["until"]  # type: ignore[index]  # of a document made above
+    assert ("key idle", "unused for 91 days") in said
+    assert ("key never", "unused for 91 days") in said
+    assert ("key ending", f"it ends at {ending}") in said
+    assert ("key word", "its secret is a common word") in said
+    assert {what for what, _ in said} == {"keys", "key idle", "key never", "key ending", "key word"}
+    of_sections = [detail for what, detail in said if what == "keys"]
+    assert any("weak._access_key" in each for each in of_sections)
+    (opened,) = [each for each in of_sections if "open" in each.split() or "open to" in each]
+    assert "services" in opened
+    assert "opened" in opened
+    assert not any(name in opened for name in ("guarded", "strong", "weak"))
+    assert all(each["advice"] for each in found if each["level"] == "warning")
+    assert "canary" not in done.out + done.err
+    assert "short" not in done.out.replace("shorter", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import re
 import subprocess
 import sys
@@ -10,14 +11,15 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from http.client import HTTPSConnection
+from contextlib import closing, suppress
+from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
 import psutil
 import pytest
 
 from bpbroker.discovery.jointoken import parse_token
+from bpbroker.registry.named_keys import digest_of
 from tests.support.bare_debian import bare_debian
 from tests.support.running import RunningBroker, untrusting
 
@@ -150,6 +152,15 @@ def test_a_key_of_the_global_file_is_not_imported_into_another_one(make_broker: 
     assert "a-key-of" not in refused.stderr
 
 
+def test_the_doctor_tells_a_weak_key_of_a_running_broker(make_broker: MakeBroker) -> None:
+    broker = make_broker({"_keys": {"ci": {"sha256": digest_of("changeme").hex(), "allow": ["services:get"]}}}).start()
+    found = json.loads(broker.bpbroker("doctor", "--format", "json").stdout)
+    (weak,) = [each for each in found if each["what"] == "key ci"]
+    assert (weak["level"], weak["detail"]) == ("warning", "its secret is a common word")
+    assert "rotate ci" in weak["advice"]
+    assert status(broker, "Get", "ci.changeme", name="x") == 404
+
+
 @pytest.mark.parametrize("value", ["canary-not-a-digest", {"sha256": "canary-not-a-digest", "allow": ["ping"]}])
 def test_a_key_that_is_no_digest_stops_the_start_and_is_not_shown(make_broker: MakeBroker, value: object) -> None:
     broker = make_broker({"_keys": {"ci": value}})
@@ -279,3 +290,41 @@ def test_the_log_of_a_mixed_run_names_the_key_of_every_change(make_broker: MakeB
         (line["method"], line["name"], bool(line.get("revision"))) for line in lines if line["namespace"] == "_control"
     ]
     assert control == [("AddKey", name, True) for name in keys]
+
+
+def test_a_broker_killed_while_it_counts_lets_in_no_address_too_many(make_broker: MakeBroker) -> None:
+    broker = make_broker({}).start()
+    key = added(broker, "join", "--allow", "services:get@foo/", "--uses", "7")
+    context = untrusting()
+    heard: queue.Queue[int] = queue.Queue()
+    answers: dict[int, list[int]] = {number: [] for number in range(1, 51)}
+
+    def join(number: int) -> None:
+        to = HTTPSConnection(
+            "127.0.0.1", broker.port, timeout=60, source_address=(f"127.0.4.{number}", 0), context=context
+        )
+        with closing(to), suppress(OSError, HTTPException):  # killed: whether it was counted is not known
+            to.request("GET", "/services/Get/?name=foo/x", headers={"X-Access-Key": key})
+            answers[number].append(int(to.getresponse().status))
+        heard.put(number)
+
+    left = list(answers)
+    for kill_after in (1, 2, 4, 0):
+        with ThreadPoolExecutor(50) as pool:
+            for number in left:
+                pool.submit(join, number)
+            for _ in range(min(kill_after, len(left))):
+                heard.get()
+            if kill_after:
+                broker.kill()
+        broker.kill()
+        broker.start()
+        left = [number for number, got in answers.items() if not got]
+        heard = queue.Queue()
+    assert not left
+    assert {tuple(got) for got in answers.values()} == {(404,), (401,)}
+    let_in = {f"127.0.4.{number}" for number, got in answers.items() if got == [404]}
+    shown = json.loads(broker.bpbroker("key", "show", "join", "--format", "json").stdout)
+    assert len(let_in) == 7
+    assert set(shown["used_by"]) == let_in
+    assert shown["state"] == "used up"
