@@ -15,13 +15,16 @@ from tests.support.etcd_cluster import PREFIX, EtcdCluster
 from tests.support.etcd_network import EtcdNetwork, wire
 from tests.support.network import Network, wired
 from tests.support.running import RunningBroker
+from tests.support.systems import is_wine
 
 # Who starts the tests in the background of a script has interrupts ignored, and every child would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Shared machines are up to five times slower from one minute to the next: no test may fail for that.
-settings.register_profile("bpbroker", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "bpbroker", max_examples=10 if is_wine() else 100, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("bpbroker")
 
 TESTS = Path(__file__).parent

@@ -416,4 +416,6 @@ class Shared(Machine):
 @needs_etcd
 def test_two_registries_on_etcd(etcd: EtcdCluster) -> None:
     _cluster[:] = [etcd]
-    run_state_machine_as_test(Shared, settings=settings(max_examples=8, stateful_step_count=30, deadline=None))
+    run_state_machine_as_test(
+        Shared, settings=settings(max_examples=examples(8), stateful_step_count=30, deadline=None)
+    )

@@ -24,6 +24,7 @@ from bpbroker.storage.etcd.gateway import EtcdOptions
 from bpbroker.storage.etcd.store import EtcdStore
 from tests.actors.test_registry_model import CONDITIONS, DATA, NAMES, Model, condition
 from tests.support.etcd_cluster import PREFIX, needs_etcd
+from tests.support.systems import examples
 
 if TYPE_CHECKING:
     from tests.support.etcd_cluster import EtcdCluster
@@ -124,4 +125,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestSharedRegistry = Machine.TestCase
-TestSharedRegistry.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
+TestSharedRegistry.settings = settings(max_examples=examples(15), stateful_step_count=20, deadline=None)
