@@ -220,6 +220,15 @@ if sys.platform == "win32":
             _free(descriptor)
         return strangers(said, owners)
 
+    def may_add_to(folder: str | os.PathLike[str]) -> bool:
+        """Whether this process may make files in a folder; asked of the system, as nothing else tells there."""
+        handle = _kernel32.CreateFileW(os.fspath(folder), 0x2, 0x7, None, 3, 0x02000000, None)
+        # FILE_ADD_FILE, shared with all, OPEN_EXISTING, a folder
+        if handle in (None, _INVALID):
+            return False
+        _kernel32.CloseHandle(_HANDLE(handle))
+        return True
+
     # --- locks ---
 
     class _Overlapped(ctypes.Structure):

@@ -92,19 +92,23 @@ def find_home(environ: Mapping[str, str] = os.environ, *, for_file: bool = False
         return Home(system)
     if not there:
         return Home(own)
+    if sys.platform == "win32":  # a user's own folder is the user's
+        return Home(own, passed_over=system)
     return Home(own, passed_over=system) if os.access(_nearest(own / "etc" / FILE_NAME), os.W_OK) else Home(system)
 
 
 def _is_shut(system: Path) -> bool:
     """Whether the system's home is there but this plain user can keep no configuration in it."""
-    if sys.platform == "win32" or os.geteuid() == 0:  # to root it is the right place even on a read-only file system
-        return False
     folder = system / "etc"
+    if sys.platform == "win32":  # to os.access every folder is writable there
+        return not windows.is_administrator() and not windows.may_add_to(folder if folder.exists() else system)
+    if os.geteuid() == 0:  # to root it is the right place even on a read-only file system
+        return False
     return not os.access(folder if os.access(folder, os.F_OK) else system, os.W_OK)
 
 
 def _may_make(system: Path) -> bool:
-    if sys.platform == "win32":  # to os.access every folder is writable there
+    if sys.platform == "win32":
         return windows.is_administrator()
     return os.access(_nearest(system), os.W_OK)
 

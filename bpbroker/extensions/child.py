@@ -327,6 +327,8 @@ def _start(launch: Launch) -> subprocess.Popen[bytes]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_CHILDREN)}
     options: dict[str, Any] = {}
     if sys.platform == "win32":
+        if launch.user:  # refused when settings are checked, too; it must never run as the broker's own user
+            raise NotImportable("_user: there is no way to become another user on Windows without a password")
         options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
     else:
         options["start_new_session"] = True

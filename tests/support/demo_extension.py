@@ -146,7 +146,7 @@ def Noise(rh: Request) -> None:
     print("printed")
     print("complained", file=sys.stderr)
     os.write(1, b"written\n")
-    subprocess.run(["echo", "echoed"], check=False)
+    subprocess.run(["cmd", "/c", "echo echoed"] if os.name == "nt" else ["echo", "echoed"], check=False)
     rh.log.warning("logged %d\nin two lines", 7)
     rh.data = "done"
 

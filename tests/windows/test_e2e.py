@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import ssl
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,16 @@ def Hang(rh):
 
 def Crash(rh):
     os._exit(7)
+
+def Count(rh):
+    from bpbroker.config import rlock
+    with rlock:
+        with open(rh.qs["data"]) as file:
+            number = int(file.read())
+        time.sleep(0.2)
+        with open(rh.qs["data"], "w") as file:
+            file.write(str(number + 1))
+    rh.data = str(os.getpid())
 
 def Pid(rh):
     time.sleep(0.5)
@@ -116,6 +128,82 @@ def Pid(rh):
         assert beat.exists()
         broker.kill()
         assert stops(beat)
+
+    def test_two_processes_of_an_extension_share_its_lock(broker: BrokerProcess, tmp_path: Path) -> None:
+        count = tmp_path / "count"
+        count.write_text("0")
+        with ThreadPoolExecutor(6) as pool:
+            words = ("execute", "demo.Count", "--data", str(count))
+            done = list(pool.map(lambda _: bpclient(broker, *words), range(6)))
+        assert [each.returncode for each in done] == [0] * 6, done[0].stderr.decode()
+        assert count.read_text() == "6"
+        assert len({each.stdout for each in done}) == 2
+
+    def test_ctrl_break_ends_it_in_order(tmp_path: Path) -> None:
+        program = """
+import signal, sys, threading, time
+from pathlib import Path
+from bpbroker.client import Client
+from bpbroker.storage.lock import holder
+
+def end() -> None:
+    while "fingerprint" not in (note := holder(Path(sys.argv[2])) or {}):
+        time.sleep(0.05)
+    with Client(f"127.0.0.1:{note['port']}", fingerprint=note["fingerprint"]) as client:
+        client.register("kept", "x")
+    signal.raise_signal(signal.SIGBREAK)
+
+threading.Thread(target=end, daemon=True).start()
+from bpbroker.cli import main
+main(sys.argv[1:])
+"""
+        config = tmp_path / "a.json"
+        config.write_text('{"api": {"listen_port": 0, "listen_ip": "127.0.0.1"}}')
+        environ = {**os.environ, "BPBROKER_HOME": str(tmp_path), "BPBROKER_KNOWN_BROKERS": str(tmp_path / "pins")}
+        words = [sys.executable, "-c", program, "-c", str(config), "start"]
+        done = subprocess.run(words, env=environ, capture_output=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        assert "kept" in config.read_text(encoding="utf-8")  # the file is written at an end in order only
+
+    @pytest.mark.parametrize("place", [r"\\bpbroker\share", "//bpbroker/share", "lower", "slashes", "verbatim"])
+    def test_a_configuration_wherever_it_is(tmp_path: Path, place: str) -> None:
+        """On another machine's share; by a drive's letter in lower case; with slashes; as Windows' own long paths."""
+        own = tmp_path / "sp ace ž" / "a.json"
+        if "share" in place:
+            own = Path(place) / "sp ace ž" / "a.json"
+            if not own.parent.parent.is_dir():
+                pytest.skip("there is no such share; under Wine tests/windows/run makes it")
+            shutil.rmtree(own.parent, ignore_errors=True)
+        own.parent.mkdir()
+        own.write_text('{"api": {"listen_port": 0, "listen_ip": "127.0.0.1"}}')
+        said = {
+            "lower": str(own)[0].lower() + str(own)[1:],
+            "slashes": own.as_posix(),
+            "verbatim": rf"\\?\{own}",
+        }.get(place, str(own))
+        environ = {**os.environ, "BPBROKER_HOME": str(tmp_path / "home")}
+
+        def run(config: str, *words: str) -> subprocess.CompletedProcess[bytes]:
+            command = [sys.executable, "-m", "bpbroker", "-c", config, *words]
+            return subprocess.run(command, env=environ, capture_output=True, timeout=120, check=False)
+
+        command = [sys.executable, "-m", "bpbroker", "-c", said, "start"]
+        with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE) as process:
+            assert process.stderr is not None
+            try:
+                end = time.monotonic() + 60
+                while run(str(own), "status").returncode != 0:  # the same file by its usual name
+                    assert process.poll() is None, process.stderr.read().decode()
+                    assert time.monotonic() < end
+                second = run(str(own), "start")
+                assert second.returncode != 0
+                assert b"in use by process" in second.stderr
+                assert run(said, "backup").returncode == 0
+                assert run(said, "stop").returncode == 0
+                process.communicate(timeout=60)
+                assert process.returncode == 0
+            finally:
+                process.kill()
 
     def test_600_connections(broker: BrokerProcess) -> None:
         host, _, port = broker.address.partition(":")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import selectors
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +21,12 @@ pytestmark = pytest.mark.skipif(sys.platform != "win32", reason="it is about Win
 if sys.platform == "win32":
     from bpbroker import files, windows
     from bpbroker.client.pins import KnownBrokers
-    from bpbroker.config import schema
+    from bpbroker.config import paths, schema
     from bpbroker.runtime import log_files, logs
     from bpbroker.server import tls
     from bpbroker.storage import lock, offline
     from bpbroker.storage.embedded.journal import Mark, journal_path, read_journal
+    from tests.support.systems import is_wine
 
     def until(true: Callable[[], bool], secs: float = 20.0) -> None:
         end = time.monotonic() + secs
@@ -170,6 +173,41 @@ if sys.platform == "win32":
         time.sleep(0.3)
         assert not beat.exists()
 
+    def test_an_extensions_job_has_its_limit_of_memory() -> None:
+        job = windows.Job(123 << 20)
+        limits = windows._Limits()
+        asked = windows._kernel32.QueryInformationJobObject(
+            job._handle, 9, ctypes.byref(limits), ctypes.sizeof(limits), None
+        )
+        assert asked, ctypes.get_last_error()
+        # KILL_ON_JOB_CLOSE, DIE_ON_UNHANDLED_EXCEPTION, PROCESS_MEMORY
+        assert limits.basic.flags & 0x2500 == 0x2500
+        assert is_wine() or limits.process_memory == 123 << 20  # Wine tells the flags alone
+        job.close()
+
+    def test_a_closed_window_asks_for_the_end_and_holds_the_process_until_then(monkeypatch: pytest.MonkeyPatch) -> None:
+        handlers: list[Callable[[int], bool]] = []
+
+        class Kernel:
+            @staticmethod
+            def SetConsoleCtrlHandler(handler: Callable[[int], bool], add: bool) -> bool:  # noqa: N802 - Windows' name
+                handlers.append(handler) if add else handlers.remove(handler)
+                return True
+
+        monkeypatch.setattr(windows, "_kernel32", Kernel)
+        asked = threading.Event()
+        undo = windows.on_closing(asked.set)
+        for event in (0, 1, 5):  # Ctrl-C and Ctrl-Break are Python's; a user logs off
+            assert not handlers[0](event)
+        assert not asked.is_set()
+        closing = threading.Thread(target=handlers[0], args=(2,), daemon=True)
+        closing.start()
+        assert asked.wait(20)
+        closing.join(0.2)
+        assert closing.is_alive()  # when it returns, the system ends the process
+        undo()
+        assert handlers == []
+
     def test_when_a_process_was_started_is_known() -> None:
         assert windows.started(os.getpid())
         assert windows.started(os.getpid()) == windows.started(os.getpid())
@@ -213,6 +251,25 @@ if sys.platform == "win32":
         with (tmp_path / "a.json.journal-mark").open("rb"):
             offline._put(own, {"api": {}}, {}, offline._origin_left(own))
         assert read_journal(journal).changes == {}
+
+    # --- whose home ---
+
+    def test_a_plain_user_has_a_home_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        environ = {"ProgramFiles": str(tmp_path / "programs"), "LOCALAPPDATA": str(tmp_path / "local")}
+        system, own = tmp_path / "programs" / "bpbroker", tmp_path / "local" / "bpbroker"
+        assert paths.find_home(environ) == paths.Home(system)  # an administrator's
+        monkeypatch.setattr(windows, "is_administrator", lambda: False)
+        assert paths.find_home(environ) == paths.Home(own)
+        (system / "etc").mkdir(parents=True)  # an administrator installed the service
+        assert paths.find_home(environ) == paths.Home(system)
+        may = {tmp_path: False}
+        monkeypatch.setattr(windows, "may_add_to", lambda folder: may.get(Path(folder), Path(folder) != system / "etc"))
+        assert paths.find_home(environ) == paths.Home(own, passed_over=system)
+        assert paths.find_home(environ, for_file=True) == paths.Home(system)
+
+    def test_whether_one_may_write_is_asked_of_the_system(tmp_path: Path) -> None:
+        assert windows.may_add_to(tmp_path)
+        assert not windows.may_add_to(tmp_path / "nowhere")
 
     # --- settings ---
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from bpbroker import windows
 from bpbroker.errors import (
     ExtensionFailed,
     TimedOut,
     Unauthorized,
 )
 from tests.support.extension import Made, Make, gone
-from tests.support.systems import posix_only
+from tests.support.systems import is_wine, posix_only, windows_only
 
 # --- time limit ---
 
@@ -93,6 +94,7 @@ def test_an_import_that_hangs_is_given_up(make: Make) -> None:
     assert made.health().detail == "it cannot be imported: that takes longer than 0.5 s"
 
 
+@posix_only("descriptors of sockets")
 def test_nothing_of_the_broker_is_inherited(demo: Made) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         os.set_inheritable(server.fileno(), True)
@@ -127,11 +129,27 @@ def test_a_call_that_ends_its_process_hurts_itself_only(make: Make, method: str)
 def test_a_process_that_died_between_two_calls_costs_no_call(demo: Made) -> None:
     for _ in range(3):
         pid = demo.body("Echo")["pid"]
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))  # on Windows each of them kills
         assert gone(pid)
         assert demo.body("Echo")["pid"] != pid
 
 
+@windows_only("its limit is that of a job object")
+def test_the_limit_of_memory_is_said_to_its_job(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    if sys.platform == "win32":
+        told: list[int | None] = []
+
+        class Told(windows.Job):
+            def __init__(self, memory_max_bytes: int | None = None) -> None:
+                told.append(memory_max_bytes)
+                super().__init__(memory_max_bytes)
+
+        monkeypatch.setattr(windows, "Job", Told)
+        assert make(_memory_max_bytes=300 << 20).body("Echo")["pid"]
+        assert told == [300 << 20]
+
+
+@pytest.mark.skipif(is_wine(), reason="Wine keeps a job's limit of memory, and does not look at it")
 def test_memory_is_limited(make: Make) -> None:
     demo = make(_memory_max_bytes=256 << 20)
     pid = demo.body("Echo")["pid"]
