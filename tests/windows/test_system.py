@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -173,16 +174,33 @@ if sys.platform == "win32":
         time.sleep(0.3)
         assert not beat.exists()
 
-    def test_an_extensions_job_has_its_limit_of_memory() -> None:
+    def test_a_job_is_told_its_limit_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+        told: list[tuple[int, int, int]] = []
+
+        class Kernel:
+            def __getattr__(self, name: str) -> object:
+                return getattr(kernel, name)
+
+            def SetInformationJobObject(self, job: object, kind: int, limits: Any, size: int) -> int:  # noqa: N802
+                told.append((kind, limits._obj.basic.flags, limits._obj.process_memory))
+                return int(kernel.SetInformationJobObject(job, kind, limits, size))
+
+        kernel = windows._kernel32
+        monkeypatch.setattr(windows, "_kernel32", Kernel())
+        windows.Job(123 << 20).close()
+        windows.Job().close()
+        # KILL_ON_JOB_CLOSE, DIE_ON_UNHANDLED_EXCEPTION, PROCESS_MEMORY
+        assert told == [(9, 0x2500, 123 << 20), (9, 0x2400, 0)]
+
+    @pytest.mark.skipif(is_wine(), reason="Wine does not tell a job's limits")
+    def test_the_system_knows_a_jobs_limit_of_memory() -> None:
         job = windows.Job(123 << 20)
         limits = windows._Limits()
         asked = windows._kernel32.QueryInformationJobObject(
             job._handle, 9, ctypes.byref(limits), ctypes.sizeof(limits), None
         )
         assert asked, ctypes.get_last_error()
-        # KILL_ON_JOB_CLOSE, DIE_ON_UNHANDLED_EXCEPTION, PROCESS_MEMORY
-        assert limits.basic.flags & 0x2500 == 0x2500
-        assert is_wine() or limits.process_memory == 123 << 20  # Wine tells the flags alone
+        assert (limits.basic.flags & 0x2500, limits.process_memory) == (0x2500, 123 << 20)
         job.close()
 
     def test_a_closed_window_asks_for_the_end_and_holds_the_process_until_then(monkeypatch: pytest.MonkeyPatch) -> None:
