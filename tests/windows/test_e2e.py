@@ -294,60 +294,6 @@ main(sys.argv[1:])
         assert found.stdout.decode().strip() == broker.address
 
     @pytest.mark.skipif(not NSSM.exists(), reason="nssm is not there")
-    def test_what_the_documentation_says_is_typed(tmp_path: Path) -> None:
-        """Each line of docs/windows.md in ``cmd``, in its order, with another folder and port."""
-        programs, work = tmp_path / "Program Files", tmp_path / "work"
-        home = programs / "bpbroker"
-        (home / "etc").mkdir(parents=True)
-        work.mkdir()
-        (work / "nssm.exe").write_bytes(NSSM.read_bytes())
-        (work / "hello.py").write_text('def World(rh):\n    rh.data = "hello"\n')
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        settings = {"api": {"listen_port": port, "listen_ip": "127.0.0.1"}}
-        (home / "etc" / "bpbroker.json").write_text(json.dumps(settings))
-        netsh = tmp_path / "netsh"
-        environ = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("BPBROKER")},
-            "BPBROKER_HOME": str(home),
-            "BPBROKER": f"127.0.0.1:{port}",
-            "BPBROKER_KNOWN_BROKERS": str(tmp_path / "pins"),
-            "BPBROKER_NETSH": str(netsh),
-        }
-
-        def typed(line: str) -> subprocess.CompletedProcess[bytes]:
-            for name, module in (("bpbroker", "bpbroker"), ("bpclient", "bpbroker.client")):
-                if line.startswith(f"{name} "):  # the programs that pip makes are tried with the wheel
-                    line = f'"{sys.executable}" -m {module}{line[len(name) :]}'
-            line = line.replace(r"C:\Program Files", str(programs))
-            return subprocess.run(
-                f"cmd /c {line}", cwd=work, env=environ, capture_output=True, timeout=120, check=False
-            )
-
-        page = (Path(__file__).parents[2] / "docs" / "windows.md").read_text(encoding="utf-8")
-        steps = page.partition("## From an empty server")[2].partition("\n## ")[0]
-        lines = [line.strip() for line in steps.splitlines() if line.startswith("       ")]
-        assert lines[0] == "python -m pip install bpbroker"
-        try:
-            for line in lines[1:]:
-                done = typed(line)
-                end = time.monotonic() + 60
-                while done.returncode and line == "bpbroker status" and time.monotonic() < end:  # it has just begun
-                    time.sleep(0.5)
-                    done = typed(line)
-                assert done.returncode == 0, (line, done.stdout, done.stderr)
-            assert done.stdout.strip() == b"hello"
-            added = netsh.read_text(encoding="utf-8-sig")
-            for protocol in ("TCP", "UDP"):
-                assert "add rule" in added
-                assert f"protocol={protocol} localport={port}" in added
-        finally:
-            gone = typed("bpbroker uninstall-service --purge")
-        assert gone.returncode == 0, gone.stderr.decode()
-        assert netsh.read_text(encoding="utf-8-sig")[len(added) :].count("delete rule") == 2
-        assert not (home / "etc" / "bpbroker.json").exists()
-
-    @pytest.mark.skipif(not NSSM.exists(), reason="nssm is not there")
     def test_service(tmp_path: Path) -> None:
         home = tmp_path / "program files" / "bpbroker"
         (home / "bin").mkdir(parents=True)
