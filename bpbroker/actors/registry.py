@@ -183,6 +183,7 @@ class Registry(Actor):
             places=schema.option(settings, "_registry", "max_places"),
             numbers=schema.option(settings, "_registry", "max_numbers"),
             ended_at_once=_ENDED_AT_ONCE if self.backend.leases else sys.maxsize,
+            ended_in_parts=self.backend.leases,
         )
         self._sessions.keep_lost_secs = schema.option(settings, "_registry", "keep_lost_secs")
         self.memory.history.limit_bytes = schema.option(settings, "_registry", "history_bytes")

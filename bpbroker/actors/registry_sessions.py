@@ -19,6 +19,8 @@ from bpbroker.registry.requests import Done, Expire, Forget, Lost, Open, Renew, 
 
 _TIDY_SECS: Final = 60.0
 _FORGOTTEN_AT_ONCE: Final = 50
+_CLOSED_KEPT_SECS: Final = 600
+"""So long it is known that a session was closed, on a shared store."""
 _BATCHES_KEPT_SECS: Final = 3600
 """So long a repeated batch is known again."""
 
@@ -152,7 +154,11 @@ class Sessions:
         memory = self._memory
         names = [
             name
-            for kind, secs in ((sessions.LOST, self.keep_lost_secs), (BATCHES, _BATCHES_KEPT_SECS))
+            for kind, secs in (
+                (sessions.LOST, self.keep_lost_secs),
+                (sessions.CLOSED, _CLOSED_KEPT_SECS),
+                (BATCHES, _BATCHES_KEPT_SECS),
+            )
             for name in memory.ages.older(kind, secs)
         ]
         for start in range(0, len(names), _FORGOTTEN_AT_ONCE):

@@ -363,11 +363,11 @@ class SharedBackend:
                 if result.registry_id != self._replica.registry_id:
                     then(Unavailable("The registry in the store has just become another one"))
                     return
-                self._read_again(self._replica.learn_all(result, prefix))
+                self._read_again(self._replica.learn_all(result, prefix, own_too=False))
                 records = self._host.memory.entries.matching(prefix)  # others may have come meanwhile
             then(records)
 
-        self._call("scan", lambda: self._store.scan(prefix), taken)
+        self._call("scan", lambda: self._store.scan(prefix, entries=True), taken)
 
     def snapshot(self, then: Callable[[SnapshotTaken | Unavailable], None]) -> None:
         """See :class:`~bpbroker.actors.registry_backend.Backend`."""

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 
 from bpbroker.messages import Record
 from bpbroker.registry.stored import joined
+
+
+def span(names: Sequence[str], prefix: str) -> range:
+    """Return the places of those that begin with ``prefix`` in names that are in order, without a look at each."""
+    start, size = bisect_left(names, prefix), len(prefix)
+    return range(start, bisect_right(names, prefix, start, key=lambda name: name[:size]))
 
 
 class EntryIndex:
@@ -43,16 +49,16 @@ class EntryIndex:
 
     def matching(self, prefix: str) -> tuple[Record, ...]:
         """Return all entries whose names begin with ``prefix``, sorted by name."""
-        names, records = self._names, self._records
-        start = end = bisect_left(names, prefix)
-        while end < len(names) and names[end].startswith(prefix):
-            end += 1
-        return tuple(records[name] for name in names[start:end])
+        return self.at(self.span(prefix))
+
+    def beginning(self, prefix: str, most: int | None = None) -> list[str]:
+        """Return the names that begin with ``prefix``, sorted; at most so many."""
+        places = self.span(prefix)[:most]
+        return self._names[places.start : places.stop]
 
     def span(self, prefix: str) -> range:
         """Return the places of the names that begin with ``prefix``, without looking at each of them."""
-        start, size = bisect_left(self._names, prefix), len(prefix)
-        return range(start, bisect_right(self._names, prefix, start, key=lambda name: name[:size]))
+        return span(self._names, prefix)
 
     def at(self, places: range) -> tuple[Record, ...]:
         """Return the entries at some places of the names' order."""

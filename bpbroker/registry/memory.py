@@ -11,6 +11,7 @@ of the commit, together with those of other writes that share a name with it.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from bpbroker.registry import locks, named_keys, numbers, sessions
 from bpbroker.registry.ages import Age, Ages
 from bpbroker.registry.changes import ANYTHING, Change, Group
 from bpbroker.registry.history import History, events_of
-from bpbroker.registry.index import EntryIndex, Snapshot
+from bpbroker.registry.index import EntryIndex, Snapshot, span
 from bpbroker.registry.parked import Parked, Places
 from bpbroker.registry.replies import send
 from bpbroker.registry.requests import Watch, Watched
@@ -31,7 +32,7 @@ from bpbroker.registry.waiters import Waiters
 from bpbroker.registry.writes import Limits, Write, decide
 
 BATCHES: Final = "_batch/"
-KEPT: Final = (sessions.LOST, BATCHES)
+KEPT: Final = (sessions.LOST, sessions.CLOSED, BATCHES)
 """Kinds of own records that are removed when they are old."""
 
 
@@ -65,13 +66,15 @@ class PendingWrite:
 class Batch:
     """What one commit carries."""
 
-    __slots__ = ("_empty", "_links", "expects", "indexes", "staged", "writes")
+    __slots__ = ("_empty", "_links", "_ordered", "expects", "indexes", "staged", "writes")
 
     def __init__(self) -> None:
         self.writes: list[PendingWrite] = []
         """In the order in which they were decided, refusals that rest on others among them."""
         self.staged: dict[str, Record | None] = {}
         """Name to the record as it will be, None for no record."""
+        self._ordered: list[str] | None = None
+        """The staged names in order, once that was asked for."""
         self.indexes: dict[str, int] = {}
         """Name to the place of the last write that changes it."""
         self.expects: dict[str, int] = {}
@@ -80,6 +83,21 @@ class Batch:
         """Name to another one of its group."""
         self._empty: list[tuple[str, str]] = []
         """Name of a group, and a prefix with which there must be no entry."""
+
+    def stage(self, name: str, after: Record | None, index: int) -> None:
+        """Take a record as a write leaves it."""
+        if self._ordered is not None and name not in self.staged:
+            insort(self._ordered, name)
+        self.staged[name] = after
+        self.indexes[name] = index
+
+    def beginning(self, prefix: str) -> list[str]:
+        """Return the staged names that begin with ``prefix``, those of deleted records too."""
+        ordered = self._ordered
+        if ordered is None:
+            ordered = self._ordered = sorted(self.staged)
+        places = span(ordered, prefix)
+        return ordered[places.start : places.stop]
 
     def group_of(self, name: str) -> str:
         """Return the name that stands for a name's group."""
@@ -165,16 +183,18 @@ class _View:
         self.reads[name] = None
         self.changes[name] = None
 
-    def names(self, prefix: str) -> list[str]:
-        memory = self._memory
-        if memory.under_way is not None and any(name.startswith(prefix) for name in memory.under_way.staged):
+    def names(self, prefix: str, most: int | None = None) -> list[str]:
+        memory, batch = self._memory, self._memory.batch
+        if memory.under_way is not None and memory.under_way.beginning(prefix):
             raise _UnderWay
-        found = set(memory.names(prefix))
-        for changes in (memory.batch.staged, self.changes):
-            for name, after in changes.items():
-                if name.startswith(prefix) and (prefix.startswith("_") or not name.startswith("_")):
-                    (found.discard if after is None else found.add)(name)
-        return sorted(found)
+        staged = {name: batch.staged[name] for name in batch.beginning(prefix)}
+        staged |= {name: after for name, after in self.changes.items() if name.startswith(prefix)}
+        index = memory.own if prefix.startswith("_") else memory.entries
+        found = set(index.beginning(prefix, None if most is None else most + len(staged)))
+        for name, after in staged.items():
+            if prefix.startswith("_") or not name.startswith("_"):
+                (found.discard if after is None else found.add)(name)
+        return sorted(found)[:most]
 
     def must_stay_empty(self, prefix: str) -> None:
         self.empty.append(prefix)
@@ -299,7 +319,7 @@ class Memory:
     def names(self, prefix: str) -> Iterator[str]:
         """Yield the names with a prefix: entries', or with a prefix that begins with ``_`` the registry's own."""
         index = self.own if prefix.startswith("_") else self.entries
-        return (record.name for record in index.matching(prefix))
+        return iter(index.beginning(prefix))
 
     def snapshot(self) -> Mapping[str, bytes]:
         """Return all records in their stored form, as they are now."""
@@ -334,8 +354,7 @@ class Memory:
             if len(names) > 1 or view.empty:
                 batch.link(names, view.empty)
         for name, after in view.changes.items():
-            staged[name] = after
-            batch.indexes[name] = index
+            batch.stage(name, after, index)
         batch.writes.append(write)
         return Fate.STAGED
 

@@ -93,16 +93,24 @@ class Replica:
         ordered = sorted(seen, key=lambda each: each.name.startswith(SESSION))
         return [each.name for each in ordered if not self.learn(each)]
 
-    def learn_all(self, state: State, prefix: str) -> list[str]:
-        """Take all records whose names begin with ``prefix``. Return the names that have to be read again."""
+    def learn_all(self, state: State, prefix: str, *, own_too: bool = True) -> list[str]:
+        """Take all records whose names begin with ``prefix``. Return the names that have to be read again.
+
+        Args:
+            state: what the store holds.
+            prefix: of names.
+            own_too: whether an empty prefix stands for the registry's own records, too.
+        """
         present = {seen.name for seen in state.entries}
-        gone = [Seen(name, None, 0, state.version) for name in self._names(prefix) if name not in present]
+        gone = [
+            Seen(name, None, 0, state.version) for name in self._names(prefix, own_too=own_too) if name not in present
+        ]
         self.learn_together(gone)
         return self.learn_together(state.entries)
 
-    def _names(self, prefix: str) -> list[str]:
+    def _names(self, prefix: str, *, own_too: bool = True) -> list[str]:
         memory = self._memory
-        own = memory.own.matching(prefix) if prefix.startswith("_") or not prefix else ()
+        own = memory.own.matching(prefix) if prefix.startswith("_") or (not prefix and own_too) else ()
         return [known.name for known in (*memory.entries.matching(prefix), *own)]
 
     def take_state(self, state: State) -> list[str]:

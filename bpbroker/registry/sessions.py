@@ -13,10 +13,13 @@ from bpbroker.registry import locks
 from bpbroker.registry.requests import Close, Done, Expire, Open
 
 if TYPE_CHECKING:
+    from bpbroker.messages import Record
     from bpbroker.registry.writes import Limits, View
 
 PREFIX: Final = "_session/"
 LOST: Final = "_lost/"
+CLOSED: Final = "_closed/"
+"""Sessions of a shared store that were closed lately: what is left of one was given up, not lost."""
 TTL_MIN_SECS: Final = 2.0
 TTL_MAX_SECS: Final = 86_400.0
 COUNT: Final = "_registry.max_sessions"
@@ -67,8 +70,11 @@ def close(write: Close, view: View, limits: Limits) -> Done:
     if view.get(PREFIX + write.session) is None:
         return Done()
     view.delete(PREFIX + write.session)
-    for name in view.names_of(write.session)[: limits.ended_at_once]:
+    names = view.names_of(write.session)
+    for name in names[: limits.ended_at_once]:
         _let_go(view, name, write.session)
+    if limits.ended_in_parts:  # others may know of more names than this broker
+        view.put(CLOSED + write.session, b"{}")
     return Done(revision=view.index)
 
 
@@ -76,15 +82,17 @@ def expire(write: Expire, view: View, limits: Limits) -> Done:
     """Remove what belongs to a session whose time is over, and note what its entries were."""
     if view.get(PREFIX + write.session) is not None:
         view.delete(PREFIX + write.session)
+    closed = view.get(CLOSED + write.session)
     for name in view.names_of(write.session)[: limits.ended_at_once]:
         found = _let_go(view, name, write.session)
-        if found is not None:
-            lost = {"entry": json.loads(found), "when": int(view.now), "session": write.session}
+        # What is newer than the end of a session belongs to a later one of its name.
+        if found is not None and (closed is None or found.revision > closed.revision):
+            lost = {"entry": json.loads(found.json), "when": int(view.now), "session": write.session}
             view.put(LOST + name, json.dumps(lost, ensure_ascii=False).encode())
     return Done(revision=view.index)
 
 
-def _let_go(view: View, name: str, session: str) -> bytes | None:
+def _let_go(view: View, name: str, session: str) -> Record | None:
     """Take a session's entry or place away. Return the entry that it was."""
     found = view.get(name)
     if found is None:
@@ -95,7 +103,7 @@ def _let_go(view: View, name: str, session: str) -> bytes | None:
     if found.session != session:
         return None
     view.delete(name)
-    return found.json
+    return found
 
 
 class Times:

@@ -92,7 +92,7 @@ def unrevised(stored: bytes) -> bytes:
     return _joined(record.json, b"", record.session)
 
 
-_OF_SESSIONS: Final = ("_session/", "_lock/", "_batch/")
+_OF_SESSIONS: Final = ("_session/", "_closed/", "_lock/", "_batch/")
 
 
 def outlives_sessions(record: Record) -> bool:

@@ -89,8 +89,8 @@ class View(Protocol):
     def delete(self, name: str) -> None:
         """Remove a record."""
 
-    def names(self, prefix: str) -> list[str]:
-        """Return the names of all entries that begin with ``prefix``, sorted."""
+    def names(self, prefix: str, most: int | None = None) -> list[str]:
+        """Return the names of all entries that begin with ``prefix``, sorted; at most so many."""
 
     def must_stay_empty(self, prefix: str) -> None:
         """Let the write happen only if there is no entry whose name begins with ``prefix``."""
@@ -114,6 +114,8 @@ class Limits:
     """In one pool."""
     ended_at_once: int = 1_000_000
     """Names that one commit takes away when a session ends; a shared store takes no commit of any size."""
+    ended_in_parts: bool = False
+    """Whether there may be more of them, known to this broker or not."""
 
 
 def _register(write: Register, view: View, _limits: Limits) -> Record:
@@ -174,7 +176,7 @@ def _check(write: Check, view: View, _limits: Limits) -> Done:
 
 
 def _check_empty(write: CheckEmpty, view: View, _limits: Limits) -> Done:
-    there = view.names(write.prefix)
+    there = view.names(write.prefix, _NAMED)
     if there:
         raise PreconditionFailed(f"There are entries '{write.prefix}…': {entry.shown_names(there)}")
     view.must_stay_empty(write.prefix)
@@ -296,6 +298,8 @@ _OPERATIONS: Final[dict[type[Any], Rule]] = {
 _READS: Final[dict[type[Any], Rule]] = {Get: _get, List: _list}
 """What a batch may read, once all its writes are carried out."""
 
+_NAMED: Final = 11
+"""Names that a refusal needs, one more than it shows."""
 _NEW: Final = (Register, Replace, Update)
 
 

@@ -129,8 +129,8 @@ def registry_factory(
                 len(entries),
                 own,
             )
-        options = EtcdOptions.of(settings_now())
-        return lambda: launch(Registry, SharedBackend(lambda: EtcdStore(options)), settings_now(), key_view)
+        options, remembered = EtcdOptions.of(settings_now()), own.with_name(f"{own.name}.etcd")
+        return lambda: launch(Registry, SharedBackend(lambda: EtcdStore(options, remembered)), settings_now(), key_view)
     journal, first = journal_path(own), [entries]
 
     def base() -> Mapping[str, bytes]:

@@ -18,7 +18,7 @@ def config_patterns(config: PurePath) -> list[str]:
     ends = ("crt", "crt.old", "crt.staged", "key", "key.old", "key.staged", "log", "log.?")
     return [
         config.name,
-        *(f"{config.name}.{end}" for end in ("lock", "sock", "journal*", "revisions*", "answers*", "*.tmp")),
+        *(f"{config.name}.{end}" for end in ("lock", "sock", "journal*", "revisions*", "etcd*", "answers*", "*.tmp")),
         *(f"{config.stem}.{end}" for end in ends),
         *(f"{config.stem}.{end}.*.tmp" for end in ("crt*", "key*")),
     ]

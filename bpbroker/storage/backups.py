@@ -107,7 +107,9 @@ def found(own: Path) -> list[BackupInfo]:
 
 def sweep(own: Path) -> None:
     """Remove what a crash left half written of a configuration file, its journal and its backups; under its lock."""
-    files.sweep(own.parent, lambda name: name in (own.name, f"{own.name}.journal", f"{own.name}.revisions"))
+    files.sweep(
+        own.parent, lambda name: name in (own.name, f"{own.name}.journal", f"{own.name}.revisions", f"{own.name}.etcd")
+    )
     files.sweep(folder_for(own), lambda name: _is_backup(name, own) or name.startswith(f"{own.name}."))
 
 

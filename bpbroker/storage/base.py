@@ -127,8 +127,8 @@ class SharedStore(Store, Protocol):
             Unavailable: it does not answer.
         """
 
-    def scan(self, prefix: str = "") -> State:
-        """Return all entries whose names begin with ``prefix``.
+    def scan(self, prefix: str = "", *, entries: bool = False) -> State:
+        """Return all records whose names begin with ``prefix``; of all, ``entries`` leaves the registry's own out.
 
         Raises:
             Unavailable: it does not answer.

@@ -142,10 +142,12 @@ class SharedLedger:
     def open(self) -> State:
         return self.scan()
 
-    def scan(self, prefix: str = "") -> State:
+    def scan(self, prefix: str = "", *, entries: bool = False) -> State:
         self._check_away()
         with self.lock:
-            names = sorted(name for name in self.entries if name.startswith(prefix))
+            names = sorted(
+                name for name in self.entries if name.startswith(prefix) and not (entries and name[0] == "_")
+            )
             return State(
                 tuple(self._seen(name) for name in names), self.version, self.registry_id, self.version * INDEX_MAX
             )

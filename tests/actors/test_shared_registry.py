@@ -13,7 +13,7 @@ from bpbroker.errors import AlreadyExists, NotFound, Overloaded, PreconditionFai
 from bpbroker.messages import Condition, Delete, Exists, Get, List, Ping, Record, Register, Replace, Snapshot, Update
 from bpbroker.registry.browsing import Browse, Recent
 from bpbroker.registry.changes import Broken, Changes, Seen
-from bpbroker.registry.requests import Close, Event, Open, Renew, Watch
+from bpbroker.registry.requests import Close, Event, Lost, Open, Renew, Watch
 from bpbroker.registry.stored import split
 
 if TYPE_CHECKING:
@@ -461,3 +461,16 @@ def test_pages_are_read_from_what_is_known_and_say_how_old_it_is(
     shared_ledger.away = Unavailable("gone")
     shared_ledger.tell(Broken("gone"))
     assert shared_registry(Browse(("a/",))).count == 1
+
+
+def test_what_a_closed_session_had_is_not_lost_however_much_it_was(
+    shared_ledger: SharedLedger, shared_registry: Asked
+) -> None:
+    """More than one commit takes away, and one entry that this broker does not know of yet."""
+    shared_registry(Open("s", 60, "i"))
+    for number in range(70):
+        shared_registry(Register(f"n{number:02}", {}, "i", session="s"))
+    shared_registry(Close("s"))
+    until(lambda: not any(name.startswith("n") for name in shared_ledger.entries))
+    assert shared_registry(Lost()) == ()
+    assert "_closed/s" in shared_ledger.entries

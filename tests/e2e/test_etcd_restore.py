@@ -114,3 +114,29 @@ def test_a_version_that_is_reached_again_is_another_entrys(
     await_that(updated, "it answers")
     assert value(broker, "x") == {"owner": "another", "seen": True}
     assert SAID in broker.text
+
+
+@pytest.mark.parametrize("token", ["", "another-cluster"])
+def test_a_cluster_restored_while_no_broker_runs_is_another_registry(
+    make_etcd: Callable[..., EtcdCluster], make_broker: Callable[..., RunningBroker], tmp_path: Path, token: str
+) -> None:
+    """Revisions are not given out twice, cursors and tags of the lost history hold no more; a second start is calm."""
+    etcd = make_etcd(1).start_all()
+    broker = make_broker({"_registry": etcd.configuration(f"{PREFIX}restore"), **SETTINGS}).start()
+    assert broker.register("a", "{}").status == 200
+    etcd.save(tmp_path / "snapshot")
+    for number in range(20):
+        last = broker.request("/services/Replace/", name="a", data=f'{{"n": {number}}}').json["revision"]
+    cursor = broker.request("/services/Watch/").json["data"]["cursor"]
+    assert broker.stop() == 0
+    etcd.restore(tmp_path / "snapshot", token=token)
+    broker.start()
+    assert "while this broker did not run" in broker.text
+    assert broker.request("/services/Watch/", since=cursor).status == 410
+    written = broker.request("/services/Replace/", name="a", data='{"n": "new"}').json["revision"]
+    assert written > last
+    registry = broker.request("/services/Watch/").json["data"]["cursor"].partition(":")[0]
+    assert registry != cursor.partition(":")[0]
+    broker.restart()
+    assert broker.text.count("while this broker did not run") == 1
+    assert broker.request("/services/Watch/").json["data"]["cursor"].startswith(registry)

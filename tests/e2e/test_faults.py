@@ -30,7 +30,7 @@ LONG = os.environ.get("BPBROKER_LONG") == "1"
 DRIVER = Path(__file__).parents[1] / "support" / "fault_driver.py"
 CALLS = "openat,write,writev,pwrite64,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,ftruncate,mkdir"
 FAULTS = ("error=EIO", "error=ENOSPC", "signal=KILL")
-PHASES = ("write a 1", "backup", "save", "exit")
+PHASES = ("write a 1", "write c 5", "backup", "save", "exit")
 """Of a save, the last one: it belongs to the clean exit."""
 LINE = re.compile(r"^(?P<thread>\d+) +(?P<call>\w+)\((?P<rest>.*)$")
 START = {"_config": {"backup_freq_secs": 100_000}, "services": {"old": {"v": 0}}}
@@ -88,7 +88,7 @@ def targets(trace: Path, home: Path) -> Iterator[tuple[str, Target]]:
 
 def possible(steps: tuple[str, ...]) -> dict[str, set[str | None]]:
     """Return the values that each name may have, by what the driver was told."""
-    states: dict[str, set[str | None]] = {"a": {None}, "b": {None}}
+    states: dict[str, set[str | None]] = {"a": {None}, "b": {None}, "c": {None}}
     for step in steps:
         outcome, _, rest = step.partition(" ")
         words = rest.split()
@@ -126,7 +126,11 @@ def check(result: Run, killed: bool) -> None:
     for name, values in possible(result.steps).items():
         found = str(json.loads(entries[name])["v"]) if name in entries else None
         assert found in values, f"{name} is {found}, not one of {values}:\n{said}"
-    assert set(entries) <= {"old", "a", "b"}
+    assert set(entries) <= {"old", "a", "b", "c", "d", "s", "pool", "_taken/s", "_batch/b1"}
+    # A batch is never half: the entries, the number, and what was taken.
+    whole = {"c", "d", "pool", "_taken/s", "_batch/b1"}
+    assert whole & set(entries) in (whole, set()), entries
+    assert "s" not in entries or "c" not in entries
     assert [checked.problem for checked in map(backups.check, backups.found(result.file))] == [""] * len(
         backups.found(result.file)
     )

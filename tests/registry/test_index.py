@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from bpbroker.messages import Record
 from bpbroker.registry.index import EntryIndex, Snapshot
 
-NAMES = st.text("abä/", min_size=1, max_size=4)
+NAMES = st.text("abä/\U0010ffff", min_size=1, max_size=4)
 
 
 @given(st.lists(st.tuples(NAMES, st.none() | st.binary(max_size=3)), max_size=30), NAMES | st.just(""))

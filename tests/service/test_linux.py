@@ -211,6 +211,7 @@ def test_purge_removes_its_own_data_only(make_tree: Callable[..., Path]) -> None
             "json.journal-wal",
             "json.answers",
             "json.revisions",
+            "json.etcd",
             "json.0123456789abcdef.tmp",
             "crt",
             "key",

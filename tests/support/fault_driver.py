@@ -18,6 +18,7 @@ from bpbroker.actors.registry import Registry
 from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.errors import BpbrokerError, RequestError
 from bpbroker.messages import BackupNow, Delete, Get, List, Replace, Save
+from bpbroker.registry.requests import Allocate, Batch, Take
 from bpbroker.storage import config_file
 from bpbroker.storage.embedded.journal import journal_path
 from bpbroker.storage.embedded.store import EmbeddedStore
@@ -60,6 +61,9 @@ class Driver:
         self.step("write b 2", self.registry, Replace("b", {"v": 2}, "i"))
         self.step("write a 3", self.registry, Replace("a", {"v": 3}, "i"))
         self.step("write b gone", self.registry, Delete("b"))
+        self.step("make s", self.registry, Replace("s", {"v": 9}, "i"))
+        together = Replace("c", {"v": 5}, "i"), Replace("d", {"v": 5}, "i"), Allocate("pool", "o1", "i"), Take("s", "r")
+        self.step("write c 5", self.registry, Batch("b1", together))
         self.step("backup", self.backup, BackupNow())
         self.step("write a 4", self.registry, Replace("a", {"v": 4}, "i"))
         base.wait_for(self.registry.ask(Get("old"), WAIT_SECS), WAIT_SECS)

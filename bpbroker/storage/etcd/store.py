@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Final
 
 from bpbroker import progress
@@ -26,8 +27,9 @@ from bpbroker.storage.etcd.commits import Commits, clear_left_over, packed, refu
 from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway
 from bpbroker.storage.etcd.identity import Identity
 from bpbroker.storage.etcd.keys import Keys, as_seen, revision_of
+from bpbroker.storage.etcd.memory import Memory
 from bpbroker.storage.etcd.responses import Compacted, LeaseExists, LeaseGone, decode, encode
-from bpbroker.storage.etcd.timeline import REPLACED, Moment, Restored, Timeline
+from bpbroker.storage.etcd.timeline import REPLACED, RESTORED_MEANWHILE, Moment, Restored, Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +47,16 @@ _TRIES: Final = 5
 class EtcdStore:
     """Implements :class:`bpbroker.storage.base.SharedStore`.
 
+    Args:
+        options: how the cluster is reached.
+        remembered: file that keeps what was known of the cluster while no broker runs; None for none.
+
     Raises:
         ConfigurationError: the client library is missing, or a certificate's file.
     """
 
-    def __init__(self, options: EtcdOptions) -> None:
+    def __init__(self, options: EtcdOptions, remembered: Path | None = None) -> None:
+        self._memory = Memory(remembered)
         self._keys = Keys(options.prefix)
         self._timeline = Timeline(self._follow_anew)
         self._writer, self._reader, self._scanner, self._leaser, self._watcher = (
@@ -130,10 +137,10 @@ class EtcdStore:
             found = [part.get("response_range", {}).get("kvs", ()) for part in answer.get("responses", ())]
         return [kvs[0] if kvs else None for kvs in found], revision_of(answer)
 
-    def scan(self, prefix: str = "") -> State:
+    def scan(self, prefix: str = "", *, entries: bool = False) -> State:
         """See :meth:`bpbroker.storage.base.SharedStore.scan`."""
         try:
-            return self._scan(self._scanner, prefix, self._known(self._scanner))
+            return self._scan(self._scanner, prefix, self._known(self._scanner), entries=entries)
         except ConfigurationError as error:
             raise _as_unavailable(error) from None
 
@@ -256,6 +263,7 @@ class EtcdStore:
         self._closing.set()
         self._again.set()
         self._watcher.close()
+        self._memory.note(self.registry_id, *self._timeline.reached)
         self._commits.tidy_up()
         for gateway in (self._writer, self._reader, self._scanner, self._leaser):
             gateway.close()
@@ -365,10 +373,17 @@ class EtcdStore:
             kvs = answer.get("kvs", ())
             old = kvs[0].get("value", "") if kvs else None
             found = self._identity_in(old) if old is not None else ""
+            if isinstance(found, Identity):
+                lost = self._memory.lost(found.registry_id, *self._timeline.reached)
+                if lost:
+                    logger.error("%s", RESTORED_MEANWHILE)
+                    self._timeline.raise_floor(found.reached(lost))
             if isinstance(found, Identity) and found.base >= self._timeline.floor:
                 found.check_room(revision_of(answer))
                 self._timeline.note(key, int(kvs[0]["mod_revision"]), found.value, moment)
-                return self._timeline.adopt(found, moment)
+                known = self._timeline.adopt(found, moment)
+                self._memory.note(found.registry_id, *self._timeline.reached)
+                return known
             self._replace_identity(gateway, moment, old, identity.made(self._timeline.floor, _kept_id(found)))
         raise Unavailable("The registry's etcd cluster does not keep what is written to it")
 
@@ -415,8 +430,9 @@ class EtcdStore:
                         f" {stranger[:200]!r}. Nothing was changed; choose another _registry.prefix"
                     )
 
-    def _scan(self, gateway: Gateway, prefix: str, moment: Moment) -> State:
-        begin, end = first, _ = self._keys.entries(prefix)
+    def _scan(self, gateway: Gateway, prefix: str, moment: Moment, *, entries: bool = False) -> State:
+        ranges = self._keys.clients(prefix) if entries else [self._keys.entries(prefix)]
+        (begin, end), *rest = ranges
         found: list[Seen] = []
         revision = 0
         while True:
@@ -424,16 +440,20 @@ class EtcdStore:
             try:
                 answer = gateway.call("/kv/range", page, before=moment)
             except Compacted:  # the version of the first page is gone: begin anew
-                begin, revision, found = first, 0, []
+                (begin, end), *rest = ranges
+                revision, found = 0, []
                 continue
             revision = revision or revision_of(answer)
             kvs = answer.get("kvs", ())
             self._note(kvs, moment)
             found += (as_seen(self._keys.name(kv["key"]), kv, revision, moment) for kv in kvs)
-            if not answer.get("more"):
+            if answer.get("more"):
+                begin = encode(decode(kvs[-1]["key"]) + b"\0")
+            elif rest:
+                (begin, end), *rest = rest
+            else:
                 registry = moment.registry
                 return State(tuple(found), moment.version(revision), registry.registry_id, registry.reached(revision))
-            begin = encode(decode(kvs[-1]["key"]) + b"\0")
 
 
 def _kept_id(found: Identity | str) -> str:

@@ -40,6 +40,9 @@ _NEVER: Final = -1
 WENT_BACK: Final = "The registry's etcd cluster was restored from an older snapshot: all entries are read anew"
 ANOTHER: Final = "The registry's etcd cluster is another one, or a restored one: all entries are read anew"
 FORGOTTEN: Final = "The registry's etcd cluster has forgotten what we knew last: all entries are read anew"
+RESTORED_MEANWHILE: Final = (
+    "The registry's etcd cluster was restored from an older snapshot while this broker did not run, or is another one"
+)
 REPLACED: Final = "The registry in etcd is another one than before: all entries are read anew"
 
 
@@ -136,6 +139,17 @@ class Timeline:
     def number(self) -> int:
         """How often the history that was known turned out not to hold any more."""
         return self._number
+
+    def raise_floor(self, reached: int) -> None:
+        """Note that a history which is lost had revisions up to this one."""
+        with self._lock:
+            self._floor = max(self._floor, reached)
+
+    @property
+    def reached(self) -> tuple[str, int]:
+        """The cluster's id and its highest revision that are known; empty and 0 before an answer."""
+        with self._lock:
+            return self._cluster, self._revision
 
     def moment(self) -> Moment:
         """Return what is known now; to be taken before a request is made."""

@@ -1,0 +1,71 @@
+"""What a broker remembers of its etcd cluster while it does not run: a file beside its configuration.
+
+A cluster that is restored while no broker runs goes back unseen: there is no
+connection that could notice. So the id of the registry and of the cluster and the revision
+that was reached are noted now and then. A start that finds less, or another cluster with the same registry, knows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bpbroker import files
+from bpbroker.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """How far a registry's history was known to go."""
+
+    registry: str
+    cluster: str
+    revision: int
+    """Of etcd."""
+
+
+class Memory:
+    """Reads and writes the file.
+
+    Args:
+        path: where it is; None to remember nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._noted = self._read()
+
+    def _read(self) -> Remembered | None:
+        if self._path is None:
+            return None
+        try:
+            found = json.loads(self._path.read_bytes())
+            return Remembered(str(found["registry"]), str(found["cluster"]), int(found["revision"]))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            logger.warning("%s cannot be used, and a restored etcd cluster may go unnoticed: %r", self._path, error)
+            return None
+
+    def lost(self, registry: str, cluster: str, revision: int) -> int:
+        """Return up to which revision of etcd the registry had a history that is not there any more; 0: it is there."""
+        noted = self._noted
+        if noted is None or noted.registry != registry or (noted.cluster == cluster and noted.revision <= revision):
+            return 0
+        return max(noted.revision, revision)
+
+    def note(self, registry: str, cluster: str, revision: int) -> None:
+        """Remember how far it goes now; the file is written only if that is further."""
+        now = Remembered(registry, cluster, revision)
+        if self._path is None or now == self._noted or not registry or not cluster:
+            return
+        try:
+            files.replace(self._path, [json.dumps(asdict(now)).encode()])
+        except (OSError, Unavailable) as error:
+            logger.warning("%s cannot be written: %s", self._path, error)
+        else:
+            self._noted = now
