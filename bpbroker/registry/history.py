@@ -112,7 +112,7 @@ class History:
     @property
     def events(self) -> tuple[Event, ...]:
         """All events that are kept, in the order of their revisions."""
-        return tuple(self._events)
+        return tuple(event for event in self._events if event.type != _TAKEN_BACK)
 
     @property
     def cursor(self) -> str:

@@ -23,6 +23,7 @@ def test_what_was_taken_is_in_no_event_not_even_of_before() -> None:
         ("put", "other", 11), ("put", "other", 12), ("put", "other", 13), ("take", "secret", 14)
     ]  # fmt: skip
     assert history.read(Watch(since="id:10", limit=2)).cursor == "id:12"
+    assert history.events == found.events
 
 
 def test_what_is_dropped_is_counted_right() -> None:
