@@ -30,7 +30,7 @@ _NUMBER = {"type": "integer", "minimum": 0, "maximum": 2**53 - 1}
 _FILTER = {"type": "array", "items": {"type": "string"}, "description": "FIELD=VALUE that an entry must have"}
 _UNSET = {
     "type": "array",
-    "items": {"type": "string", "minLength": 1, "pattern": "^(?!last_write_(?:ip|ts)$)"},
+    "items": {"type": "string", "minLength": 1},
     "description": "Keys to remove first, or paths such as a.b; then data may be left out",
 }
 _LOCK = _text("NAME:TOKEN of a lock that must be held", pattern="^.+:[0-9]{1,16}$")
