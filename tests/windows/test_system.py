@@ -181,7 +181,7 @@ if sys.platform == "win32":
             def __getattr__(self, name: str) -> object:
                 return getattr(kernel, name)
 
-            def SetInformationJobObject(self, job: object, kind: int, limits: Any, size: int) -> int:  # noqa: N802
+            def SetInformationJobObject(self, job: Any, kind: int, limits: Any, size: int) -> int:  # noqa: N802 - its own
                 told.append((kind, limits._obj.basic.flags, limits._obj.process_memory))
                 return int(kernel.SetInformationJobObject(job, kind, limits, size))
 
