@@ -24,7 +24,7 @@ from bpbroker.storage.etcd.gateway import EtcdOptions
 from bpbroker.storage.etcd.store import EtcdStore
 from tests.actors.test_registry_model import CONDITIONS, DATA, NAMES, Model, condition
 from tests.support.etcd_cluster import PREFIX, needs_etcd
-from tests.support.systems import examples
+from tests.support.extent import examples
 
 if TYPE_CHECKING:
     from tests.support.etcd_cluster import EtcdCluster
