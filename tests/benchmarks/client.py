@@ -246,7 +246,9 @@ class _Load:
         self.complete = COMPLETE[job.protocol]
         self.selector = selectors.DefaultSelector()
         self.latencies: list[float] = []
-        self.begin = self.end = 0.0
+        self.begin = self.end = self.last = 0.0
+        self.in_time = self.slow = False
+        """Whether an answer came in the time that is measured; whether the first one came after it."""
         self.open = 0
         self._sent = 0
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -296,7 +298,7 @@ class _Load:
         took = time.perf_counter() - began
         if stopped and not self.latencies:
             return None
-        secs = took if stopped or not self.job.secs else self.job.secs
+        secs = took if stopped or not self.job.secs else max(self.job.secs, self.last - self.begin)
         return outcome_of(self.latencies, secs, (time.process_time() - cpu) / took, self.job.units)
 
     def _patience(self) -> float:
@@ -409,8 +411,13 @@ class _Connection:
         if self._greeted:
             now = time.perf_counter()
             over = load.over(now)
-            if now >= load.begin and not (over and load.job.secs):
+            late = over and load.job.secs > 0
+            load.in_time = load.in_time or (bool(load.latencies) and not load.slow)
+            load.slow = load.slow or (late and not load.in_time)
+            # Late ones count where there are no others: the server is slow, not silent.
+            if now >= load.begin and not (late and load.in_time):
                 self.note(now, answer)
+                load.last = now
             if over:
                 self._close()
                 load.open -= 1
