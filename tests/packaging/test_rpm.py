@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bpbroker.service.templates import MARK, PACKAGED
-from tests.packaging.conftest import build
+from tests.packaging.conftest import LONG, build
 
 pytestmark = pytest.mark.skipif(shutil.which("rpmbuild") is None, reason="rpmbuild is not installed")
 
@@ -57,6 +57,7 @@ def test_its_scripts_are_shell(package: Path, tmp_path: Path) -> None:
             assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.skipif(not LONG, reason="takes its time: with BPBROKER_LONG=1")
 def test_rpmlint_finds_no_error(package: Path) -> None:
     if shutil.which("rpmlint") is None:
         pytest.skip("rpmlint is not installed")
