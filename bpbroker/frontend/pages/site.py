@@ -83,6 +83,23 @@ def _page(template: str) -> Callable[[Callable[P, Context]], Callable[P, str]]:
     return decorate
 
 
+class _OnePage(cherrypy.dispatch.Dispatcher):  # type: ignore[misc] # CherryPy has no types
+    """Finds a page by the one name that its path has.
+
+    CherryPy's own goes on from attribute to attribute, also to those that
+    Python gives every object (``/ui/__class__/``), and calls methods without their object.
+    """
+
+    def find_handler(self, path: str) -> tuple[Callable[..., Any] | None, list[str]]:
+        """Return the method for a path; none unless it is one of this site, named by the whole path."""
+        handler, rest = super().find_handler(path)
+        request = cherrypy.serving.request
+        if getattr(handler, "__self__", None) is request.app.root and "/" not in path.strip("/"):
+            return handler, rest
+        request.is_index = False  # so that no slash is added to what is not there
+        return None, []
+
+
 class Site:
     """All pages of one broker; CherryPy calls the method that the path names.
 
@@ -198,7 +215,7 @@ class Site:
         return self.render("sign_in.html", {"why": why, "to": _own_path(to), "is_open": self._gate.is_open()})
 
     @_exposed
-    def sign_in(self, *, to: object = "", **_others: object) -> str:
+    def sign_in(self, /, *, to: object = "", **_others: object) -> str:
         """Show where one signs in; or, when the request brought a key that counts, begin a session."""
         visit = _visit()
         target = _own_path(visit.to or to)
@@ -213,7 +230,7 @@ class Site:
         return self._sign_in_form(visit.refusal, target)
 
     @_exposed
-    def sign_out(self, **_others: object) -> str:
+    def sign_out(self, /, **_others: object) -> str:
         """End the session; only by POST, so no link can do it."""
         if cherrypy.request.method != "POST":
             raise cherrypy.HTTPRedirect(f"{PREFIX}/", 303)
@@ -225,7 +242,7 @@ class Site:
     # --- pages ---
 
     @_page("overview.html")
-    def index(self, **_others: object) -> Context:
+    def index(self, /, **_others: object) -> Context:
         """Read how the broker is."""
         report = self._reading.health()
         viewer = _viewer()
@@ -240,7 +257,7 @@ class Site:
         }
 
     @_page("entries.html")
-    def entries(self, *, prefix: object = "", page: object = "1", **_others: object) -> Context:
+    def entries(self, /, *, prefix: object = "", page: object = "1", **_others: object) -> Context:
         """Read a page of the entries whose names begin so."""
         viewer, wanted = _viewer(), _text(prefix)
         return {
@@ -250,7 +267,7 @@ class Site:
         }
 
     @_page("entry.html")
-    def entry(self, *, name: object = "", **_others: object) -> Context:
+    def entry(self, /, *, name: object = "", **_others: object) -> Context:
         """Read one entry, and what happened to it."""
         wanted = _text(name)
         record, found = self._reading.entry(_viewer(), wanted)
@@ -262,7 +279,7 @@ class Site:
         }
 
     @_exposed
-    def raw(self, *, name: object = "", **_others: object) -> bytes:
+    def raw(self, /, *, name: object = "", **_others: object) -> bytes:
         """Return one entry as it is stored."""
         try:
             record, _ = self._reading.entry(_viewer(), _text(name))
@@ -273,7 +290,7 @@ class Site:
         return record.json
 
     @_page("nodes.html")
-    def nodes(self, *, page: object = "1", lost: object = "1", **_others: object) -> Context:
+    def nodes(self, /, *, page: object = "1", lost: object = "1", **_others: object) -> Context:
         """Read the sessions, and what ended with one lately."""
         viewer = _viewer()
         return {
@@ -282,27 +299,27 @@ class Site:
         }
 
     @_page("locks.html")
-    def locks(self, *, prefix: object = "", page: object = "1", **_others: object) -> Context:
+    def locks(self, /, *, prefix: object = "", page: object = "1", **_others: object) -> Context:
         """Read the locks: who holds them, and who waits."""
         wanted = _text(prefix)
         return {"prefix": wanted, "part": self._reading.locks(_viewer(), wanted, _number(page))}
 
     @_page("numbers.html")
-    def numbers(self, *, prefix: object = "", page: object = "1", **_others: object) -> Context:
+    def numbers(self, /, *, prefix: object = "", page: object = "1", **_others: object) -> Context:
         """Read the pools and counters."""
         wanted = _text(prefix)
         pools, counters = self._reading.numbers(_viewer(), wanted, _number(page))
         return {"prefix": wanted, "pools": pools, "counters": counters, "part": _longer(pools, counters)}
 
     @_page("keys.html")
-    def keys(self, *, page: object = "1", **_others: object) -> Context:
+    def keys(self, /, *, page: object = "1", **_others: object) -> Context:
         """Read the access keys by name, never their secrets."""
         viewer = _viewer()
         rows = [(key, _state(key)) for key in self._gate.named(viewer)]
         return {"part": paged(rows, _number(page)), "sections": self._gate.keyed(viewer)}
 
     @_page("extensions.html")
-    def extensions(self, *, page: object = "1", **_others: object) -> Context:
+    def extensions(self, /, *, page: object = "1", **_others: object) -> Context:
         """Read how the extensions are, each with its last error."""
         viewer = _viewer()
         found = [
@@ -313,13 +330,13 @@ class Site:
         return {"part": paged(found, _number(page))}
 
     @_page("backups.html")
-    def backups(self, *, page: object = "1", **_others: object) -> Context:
+    def backups(self, /, *, page: object = "1", **_others: object) -> Context:
         """Read the backups, newest first."""
         _must_be_operator("Backups")
         return {"part": paged(list(self._reading.backups()), _number(page))}
 
     @_page("requests.html")
-    def requests(self, *, page: object = "1", **_others: object) -> Context:
+    def requests(self, /, *, page: object = "1", **_others: object) -> Context:
         """Read the last requests, newest first."""
         viewer = _viewer()
         kept = self._requests()
@@ -328,7 +345,7 @@ class Site:
         return {"part": paged(rows, _number(page)), "kept": kept is not None}
 
     @_page("live.html")
-    def live(self, **_others: object) -> Context:
+    def live(self, /, **_others: object) -> Context:
         """Read the last changes; a script adds the next ones as they happen."""
         events, cursor = self._reading.happened(_viewer())
         return {"events": [(event, *stamp_of(event)) for event in events], "cursor": cursor}
@@ -339,6 +356,7 @@ def _configuration(sessions: Sessions, cookie: str) -> dict[str, dict[str, Any]]
     return {
         "/": {
             "error_page.default": _error_page,
+            "request.dispatch": _OnePage(),
             "request.show_tracebacks": False,
             "request.show_mismatched_params": False,
             "tools.log_headers.on": False,  # the cookie is one of them

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import quote
 
+import click
 import pytest
 
+from bpbroker.cli import cli
+from bpbroker.client.cli.tree import bpclient
 from bpbroker.config import layers
 from bpbroker.discovery.jointoken import JoinToken, make_token
-from bpbroker.frontend import access_log
+from bpbroker.frontend import access_log, pages
 from bpbroker.frontend.access_log import Line
 from bpbroker.messages import Health
 from bpbroker.registry import named_keys
@@ -21,6 +26,7 @@ from bpbroker.registry.requests import Allocate, Next
 from tests.support.people import CANARY, KEY, PORT, SECRET, People, fields_of, words
 
 PAGES = ("", "entries", "nodes", "locks", "numbers", "keys", "extensions", "backups", "requests", "live")
+TEMPLATES = Path(pages.__file__).parent / "templates"
 LOOKING = "services:get,list,watch,holder"
 
 
@@ -426,6 +432,22 @@ def test_empty_pages_say_what_to_type(inside: People) -> None:
         assert command in inside.get(page)
 
 
+@pytest.mark.parametrize("template", sorted(TEMPLATES.glob("*.html")), ids=lambda path: path.stem)
+def test_what_a_page_says_to_type_is_a_command_with_its_options(template: Path) -> None:
+    source = template.read_text()
+    written: list[str] = re.findall(r"typed\((\"(?:[^\"\\]|\\.)*\")\)", source)
+    assert len(written) == source.count("typed(") - source.count("macro typed(")
+    for command in map(json.loads, written):
+        program, *rest = shlex.split(command)
+        root = {"bpbroker": cli, "bpclient": bpclient()}[program]
+        context = click.Context(root, info_name=program)
+        while isinstance(context.command, click.Group) and not rest[0].startswith("-"):
+            found = context.command.get_command(context, rest[0])
+            assert found is not None, command
+            context, rest = click.Context(found, parent=context, info_name=rest[0]), rest[1:]
+        context.command.make_parser(context).parse_args(args=list(rest))  # an option that there is not raises
+
+
 def test_extensions_with_their_last_error(inside: People) -> None:
     html = inside.get("extensions")
     assert "its module cannot be imported: &lt;b&gt;boom&lt;/b&gt;" in html
@@ -566,7 +588,10 @@ def test_large_and_deep_entries(inside: People) -> None:
     ["/ui/entries?prefix=%ff", "/ui/entries?prefix=a&prefix=b", "/ui/entries?page=1&page=2", "/ui/entries?nothing=1",
      "/ui/%2e%2e/x", "/ui/static/../site.py", "/ui/static/%2e%2e/site.py", "/ui/static/", "/ui/static", "/ui/_page",
      "/ui/render", "/ui/answer", "/ui/nothing", "/ui/entries/more", "/ui//", "/uix",
-     "/ui/live/nothing", "/ui/sign-in/x", "/ui/sign-out/x", "/ui/raw/foo", "/ui/\xff", "/ui/index/"],
+     "/ui/live/nothing", "/ui/sign-in/x", "/ui/sign-out/x", "/ui/raw/foo", "/ui/\xff", "/ui/index/",
+     "/ui/__class__", "/ui/__class__/", "/ui/--class--/", "/ui/__class__/sign-in", "/ui/__class__/__base__/",
+     "/ui/entries/__func__", "/ui/entries/__wrapped__", "/ui/entries/__self__/", "/ui/sign-in/__func__",
+     "/ui/sign-in/__self__/entries", "/ui/sign-in/__self__/backups", "/ui/_reading/health"],
 )  # fmt: skip
 def test_odd_addresses_are_answered_with_a_page_and_no_traceback(inside: People, target: str) -> None:
     answer = inside.send(target)
@@ -574,6 +599,12 @@ def test_odd_addresses_are_answered_with_a_page_and_no_traceback(inside: People,
     assert b"Traceback" not in answer.body
     assert b"class Site" not in answer.body
     assert b"/bpbroker/frontend" not in answer.body
+
+
+@pytest.mark.parametrize("page", [*PAGES, "entry", "raw", "sign-in", "sign-out"])
+def test_a_parameter_may_have_any_name(inside: People, page: str) -> None:
+    for name in ("self", "args", "kwargs", "site", "read", "cls", "func", "callable"):
+        assert inside.send(f"/ui/{page}?{name}=1").status in (200, 303, 404)
 
 
 def test_what_breaks_in_a_page_is_in_the_log_alone(inside: People, caplog: pytest.LogCaptureFixture) -> None:
