@@ -38,7 +38,7 @@ def test_key_updates_without_end(attack: Callable[..., Attacked]) -> None:
         ]
         with Witness(attacked.broker) as witness:
             ends = time.monotonic() + SECS
-            took = []
+            took: list[float] = []
             while time.monotonic() < ends or len(took) < 200:
                 begun = time.monotonic()
                 assert attacked.broker.request("/live", "GET").status == 200
