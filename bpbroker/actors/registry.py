@@ -207,18 +207,21 @@ class Registry(Actor):
             if first:
                 self.tell_self(Flush())
         elif fate is Fate.LATER:
+            write.looked = frozenset()
             self._postponed.append(write)
-        elif write.sure or backend.is_fresh(write.names):
+        elif backend.is_fresh(write.names) or write.looked.issuperset(write.names):
             send(write.reply, write.decision)
         else:
-            backend.read(write.names, partial(self._decide_surely, write))
+            # All together: what was seen before of some of them may not go with the others.
+            names = tuple({*write.looked, *write.names})
+            backend.read(names, partial(self._decide_surely, write, names))
 
-    def _decide_surely(self, write: PendingWrite, failure: Unavailable | None) -> None:
-        """Decide a write again after a look at the store."""
+    def _decide_surely(self, write: PendingWrite, names: Sequence[str], failure: Unavailable | None) -> None:
+        """Decide a write again after a look at the store. It may turn out to rest on other names now."""
         if failure is not None:
             send(write.reply, Unavailable(f"Nothing was changed: {failure}"))
         else:
-            write.sure = True
+            write.looked = frozenset(names)
             self._decide(write)
 
     def _flush(self, _: Flush | None = None) -> None:
@@ -288,7 +291,7 @@ class Registry(Actor):
         """Decide a write whose names are not as they were thought to be."""
         if write.attempt < _ATTEMPTS:
             write.attempt += 1
-            write.sure = False
+            write.looked = frozenset()
             self._decide(write)
         else:
             what = getattr(write.message, "name", "what this concerns")
@@ -297,7 +300,7 @@ class Registry(Actor):
     def decide_staged_again(self) -> None:
         """Decide all writes that no commit has begun with once more: the state that they met is gone."""
         for write in self.memory.take_batch().writes:
-            write.sure = False
+            write.looked = frozenset()
             self._decide(write)
 
     def _go_on(self, *, waste: bool) -> None:

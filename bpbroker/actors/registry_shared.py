@@ -300,7 +300,8 @@ class SharedBackend:
         if self.away or not names:
             then(Unavailable(self.away) if self.away else None)
             return
-        left = len(names)
+        parts = [names[start : start + READ_MAX] for start in range(0, len(names), READ_MAX)]
+        left = len(parts)
 
         def known(failure: Unavailable | None) -> None:
             nonlocal left
@@ -310,11 +311,11 @@ class SharedBackend:
                 why = str(failure or self.away or next(faults, ""))
                 then(Unavailable(why) if why else None)
 
-        for name in names:
-            self._read(name, known)
+        for part in parts:
+            self._read(part, known)
 
-    def _read(self, name: str, then: Then) -> None:
-        self._reads.add(name, then)
+    def _read(self, names: Sequence[str], then: Then) -> None:
+        self._reads.add(names, then)
         if not self._reading:
             self._reading = True
             # Behind what is in the inbox: reads that came together are asked together.
@@ -323,7 +324,7 @@ class SharedBackend:
     def _read_again(self, names: Sequence[str]) -> None:
         """Read names of which only something old may have been seen."""
         for name in names:
-            self._read(name, lambda _: None)
+            self._read((name,), lambda _: None)
 
     def _begin_read(self, _: object = None) -> None:
         names = self._reads.begin()

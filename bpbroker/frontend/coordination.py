@@ -245,9 +245,9 @@ def update_of(
     parameters: Parameters, source: str, limits: EntryLimits, condition: messages.Condition
 ) -> messages.Update:
     """Return the message of an update, alone or in a batch."""
+    name = parameters.name(limits.name_bytes)
     unset = parameters.unset()
     data = parameters.data(limits.data_bytes, limits.depth, needed=not unset)
-    name = parameters.name(limits.name_bytes)
     session = session_of(parameters) if "session" in parameters.values else None
     return messages.Update(name, data, source, condition, session, unset)
 

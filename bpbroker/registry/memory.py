@@ -57,8 +57,8 @@ class PendingWrite:
     """The reply once the state that it was decided on is durable, or why it was refused."""
     attempt: int = 1
     """How often it has been decided after a conflict, this time included."""
-    sure: bool = False
-    """Whether memory held the newest state of its names when it was decided."""
+    looked: frozenset[str] = frozenset()
+    """Names of which memory holds the newest state now, because the store was asked for them together."""
     names: tuple[str, ...] = ()
     """What it read and changed."""
 
@@ -341,10 +341,7 @@ class Memory:
             view.changes.clear()
         staged, names = batch.staged, tuple(view.reads)
         write.names = names
-        if not view.changes:
-            if any(name in staged for name in names):
-                batch.writes.append(write)
-                return Fate.STAGED
+        if not view.changes and not any(name in staged for name in names):
             return Fate.NOW
         version = self.version
         if version is not None:

@@ -46,7 +46,7 @@ def ack(write: Ack, view: View, _limits: Limits) -> Done:
 
 def destroy(view: View, name: str) -> None:
     """Destroy what was taken under a name, if anything was: it is deleted."""
-    if view.peek(PREFIX + name) is not None and view.get(PREFIX + name) is not None:
+    if view.peek(name) is None and view.get(PREFIX + name) is not None:
         view.delete(PREFIX + name)
 
 
@@ -56,7 +56,9 @@ def must_be_free(view: View, name: str) -> None:
     Raises:
         AlreadyExists: something was.
     """
-    taken = view.peek(PREFIX + name)
+    if view.peek(name) is not None:
+        return  # what is taken is no entry any more, and whether this one is still there is compared by who asks
+    taken = view.get(PREFIX + name)
     if taken is not None:
         raise _another(name, json.loads(taken.json)["receiver"])
 

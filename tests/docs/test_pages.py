@@ -17,7 +17,12 @@ from tests.support.running import RunningBroker
 SCRIPTS = Path(sys.executable).parent
 ALL = [block for page in PAGES for block in blocks(page)]
 TEXT = "\n".join(page.read_text() for page in PAGES)
-NOT_RUN = {"changes the system, needs root": 1, "installs packages of the system": 1}
+NOT_RUN = {
+    "changes the system, needs root": 1,
+    "goes back to an earlier state": 1,
+    "installs packages of the system": 1,
+    "needs pip's index, and root to install": 1,
+}
 """Why blocks are not typed, and how many of them."""
 MACHINES = "several-machines.md"
 """It has a test of its own, with a network."""

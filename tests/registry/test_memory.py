@@ -33,7 +33,7 @@ def test_each_write_meets_those_before_it() -> None:
     assert decide(memory, Update("a", {"y": 2}, "i"))[0] is Fate.STAGED
     assert "a" not in memory.entries
     batch = memory.take_batch()
-    assert [write.names for write in batch.writes] == [("a",)] * 3
+    assert [write.names for write in batch.writes] == [("_taken/a", "a"), ("a",), ("a",)]
     ((change,),) = (group.changes for group in batch.groups())
     assert (change.name, change.expects, change.index) == ("a", ANYTHING, 2)
     assert change.after is not None
@@ -86,7 +86,18 @@ def test_a_session_is_compared_by_the_writes_that_name_it() -> None:
     decide(memory, Register("a", {}, "i", session="s"))
     (group,) = memory.take_batch().groups()
     assert [change.name for change in group.changes] == ["a"]
-    assert [name for name, _ in group.compared] == ["_session/s"]
+    assert [name for name, _ in group.compared] == ["_taken/a", "_session/s"]
+
+
+def test_who_makes_an_entry_compares_whether_it_was_just_taken() -> None:
+    """Another broker may know of the entry that it is gone, and not yet that it was taken."""
+    memory = Memory()
+    memory.version = lambda name: 7 if name == "there" else 0
+    memory.fill([Record("there", b"{}", 5000)])
+    for message in (Register("a", {}, "i"), Replace("b", {}, "i"), Delete("c"), Replace("there", {}, "i")):
+        decide(memory, message)
+    compared = [[name for name, _ in group.compared] for group in memory.take_batch().groups()]
+    assert compared == [["_taken/a"], ["_taken/b"], []]
 
 
 def test_a_session_ends_with_what_was_staged_a_moment_before() -> None:

@@ -28,7 +28,7 @@ class Heard:
 def queue(heard: Heard, *names: str) -> ReadQueue:
     reads = ReadQueue()
     for name in names:
-        reads.add(name, heard.of(name))
+        reads.add((name,), heard.of(name))
     return reads
 
 
@@ -36,7 +36,7 @@ def test_each_name_is_read_once_and_what_comes_meanwhile_is_the_next_read() -> N
     heard = Heard()
     reads = queue(heard, "a", "b", "a")
     assert reads.begin() == ["a", "b"]
-    reads.add("a", heard.of("late a"))
+    reads.add(("a",), heard.of("late a"))
     assert len(reads) == 1
     assert heard.call(reads.end()) == ["a", "b", "a"]
     assert reads.begin() == ["a"]
@@ -57,7 +57,7 @@ def test_what_may_be_old_is_read_again_before_what_came_later() -> None:
     heard = Heard()
     reads = queue(heard, "a", "b")
     reads.begin()
-    reads.add("c", heard.of("c"))
+    reads.add(("c",), heard.of("c"))
     assert heard.call(reads.end(["b"])) == ["a"]
     assert reads.begin() == ["b", "c"]
 
@@ -66,6 +66,20 @@ def test_after_a_failure_nothing_waits() -> None:
     heard = Heard()
     reads = queue(heard, "a")
     reads.begin()
-    reads.add("b", heard.of("b"))
+    reads.add(("b",), heard.of("b"))
     assert heard.call(reads.clear()) == ["a", "b"]
     assert (len(reads), reads.end()) == (0, [])
+
+
+def test_names_that_are_read_together_stay_together() -> None:
+    """What is decided on two names needs both as they are at one moment."""
+    heard = Heard()
+    reads = queue(heard, *(f"n{number:03}" for number in range(READ_MAX - 1)))
+    reads.add(("x", "y"), heard.of("x and y"))
+    reads.add(("z",), heard.of("z"))
+    assert reads.begin()[-2:] == [f"n{READ_MAX - 2:03}", "z"]
+    reads.end()
+    assert reads.begin() == ["x", "y"]
+    assert heard.call(reads.end(["y"])) == []
+    assert reads.begin() == ["x", "y"]
+    assert heard.call(reads.end()) == ["x and y"]

@@ -19,11 +19,13 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from bpbroker.errors import BpbrokerError, StorageFull, Unavailable
 from bpbroker.registry.changes import ANYTHING, Change, Committed, Conflict, Group, Outcome, Seen
 from bpbroker.registry.stored import joined
+from bpbroker.registry.taking import PREFIX as TAKEN
 from bpbroker.storage.etcd.gateway import Gateway
 from bpbroker.storage.etcd.keys import Keys, as_seen, revision_of
 from bpbroker.storage.etcd.responses import decode, encode
@@ -226,6 +228,14 @@ def _expected(group: Group) -> Iterator[tuple[str, int]]:
 
 def _committed(revision: int, moment: Moment) -> Committed:
     return Committed(moment.version(revision), moment.registry.revision(revision))
+
+
+def fitting(group: Group) -> Group:
+    """Return a group that etcd takes: one of very many new entries does not compare whether each was just taken."""
+    if _operations(group) <= GROUP_MAX:
+        return group
+    kept = tuple(each for each in group.compared if each[1] or not each[0].startswith(TAKEN))
+    return replace(group, compared=kept)
 
 
 def refusal(group: Group) -> Unavailable | None:

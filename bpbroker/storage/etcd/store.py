@@ -23,7 +23,7 @@ from bpbroker.messages import Record
 from bpbroker.registry.changes import READ_MAX, Broken, Changes, Committed, Conflict, Group, News, Outcome, Seen, State
 from bpbroker.registry.stored import joined, unrevised
 from bpbroker.storage.etcd import identity
-from bpbroker.storage.etcd.commits import Commits, clear_left_over, packed, refusal
+from bpbroker.storage.etcd.commits import Commits, clear_left_over, fitting, packed, refusal
 from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway
 from bpbroker.storage.etcd.identity import Identity
 from bpbroker.storage.etcd.keys import Keys, as_seen, revision_of
@@ -90,6 +90,7 @@ class EtcdStore:
 
     def commit(self, groups: Sequence[Group]) -> Sequence[Outcome]:
         """See :meth:`bpbroker.storage.base.Store.commit`; an outcome may be an error when others were committed."""
+        groups = [fitting(group) for group in groups]
         outcomes: list[Outcome | None] = [refusal(group) for group in groups]
         places = [place for place, refused in enumerate(outcomes) if refused is None]
         failure: Unavailable | None = None
