@@ -89,6 +89,15 @@ def packed_root(python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return debian_root.archive(python, Path(cache) if cache else tmp_path_factory.mktemp("roots"))
 
 
+@pytest.fixture(scope="session")
+def packed_host(python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a packed root that can make virtual environments."""
+    problem = debian_root.missing()
+    if problem:
+        pytest.skip(problem)
+    return debian_root.archive(python, tmp_path_factory.mktemp("hosts"), "python3-venv")
+
+
 @pytest.fixture
 def root(packed_root: Path) -> Iterator[debian_root.Root]:
     with debian_root.unpacked(packed_root) as made:

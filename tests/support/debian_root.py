@@ -27,12 +27,24 @@ def missing() -> str:
     return f"{', '.join(absent)} not found" if absent else ""
 
 
-def archive(python: str, cache: Path) -> Path:
-    """Return a root of the release with this Python, packed; make it first when the cache has none (30 s)."""
-    made = cache / f"{SUITES[python]}.tar"
+def archive(python: str, cache: Path, *more: str) -> Path:
+    """Return a root of the release with this Python, packed; make it first when the cache has none (30 s).
+
+    Args:
+        python: version of Python, such as ``3.11``.
+        cache: where packed roots are kept.
+        more: packages that the root has as well.
+    """
+    made = cache / f"{'-'.join((SUITES[python], *more))}.tar"
     if not made.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        words = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={_PACKAGES}", SUITES[python]]
+        words = [
+            "mmdebstrap",
+            "--quiet",
+            "--variant=minbase",
+            f"--include={','.join((_PACKAGES, *more))}",
+            SUITES[python],
+        ]
         part = made.with_suffix(".part")
         with part.open("wb") as file:
             subprocess.run([*words, "-"], stdout=file, check=True, timeout=280)
