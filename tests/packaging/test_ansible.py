@@ -152,7 +152,7 @@ def test_a_broker_that_it_brings_up(host: Host, offered: dict[str, str]) -> None
 
     pid = root.path("/run/bpbroker/bpbroker.pid").read_text()
     assert root.do("id", "-u", "bpbroker").strip() == str(Path(f"/proc/{int(pid)}").stat().st_uid) != "0"
-    ask = ("bpclient", "--insecure", "-b", f"127.0.0.1:{host.port}", "--access-key")
+    ask = ("/opt/bpbroker/bin/bpclient", "--insecure", "-b", f"127.0.0.1:{host.port}", "--access-key")
     root.do(*ask, "k" * 20, "service", "register", "--name", "n/1", "--data", "bar")
     assert root.do(*ask, key, "service", "get", "--name", "n/1") == "bar\n"
     assert root.run(*ask, key, "service", "delete", "--name", "n/1").returncode == 5

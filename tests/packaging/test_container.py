@@ -191,7 +191,7 @@ mount --bind /dev {files}/dev
 mount --bind {data} {files}{volume}
 exec chroot --userspec={config["User"]} {files} "$@"
 """
-    words = [*config["Entrypoint"], *config["Cmd"], "--listen-port", str(port), "--listen-ip", "127.0.0.1"]
+    words = [*config["Entrypoint"], *config["Cmd"], "--listen-port", str(port)]
     environ = {**dict(item.split("=", 1) for item in config["Env"]), "LC_ALL": "C.UTF-8"}
     environ["PATH"] += ":/usr/sbin:/sbin"
     log = (tmp_path / "log").open("w+")
