@@ -31,8 +31,8 @@ from bpbroker.actors.config_store import ConfigStore
 from bpbroker.actors.discovery import Discovery
 from bpbroker.actors.extension import Extension
 from bpbroker.actors.healthcheck import Healthcheck
+from bpbroker.actors.healthcheck_guard import HealthcheckGuard
 from bpbroker.actors.ownership import Owned
-from bpbroker.actors.supervisor import Supervisor
 from bpbroker.actors.worker import Beside
 from bpbroker.config import layers, schema
 from bpbroker.errors import BpbrokerError, ConfigurationError, StartError
@@ -253,7 +253,7 @@ class Broker:
                 Healthcheck, self._addresses, self._parts.restart, self._settings, probes, said=self._trouble_changed
             ),
         )
-        self._guard = Supervisor(healthcheck, lambda: self._parts.restart("healthcheck"))
+        self._guard = HealthcheckGuard(healthcheck, lambda: self._parts.restart("healthcheck"))
 
     def _wrong_key(self, source: str) -> None:
         """Hear of a wrong key that came over UDP: it counts as one that came over HTTPS."""

@@ -33,8 +33,8 @@ from bpbroker.frontend.application import Application
 from bpbroker.server import tls
 from bpbroker.server.budget import Budget
 from bpbroker.server.connection import Connection, Turn
-from bpbroker.server.framing import Limits
 from bpbroker.server.policy import Policy, Service
+from bpbroker.server.request_parser import Limits
 from bpbroker.storage.embedded.store import EmbeddedStore
 from tests.support.running import untrusting
 

@@ -42,10 +42,10 @@ from typing import Any, Final
 
 from bpbroker.server import response, tls
 from bpbroker.server.budget import CONNECTION_BYTES, SMALL_BYTES
-from bpbroker.server.framing import Framer, Rejected
 from bpbroker.server.policy import Service
 from bpbroker.server.request import Request, network_of, plain_address
 from bpbroker.server.request_cycle import RequestCycle
+from bpbroker.server.request_parser import Framer, Rejected
 
 logger = logging.getLogger(__name__)
 

@@ -42,10 +42,10 @@ from bpbroker.messages import Settings
 from bpbroker.server.budget import Budget
 from bpbroker.server.connection import Connection
 from bpbroker.server.event_loop import EventLoop
-from bpbroker.server.framing import Limits
 from bpbroker.server.policy import Policy, Service
 from bpbroker.server.request import Request
 from bpbroker.server.request_cycle import Application
+from bpbroker.server.request_parser import Limits
 from bpbroker.server.response import Response
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bpbroker.server.budget import Budget
-from bpbroker.server.framing import Limits
 from bpbroker.server.request import Request
 from bpbroker.server.request_cycle import Application
+from bpbroker.server.request_parser import Limits
 from bpbroker.server.response import Response
 
 

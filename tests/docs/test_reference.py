@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bpbroker.client.cli.commands import COMMANDS
-from bpbroker.client.cli.options import EVERYWHERE
+from bpbroker.client.cli.shared_options import EVERYWHERE
 from bpbroker.client.cli.tree import bpclient
 from tests.support.reference import PAGE, leaves, options, reference
 

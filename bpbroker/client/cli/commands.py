@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from bpbroker.client.cli import output
-from bpbroker.client.cli.options import (
+from bpbroker.client.cli.output import Output
+from bpbroker.client.cli.shared_options import (
     CONSISTENCY,
     DATA,
     DATA_NEEDED,
@@ -28,7 +29,6 @@ from bpbroker.client.cli.options import (
     Command,
     Option,
 )
-from bpbroker.client.cli.output import Output
 from bpbroker.client.cli.words import at_path, content, json_fault, seconds
 from bpbroker.client.transport import CONNECT_SECS
 from bpbroker.errors import ClientError, NotFound, NotShown, UsageError
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
     from bpbroker.client.api import Client, Entry
-    from bpbroker.client.cli.options import Action
     from bpbroker.client.cli.session import Session
+    from bpbroker.client.cli.shared_options import Action
 
 COMMANDS: Final[dict[tuple[str, ...], Command]] = {}
 """Every command by its words, such as ``("service", "get")``."""

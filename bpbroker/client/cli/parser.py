@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from bpbroker.client.cli.commands import COMMANDS, FLAGS, GROUPS
-from bpbroker.client.cli.options import EVERYWHERE, Invocation, Option
+from bpbroker.client.cli.shared_options import EVERYWHERE, Invocation, Option
 from bpbroker.client.cli.words import wants_next
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms

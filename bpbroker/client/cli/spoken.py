@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from bpbroker.client.cli.options import EVERYWHERE, Invocation
+from bpbroker.client.cli.shared_options import EVERYWHERE, Invocation
 from bpbroker.text import heard, said
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms

@@ -14,8 +14,8 @@ from click.core import ParameterSource
 
 from bpbroker import stamp
 from bpbroker.client.cli.commands import COMMANDS, GROUPS
-from bpbroker.client.cli.options import EVERYWHERE, Command, Invocation, Option
 from bpbroker.client.cli.parser import split_command, with_command
+from bpbroker.client.cli.shared_options import EVERYWHERE, Command, Invocation, Option
 from bpbroker.errors import UsageError
 
 _SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

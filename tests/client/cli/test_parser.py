@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from bpbroker.client.cli import tree
 from bpbroker.client.cli.commands import COMMANDS, FLAGS, GROUPS, WORDS
-from bpbroker.client.cli.options import EVERYWHERE, Invocation, Option
 from bpbroker.client.cli.parser import parse
+from bpbroker.client.cli.shared_options import EVERYWHERE, Invocation, Option
 from bpbroker.client.cli.words import split_cols
 from bpbroker.errors import UsageError
 from tests.support import pages

@@ -1,4 +1,4 @@
-"""The supervisor looks after the healthcheck only; the healthcheck replaces all other actors.
+"""The guard looks after the healthcheck only; the healthcheck replaces all other actors.
 
 It pings the healthcheck and puts a new one in its place when it is dead or
 stuck. The main thread calls it between two events.
@@ -24,7 +24,7 @@ STUCK_SECS: Final = 10.0
 """The healthcheck never waits, so this long without an answer and without progress is no slowness."""
 
 
-class Supervisor:
+class HealthcheckGuard:
     """Pings one actor, the healthcheck; puts a new one in its place when it is dead or stuck.
 
     Args:

@@ -9,8 +9,8 @@ import pykka
 import pytest
 
 from bpbroker.actors.base import Actor, ActorAddress, launch, wait_for
+from bpbroker.actors.healthcheck_guard import STUCK_SECS, HealthcheckGuard
 from bpbroker.actors.restarts import RESTARTS_MAX, RESTARTS_WINDOW_SECS
-from bpbroker.actors.supervisor import STUCK_SECS, Supervisor
 from bpbroker.messages import Ping
 
 WAIT_SECS = 30.0
@@ -32,7 +32,7 @@ class Post:
         self.made = 0
         self.broken = False
         self.address = ActorAddress("healthcheck", self.make())
-        self.guard = Supervisor(self.address, self.make)
+        self.guard = HealthcheckGuard(self.address, self.make)
 
     def make(self) -> pykka.ActorRef[Watched]:
         if self.broken:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpbroker.server.framing import Framer, Limits, Rejected, unquoted
 from bpbroker.server.request import Request
+from bpbroker.server.request_parser import Framer, Limits, Rejected, unquoted
 
 LIMITS = Limits(head_bytes=1024, fields=20, body_bytes=1000)
 CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
