@@ -83,7 +83,7 @@ def _page(template: str) -> Callable[[Callable[P, Context]], Callable[P, str]]:
     return decorate
 
 
-class _OnePage(cherrypy.dispatch.Dispatcher):  # type: ignore[misc] # CherryPy has no types
+class _OnePage(cherrypy.dispatch.Dispatcher):  # type: ignore[misc]  # CherryPy has no types
     """Finds a page by the one name that its path has.
 
     CherryPy's own goes on from attribute to attribute, also to those that
