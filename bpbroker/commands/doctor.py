@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -18,7 +17,7 @@ from bpbroker.client.address import BrokerAddress
 from bpbroker.client.doctor import FAIL, OK, WARNING, Finding, examine, networks
 from bpbroker.client.pins import KnownBrokers
 from bpbroker.client.transport import Trust
-from bpbroker.commands.keys import ends_at, state
+from bpbroker.commands.keys import ends_at, keys_in, state, unguarded
 from bpbroker.commands.local import LocalBroker, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, format_option, shown_size
@@ -26,7 +25,7 @@ from bpbroker.config import layers, schema
 from bpbroker.discovery.jointoken import canonical_fingerprint
 from bpbroker.errors import BpbrokerError, ClientError, ConfigurationError, InUse, RequestError, StartError
 from bpbroker.extensions.modules import Status, catalogue
-from bpbroker.registry import named_keys, rights
+from bpbroker.registry import named_keys
 from bpbroker.runtime.exposure import exposed_code
 from bpbroker.server import tls
 from bpbroker.storage import offline
@@ -131,30 +130,25 @@ def _is_read_only(folder: Path) -> bool:
 
 
 def _access(loaded: Loaded, broker: LocalBroker | None) -> Iterator[Finding]:
-    namespaces = ["services", *layers.namespaces(loaded.effective)]
-    stored = [] if broker is None else _named_keys(broker)
-    if broker is None:
-        of_file = {name: value for name, value in loaded.entries.items() if name.startswith(named_keys.PREFIX)}
-        stored = [{"name": name.removeprefix(named_keys.PREFIX), **json.loads(of_file[name])} for name in of_file]
-    closed = {name for each in stored for name in rights.parse(each["allow"]).namespaces}
-    unguarded = [
-        name
-        for name in namespaces
-        if not layers.access_keys(loaded.effective, name)
-        and (name not in closed or "_access_key" in loaded.effective.get(name, {}))
-    ]
+    stored = keys_in(loaded) if broker is None else _named_keys(broker)
+    open_to_all = unguarded(loaded.effective, stored)
     yield from _of_keys(stored, time.time())
     for sentence in schema.weak_keys(loaded.effective):
         yield Finding("keys", WARNING, sentence, "give its section another _access_key")
-    if unguarded:
+    if open_to_all:
         yield Finding(
             "keys",
             WARNING,
-            f"open to everybody: {', '.join(unguarded)}",
+            f"open to everybody: {', '.join(open_to_all)}",
             "give them an _access_key, or add a key with rights there: bpbroker key add",
         )
     else:
         yield Finding("keys", OK, "every namespace needs an access key")
+
+
+def _needs_key(loaded: Loaded, broker: LocalBroker) -> bool:
+    """Whether named keys alone open the registry: their secrets are known to their holders only."""
+    return "services" not in unguarded(loaded.effective, _named_keys(broker))
 
 
 def _named_keys(broker: LocalBroker) -> list[dict[str, Any]]:
@@ -280,7 +274,19 @@ def _broker(broker: LocalBroker, loaded: Loaded | None) -> Iterator[Finding]:
     keys = layers.access_keys(loaded.effective, "services") if loaded is not None else ()
     trust = Trust([canonical_fingerprint(note["fingerprint"])])
     target = BrokerAddress(note["address"], note["port"])
-    yield from examine(target, trust, KnownBrokers(os.devnull), key=keys[0] if keys else "")
+    for finding in examine(target, trust, KnownBrokers(os.devnull), key=keys[0] if keys else ""):
+        if (
+            finding.what == "access"
+            and finding.level == FAIL
+            and loaded is not None
+            and not keys
+            and _needs_key(loaded, broker)
+        ):
+            yield Finding(
+                "access", OK, "the registry needs an access key, a named one (bpbroker key list); none was tried"
+            )
+        else:
+            yield finding
     try:
         report = broker.ask("Status", timeout_secs=10.0)
     except (ClientError, RequestError) as error:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,6 +20,7 @@ from bpbroker.config import layers
 from bpbroker.errors import ConfigurationError, UsageError
 from bpbroker.registry import named_keys, rights
 from bpbroker.registry.named_keys import digest_of
+from bpbroker.storage.sources import Loaded
 
 _SECRET_BYTES = 32
 
@@ -62,8 +64,10 @@ def add_key(
         BadRequest: something of it cannot be used; nothing was changed.
         AlreadyExists: there is or was a key of this name.
     """
-    known = ("services", "ping", "metrics", *layers.namespaces(scope.sources().load().effective))
-    for namespace in sorted(rights.parse(tuple(allow)).namespaces):
+    settings = scope.sources().load().effective
+    known = ("services", "ping", "metrics", *layers.namespaces(settings))
+    about = sorted(rights.parse(tuple(allow)).namespaces)
+    for namespace in about:
         if namespace not in known:
             click.echo(f"warning: there is no namespace {namespace}: the configuration has no such section", err=True)
     secret = secrets.token_urlsafe(_SECRET_BYTES)
@@ -74,7 +78,37 @@ def add_key(
         asked["uses"] = uses
     if networks:
         asked["from"] = list(networks)
-    return f"{name}.{secret}", broker.ask("AddKey", asked)
+    before = broker.ask("Keys")
+    stored: Mapping[str, Any] = broker.ask("AddKey", asked)
+    still_open = unguarded(settings, [*before, stored])
+    for namespace in unguarded(settings, before):
+        if namespace not in still_open:
+            click.echo(f"warning: {namespace} was open to everybody; from now on it needs a key", err=True)
+    return f"{name}.{secret}", stored
+
+
+def unguarded(settings: Mapping[str, Any], stored: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the namespaces that are open to everybody.
+
+    Args:
+        settings: those in force.
+        stored: all named keys; those that ended keep closed what they are about.
+    """
+    closed = {namespace for each in stored for namespace in rights.parse(each["allow"]).namespaces}
+    return [
+        name
+        for name in ("services", *layers.namespaces(settings))
+        if not layers.access_keys(settings, name) and (name not in closed or "_access_key" in settings.get(name, {}))
+    ]
+
+
+def keys_in(loaded: Loaded) -> list[dict[str, Any]]:
+    """Return the named keys that the files of a stopped broker hold."""
+    return [
+        {"name": name.removeprefix(named_keys.PREFIX), **json.loads(value)}
+        for name, value in loaded.entries.items()
+        if name.startswith(named_keys.PREFIX)
+    ]
 
 
 @command("add", short_help="Add a key, and print it once")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -13,7 +14,7 @@ from typing import Any
 import click
 
 from bpbroker.client.address import BrokerAddress, parse_address
-from bpbroker.commands.keys import ALLOW, FROM, TTL, USES, add_key, ends_at
+from bpbroker.commands.keys import ALLOW, FROM, TTL, USES, add_key, ends_at, keys_in, unguarded
 from bpbroker.commands.local import must_run, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, format_option
@@ -182,6 +183,23 @@ _FETCH = (
 """Fetches the client. The certificate is not looked at: the digest is."""
 
 
+def _say_that_it_has_no_key(scope: Scope, loaded: Loaded, namespace: str) -> None:
+    """Say why there is no key in a token, and what to do if its namespace needs one."""
+    stored = keys_in(loaded)
+    broker = running(scope)
+    if broker is not None:
+        with contextlib.suppress(ClientError, RequestError, StartError):  # then what the file has is all that is known
+            stored = broker.ask("Keys", timeout_secs=_REGISTRY_SECS)
+    if namespace == "ping" or namespace in unguarded(loaded.effective, stored):
+        click.echo(f"warning: {namespace} has no _access_key, so it is open to everybody", err=True)
+        return
+    click.echo(
+        f"warning: there is no access key in this token, and {namespace} needs one: it is guarded by named keys. "
+        f"To make a token with a key of its own: {scope.command_line('token --allow RULE')}",
+        err=True,
+    )
+
+
 def _token(
     scope: Scope,
     *,
@@ -210,7 +228,7 @@ def _token(
     elif ttl or uses or networks:
         raise click.UsageError("--ttl, --uses and --from are for --allow: they are of a new key")
     if not keys:
-        click.echo(f"warning: {namespace} has no _access_key, so it is open to everybody", err=True)
+        _say_that_it_has_no_key(scope, loaded, namespace)
     own = canonical_fingerprint(tls.fingerprint(_pair(scope, loaded)[0]))
     made = JoinToken(
         [str(parse_address(text)) for text in addresses] or _addresses(scope, loaded),

@@ -189,7 +189,9 @@ def test_signing_out_takes_a_post(inside: People) -> None:
 
 def test_an_open_registry_can_be_looked_at_without_a_key() -> None:
     people = People({"services": {}})
-    assert "Look without a key" in people.send("/ui/sign-in").body.decode()
+    form = people.send("/ui/sign-in").body.decode()
+    assert "Look without a key" in form
+    assert "From then on the registry needs a key from everybody" in form  # what the command there does
     assert people.sign_in("").status == 303
     people.put("foo", a=1)
     assert "foo" in people.get("entries")
