@@ -161,9 +161,10 @@ def test_a_broker_that_it_brings_up(host: Host, offered: dict[str, str]) -> None
     }  # fmt: skip
     assert len(root.path("/root/firewalld").read_text().splitlines()) == 4
 
-    # Again: nothing is to do, and the broker goes on.
-    changed, said = host.play(bpbroker_keys=keys, **offered)
-    assert changed == 0, said
+    # Again, only asked first: nothing is to do, and the broker goes on.
+    for words in (("--check",), ()):
+        changed, said = host.play(*words, bpbroker_keys=keys, **offered)
+        assert changed == 0, said
     assert root.path("/run/bpbroker/bpbroker.pid").read_text() == pid
 
     # Another value of what is there stays as it is; what is new is added; the key goes.
