@@ -37,10 +37,12 @@ _TAIL_BYTES: Final = 8192
 _FORWARDED: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH")
 _ENDING: Final = ("SIGTERM", "SIGHUP", "SIGQUIT")
 
-# Reads a line that only comes when all went well; an end of the pipe means that its writer was killed.
+# Reads the command's process group, then a line that only comes when all went well; an end of the pipe means that its
+# writer was killed.
 _GUARD: Final = (
-    'read -r word && exit 0; kill -TERM "-$1" 2>/dev/null || exit 0; n=0; '
-    'while [ $n -lt 10 ] && kill -0 "-$1" 2>/dev/null; do sleep 1; n=$((n+1)); done; kill -KILL "-$1" 2>/dev/null'
+    'read -r group || exit 0; read -r word && exit 0; kill -TERM "-$group" 2>/dev/null || exit 0; n=0; '
+    'while [ $n -lt 10 ] && kill -0 "-$group" 2>/dev/null; do sleep 1; n=$((n+1)); done; '
+    'kill -KILL "-$group" 2>/dev/null'
 )
 
 
@@ -115,9 +117,14 @@ class Keeper:
                 number = getattr(signal, name)
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     handlers[number] = signal.signal(number, forwarding.forward)
-            process = self._start()
+            guard = self._guard()  # first: it takes a while to start, and a command without one would be left behind
+            try:
+                process = self._start()
+            except BaseException:  # whatever it is: the guard has nothing to do
+                _dismiss(guard)
+                raise
+            _tell(guard, process.pid)
             forwarding.begin(process.pid)
-            guard = self._guard(process.pid)
             try:
                 self._give_terminal(process.pid)
                 return self._keep(process, session, read_end)
@@ -213,10 +220,10 @@ class Keeper:
             except OSError:  # its reader has gone: what is kept counts
                 pass
 
-    def _guard(self, group: int) -> subprocess.Popen[bytes] | None:
+    def _guard(self) -> subprocess.Popen[bytes] | None:
         try:
-            return subprocess.Popen(  # noqa: S603 - fixed words and a number
-                ["/bin/sh", "-c", _GUARD, "bpclient-guard", str(group)],
+            return subprocess.Popen(  # noqa: S603 - fixed words
+                ["/bin/sh", "-c", _GUARD, "bpclient-guard"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -321,6 +328,16 @@ def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
                 os.killpg(process.pid, signal.SIGCONT)  # one that is stopped has to hear it
     except OSError:
         pass
+
+
+def _tell(guard: subprocess.Popen[bytes] | None, group: int) -> None:
+    """Let the guard know what to end if this process is killed."""
+    if guard is not None and guard.stdin is not None:
+        try:
+            guard.stdin.write(b"%d\n" % group)
+            guard.stdin.flush()
+        except OSError:  # it was killed: the command is kept all the same
+            pass
 
 
 def _dismiss(guard: subprocess.Popen[bytes] | None) -> None:
