@@ -24,7 +24,7 @@ import pykka
 
 from bpbroker.actors.base import DEFERRED, Actor, ActorAddress
 from bpbroker.actors.inbox import INBOX_MAX, Wake
-from bpbroker.actors.restarts import RESTARTS_MAX, Restarts
+from bpbroker.actors.restart_pauses import RESTARTS_MAX, Restarts
 from bpbroker.config import schema
 from bpbroker.errors import BpbrokerError, Unavailable
 from bpbroker.messages import (

@@ -14,7 +14,7 @@ from typing import Any, Final
 import pykka
 
 from bpbroker.actors.base import ActorAddress
-from bpbroker.actors.restarts import Restarts
+from bpbroker.actors.restart_pauses import Restarts
 from bpbroker.errors import BpbrokerError
 from bpbroker.messages import Ping
 

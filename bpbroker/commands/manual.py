@@ -66,7 +66,7 @@ def manual(context: click.Context, folder: Path) -> None:
 
 def pages(bpbroker: click.Group) -> dict[str, str]:
     """Return the manual pages of ``bpbroker``, whose commands these are, and of ``bpclient``: file name to text."""
-    from bpbroker.client.cli.tree import bpclient
+    from bpbroker.client.cli.click_tree import bpclient
 
     return {f"{name}.1": _page(name, root) for name, root in (("bpbroker", bpbroker), ("bpclient", bpclient()))}
 

@@ -14,7 +14,7 @@ from typing import Any
 import pykka
 import pytest
 
-from bpbroker.actors import restarts
+from bpbroker.actors import restart_pauses
 from bpbroker.actors.base import Actor, ActorAddress, launch, wait_for
 from bpbroker.actors.healthcheck import Healthcheck, Probe
 from bpbroker.actors.registry import Registry
@@ -301,7 +301,7 @@ def test_health_is_answered_while_actors_hang(ward: Ward) -> None:
 
 
 def test_restarts_are_limited(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restarts, "BACKOFF_SECS", 0.05)
+    monkeypatch.setattr(restart_pauses, "BACKOFF_SECS", 0.05)
     address = ward.add("worker")
     tried: list[float] = []
 
@@ -314,8 +314,8 @@ def test_restarts_are_limited(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> No
     address.stop(WAIT_SECS)
     ward.until(lambda report: "rests for a while" in report.parts[0].detail)
     time.sleep(0.2)
-    assert len(tried) == restarts.RESTARTS_MAX
-    monkeypatch.setattr(restarts, "RESTARTS_WINDOW_SECS", 0.1)
+    assert len(tried) == restart_pauses.RESTARTS_MAX
+    monkeypatch.setattr(restart_pauses, "RESTARTS_WINDOW_SECS", 0.1)
     ward.factories["worker"] = lambda: launch(Worker)
     ward.until(lambda report: report.ok)
 

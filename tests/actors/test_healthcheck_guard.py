@@ -10,7 +10,7 @@ import pytest
 
 from bpbroker.actors.base import Actor, ActorAddress, launch, wait_for
 from bpbroker.actors.healthcheck_guard import STUCK_SECS, HealthcheckGuard
-from bpbroker.actors.restarts import RESTARTS_MAX, RESTARTS_WINDOW_SECS
+from bpbroker.actors.restart_pauses import RESTARTS_MAX, RESTARTS_WINDOW_SECS
 from bpbroker.messages import Ping
 
 WAIT_SECS = 30.0

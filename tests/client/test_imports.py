@@ -88,6 +88,6 @@ def test_all_that_a_one_shot_call_loads(fake: FakeBroker, known_brokers: Path, w
         *("errors", "process", "progress", "registry", "registry.entry", "client"),
         *(f"client.{name}" for name in ("address", "api", "calls", "retry", "answers", "http1", "transport", "pins")),
         "client.cli",
-        *(f"client.cli.{name}" for name in ("main", "parser", "options", "words")),
+        *(f"client.cli.{name}" for name in ("main", "parser", "shared_options", "words")),
         *(f"client.cli.{name}" for name in ("commands", "session", "output")),
     }

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from bpbroker.cli import cli
-from bpbroker.client.cli.tree import bpclient
+from bpbroker.client.cli.click_tree import bpclient
 from bpbroker.commands import manual
 
 PAGES = Path(__file__).parents[2] / "deploy" / "man"

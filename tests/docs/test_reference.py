@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from bpbroker.client.cli.click_tree import bpclient
 from bpbroker.client.cli.commands import COMMANDS
 from bpbroker.client.cli.shared_options import EVERYWHERE
-from bpbroker.client.cli.tree import bpclient
 from tests.support.reference import PAGE, leaves, options, reference
 
 

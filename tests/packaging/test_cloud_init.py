@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bpbroker.client.cli.tree import parse
+from bpbroker.client.cli.click_tree import parse
 from bpbroker.config import schema
 from tests.packaging.conftest import LONG, TOP
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import click
 
-from bpbroker.client.cli.tree import bpclient
+from bpbroker.client.cli.click_tree import bpclient
 from tests.support.pages import ROOT
 
 PAGE = ROOT / "docs" / "bpclient.md"

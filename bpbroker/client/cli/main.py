@@ -71,15 +71,15 @@ def _perform(arguments: list[str]) -> int:
 
     words = list(split_cols(arguments, WORDS, FLAGS))
     if "_BPCLIENT_COMPLETE" in os.environ:
-        from bpbroker.client.cli import tree
+        from bpbroker.client.cli import click_tree
 
-        tree.complete(words)
+        click_tree.complete(words)
     call = parse(words)
     if call is None:
-        from bpbroker.client.cli import tree
+        from bpbroker.client.cli import click_tree
 
         try:
-            call = tree.parse(words)
+            call = click_tree.parse(words)
         except OSError as error:
             if reader_is_gone(error):
                 raise BrokenPipeError from None

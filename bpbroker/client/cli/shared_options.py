@@ -2,7 +2,7 @@
 
 The commands themselves are in :mod:`bpbroker.client.cli.commands`. Two modules read
 options and commands: :mod:`bpbroker.client.cli.parser` reads well-formed command lines by
-them, and does not load click; :mod:`bpbroker.client.cli.tree` turns them into click's
+them, and does not load click; :mod:`bpbroker.client.cli.click_tree` turns them into click's
 commands, for help, completion and every line that is not well-formed.
 """
 

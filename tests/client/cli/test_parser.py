@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bpbroker.client.cli import tree
+from bpbroker.client.cli import click_tree
 from bpbroker.client.cli.commands import COMMANDS, FLAGS, GROUPS, WORDS
 from bpbroker.client.cli.parser import parse
 from bpbroker.client.cli.shared_options import EVERYWHERE, Invocation, Option
@@ -29,7 +29,7 @@ def read(call: Invocation | None) -> Any:
 def by_click(words: Iterable[str]) -> Any:
     """Return what click understands; None if it does not, or has done something else, such as help."""
     try:
-        return read(tree.parse(list(words)))
+        return read(click_tree.parse(list(words)))
     except (UsageError, SystemExit):
         return None
 
@@ -195,4 +195,4 @@ def test_a_command_stands_behind_two_dashes(line: str, path: tuple[str, ...], co
 def test_a_command_that_is_missing_is_refused(line: str) -> None:
     assert parse(line.split()) is None
     with pytest.raises(UsageError):
-        tree.parse(line.split())
+        click_tree.parse(line.split())

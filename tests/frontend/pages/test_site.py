@@ -15,7 +15,7 @@ import click
 import pytest
 
 from bpbroker.cli import cli
-from bpbroker.client.cli.tree import bpclient
+from bpbroker.client.cli.click_tree import bpclient
 from bpbroker.config import layers
 from bpbroker.discovery.jointoken import JoinToken, make_token
 from bpbroker.frontend import access_log, pages
