@@ -50,7 +50,9 @@ def check(fields: Mapping[str, str], names: Collection[str]) -> None:
     if site is not None and site.strip().lower() not in ("same-origin", "none"):
         raise Forbidden("Requests from web pages of another site are not served")
     if not is_own(host, names):
-        raise Misdirected("This broker is not known by the name in Host (api.host_names)")
+        raise Misdirected(
+            "This broker is not known by the name in Host: use its address or its host's name, or add this one to api.host_names"
+        )
 
 
 def is_own(host: str, names: Collection[str]) -> bool:

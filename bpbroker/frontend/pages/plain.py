@@ -41,12 +41,14 @@ def page(status: int, message: str) -> bytes:
         phrase = HTTPStatus(status).phrase
     except ValueError:
         phrase = "Error"
+    # By a name that is not the broker's the overview is refused as well.
+    lost = status == HTTPStatus.MISDIRECTED_REQUEST
+    way_on = "" if lost else '<p><a class="button" href="/ui/">To the overview</a></p>\n'
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{status} {escape(phrase)} · bpbroker</title>\n"
         '<link rel="icon" href="/ui/static/icon.svg">\n<link rel="stylesheet" href="/ui/static/style.css">\n'
         '</head>\n<body class="alone">\n<main>\n'
-        f"<h1>{escape(phrase)}</h1>\n<p>{escape(message)}</p>\n"
-        '<p><a class="button" href="/ui/">To the overview</a></p>\n</main>\n</body>\n</html>\n'
+        f"<h1>{escape(phrase)}</h1>\n<p>{escape(message)}</p>\n{way_on}</main>\n</body>\n</html>\n"
     ).encode("utf-8", "replace")
