@@ -206,7 +206,8 @@ def test_the_check_finds(fault: str, make_broker: Make, tmp_path: Path) -> None:
     broker = make_broker()
     broker.environ["PYTHONPATH"] = str(tmp_path)
     broker.start()
-    assert faulty(Coordinating([broker], 1500))
+    # Whether clients meet the fault is chance: they get more than one.
+    assert any(faulty(Coordinating([broker], calls)) for calls in (1500, 3000, 6000))
 
 
 @needs_etcd

@@ -61,7 +61,7 @@ class Place:
         return {
             str(path.relative_to(self.home)): None if path.is_dir() else path.read_bytes()
             for path in self.home.rglob("*")
-            if not path.name.endswith((".log", ".lock", "-shm"))
+            if not path.name.endswith((".log", ".lock", ".sock", "-shm"))
         }
 
     def run(self, words: list[str], *strace: str) -> int:
