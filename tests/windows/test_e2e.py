@@ -304,9 +304,12 @@ main(sys.argv[1:])
         environ = {**os.environ, "BPBROKER_HOME": str(home)}
 
         def run(*words: str) -> subprocess.CompletedProcess[bytes]:
-            return subprocess.run(
-                [sys.executable, "-m", "bpbroker", *words], env=environ, capture_output=True, timeout=120, check=False
-            )
+            # To files: the service manager that starts with the first service would hold pipes open.
+            command = [sys.executable, "-m", "bpbroker", *words]
+            out, err = tmp_path / "out", tmp_path / "err"
+            with out.open("wb") as stdout, err.open("wb") as stderr:
+                done = subprocess.run(command, env=environ, stdout=stdout, stderr=stderr, timeout=120, check=False)
+            return subprocess.CompletedProcess(command, done.returncode, out.read_bytes(), err.read_bytes())
 
         def until_status(code: int) -> None:
             end = time.monotonic() + 60
