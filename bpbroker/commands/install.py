@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -252,16 +253,23 @@ def _nssm_knows(nssm: PurePath, name: str) -> str | None:
     Raises:
         StartError: nssm is not where it must be.
     """
-    try:
-        done = subprocess.run([str(nssm), "get", name, "AppParameters"], capture_output=True, timeout=60, check=False)  # noqa: S603 - ours
-    except FileNotFoundError:
-        raise windows.missing(nssm) from None
+    # To a file: a service manager that this starts would hold a pipe open, and its end would never come.
+    with tempfile.TemporaryFile() as out:
+        try:
+            done = subprocess.run(  # noqa: S603 - ours
+                [str(nssm), "get", name, "AppParameters"],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.DEVNULL,
+                timeout=60,
+                check=False,
+            )
+        except FileNotFoundError:
+            raise windows.missing(nssm) from None
+        out.seek(0)
+        said = out.read()
     # nssm writes UTF-16 without a mark.
-    return (
-        done.stdout.decode("utf-16-le" if b"\0" in done.stdout else "utf-8", "replace").strip()
-        if done.returncode == 0
-        else None
-    )
+    return said.decode("utf-16-le" if b"\0" in said else "utf-8", "replace").strip() if done.returncode == 0 else None
 
 
 def _carry_out(plan: Plan, root: Path, *, dry_run: bool) -> None:

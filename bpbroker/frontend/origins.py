@@ -51,7 +51,8 @@ def check(fields: Mapping[str, str], names: Collection[str]) -> None:
         raise Forbidden("Requests from web pages of another site are not served")
     if not is_own(host, names):
         raise Misdirected(
-            "This broker is not known by the name in Host: use its address or its host's name, or add this one to api.host_names"
+            "This broker is not known by the name in Host: use its address or its host's name, or add this one to"
+            " api.host_names"
         )
 
 
