@@ -3,12 +3,14 @@
 Signals go on to the group. When the session is lost the group gets SIGTERM,
 and SIGKILL ten seconds later, or before the session can be another's. A small
 shell ends the group, too, when this process is killed: no command may go on
-without what it was started for.
+without what it was started for. The command's environment has a mark of its
+own: by it the shell finds a command that had begun before it was told of it.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import select
 import signal
 import subprocess
@@ -37,12 +39,21 @@ _TAIL_BYTES: Final = 8192
 _FORWARDED: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH")
 _ENDING: Final = ("SIGTERM", "SIGHUP", "SIGQUIT")
 
+MARK: Final = "BPBROKER_KEEPER"
+"""Environment variable of a command: a word that is its keeper's alone."""
+
 # Reads the command's process group, then a line that only comes when all went well; an end of the pipe means that its
-# writer was killed.
+# writer was killed. Before the first line the command may run already: it is looked for by its mark, twice, because it
+# has none until it is the command.
 _GUARD: Final = (
-    'read -r group || exit 0; read -r word && exit 0; kill -TERM "-$group" 2>/dev/null || exit 0; n=0; '
-    'while [ $n -lt 10 ] && kill -0 "-$group" 2>/dev/null; do sleep 1; n=$((n+1)); done; '
-    'kill -KILL "-$group" 2>/dev/null'
+    "end() { "
+    'kill -TERM "-$1" 2>/dev/null || return; n=0; '
+    'while [ $n -lt 10 ] && kill -0 "-$1" 2>/dev/null; do sleep 1; n=$((n+1)); done; '
+    'kill -KILL "-$1" 2>/dev/null; }; '
+    'if read -r group; then read -r word || end "$group"; exit 0; fi; '
+    "for again in 1 2; do "
+    'for file in $(grep -las "$0" /proc/[0-9]*/environ 2>/dev/null); do '
+    'pid="${file#/proc/}"; end "${pid%/environ}"; done; sleep 1; done'
 )
 
 
@@ -74,7 +85,8 @@ class Keeper:
         if not words:
             raise UsageError("Which command? Give it behind --, such as -- ./install.sh")
         self._words = list(words)
-        self._environ = {**os.environ, **more}
+        self._mark = secrets.token_hex(16)
+        self._environ = {**os.environ, **more, MARK: self._mark}
         self._stdin = stdin
         self._keep_output = keep_output
         self._tail = bytearray()
@@ -223,7 +235,7 @@ class Keeper:
     def _guard(self) -> subprocess.Popen[bytes] | None:
         try:
             return subprocess.Popen(  # noqa: S603 - fixed words
-                ["/bin/sh", "-c", _GUARD, "bpclient-guard"],
+                ["/bin/sh", "-c", _GUARD, f"{MARK}={self._mark}"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -103,11 +103,16 @@ import sys
 from bpbroker.client.cli.keeper import Keeper
 sys.exit(Keeper(["sh", "-c", sys.argv[1]], {}).run())
 """
+SLOW_TO_TELL = """
+import time
+from bpbroker.client.cli import keeper
+keeper._tell = lambda guard, group: time.sleep(1000)
+"""
 
 
-def started(script: str) -> subprocess.Popen[bytes]:
+def started(script: str, program: str = PROGRAM) -> subprocess.Popen[bytes]:
     environ = {**os.environ, "PYTHONPATH": str(Path(keeping.__file__).parents[3])}
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, script], env=environ, start_new_session=True)
+    return subprocess.Popen([sys.executable, "-c", program, script], env=environ, start_new_session=True)
 
 
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
@@ -127,3 +132,13 @@ def test_killing_the_keeper_ends_the_command(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(30)
     await_end(pid)
+
+
+def test_killing_it_before_it_could_tell_of_the_command_ends_the_command(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    process = started(f"sleep 1000 & echo $$ $! > {note}; wait", SLOW_TO_TELL + PROGRAM)
+    pids = [int(word) for word in await_text(note).split()]
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(30)
+    for pid in pids:
+        await_end(pid)
