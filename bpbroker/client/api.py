@@ -26,13 +26,13 @@ if TYPE_CHECKING:  # novm
     from types import TracebackType
     from typing import Any, Final, Self, TypeAlias
 
-    from bpbroker.client.recipes.barrier import Barrier
-    from bpbroker.client.recipes.batch import Batch
-    from bpbroker.client.recipes.election import Election
-    from bpbroker.client.recipes.lock import Lock
-    from bpbroker.client.recipes.session import Session
-    from bpbroker.client.recipes.take import Take
-    from bpbroker.client.recipes.watch import Watch
+    from bpbroker.recipes.barrier import Barrier
+    from bpbroker.recipes.batch import Batch
+    from bpbroker.recipes.election import Election
+    from bpbroker.recipes.lock import Lock
+    from bpbroker.recipes.session import Session
+    from bpbroker.recipes.take import Take
+    from bpbroker.recipes.watch import Watch
 
 TIMEOUT_SECS: Final = 60.0
 RETRIES: Final = 4
@@ -166,7 +166,7 @@ class Client:
 
     @property
     def calls(self) -> Calls:
-        """What carries the calls, for :mod:`bpbroker.client.recipes`."""
+        """What carries the calls, for :mod:`bpbroker.recipes`."""
         return self._calls
 
     @property
@@ -351,7 +351,7 @@ class Client:
         """
         sent: dict[str, Any] = {"prefix": prefix, **_consistency(consistency, wait_secs)}
         if where:
-            from bpbroker.client.recipes.filters import texts
+            from bpbroker.recipes.filters import texts
 
             sent["where"] = texts(where)
         if at_least:
@@ -376,7 +376,7 @@ class Client:
         failure = f"There were fewer than {at_least} entries '{prefix}…'"
         return self._calls.poll("List", sent, {}, wait_secs, found, failure, instead)
 
-    # --- coordination: see bpbroker.client.recipes ---
+    # --- coordination: see bpbroker.recipes ---
 
     def lost(self, prefix: str = "") -> dict[str, dict[str, Any]]:
         """Return what expired with its session lately, by name: the last value of each."""
@@ -385,13 +385,13 @@ class Client:
 
     def session(self, ttl_secs: float = 60.0) -> Session:
         """Return a session, to be used in ``with``: what belongs to it goes when it ends."""
-        from bpbroker.client.recipes.session import Session
+        from bpbroker.recipes.session import Session
 
         return Session(self, ttl_secs)
 
     def lock(self, name: str, ttl_secs: float = 30.0, wait_secs: float | None = None, data: Any = None) -> Lock:
         """Return a lock, to be used in ``with``, or as :class:`threading.Lock`; writes take it as ``lock=``."""
-        from bpbroker.client.recipes.lock import Lock
+        from bpbroker.recipes.lock import Lock
 
         return Lock(self, name, ttl_secs=ttl_secs, wait_secs=wait_secs, data=data)
 
@@ -399,7 +399,7 @@ class Client:
         self, name: str, limit: int, ttl_secs: float = 30.0, wait_secs: float | None = None, data: Any = None
     ) -> Lock:
         """Return a lock that ``limit`` may hold at once."""
-        from bpbroker.client.recipes.lock import Lock
+        from bpbroker.recipes.lock import Lock
 
         return Lock(self, name, ttl_secs=ttl_secs, wait_secs=wait_secs, data=data, limit=limit)
 
@@ -424,7 +424,7 @@ class Client:
 
     def election(self, name: str, data: Any = None, ttl_secs: float = 30.0) -> Election:
         """Return an election: ``run(func)`` calls the function while this one is elected."""
-        from bpbroker.client.recipes.election import Election
+        from bpbroker.recipes.election import Election
 
         return Election(self, name, data=data, ttl_secs=ttl_secs)
 
@@ -438,19 +438,19 @@ class Client:
         fail_lost: bool = False,
     ) -> Barrier:
         """Return a barrier: ``wait(timeout)`` returns once enough entries are ready, raises once one cannot be."""
-        from bpbroker.client.recipes.barrier import Barrier
+        from bpbroker.recipes.barrier import Barrier
 
         return Barrier(self, prefix, count, where=where, fail_where=fail_where, fail_lost=fail_lost)
 
     def watch(self, prefix: str = "", *, name: str = "", since: str = "") -> Watch:
         """Return an iterator over changes, to be used in ``with``; its ``cursor`` says from where to go on."""
-        from bpbroker.client.recipes.watch import Watch
+        from bpbroker.recipes.watch import Watch
 
         return Watch(self, prefix, name=name, since=since)
 
     def batch(self, *, atomic: bool = True) -> Batch:
         """Return a batch, to be used in ``with``: its writes happen together at the end, or not at all."""
-        from bpbroker.client.recipes.batch import Batch
+        from bpbroker.recipes.batch import Batch
 
         return Batch(self, atomic=atomic)
 
@@ -470,7 +470,7 @@ class Client:
             WaitTimeout: it was not done in time.
             LockLost: the connection to the broker was lost while it ran here.
         """
-        from bpbroker.client.recipes.once import Once, call_once
+        from bpbroker.recipes.once import Once, call_once
 
         return call_once(Once(self, name, ttl_secs=ttl_secs, wait_secs=wait_secs, attempts=attempts), func)
 
@@ -499,7 +499,7 @@ class Client:
 
     def take(self, name: str, receiver: str) -> Take:
         """Return a taking, to be used in ``with``: the entry is the receiver's, and is destroyed at the end."""
-        from bpbroker.client.recipes.take import Take
+        from bpbroker.recipes.take import Take
 
         return Take(self, name, receiver)
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 
 from bpbroker.client.answers import Registered, refusal, registered
 from bpbroker.client.http1 import Response
-from bpbroker.client.retry import pauses
 from bpbroker.client.transport import Deadline, Interrupted, NotReached, Transport
 from bpbroker.errors import (
     BpbrokerError,
@@ -22,6 +21,7 @@ from bpbroker.errors import (
     UsageError,
     WaitTimeout,
 )
+from bpbroker.retry import pauses
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from typing import Any, Final
 from bpbroker import DEFAULT_PORT
 from bpbroker.client.outlets import Outlets
 from bpbroker.client.responders import Broker, Responders
-from bpbroker.client.retry import pauses
 from bpbroker.discovery.datagram import PLAIN_REPLY, Question, decode_answer, plain_question, signed_question
 from bpbroker.discovery.jointoken import SECRET_DIGITS, canonical_fingerprint, parse_token
 from bpbroker.errors import BadRequest, UsageError, WaitTimeout
 from bpbroker.registry.entry import check_name
+from bpbroker.retry import pauses
 
 TIMEOUT_SECS: Final = 3.0
 _REPLY_MAX_BYTES: Final = 2048

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from bpbroker.client import BarrierBroken, BatchFailed, Client, CursorExpired, LockLost, LockTimeout, SessionLost
-from bpbroker.client.recipes.batch import pieces
-from bpbroker.client.recipes.filters import matches, texts
 from bpbroker.errors import UsageError
 from bpbroker.frontend.coordination import OPERATIONS
+from bpbroker.recipes.batch import pieces
+from bpbroker.recipes.filters import matches, texts
 from tests.support.fake_broker import FakeBroker, answer, failure, success
 
 OPENED = success({"session": "s", "ttl": 2})

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from bpbroker.client.cli import output
 from bpbroker.client.cli.words import content
-from bpbroker.client.recipes.batch import Batch, pieces
 from bpbroker.errors import BadRequest, BatchFailed, BpbrokerError, RequestError, UsageError, from_status
+from bpbroker.recipes.batch import Batch, pieces
 from bpbroker.registry import entry
 
 TYPE_CHECKING = False

@@ -9,10 +9,10 @@ from bpbroker.client.cli import output
 from bpbroker.client.cli.keeper import LOST, Keeper, end_orderly, wait_for_signal
 from bpbroker.client.cli.spoken import for_system
 from bpbroker.client.cli.words import content, seconds
-from bpbroker.client.recipes.lock import Lock
-from bpbroker.client.recipes.once import Once
-from bpbroker.client.recipes.session import Session as Held
 from bpbroker.errors import BpbrokerError, LockLost, NotFound, SessionLost, UsageError
+from bpbroker.recipes.lock import Lock
+from bpbroker.recipes.once import Once
+from bpbroker.recipes.session import Session as Held
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

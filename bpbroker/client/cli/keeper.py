@@ -18,15 +18,15 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 
-from bpbroker.client.recipes.clock import boottime
 from bpbroker.errors import UsageError
+from bpbroker.recipes.clock import boottime
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
     from typing import Any, Final
 
-    from bpbroker.client.recipes.session import Session
+    from bpbroker.recipes.session import Session
 
 LOST: Final = 111
 """Exit code when the session or the lock was lost."""

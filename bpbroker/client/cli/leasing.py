@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 from bpbroker.client.api import Entry
 from bpbroker.client.cli import output
-from bpbroker.client.recipes.session import new_id
 from bpbroker.errors import BpbrokerError, UsageError
+from bpbroker.recipes.session import new_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from bpbroker.client.cli import output
 from bpbroker.client.cli.keeper import Keeper, end_orderly
 from bpbroker.client.cli.spoken import for_system
 from bpbroker.client.cli.words import seconds
-from bpbroker.client.recipes.watch import Event, Watch
-from bpbroker.client.retry import pauses
 from bpbroker.errors import CursorExpired, NotFound, NotShown, UsageError, WaitTimeout
+from bpbroker.recipes.watch import Event, Watch
+from bpbroker.retry import pauses
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import pytest
 
 from bpbroker.client.cli import keeper as keeping
 from bpbroker.client.cli.keeper import LOST, Keeper
-from bpbroker.client.recipes.clock import boottime
 from bpbroker.errors import UsageError
+from bpbroker.recipes.clock import boottime
 from tests.support.systems import posix_only
 
 pytestmark = posix_only("process groups")

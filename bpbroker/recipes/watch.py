@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 
-from bpbroker.client.retry import pauses
 from bpbroker.errors import CannotConnect, CursorExpired, Gone, NotTrusted, TimedOut, Unavailable, WaitTimeout
+from bpbroker.retry import pauses
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from bpbroker.client.recipes.filters import matches, texts
-from bpbroker.client.recipes.watch import Watch
 from bpbroker.errors import BarrierBroken, BarrierTimeout, CursorExpired
+from bpbroker.recipes.filters import matches, texts
+from bpbroker.recipes.watch import Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from bpbroker.client.recipes.lock import Lock
 from bpbroker.errors import CannotConnect, LockTimeout, NotFound, TimedOut, Unavailable
+from bpbroker.recipes.lock import Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from bpbroker.client.recipes.lock import Lock
-from bpbroker.client.retry import pauses
 from bpbroker.errors import (
     BpbrokerError,
     CannotConnect,
@@ -22,6 +20,8 @@ from bpbroker.errors import (
     Unavailable,
     WaitTimeout,
 )
+from bpbroker.recipes.lock import Lock
+from bpbroker.retry import pauses
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import os
 import threading
 from collections.abc import Callable
 
-from bpbroker.client.recipes.clock import boottime
-from bpbroker.client.retry import pauses
 from bpbroker.errors import BpbrokerError, CannotConnect, ClientError, NotFound, RequestError, SessionLost, WaitTimeout
+from bpbroker.recipes.clock import boottime
+from bpbroker.retry import pauses
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

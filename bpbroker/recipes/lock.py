@@ -11,8 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from bpbroker.client.recipes.session import Session
-from bpbroker.client.retry import pauses
 from bpbroker.errors import (
     AlreadyExists,
     BpbrokerError,
@@ -27,6 +25,8 @@ from bpbroker.errors import (
     Unavailable,
     WaitTimeout,
 )
+from bpbroker.recipes.session import Session
+from bpbroker.retry import pauses
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
