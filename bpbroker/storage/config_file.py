@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -32,10 +33,10 @@ DEPTH_MAX: Final = 250
 NAME_MAX_BYTES: Final = 4096
 """The longest that ``api.max_name_bytes`` may allow."""
 
-CHUNK_ENTRIES: Final = 200
+CHUNK_ENTRIES: Final = 100
+"""Entries a chunk when writing: between two chunks other threads get their turn."""
 _STEP_ENTRIES: Final = 2000
 """So often it is said how far reading is."""
-"""Entries a chunk when writing: between two chunks other threads get their turn."""
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _PLAIN_KEY = re.compile(r'"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*')
@@ -46,6 +47,9 @@ _AT = re.compile(r"(?: starting)? at\Z")
 
 _OBJECTS: Final = "_objects"
 """The section of a file with the registry's own records, whose names begin with ``_``. Never among the settings."""
+_BEHIND_OWN: Final = chr(ord("_") + 1)
+"""Where such names end, in order."""
+_as_json: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 _STATE: Final = "_state"
 """The last section of a file that a broker wrote: its :class:`Origin`. Never among the settings."""
@@ -405,27 +409,28 @@ def chunks(
 
 def _sections(settings: Mapping[str, Any], entries: Mapping[str, bytes]) -> Iterator[bytes]:
     sections: dict[str, Any] = {**settings}
-    of_keys = sorted(name for name in entries if name.startswith(named_keys.PREFIX))
+    names = sorted(entries)  # a snapshot's are in order, or nearly so: that costs a look at each
+    first, behind = bisect_left(names, "_"), bisect_left(names, _BEHIND_OWN)
+    of_keys: list[str] = []
+    own_records: list[str] = []
+    for name in names[first:behind]:
+        (of_keys if name.startswith(named_keys.PREFIX) else own_records).append(name)
+    del names[first:behind]
     if of_keys:
         sections[named_keys.SECTION] = {
             name.removeprefix(named_keys.PREFIX): json.loads(split(name, entries[name]).json) for name in of_keys
         }
     sections.setdefault(layers.REGISTRY_SECTION, {})
-    own_records = {
-        name: value
-        for name, value in entries.items()
-        if name.startswith("_") and not name.startswith(named_keys.PREFIX)
-    }
     if own_records:
         sections[_OBJECTS] = {}
     lead = b"{\n"
     for name, section in sections.items():
         if name == layers.REGISTRY_SECTION and isinstance(section, Mapping):
             yield lead + _key(name) + b"{"
-            yield from _services(section, entries, sorted(n for n in entries if not n.startswith("_")))
+            yield from _services(section, entries, names)
         elif name == _OBJECTS:
             yield lead + _key(name) + b"{"
-            yield from _services({}, own_records, sorted(own_records))
+            yield from _services({}, entries, own_records)
         else:
             yield lead + _key(name) + _indented(section)
         lead = b",\n"
@@ -446,7 +451,7 @@ def _services(own: Mapping[str, Any], entries: Mapping[str, bytes], names: list[
 
 
 def _key(name: str) -> bytes:
-    return f"  {json.dumps(name, ensure_ascii=False)}: ".encode()
+    return f"  {_as_json(name)}: ".encode()
 
 
 def _indented(value: Any, indent: str = "  ") -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import UserDict
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 
 from bpbroker.config import layers
 from bpbroker.errors import BadRequest, ConfigurationError, DamagedFile
-from bpbroker.registry import entry
+from bpbroker.registry import entry, named_keys
 from bpbroker.storage import config_file
 from tests.support.systems import is_private
 
+OWN_SECTIONS = {"services", "_state", "_identity", "_objects", named_keys.SECTION}
+"""What is in the file and not among the settings."""
 SETTINGS = {"api": {"listen_port": 1}, "_config": {"backup_retain_n": 3}, "services": {"_access_key": "k"}}
 ENTRIES = {"b": b'{"x": 1}', "a": b'{"_str": "\xc3\xa4", "last_write_ts": 1}'}
 
@@ -86,9 +89,7 @@ def is_name(name: str) -> bool:
 
 
 @given(
-    st.dictionaries(st.text().filter(lambda name: name not in ("services", "_state")), OBJECTS, max_size=3).filter(
-        encodable
-    ),
+    st.dictionaries(st.text().filter(lambda name: name not in OWN_SECTIONS), OBJECTS, max_size=3).filter(encodable),
     st.dictionaries(st.text().filter(is_name), OBJECTS, max_size=450).filter(encodable),
 )
 def test_any_state_comes_back_byte_by_byte(settings: dict[str, Any], objects: dict[str, Any]) -> None:
@@ -184,3 +185,23 @@ def test_a_file_of_a_later_version_is_refused_with_words(file: Path) -> None:
     file.write_text(json.dumps({"services": {}, "_state": {**state, "format": config_file.FORMAT + 1}}))
     with pytest.raises(DamagedFile, match=r"bpbroker.json was written by a later version of bpbroker \(format 2\)"):
         config_file.read(file)
+
+
+class Counted(UserDict[str, bytes]):
+    """Entries that count how often one of them is looked up."""
+
+    looked = 0
+
+    def __getitem__(self, name: str) -> bytes:
+        self.looked += 1
+        return super().__getitem__(name)
+
+
+def test_between_two_chunks_no_more_is_done_than_a_chunk_holds() -> None:
+    """Else the requests of clients wait while a backup looks at a million entries."""
+    entries = Counted({f"{prefix}{n:05}": b"{}" for prefix in ("B-", "_lock/", "node-") for n in range(3000)})
+    entries.looked = before = 0
+    for _ in config_file.chunks({}, entries):
+        assert entries.looked - before <= config_file.CHUNK_ENTRIES
+        before = entries.looked
+    assert entries.looked == len(entries)
