@@ -37,6 +37,7 @@ from bpbroker.actors.worker import Beside
 from bpbroker.config import layers, schema
 from bpbroker.errors import BpbrokerError, ConfigurationError, StartError
 from bpbroker.extensions import idempotency
+from bpbroker.extensions.cgroups import Groups
 from bpbroker.frontend import access_log
 from bpbroker.frontend.access_keys import NamedKeys
 from bpbroker.frontend.application import Application, changed_by_extension, rejected
@@ -224,6 +225,9 @@ class Broker:
 
     def _start_actors(self) -> None:
         own, settings = self._own, self._settings
+        self._groups = Groups.enter()
+        if self._groups is not None:
+            self._undo.callback(self._groups.leave)
         made = registry_factory(own, lambda: self._settings, self._loaded, self._named_keys, self._erase)
         self._hear_progress("Taking the entries into memory")
         self._parts.start("registry", made)
@@ -282,6 +286,7 @@ class Broker:
                 answers,
                 registry_id,
                 changed_by_extension,
+                self._groups,
             ),
         )
 

@@ -28,6 +28,7 @@ from bpbroker.config import schema
 from bpbroker.errors import Overloaded, RequestError, TimedOut, Unauthorized, Unavailable
 from bpbroker.extensions import modules
 from bpbroker.extensions.call_results import CallResults, ChildTrace
+from bpbroker.extensions.cgroups import Groups
 from bpbroker.extensions.child import Ended, Launch
 from bpbroker.extensions.idempotency import Answers, Keyed, Usage
 from bpbroker.extensions.process_pool import NEVER, Done, Gone, Job, ProcessPool, Ready, Worker
@@ -85,6 +86,7 @@ class Extension(Actor):
         answers: file in which answers to calls with an ``Idempotency-Key`` last; None keeps them in memory.
         registry_id: the registry that this file belongs to; empty if several brokers share one.
         changed: told each change that a method asks of the registry.
+        groups: where its processes get control groups; None where there can be none.
     """
 
     def __init__(
@@ -97,11 +99,13 @@ class Extension(Actor):
         answers: Path | None = None,
         registry_id: str = "",
         changed: Changed = lambda *_: None,
+        groups: Groups | None = None,
     ) -> None:
         super().__init__()
         self._namespace = namespace
         self._lib = lib
         self._settings = settings
+        self._groups = groups
         self._answers = Answers(answers, registry=registry_id)
         self._usage = Usage(0, 0)
         self._tidy_at = 0.0
@@ -369,6 +373,7 @@ class Extension(Actor):
                 memory_max_bytes=section.get("_memory_max_bytes"),
                 environment=dict(section.get("_env", {})),
                 lock=self._shared_lock() if workers_max > 1 else None,
+                groups=self._groups,
             )
         )
 

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from bpbroker import windows
 from bpbroker.extensions import channel
+from bpbroker.extensions.cgroups import Groups, Tree
 from bpbroker.extensions.child_log import forward
 from bpbroker.extensions.process_tree import kill_descendants, now_secs
 from bpbroker.extensions.rh import ANSWER_MAX_BYTES, Unsendable, checked, one_line
@@ -77,6 +78,8 @@ class Launch:
     environment: Mapping[str, str] = field(default_factory=dict)
     lock: int | str | None = None
     """Descriptor of a file, or on Windows name of a mutex; by it ``config.rlock`` excludes the other children."""
+    groups: Groups | None = None
+    """Where the process gets a control group of its own; None where there can be none."""
 
 
 class Child:
@@ -87,6 +90,8 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._job: Any = None
         """Windows: holds all that the process starts, and ends it when this broker dies."""
+        self._tree: Tree | None = None
+        """Linux: the control group of the process and of what its call has started, where there can be one."""
         self._pidfd: int | None = None
         self._output: threading.Thread | None = None
         self._killing = threading.Lock()
@@ -113,6 +118,8 @@ class Child:
             self._process = _start(self._launch)
             if sys.platform == "win32":
                 self._take_into_job(self._process)
+            elif self._launch.groups is not None:  # it starts nothing before it is sent its first frame
+                self._tree = self._launch.groups.hold(self._launch.namespace, self._process.pid)
         if hasattr(os, "pidfd_open"):
             with suppress(OSError):  # an old kernel, or no descriptor left: then the end is noticed by the pipes alone
                 self._pidfd = os.pidfd_open(self._process.pid)
@@ -172,6 +179,11 @@ class Child:
             Ended: the process ended in the middle of it.
             ValueError: the call is too large; nothing was done.
         """
+        if self._tree is not None:
+            try:
+                self._tree.begin()
+            except OSError as error:
+                raise Ended(f"it got no control group: {error.strerror}") from None
         self._began = now_secs()
         try:
             return self._run(call, serve)
@@ -215,6 +227,8 @@ class Child:
             if self._process is not None and not self._reaped:
                 if tree and self.alive():
                     kill_descendants(self._process.pid, self._began)
+                if tree and self._tree is not None and self._began < math.inf:
+                    self._tree.kill()
                 self._kill_group(self._process)
 
     def _kill_group(self, process: subprocess.Popen[bytes]) -> None:
@@ -238,6 +252,8 @@ class Child:
         with self._killing:
             self._reaped = True  # from here on its id may belong to somebody else
         process.wait()
+        if self._tree is not None:
+            self._tree.close()
         if sys.platform == "win32" and self._job is not None:
             self._job.close()
         if self._output is not None:

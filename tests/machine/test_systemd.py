@@ -19,6 +19,15 @@ def Start(rh):
     subprocess.Popen(["sleep", "1001"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     rh.data = "started"
 """
+AWAY = """\
+import ctypes, subprocess, time
+
+
+def Hang(rh):
+    ctypes.CDLL(None).prctl(36, 0, 0, 0, 0)  # no subreaper any more: nothing shows whose child it was
+    subprocess.run(["sh", "-c", "setsid sleep 1003 >/dev/null 2>&1 </dev/null & exit 0"], start_new_session=True)
+    time.sleep(300)
+"""
 CONTROL = "#!/bin/sh\npkill -f sleep.1002\nsetsid sleep 1002 >/dev/null 2>&1 &\n"
 """An OSSEC manager of one daemon."""
 
@@ -90,3 +99,27 @@ def test_what_an_extension_starts_ends_with_the_service_and_what_systemd_starts_
     assert host.machine.try_to("pgrep -f '^sleep 1001'").code == 1
     assert host.run("pgrep -f '^sleep 1002'") == first
     host.await_up()
+
+
+@pytest.mark.parametrize("user", ["", "bpbroker-test"])
+def test_a_call_past_its_limit_leaves_nothing_in_the_units_control_group(host: Host, user: str) -> None:
+    group = "/sys/fs/cgroup/system.slice/bpbroker.service"
+    put(host, "/root/away.py", AWAY)
+    put(host, "/root/away.json", '{"away": {"_timeout_secs": 10}}')
+    host.run("bpbroker install-extension --script /root/away.py")
+    host.service("stop")
+    host.run("bpbroker configure --config-file /root/away.json")
+    if user:
+        host.run(f"useradd --system --no-create-home --shell /usr/sbin/nologin {user}")
+        host.run(f"bpbroker install-service --user {user}")
+    host.service("start")
+    host.await_up()
+    assert shown(host, "Delegate") == "yes"
+    main = shown(host, "MainPID")
+    assert host.run(f"cat {group}/bpbroker-{main}/cgroup.procs").split() == [main]
+    assert host.run(f"cat {group}/cgroup.procs").split() == []  # no process in an inner node
+    called = host.machine.try_to("bpclient -b 127.0.0.1:20443 execute --method away.Hang")
+    assert called.code != 0
+    assert host.machine.try_to("pgrep -f '^sleep 1003'").code == 1
+    # The hierarchy of everybody else is not to be written.
+    assert host.machine.try_to(f"nsenter -t {main} -m mkdir /sys/fs/cgroup/system.slice/not-mine").code != 0

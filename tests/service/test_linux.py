@@ -312,6 +312,13 @@ def test_every_path_is_quoted_in_the_unit() -> None:
     assert "User=broker\n" in text
 
 
+def test_the_units_own_control_group_alone_is_the_brokers() -> None:
+    lines = unit(SERVICE).splitlines()
+    assert "Delegate=pids" in lines
+    assert "ProtectControlGroups=yes" in lines
+    assert "ReadWritePaths=-/sys/fs/cgroup/system.slice/%n -/sys/fs/cgroup/unified/system.slice/%n" in lines
+
+
 def test_no_path_brings_a_line_of_its_own() -> None:
     with pytest.raises(ConfigurationError, match="control character"):
         plan_install(HERE, replace(SERVICE, config=PurePosixPath("/srv/a\nExecStart=/bin/sh")))
