@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
 import math
 import os
@@ -37,12 +36,11 @@ from bpbroker.errors import (
     Unauthorized,
     Unavailable,
 )
-from bpbroker.frontend import access_keys, access_log, client_file, metrics, origins
+from bpbroker.frontend import access_keys, access_log, client_file, metrics, openapi, origins
 from bpbroker.frontend.access_keys import NamedKeys
 from bpbroker.frontend.actions import BUILT_IN
 from bpbroker.frontend.ask import Ask, EntryLimits, limits_of, loopback_writer
 from bpbroker.frontend.control import CONTROL, METRICS, REGISTRY
-from bpbroker.frontend.openapi import description
 from bpbroker.frontend.pages import Pages
 from bpbroker.frontend.parameters import Parameters, json_object, parse
 from bpbroker.frontend.request_counts import RequestCounts
@@ -574,7 +572,7 @@ class Application:
         return response.success_with({"live": True})
 
     def _openapi(self, _request: Request, _call: _Call) -> Response:
-        return Response(200, json.dumps(description()).encode())
+        return Response(200, openapi.document())
 
     def _client_file(self, _request: Request, _call: _Call) -> Response:
         name = 'attachment; filename="bpclient.pyz"'

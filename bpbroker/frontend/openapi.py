@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import Any
 
@@ -181,3 +182,9 @@ def _metrics(error: dict[str, Any]) -> dict[str, Any]:
 
 def _content(schema: dict[str, Any], status: str) -> dict[str, Any]:
     return {} if status == "304" else {"content": {"application/json": {"schema": schema}}}
+
+
+@cache
+def document() -> bytes:
+    """Return the description as JSON. It is written once: everybody may ask for it, and it has 190 KB."""
+    return json.dumps(description()).encode()

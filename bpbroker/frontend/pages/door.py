@@ -12,13 +12,13 @@ import logging
 import threading
 from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
+from dataclasses import replace
 from http import HTTPStatus
-from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 
 from bpbroker import messages
-from bpbroker.errors import MethodNotAllowed, RequestError, TimedOut, TooLarge, Unauthorized
+from bpbroker.errors import BadRequest, MethodNotAllowed, RequestError, TimedOut, TooLarge, Unauthorized
 from bpbroker.frontend import access_log
 from bpbroker.frontend.access_keys import NamedKeys
 from bpbroker.frontend.pages import live, plain
@@ -26,7 +26,7 @@ from bpbroker.frontend.pages.live import Feed, News
 from bpbroker.frontend.pages.reading import Reading
 from bpbroker.frontend.pages.threads import PageThreads
 from bpbroker.frontend.pages.viewer import Credential, Gate, key_in
-from bpbroker.frontend.pages.visit import Visit
+from bpbroker.frontend.pages.visit import Visit, session_in
 from bpbroker.registry.named_keys import NamedKey
 from bpbroker.server.request import Request
 from bpbroker.server.response import JSON_TYPE, PendingResponse, Response
@@ -97,20 +97,21 @@ class Pages:
             note: told the name of the key by which the session was signed in.
 
         Raises:
-            MethodNotAllowed, TooLarge: the request is none for a page.
+            BadRequest, MethodNotAllowed, TooLarge: the request is none for a page.
             Unavailable: which keys there are is not known yet.
         """
         path = request.path
         if request.method not in ("GET", "HEAD") and not (request.method == "POST" and path in (SIGN_IN, SIGN_OUT)):
             raise MethodNotAllowed("The pages are read with GET: they change nothing", ("GET", "HEAD"))
-        credential = self._signed_in(request)
+        session = session_in(request.fields.get("cookie", ""), self._cookie)
+        credential = None if self._sessions is None else self._sessions.find(session)
         if credential is not None and credential.name:
             note(credential.name)
         if path == EVENTS:
             return self._events(request, credential, finish, watch)
-        visit = Visit(request.address, request_id)
+        visit = Visit(request.address, request_id, session)
         if request.method == "POST" and path == SIGN_IN:
-            visit = self._sign_in(request, request_id, check_guessing, wrong_key)
+            visit = self._sign_in(request, visit, check_guessing, wrong_key)
 
         def ask() -> Future[Response]:
             return self._threads.ask(lambda: self._made().answer(request, visit))
@@ -152,28 +153,20 @@ class Pages:
                     self._site = Site(reading, self._gate, self._sessions, access_log.recent, self._cookie)
         return self._site
 
-    def _signed_in(self, request: Request) -> Credential | None:
-        """Return by what the session of a request was signed in."""
-        header = request.fields.get("cookie", "")
-        if self._sessions is None or self._cookie not in header:
-            return None
-        try:
-            morsel = SimpleCookie(header).get(self._cookie)
-        except CookieError:
-            return None
-        return None if morsel is None else self._sessions.find(morsel.value)
-
     def _sign_in(
         self,
         request: Request,
-        request_id: str,
+        visit: Visit,
         check_guessing: Callable[[Sequence[object], str], None],
         wrong_key: Callable[[str], None],
     ) -> Visit:
         """Look at the key that a request brings."""
         if len(request.body) > _FORM_MAX_BYTES:
             raise TooLarge("An access key is shorter than that")
-        form = parse_qs(request.body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=10)
+        try:
+            form = parse_qs(request.body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=10)
+        except ValueError:
+            raise BadRequest("The form has more fields than the page that it is from") from None
         given = form.get("key", [""])[0]
         why = "Incorrect access key"
         key = key_in(given)
@@ -185,9 +178,8 @@ class Pages:
         else:
             if credential is None:
                 wrong_key(request.address)
-        return Visit(
-            request.address, request_id, credential, "" if credential is not None else why, form.get("to", [""])[0]
-        )
+        refusal = "" if credential is not None else why
+        return replace(visit, credential=credential, refusal=refusal, to=form.get("to", [""])[0])
 
     def _events(
         self,

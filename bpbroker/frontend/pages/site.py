@@ -26,7 +26,7 @@ from bpbroker.frontend.pages import plain, shown
 from bpbroker.frontend.pages.reading import Part, Reading, own_of, paged, stamp_of
 from bpbroker.frontend.pages.sessions import CREDENTIAL, SESSION_SECS, PageSession, Sessions
 from bpbroker.frontend.pages.viewer import Gate, Viewer
-from bpbroker.frontend.pages.visit import Visit
+from bpbroker.frontend.pages.visit import Visit, takes_gzip
 from bpbroker.registry import named_keys
 from bpbroker.server.request import Request
 from bpbroker.server.response import Response
@@ -37,6 +37,8 @@ _HERE: Final = Path(__file__).parent
 _ROWS_MAX_PAGE: Final = 10_000_000
 _OWN_HEADERS: Final = frozenset({"content-type", "content-length", "date", "server"})
 """The server writes these."""
+_DATE_MAX: Final = 40
+"""A date in a header has 29 characters, of an old form 33."""
 _STATES: Final = ("fail", "warning", "ok")
 """In the order in which one wants to see them."""
 _COMPRESSED: Final = ("text/html", "text/css", "text/javascript", "application/javascript", "image/svg+xml")
@@ -142,7 +144,7 @@ class Site:
         def start_response(status: str, headers: list[tuple[str, str]], _error: object = None) -> None:
             started[:] = [status, headers]
 
-        body = self._application(_environ(request, visit), start_response)
+        body = self._application(_environ(request, visit, self._cookie), start_response)
         try:
             content = b"".join(body)
         finally:
@@ -418,12 +420,21 @@ def _templates() -> jinja2.Environment:
     return environment
 
 
-def _environ(request: Request, visit: Visit) -> dict[str, Any]:
-    """Return a request as WSGI has it (PEP 3333). Its body stays outside: it may hold a key."""
-    fields = {
-        f"HTTP_{name.upper().replace('-', '_')}": value for name, value in request.fields.items() if "_" not in name
-    }
+def _environ(request: Request, visit: Visit, cookie: str) -> dict[str, Any]:
+    """Return a request as WSGI has it (PEP 3333). Its body stays outside: it may hold a key.
+
+    Of its header only what pages need, in the one form that they need: CherryPy takes seconds for a long header of
+    commas or quotes, and makes of a small header of many ranges an answer of megabytes.
+    """
     host = request.fields.get("host", "")
+    fields = {"HTTP_HOST": host}
+    if visit.session:
+        fields["HTTP_COOKIE"] = f"{cookie}={visit.session}"
+    if takes_gzip(request.fields.get("accept-encoding", "")):
+        fields["HTTP_ACCEPT_ENCODING"] = "gzip"
+    since = request.fields.get("if-modified-since", "")
+    if len(since) < _DATE_MAX:
+        fields["HTTP_IF_MODIFIED_SINCE"] = since
     return {
         **fields,
         "REQUEST_METHOD": "GET" if request.method == "HEAD" else request.method,

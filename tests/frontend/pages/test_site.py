@@ -7,6 +7,7 @@ import logging
 import re
 import shlex
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -671,3 +672,50 @@ def test_a_page_that_hangs_holds_up_nothing_but_pages(inside: People) -> None:
     answer = inside.send("/services/Get?name=foo", "POST", X_ACCESS_KEY=KEY)
     assert answer.status == 200
     assert hangs.is_alive()
+
+
+# --- what a request without a key may cost ---
+
+HEADER_BYTES = 15_900
+"""Nearly all that a head may have."""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cookie", f'__Host-bpbroker-{PORT}="' + "\\" * HEADER_BYTES + '"'),
+        ("cookie", f'__Host-bpbroker-{PORT}="' + '\\"' * (HEADER_BYTES // 2) + '"'),
+        ("accept-encoding", '",' * (HEADER_BYTES // 2)),
+        ("accept-charset", '",' * (HEADER_BYTES // 2)),
+        ("accept", '",' * (HEADER_BYTES // 2)),
+        ("if-none-match", '",' * (HEADER_BYTES // 2)),
+        ("if-modified-since", "1" * HEADER_BYTES),
+        ("content-type", '",' * (HEADER_BYTES // 2)),
+        ("range", "bytes=" + "0-," * (HEADER_BYTES // 3) + "0-"),
+        ("x-forwarded-host", '",' * (HEADER_BYTES // 2)),
+    ],
+)
+@pytest.mark.parametrize("path", ["/ui/sign-in", "/ui/static/style.css"])
+def test_no_header_costs_more_than_reading_it(people: People, path: str, name: str, value: str) -> None:
+    people.send(path)  # makes the site
+    plain = len(people.send(path).body)
+    took = []
+    for _ in range(3):
+        begun = time.process_time()
+        answer = people.send(path, "GET", b"", **{name: value})
+        took.append(time.process_time() - begun)
+        assert len(answer.body) <= plain
+    assert min(took) < 0.1  # of CPU time; it was up to 1.2 s, with Python's lock held
+
+
+def test_a_browser_that_takes_it_gets_pages_compressed(inside: People) -> None:
+    for accepted in ("gzip", "deflate, gzip;q=1.0, br", "br;q=1.0, GZIP"):
+        assert fields_of(inside.send("/ui/keys", accept_encoding=accepted))["Content-Encoding"] == "gzip"
+    for accepted in ("", "br", "gzip;q=0", "gzip; q=0.0", "xgzip"):
+        assert "Content-Encoding" not in fields_of(inside.send("/ui/keys", accept_encoding=accepted))
+
+
+def test_a_form_of_too_many_fields_is_the_clients_fault(people: People, caplog: pytest.LogCaptureFixture) -> None:
+    answer = people.send("/ui/sign-in", "POST", b"a=1&" * 20, origin=f"https://broker:{PORT}")
+    assert answer.status == 400
+    assert not caplog.records  # no traceback for each
