@@ -14,7 +14,7 @@ import click
 from bpbroker import files
 from bpbroker.commands.scope import FILE, Scope, command, pass_scope
 from bpbroker.config import layers, schema
-from bpbroker.errors import BadRequest, ConfigurationError, InUse
+from bpbroker.errors import BadRequest, ConfigurationError, InUse, StartError
 from bpbroker.extensions import modules
 from bpbroker.registry import entry, named_keys
 from bpbroker.server import tls
@@ -204,7 +204,7 @@ def validate(scope: Scope) -> None:
     if not layers.has_shipped_pair(loaded.effective) or layers.own_pair(scope.own)[0].exists():
         try:
             tls.context(*(layers.own_pair(scope.own) if layers.has_shipped_pair(loaded.effective) else pair))
-        except ConfigurationError as error:
+        except (ConfigurationError, StartError) as error:
             refused.append(str(error))
     if refused:
         raise ConfigurationError("A start would refuse:\n  " + "\n  ".join(refused), tuple(refused))

@@ -315,12 +315,12 @@ def context(cert: Path, key: Path) -> SSL.Context:
     """Create the server's TLS context: TLS 1.2 or newer, forward secrecy, AEAD, the whole chain, session tickets.
 
     Raises:
-        ConfigurationError: certificate and key cannot be used together.
+        ConfigurationError, StartError: certificate and key cannot be used together, or not be read.
     """
     for path, what in ((cert, "certificate"), (key, "private key")):
         try:
-            with path.open("rb"):
-                pass
+            with path.open("rb") as file:
+                file.read(1)  # a file that opens may be one that the disk cannot read: OpenSSL would not say so
         except OSError as error:
             raise files.start_error(f"Cannot read the {what} {path}: {error.strerror}", error) from None
     made = SSL.Context(SSL.TLS_SERVER_METHOD)

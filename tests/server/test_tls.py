@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.x509.oid import NameOID
 from OpenSSL import SSL
 
-from bpbroker.errors import ConfigurationError
+from bpbroker.errors import ConfigurationError, StartError
 from bpbroker.server import tls
 from tests.support.systems import end_listening, is_private, posix_only
 
@@ -464,6 +464,14 @@ def test_what_is_no_tls_is_broken(pair: tuple[Path, Path]) -> None:
 def test_a_device_is_no_certificate() -> None:
     with pytest.raises(ConfigurationError, match="/dev/zero holds no certificate in PEM form"):
         tls.read_certificate(Path("/dev/zero"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that opens and cannot be read: Linux")
+def test_a_pair_that_the_disk_cannot_read_is_tried_again_by_the_service_manager(pair: tuple[Path, Path]) -> None:
+    broken = Path("/proc/self/mem")  # its first byte is no memory: EIO
+    for cert, key, what in ((broken, pair[1], "certificate"), (pair[0], broken, "private key")):
+        with pytest.raises(StartError, match=f"Cannot read the {what} {broken}: Input/output error"):
+            tls.context(cert, key)
 
 
 def _verified(trusted: Path, chain: Path, key: Path, host: str, flags: ssl.VerifyFlags) -> str:

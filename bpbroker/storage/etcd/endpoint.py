@@ -12,6 +12,7 @@ import ssl
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from http.client import HTTPException, HTTPResponse, NotConnected
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -27,6 +28,7 @@ from urllib3.exceptions import (
 )
 from urllib3.exceptions import TimeoutError as UrllibTimeoutError
 
+from bpbroker import files
 from bpbroker.errors import ConfigurationError
 from bpbroker.storage.etcd.responses import Failed, document, error, results
 
@@ -55,23 +57,23 @@ def tls_context(options: EtcdOptions) -> ssl.SSLContext:
     Without ``ca_cert`` the authorities of the system count.
 
     Raises:
-        ConfigurationError: a file cannot be read, or is no certificate, or the key does not fit.
+        ConfigurationError, StartError: a file cannot be read, or is no certificate, or the key does not fit.
     """
-    path = options.ca_cert or ""
+    path = ""
     try:
+        for path in filter(None, (options.client_cert, options.client_key, options.ca_cert)):
+            with Path(path).open("rb") as file:
+                file.read(1)  # here, for OpenSSL names no file, and calls what the disk cannot read "no PEM"
         context = ssl.create_default_context(cafile=options.ca_cert)
         if options.client_cert is not None and options.client_key is not None:
             path = f"{options.client_cert} and {options.client_key}"
-            for each in (options.client_cert, options.client_key):
-                with open(each, "rb"):  # noqa: PTH123 - the error names the file, that of OpenSSL does not
-                    pass
             # OpenSSL would ask at the terminal for the passphrase of an encrypted key.
             context.load_cert_chain(options.client_cert, options.client_key, password=lambda: b"")
     except ssl.SSLError as fault:
         reason = "the key does not fit the certificate" if fault.reason == "KEY_VALUES_MISMATCH" else "no PEM"
         raise ConfigurationError(f"_registry: cannot use {path}: {reason}") from None
     except OSError as fault:
-        raise ConfigurationError(f"_registry: cannot read {fault.filename or path}: {fault.strerror}") from None
+        raise files.start_error(f"_registry: cannot read {path}: {fault.strerror}", fault) from None
     return context
 
 

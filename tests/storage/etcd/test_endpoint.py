@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trustme
 
-from bpbroker.errors import ConfigurationError
+from bpbroker.errors import ConfigurationError, StartError
 from bpbroker.storage.etcd.endpoint import Endpoint, tls_context
 from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway
 from bpbroker.storage.etcd.responses import Failed, Refused
@@ -233,6 +233,22 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         ({"client_cert": str(cert), "client_key": str(other)}, "the key does not fit the certificate"),
     ):
         with pytest.raises(ConfigurationError, match=re.escape(why)):
+            tls_context(options(**changed))
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that opens and cannot be read: Linux")
+def test_a_file_that_the_disk_cannot_read_is_tried_again_by_the_service_manager(tmp_path: Path) -> None:
+    made = trustme.CA().issue_cert("broker@example.org")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    made.cert_chain_pems[0].write_to_path(cert)
+    made.private_key_pem.write_to_path(key)
+    broken = "/proc/self/mem"  # its first byte is no memory: EIO
+    for changed in (
+        {"ca_cert": broken},
+        {"client_cert": broken, "client_key": str(key)},
+        {"client_cert": str(cert), "client_key": broken},
+    ):
+        with pytest.raises(StartError, match=re.escape(f"cannot read {broken}: Input/output error")):
             tls_context(options(**changed))
 
 
