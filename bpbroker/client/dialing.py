@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from bpbroker.client.address import BrokerAddress
-from bpbroker.client.transport import NotReached, host_bytes, not_known
+from bpbroker.client.transport import NotReached, host_bytes, not_known, unreached
 from bpbroker.errors import BpbrokerError, CannotConnect, NotTrusted, UsageError
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
@@ -281,7 +281,7 @@ class Dialing:
 
 
 def _unreached(broker: _Broker, why: str) -> NotReached:
-    return NotReached(f"Cannot connect to {broker.address}: {why}; is the broker running, and is this its address?")
+    return unreached(broker.address, why)
 
 
 def _interleaved(places: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:

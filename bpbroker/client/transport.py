@@ -228,10 +228,8 @@ class Transport:
             sock.close()
             if isinstance(error, BpbrokerError) or not isinstance(error, OSError):
                 raise
-            why = "no answer" if isinstance(error, _TIMED_OUT) else error.strerror
-            raise NotReached(
-                f"Cannot connect to {self.address}: {why}; is the broker running, and is this its address?"
-            ) from None
+            why = "no answer" if isinstance(error, _TIMED_OUT) else error.strerror or str(error)
+            raise unreached(self.address, why) from None
         return sock
 
     def _secure(self, raw: socket.socket, context: ssl.SSLContext, deadline: Deadline) -> ssl.SSLSocket:
@@ -335,6 +333,20 @@ def host_bytes(host: str) -> bytes:
     if not all(0 < len(label) < 64 for label in host.removesuffix(".").split(".")):
         raise UnicodeError("label empty or too long")
     return host.encode("ascii")
+
+
+def unreached(address: BrokerAddress, why: str) -> NotReached:
+    """Return the error for a connection that could not be made."""
+    hint = "is the broker running, and is this its address?"
+    if lacks_interface(address):
+        hint = f"a link-local address needs the interface that leads there: {address.host}%INTERFACE, such as %eth0"
+    return NotReached(f"Cannot connect to {address}: {why}; {hint}")
+
+
+def lacks_interface(address: BrokerAddress) -> bool:
+    """Return whether it is link-local, which is good on one interface only, and does not say on which."""
+    host = address.host
+    return ":" in host and "%" not in host and host.startswith(("fe8", "fe9", "fea", "feb"))
 
 
 def not_known(host: str, error: Exception) -> CannotConnect:

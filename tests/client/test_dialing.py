@@ -230,3 +230,14 @@ def test_a_wait_that_the_timeout_cuts_short_says_so(fake: FakeBroker) -> None:
         pytest.raises(WaitTimeout, match=r"did not appear within 0\.3 s, the timeout, which is shorter than the wait"),
     ):
         client.get("n", wait_secs=60)
+
+
+def test_a_link_local_address_without_its_interface_is_told_what_it_lacks(fake: FakeBroker) -> None:
+    for targets in ("[fe80::1]:1", ["[fe80::1]:1", "[fe80::2]:1"]):
+        with (
+            Client(targets, retries=0, timeout_secs=30) as client,
+            pytest.raises(CannotConnect, match="needs the interface that leads there: fe80::[12]%INTERFACE"),
+        ):
+            client.ping()
+    with Client(["[fe80::1]:1", fake.address], fingerprint=fake.fingerprint) as client:
+        client.ping()
