@@ -47,7 +47,8 @@ class Template:
             import jinja2.sandbox
         except ImportError:
             raise UsageError(
-                "render needs Jinja2: pip install 'bpbroker[render]', or put Jinja2 beside bpclient"
+                f"render needs Jinja2, which {sys.executable} does not have: {sys.executable} -m pip install jinja2,"
+                " or the distribution's own (python3-jinja2) where that is its Python"
             ) from None
         self._errors = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
         self._name = name
