@@ -44,6 +44,7 @@ from bpbroker.frontend.application import Application, changed_by_extension, rej
 from bpbroker.frontend.extension_calls import understand
 from bpbroker.frontend.pages import Pages
 from bpbroker.registry import named_keys
+from bpbroker.registry.discovery_secret import DiscoverySecret
 from bpbroker.runtime import sdnotify
 from bpbroker.runtime.actors import Parts, registry_factory
 from bpbroker.runtime.daemon import AtWork, Ready, in_background
@@ -228,7 +229,9 @@ class Broker:
         self._groups = Groups.enter()
         if self._groups is not None:
             self._undo.callback(self._groups.leave)
-        made = registry_factory(own, lambda: self._settings, self._loaded, self._named_keys, self._erase)
+        secret = DiscoverySecret(schema.option(settings, "_discovery", "secret") or "")
+        shared = secret if layers.shares_registry(settings) else None
+        made = registry_factory(own, lambda: self._settings, self._loaded, self._named_keys, secret, self._erase)
         self._hear_progress("Taking the entries into memory")
         self._parts.start("registry", made)
         self._reading = ""
@@ -244,7 +247,13 @@ class Broker:
         self._parts.start(
             "discovery",
             lambda: launch(
-                Discovery, self._prepared.udp, registry, self._settings, tls.fingerprint(self._cert), self._wrong_key
+                Discovery,
+                self._prepared.udp,
+                registry,
+                self._settings,
+                tls.fingerprint(self._cert),
+                self._wrong_key,
+                shared,
             ),
         )
         for namespace in layers.namespaces(settings):
@@ -457,8 +466,8 @@ class Broker:
     def _take(self, event: Any) -> Any:
         if isinstance(event, messages.ApplyConfiguration):
             return self._add(event)
-        if isinstance(event, messages.DropAccessKey):
-            return self._drop_key(event)
+        if isinstance(event, (messages.DropAccessKey, messages.RenewSecret)):
+            return self._change_secret(event)
         if isinstance(event, messages.DropNamespace):
             return self._disable(event)
         if isinstance(event, messages.Reload):
@@ -495,14 +504,14 @@ class Broker:
 
         return self._then(message, added)
 
-    def _drop_key(self, message: messages.DropAccessKey) -> Future[Any]:
-        """Have a section's key taken out; when this is over it does not count any more."""
+    def _change_secret(self, message: messages.DropAccessKey | messages.RenewSecret) -> Future[Any]:
+        """Have a section's key taken out, or the discovery secret changed; then the old one is of no use."""
 
-        def dropped(asked: Future[Any]) -> None:
+        def changed(asked: Future[Any]) -> None:
             asked.result()
             self._apply(self._owned.value.effective)
 
-        return self._then(message, dropped)
+        return self._then(message, changed)
 
     def _disable(self, message: messages.DropNamespace) -> Future[Any]:
         """Have an extension's sections taken out; when this is over no client can call it any more."""

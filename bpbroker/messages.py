@@ -272,6 +272,21 @@ class ChangeKey:
 
 
 @dataclass(frozen=True, slots=True)
+class ShareSecret:
+    """Have the registry keep a discovery secret for all its brokers. Reply: its :class:`Record`, which has the secret.
+
+    Errors: BadRequest, Unavailable.
+    """
+
+    secret: str = field(repr=False)
+    """64 hexadecimal digits."""
+    renew: bool = False
+    """Whether it takes the place of one that is there; else that one stays."""
+    name: str = "_discovery/secret"
+    condition: Condition = ALWAYS
+
+
+@dataclass(frozen=True, slots=True)
 class ListKeys:
     """Read all named access keys. Reply: a tuple of :class:`Record`, sorted by name."""
 
@@ -336,6 +351,17 @@ class DropAccessKey:
     section: str
     digests: tuple[str, ...]
     """SHA-256 of each key that the section may have, in hexadecimal."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenewSecret:
+    """Put another discovery secret into the settings and save. Reply: None.
+
+    Errors: ConfigurationError (it is not this file's, or the registry has it), Unavailable.
+    """
+
+    secret: str = field(repr=False)
+    """64 hexadecimal digits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from bpbroker.messages import (
     GetDocument,
     Pong,
     ReloadSettings,
+    RenewSecret,
     Save,
     Settings,
     Snapshot,
@@ -104,6 +105,7 @@ class ConfigStore(Actor):
         self.handlers = {
             ApplyConfiguration: lambda message: self._later("adding settings", lambda: self._apply(message)),
             DropAccessKey: lambda message: self._later("taking a key out", lambda: self._drop(message)),
+            RenewSecret: lambda message: self._later("changing a secret", lambda: self._renew(message)),
             DropNamespace: lambda message: self._later("taking a section out", lambda: self._disable(message)),
             ReloadSettings: lambda _: self._later("reading the configuration", self._reload),
             Save: lambda _: self._later(_WRITING, lambda: self._save(self._saved)),
@@ -308,6 +310,17 @@ class ConfigStore(Actor):
             saved = layers.freeze(settings)
             self._save(saved, gently=True)
             self._take(saved, self._lower)
+
+    def _renew(self, message: RenewSecret) -> None:
+        """Put another discovery secret in the place of the one in the file."""
+        saved = layers.freeze(layers.override(self._saved, {"_discovery.secret": message.secret}))
+        problems = tuple(schema.problems({"_discovery": saved["_discovery"]}))
+        if problems:
+            raise ConfigurationError(f"Nothing was changed: {problems[0]}", problems)
+        if schema.option(self._sources.in_force(self._lower, saved), "_discovery", "secret") != message.secret:
+            raise ConfigurationError("_discovery.secret is given for this run of the broker; nothing was changed")
+        self._save(saved, gently=True)
+        self._take(saved, self._lower)
 
     def _disable(self, message: DropNamespace) -> tuple[str, ...]:
         """Take an extension's sections out."""

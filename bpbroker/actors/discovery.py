@@ -36,6 +36,7 @@ from bpbroker.discovery.jointoken import canonical_fingerprint
 from bpbroker.discovery.udp import bind_udp, join_groups
 from bpbroker.errors import BpbrokerError
 from bpbroker.messages import Address, CertificateChanged, Datagram, Exists, Pong, Settings, SettingsChanged
+from bpbroker.registry.discovery_secret import DiscoverySecret
 
 __all__ = ["Discovery", "bind_udp"]
 
@@ -90,6 +91,7 @@ class Discovery(Actor):
         fingerprint: of the certificate that the broker serves with, SHA-256.
         wrong: told the address of each question that was signed with something else than the discovery secret,
             where only signed ones are answered.
+        shared: the secret of a shared registry; None where the settings have it.
     """
 
     def __init__(
@@ -99,8 +101,10 @@ class Discovery(Actor):
         settings: Settings,
         fingerprint: str,
         wrong: Callable[[str], None] = lambda _: None,
+        shared: DiscoverySecret | None = None,
     ) -> None:
         super().__init__()
+        self._shared = shared
         self._sockets = list(sockets)
         self._registry = registry
         self._fingerprint = canonical_fingerprint(fingerprint)
@@ -197,10 +201,12 @@ class Discovery(Actor):
             return None
         import hmac
 
-        if self._secret and hmac.compare_digest(
-            question_mac(self._secret, question.nonce, question.name), question.mac
-        ):
-            return self._secret
+        secret = self._secret if self._shared is None else self._shared.value
+        if self._shared is not None and not secret:  # the registry has not told it yet: clients ask again
+            self._outcomes["not_known"] += 1
+            return None
+        if secret and hmac.compare_digest(question_mac(secret, question.nonce, question.name), question.mac):
+            return secret
         self._wrong_macs += 1
         self._outcomes["wrong_mac"] += 1
         if self._mode == "authenticated":

@@ -51,6 +51,7 @@ from bpbroker.messages import (
 from bpbroker.registry import named_keys
 from bpbroker.registry.browsing import Browse, Happened, Recent, browse
 from bpbroker.registry.changes import Committed, Conflict, Group, Outcome
+from bpbroker.registry.discovery_secret import DiscoverySecret
 from bpbroker.registry.filters import matches
 from bpbroker.registry.memory import Fate, KeyView, Memory, PendingWrite
 from bpbroker.registry.replies import not_found, refusal, send, write_failure
@@ -80,12 +81,20 @@ class Registry(Actor):
         backend: how it commits and reads.
         settings: the settings in force.
         key_view: told each named access key that comes, changes or goes.
+        secret: told the discovery secret of a shared registry.
     """
 
-    def __init__(self, backend: Backend, settings: Settings, key_view: KeyView | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        settings: Settings,
+        key_view: KeyView | None = None,
+        secret: DiscoverySecret | None = None,
+    ) -> None:
         super().__init__()
         self.memory = Memory()
         self.memory.key_view = key_view
+        self.memory.secret = secret
         self.backend = backend
         self._groups: Sequence[Group] = ()
         """What the commit under way carries."""

@@ -37,6 +37,9 @@ class Host(Protocol):
     def decide_staged_again(self) -> None:
         """Decide all writes that no commit has begun with once more: the state that they met is gone."""
 
+    def ask_self(self, message: Any, then: Callable[[Any], None] = ...) -> None:
+        """Make a write of the registry's own; ``then`` gets its reply or its error."""
+
 
 class Owner(Host, Protocol):
     """What the parts of a registry actor need of it."""
@@ -46,9 +49,6 @@ class Owner(Host, Protocol):
 
     def write(self, message: Write) -> Any:
         """Take a write; its reply comes when it is decided, and durable."""
-
-    def ask_self(self, message: Any, then: Callable[[Any], None] = ...) -> None:
-        """Make a write of the registry's own; ``then`` gets its reply or its error."""
 
     def set_alarm(self) -> None:
         """Have the registry woken when there is something to do next."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -18,8 +19,8 @@ from typing import Any, Final
 from bpbroker.actors.registry_backend import Host
 from bpbroker.actors.registry_lanes import Done, Kind, Lanes
 from bpbroker.errors import RequestError, StorageFull, Unavailable
-from bpbroker.messages import INDEX_MAX, Record, SnapshotTaken
-from bpbroker.registry import sessions
+from bpbroker.messages import INDEX_MAX, Record, ShareSecret, SnapshotTaken
+from bpbroker.registry import discovery_secret, sessions
 from bpbroker.registry.changes import (
     READ_MAX,
     Broken,
@@ -47,7 +48,8 @@ CHECK_SECS: Final = 1.0
 """A store that has not been used for so long is asked whether it is there."""
 
 SWEEP_SECS: Final = 10.0
-"""So often it is looked whether something of a session that is over is still there: its removal may have failed."""
+"""So often it is looked whether something of a session that is over is still there: its removal may have failed.
+And whether the registry has a discovery secret."""
 
 _TRIES: Final = 3
 """How often a session is opened that ends just then."""
@@ -279,6 +281,14 @@ class SharedBackend:
         self._sweep_at = time.monotonic() + SWEEP_SECS
         for session in self._replica.abandoned():
             self._host.memory.session_ended(session)
+        self._share_secret()
+
+    def _share_secret(self) -> None:
+        """See that the registry has a discovery secret; if another broker brings one at the same time, one wins."""
+        memory = self._host.memory
+        found = memory.get(discovery_secret.NAME)
+        if memory.secret is not None and not (found and discovery_secret.secret_of(found.json)):
+            self._host.ask_self(ShareSecret(memory.secret.offered or secrets.token_hex(32)))
 
     def probe(self) -> None:
         """Have the store asked whether it has space; the next ping tells."""

@@ -20,7 +20,7 @@ from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, format_option
 from bpbroker.config import layers, schema
 from bpbroker.discovery.interfaces import interfaces
-from bpbroker.discovery.jointoken import JoinToken, canonical_fingerprint, make_token
+from bpbroker.discovery.jointoken import SECRET_DIGITS, JoinToken, canonical_fingerprint, make_token
 from bpbroker.errors import ClientError, ConfigurationError, RequestError, StartError
 from bpbroker.frontend import client_file
 from bpbroker.server import tls
@@ -126,19 +126,24 @@ def _renew(scope: Scope, cert: Path, key: Path, hosts: tuple[str, ...]) -> None:
     "--fingerprint", "fingerprints", multiple=True, metavar="SHA256",
     help="Certificate of a further broker that shares the registry; may be given again.",
 )  # fmt: skip
+@click.option(
+    "--renew-secret", is_flag=True,
+    help="First make another discovery secret: with the tokens made before nothing is discovered any more.",
+)  # fmt: skip
 @ALLOW
 @TTL
 @USES
 @FROM
 @pass_scope
-def token(scope: Scope, /, **options: Any) -> None:
+def token(scope: Scope, /, *, renew_secret: bool, **options: Any) -> None:
     """Print one word with which bpclient --token needs nothing else: addresses, fingerprint, access key.
 
-    It also has the secret that makes discovery authenticated. A machine that
-    has it can use the namespace: hand it on as a secret. With --allow it has a
-    new key of its own, which may do that and no more.
+    It also has the secret that makes discovery authenticated; all brokers of a
+    shared registry have the same. A machine that has the token can use the
+    namespace: hand it on as a secret. With --allow it has a new key of its own,
+    which may do that and no more.
     """
-    click.echo(_token(scope, **options))
+    click.echo(_token(scope, **options, renew_secret=renew_secret))
 
 
 @command("join-command", short_help="Print the line that lets a bare machine join")
@@ -210,6 +215,7 @@ def _token(
     ttl: str | None,
     uses: int | None,
     networks: tuple[str, ...],
+    renew_secret: bool = False,
 ) -> str:
     """Return a new token."""
     loaded = scope.sources().load()
@@ -234,16 +240,49 @@ def _token(
         [str(parse_address(text)) for text in addresses] or _addresses(scope, loaded),
         list(dict.fromkeys((own, *map(canonical_fingerprint, fingerprints)))),
         keys[0] if keys else "",
-        schema.option(loaded.effective, "_discovery", "secret") or "",
+        _discovery_secret(scope, loaded, renew=renew_secret),
         _registry_id(scope, loaded),
         until,
     )
-    if not made.secret:
-        click.echo("warning: there is no discovery secret yet; the next start of the broker makes one", err=True)
     # On stderr: standard output is the token alone.
     where = made.addresses[0] if made.addresses else "HOST:PORT"
     click.echo(f"the client is at https://{where}/bpclient.pyz, SHA-256 {client_file.digest()}", err=True)
     return make_token(made)
+
+
+def _discovery_secret(scope: Scope, loaded: Loaded, *, renew: bool) -> str:
+    """Return what signs discovery: of a shared registry its own, else that of the settings. Empty if not known.
+
+    Args:
+        scope: whose broker.
+        loaded: its configuration.
+        renew: whether it becomes another one first.
+
+    Raises:
+        ConfigurationError, RequestError: it is to be renewed, and that cannot be.
+    """
+    proposed = secrets.token_hex(SECRET_DIGITS // 2)
+    if not layers.shares_registry(loaded.effective):
+        if renew:
+            must_run(scope).ask("RenewSecret", {"secret": proposed})
+            return proposed
+        found: str = schema.option(loaded.effective, "_discovery", "secret") or ""
+        if not found:
+            click.echo("warning: there is no discovery secret yet; the next start of the broker makes one", err=True)
+        return found
+    asked = {"secret": proposed, "renew": renew}
+    if renew:
+        return str(must_run(scope).ask("ShareSecret", asked)["secret"])
+    broker = running(scope) if os.access(lock_path(scope.own), os.R_OK | os.W_OK) else None
+    if broker is not None:
+        with contextlib.suppress(ClientError, RequestError, StartError):  # the token is of use without
+            return str(broker.ask("ShareSecret", asked, timeout_secs=_REGISTRY_SECS)["secret"])
+    click.echo(
+        "warning: there is no discovery secret in this token: the shared registry has it,"
+        " and no broker runs here that could tell it",
+        err=True,
+    )
+    return ""
 
 
 def _registry_id(scope: Scope, loaded: Loaded) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from bpbroker import messages
 from bpbroker.errors import BadRequest
 from bpbroker.frontend.ask import Ask
-from bpbroker.registry import named_keys
+from bpbroker.registry import discovery_secret, named_keys
 from bpbroker.server import response
 from bpbroker.server.response import Response
 
@@ -42,6 +42,16 @@ def _key(kind: Literal["add", "rotate", "revoke"]) -> _Action:
         return "registry", Ask(messages.ChangeKey(named_keys.stored_name(name), kind, given), _show_key)
 
     return decide
+
+
+def _share_secret(document: Mapping[str, Any]) -> tuple[str, Ask]:
+    """Return what reads or renews the discovery secret of a shared registry; one that has none gets the given one."""
+    message = messages.ShareSecret(str(document.get("secret")), document.get("renew") is True)
+    return "registry", Ask(message, _show_secret)
+
+
+def _show_secret(record: messages.Record) -> Response:
+    return response.success_with({"secret": discovery_secret.secret_of(record.json)})
 
 
 def _show_key(record: messages.Record) -> Response:
@@ -78,6 +88,11 @@ CONTROL: Final[Mapping[str, _Action]] = {
         Ask(
             messages.DropAccessKey(str(document.get("namespace")), tuple(document.get("digests", ()))), _show, BULK_SECS
         ),
+    ),
+    "ShareSecret": _share_secret,
+    "RenewSecret": lambda document: (
+        "broker",
+        Ask(messages.RenewSecret(str(document.get("secret"))), _show, BULK_SECS),
     ),
     "DropNamespace": lambda document: (
         "broker",

@@ -20,9 +20,10 @@ from typing import Any, Final, Protocol
 
 from bpbroker.errors import RequestError, Unavailable
 from bpbroker.messages import INDEX_MAX, Record
-from bpbroker.registry import locks, named_keys, numbers, sessions
+from bpbroker.registry import discovery_secret, locks, named_keys, numbers, sessions
 from bpbroker.registry.ages import Age, Ages
 from bpbroker.registry.changes import ANYTHING, Change, Group
+from bpbroker.registry.discovery_secret import DiscoverySecret
 from bpbroker.registry.history import History, events_of
 from bpbroker.registry.index import EntryIndex, Snapshot, span
 from bpbroker.registry.parked import Parked, Places
@@ -273,6 +274,8 @@ class Memory:
         self.session_ended: Callable[[str], None] = lambda _id: None
         self.lock_changed: Callable[[str, Record | None], None] = lambda _name, _record: None
         self.key_view: KeyView | None = None
+        self.secret: DiscoverySecret | None = None
+        """Told the registry's discovery secret, where it has one."""
         """Who follows the named access keys."""
         self.version: Callable[[str], int] | None = None
         """Returns the version of a record that is known; None where the store has no other writers."""
@@ -298,6 +301,8 @@ class Memory:
                 self.locks += 1
             elif record.name.startswith(named_keys.PREFIX) and self.key_view is not None:
                 self.key_view.take(record.name, record.json)
+            elif record.name == discovery_secret.NAME and self.secret is not None:
+                self.secret.take(record.json)
         self.ages.starting = False
         self.complete()
 
@@ -390,6 +395,8 @@ class Memory:
             self.entries_lost += after is not None and (before is None or before.revision < after.revision)
         elif name.startswith(named_keys.PREFIX) and self.key_view is not None:
             self.key_view.take(name, None if after is None else after.json)
+        elif name == discovery_secret.NAME and self.secret is not None:
+            self.secret.take(None if after is None else after.json)
 
     def _note_age(self, name: str, after: Record | None) -> None:
         """Note since when a record, or what is in it, is there."""

@@ -23,7 +23,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
-from bpbroker.errors import AlreadyExists, NotFound, PreconditionFailed, RequestError, TooLarge
+from bpbroker.errors import AlreadyExists, BadRequest, NotFound, PreconditionFailed, RequestError, TooLarge
 from bpbroker.messages import (
     ALWAYS,
     ChangeKey,
@@ -35,9 +35,10 @@ from bpbroker.messages import (
     Record,
     Register,
     Replace,
+    ShareSecret,
     Update,
 )
-from bpbroker.registry import entry, locks, named_keys, numbers, sessions, taking
+from bpbroker.registry import discovery_secret, entry, locks, named_keys, numbers, sessions, taking
 from bpbroker.registry.ages import Age
 from bpbroker.registry.requests import (
     Ack,
@@ -61,7 +62,7 @@ from bpbroker.registry.requests import (
 
 Write = (
     Register | Replace | Update | Delete | Open | Close | Expire | Forget | Lock | Unlock | Allocate | Release | Next
-    | Rest | Take | Ack | Batch | ChangeKey
+    | Rest | Take | Ack | Batch | ChangeKey | ShareSecret
 )  # fmt: skip
 
 
@@ -231,6 +232,15 @@ def _change_key(write: ChangeKey, view: View, _limits: Limits) -> Record:
     return view.put(write.name, entry.encode(after))
 
 
+def _share_secret(write: ShareSecret, view: View, _limits: Limits) -> Record:
+    if not discovery_secret.is_secret(write.secret):
+        raise BadRequest("A discovery secret is 64 lower-case hexadecimal digits")
+    current = view.get(write.name)
+    if current is not None and not write.renew and discovery_secret.secret_of(current.json):
+        return current
+    return view.put(write.name, entry.encode(discovery_secret.stored(write.secret, view.now)))
+
+
 Rule = Callable[[Any, View, Limits], Any]
 
 WRITES: Final[dict[type[Any], Rule]] = {
@@ -252,6 +262,7 @@ WRITES: Final[dict[type[Any], Rule]] = {
     Ack: taking.ack,
     Batch: _batch,
     ChangeKey: _change_key,
+    ShareSecret: _share_secret,
 }
 """Message type to what it does."""
 

@@ -17,6 +17,7 @@ from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.actors.registry_shared import SharedBackend
 from bpbroker.config import layers
 from bpbroker.errors import Unavailable
+from bpbroker.registry.discovery_secret import DiscoverySecret
 from bpbroker.registry.memory import KeyView
 from bpbroker.registry.stored import unrevised
 from bpbroker.storage import config_file
@@ -109,6 +110,7 @@ def registry_factory(
     settings_now: Callable[[], messages.Settings],
     loaded: Loaded,
     key_view: KeyView,
+    secret: DiscoverySecret,
     erase: Callable[[tuple[str, ...]], None],
 ) -> Factory:
     """Return the factory of the registry actor: on the store that the configuration names when the broker starts.
@@ -118,6 +120,7 @@ def registry_factory(
         settings_now: gives the settings in force; one that takes a dead one's place works by later ones.
         loaded: what the file held a moment ago.
         key_view: told each named access key that comes, changes or goes.
+        secret: told the discovery secret of a shared registry.
         erase: told the names of entries that were taken and are destroyed now.
     """
     entries, origin = loaded.entries, loaded.origin or Origin("", 0)
@@ -130,7 +133,9 @@ def registry_factory(
                 own,
             )
         options, remembered = EtcdOptions.of(settings_now()), own.with_name(f"{own.name}.etcd")
-        return lambda: launch(Registry, SharedBackend(lambda: EtcdStore(options, remembered)), settings_now(), key_view)
+        return lambda: launch(
+            Registry, SharedBackend(lambda: EtcdStore(options, remembered)), settings_now(), key_view, secret
+        )
     journal, first = journal_path(own), [entries]
 
     def base() -> Mapping[str, bytes]:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from bpbroker.config import layers, schema
 from bpbroker.errors import ConfigurationError, StartError, Unavailable
 from bpbroker.messages import Record
+from bpbroker.registry import discovery_secret
 from bpbroker.registry.changes import Change, Committed, Group, State
 from bpbroker.registry.entry import shown_names
 from bpbroker.registry.stored import joined, outlives_sessions, split
@@ -131,6 +132,11 @@ def _to_file(own: Path, _settings: Mapping[str, Any], _store: EtcdStore, state: 
         return Migrated(len(missing), same, left, None)
     terms.tell(0, len(missing))
     wanted = {name: joined(record) for name, record in {**entries, **there}.items()}
+    secret = next(
+        (seen.record.json for seen in state.entries if seen.record and seen.name == discovery_secret.NAME), None
+    )
+    if secret is not None:  # of a registry of its own it is a setting; the tokens that there are go on working
+        saved = layers.override(saved, {"_discovery.secret": discovery_secret.secret_of(secret)})
     kept = offline.put(own, _with_store(saved, "embedded"), wanted, above=state.revision)
     read_back = offline.state_of(own).entries
     if any(read_back.get(name) != value for name, value in wanted.items()):
@@ -162,8 +168,13 @@ def _check_others(entries: Mapping[str, Record], there: Mapping[str, Record], wh
 
 
 def _moving(records: Iterable[Record]) -> dict[str, Record]:
-    """Return the records that move, by name. Sessions stay behind, and so does what belongs to them."""
-    return {record.name: record for record in records if outlives_sessions(record)}
+    """Return the records that move, by name. Sessions stay behind, and so does what belongs to them.
+
+    The discovery secret of a shared registry is a setting of one that is not, and the other way round.
+    """
+    return {
+        record.name: record for record in records if outlives_sessions(record) and record.name != discovery_secret.NAME
+    }
 
 
 def _of_etcd(state: State) -> dict[str, Record]:

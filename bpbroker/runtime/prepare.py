@@ -200,8 +200,8 @@ def with_certificate(loaded: Loaded, own: Path) -> Loaded:
 
 
 def with_discovery_secret(loaded: Loaded) -> Loaded:
-    """Make the discovery secret at the first start; brokers that share a registry are given the same one."""
-    if schema.option(loaded.effective, "_discovery", "secret"):
+    """Make the discovery secret at the first start; a shared registry has its own, for all its brokers."""
+    if schema.option(loaded.effective, "_discovery", "secret") or layers.shares_registry(loaded.effective):
         return loaded
     return _with(loaded, {"_discovery.secret": secrets.token_hex(32)})
 

@@ -26,6 +26,7 @@ from bpbroker.messages import (
     Ping,
     Register,
     ReloadSettings,
+    RenewSecret,
     Save,
     Settings,
 )
@@ -288,6 +289,16 @@ def test_a_key_is_taken_out_if_it_is_the_one_that_was_meant(store: Asked, file: 
     store(DropAccessKey("services", (digest_of("k").hex(),)))
     assert "_access_key" not in owned.value.effective["services"]
     assert "_access_key" not in json.loads(file.read_text())["services"]
+
+
+def test_another_discovery_secret_is_saved_before_it_counts(store: Asked, file: Path, owned: Owned[Loaded]) -> None:
+    store(RenewSecret("5e" * 32))
+    assert json.loads(file.read_text())["_discovery"] == {"secret": "5e" * 32}
+    assert owned.value.effective["_discovery"]["secret"] == "5e" * 32
+    with pytest.raises(ConfigurationError, match=r"Nothing was changed: _discovery\.secret: must be 64"):
+        store(RenewSecret("hush"))
+    assert owned.value.effective["_discovery"]["secret"] == "5e" * 32
+    assert "5e" not in repr(RenewSecret("5e" * 32))
 
 
 def test_an_edit_while_the_broker_runs_is_not_lost(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import sys
@@ -28,6 +29,7 @@ from bpbroker.discovery.datagram import (
 )
 from bpbroker.errors import Overloaded
 from bpbroker.messages import CertificateChanged, Exists, Ping, SettingsChanged
+from bpbroker.registry.discovery_secret import DiscoverySecret
 
 NONCE = "0f" * 16
 QUESTION = Question("foo", NONCE)
@@ -113,11 +115,11 @@ class Running:
 def run() -> Iterator[Callable[..., Running]]:
     undo: list[Callable[[], object]] = []
 
-    def make(*, ip: str = "127.0.0.1", **sections: Any) -> Running:
+    def make(*, ip: str = "127.0.0.1", shared: DiscoverySecret | None = None, **sections: Any) -> Running:
         sockets = bind_udp(ip, 0)
         registry = Registry()
         wrong: list[str] = []
-        ref = launch(Discovery, sockets, registry, settings(**sections), FINGERPRINT, wrong.append)
+        ref = launch(Discovery, sockets, registry, settings(**sections), FINGERPRINT, wrong.append, shared)
         address = ActorAddress("discovery", ref)
         client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         client.settimeout(20)
@@ -156,6 +158,18 @@ def test_a_signed_question_gets_an_authentic_answer(run: Callable[..., Running])
     assert decode_answer(reply, QUESTION, SECRET) == Reply(REGISTRY, FINGERPRINT, running.port, "127.0.0.1")
     assert len(reply) <= len(request) + GROWTH_MAX
     assert running.is_silent(signed_question("foo", NONCE, OTHER))
+
+
+def test_a_shared_registry_s_secret_counts_from_the_moment_it_is_told(run: Callable[..., Running]) -> None:
+    shared = DiscoverySecret()
+    running = run(_discovery={"secret": OTHER}, _global={"discovery": "authenticated"}, shared=shared)
+    for secret in (SECRET, OTHER):
+        assert running.is_silent(signed_question("foo", NONCE, secret))
+    assert running.wrong == []  # whether it was wrong is not known yet
+    shared.take(json.dumps({"secret": SECRET}).encode())
+    assert decode_answer(running.ask(signed_question("foo", NONCE, SECRET)), QUESTION, SECRET) is not None
+    assert running.is_silent(signed_question("foo", NONCE, OTHER))
+    assert running.wrong == ["127.0.0.1"]
 
 
 def test_an_access_key_signs_nothing(run: Callable[..., Running]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bpbroker.discovery.interfaces import own_address
-from bpbroker.discovery.jointoken import JoinToken, make_token
+from bpbroker.discovery.jointoken import JoinToken, make_token, parse_token
 from tests.support.running import RunningBroker
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -422,6 +422,12 @@ def test_the_discovery_secret_is_made_once_and_outlives_a_start_and_a_reload(bro
     assert len(secret) == 64
     broker.restart()
     assert broker.discovery_secret == secret
+    done = broker.bpbroker("token", "--renew-secret", "--address", "h:1")
+    renewed = parse_token(done.stdout).secret
+    assert done.returncode == 0, done.stderr
+    assert renewed not in ("", secret)
+    secret = broker.discovery_secret
+    assert secret == renewed
     content = json.loads(broker.config.read_text())
     del content["_discovery"]["secret"]
     broker.config.write_text(json.dumps(content))
@@ -429,6 +435,9 @@ def test_the_discovery_secret_is_made_once_and_outlives_a_start_and_a_reload(bro
     assert broker.stop() == 0
     assert broker.discovery_secret == secret
     assert secret not in broker.text
+    refused = broker.bpbroker("token", "--renew-secret", "--address", "h:1")
+    assert (refused.returncode, refused.stdout) == (1, ""), refused
+    assert broker.discovery_secret == secret
 
 
 def test_a_fingerprint_alone_lets_tls_decide(broker: RunningBroker) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPSConnection
 from typing import Any
 
+from bpbroker.discovery.datagram import Question, decode_answer, question_mac, signed_question
+from bpbroker.discovery.jointoken import parse_token
 from bpbroker.registry.named_keys import digest_of
 from tests.support.etcd_cluster import needs_etcd
 from tests.support.running import RunningBroker, untrusting
@@ -60,3 +63,60 @@ def test_keys_are_those_of_all_brokers(etcd_section: dict[str, Any], make_broker
     assert brokers[1].bpbroker("key", "revoke", "join").returncode == 0
     assert becomes(brokers[2], key, 401) < 5
     assert brokers[2].request("/services/List/", prefix="_keys/", access_key="filed.a-secret-in-a-file").status == 403
+
+
+def finds(broker: RunningBroker, secret: str, name: str = "foo") -> bool:
+    """Return whether a broker answers a question that is signed with a secret, and signs its answer with it."""
+    nonce = "5a" * 16
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(0.5)
+        sock.sendto(signed_question(name, nonce, secret), ("127.0.0.1", broker.port))
+        try:
+            reply = sock.recv(65536)
+        except TimeoutError:
+            return False
+    question = Question(name, nonce, question_mac(secret, nonce, name))
+    return decode_answer(reply, question, secret) is not None
+
+
+def all_find(brokers: Sequence[RunningBroker], secret: str) -> None:
+    """Wait until all brokers answer what is signed with a secret."""
+    until = time.monotonic() + 30
+    while not all(finds(broker, secret) for broker in brokers):
+        assert time.monotonic() < until
+
+
+def test_a_token_of_one_broker_finds_all(
+    etcd_section: dict[str, Any], make_broker: Callable[..., RunningBroker]
+) -> None:
+    settings = {"_registry": {**etcd_section, "timeout_secs": 5}, "_global": {"discovery": "authenticated"}}
+    brokers = [make_broker(settings) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:  # all of them at once bring a secret to the registry
+        list(pool.map(RunningBroker.start, brokers))
+    assert brokers[0].register("foo", "x").status == 200
+    secrets = [parse_token(broker.token("--address", "h:1")).secret for broker in brokers]
+    assert len(secrets[0]) == 64
+    assert secrets == [secrets[0]] * 3
+    all_find(brokers, secrets[0])
+    brokers[1].stop()
+    brokers[1].start()
+    all_find(brokers, secrets[0])
+
+    renewed = parse_token(brokers[1].token("--address", "h:1", "--renew-secret")).secret
+    assert renewed not in ("", secrets[0])
+    all_find(brokers, renewed)
+    assert not any(finds(broker, secrets[0]) for broker in brokers)
+    assert parse_token(brokers[2].token("--address", "h:1")).secret == renewed
+
+    # It is the registry's own: no client reads it, and nothing but a backup for its owner has it.
+    for query in ("Get/?name=_discovery/secret", "Watch/?prefix=_discovery/&since=0&wait=1s"):
+        assert brokers[0].request(f"/services/{query}").status == 400, query
+    for query in ("List/", "List/?prefix=_discovery/", "List/?prefix=_", "Watch/?prefix=&since=1&wait=1s"):
+        assert renewed.encode() not in brokers[0].request(f"/services/{query}").body
+    for broker in brokers:
+        assert broker.bpbroker("backup").returncode == 0
+        files = [path for path in broker.home.rglob("*") if path.is_file()]
+        for file in (path for path in files if renewed.encode() in path.read_bytes()):
+            assert file.parent.name == "backups"
+            assert file.stat().st_mode & 0o077 == 0, file
+        assert renewed not in broker.text

@@ -12,6 +12,7 @@ from bpbroker.config import layers
 from bpbroker.errors import ConfigurationError, InUse, StartError, Unavailable
 from bpbroker.messages import Record
 from bpbroker.registry.changes import Change, Group
+from bpbroker.registry.discovery_secret import NAME
 from bpbroker.registry.stored import split
 from bpbroker.runtime.migration import Migrated, migrate
 from bpbroker.storage import config_file, offline
@@ -77,6 +78,20 @@ def test_there_and_back_again(moving: Moving) -> None:
     assert (back.copied, back.same, back.left) == (251, 0, ())
     assert moving.in_file == ("embedded", ENTRIES)
     assert moving.in_etcd == ENTRIES  # other brokers may use it
+
+
+def test_the_discovery_secret_goes_along_as_a_setting(moving: Moving) -> None:
+    """Only brokers that share a registry have it among its records."""
+    moving.move("etcd")
+    value = json.dumps({"secret": "5e" * 32}).encode()
+    moving.store.commit([one(NAME, value, 0)])
+    back = moving.move("embedded")
+    assert back.copied == 251
+    assert moving.in_file == ("embedded", ENTRIES)
+    settings, _, _ = offline.state_of(moving.file)
+    assert settings["_discovery"] == {"secret": "5e" * 32}
+    moving.write(ENTRIES | {NAME: value})
+    assert moving.move("etcd").copied == 0
 
 
 def test_what_is_only_in_the_journal_is_moved_too(moving: Moving) -> None:
