@@ -42,7 +42,12 @@ def ours(loaded: set[str]) -> set[str]:
 def test_nothing_that_a_call_may_not_need_is_loaded(module: str) -> None:
     loaded = loaded_by(f"import {module}\n{{end}}")
     assert loaded.isdisjoint({*SERVER, *COSTLY, "ssl"})
-    assert {name for name in ours(loaded) if not name.startswith("client")} <= {"errors", "registry", "registry.entry", "retry"}
+    assert {name for name in ours(loaded) if not name.startswith("client")} <= {
+        "errors",
+        "registry",
+        "registry.entry",
+        "retry",
+    }
 
 
 def test_the_public_names_are_there_and_load_nothing_of_the_server() -> None:
