@@ -249,7 +249,9 @@ def cannot_listen(error: OSError, protocol: str, ip: str, port: int) -> StartErr
         return InUse(f"{what}; stop the process that uses it, or choose another with api.listen_port or --listen-port")
     if error.errno == errno.EACCES:
         return StartError(f"{what}; ports below 1024 need more rights")
-    return StartError(f"{what}; check api.listen_ip or --listen-ip")
+    if ip.lower().startswith(("fe8", "fe9", "fea", "feb")) and "%" not in ip:
+        return StartError(f"{what}; a link-local address needs its interface: {ip}%INTERFACE, such as %eth0")
+    return StartError(f"{what}; check api.listen_ip or --listen-ip: an address of this host, as numbers")
 
 
 class ClientError(BpbrokerError):

@@ -58,8 +58,9 @@ def _places(ip: str) -> list[tuple[socket.AddressFamily, str]]:
     if ip in ("", "::"):
         both = [(socket.AF_INET, "0.0.0.0")]  # noqa: S104 - the default: all interfaces
         return [*both, (socket.AF_INET6, "::")] if _ipv6_works() else both
-    found = socket.getaddrinfo(ip, None, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
-    return [(family, str(where[0])) for family, _, _, _, where in found[:1]]
+    # As it is: what the system makes of a link-local address leaves out the interface.
+    found = socket.getaddrinfo(ip, None, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICHOST)
+    return [(family, ip) for family, *_ in found[:1]]
 
 
 def _ipv6_works() -> bool:
@@ -96,8 +97,10 @@ def _ears(ip: str, port: int) -> list[socket.socket]:
     On Linux a socket bound to one address hears neither broadcasts nor
     multicasts; on Windows it hears broadcasts.
     """
-    bare = ip.partition("%")[0]
-    own = next((interface for interface in interfaces() if interface.address == bare), None)
+    bare, _, zone = ip.partition("%")
+    own = next(
+        (each for each in interfaces() if each.address == bare and zone in ("", each.name, str(each.number))), None
+    )
     if sys.platform != "linux" or own is None:
         return []
     if own.ipv6:

@@ -49,6 +49,23 @@ def test_a_name_that_is_no_address_is_refused_with_what_to_check() -> None:
         bind_udp("no.such.host.invalid", 0)
 
 
+def test_an_address_that_is_link_local_can_be_listened_on() -> None:
+    found = next((each for each in interfaces() if each.link_local), None)
+    if found is None:
+        pytest.skip("no interface has a link-local IPv6 address")
+    for zone in (found.name, found.number):
+        with bound(f"{found.address}%{zone}") as sockets:
+            assert sockets[0].getsockname()[3] == found.number
+
+
+@posix_only("Windows takes the first interface")
+def test_without_its_interface_a_link_local_address_is_told_what_it_lacks() -> None:
+    if not interfaces() or not socket.has_ipv6:
+        pytest.skip("there is no IPv6")
+    with pytest.raises(StartError, match=r"needs its interface: fe80::1%INTERFACE"):
+        bind_udp("fe80::1", 0)
+
+
 def test_loopback_alone_hears_no_broadcasts() -> None:
     with bound("127.0.0.1") as sockets:
         assert len(sockets) == 1

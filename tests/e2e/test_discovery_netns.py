@@ -302,6 +302,20 @@ def test_ipv6_alone_is_enough(network: Network, make_broker: Callable[..., Runni
         used = client(network, broker, "six2", "-q", "-b", target, "service", "get", "foo")
         assert (used.returncode, used.stdout) == (0, "x\n"), used
 
+    # That address alone can be listened on, by TCP and UDP.
+    broker.stop()
+    link_local = subprocess.run(
+        [*network.words("six1"), "ip", "-6", "-brief", "address", "show", "dev", "eth0"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()[2].partition("/")[0]  # fmt: skip
+    options, broker.options = broker.options, ("--listen-ip", f"{link_local}%eth0")
+    broker.start()
+    found = client(network, broker, "six2", "discover", "--name", "foo", "--wait", "30s")
+    assert (found.returncode, found.stdout) == (0, f"{address}\n"), found
+    broker.stop()
+    broker.options = options
+    broker.start()
+
     # An address that other hosts can use as well is better than one with a zone.
     for number, name in enumerate(("six1", "six2"), 1):
         network.ip("-n", f"{host}{name}", "address", "add", f"2001:db8::{number}/64", "dev", "eth0", "nodad")
