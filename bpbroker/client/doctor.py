@@ -6,23 +6,26 @@ Nothing is changed: no pin is made, no entry is written.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
+import selectors
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from bpbroker.client.address import BrokerAddress
 from bpbroker.client.answers import refusal
+from bpbroker.client.dialing import Lookup
 from bpbroker.client.http1 import Response
 from bpbroker.client.pins import KnownBrokers
-from bpbroker.client.transport import Deadline, Transport, Trust
+from bpbroker.client.transport import Deadline, Transport, Trust, host_bytes, lacks_interface, not_known
 from bpbroker.discovery.interfaces import interfaces
 from bpbroker.discovery.jointoken import shown_fingerprint
 from bpbroker.errors import ClientError, NotTrusted
@@ -71,7 +74,13 @@ def networks() -> Finding:
 
 
 def examine(
-    target: BrokerAddress, trust: Trust, pins: KnownBrokers, *, key: str = "", timeout_secs: float = 5.0
+    target: BrokerAddress,
+    trust: Trust,
+    pins: KnownBrokers,
+    *,
+    key: str = "",
+    timeout_secs: float = 5.0,
+    total_secs: float = float("inf"),
 ) -> Iterator[Finding]:
     """Look at the way to a broker; what cannot work after a failure is not tried.
 
@@ -81,37 +90,92 @@ def examine(
         pins: the certificates seen before.
         key: access key of ``services``.
         timeout_secs: for each step.
+        total_secs: for all together.
     """
-    port = f"TCP port {target.port} must be let through by firewalls, and bpbroker must run there"
+    end = time.monotonic() + total_secs
+
+    def left() -> float:
+        return max(0.001, min(timeout_secs, end - time.monotonic()))
+
     try:
-        raw = socket.create_connection((target.host, target.port), timeout_secs)
-    except socket.gaierror as error:
-        yield Finding(
-            "name", FAIL, f"{target.host} is not known: {error.strerror}", "check the name, or use the address"
-        )
+        places = _places(target, left())
+    except (OSError, UnicodeError) as error:
+        yield Finding("name", FAIL, str(not_known(target.host, error)), "check the name, or use the address")
         return
+    try:
+        raw = _connected(places, left())
     except OSError as error:
-        yield Finding("TCP", FAIL, f"{target} cannot be reached: {error.strerror or error}", port)
+        yield Finding("TCP", FAIL, f"{target} cannot be reached: {error.strerror or error}", _to_reach(target, error))
         return
+    where = raw.getpeername()
     yield Finding("TCP", OK, f"{target} takes connections")
     with raw:
         try:
+            raw.settimeout(left())
             certificate = _certificate(raw)
         except OSError as error:
             reason = getattr(error, "reason", "") or error.strerror or error
             yield Finding("TLS", FAIL, f"{target} does not speak it: {reason}", "something else answers on that port")
             return
     found = hashlib.sha256(certificate).hexdigest()
-    trusted = _recognised(found, target, trust, pins, timeout_secs)
+    trusted = _recognised(found, target, trust, pins, left())
     yield trusted
-    yield _expiry(certificate)
+    yield _validity(certificate)
     if trusted.level != FAIL:
         known = _is_known(found, target, trust, pins)
-        yield from _requests(target, found, key if known else "", timeout_secs)
+        yield from _requests(target, found, key if known else "", left)
         if key and not known:
             untried = "the access key was not tried: this certificate was never seen before"
             yield Finding("key", WARNING, untried, _TRUST)
-    yield _udp(target)
+    yield _udp(target, where, left)
+
+
+def _places(target: BrokerAddress, secs: float) -> list[tuple[Any, ...]]:
+    """Return the addresses of the broker's name, as :func:`socket.getaddrinfo` does, looked up in this time.
+
+    Raises:
+        OSError, UnicodeError: there are none, or no name server answered.
+    """
+    lookup = Lookup(host_bytes(target.host), target.port)
+    with lookup.over, selectors.DefaultSelector() as selector:
+        selector.register(lookup.over, selectors.EVENT_READ)
+        if not selector.select(secs):
+            raise TimeoutError(errno.ETIMEDOUT, f"no name server answered within {secs:.3g} s")
+    if lookup.error is not None:
+        raise lookup.error
+    return lookup.places
+
+
+def _connected(places: Sequence[tuple[Any, ...]], secs: float) -> socket.socket:
+    """Return a connection to the first of these addresses that takes one; each gets its part of the time.
+
+    Raises:
+        OSError: none did; that of the last one.
+    """
+    end = time.monotonic() + secs
+    for number, (family, kind, protocol, _, where) in enumerate(places):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(max(0.001, (end - time.monotonic()) / (len(places) - number)))
+            sock.connect(where)
+        except OSError:
+            sock.close()
+            if number == len(places) - 1:
+                raise
+        else:
+            return sock
+    raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+
+
+def _to_reach(target: BrokerAddress, error: OSError) -> str:
+    """Return what to do about a connection that could not be made."""
+    if lacks_interface(target):
+        return f"name the interface that leads there: {target.host}%INTERFACE, such as %eth0"
+    if error.errno == errno.ENETUNREACH:
+        loopback = target.host in ("127.0.0.1", "localhost", "::1")
+        how = "loopback is down here: ip link set lo up" if loopback else "bring an interface or a route up"
+        return f"this host has no way there; {how}"
+    return f"TCP port {target.port} must be let through by firewalls, and bpbroker must run there"
 
 
 def _certificate(raw: socket.socket) -> bytes:
@@ -157,11 +221,15 @@ def _is_known(found: str, target: BrokerAddress, trust: Trust, pins: KnownBroker
     return bool(trust.fingerprints or trust.cacert or trust.insecure) or pins.known(str(target), found)
 
 
-def _expiry(certificate: bytes) -> Finding:
-    until = not_after(certificate)
-    if until is None:
+def _validity(certificate: bytes) -> Finding:
+    since, until = validity(certificate)
+    if since is None or until is None:
         return Finding("expiry", WARNING, "the certificate's time cannot be read", "look at it with openssl x509")
-    days = (until - datetime.now(_UTC)).days
+    now = datetime.now(_UTC)
+    if now < since:
+        detail = f"the certificate is not valid before {since:%Y-%m-%d %H:%M} UTC; here it is {now:%Y-%m-%d %H:%M}"
+        return Finding("expiry", FAIL, detail, f"see that both clocks are right; if they are, {_RENEW}")
+    days = (until - now).days
     detail = f"the certificate is good until {until:%Y-%m-%d %H:%M} UTC ({days} days)"
     if days < 0:
         return Finding("expiry", FAIL, f"the certificate expired on {until:%Y-%m-%d}", _RENEW)
@@ -170,11 +238,11 @@ def _expiry(certificate: bytes) -> Finding:
     return Finding("expiry", OK, detail)
 
 
-def _requests(target: BrokerAddress, fingerprint: str, key: str, timeout_secs: float) -> Iterator[Finding]:
+def _requests(target: BrokerAddress, fingerprint: str, key: str, left: Callable[[], float]) -> Iterator[Finding]:
     transport = Transport(target, Trust([fingerprint]), KnownBrokers(os.devnull))
     try:
         began = time.monotonic()
-        answer = transport.exchange("GET", "/health", {}, None, Deadline(timeout_secs, str(target)))
+        answer = transport.exchange("GET", "/health", {}, None, Deadline(left(), str(target)))
         millis = (time.monotonic() - began) * 1000
         if answer.status == HTTPStatus.OK and b'"state": "warning"}' in answer.body:
             yield Finding("health", WARNING, "the broker serves, but a part of it needs a look", _SEE_STATUS)
@@ -190,7 +258,7 @@ def _requests(target: BrokerAddress, fingerprint: str, key: str, timeout_secs: f
         if key:
             headers["Authorization"] = f"Bearer {key}".encode()
         name = f"doctor-{os.urandom(8).hex()}".encode()
-        deadline = Deadline(timeout_secs, str(target))
+        deadline = Deadline(left(), str(target))
         answer = transport.exchange("POST", "/services/Get/", headers, b"name=" + name, deadline)
         yield _access(answer, given=bool(key))
     except ClientError as error:
@@ -222,15 +290,14 @@ def _clock(date: str) -> Finding:
     return Finding("clock", WARNING, f"the broker's clock is {abs(apart):.0f} s {way} this host's", "run an NTP client")
 
 
-def _udp(target: BrokerAddress) -> Finding:
+def _udp(target: BrokerAddress, where: Any, left: Callable[[], float]) -> Finding:
     nonce = os.urandom(8).hex().encode()
     advice = f"UDP port {target.port} must be let through by firewalls; without it discovery finds nothing"
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind, protocol) as sock:
-            sock.settimeout(_UDP_WAIT_SECS)
-            sock.connect(address)
+        with socket.socket(socket.AF_INET6 if ":" in where[0] else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect(where)
             for _ in range(_UDP_TRIES):
+                sock.settimeout(min(_UDP_WAIT_SECS, left()))
                 sock.send(b"ping/Ping?data=" + nonce)
                 try:
                     if sock.recv(1024) == nonce:
@@ -242,13 +309,16 @@ def _udp(target: BrokerAddress) -> Finding:
     return Finding("UDP", WARNING, f"{target} does not answer", advice)
 
 
-def not_after(certificate: bytes) -> datetime | None:
-    """Return the moment until which a certificate (DER) is good; None when it cannot be read."""
+def validity(certificate: bytes) -> tuple[datetime | None, datetime | None]:
+    """Return from when to when a certificate (DER) is good; None for what cannot be read."""
     found = _VALIDITY.search(certificate)
     if found is None:
-        return None
-    short, long = found[3], found[4]
-    form, text = ("%y%m%d%H%M%S", short) if short else ("%Y%m%d%H%M%S", long)
+        return None, None
+    return _moment(found[1], found[2]), _moment(found[3], found[4])
+
+
+def _moment(short: bytes | None, long: bytes | None) -> datetime | None:
+    form, text = ("%y%m%d%H%M%S", short) if short else ("%Y%m%d%H%M%S", long or b"")
     try:
         return datetime.strptime(text.decode(), form).replace(tzinfo=_UTC)
     except ValueError:

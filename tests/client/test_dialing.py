@@ -236,7 +236,7 @@ def test_a_link_local_address_without_its_interface_is_told_what_it_lacks(fake: 
     for targets in ("[fe80::1]:1", ["[fe80::1]:1", "[fe80::2]:1"]):
         with (
             Client(targets, retries=0, timeout_secs=30) as client,
-            pytest.raises(CannotConnect, match="needs the interface that leads there: fe80::[12]%INTERFACE"),
+            pytest.raises(CannotConnect, match=r"needs the interface that leads there: fe80::[12]%INTERFACE"),
         ):
             client.ping()
     with Client(["[fe80::1]:1", fake.address], fingerprint=fake.fingerprint) as client:

@@ -207,13 +207,15 @@ def doctor(session: Session) -> Output:
     from bpbroker.client.doctor import examine, networks
     from bpbroker.client.pins import KnownBrokers
 
-    client, _ = session.client()
+    client, _ = session.client(looks=True)
     try:
-        client.connect(min(CONNECT_SECS, session.left()))  # of several addresses, look at the one that is used
+        client.connect(min(CONNECT_SECS, session.left() / 2))  # of several addresses, look at the one that is used
     except ClientError:
         pass
     client.close()
-    findings = examine(client.address, session.trust, KnownBrokers(), key=session.secrets.key)
+    findings = examine(
+        client.address, session.trust, KnownBrokers(), key=session.secrets.key, total_secs=session.left()
+    )
     return output.of_findings([networks(), *findings])
 
 

@@ -148,8 +148,12 @@ class Session:
                 interface=self._given.get("interface", ""), first=first, everybody=False,
             ).candidates(name)  # fmt: skip
 
-    def client(self, wait_secs: float = 0.0) -> tuple[Client, float]:
+    def client(self, wait_secs: float = 0.0, *, looks: bool = False) -> tuple[Client, float]:
         """Return a client of the broker that the options name or that is discovered, and what is left of ``wait_secs``.
+
+        Args:
+            wait_secs: how long the broker may be waited for.
+            looks: whether the client only connects: then a certificate that was never seen is not remembered.
 
         Raises:
             UsageError: they name none.
@@ -178,7 +182,8 @@ class Session:
             raise UsageError(
                 "Which broker? Give --token TOKEN, --bpbroker HOST:PORT or --discover NAME, or set BPBROKER=HOST:PORT"
             )
-        client = self._client(targets, trust, name or "")
+        pins_nothing = looks and not (trust.fingerprints or trust.cacert)
+        client = self._client(targets, Trust(insecure=True) if pins_nothing else trust, name or "")
         if trust.insecure:
             self.tell("Warning: the broker's certificate is not checked (--insecure)")
         return client, max(0.0, wait_secs - (time.monotonic() - began)) if name else wait_secs
