@@ -13,9 +13,9 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -194,11 +194,8 @@ class Broker:
         return silent_secs < LOOP_SILENT_SECS and self._loop.busy_secs() < MAIN_STUCK_SECS
 
     def _prepare(self) -> None:
-        before = progress.show_on(progress.Telling(self._hear_progress))
-        try:
+        with self._heard():
             prepared = prepare(self._plan, self._undo)
-        finally:
-            progress.show_on(before)
         loaded = self._loaded = prepared.loaded
         self._settings: messages.Settings = loaded.effective
         set_access_log(schema.option(loaded.effective, "api", "access_log"))
@@ -207,6 +204,15 @@ class Broker:
         without = loaded if layers.shares_registry(loaded.effective) else replace(loaded, entries={})
         self._prepared = replace(prepared, loaded=without)
         self._owned = Owned(without, lambda loaded: self._loop.tell(messages.SettingsChanged(loaded.effective)))
+
+    @contextmanager
+    def _heard(self) -> Iterator[None]:
+        """Hear how far something is, in whatever thread that is done."""
+        before = progress.show_on(progress.Telling(self._hear_progress))
+        try:
+            yield
+        finally:
+            progress.show_on(before)
 
     def _hear_progress(self, text: str) -> None:
         """Hear how far reading the files is, at a start."""
@@ -233,7 +239,8 @@ class Broker:
         shared = secret if layers.shares_registry(settings) else None
         made = registry_factory(own, lambda: self._settings, self._loaded, self._named_keys, secret, self._erase)
         self._hear_progress("Taking the entries into memory")
-        self._parts.start("registry", made)
+        with self._heard():
+            self._parts.start("registry", made)
         self._reading = ""
         self._loaded = self._prepared.loaded
         self._undo.callback(self._stop_actors)

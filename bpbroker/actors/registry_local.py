@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+from bpbroker import progress
 from bpbroker.actors.base import DEFERRED
 from bpbroker.actors.registry_backend import Host
 from bpbroker.errors import RequestError, StorageFailed, Unavailable
@@ -19,6 +20,9 @@ from bpbroker.registry.requests import Done, Open
 from bpbroker.registry.stored import split
 from bpbroker.registry.taking import PREFIX as TAKEN
 from bpbroker.storage.base import LocalStore
+
+_STEP: Final = 1000
+"""After so many entries it is said how far a start is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ class LocalBackend:
         stored = self._store.load()
         fresh = self._store.sequence
         # What an earlier version or an editor wrote has no revision: all of it has the newest one.
-        self._memory.fill(split(name, value, fresh) for name, value in stored.items())
+        self._memory.fill(_records(stored, fresh))
         self._memory.begin(self.registry_id, fresh)
 
     def drain(self) -> None:
@@ -206,3 +210,12 @@ class LocalBackend:
         waiting, self._forgetting = self._forgetting, []
         for reply in waiting:
             send(reply, failure and refusal(failure, decided=True))
+
+
+def _records(stored: Mapping[str, bytes], fresh: int) -> Iterator[Record]:
+    """Yield what is stored as records, and say how far that is: a million of them take seconds."""
+    with progress.Work("Taking the entries into memory") as work:
+        for number, (name, value) in enumerate(stored.items()):
+            if not number % _STEP:
+                work.step(number, len(stored))
+            yield split(name, value, fresh)

@@ -37,10 +37,11 @@ def picture(
     width = max(width, NARROWEST)
     top = [_Line(heading, _HEADING), *_summary(figures, troubles, width), _Line("")]
     tables = [table for table in (_requests(figures), _extensions(figures), _parts(figures)) if len(table) > 1]
-    lines = [
-        *top,
-        *_stacked([_aligned(table, width) for table in tables], None if height is None else height - len(top)),
-    ]
+    aligned = [_aligned(table, width) for table in tables]
+    lines = [*top, *_stacked(aligned, None if height is None else height - len(top))]
+    if height is not None and len(lines) > height > 1:  # not even a little of each
+        lines = [*top, *_stacked(aligned, None)]
+        lines[height - 1 :] = [_Line(f"… {len(lines) - height + 1} more lines")]
     return [_painted(line, width, colour=colour) for line in lines[:height]]
 
 
@@ -183,6 +184,8 @@ def _aligned(table: Sequence[Sequence[str]], width: int) -> list[_Line]:
         name = row[0] if len(row[0]) <= first else f"{row[0][: first - 1]}…"
         cells = [f"{cell:>{size}}" for cell, size in zip(row[1:columns], widths[1:], strict=True)]
         text = _GAP.join([f"{name:<{first}}", *cells])
+        if not number and columns < len(row):
+            text += f"{_GAP}…"  # there are more columns
         lines.append(_Line(text, _HEADING if not number else _BAD if "NO" in row[1:2] else ""))
     return lines
 

@@ -293,8 +293,15 @@ class Application:
     def _page(self, request: Request, call: _Call) -> Response | PendingResponse:
         """Serve a page for people; only who signs in there brings a key."""
         assert self._pages is not None  # noqa: S101 - looked at with the head
+
+        def came_with(name: str, *, signs_in: bool) -> None:
+            call.by = name
+            key = self._named.by_name.get(name)
+            if key is not None and signs_in:  # pages that are only looked at write nothing, not even this
+                self._note(key)
+
         return self._pages.serve(
-            request, call.id, call.sent, self._check_guessing, self._count_wrong, self._watch, call.came_with
+            request, call.id, call.sent, self._check_guessing, self._count_wrong, self._watch, came_with
         )
 
     def _is_closed(self, namespace: str) -> bool:
@@ -696,10 +703,6 @@ class _Call:
             )
         )
         return Response(status, body, reason, content_type, (("X-Request-Id", self.id), _NO_STORE, *headers))
-
-    def came_with(self, key: str) -> None:
-        """Note whose key it was."""
-        self.by = key
 
     def sent(self, answer: Response) -> Response:
         """Finish a page; it may say itself how long it is kept, as static files do."""

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from deploy.packaging.wheels import BuildError
+from deploy.packaging.wheels import SHIPPED, BuildError
 
 _LICENCE_FILES: Final = re.compile(r"(licen[cs]e|copying|notice|authors|copyright)", re.IGNORECASE)
-_SAYS_NOTHING: Final = {"tempora": "MIT"}
-"""Licences that a distribution's metadata lack. tempora: its repository, and its metadata up to 5.8, say MIT."""
 _CLASSIFIER: Final = "License :: OSI Approved :: "
 
 
@@ -49,7 +47,7 @@ def components(site: Path) -> list[Component]:
     """Return all distributions in a folder of modules, by name, with those that another one has copies of.
 
     Raises:
-        BuildError: one does not say its licence.
+        BuildError: one does not say its licence, or brings no text of it.
     """
     # What lies on top comes first: it counts where a copy has the same name.
     folders = sorted(site.rglob("*.dist-info"), key=lambda folder: (len(folder.parts), folder))
@@ -72,9 +70,12 @@ def _component(folder: Path) -> Component:
     ]
     stated = (fields["License"] or "").strip()
     licence = fields["License-Expression"] or (stated if stated and "\n" not in stated else " / ".join(classified))
-    licence = licence or _SAYS_NOTHING.get(canonical(name), "")
     if not licence:
-        raise BuildError(f"{name} does not say its licence")
+        raise BuildError(
+            f"{name} {fields['Version']} does not say its licence: name a version that does in {SHIPPED.name}"
+        )
+    if not texts and canonical(name) != "bpbroker":
+        raise BuildError(f"{name} {fields['Version']} brings no text of its licence: see {SHIPPED.name}")
     needs = [re.split(r"[\s;\[(<>=!~]", line, maxsplit=1)[0] for line in fields.get_all("Requires-Dist") or ()]
     expression = fields["License-Expression"] is not None
     return Component(name, fields["Version"], licence, expression, fields["Summary"] or "", tuple(needs), texts)

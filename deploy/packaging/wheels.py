@@ -24,6 +24,9 @@ EXTRAS: Final = "etcd,render"
 CLIENT_WHEELS: Final = "client"
 """Folder of the wheels that go into the client's one file, among the wheels."""
 
+SHIPPED: Final = TOP / "deploy/shipped-constraints.txt"
+"""Versions that may be given to others."""
+
 MACHINES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
 """Debian's name of an architecture to that of wheels, of Red Hat and of the kernel."""
 ELF_MACHINES: Final = {"amd64": 62, "arm64": 183}
@@ -116,7 +119,7 @@ def gather(folder: Path, target: Target) -> None:
     """Fill a folder with bpbroker's wheel and those of all that it needs; asks pip's index."""
     folder.mkdir(parents=True, exist_ok=True)
     wheel = build_wheel(folder)
-    pip("download", "--dest", folder, *target.pip_options(), f"{wheel}[{EXTRAS}]")
+    pip("download", "--dest", folder, "--constraint", SHIPPED, *target.pip_options(), f"{wheel}[{EXTRAS}]")
     # As build-zipapp takes them: those that Python 3.9 can use.
     oldest = ("--only-binary", ":all:", "--python-version", "3.9", "--implementation", "py", "--abi", "none")
     libraries = ("click>=8.1,<8.2", "colorama", "ifaddr")

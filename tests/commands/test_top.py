@@ -115,6 +115,25 @@ def test_a_low_terminal_shows_some_of_each_table() -> None:
     assert any(re.fullmatch(r"… \d+ more", line) for line in lines)
 
 
+def test_what_a_small_terminal_leaves_out_is_said() -> None:
+    found = top_figures.figures(BEFORE, AFTER, 400.0)
+    whole = top_screen.picture(found, "bpbroker", [], 23, None, colour=False)
+    for height in range(2, len(whole) + 3):
+        lines = top_screen.picture(found, "bpbroker", [], 23, height, colour=False)
+        assert len(lines) <= height
+        shown = sum(line in whole for line in lines)
+        assert shown >= len(whole) or any(re.fullmatch(r"… \d+ more( lines)?", line) for line in lines), lines
+    low = top_screen.picture(found, "bpbroker", [], 23, 5, colour=False)
+    assert low[-1] == f"… {len(whole) - 4} more lines"
+    # Columns, too: at 80 all are there.
+    for width, there in ((23, False), (80, True)):
+        (heading,) = (
+            line for line in top_screen.picture(found, "bpbroker", [], width, None, colour=False) if line[:5] == "REQUE"
+        )
+        assert heading.endswith("…") != there
+        assert ("TOTAL" in heading) == there
+
+
 # --- with a broker ---
 
 at_terminals = posix_only("pseudo terminals")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email.parser
 import gzip
 import json
 import os
@@ -10,12 +11,14 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from bpbroker import __version__
 from bpbroker.service.templates import MARK
@@ -48,6 +51,32 @@ def control(package: Path, *names: str) -> list[str]:
 
 def plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def not_from_files(listed: str, folders: Iterable[Path]) -> str:
+    """Return what a list of licences has that is not in the files of the distributions that it is about.
+
+    Each must say its licence, and must bring a text of it.
+    """
+    for folder in folders:
+        fields = email.parser.Parser().parsestr((folder / "METADATA").read_text())
+        head = re.search(rf"^{fields['Name']} {re.escape(fields['Version'])}: (.+)\n", listed, re.MULTILINE)
+        assert head, folder
+        licence = head[1]
+        said = [fields["License-Expression"], fields["License"], *(fields.get_all("Classifier") or ())]
+        assert all(any(each and each.endswith(word) for each in said) for word in licence.split(" / ")), (
+            folder,
+            licence,
+        )
+        listed = listed[: head.start()] + listed[head.end() :]
+        without = listed
+        for file in folder.rglob("*"):
+            if file.is_file():
+                title = f"--- {fields['Name']}: {file.relative_to(folder)}\n"
+                without = without.replace(f"{title}{file.read_text(errors='replace').rstrip()}\n", "", 1)
+        assert without != listed, f"{folder.name} has no text of its licence"
+        listed = without
+    return listed.strip()
 
 
 def dpkg(root: Root, *words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -120,9 +149,12 @@ def test_what_is_in_the_packages(packages: Packages, tmp_path: Path) -> None:
     shipped = {path.name.removesuffix(".dist-info") for path in tmp_path.rglob("*.dist-info")}
     named = {f"{part['name']}-{part['version']}" for part in bill["components"]}
     assert {plain(name) for name in named} == {plain(name) for name in shipped} - {plain(f"bpbroker-{__version__}")}
+    assert JsonStrictValidator(SchemaVersion.V1_5).validate_str(json.dumps(bill)) is None
     licences = gzip.decompress((tmp_path / "usr/share/doc/bpbroker/licences-of-parts.gz").read_bytes()).decode()
-    for part in bill["components"]:
-        assert f"\n{part['name']} {part['version']}: " in f"\n{licences}"
+    own = f"bpbroker-{__version__}.dist-info"
+    parts = sorted(tmp_path.rglob("*.dist-info"), key=lambda path: -len(path.parts))
+    once = {plain(path.name): path for path in parts if path.name != own}  # the one on top, where setuptools has it too
+    assert not_from_files(licences, once.values()) == ""
     for text in (path.read_text(errors="replace") for path in (tmp_path / "etc").rglob("*") if path.is_file()):
         assert MARK not in text  # uninstall-service would take it for its own
 

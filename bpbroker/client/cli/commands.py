@@ -261,7 +261,9 @@ def replace(session: Session, *, if_match: str, **options: Any) -> Output:
 @_command("service update", NAME, DATA, UNSET, DATA_RAW, JSON, OWN_IP, IF_MATCH, SESSION, LOCK, ETAG, RAW, acts=True)
 def update(session: Session, *, if_match: str, unset: tuple[str, ...], **options: Any) -> Output:
     """Merge data into an entry at every depth, creating it if absent; with --unset alone it must be there."""
-    if unset and options["data"] is None and options["data_raw"] is None and not options["own_ip"]:
+    if options["data"] is None and options["data_raw"] is None and not options["own_ip"]:
+        if not unset:
+            raise UsageError("Missing option '--data'; or say with '--unset' which keys to remove")
         options["data"] = "{}"
     return _write(session, "update", options, if_match=if_match, **({"unset": unset} if unset else {}))
 

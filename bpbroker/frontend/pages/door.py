@@ -14,7 +14,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import parse_qs
 
 from bpbroker import messages
@@ -44,6 +44,13 @@ EVENTS: Final = f"{PATH}/live/events"
 PAGE_SECS: Final = 30.0
 _FORM_MAX_BYTES: Final = 16 * 1024
 _LATE: Final = TimedOut("The page took too long to make; try again")
+
+
+class CameWith(Protocol):
+    """Hears whose key a request came with."""
+
+    def __call__(self, name: str, *, signs_in: bool) -> None:
+        """Hear the name of a named key, and whether the request signs in by it."""
 
 
 class Pages:
@@ -83,7 +90,7 @@ class Pages:
         check_guessing: Callable[[Sequence[object], str], None],
         wrong_key: Callable[[str], None],
         watch: Callable[[NamedKey, Future[Any]], None],
-        note: Callable[[str], None],
+        came_with: CameWith,
     ) -> Response | PendingResponse:
         """Return the response to a request for a page.
 
@@ -94,7 +101,7 @@ class Pages:
             check_guessing: given what may be a key, and the address; raises that it is not to be looked at.
             wrong_key: told the address of a wrong key; may raise that there were too many.
             watch: ends a reply when a key is revoked.
-            note: told the name of the key by which the session was signed in.
+            came_with: told the name of the key by which the session was signed in, or is now.
 
         Raises:
             BadRequest, MethodNotAllowed, TooLarge: the request is none for a page.
@@ -106,12 +113,14 @@ class Pages:
         session = session_in(request.fields.get("cookie", ""), self._cookie)
         credential = None if self._sessions is None else self._sessions.find(session)
         if credential is not None and credential.name:
-            note(credential.name)
+            came_with(credential.name, signs_in=False)
         if path == EVENTS:
             return self._events(request, credential, finish, watch)
         visit = Visit(request.address, request_id, session)
         if request.method == "POST" and path == SIGN_IN:
             visit = self._sign_in(request, visit, check_guessing, wrong_key)
+            if visit.credential is not None and visit.credential.name:
+                came_with(visit.credential.name, signs_in=True)
 
         def ask() -> Future[Response]:
             return self._threads.ask(lambda: self._made().answer(request, visit))

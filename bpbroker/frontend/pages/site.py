@@ -129,7 +129,7 @@ class Site:
         toolbox.signed_in = cherrypy.Tool("before_handler", self._must_be_signed_in, priority=60)
         toolbox.cookie = cherrypy.Tool("before_finalize", self._finish_cookie, priority=95)
         # Not on CherryPy's tree, which all brokers of one process would share.
-        self._application = cherrypy.Application(self, PREFIX, _configuration(sessions, cookie))
+        self._application = cherrypy.Application(self, PREFIX, _configuration(sessions, cookie, self._error_page))
         self._application.toolboxes = {**self._application.toolboxes, "pages": toolbox}
         self._application.log.screen = False
         self._application.log.access_log.disabled = True  # the broker's own access log has every request
@@ -166,6 +166,17 @@ class Site:
         return self._templates.get_template(template).render(
             {"now": now, "viewer": viewer, "path": path, "version": __version__, "host": _host(), **context}
         )
+
+    def _error_page(self, status: str, message: str, **_others: object) -> str:
+        """Return the page for what CherryPy refuses, and for what broke; never a traceback."""
+        code = int(status.partition(" ")[0])
+        cherrypy.response.headers["Content-Type"] = plain.HTML
+        if code >= 500 and code != HTTPStatus.SERVICE_UNAVAILABLE and code != HTTPStatus.GATEWAY_TIMEOUT:
+            # By no template: one may be what broke.
+            return plain.page(code, f"Internal error; the broker's log has it under id {_visit().request_id}").decode()
+        if getattr(cherrypy.request, "viewer", None) is None:
+            return plain.page(code, message).decode()
+        return self.render("refused.html", {"heading": HTTPStatus(code).phrase, "why": message})
 
     # --- signing in and out ---
 
@@ -353,11 +364,11 @@ class Site:
         return {"events": [(event, *stamp_of(event)) for event in events], "cursor": cursor}
 
 
-def _configuration(sessions: Sessions, cookie: str) -> dict[str, dict[str, Any]]:
+def _configuration(sessions: Sessions, cookie: str, error_page: Callable[..., str]) -> dict[str, dict[str, Any]]:
     """Return which of CherryPy's tools are at work where."""
     return {
         "/": {
-            "error_page.default": _error_page,
+            "error_page.default": error_page,
             "request.dispatch": _OnePage(),
             "request.show_tracebacks": False,
             "request.show_mismatched_params": False,
@@ -455,15 +466,6 @@ def _environ(request: Request, visit: Visit, cookie: str) -> dict[str, Any]:
         "wsgi.run_once": False,
         VISIT: visit,
     }
-
-
-def _error_page(status: str, message: str, **_others: object) -> str:
-    """Return the page for what CherryPy refuses, and for what broke; never a traceback."""
-    code = int(status.partition(" ")[0])
-    if code >= 500 and code != HTTPStatus.SERVICE_UNAVAILABLE and code != HTTPStatus.GATEWAY_TIMEOUT:
-        message = f"Internal error; the broker's log has it under id {_visit().request_id}"
-    cherrypy.response.headers["Content-Type"] = plain.HTML
-    return plain.page(code, message).decode()
 
 
 def _host() -> str:

@@ -248,7 +248,9 @@ def test_update_removes_keys(fake: FakeBroker, run: Any) -> None:
     assert fake.requests[0].json == {"name": "n", "data": "{}", "unset": ["a.b", "c"]}
     assert run("service", "update", "n", "--data", '{"x": 1}')[0] == 0
     assert "unset" not in fake.requests[1].json
-    assert "--data" in run("service", "update", "n")[2]
+    said = run("service", "update", "n")[2]
+    assert "--data" in said
+    assert "--unset" in said
 
 
 @pytest.mark.parametrize(

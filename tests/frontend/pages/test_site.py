@@ -21,7 +21,7 @@ from bpbroker.config import layers
 from bpbroker.discovery.jointoken import JoinToken, make_token
 from bpbroker.frontend import access_log, pages
 from bpbroker.frontend.access_log import Line
-from bpbroker.messages import Health
+from bpbroker.messages import ChangeKey, Health
 from bpbroker.registry import named_keys
 from bpbroker.registry.requests import Allocate, Next
 from tests.support.people import CANARY, KEY, PORT, SECRET, People, fields_of, words
@@ -286,7 +286,7 @@ def test_pages_take_no_other_method(inside: People, method: str, page: str) -> N
 def test_no_request_changes_the_registry(people: People) -> None:
     people.put("foo", a=1)
     people.node("s1", "node-1", "db")
-    key = people.give("ci", "services:*")
+    key = people.give("ci", "services:*", last_used="2999-01-01T00:00:00Z")  # else that day is noted by signing in
     before, commits = people.ledger.sequence, len(people.ledger.commits)
     people.sign_in("wrong")
     people.sign_in(key)
@@ -295,6 +295,25 @@ def test_no_request_changes_the_registry(people: People) -> None:
         people.send(f"/ui/{page}", "HEAD")
     people.send("/ui/sign-out", "POST")
     assert (people.ledger.sequence, len(people.ledger.commits)) == (before, commits)
+
+
+def test_signing_in_is_a_use_of_the_key_and_looking_is_none(people: People) -> None:
+    key = people.give("ci", "services:*")
+
+    def last_used() -> float | None:
+        return people.named.by_name["ci"].last_used
+
+    # As the registry has it: what only the view has cannot be noted.
+    stored = {"sha256": named_keys.digest_of(SECRET).hex(), "allow": ["services:*"]}
+    people.registry.ask(ChangeKey(named_keys.stored_name("ci"), "add", stored), 1.0).result(1)
+    people.send("/ui/sign-in", "POST", b"key=ci.wrong", ORIGIN=f"https://broker:{PORT}")
+    assert last_used() is None
+    people.sign_in(key)
+    assert last_used() is not None
+    commits = len(people.ledger.commits)
+    for page in PAGES:
+        people.get(page)
+    assert len(people.ledger.commits) == commits
 
 
 # --- each page ---
@@ -493,10 +512,15 @@ def test_a_key_sees_what_it_may_read(people: People) -> None:
     assert "a/1" in html
     assert "b/1" not in html
     assert words(people.get("keys")).count("in force") == 1
-    for page in ("backups",):
+    for page, current in (("backups", "backups"), ("entry?name=c/1", "entries"), ("nothing", None)):
         answer = people.send(f"/ui/{page}")
-        assert answer.status == 403
-        assert "services:*" in answer.body.decode()
+        html = answer.body.decode()
+        assert answer.status == (404 if current is None else 403)
+        assert current is None or "services:" in html
+        # From there one goes on as from every page.
+        assert [f'href="/ui/{each}"' in html for each in PAGES] == [True] * len(PAGES)
+        assert (f'href="/ui/{current}" aria-current="page"' in html) == (current is not None)
+        assert "Sign out" in html
 
 
 def test_a_key_for_something_else_sees_no_entry(people: People) -> None:
