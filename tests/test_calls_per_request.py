@@ -85,7 +85,7 @@ def exchange(tmp_path: Path) -> Iterator[Callable[[bytes], int]]:
     service = Service(application, policy, memory, application.admit, lambda *_: None)
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as sock:
         theirs, address = listener.accept()
-        connection = Connection(service, lambda _: None, theirs, address)
+        connection = Connection(service, lambda _: None, lambda _: None, theirs, address)
         sock.setblocking(False)
         client = untrusting().wrap_socket(sock, do_handshake_on_connect=False)
 

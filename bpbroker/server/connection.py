@@ -113,6 +113,7 @@ class Connection:
     Args:
         service: what all connections share.
         hand_back: lets the loop's thread go on with a connection; called from any thread.
+        hand_back_patiently: does the same, for a client that meant to wait.
         sock: the connected socket.
         address: the client's socket address; of a Unix socket, an address of this host alone.
     """
@@ -121,6 +122,7 @@ class Connection:
         self,
         service: Service,
         hand_back: Callable[[Connection], object],
+        hand_back_patiently: Callable[[Connection], object],
         sock: socket.socket,
         address: tuple[Any, ...],
     ) -> None:
@@ -140,6 +142,7 @@ class Connection:
         self.deadline = time.monotonic() + service.policy.handshake_secs
         self._service = service
         self._hand_back = hand_back
+        self._hand_back_patiently = hand_back_patiently
         self._cycle = RequestCycle(service.application)
         self._stream: tls.Stream | None = None
         self._framer = Framer(service.policy.limits, self.peer)
@@ -195,7 +198,7 @@ class Connection:
 
     def ask(self) -> None:
         """Ask the actor, once; the others' requests have been taken in by now."""
-        self._cycle.ask(self._replied)
+        self._cycle.ask(self._replied, self._replied_patiently)
 
     def resume(self) -> Turn:
         """Go on after a worker, an actor, or the others have had their turn."""
@@ -429,6 +432,9 @@ class Connection:
 
     def _replied(self, _reply: Future[Any]) -> None:
         self._hand_back(self)
+
+    def _replied_patiently(self, _reply: Future[Any]) -> None:
+        self._hand_back_patiently(self)
 
     def _serve(self) -> bool:
         """Serve the request; False when an actor has to be asked first."""

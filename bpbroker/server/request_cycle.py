@@ -92,10 +92,16 @@ class RequestCycle:
         self._pending = result
         return None
 
-    def ask(self, done: Callable[[Future[Any]], object]) -> None:
-        """Ask the actor, once; ``done`` is called, in any thread, when its reply is there."""
-        if self._pending is not None and self._pending.reply is None:
-            self._pending.ask(done)
+    def ask(self, done: Callable[[Future[Any]], object], patiently: Callable[[Future[Any]], object]) -> None:
+        """Ask the actor, once.
+
+        Args:
+            done: called, in any thread, when its reply is there.
+            patiently: called in its place if the client means to wait.
+        """
+        pending = self._pending
+        if pending is not None and pending.reply is None:
+            pending.ask(patiently if pending.patient else done)
 
     def complete(self) -> bytes:
         """Return the response's bytes; only when the actor is done."""

@@ -45,6 +45,10 @@ class App:
         self.owed: list[Future[bytes]] = []
         self.threads: list[str] = []
         self.bodies: list[bytes] = []
+        self.finished: list[str] = []
+        """Paths whose owed answer was made, in that order."""
+        self.held, self.release = threading.Event(), threading.Event()
+        """A request for ``hold`` keeps the loop's thread."""
 
     def __call__(self, request: Request) -> Response | PendingResponse:
         path = request.path.strip("/")
@@ -52,6 +56,9 @@ class App:
         self.bodies.append(request.body)
         if path in ("later", "heavy", "patient", "brief"):
             return self._later(path)
+        if path == "hold":
+            self.held.set()
+            self.release.wait(30)
         if path == "exit":
             raise SystemExit(0)
         if path == "raise":
@@ -66,6 +73,7 @@ class App:
 
         def finish(reply: Future[bytes]) -> Response:
             self.threads.append(threading.current_thread().name)
+            self.finished.append(path)
             return response.rendered(reply, lambda value: Response(200, value), self._fail)
 
         return PendingResponse(
@@ -236,6 +244,29 @@ def test_an_owed_answer_holds_no_thread(serve: Serve, app: App, path: bytes) -> 
         assert answer(waiting[0]) == (200, b"again")
     completed_by_worker = any(name.startswith("worker-") for name in app.threads)
     assert completed_by_worker is (path == b"heavy")
+
+
+def test_who_meant_to_wait_does_not_hold_up_the_others(serve: Serve, app: App) -> None:
+    """One change may answer a thousand who wait: all others have their turn after each few of them."""
+    server = serve()
+    with ExitStack() as stack:
+        waiting = [stack.enter_context(client(server)) for _ in range(60)]
+        for sock in waiting:
+            sock.sendall(GET % b"patient")
+        eventually(lambda: len(app.owed) == len(waiting))
+        last = stack.enter_context(client(server))
+        last.sendall(GET % b"later")
+        eventually(lambda: len(app.owed) == len(waiting) + 1)
+        held = stack.enter_context(client(server))
+        held.sendall(GET % b"hold")
+        assert app.held.wait(30)
+        app.finished.clear()
+        for reply in app.owed:
+            reply.set_result(b"done")
+        app.release.set()
+        assert {answer(sock) for sock in (last, *waiting)} == {(200, b"done")}
+        assert app.finished[0] == "later"
+        assert app.finished[1:] == ["patient"] * len(waiting)
 
 
 def test_an_answer_owed_to_a_large_request_comes_too(serve: Serve, app: App) -> None:
