@@ -19,7 +19,7 @@ from __future__ import annotations
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
@@ -254,6 +254,7 @@ class Registry(Actor):
         commits.total_secs += secs
         failed: dict[str, Unavailable | Conflict] = {}
         revisions: dict[str, int] = {}
+        versions: dict[str, int] = {}
         failure = None
         if isinstance(result, BaseException):
             self._failed_commits += 1
@@ -264,6 +265,8 @@ class Registry(Actor):
             for group, outcome in zip(self._groups, result, strict=True):
                 if isinstance(outcome, Committed):
                     committed.append((group, outcome))
+                    if batch.listing:
+                        versions.update(dict.fromkeys(group.names, outcome.version))
                     for change in group.changes:
                         revisions[change.name] = outcome.revision
                     continue
@@ -276,7 +279,10 @@ class Registry(Actor):
         if failure is not self._problem:
             self.report(failure)
         for write in batch.writes:
-            self._conclude(write, failed, revisions)
+            if write.lists and not any(name in failed for name in write.names):
+                self._list_after(write, versions[write.names[0]], revisions)
+            else:
+                self._conclude(write, failed, revisions)
         if self._postponed or memory.batch.writes:
             self._go_on(waste=isinstance(result, BaseException))
 
@@ -295,6 +301,20 @@ class Registry(Actor):
             self._decide_again(write)
         else:
             send(write.reply, refusal(what, decided=not isinstance(decision, BaseException)))
+
+    def _list_after(self, write: PendingWrite, version: int, revisions: dict[str, int]) -> None:
+        """Reply to a batch that was committed, with the entries that there were just then."""
+
+        def taken(found: Mapping[str, tuple[Record, ...]] | Unavailable) -> None:
+            if isinstance(found, Unavailable):
+                error = Unavailable(f"This was carried out, but what it lists cannot be read: {found}")
+                error.outcome_known = False
+                send(write.reply, error)
+            else:
+                write.decision = write.decision.with_lists(found)
+                self._conclude(write, {}, revisions)
+
+        self.backend.list_at(tuple(dict.fromkeys(write.lists)), version, taken)
 
     def _decide_again(self, write: PendingWrite) -> None:
         """Decide a write whose names are not as they were thought to be."""

@@ -121,6 +121,17 @@ class Backend(Protocol):
         If there are fewer than ``at_least``, memory is up to date with them.
         """
 
+    def list_at(
+        self,
+        prefixes: Sequence[str],
+        version: int,
+        then: Callable[[Mapping[str, tuple[Record, ...]] | Unavailable], None],
+    ) -> None:
+        """Call ``then`` with all entries for each prefix, as they were at a commit's version.
+
+        Only called where there are versions, see :attr:`bpbroker.registry.memory.Memory.version`.
+        """
+
     def snapshot(self, then: Callable[[SnapshotTaken | Unavailable], None]) -> None:
         """Call ``then`` with a complete committed state."""
 

@@ -130,6 +130,14 @@ class LocalBackend:
         """See :class:`~bpbroker.actors.registry_backend.Backend`."""
         then(self._memory.entries.matching(prefix))
 
+    def list_at(
+        self,
+        _prefixes: Sequence[str],
+        _version: int,
+        _then: Callable[[Mapping[str, tuple[Record, ...]] | Unavailable], None],
+    ) -> None:
+        """Never called: memory has what a batch lists."""
+
     def snapshot(self, then: Callable[[SnapshotTaken | Unavailable], None]) -> None:
         """See :class:`~bpbroker.actors.registry_backend.Backend`."""
         then(SnapshotTaken(self._memory.snapshot(), self._store.sequence, self._commits))

@@ -340,15 +340,19 @@ class SharedBackend:
         names = self._reads.begin()
 
         def taken(result: Sequence[Seen] | BaseException) -> None:
-            unsure = () if isinstance(result, BaseException) else self._replica.learn_together(result)
-            self._read_ended(result, unsure)
+            if isinstance(result, BaseException):
+                self._read_ended(result)
+                return
+            unsure = self._replica.learn_together(result)
+            versions = self._replica.versions
+            self._read_ended(result, unsure, [seen.name for seen in result if versions[seen.name] > seen.as_of])
 
         self._call("read", lambda: self._store.read(names), taken)
 
-    def _read_ended(self, result: object, unsure: Sequence[str] = ()) -> None:
+    def _read_ended(self, result: object, unsure: Sequence[str] = (), newer: Sequence[str] = ()) -> None:
         """Call back for the reads that have ended, and begin with those that came meanwhile."""
         failure = read_failure(result) if isinstance(result, BaseException) else None
-        done = self._reads.end(unsure) if failure is None else self._reads.clear()
+        done = self._reads.end(unsure, newer) if failure is None else self._reads.clear()
         for then in done:
             then(failure)
         self._reading = bool(self._reads)
@@ -365,11 +369,7 @@ class SharedBackend:
             if isinstance(result, BaseException):
                 then(Unavailable(str(read_failure(result))))
                 return
-            records = tuple(
-                seen.record
-                for seen in result.entries
-                if seen.record is not None and not seen.fault and not seen.name.startswith("_")
-            )
+            records = _entries_in(result)
             if at_least:  # it may have to wait, and then memory goes on from here
                 if result.registry_id != self._replica.registry_id:
                     then(Unavailable("The registry in the store has just become another one"))
@@ -379,6 +379,26 @@ class SharedBackend:
             then(records)
 
         self._call("scan", lambda: self._store.scan(prefix, entries=True), taken)
+
+    def list_at(
+        self,
+        prefixes: Sequence[str],
+        version: int,
+        then: Callable[[Mapping[str, tuple[Record, ...]] | Unavailable], None],
+    ) -> None:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`."""
+
+        def taken(result: Mapping[str, tuple[Record, ...]] | BaseException) -> None:
+            then(Unavailable(str(read_failure(result))) if isinstance(result, BaseException) else result)
+
+        if self._stopping:
+            then(Unavailable(f"{_STOPPING}"))
+            return
+
+        def call() -> Mapping[str, tuple[Record, ...]]:
+            return {each: _entries_in(self._store.scan(each, entries=True, at=version)) for each in prefixes}
+
+        self._call("scan", call, taken)
 
     def snapshot(self, then: Callable[[SnapshotTaken | Unavailable], None]) -> None:
         """See :class:`~bpbroker.actors.registry_backend.Backend`."""
@@ -472,3 +492,12 @@ class SharedBackend:
             logger.warning("The watch on the registry's store broke off: %s", news.why)
         if self.away:
             self.away = news.why
+
+
+def _entries_in(state: State) -> tuple[Record, ...]:
+    """Return the entries in what a store holds; not the registry's own records."""
+    return tuple(
+        seen.record
+        for seen in state.entries
+        if seen.record is not None and not seen.fault and not seen.name.startswith("_")
+    )

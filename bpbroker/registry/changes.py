@@ -85,7 +85,7 @@ class Conflict:
     """The group did not happen: the store holds something else than was expected."""
 
     seen: tuple[Seen, ...]
-    """What it holds for each name of the group, in the order of :attr:`Group.names`."""
+    """What it holds for each name of the group, in the order of :attr:`Group.names`; then whatever else is of use."""
 
 
 Outcome = Committed | Conflict | Unavailable
@@ -125,5 +125,5 @@ class Broken:
 News = State | Changes | Broken
 """What a watch tells: the complete state, the next changes, or that it broke off."""
 
-READ_MAX: Final = 100
-"""The most names in one read of a shared store."""
+READ_MAX: Final = 120
+"""The most names in one read of a shared store: those of any batch, and what belongs to them."""

@@ -28,13 +28,17 @@ from bpbroker.registry.history import History, events_of
 from bpbroker.registry.index import EntryIndex, Snapshot, span
 from bpbroker.registry.parked import Parked, Places
 from bpbroker.registry.replies import send
-from bpbroker.registry.requests import Watch, Watched
+from bpbroker.registry.requests import Listing, Watch, Watched
 from bpbroker.registry.waiters import Waiters
 from bpbroker.registry.writes import Limits, Write, decide
 
 BATCHES: Final = "_batch/"
 KEPT: Final = (sessions.LOST, sessions.CLOSED, BATCHES)
 """Kinds of own records that are removed when they are old."""
+
+
+_LOOK: Final = "_look/"
+"""Never a record: with its place in a commit, the name of a write that may change nothing."""
 
 
 class Fate(Enum):
@@ -62,12 +66,14 @@ class PendingWrite:
     """Names of which memory holds the newest state now, because the store was asked for them together."""
     names: tuple[str, ...] = ()
     """What it read and changed."""
+    lists: tuple[str, ...] = ()
+    """Prefixes of which the store has to be asked for all entries, as of the write's commit."""
 
 
 class Batch:
     """What one commit carries."""
 
-    __slots__ = ("_empty", "_links", "_ordered", "expects", "indexes", "staged", "writes")
+    __slots__ = ("_empty", "_links", "_ordered", "expects", "indexes", "listing", "looking", "staged", "writes")
 
     def __init__(self) -> None:
         self.writes: list[PendingWrite] = []
@@ -80,6 +86,10 @@ class Batch:
         """Name to the place of the last write that changes it."""
         self.expects: dict[str, int] = {}
         """Name to the version that it was decided on, where the store has versions."""
+        self.listing = False
+        """Whether there is a write that lists entries as of this commit."""
+        self.looking: list[str] = []
+        """A name each of writes that are part of the commit for what they see in it, even if they change nothing."""
         self._links: dict[str, str] = {}
         """Name to another one of its group."""
         self._empty: list[tuple[str, str]] = []
@@ -117,14 +127,21 @@ class Batch:
                 self._links[root] = first
         self._empty += [(first, prefix) for prefix in empty]
 
+    def look(self, name: str, *, lists: bool) -> None:
+        """Let a write of this name, if it has one, be part of the commit for what it sees in it."""
+        if name:
+            self.looking.append(name)
+            self.listing = self.listing or lists
+
     def groups(self) -> list[Group]:
         """Return what the store has to commit."""
         expects, indexes = self.expects, self.indexes
         changes = {
             name: Change(name, after, expects.get(name, ANYTHING), indexes[name]) for name, after in self.staged.items()
         }
-        if not self._links and not self._empty:
+        if not self._links and not self._empty and not self.looking:
             return [Group((change,)) for change in changes.values()]
+        looking = {self.group_of(name) for name in self.looking}
         found: dict[str, list[str]] = {}
         for name in {**self.staged, **self.expects}:
             found.setdefault(self.group_of(name), []).append(name)
@@ -135,7 +152,7 @@ class Batch:
                 tuple(prefix for name, prefix in self._empty if self.group_of(name) == root),
             )
             for root, names in found.items()
-            if any(name in changes for name in names)
+            if root in looking or any(name in changes for name in names)
         ]
 
 
@@ -146,7 +163,7 @@ class _UnderWay(Exception):
 class _View:
     """Implements :class:`bpbroker.registry.writes.View`."""
 
-    __slots__ = ("_memory", "changes", "empty", "index", "now", "pools", "reads")
+    __slots__ = ("_memory", "changes", "empty", "index", "lists", "looks", "now", "pools", "reads")
 
     def __init__(self, memory: Memory, index: int, now: float) -> None:
         self._memory = memory
@@ -155,6 +172,9 @@ class _View:
         self.changes: dict[str, Record | None] = {}
         self.reads: dict[str, None] = {}
         self.empty: list[str] = []
+        self.lists: list[str] = []
+        self.looks = ""
+        """A name for a write that is part of its commit for what it sees in it."""
         self.pools = memory.pools
 
     def age(self, name: str, part: Hashable) -> Age:
@@ -197,8 +217,22 @@ class _View:
                 (found.discard if after is None else found.add)(name)
         return sorted(found)[:most]
 
+    def entries(self, prefix: str) -> tuple[Record, ...] | Listing:
+        if self._memory.version is None:
+            return tuple(found for name in self.names(prefix) if (found := self.peek(name)) is not None)
+        # Others write to the store, and what else is staged may not happen. So it is asked as of the commit.
+        self._look()
+        self.lists.append(prefix)
+        return Listing(prefix)
+
     def must_stay_empty(self, prefix: str) -> None:
+        if self._memory.version is not None:
+            self._look()
         self.empty.append(prefix)
+
+    def _look(self) -> None:
+        self.looks = f"{_LOOK}{self.index}"
+        self.get(self.looks)
 
     def sessions(self) -> int:
         memory = self._memory
@@ -344,9 +378,13 @@ class Memory:
         except RequestError as refusal:
             write.decision = refusal
             view.changes.clear()
+            view.lists.clear()
+            view.looks = ""
+        if view.lists and batch.listing:
+            return Fate.LATER  # each would be shown what the other one does, and none of them could be the first
         staged, names = batch.staged, tuple(view.reads)
-        write.names = names
-        if not view.changes and not any(name in staged for name in names):
+        write.names, write.lists = names, tuple(view.lists)
+        if not view.changes and not view.looks and not any(name in staged for name in names):
             return Fate.NOW
         version = self.version
         if version is not None:
@@ -355,6 +393,7 @@ class Memory:
                     batch.expects[name] = version(name)  # now: news may come before the commit
             if len(names) > 1 or view.empty:
                 batch.link(names, view.empty)
+            batch.look(view.looks, lists=bool(view.lists))
         for name, after in view.changes.items():
             batch.stage(name, after, index)
         batch.writes.append(write)

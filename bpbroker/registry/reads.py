@@ -51,12 +51,17 @@ class ReadQueue:
         self._waiting = left
         return list(among)
 
-    def end(self, again: Iterable[str] = ()) -> list[Then]:
-        """End what is under way. Return what to call; reads with a name in ``again`` wait for the next one."""
-        unsure = set(again)
+    def end(self, again: Iterable[str] = (), newer: Iterable[str] = ()) -> list[Then]:
+        """End what is under way. Return what to call.
+
+        Args:
+            again: reads with a name of these wait for the next one.
+            newer: what is known of these is newer than what was read: reads with such a name and others wait, too.
+        """
+        unsure, ahead = set(again), set(newer)
         done, anew = [], []
         for read in self._under_way:
-            if unsure.isdisjoint(read[0]):
+            if unsure.isdisjoint(read[0]) and (len(read[0]) == 1 or ahead.isdisjoint(read[0])):
                 done.append(read[1])
             else:
                 anew.append(read)

@@ -8,7 +8,7 @@ reply. A call may be sent again after a lost reply and means the same: its ident
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bpbroker.messages import Delete as DeleteEntry
@@ -209,12 +209,24 @@ Operation = (
 
 
 @dataclass(frozen=True, slots=True)
+class Listing:
+    """In a batch on a shared store: the entries with a prefix, which only the store knows, and after the commit."""
+
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
 class BatchDone:
     """What became of a batch's operations."""
 
     results: tuple[Any, ...]
     """For each operation its reply; in a batch that is not atomic a refusal, too."""
     revision: int = 0
+
+    def with_lists(self, found: Mapping[str, tuple[Record, ...]]) -> BatchDone:
+        """Return it with what there is for each prefix."""
+        results = (found[each.prefix] if isinstance(each, Listing) else each for each in self.results)
+        return replace(self, results=tuple(results))
 
     def at(self, revision: int) -> BatchDone:
         """Return it as it is when its commit is durable at a revision."""

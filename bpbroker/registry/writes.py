@@ -51,6 +51,7 @@ from bpbroker.registry.requests import (
     Done,
     Expire,
     Forget,
+    Listing,
     Lock,
     Next,
     Open,
@@ -92,6 +93,9 @@ class View(Protocol):
 
     def names(self, prefix: str, most: int | None = None) -> list[str]:
         """Return the names of all entries that begin with ``prefix``, sorted; at most so many."""
+
+    def entries(self, prefix: str) -> tuple[Record, ...] | Listing:
+        """Return all entries that begin with ``prefix``, sorted, or what stands for them until the commit."""
 
     def must_stay_empty(self, prefix: str) -> None:
         """Let the write happen only if there is no entry whose name begins with ``prefix``."""
@@ -167,8 +171,8 @@ def _get(read: Get, view: View, _limits: Limits) -> Record:
     return found
 
 
-def _list(read: List, view: View, _limits: Limits) -> tuple[Record, ...]:
-    return tuple(found for name in view.names(read.prefix) if (found := view.peek(name)) is not None)
+def _list(read: List, view: View, _limits: Limits) -> tuple[Record, ...] | Listing:
+    return view.entries(read.prefix)
 
 
 def _check(write: Check, view: View, _limits: Limits) -> Done:
@@ -177,7 +181,7 @@ def _check(write: Check, view: View, _limits: Limits) -> Done:
 
 
 def _check_empty(write: CheckEmpty, view: View, _limits: Limits) -> Done:
-    there = view.names(write.prefix, _NAMED)
+    there = [name for name in view.names(write.prefix, _NAMED) if view.get(name) is not None]
     if there:
         raise PreconditionFailed(f"There are entries '{write.prefix}…': {entry.shown_names(there)}")
     view.must_stay_empty(write.prefix)
@@ -210,8 +214,11 @@ def _repeated(write: Batch, view: View, done: Record) -> BatchDone:
     """Return what became of a batch that was carried out before: the state as it is now, no refusals."""
     results: list[Any] = []
     for operation in write.operations:
+        if isinstance(operation, List):
+            results.append(view.entries(operation.prefix))
+            continue
         name = getattr(operation, "name", "")
-        found = view.peek(name) if name else None
+        found = view.get(name) if name else None
         results.append(found if found is not None else Done(revision=done.revision))
     return BatchDone(tuple(results), done.revision)
 

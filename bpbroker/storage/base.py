@@ -127,11 +127,16 @@ class SharedStore(Store, Protocol):
             Unavailable: it does not answer.
         """
 
-    def scan(self, prefix: str = "", *, entries: bool = False) -> State:
+    def scan(self, prefix: str = "", *, entries: bool = False, at: int | None = None) -> State:
         """Return all records whose names begin with ``prefix``; of all, ``entries`` leaves the registry's own out.
 
+        Args:
+            prefix: of names.
+            entries: see above.
+            at: return them as they were at this version; None: as they are.
+
         Raises:
-            Unavailable: it does not answer.
+            Unavailable: it does not answer, or has forgotten that version.
         """
 
     def check(self) -> None:

@@ -101,6 +101,8 @@ class SharedLedger:
         """Raised by every call."""
         self.before_commit: Callable[[], None] = lambda: None
         self.before_read: Callable[[], None] = lambda: None
+        self.before_scan_at: Callable[[], None] = lambda: None
+        self.history: dict[int, dict[str, tuple[bytes, int]]] = {}
         self.closed = threading.Event()
         self.quiet = False
         """Whether changes by :meth:`put` are not told."""
@@ -125,6 +127,7 @@ class SharedLedger:
             self.entries.pop(name, None)
         else:
             self.entries[name] = value, self.version
+        self.history[self.version] = dict(self.entries)
         return self._seen(name)
 
     def _seen(self, name: str) -> Seen:
@@ -142,8 +145,17 @@ class SharedLedger:
     def open(self) -> State:
         return self.scan()
 
-    def scan(self, prefix: str = "", *, entries: bool = False) -> State:
+    def scan(self, prefix: str = "", *, entries: bool = False, at: int | None = None) -> State:
         self._check_away()
+        if at is not None:
+            self.before_scan_at()
+            with self.lock:
+                now = self.entries, self.version
+                self.entries, self.version = self.history[at], at
+                try:
+                    return self.scan(prefix, entries=entries)
+                finally:
+                    self.entries, self.version = now
         with self.lock:
             names = sorted(
                 name for name in self.entries if name.startswith(prefix) and not (entries and name[0] == "_")
@@ -175,6 +187,7 @@ class SharedLedger:
             self.version += 1
             changed: list[str] = []
             outcomes = [self._group(group, changed) for group in groups]
+            self.history[self.version] = dict(self.entries)
             if self._take is not None and not self.quiet and changed:
                 self._take(Changes(tuple(self._seen(name) for name in changed), self.version * INDEX_MAX + 4095))
             return outcomes
@@ -183,7 +196,8 @@ class SharedLedger:
         expected = [(change.name, change.expects) for change in group.changes if change.expects is not ANYTHING]
         full = any(name.startswith(group.empty) and name[:1] != "_" for name in self.entries) if group.empty else False
         if full or any(self._seen(name).version != version for name, version in (*expected, *group.compared)):
-            return Conflict(tuple(self._seen(name) for name in group.names))
+            inside = [name for name in self.entries if group.empty and name.startswith(group.empty)][:11]
+            return Conflict(tuple(self._seen(name) for name in (*group.names, *inside)))
         for change in group.changes:
             changed.append(change.name)
             if change.after is None:

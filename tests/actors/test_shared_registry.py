@@ -12,8 +12,8 @@ import pytest
 from bpbroker.errors import AlreadyExists, NotFound, Overloaded, PreconditionFailed, StorageFull, Unavailable
 from bpbroker.messages import Condition, Delete, Exists, Get, List, Ping, Record, Register, Replace, Snapshot, Update
 from bpbroker.registry.browsing import Browse, Recent
-from bpbroker.registry.changes import Broken, Changes, Seen
-from bpbroker.registry.requests import Close, Event, Lost, Open, Renew, Watch
+from bpbroker.registry.changes import Broken, Changes, Group, Seen
+from bpbroker.registry.requests import Batch, CheckEmpty, Close, Done, Event, Lost, Open, Renew, Watch
 from bpbroker.registry.stored import split
 
 if TYPE_CHECKING:
@@ -201,6 +201,151 @@ def test_a_store_without_space_is_told_until_it_has_some(quiet: SharedLedger, sh
         shared_registry(Replace("a", {}, IP))
     assert "space" in shared_registry(Ping()).detail
     until(lambda: shared_registry(Ping()).ok)
+
+
+def batch(shared_registry: Asked, *operations: Any, batch_id: str = "") -> Any:
+    return shared_registry(Batch(batch_id, operations)).results
+
+
+def names_in(listed: Any) -> list[str]:
+    return [record.name for record in listed]
+
+
+def test_a_batch_lists_what_is_there_and_not_what_is_known(quiet: SharedLedger, shared_registry: Asked) -> None:
+    shared_registry(Register("n/gone", {}, IP))
+    quiet.put("n/gone", None)
+    quiet.put("n/new", b'{"x": 1}')
+    assert names_in(batch(shared_registry, Register("n/mine", {}, IP), List("n/"))[1]) == ["n/mine", "n/new"]
+    assert names_in(batch(shared_registry, List("n/"))[0]) == ["n/mine", "n/new"]
+    quiet.put("n/newer", b"{}")
+    both = batch(shared_registry, List("n/"), Get("n/new"), List(""), List("n/m"))
+    assert [names_in(both[at]) for at in (0, 2, 3)] == [["n/mine", "n/new", "n/newer"]] * 2 + [["n/mine"]]
+    assert own(both[1]) == {"x": 1}
+    (alone,) = shared_registry(Batch("", (List("n/"),), atomic=False)).results
+    assert len(alone) == 3
+
+
+def test_a_batch_lists_as_of_its_own_commit(quiet: SharedLedger, shared_registry: Asked) -> None:
+    """What another broker writes in the next moment is not in it, what another write of the same commit did may be."""
+    quiet.before_scan_at = lambda: quiet.put("n/later", b"{}")
+    assert names_in(batch(shared_registry, Replace("n/a", {}, IP), List("n/"))[1]) == ["n/a"]
+    quiet.before_scan_at = lambda: None
+    hold, begun = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        hold.wait(10)
+
+    quiet.before_commit = wait
+    first = shared_registry.send(Replace("other", {}, IP))
+    assert begun.wait(10)
+    batches = [shared_registry.send(Batch("", (Register(f"n/{name}", {}, IP), List("n/")))) for name in ("x", "y", "z")]
+    refused = shared_registry.send(Batch("", (Register("n/never", {}, IP), Register("n/a", {}, IP))))
+    hold.set()
+    assert own(first.result(10)) == {}
+    seen = [names_in(each.result(10).results[1]) for each in batches]
+    assert [len(names) for names in seen] == [3, 4, 5]  # one after the other, each with those before it
+    assert all("n/never" not in names for names in seen)
+    with pytest.raises(AlreadyExists):
+        refused.result(10)
+
+
+def test_a_repeated_batch_shows_what_is_there_now(quiet: SharedLedger, shared_registry: Asked) -> None:
+    operations = Replace("n/a", {"x": 1}, IP), Replace("n/b", {"x": 1}, IP), List("n/")
+    batch(shared_registry, *operations, batch_id="b")
+    batch(shared_registry, *operations[:2], batch_id="c")
+    quiet.put("n/a", b'{"x": 2}')
+    quiet.put("n/b", None)
+    quiet.put("n/c", b"{}")
+    first, gone, listed = batch(shared_registry, *operations, batch_id="b")
+    assert own(first) == {"x": 2}
+    assert isinstance(gone, Done)
+    assert names_in(listed) == ["n/a", "n/c"]
+    quiet.put("n/a", b'{"x": 3}')
+    quiet.put("n/b", b'{"x": 4}')
+    again = batch(shared_registry, *operations[:2], batch_id="c")
+    assert [own(each) for each in again] == [{"x": 3}, {"x": 4}]
+
+
+def test_several_entries_are_read_at_one_moment(quiet: SharedLedger, shared_registry: Asked) -> None:
+    """Of one of them something newer is known already, of the other one not."""
+    shared_registry(Register("a", {"x": 1}, IP))
+    shared_registry(Register("b", {"x": 1}, IP))
+    reads = len(quiet.reads)
+
+    plain = quiet.read
+
+    def read(names: Any) -> Any:
+        quiet.read = plain  # type: ignore[method-assign]  # once
+        stale = plain(names)
+        for name in names:
+            quiet.put(name, b'{"x": 2}')
+        quiet.tell(Changes((quiet._seen("a"),), 0))
+        return stale
+
+    quiet.read = read  # type: ignore[method-assign]  # the first answer is old when it comes
+    assert [own(each) for each in batch(shared_registry, Get("a"), Get("b"))] == [{"x": 2}, {"x": 2}]
+    assert len(quiet.reads) == reads + 2
+
+
+def test_a_prefix_is_as_empty_as_the_store_says(quiet: SharedLedger, shared_registry: Asked) -> None:
+    shared_registry(Register("n/old", {}, IP))
+    quiet.put("n/old", None)
+    batch(shared_registry, CheckEmpty("n/"), Register("a", {}, IP))
+    batch(shared_registry, CheckEmpty("n/"))
+    quiet.put("n/new", b"{}")
+    with pytest.raises(PreconditionFailed, match="n/new"):
+        batch(shared_registry, CheckEmpty("n/"), Register("b", {}, IP))
+    quiet.put("m/new", b"{}")
+    with pytest.raises(PreconditionFailed, match="m/new"):
+        batch(shared_registry, CheckEmpty("m/"))
+    quiet.put("m/new", None)
+    quiet.put("k/new", b"{}")
+    with pytest.raises(PreconditionFailed, match="k/new"):
+        batch(shared_registry, CheckEmpty("m/"), CheckEmpty("k/"), Get("a"))
+
+
+def test_batches_that_look_are_groups_of_their_own(quiet: SharedLedger, shared_registry: Asked) -> None:
+    """Of each other they know nothing: together they would be more than a store takes."""
+    hold, begun = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        hold.wait(10)
+
+    quiet.before_commit = wait
+    first = shared_registry.send(Replace("other", {}, IP))
+    assert begun.wait(10)
+    sizes: list[int] = []
+    plain = quiet._group
+
+    def count(group: Group, changed: list[str]) -> Any:
+        sizes.append(len(group.changes))
+        return plain(group, changed)
+
+    quiet._group = count  # type: ignore[method-assign]  # it counts
+    batches = [
+        shared_registry.send(
+            Batch("", (CheckEmpty(f"c{number}/"), *(Register(f"b{number}/{n}", {}, IP) for n in range(50))))
+        )
+        for number in range(4)
+    ]
+    hold.set()
+    assert own(first.result(10)) == {}
+    assert all(len(each.result(10).results) == 51 for each in batches)
+    assert sizes[-4:] == [50] * 4
+
+
+def test_a_list_that_cannot_be_read_after_its_commit(quiet: SharedLedger, shared_registry: Asked) -> None:
+    def fail() -> None:
+        raise Unavailable("away")
+
+    quiet.before_scan_at = fail
+    with pytest.raises(Unavailable, match="carried out") as caught:
+        batch(shared_registry, Register("n/a", {}, IP), List("n/"))
+    assert not caught.value.outcome_known
+    quiet.before_scan_at = lambda: None
+    assert own(shared_registry(Get("n/a"))) == {}
 
 
 def test_stopping_answers_everybody(quiet: SharedLedger, shared_registry: Asked) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from bpbroker.errors import BpbrokerError, StorageFull, Unavailable
@@ -41,10 +41,27 @@ _GROUP_BYTES_MAX: Final = 1400 * 1024
 _OVERHEAD_BYTES: Final = 160
 """What a change takes beside its value and three times its key, at most."""
 _RANGES_MAX: Final = 100
+_SHOWN: Final = 11
+"""So many entries that should not be there are told."""
 _LEFT_OVER_SECS: Final = 7 * 86400
 """A commit's number this old was left by a broker that crashed."""
 _LEFT_OVER_MAX: Final = 1000
 """How many commits' numbers are looked at in one go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted(Group):
+    """A group of very many new entries: that none of them was just taken is one comparison, of a whole range."""
+
+    untaken: tuple[str, ...] = ()
+    """The names of what must not be there, sorted."""
+    as_of: int = 0
+    """A revision of the cluster at which none of them was; whatever else is in the range may not be newer."""
+
+    def range(self, keys: Keys) -> dict[str, str]:
+        """Return the range from the first of the names to the last."""
+        begin, end = keys.span(self.untaken[0], self.untaken[-1])
+        return {"key": begin, "range_end": end}
 
 
 class Commits:
@@ -71,6 +88,25 @@ class Commits:
                 were decided on a history, or on a registry, that is not there any more.
             ConfigurationError: the cluster refuses us.
         """
+        looked = [self._look_for_taken(group, moment) if isinstance(group, Fitted) else group for group in groups]
+        left = [each for each in looked if isinstance(each, Group)]
+        done = iter(self._commit(left, moment) if left else ())
+        return [next(done) if isinstance(each, Group) else each for each in looked]
+
+    def _look_for_taken(self, group: Fitted, moment: Moment) -> Fitted | Conflict:
+        """Return the group as of a revision at which none of its new entries was taken, or what was."""
+        try:
+            answer = self._gateway.call("/kv/range", {**group.range(self._keys), "keys_only": True}, before=moment)
+            as_of = revision_of(answer)
+            there = {self._keys.name(kv["key"]) for kv in answer.get("kvs", ())}.intersection(group.untaken)
+            if not there:
+                return replace(group, as_of=as_of)
+            return Conflict(tuple(self._at((*group.names, *sorted(there)), as_of, moment)))
+        except Unavailable as error:
+            error.outcome_known = True  # nothing was sent yet that changes anything
+            raise
+
+    def _commit(self, groups: Sequence[Group], moment: Moment) -> Sequence[Outcome]:
         self._number += 1
         mark = f"{self._number} {int(time.time())}"
         deadline = time.monotonic() + self._timeout_secs
@@ -142,11 +178,21 @@ class Commits:
                 compare.append(
                     {"key": begin, "range_end": end, "target": "CREATE", "result": "EQUAL", "create_revision": "0"}
                 )
+        if isinstance(group, Fitted):  # holds also if there is nothing in the range
+            newer = {"target": "MOD", "result": "LESS", "mod_revision": str(group.as_of + 1)}
+            compare.append({**group.range(keys), **newer})
         return {
             "compare": compare,
             "success": [self._operation(change) for change in group.changes],
-            "failure": [{"request_range": {"key": keys.entry(name)}} for name in group.names],
+            "failure": [
+                *({"request_range": {"key": keys.entry(name)}} for name in group.names),
+                *({"request_range": each} for prefix in group.empty for each in self._some_in(prefix)),
+            ],
         }
+
+    def _some_in(self, prefix: str) -> list[dict[str, Any]]:
+        """Return the ranges that show a few of the entries with a prefix, enough for who wants none."""
+        return [{"key": begin, "range_end": end, "limit": _SHOWN} for begin, end in self._keys.clients(prefix)]
 
     def _operation(self, change: Change) -> dict[str, Any]:
         key = self._keys.entry(change.name)
@@ -158,12 +204,13 @@ class Commits:
         if part.get("succeeded"):
             return _committed(revision, moment)
         found = [each.get("response_range", {}).get("kvs", ()) for each in part.get("responses", ())]
-        return Conflict(
-            tuple(
-                as_seen(name, kvs[0] if kvs else None, revision, moment)
-                for name, kvs in zip(group.names, found, strict=True)
-            )
-        )
+        names = len(group.names)
+        seen = [
+            as_seen(name, kvs[0] if kvs else None, revision, moment)
+            for name, kvs in zip(group.names, found[:names], strict=True)
+        ]
+        inside = (kv for kvs in found[names:] for kv in kvs)
+        return Conflict((*seen, *(as_seen(self._keys.name(kv["key"]), kv, revision, moment) for kv in inside)))
 
     # --- what became of a commit whose response was lost ---
 
@@ -175,7 +222,12 @@ class Commits:
         outcomes: list[Outcome] = []
         for group in groups:
             happened = all(then[name].version == expected for name, expected in _expected(group))
-            if happened and not any(self._any_at(prefix, self._revision - 1, moment) for prefix in group.empty):
+            happened = happened and not any(self._any_at(prefix, self._revision - 1, moment) for prefix in group.empty)
+            if isinstance(group, Fitted) and happened:
+                newer = {"min_mod_revision": str(group.as_of + 1), "limit": 1, "keys_only": True}
+                (found,) = self._ranges([{**group.range(self._keys), **newer}], self._revision - 1, moment)
+                happened = not found.get("kvs")
+            if happened:
                 outcomes.append(_committed(self._revision, moment))
             else:
                 outcomes.append(Conflict(tuple(now[name] for name in group.names)))
@@ -231,11 +283,14 @@ def _committed(revision: int, moment: Moment) -> Committed:
 
 
 def fitting(group: Group) -> Group:
-    """Return a group that etcd takes: one of very many new entries does not compare whether each was just taken."""
+    """Return a group that etcd takes: one of very many new entries compares in one go whether one was just taken."""
     if _operations(group) <= GROUP_MAX:
         return group
+    untaken = sorted(name for name, version in group.compared if not version and name.startswith(TAKEN))
+    if not untaken:
+        return group
     kept = tuple(each for each in group.compared if each[1] or not each[0].startswith(TAKEN))
-    return replace(group, compared=kept)
+    return Fitted(group.changes, kept, group.empty, tuple(untaken))
 
 
 def refusal(group: Group) -> Unavailable | None:
@@ -280,7 +335,7 @@ def _concern(group: Group, others: Sequence[Group]) -> bool:
 def _operations(group: Group) -> int:
     """Return how many operations etcd counts for a group: its longest list. A prefix may take two comparisons."""
     names = len(group.changes) + len(group.compared)
-    return names + 2 * len(group.empty)
+    return names + 2 * len(group.empty) + isinstance(group, Fitted)
 
 
 def _bytes(group: Group) -> int:

@@ -54,6 +54,10 @@ class Keys:
         begin = self._entries + prefix.encode()
         return encode(begin), encode(_after(begin))
 
+    def span(self, first: str, last: str) -> tuple[str, str]:
+        """Return begin and end of the keys from one entry to another, both included."""
+        return self.entry(first), encode(decode(self.entry(last)) + b"\0")
+
     def clients(self, prefix: str) -> list[tuple[str, str]]:
         """Return begin and end of the keys of entries whose names begin with ``prefix``.
 

@@ -138,11 +138,11 @@ class EtcdStore:
             found = [part.get("response_range", {}).get("kvs", ()) for part in answer.get("responses", ())]
         return [kvs[0] if kvs else None for kvs in found], revision_of(answer)
 
-    def scan(self, prefix: str = "", *, entries: bool = False) -> State:
+    def scan(self, prefix: str = "", *, entries: bool = False, at: int | None = None) -> State:
         """See :meth:`bpbroker.storage.base.SharedStore.scan`."""
         try:
-            return self._scan(self._scanner, prefix, self._known(self._scanner), entries=entries)
-        except ConfigurationError as error:
+            return self._scan(self._scanner, prefix, self._known(self._scanner), entries=entries, at=at)
+        except (ConfigurationError, Compacted) as error:
             raise _as_unavailable(error) from None
 
     def peek(self) -> dict[str, bytes]:
@@ -431,16 +431,20 @@ class EtcdStore:
                         f" {stranger[:200]!r}. Nothing was changed; choose another _registry.prefix"
                     )
 
-    def _scan(self, gateway: Gateway, prefix: str, moment: Moment, *, entries: bool = False) -> State:
+    def _scan(
+        self, gateway: Gateway, prefix: str, moment: Moment, *, entries: bool = False, at: int | None = None
+    ) -> State:
         ranges = self._keys.clients(prefix) if entries else [self._keys.entries(prefix)]
         (begin, end), *rest = ranges
         found: list[Seen] = []
-        revision = 0
+        revision = 0 if at is None else moment.revision_of(at)
         while True:
             page = {"key": begin, "range_end": end, "limit": _PAGE, "revision": str(revision)}
             try:
                 answer = gateway.call("/kv/range", page, before=moment)
             except Compacted:  # the version of the first page is gone: begin anew
+                if at is not None:
+                    raise
                 (begin, end), *rest = ranges
                 revision, found = 0, []
                 continue

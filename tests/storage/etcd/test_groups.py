@@ -145,6 +145,96 @@ def test_lost_answers_of_groups_are_read_from_the_history(store: EtcdStore, monk
     assert [seen.name for seen in conflict.seen] == ["c", "x/old2"]
 
 
+def bulk(prefix: str = "n/", number: int = 100) -> Group:
+    """Return the group of a batch that makes so many new entries, as the registry asks for it."""
+    names = [f"{prefix}{each:03}" for each in range(number)]
+    taken = tuple((f"_taken/{name}", 0) for name in names)
+    return Group(tuple(change(name, b"{}", 0) for name in names), taken)
+
+
+def take_in_between(monkeypatch: pytest.MonkeyPatch, take: Callable[[], object]) -> None:
+    """Let something happen between the store's look at what was taken and its transaction."""
+    post, once = Endpoint.post, [take]
+
+    def interfere(endpoint: Endpoint, path: str, body: Mapping[str, Any], secs: float) -> Any:
+        if path == "/kv/txn" and len(body.get("success", ())) > 1 and once:
+            once.pop()()
+        return post(endpoint, path, body, secs)
+
+    monkeypatch.setattr(Endpoint, "post", interfere)
+
+
+def test_a_bulk_of_new_entries_compares_that_none_was_just_taken(
+    store: EtcdStore, make: Callable[[], EtcdStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make()
+    done(other.commit([one("_taken/n/050x", b"{}", 0)])[0])  # in the range, and not one of them
+    done(other.commit([one("_taken/n/070", b'{"receiver": "r"}', 0)])[0])
+    small, conflict = store.commit([one("small", b"{}", 0), bulk()])
+    done(small)
+    assert isinstance(conflict, Conflict)
+    assert ("_taken/n/070", b'{"receiver": "r"}') in [(seen.name, value(seen)) for seen in conflict.seen]
+    assert not any(name.startswith("n/") for name in peeked(store))
+    done(store.commit([one("_taken/n/070", None)])[0])
+    take_in_between(monkeypatch, lambda: other.commit([one("_taken/n/099", b"{}", 0)]))
+    (late,) = store.commit([bulk()])
+    assert isinstance(late, Conflict)
+    assert not any(name.startswith("n/") for name in peeked(store))
+    done(store.commit([one("_taken/n/099", None)])[0])
+    take_in_between(monkeypatch, lambda: other.commit([one("_taken/n/100", b"{}", 0)]))
+    done(store.commit([bulk()])[0])
+    assert sum(name.startswith("n/") for name in peeked(store)) == 100
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_lost_answer_of_a_bulk_is_read_from_the_history(
+    store: EtcdStore, make: Callable[[], EtcdStore], monkeypatch: pytest.MonkeyPatch, taken: bool
+) -> None:
+    other = make()
+    done(other.commit([one("_taken/n/050x", b"{}", 0)])[0])
+    post, once = Endpoint.post, [True]
+
+    def lose(endpoint: Endpoint, path: str, body: Mapping[str, Any], secs: float) -> Any:
+        ours = path == "/kv/txn" and len(body.get("success", ())) > 1 and bool(once)
+        if ours:
+            once.clear()
+            if taken:
+                done(other.commit([one("_taken/n/099", b"{}", 0)])[0])
+        answer = post(endpoint, path, body, secs)
+        if ours:
+            raise Failed("lost", sent=True)
+        return answer
+
+    monkeypatch.setattr(Endpoint, "post", lose)
+    (outcome,) = store.commit([bulk()])
+    assert not once
+    assert isinstance(outcome, Conflict if taken else Committed)
+    assert sum(name.startswith("n/") for name in peeked(store)) == (0 if taken else 100)
+
+
+@pytest.mark.parametrize("prefix", ["foo/", ""])
+def test_a_prefix_that_is_not_empty_is_shown(store: EtcdStore, make: Callable[[], EtcdStore], prefix: str) -> None:
+    other = make()
+    for number in range(12):
+        done(other.commit([one(f"foo/{number:02}", b"{}", 0)])[0])
+    (conflict,) = store.commit([Group((change("a", b"{}", 0),), empty=(prefix,))])
+    assert isinstance(conflict, Conflict)
+    assert [seen.name for seen in conflict.seen] == ["a", *(f"foo/{number:02}" for number in range(11))]
+
+
+def test_what_was_there_at_a_version(store: EtcdStore, etcd: EtcdCluster) -> None:
+    first = done(store.commit([one("n/a", b"{}", 0)])[0])
+    done(store.commit([Group((change("n/a", None), change("n/b", b"{}", 0)))])[0])
+    assert [seen.name for seen in store.scan("n/", entries=True, at=first.version).entries] == ["n/a"]
+    assert [seen.name for seen in store.scan("n/", entries=True).entries] == ["n/b"]
+    looked = done(store.commit([Group((), (("_look/0", 0),))])[0])
+    assert [seen.name for seen in store.scan("n/", entries=True, at=looked.version).entries] == ["n/b"]
+    done(store.commit([one("n/c", b"{}", 0)])[0])
+    etcd.etcdctl("compact", str(store._timeline.moment().revision))
+    with pytest.raises(Unavailable, match="forgotten"):
+        store.scan("n/", at=looked.version)
+
+
 def test_the_registrys_own_records_are_there_for_brokers(store: EtcdStore, make: Callable[[], EtcdStore]) -> None:
     done(store.commit([Group((change("_lost/\x01", b'{"x": 1}', 0), change("a", b"{}", 0)))])[0])
     state = make().open()
