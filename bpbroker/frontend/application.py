@@ -630,7 +630,7 @@ class Application:
 
     def count_unproven_wrong_key(self, source: str) -> None:
         """Count a wrong key that seems to come from an address, such as by UDP; any thread may call it."""
-        self._wrong_keys.count(source, time.monotonic(), proven=False)
+        self._wrong_keys.count(network_of(source), time.monotonic(), proven=False)
 
 
 _Page = Callable[[Application, Request, "_Call"], Response | PendingResponse]

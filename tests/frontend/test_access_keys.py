@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from bpbroker.frontend.access_keys import WrongKeys, matches
@@ -60,21 +62,43 @@ def test_a_flood_of_forged_addresses_does_not_wash_a_guesser_out() -> None:
     assert len(wrong._counted) <= 10_000
 
 
-def test_beyond_the_limit_few_keys_are_looked_at() -> None:
+_ATTACKS: dict[str, Callable[[int], list[float]]] = {
+    "steady": lambda limit: [number * 6 / limit for number in range(limit * 30)],
+    "at once": lambda limit: [at for at in (0.0, 59.0, 61.0, 119.0, 500.0, 559.9) for _ in range(limit * 2)],
+    "when it opens": lambda _: [tenth / 10 for tenth in range(3000)],
+    "slow, then at once": lambda limit: [*(number * 59 / limit for number in range(limit)), *[60.5] * (limit * 2)],
+}
+"""When the guesses come, in seconds."""
+
+
+@pytest.mark.parametrize("limit", [20, 100, 1000])
+@pytest.mark.parametrize("attack", _ATTACKS)
+def test_no_minute_has_more_looks_than_the_limit(limit: int, attack: str) -> None:
+    wrong = WrongKeys(limit)
+    looks: list[float] = []
+
+    def guess(now: float) -> bool:
+        looked = wrong.may_look("a", ("guess",), now)
+        if looked:
+            looks.append(now)
+        wrong.count("a", now)
+        return looked
+
+    for now in _ATTACKS[attack](limit):
+        while guess(now) and attack == "when it opens":
+            pass
+    assert len(looks) >= limit * 7 // 10
+    assert max(sum(at - 60 < moment <= at for moment in looks) for at in looks) <= limit
+    assert wrong.may_look("b", ("guess",), 600.0)
+
+
+def test_a_client_behind_the_address_of_one_that_waits_for_answers_is_looked_at() -> None:
     wrong = WrongKeys(100)
-    looked = 0
-    for number in range(600):  # ten a second, for a minute
-        now = number / 10
-        if wrong.may_look("a", ("guess",), now):
-            looked += 1
-        wrong.count("a", now)
-    assert looked <= 100 + 20 + 30
-    for number in range(600, 1200):
-        now = number / 10
-        looked += wrong.may_look("a", ("guess",), now)
-        wrong.count("a", now)
-    assert looked <= 100 + 20 + 60
-    assert wrong.may_look("b", ("guess",), 120.0)
+    for _ in range(75):
+        wrong.may_look("a", ("guess",), 0.0)
+        wrong.count("a", 0.0)
+    assert wrong.pause_secs("a", 0.0) == 60
+    assert wrong.may_look("a", ("new",), 0.5)
 
 
 def test_which_keys_were_right_is_kept_in_bounded_memory() -> None:
