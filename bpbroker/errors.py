@@ -30,6 +30,7 @@ with sit on the class, so no caller translates one into the other::
     │   └── InUse                            1
     └── ClientError                          1
         ├── UsageError                       2
+        ├── Misused                          1
         ├── NotShown                         1
         ├── CannotConnect                    6
         │   └── NotTrusted                   6
@@ -264,6 +265,10 @@ class UsageError(ClientError):
     exit_code = 2
 
 
+class Misused(ClientError, RuntimeError):
+    """Calls of one object in an order that makes no sense, such as the release of a lock that is not held."""
+
+
 class NotShown(ClientError):
     """There is a result, but it cannot be shown in the form that was asked for, or standard output is closed."""
 
@@ -300,6 +305,8 @@ class LockTimeout(WaitTimeout):
     def __init__(self, message: str, holders: list[Mapping[str, Any]] | None = None) -> None:
         super().__init__(message)
         self.holders = holders or []
+        self.data: Mapping[str, Any] | None = None
+        """All that the broker said of the lock."""
 
 
 class SessionLost(ClientError):

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bpbroker.client.api import Client, Entry, Result
+    from bpbroker.client.api import Client, Result
     from bpbroker.client.discovery import discover, discover_all
     from bpbroker.client.responders import Broker
     from bpbroker.errors import (
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         Forbidden,
         LockLost,
         LockTimeout,
+        Misused,
         NotFound,
         NotTrusted,
         OnceFailed,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
         UsageError,
         WaitTimeout,
     )
+    from bpbroker.recipes.coordination import Entry
 
 __all__ = [
     "AlreadyExists",
@@ -71,6 +73,7 @@ __all__ = [
     "Forbidden",
     "LockLost",
     "LockTimeout",
+    "Misused",
     "NotFound",
     "NotTrusted",
     "OnceFailed",
@@ -91,12 +94,12 @@ __all__ = [
 ]
 
 _WHERE = {
-    "Broker": "responders",
-    "Client": "api",
-    "Entry": "api",
-    "Result": "api",
-    "discover": "discovery",
-    "discover_all": "discovery",
+    "Broker": "bpbroker.client.responders",
+    "Client": "bpbroker.client.api",
+    "Entry": "bpbroker.recipes.coordination",
+    "Result": "bpbroker.client.api",
+    "discover": "bpbroker.client.discovery",
+    "discover_all": "bpbroker.client.discovery",
 }
 
 
@@ -111,4 +114,4 @@ def __getattr__(name: str) -> object:
         return found
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    return getattr(import_module(_WHERE[name]), name)

@@ -18,45 +18,20 @@ from bpbroker.client.answers import Registered, json_value
 from bpbroker.client.calls import Calls
 from bpbroker.client.pins import KnownBrokers
 from bpbroker.client.transport import CONNECT_SECS, Deadline, Transport, Trust
-from bpbroker.errors import AlreadyExists, CannotConnect, NotFound, RequestError, UsageError
+from bpbroker.errors import AlreadyExists, CannotConnect, RequestError, UsageError
+from bpbroker.recipes.coordination import Coordination, Data, Entry, as_text, owned
 from bpbroker.registry import entry
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:  # novm
-    from types import TracebackType
-    from typing import Any, Final, Self, TypeAlias
+    from typing import Any, Final, Self
 
-    from bpbroker.recipes.barrier import Barrier
-    from bpbroker.recipes.batch import Batch
-    from bpbroker.recipes.election import Election
     from bpbroker.recipes.lock import Lock
     from bpbroker.recipes.session import Session
-    from bpbroker.recipes.take import Take
-    from bpbroker.recipes.watch import Watch
 
 TIMEOUT_SECS: Final = 60.0
 RETRIES: Final = 4
-_TIMES_GONE_MAX: Final = 10
 CONSISTENCIES: Final = ("strong", "local")
-
-Data: TypeAlias = "str | Mapping[str, Any]"
-"""What an entry is made of: an object, or text. Text that is a JSON object counts as that object."""
-
-
-class Entry(dict[str, "Any"]):
-    """A registry entry: a dictionary, with what the answer said beside it."""
-
-    def __init__(self, content: Mapping[str, Any], etag: str = "", revision: int = 0) -> None:
-        super().__init__(content)
-        self.etag = etag
-        """Its entity tag, for ``if_match`` and ``changed_from``; empty in a list."""
-        self.revision = revision
-        """The revision of its last change; 0 if it was not said."""
-
-    @property
-    def own(self) -> dict[str, Any]:
-        """What was registered: without ``last_write_ip`` and ``last_write_ts``."""
-        return entry.without_stamp(self)
 
 
 class Result:
@@ -82,7 +57,7 @@ class Result:
         return json.loads(self.body)
 
 
-class Client:
+class Client(Coordination):
     """One broker, or one of several with the same registry, by one connection that is made when first needed and kept.
 
     A client may be used again after any error. It is not for several threads at once: give each its own.
@@ -150,17 +125,9 @@ class Client:
         transport = Transport(first, trust, KnownBrokers(known_brokers, tell, first_contact), others, tell)
         self._calls = Calls(transport, headers, timeout_secs, retries, total_secs)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def sibling(self, timeout_secs: float | None = None) -> Client:
+    def sibling(self, timeout_secs: float | None = None) -> Self:
         """Return another client of the same broker, on a connection of its own: for another thread."""
-        other = object.__new__(Client)
+        other = object.__new__(type(self))
         other._calls = self._calls.sibling(timeout_secs)
         return other
 
@@ -214,7 +181,7 @@ class Client:
         Raises:
             AlreadyExists: the name is taken.
         """
-        sent = {"name": name, "data": _text(data), **_owned(session, lock)}
+        sent = {"name": name, "data": _text(data), **owned(session, lock)}
         try:
             return _entry(self._calls.registry("Register", sent, repeatable=idempotent))
         except AlreadyExists:
@@ -223,26 +190,6 @@ class Client:
                 if there.own == entry.parse(sent["data"], max_bytes=sys.maxsize) and self._is_mine(there):
                     return there
             raise
-
-    def register_or_get(
-        self, name: str, data: Data, *, session: Session | str | None = None, lock: Lock | str | None = None
-    ) -> Entry:
-        """Create an entry, or return the one that has the name, whoever wrote it.
-
-        Raises:
-            NotFound: one that existed was deleted again and again meanwhile.
-        """
-        gone = NotFound(f"Entry '{name}' not found")
-        for _ in range(_TIMES_GONE_MAX):
-            try:
-                return self.register(name, data, session=session, lock=lock)
-            except AlreadyExists:
-                pass
-            try:
-                return self.get(name)
-            except NotFound as error:
-                gone = error
-        raise gone
 
     def replace(
         self,
@@ -265,7 +212,7 @@ class Client:
         Raises:
             PreconditionFailed: its tag is another, or the lock is not held.
         """
-        sent = {"name": name, "data": _text(data), **_owned(session, lock)}
+        sent = {"name": name, "data": _text(data), **owned(session, lock)}
         return _entry(self._write("Replace", sent, if_match))
 
     def update(
@@ -292,7 +239,7 @@ class Client:
             NotFound: with ``unset`` alone, there is no such entry.
             PreconditionFailed: its tag is another, or the lock is not held.
         """
-        sent: dict[str, Any] = {"name": name, **_owned(session, lock)}
+        sent: dict[str, Any] = {"name": name, **owned(session, lock)}
         if data is not None or not unset:
             sent["data"] = _text("" if data is None else data)
         if unset:
@@ -301,7 +248,7 @@ class Client:
 
     def delete(self, name: str, *, if_match: str = "", lock: Lock | str | None = None) -> None:
         """Remove an entry, present or not; ``if_match`` as of :meth:`replace`."""
-        self._write("Delete", {"name": name, **_owned(None, lock)}, if_match)
+        self._write("Delete", {"name": name, **owned(None, lock)}, if_match)
 
     def get(self, name: str, *, wait_secs: float = 0.0, changed_from: str = "", consistency: str = "strong") -> Entry:
         """Read an entry.
@@ -376,33 +323,6 @@ class Client:
         failure = f"There were fewer than {at_least} entries '{prefix}…'"
         return self._calls.poll("List", sent, {}, wait_secs, found, failure, instead)
 
-    # --- coordination: see bpbroker.recipes ---
-
-    def lost(self, prefix: str = "") -> dict[str, dict[str, Any]]:
-        """Return what expired with its session lately, by name: the last value of each."""
-        found = self._calls.registry("List", {"prefix": prefix, "lost": "1"}, repeatable=True).data
-        return {name: item.get("entry", item) for name, item in found.items() if isinstance(item, dict)}
-
-    def session(self, ttl_secs: float = 60.0) -> Session:
-        """Return a session, to be used in ``with``: what belongs to it goes when it ends."""
-        from bpbroker.recipes.session import Session
-
-        return Session(self, ttl_secs)
-
-    def lock(self, name: str, ttl_secs: float = 30.0, wait_secs: float | None = None, data: Any = None) -> Lock:
-        """Return a lock, to be used in ``with``, or as :class:`threading.Lock`; writes take it as ``lock=``."""
-        from bpbroker.recipes.lock import Lock
-
-        return Lock(self, name, ttl_secs=ttl_secs, wait_secs=wait_secs, data=data)
-
-    def semaphore(
-        self, name: str, limit: int, ttl_secs: float = 30.0, wait_secs: float | None = None, data: Any = None
-    ) -> Lock:
-        """Return a lock that ``limit`` may hold at once."""
-        from bpbroker.recipes.lock import Lock
-
-        return Lock(self, name, ttl_secs=ttl_secs, wait_secs=wait_secs, data=data, limit=limit)
-
     def holder(self, name: str, *, wait_secs: float = 0.0, changed_from: int | None = None) -> dict[str, Any]:
         """Return who holds a lock and who waits for it: ``holders``, ``waiting``, ``token``.
 
@@ -421,87 +341,6 @@ class Client:
             return data if there or not wait_secs else None
 
         return self._calls.poll("Holder", sent, {}, wait_secs, found, f"The lock '{name}' had no other holder")
-
-    def election(self, name: str, data: Any = None, ttl_secs: float = 30.0) -> Election:
-        """Return an election: ``run(func)`` calls the function while this one is elected."""
-        from bpbroker.recipes.election import Election
-
-        return Election(self, name, data=data, ttl_secs=ttl_secs)
-
-    def barrier(
-        self,
-        prefix: str,
-        count: int,
-        *,
-        where: Mapping[str, Any] | Sequence[str] | str = (),
-        fail_where: Mapping[str, Any] | Sequence[str] | str = (),
-        fail_lost: bool = False,
-    ) -> Barrier:
-        """Return a barrier: ``wait(timeout)`` returns once enough entries are ready, raises once one cannot be."""
-        from bpbroker.recipes.barrier import Barrier
-
-        return Barrier(self, prefix, count, where=where, fail_where=fail_where, fail_lost=fail_lost)
-
-    def watch(self, prefix: str = "", *, name: str = "", since: str = "") -> Watch:
-        """Return an iterator over changes, to be used in ``with``; its ``cursor`` says from where to go on."""
-        from bpbroker.recipes.watch import Watch
-
-        return Watch(self, prefix, name=name, since=since)
-
-    def batch(self, *, atomic: bool = True) -> Batch:
-        """Return a batch, to be used in ``with``: its writes happen together at the end, or not at all."""
-        from bpbroker.recipes.batch import Batch
-
-        return Batch(self, atomic=atomic)
-
-    def once(
-        self,
-        name: str,
-        func: Callable[[], Any],
-        *,
-        ttl_secs: float = 60.0,
-        wait_secs: float | None = None,
-        attempts: int = 3,
-    ) -> Any:
-        """Have a function called by one of all that ask, and return its result, which is JSON, to all of them.
-
-        Raises:
-            OnceFailed: it failed as often as it may.
-            WaitTimeout: it was not done in time.
-            LockLost: the connection to the broker was lost while it ran here.
-        """
-        from bpbroker.recipes.once import Once, call_once
-
-        return call_once(Once(self, name, ttl_secs=ttl_secs, wait_secs=wait_secs, attempts=attempts), func)
-
-    def allocate(self, pool: str, owner: str, *, first: int = 1, last: int = 255, number: int | None = None) -> int:
-        """Return the owner's number in a pool: the one that it has, else the lowest free one, or ``number``.
-
-        Raises:
-            AlreadyExists: all are given away, or that one is.
-        """
-        sent: dict[str, Any] = {"pool": pool, "owner": owner, "from": first, "to": last}
-        if number is not None:
-            sent["number"] = number
-        return int(self._calls.registry("Allocate", sent, repeatable=True).data["number"])
-
-    def release(self, pool: str, owner: str, *, quarantine_secs: float = 0) -> None:
-        """Free the owner's number, which is not given away again for ``quarantine_secs``."""
-        sent = {"pool": pool, "owner": owner, "quarantine": round(quarantine_secs)}
-        self._calls.registry("Release", sent, repeatable=True)
-
-    def next(self, name: str, by: int = 1, *, owner: str = "") -> int:
-        """Return the next value of a counter; with an owner, always the same for that one."""
-        sent: dict[str, Any] = {"name": name, "by": by}
-        if owner:
-            sent["owner"] = owner
-        return int(self._calls.registry("Next", sent, repeatable=bool(owner)).data["number"])
-
-    def take(self, name: str, receiver: str) -> Take:
-        """Return a taking, to be used in ``with``: the entry is the receiver's, and is destroyed at the end."""
-        from bpbroker.recipes.take import Take
-
-        return Take(self, name, receiver)
 
     # --- ping and extensions ---
 
@@ -574,10 +413,8 @@ def _text(data: Data) -> str:
     Raises:
         UsageError: it cannot be written as JSON.
     """
-    if isinstance(data, str):
-        return data
     try:
-        return json.dumps(data, ensure_ascii=False, allow_nan=False)
+        return as_text(data)
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"The data cannot be written as JSON: {error}") from None
 
@@ -597,16 +434,6 @@ def _consistency(wanted: str, wait_secs: float) -> dict[str, str]:
 
 def _entry(answer: Registered) -> Entry:
     return Entry(answer.data, answer.etag, answer.revision)
-
-
-def _owned(session: Session | str | None, lock: Lock | str | None) -> dict[str, str]:
-    """Return the parameters that say to which session an entry belongs, and which lock a write needs."""
-    sent = {}
-    if session is not None:
-        sent["session"] = session if isinstance(session, str) else session.id
-    if lock is not None:
-        sent["lock"] = lock if isinstance(lock, str) else lock.fence
-    return sent
 
 
 def _quoted(tag: str) -> bytes:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 
+from bpbroker import errors
 from bpbroker.client.answers import Registered, refusal, registered
 from bpbroker.client.http1 import Response
 from bpbroker.client.transport import Deadline, Interrupted, NotReached, Transport
@@ -21,6 +22,7 @@ from bpbroker.errors import (
     UsageError,
     WaitTimeout,
 )
+from bpbroker.recipes.coordination import Entry
 from bpbroker.retry import pauses
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
@@ -64,6 +66,13 @@ class Calls:
         total_secs: for all calls together, the broker's waiting included; from now on.
     """
 
+    errors: Final = errors
+    """What recipes raise."""
+    away: Final = (CannotConnect, Unavailable, TimedOut)
+    """After these a recipe tries again: the broker may come back."""
+    renews: Final = True
+    patience_secs: Final = float("inf")
+
     def __init__(
         self,
         transport: Transport,
@@ -85,6 +94,14 @@ class Calls:
         """Return the same on a connection of its own, without a limit for all calls together."""
         timeout = self._timeout if timeout_secs is None else timeout_secs
         return Calls(self.transport.sibling(), self._headers, timeout, self.retries)
+
+    def ttl_secs(self, usual_secs: float) -> float:
+        """Return how long a session lives that was not told how long: it is renewed."""
+        return usual_secs
+
+    def entry(self, content: Mapping[str, Any], etag: str, revision: int) -> Entry:
+        """Create an entry."""
+        return Entry(content, etag, revision)
 
     def registry(
         self,

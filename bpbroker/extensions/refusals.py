@@ -7,21 +7,25 @@
     ├── Unauthorized              401
     ├── Forbidden                 403
     ├── NotFound                  404
+    │   └── SessionLost           404
     ├── AlreadyExists             409
     │   └── LockTimeout           409
     ├── CursorExpired             410
     ├── PreconditionFailed        412
+    │   └── LockLost              412
     ├── TooLarge                  413
     ├── TooManyRequests           429
     ├── OnceFailed                500
+    ├── BarrierBroken             500
+    │   └── BarrierTimeout        504
     ├── Unavailable               503
     │   └── Overloaded            503
     ├── TimedOut                  504
     └── BatchFailed               the refused operation's
 
-``except Error`` catches all of them. One that the registry answers with is also the
-error of the same name in :mod:`bpbroker.errors`, those of time are also Python's
-``TimeoutError``. What a method lets pass becomes the answer to its call.
+``except Error`` catches all of them. Each is also the error of the same name in
+:mod:`bpbroker.errors`, those of time are also Python's ``TimeoutError``.
+What a method lets pass becomes the answer to its call.
 """
 
 from __future__ import annotations
@@ -74,27 +78,35 @@ class AlreadyExists(_Named, errors.AlreadyExists):
     """The name, the number or the entry is another's; ``data`` says whose."""
 
 
-class LockTimeout(AlreadyExists, TimeoutError):
-    """Others hold the lock, all the time that was given; ``holders`` has what is known of them."""
+class LockTimeout(AlreadyExists, errors.LockTimeout):
+    """Others hold the lock, all the time that was given; ``holders`` has what is known of them.
 
-    @property
-    def holders(self) -> list[Mapping[str, Any]]:
-        """Who holds it: ``data``, ``token``, ``since``, ``session``."""
-        found = (self.data or {}).get("holders")
-        return found if isinstance(found, list) else []
+    Each is a mapping with ``data``, ``token``, ``since``, ``session``.
+    """
+
+    def __init__(self, message: str, holders: list[Mapping[str, Any]] | None = None) -> None:
+        AlreadyExists.__init__(self, message)
+        self.holders = holders or []
 
 
-class CursorExpired(_Named, errors.Gone):
+class CursorExpired(_Named, errors.CursorExpired):
     """Changes behind a watch's cursor are forgotten; ``cursor`` is from where to go on after a new list."""
 
-    @property
-    def cursor(self) -> str:
-        """The present cursor."""
-        return str((self.data or {}).get("cursor", ""))
+    def __init__(self, message: str, cursor: str = "") -> None:
+        _Named.__init__(self, message)
+        self.cursor = cursor
 
 
 class PreconditionFailed(_Named, errors.PreconditionFailed):
     """The entry has another revision than expected, or the lock is not held any more; nothing was changed."""
+
+
+class LockLost(PreconditionFailed, errors.LockLost):
+    """The lock is not held any more, or may not be: another may hold it."""
+
+
+class SessionLost(NotFound, errors.SessionLost):
+    """The session is over: what belonged to it may be gone."""
 
 
 class TooLarge(_Named, errors.TooLarge):
@@ -105,7 +117,7 @@ class TooManyRequests(_Named, errors.TooManyRequests):
     """The caller has to wait."""
 
 
-class OnceFailed(_Named):
+class OnceFailed(_Named, errors.OnceFailed):
     """What was to be done once failed as often as it may."""
 
     status = 500  # type: ignore[misc]  # as the classes of bpbroker.errors say theirs
@@ -123,7 +135,7 @@ class TimedOut(_Named, errors.TimedOut):
     """It was not there in time."""
 
 
-class BatchFailed(_Named):
+class BatchFailed(_Named, errors.BatchFailed):
     """An operation of a batch was refused, so nothing of it was done.
 
     Args:
@@ -132,11 +144,35 @@ class BatchFailed(_Named):
         error: why.
     """
 
-    def __init__(self, message: str, index: int, error: Error) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, index: int, error: errors.RequestError) -> None:
+        _Named.__init__(self, message)
         self.index = index
         self.error = error
         self.status = error.status  # that of what was refused
+
+
+class BarrierBroken(Error, errors.BarrierBroken):
+    """Too few are ready, and not all can be: ``missing``, ``failed`` and ``lost`` have the entries, by name."""
+
+    status = 500  # type: ignore[misc]  # as the classes of bpbroker.errors say theirs
+
+    def __init__(
+        self,
+        message: str,
+        missing: Mapping[str, Mapping[str, Any]],
+        failed: Mapping[str, Mapping[str, Any]],
+        lost: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        Exception.__init__(self, message)
+        self.missing = missing
+        self.failed = failed
+        self.lost = lost
+
+
+class BarrierTimeout(BarrierBroken, errors.BarrierTimeout):
+    """Too few were ready in time."""
+
+    status = 504  # type: ignore[misc]  # as the classes of bpbroker.errors say theirs
 
 
 _BY_STATUS: Final[Mapping[int, type[_Named]]] = {
@@ -163,4 +199,6 @@ def refusal_of(status: int, message: str, data: Mapping[str, Any] | None = None,
     error = kind(message)
     error.data = data
     error.failed = failed
+    if isinstance(error, CursorExpired):
+        error.cursor = str((data or {}).get("cursor", ""))
     return error

@@ -2,41 +2,30 @@
 
 It has the calls of :class:`bpbroker.client.Client`, by the same names, without a
 connection: they go to the broker over the channel of the extension's process, one
-at a time. What belongs to a session lives as long as a call may take, so nothing
-renews it.
+at a time. The recipes are the same, too (:mod:`bpbroker.recipes`); but what belongs
+to a session lives as long as a call may take, so nothing renews it.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Final, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from bpbroker.extensions.refusals import (
-    AlreadyExists,
-    BatchFailed,
-    CursorExpired,
-    Error,
-    LockTimeout,
-    NotFound,
-    OnceFailed,
-    TimedOut,
-    refusal_of,
-)
+from bpbroker.extensions import refusals
+from bpbroker.extensions.refusals import TimedOut, refusal_of
+from bpbroker.recipes import coordination
+from bpbroker.recipes.coordination import Coordination, Data, as_text, expected, owned, quoted
 
-Data = Mapping[str, Any] | str
-"""What an entry is made of: an object, or text. Text that is a JSON object counts as that object."""
+if TYPE_CHECKING:
+    from bpbroker.recipes.lock import Lock
+    from bpbroker.recipes.session import Session
+    from bpbroker.recipes.watch import MovingWatch
 
 _TTL_MIN_SECS: Final = 2.0
 _TTL_MAX_SECS: Final = 86_400.0
-_STAMPS: Final = ("last_write_ip", "last_write_ts")
-_TIMES_GONE_MAX: Final = 10
 
 
-class Entry(dict[str, Any]):
+class Entry(coordination.Entry):
     """A registry entry: a dictionary that knows its revision.
 
     Args:
@@ -45,21 +34,55 @@ class Entry(dict[str, Any]):
     """
 
     def __init__(self, content: Mapping[str, Any], revision: int = 0) -> None:
-        super().__init__(content)
-        self.revision = revision
+        super().__init__(content, f'"{revision}"', revision)
+
+
+class _Answer:
+    """What the broker answered to a call: an object with ``data``, ``revision`` and so on."""
+
+    def __init__(self, answer: Mapping[str, Any]) -> None:
+        self.data: Mapping[str, Any] = answer.get("data", {})
+        self.revision: int = answer.get("revision", 0)
+        self.etag = f'"{self.revision}"'
+
+
+class _Calls:
+    """Calls over the channel of the extension's process."""
+
+    errors: Final = refusals
+    away: Final = ()
+    """The broker is not waited for: a call that met trouble ends at once, and the client may call again."""
+    renews: Final = False
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
 
     @property
-    def etag(self) -> str:
-        """Its entity tag, for ``if_match`` and ``changed_from``."""
-        return f'"{self.revision}"'
+    def patience_secs(self) -> float:
+        """How long a recipe waits that was not told how long: no longer than the call may take."""
+        return self._registry.timeout_secs
 
-    @property
-    def own(self) -> dict[str, Any]:
-        """What was registered: without ``last_write_ip`` and ``last_write_ts``."""
-        return {key: value for key, value in self.items() if key not in _STAMPS}
+    def ttl_secs(self, usual_secs: float) -> float:  # noqa: ARG002 - a client's
+        """Return how long a session lives that was not told how long: as long as the call may take."""
+        return min(_TTL_MAX_SECS, max(_TTL_MIN_SECS, self._registry.timeout_secs))
+
+    def entry(self, content: Mapping[str, Any], etag: str, revision: int) -> Entry:  # noqa: ARG002 - of a client's list
+        """Create an entry."""
+        return Entry(content, revision)
+
+    def registry(
+        self,
+        method: str,
+        sent: Mapping[str, Any],
+        *,
+        repeatable: bool,  # noqa: ARG002 - there is no connection to lose
+        wait_secs: float | None = None,  # noqa: ARG002 - as said in ``sent``
+    ) -> _Answer:
+        """Call a method of the registry; raises as :meth:`Registry.ask` does."""
+        return _Answer(self._registry.ask(method, sent))
 
 
-class Registry:
+class Registry(Coordination):
     """The entries of the running broker, with the same rules that its clients meet.
 
     ``last_write_ip`` of what is written is the client whose call this is. Errors are those of
@@ -73,6 +96,19 @@ class Registry:
     def __init__(self, exchange: Callable[[Mapping[str, Any]], Mapping[str, Any]], timeout_secs: float = 30.0) -> None:
         self._exchange = exchange
         self.timeout_secs = timeout_secs
+        self._calls = _Calls(self)
+
+    @property
+    def calls(self) -> _Calls:
+        """What carries the calls, for :mod:`bpbroker.recipes`."""
+        return self._calls
+
+    def sibling(self, timeout_secs: float | None = None) -> Self:
+        """Return one for another thread: it uses the same channel, one call at a time."""
+        return type(self)(self._exchange, self.timeout_secs if timeout_secs is None else timeout_secs)
+
+    def close(self) -> None:
+        """Do nothing: there is no connection of its own."""
 
     # --- entries ---
 
@@ -91,26 +127,6 @@ class Registry:
             AlreadyExists: there is an entry of this name.
         """
         return self._write("Register", name, data, session=session, lock=lock)
-
-    def register_or_get(
-        self, name: str, data: Data, *, session: Session | str | None = None, lock: Lock | str | None = None
-    ) -> Entry:
-        """Create an entry, or return the one that has the name; arguments as of :meth:`register`.
-
-        Raises:
-            NotFound: one that existed was deleted again and again meanwhile.
-        """
-        gone = NotFound(f"Entry '{name}' not found")
-        for _ in range(_TIMES_GONE_MAX):
-            try:
-                return self.register(name, data, session=session, lock=lock)
-            except AlreadyExists:
-                pass
-            try:
-                return self.get(name)
-            except NotFound as error:
-                gone = error
-        raise gone
 
     def replace(
         self,
@@ -174,7 +190,7 @@ class Registry:
             NotFound: it is not there.
             TimedOut: it has not changed.
         """
-        fields = {"if-none-match": _quoted(changed_from)} if changed_from else {}
+        fields = {"if-none-match": quoted(changed_from)} if changed_from else {}
         answer = self.ask("Get", {"name": name, "wait": wait_secs}, fields)
         if "data" not in answer:
             raise TimedOut(f"Entry '{name}' did not change within {wait_secs:g} s")
@@ -184,7 +200,7 @@ class Registry:
         self, name: str, *, revision: int | None = None, if_match: str = "", lock: Lock | str | None = None
     ) -> None:
         """Remove an entry, whether it is there or not; conditions as of :meth:`replace`."""
-        self.ask("Delete", {"name": name, **_owned(None, lock)}, _condition(revision, if_match))
+        self.ask("Delete", {"name": name, **owned(None, lock)}, _condition(revision, if_match))
 
     def list(
         self,
@@ -209,7 +225,9 @@ class Registry:
         if at_least:
             asked["count"] = at_least
         if where:
-            asked["where"] = _conditions(where)
+            from bpbroker.recipes.filters import stated
+
+            asked["where"] = stated(where)
         answer = self.ask("List", asked)
         revisions = answer.get("revisions", {})
         found = {name: Entry(value, revisions.get(name, 0)) for name, value in answer["data"].items()}
@@ -217,125 +235,11 @@ class Registry:
             raise TimedOut(f"There were {len(found)} of {at_least} entries '{prefix}…' within {wait_secs:g} s")
         return found
 
-    def lost(self, prefix: str = "") -> dict[str, dict[str, Any]]:
-        """Return what expired with its session lately, by name: the last value of each."""
-        found = self.ask("List", {"prefix": prefix, "lost": "1"})["data"]
-        return {name: item.get("entry", item) for name, item in found.items()}
-
-    # --- coordination ---
-
-    def session(self, ttl_secs: float | None = None) -> Session:
-        """Return a session, to be used in ``with``: what belongs to it goes when it ends.
-
-        Args:
-            ttl_secs: it ends so long after its begin, or its last :meth:`Session.renew`; by default as long as a call
-                may take. An id that is kept may be renewed in a later call.
-        """
-        return Session(self, self._ttl(ttl_secs))
-
-    def lock(self, name: str, ttl_secs: float | None = None, wait_secs: float | None = None, data: Any = None) -> Lock:
-        """Return a lock, to be used in ``with``, or as :class:`threading.Lock`; writes take it as ``lock=``.
-
-        Args:
-            name: of the lock.
-            ttl_secs: as of :meth:`session`.
-            wait_secs: how long to wait for it; None: as long as the call may take.
-            data: what others are told of the holder: JSON.
-        """
-        return self.semaphore(name, 1, ttl_secs, wait_secs, data)
-
-    def semaphore(
-        self,
-        name: str,
-        limit: int,
-        ttl_secs: float | None = None,
-        wait_secs: float | None = None,
-        data: Any = None,
-    ) -> Lock:
-        """Return a lock that ``limit`` may hold at once; arguments as of :meth:`lock`."""
-        wait = self.timeout_secs if wait_secs is None else wait_secs
-        return Lock(self, name, limit, self._ttl(ttl_secs), wait, data)
-
-    def holder(self, name: str) -> dict[str, Any]:
-        """Return who holds a lock and who waits for it: ``holders``, ``waiting``, ``token``."""
-        found: dict[str, Any] = self.ask("Holder", {"name": name})["data"]
-        return {"holders": [], "waiting": [], "token": None, **found}
-
-    def once(
-        self,
-        name: str,
-        func: Callable[[], Any],
-        *,
-        ttl_secs: float | None = None,
-        wait_secs: float | None = None,
-        attempts: int = 3,
-    ) -> Any:
-        """Have a function called by one of all that ask, and return its result, which is JSON, to all of them.
-
-        The entry ``name`` says where it stands. A crash between the function's end and that note repeats it.
-
-        Args:
-            name: of the entry, and of the lock that is held meanwhile.
-            func: does the work.
-            ttl_secs: as of :meth:`session`.
-            wait_secs: how long to wait for another that does it; None: as long as the call may take.
-            attempts: how often it is tried, at most.
-
-        Raises:
-            OnceFailed: it failed as often as it may.
-            LockTimeout: another does it, all the time.
-            Exception: what the function raised.
-        """
-        done, result = self._done(name, attempts)
-        if done:
-            return result
-        with self.lock(name, ttl_secs, wait_secs) as lock:
-            done, result = self._done(name, attempts)
-            if done:
-                return result
-            state = self._state(name)
-            attempt = state.get("attempt", 0) + 1
-            self.replace(name, {"state": "running", "attempt": attempt}, lock=lock)
-            try:
-                result = func()
-            except BaseException as error:  # SystemExit, too: the work has not been done
-                said = f"{type(error).__name__}: {error}"[:1000]
-                self.replace(name, {"state": "failed", "attempt": attempt, "exit": 1, "error": said}, lock=lock)
-                raise
-            end = {"state": "done", "attempt": attempt, "exit": 0, "result": result}
-            self.replace(name, end, lock=lock)
-            return result
-
-    def allocate(self, pool: str, owner: str, *, first: int = 1, last: int = 255, number: int | None = None) -> int:
-        """Return the owner's number in a pool: the one that it has, else the lowest free one, or ``number``.
-
-        Raises:
-            AlreadyExists: all are given away, or that one is; ``data`` has the owners.
-        """
-        asked: dict[str, Any] = {"pool": pool, "owner": owner, "from": first, "to": last}
-        if number is not None:
-            asked["number"] = number
-        return int(self.ask("Allocate", asked)["data"]["number"])
-
-    def release(self, pool: str, owner: str, *, quarantine_secs: float = 0) -> None:
-        """Free the owner's number, which is not given away again for ``quarantine_secs``."""
-        self.ask("Release", {"pool": pool, "owner": owner, "quarantine": round(quarantine_secs)})
-
-    def next(self, name: str, by: int = 1, *, owner: str = "") -> int:
-        """Return the next value of a counter; with an owner, always the same for that one."""
-        return int(self.ask("Next", {"name": name, "by": by, **({"owner": owner} if owner else {})})["data"]["number"])
-
-    def take(self, name: str, receiver: str) -> Take:
-        """Return a taking, to be used in ``with``: the entry is the receiver's, and is destroyed at the end."""
-        return Take(self, name, receiver)
-
-    def batch(self, *, atomic: bool = True) -> Batch:
-        """Return a batch, to be used in ``with``: its writes happen together at the end, or not at all."""
-        return Batch(self, atomic=atomic)
-
-    def watch(self, prefix: str = "", *, name: str = "", since: str = "") -> Watch:
+    def watch(self, prefix: str = "", *, name: str = "", since: str = "") -> MovingWatch:
         """Return a watch: an iterator over changes; its ``cursor`` says from where to go on, in a later call too."""
-        return Watch(self, prefix, name=name, since=since)
+        from bpbroker.recipes.watch import MovingWatch
+
+        return MovingWatch(self, prefix, name=name, since=since)
 
     # --- how ---
 
@@ -372,437 +276,14 @@ class Registry:
         **more: Any,
     ) -> Entry:
         given = {key: value for key, value in more.items() if value is not None}
-        sent = {"name": name, "data": _text(data), **_owned(session, lock), **given}
+        sent = {"name": name, "data": as_text(data), **owned(session, lock), **given}
         return _entry(self.ask(method, sent, fields))
-
-    def _ttl(self, given: float | None) -> float:
-        return min(_TTL_MAX_SECS, max(_TTL_MIN_SECS, self.timeout_secs)) if given is None else given
-
-    def _state(self, name: str) -> dict[str, Any]:
-        try:
-            return self.get(name).own
-        except NotFound:
-            return {}
-
-    def _done(self, name: str, attempts: int) -> tuple[bool, Any]:
-        """Return whether a piece of work is done, and its result.
-
-        Raises:
-            OnceFailed: it failed as often as it may.
-        """
-        state = self._state(name)
-        if state.get("state") == "done":
-            return True, state.get("result")
-        if state.get("attempt", 0) >= attempts and self.holder(name)["token"] is None:
-            said = state.get("error", "its process ended in the middle")
-            raise OnceFailed(f"'{name}' failed {state['attempt']} times: {said}")
-        return False, None
-
-
-class Session:
-    """A session of one call: opened by ``with`` or :meth:`open`, ended by :meth:`close` or its time.
-
-    Args:
-        registry: of the running call.
-        ttl_secs: how long it lives, at least.
-        session_id: its id; a new one if empty.
-    """
-
-    def __init__(self, registry: Registry, ttl_secs: float, session_id: str = "") -> None:
-        self.id = session_id or os.urandom(16).hex()
-        self.ttl_secs = ttl_secs
-        self._registry = registry
-
-    def open(self) -> None:
-        """Begin the session."""
-        self._registry.ask("Open", {"session": self.id, "ttl": self.ttl_secs})
-
-    def renew(self) -> None:
-        """Give the session its time again.
-
-        Raises:
-            NotFound: it is over.
-        """
-        self._registry.ask("Renew", {"session": self.id})
-
-    def close(self) -> None:
-        """End the session: its entries and its places in locks go."""
-        self._registry.ask("Close", {"session": self.id})
-
-    def __enter__(self) -> Self:
-        self.open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class Lock:
-    """A lock of one name, by a session of its own.
-
-    Args:
-        registry: of the running call.
-        name: of the lock.
-        limit: how many may hold it at once.
-        ttl_secs: of the session.
-        wait_secs: how long to wait for it.
-        data: what others are told of the holder: JSON.
-    """
-
-    def __init__(
-        self, registry: Registry, name: str, limit: int, ttl_secs: float, wait_secs: float, data: Any = None
-    ) -> None:
-        self.name = name
-        self.token = 0
-        """Grows with every grant; 0 while it is not held."""
-        self._registry = registry
-        self._limit = limit
-        self._ttl = ttl_secs
-        self._wait = wait_secs
-        self._data = data
-        self._session: Session | None = None
-
-    @property
-    def fence(self) -> str:
-        """What a write names so that it is refused when the lock is no longer held: ``NAME:TOKEN``."""
-        return f"{self.name}:{self.token}"
-
-    def locked(self) -> bool:
-        """Return whether this object holds it."""
-        return bool(self.token)
-
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        """Take the lock; arguments as of :meth:`threading.Lock.acquire`. Return whether it was got in time."""
-        try:
-            self.take(0.0 if not blocking else self._wait if timeout == -1 else timeout)
-        except LockTimeout:
-            return False
-        return True
-
-    def take(self, wait_secs: float) -> int:
-        """Take the lock and return its token.
-
-        Raises:
-            LockTimeout: others hold it; ``holders`` has them.
-        """
-        if self.token:
-            raise RuntimeError(f"The lock '{self.name}' is held by this object already")
-        session = Session(self._registry, self._ttl)
-        session.open()
-        asked = {"name": self.name, "session": session.id, "limit": self._limit, "wait": wait_secs}
-        if self._data is not None:
-            asked["data"] = self._data if isinstance(self._data, str) else json.dumps(self._data)
-        try:
-            self.token = int(self._registry.ask("Lock", asked)["data"]["token"])
-        except AlreadyExists as refused:
-            session.close()
-            error = LockTimeout(str(refused))
-            error.data = refused.data
-            raise error from None
-        except BaseException:  # SystemExit, too: nobody would close the session
-            session.close()
-            raise
-        self._session = session
-        return self.token
-
-    def release(self) -> None:
-        """Give the lock back."""
-        if self._session is None:
-            raise RuntimeError(f"The lock '{self.name}' is not held")
-        session, self._session, self.token = self._session, None, 0
-        session.close()
-
-    def holder(self) -> Mapping[str, Any] | None:
-        """Return the newest holder (``session``, ``token``, ``data``, ``since``); None if there is none."""
-        found = self._registry.holder(self.name)["holders"]
-        return found[-1] if found else None
-
-    def contenders(self) -> list[Mapping[str, Any]]:
-        """Return all that hold it and all that wait for it, in their order."""
-        found = self._registry.holder(self.name)
-        return [*found["holders"], *found["waiting"]]
-
-    def __enter__(self) -> Self:
-        self.take(self._wait)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._session is not None:
-            self.release()
-
-
-class Take:
-    """An entry for one receiver: ``with`` takes it, and acknowledges on a clean exit.
-
-    Args:
-        registry: of the running call.
-        name: of the entry.
-        receiver: who takes it; may take again until it has acknowledged.
-    """
-
-    def __init__(self, registry: Registry, name: str, receiver: str) -> None:
-        self._registry = registry
-        self._asked = {"name": name, "receiver": receiver}
-
-    def take(self) -> Entry:
-        """Take the entry.
-
-        Raises:
-            AlreadyExists: another receiver has taken it.
-            NotFound: there is no such entry, or it was acknowledged.
-        """
-        return _entry(self._registry.ask("Take", self._asked))
-
-    def ack(self) -> None:
-        """Have the entry destroyed; it is fine if that was done."""
-        self._registry.ask("Ack", self._asked)
-
-    def __enter__(self) -> Entry:
-        return self.take()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.ack()
-
-
-class Batch:
-    """Collects operations; ``with`` commits them on a clean exit, and does nothing on an exception.
-
-    ``revision``, ``if_match``, ``session`` and ``lock`` of an operation are as of :meth:`Registry.replace`.
-
-    Args:
-        registry: of the running call.
-        atomic: all or none; otherwise each has its own result.
-    """
-
-    def __init__(self, registry: Registry, *, atomic: bool = True) -> None:
-        self.operations: list[dict[str, Any]] = []
-        self.results: list[Mapping[str, Any]] = []
-        """What became of each operation, in order: ``status``, ``data``, ``revision``, ``message``."""
-        self._registry = registry
-        self._atomic = atomic
-        self._id = os.urandom(16).hex()
-
-    def register(self, name: str, data: Data, **how: Any) -> None:
-        """Create an entry that must not exist."""
-        self._add("Register", how, name=name, data=_text(data))
-
-    def replace(self, name: str, data: Data, **how: Any) -> None:
-        """Create or overwrite an entry."""
-        self._add("Replace", how, name=name, data=_text(data))
-
-    def update(self, name: str, data: Data, **how: Any) -> None:
-        """Merge into an entry."""
-        self._add("Update", how, name=name, data=_text(data))
-
-    def delete(self, name: str, **how: Any) -> None:
-        """Remove an entry."""
-        self._add("Delete", how, name=name)
-
-    def check(self, name: str, **how: Any) -> None:
-        """Require a revision, a tag or a lock of an entry that is not changed."""
-        self._add("Check", how, name=name)
-
-    def check_empty(self, prefix: str) -> None:
-        """Require that no entry's name begins so."""
-        self._add("CheckEmpty", {}, prefix=prefix)
-
-    def get(self, name: str) -> None:
-        """Read an entry as it is after the batch."""
-        self._add("Get", {}, name=name)
-
-    def list(self, prefix: str = "") -> None:
-        """Read the entries whose names begin so as they are after the batch."""
-        self._add("List", {}, prefix=prefix)
-
-    def take(self, name: str, receiver: str) -> None:
-        """Take an entry for one receiver; its value is in the result."""
-        self._add("Take", {}, name=name, receiver=receiver)
-
-    def ack(self, name: str, receiver: str) -> None:
-        """Have an entry that the receiver has taken destroyed."""
-        self._add("Ack", {}, name=name, receiver=receiver)
-
-    def allocate(self, pool: str, owner: str, *, first: int = 1, last: int = 255, number: int | None = None) -> None:
-        """Give the owner a number in a pool; it is in the result, as ``number``."""
-        more = {} if number is None else {"number": number}
-        self._add("Allocate", {}, **{"pool": pool, "owner": owner, "from": first, "to": last, **more})
-
-    def release(self, pool: str, owner: str, *, quarantine_secs: float = 0) -> None:
-        """Free the owner's number, which is not given away again for ``quarantine_secs``."""
-        self._add("Release", {}, pool=pool, owner=owner, quarantine=round(quarantine_secs))
-
-    def next(self, name: str, by: int = 1, *, owner: str = "") -> None:
-        """Count on; the counter is in the result, as ``number``."""
-        self._add("Next", {}, name=name, by=by, **({"owner": owner} if owner else {}))
-
-    def commit(self) -> Sequence[Mapping[str, Any]]:
-        """Send the batch and return the results.
-
-        Raises:
-            BatchFailed: an operation was refused, so nothing was done; ``index`` says which, ``error`` why.
-        """
-        if not self.operations:
-            return self.results
-        asked = {"id": self._id, "operations": self.operations, "atomic": self._atomic}
-        try:
-            self.results = list(self._registry.ask("Batch", asked)["data"]["results"])
-        except Error as error:
-            index = getattr(error, "failed", None)
-            if not isinstance(index, int):
-                raise
-            operation = self.operations[index]
-            what = " ".join(str(operation.get(key, "")) for key in ("method", "name")).strip()
-            raise BatchFailed(f"Operation {index} ({what}): {error}; nothing was changed", index, error) from error
-        return self.results
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.commit()
-
-    def _add(self, method: str, how: Mapping[str, Any], **parameters: Any) -> None:
-        more = dict(how)
-        owned = _owned(more.pop("session", None), more.pop("lock", None))
-        condition = _condition(more.pop("revision", None), more.pop("if_match", ""))
-        fields = {key.replace("-", "_"): value for key, value in condition.items()}
-        self.operations.append({"method": method, **parameters, **fields, **owned, **more})
-
-
-class Event:
-    """One change.
-
-    Args:
-        kind: ``put``, ``delete``, ``expire`` or ``take``.
-        name: of the entry.
-        revision: of the change.
-        entry: what it is now; None if it is gone.
-    """
-
-    __slots__ = ("entry", "name", "revision", "type")
-
-    def __init__(self, kind: str, name: str, revision: int, entry: Entry | None) -> None:
-        self.type = kind
-        self.name = name
-        self.revision = revision
-        self.entry = entry
-
-
-class Watch:
-    """Yields events as they happen, until the call ends.
-
-    Args:
-        registry: of the running call.
-        prefix: of the names.
-        name: of one entry, instead.
-        since: a cursor; without it, from the first :meth:`poll` on.
-    """
-
-    def __init__(self, registry: Registry, prefix: str = "", *, name: str = "", since: str = "") -> None:
-        self.cursor = since
-        """Behind the events that :meth:`poll` returned; an iterator moves it behind each whole revision."""
-        self._registry = registry
-        self._what = {"name": name} if name else {"prefix": prefix}
-
-    def start(self) -> str:
-        """Find out the present cursor, if there is none, and return it."""
-        if not self.cursor:
-            self.cursor = str(self._registry.ask("Watch", self._what)["data"]["cursor"])
-        return self.cursor
-
-    def poll(self, wait_secs: float = 0.0) -> list[Event]:
-        """Return the next events, none if there were none in time, and move the cursor behind them.
-
-        Raises:
-            CursorExpired: some are forgotten; its ``cursor`` is from where to go on after a new list.
-        """
-        events, cursor = self._next(wait_secs)
-        self.cursor = cursor
-        return events
-
-    def __iter__(self) -> Iterator[Event]:
-        end = time.monotonic() + self._registry.timeout_secs
-        while (left := end - time.monotonic()) > 0:
-            events, cursor = self._next(left)
-            registry = cursor.rpartition(":")[0]
-            for at, event in enumerate(events):
-                yield event
-                if at + 1 == len(events) or events[at + 1].revision != event.revision:
-                    self.cursor = f"{registry}:{event.revision}"
-            self.cursor = cursor
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-    def _next(self, wait_secs: float) -> tuple[list[Event], str]:
-        self.start()
-        asked = {**self._what, "since": self.cursor, "wait": round(wait_secs, 3)}
-        data = self._registry.ask("Watch", asked)["data"]
-        events = [
-            Event(
-                each["type"], each["name"], each["revision"],
-                Entry(each["entry"], each["revision"]) if "entry" in each else None,
-            )
-            for each in data["events"]
-        ]  # fmt: skip
-        return events, str(data["cursor"])
 
 
 def _entry(answer: Mapping[str, Any]) -> Entry:
     return Entry(answer["data"], answer.get("revision", 0))
 
 
-def _text(data: Data) -> str:
-    """Return an entry's data as a client would send it."""
-    return data if isinstance(data, str) else json.dumps(dict(data), ensure_ascii=False, allow_nan=False)
-
-
-def _owned(session: Session | str | None, lock: Lock | str | None) -> dict[str, str]:
-    asked = {}
-    if session is not None:
-        asked["session"] = session if isinstance(session, str) else session.id
-    if lock is not None:
-        asked["lock"] = lock if isinstance(lock, str) else lock.fence
-    return asked
-
-
 def _condition(revision: int | None, if_match: str) -> dict[str, str]:
     """Return the header fields that make a write conditional."""
-    if revision is not None and if_match:
-        raise ValueError("revision and if_match are both given; give one of them")
-    if revision == 0:
-        return {"if-none-match": "*"}
-    if revision is not None:
-        return {"if-match": f'"{revision}"'}
-    return {"if-match": _quoted(if_match)} if if_match else {}
-
-
-def _quoted(tag: str) -> str:
-    return tag if tag == "*" or tag.startswith('"') else f'"{tag}"'
-
-
-def _conditions(where: Mapping[str, Any] | Sequence[str] | str) -> list[str]:
-    if isinstance(where, str):
-        return [where]
-    if isinstance(where, Mapping):
-        return [f"{field}={value if isinstance(value, str) else json.dumps(value)}" for field, value in where.items()]
-    return list(where)
-
-
-__all__ = ["Batch", "CursorExpired", "Entry", "Event", "Lock", "Registry", "Session", "Take", "Watch"]
+    return {key.replace("_", "-"): value for key, value in expected(revision, if_match).items()}

@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from bpbroker.errors import BarrierBroken, BarrierTimeout, CursorExpired
+from bpbroker.errors import CursorExpired
 from bpbroker.recipes.filters import matches, texts
 from bpbroker.recipes.watch import Watch
+from bpbroker.registry.entry import without_stamp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-    from bpbroker.client.api import Client, Entry
+    from bpbroker.errors import BarrierBroken
+    from bpbroker.recipes.coordination import Coordination, Entry
 
 _SAYS: Final = ("message", "error", "reason", "why")
-_STAMPS: Final = ("last_write_ip", "last_write_ts")
 _SHOWN_MAX: Final = 60
 
 
@@ -24,7 +25,7 @@ class Barrier:
     """Waits for ``count`` entries under a prefix.
 
     Args:
-        client: of the broker.
+        registry: of a client, or of an extension's call.
         prefix: of their names.
         count: how many there must be.
         where: what each of them must be, all of it: ``{"state": "ready"}`` or ``["state=ready"]``.
@@ -34,7 +35,7 @@ class Barrier:
 
     def __init__(
         self,
-        client: Client,
+        registry: Coordination,
         prefix: str,
         count: int,
         *,
@@ -42,7 +43,7 @@ class Barrier:
         fail_where: Mapping[str, Any] | Sequence[str] | str = (),
         fail_lost: bool = False,
     ) -> None:
-        self._client = client
+        self._registry = registry
         self._prefix = prefix
         self._count = count
         self._where = texts(where)
@@ -56,25 +57,25 @@ class Barrier:
             BarrierBroken: one failed or was lost.
             BarrierTimeout: there were too few, all the time.
         """
-        end = time.monotonic() + (float("inf") if timeout is None else timeout)
-        with Watch(self._client, self._prefix) as watch:
+        end = time.monotonic() + (self._registry.calls.patience_secs if timeout is None else timeout)
+        with Watch(self._registry, self._prefix) as watch:
             while True:
                 found = self._look()
                 if found is not None:
                     return found
                 if not self._changed(watch, end):
-                    raise self._broken(BarrierTimeout)
+                    raise self._broken(self._registry.calls.errors.BarrierTimeout)
 
     def _look(self) -> dict[str, Entry] | None:
         """Return what is ready if that is enough; raise if it can be no more."""
-        entries = self._client.list(self._prefix)
+        entries = self._registry.list(self._prefix)
         ready = {name: entry for name, entry in entries.items() if self._is_ready(entry)}
         if any(self._is_failed(entry) for entry in entries.values()):
-            raise self._broken(BarrierBroken)
+            raise self._broken(self._registry.calls.errors.BarrierBroken)
         if len(ready) >= self._count:
             return ready
-        if self._fail_lost and any(name not in entries for name in self._client.lost(self._prefix)):
-            raise self._broken(BarrierBroken)
+        if self._fail_lost and any(name not in entries for name in self._registry.lost(self._prefix)):
+            raise self._broken(self._registry.calls.errors.BarrierBroken)
         return None
 
     def _changed(self, watch: Watch, end: float) -> bool:
@@ -95,11 +96,11 @@ class Barrier:
         return any(matches(entry, each) for each in self._fail_where)
 
     def _broken(self, kind: type[BarrierBroken]) -> BarrierBroken:
-        entries = self._client.list(self._prefix)
+        entries = self._registry.list(self._prefix)
         failed = {name: entry for name, entry in entries.items() if self._is_failed(entry)}
         ready = {name: entry for name, entry in entries.items() if name not in failed and self._is_ready(entry)}
         missing = {name: entry for name, entry in entries.items() if name not in failed and name not in ready}
-        lost = {name: entry for name, entry in self._client.lost(self._prefix).items() if name not in entries}
+        lost = {name: entry for name, entry in self._registry.lost(self._prefix).items() if name not in entries}
         parts = [f"{len(ready)} of {self._count} ready"]
         for word, group in (("failed", failed), ("not ready", missing), ("lost", lost)):
             if group:
@@ -117,7 +118,7 @@ class Barrier:
 
 def _told(name: str, entry: Mapping[str, Any], known: set[str]) -> str:
     """Return a name, and what its entry says beside what is known of it."""
-    own = {key: value for key, value in entry.items() if key not in (*_STAMPS, *known)}
+    own = {key: value for key, value in without_stamp(entry).items() if key not in known}
     said = next((own[key] for key in _SAYS if isinstance(own.get(key), str)), None)
     text = said if said is not None else ", ".join(f"{key}: {value}" for key, value in own.items())
     return f"{name} ({text[:_SHOWN_MAX]})" if text else name

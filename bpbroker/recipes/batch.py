@@ -6,14 +6,15 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 
-from bpbroker.errors import BatchFailed, RequestError
+from bpbroker.errors import RequestError
+from bpbroker.recipes.coordination import as_text, expected, owned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Final, Self  # novermin: for the type checker alone
 
-    from bpbroker.client.api import Client
+    from bpbroker.recipes.coordination import Coordination
 
 MOST: Final = 100
 """Operations in one batch."""
@@ -23,38 +24,43 @@ MOST_BYTES: Final = 1024 * 1024 - 4096
 class Batch:
     """Collects operations; ``with`` commits them on a clean exit, and does nothing on an exception.
 
+    An operation on an entry takes ``session`` and ``lock`` as :meth:`~bpbroker.client.Client.register` does; of the
+    entry it may expect a tag (``if_match``; ``if_none_match``), or a ``revision`` (0: that there is no entry).
+
     Args:
-        client: of the broker.
+        registry: of a client, or of an extension's call.
         atomic: all or none; otherwise each has its own result.
         operations: the first ones, as the broker takes them.
     """
 
-    def __init__(self, client: Client, *, atomic: bool = True, operations: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(
+        self, registry: Coordination, *, atomic: bool = True, operations: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         self.results: Sequence[Mapping[str, Any]] = []
         """What became of each operation, in order: ``status``, ``data``, ``revision``, ``message``."""
         self.operations: list[dict[str, Any]] = [dict(each) for each in operations]
-        self._client = client
+        self._registry = registry
         self._atomic = atomic
         self._id = os.urandom(16).hex()
 
     def register(self, name: str, data: Any, **how: Any) -> None:
-        """Create an entry that must not exist; ``lock``, ``session``, ``if_match`` as the broker takes them."""
-        self._add("Register", name=name, data=_text(data), **how)
+        """Create an entry that must not exist."""
+        self._add("Register", name=name, data=as_text(data), **how)
 
     def replace(self, name: str, data: Any, **how: Any) -> None:
         """Create or overwrite an entry."""
-        self._add("Replace", name=name, data=_text(data), **how)
+        self._add("Replace", name=name, data=as_text(data), **how)
 
     def update(self, name: str, data: Any, **how: Any) -> None:
         """Merge into an entry."""
-        self._add("Update", name=name, data=_text(data), **how)
+        self._add("Update", name=name, data=as_text(data), **how)
 
     def delete(self, name: str, **how: Any) -> None:
         """Remove an entry."""
         self._add("Delete", name=name, **how)
 
     def check(self, name: str, **how: Any) -> None:
-        """Require ``if_match``, ``if_none_match`` or ``lock`` to hold of an entry that is not changed."""
+        """Require a revision, a tag or a lock of an entry that is not changed."""
         self._add("Check", name=name, **how)
 
     def check_empty(self, prefix: str) -> None:
@@ -99,13 +105,13 @@ class Batch:
             return self.results
         sent = {"id": self._id, "operations": self.operations, "atomic": self._atomic}
         try:
-            answer = self._client.calls.registry("Batch", sent, repeatable=True)
+            answer = self._registry.calls.registry("Batch", sent, repeatable=True)
         except RequestError as error:
             if error.failed is None or not 0 <= error.failed < len(self.operations):
                 raise
             operation = self.operations[error.failed]
             what = " ".join(str(operation.get(key, "")) for key in ("method", "name")).strip()
-            raise BatchFailed(
+            raise self._registry.calls.errors.BatchFailed(
                 f"Operation {error.failed} ({what}): {error}; nothing was changed", error.failed, error
             ) from error
         found = answer.data.get("results")
@@ -122,15 +128,10 @@ class Batch:
             self.commit()
 
     def _add(self, method: str, **parameters: Any) -> None:
-        lock = parameters.get("lock")
-        if lock is not None and not isinstance(lock, str):
-            parameters["lock"] = lock.fence
-        session = parameters.get("session")
-        if session is not None and not isinstance(session, str):
-            parameters["session"] = session.id
-        self.operations.append(
-            {"method": method, **{key: value for key, value in parameters.items() if value is not None}}
-        )
+        owner = owned(parameters.pop("session", None), parameters.pop("lock", None))
+        condition = expected(parameters.pop("revision", None), parameters.pop("if_match", None))
+        given = {key: value for key, value in parameters.items() if value is not None}
+        self.operations.append({"method": method, **given, **condition, **owner})
 
 
 def pieces(operations: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
@@ -145,7 +146,3 @@ def pieces(operations: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, An
         found[-1].append(each)
         size += length
     return found
-
-
-def _text(data: Any) -> str:
-    return data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, allow_nan=False)

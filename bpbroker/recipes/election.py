@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
-from bpbroker.errors import CannotConnect, LockTimeout, NotFound, TimedOut, Unavailable
+from bpbroker.errors import LockTimeout, NotFound
 from bpbroker.recipes.lock import Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-    from bpbroker.client.api import Client
+    from bpbroker.recipes.coordination import Coordination
 
 _STEP_SECS: Final = 5.0
 """How long one call waits: so long a cancel may take. Between calls the place in the queue is given back."""
@@ -23,15 +24,15 @@ class Election:
     """Candidates for one name; as kazoo's.
 
     Args:
-        client: of the broker.
+        registry: of a client, or of an extension's call.
         name: what they are candidates for.
         data: what others are told of this one: JSON.
         ttl_secs: of the session.
     """
 
-    def __init__(self, client: Client, name: str, *, data: Any = None, ttl_secs: float = 30.0) -> None:
+    def __init__(self, registry: Coordination, name: str, *, data: Any = None, ttl_secs: float = 30.0) -> None:
         self.name = name
-        self._client = client
+        self._registry = registry
         self._data = data
         self._ttl = ttl_secs
         self._cancelled = threading.Event()
@@ -41,9 +42,10 @@ class Election:
 
         Raises:
             LockLost: the office was lost meanwhile; the function ended without an error of its own.
+            LockTimeout: another is elected, as long as an extension's call may take; a client waits without end.
         """
         self._cancelled.clear()
-        lock = Lock(self._client, self.name, ttl_secs=self._ttl, data=self._data)
+        lock = Lock(self._registry, self.name, ttl_secs=self._ttl, data=self._data)
         if not self._elected(lock):
             return False
         with lock.held():
@@ -56,23 +58,27 @@ class Election:
 
     def leader(self) -> Any:
         """Return the data of the one that is elected; None if there is none. From any thread."""
-        with self._client.sibling() as client:
-            found = client.holder(self.name)["holders"]
+        with self._registry.sibling() as registry:
+            found = registry.holder(self.name)["holders"]
         return found[-1].get("data") if found else None
 
     def contenders(self) -> list[Any]:
         """Return the data of all candidates, the elected one first. From any thread."""
-        with self._client.sibling() as client:
-            found = client.holder(self.name)
+        with self._registry.sibling() as registry:
+            found = registry.holder(self.name)
         return [each.get("data") for each in (*found["holders"], *found["waiting"])]
 
     def _elected(self, lock: Lock) -> bool:
+        end = time.monotonic() + self._registry.calls.patience_secs
         while not self._cancelled.is_set():
+            left = end - time.monotonic()
             try:
-                lock.take(_STEP_SECS)
+                lock.take(max(0.0, min(_STEP_SECS, left)))
             except (LockTimeout, NotFound):
+                if left <= _STEP_SECS:
+                    raise
                 continue
-            except (CannotConnect, Unavailable, TimedOut):
+            except self._registry.calls.away:
                 self._cancelled.wait(_PAUSE_SECS)
                 continue
             return True

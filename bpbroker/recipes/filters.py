@@ -18,16 +18,20 @@ def texts(where: Mapping[str, Any] | Sequence[str] | str) -> list[str]:
     Raises:
         UsageError: one has no field.
     """
-    if isinstance(where, str):
-        found = [where]
-    elif isinstance(where, Mapping):
-        found = [f"{field}={value if isinstance(value, str) else json.dumps(value)}" for field, value in where.items()]
-    else:
-        found = list(where)
+    found = stated(where)
     for each in found:
         if not each.partition("=")[1] or not each.partition("=")[0]:
             raise UsageError(f"{each[:80]!r} is no condition; write FIELD=VALUE, such as state=ready")
     return found
+
+
+def stated(where: Mapping[str, Any] | Sequence[str] | str) -> list[str]:
+    """Return conditions as texts; the broker refuses those that are none."""
+    if isinstance(where, str):
+        return [where]
+    if isinstance(where, Mapping):
+        return [f"{field}={value if isinstance(value, str) else json.dumps(value)}" for field, value in where.items()]
+    return list(where)
 
 
 def matches(entry: Mapping[str, Any], condition: str) -> bool:

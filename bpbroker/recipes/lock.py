@@ -14,18 +14,14 @@ from collections.abc import Callable, Mapping
 from bpbroker.errors import (
     AlreadyExists,
     BpbrokerError,
-    CannotConnect,
-    ClientError,
-    LockLost,
     LockTimeout,
+    Misused,
     NotFound,
     NotTrusted,
     SessionLost,
-    TimedOut,
-    Unavailable,
     WaitTimeout,
 )
-from bpbroker.recipes.session import Session
+from bpbroker.recipes.session import session_of
 from bpbroker.retry import pauses
 
 TYPE_CHECKING = False
@@ -33,21 +29,22 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Final, Self  # novermin: for the type checker alone
 
-    from bpbroker.client.api import Client
+    from bpbroker.recipes.coordination import Coordination
+    from bpbroker.recipes.session import Session
 
 WAIT_MAX_SECS: Final = 600.0
 """The longest that a broker waits in one call."""
-_FOREVER: Final = float("inf")
 
 
 class Lock:
     """A lock of one name, by a session of its own for each time that it is held.
 
     Args:
-        client: of the broker.
+        registry: of a client, or of an extension's call.
         name: of the lock.
         ttl_secs: of the session.
-        wait_secs: how long ``with`` and :meth:`acquire` wait; None: until it is there.
+        wait_secs: how long ``with`` and :meth:`acquire` wait; None: without end, or as long as an extension's
+            call may take.
         data: what others are told of the holder: JSON.
         limit: how many may hold it at once.
         told: called, in another thread, when a held lock is lost.
@@ -55,7 +52,7 @@ class Lock:
 
     def __init__(
         self,
-        client: Client,
+        registry: Coordination,
         name: str,
         *,
         ttl_secs: float = 30.0,
@@ -69,7 +66,9 @@ class Lock:
         """Grows with every grant; 0 while it is not held."""
         self.session: Session | None = None
         self.told = told
-        self._client = client
+        self._registry = registry
+        self._errors = registry.calls.errors
+        self._away: tuple[type[Exception], ...] = (*registry.calls.away, WaitTimeout)
         self._ttl = ttl_secs
         self._wait = wait_secs
         self._data = data
@@ -79,7 +78,7 @@ class Lock:
     def lost(self) -> threading.Event:
         """Set when the lock that is held may no longer be."""
         if self.session is None:
-            raise ClientError(f"The lock '{self.name}' was not acquired")
+            raise Misused(f"The lock '{self.name}' was not acquired")
         return self.session.lost
 
     @property
@@ -113,11 +112,11 @@ class Lock:
             LockTimeout: others hold it; ``holders`` has them.
         """
         if self.token:
-            raise ClientError(f"The lock '{self.name}' is held by this object already")
+            raise Misused(f"The lock '{self.name}' is held by this object already")
         end = time.monotonic() + wait_secs
         pause = pauses()
         while True:
-            session = Session(self._client, self._ttl, told=self.told)
+            session = session_of(self._registry, self._ttl, told=self.told)
             got = False
             try:
                 session.open()
@@ -127,7 +126,7 @@ class Lock:
             except NotFound:  # the session died while it waited, such as on a suspended machine
                 if time.monotonic() >= end:
                     raise
-            except (CannotConnect, Unavailable, TimedOut) as error:
+            except self._registry.calls.away as error:
                 if not _worth_waiting(error, end, wait_secs):
                     raise
             finally:
@@ -141,10 +140,10 @@ class Lock:
         """Give the lock back.
 
         Raises:
-            ClientError: it is not held.
+            Misused: it is not held.
         """
         if not self.token or self.session is None:
-            raise ClientError(f"The lock '{self.name}' is not held")
+            raise Misused(f"The lock '{self.name}' is not held")
         self.token = 0
         self.session.close()
 
@@ -158,16 +157,16 @@ class Lock:
             try:
                 self.session.check()
             except SessionLost as error:
-                raise LockLost(f"The lock '{self.name}' is lost: {self.session.reason}") from error
+                raise self._errors.LockLost(f"The lock '{self.name}' is lost: {self.session.reason}") from error
 
     def holder(self) -> Mapping[str, Any] | None:
         """Return the newest holder (``session``, ``token``, ``data``, ``since``); None if there is none."""
-        found = self._client.holder(self.name)["holders"]
+        found = self._registry.holder(self.name)["holders"]
         return found[-1] if found else None
 
     def contenders(self) -> list[Mapping[str, Any]]:
         """Return all that hold it and all that wait for it, in their order."""
-        found = self._client.holder(self.name)
+        found = self._registry.holder(self.name)
         return [*found["holders"], *found["waiting"]]
 
     def held(self) -> _Held:
@@ -192,7 +191,7 @@ class Lock:
             self.check()
 
     def _secs(self) -> float:
-        return _FOREVER if self._wait is None else self._wait
+        return self._registry.calls.patience_secs if self._wait is None else self._wait
 
     def _queue(self, session: Session, end: float) -> int:
         """Wait in the queue; the place is kept as long as the session lives."""
@@ -204,18 +203,25 @@ class Lock:
             wait = max(0.0, min(end - time.monotonic(), WAIT_MAX_SECS))
             began = time.monotonic()
             try:
-                answer = self._client.calls.registry(
+                answer = self._registry.calls.registry(
                     "Lock", {**sent, "wait": round(wait, 3)}, repeatable=True, wait_secs=wait
                 )
                 return int(answer.data["token"])
             except AlreadyExists as error:
                 if time.monotonic() >= end:
-                    raise _not_got(self.name, error) from None
-            except (CannotConnect, Unavailable, TimedOut, WaitTimeout):
+                    raise self._not_got(error) from None
+            except self._away:
                 if session.lost.is_set() or time.monotonic() >= end:
                     raise
             if time.monotonic() - began < wait / 2:
                 time.sleep(min(next(pause), max(0.0, end - time.monotonic())))
+
+    def _not_got(self, error: AlreadyExists) -> LockTimeout:
+        holders = (error.data or {}).get("holders")
+        known = holders if isinstance(holders, list) else []
+        late = self._errors.LockTimeout(str(error) or f"The lock '{self.name}' is held", known)
+        late.data = error.data
+        return late
 
 
 class _Held:
@@ -240,8 +246,3 @@ def _close(session: Session) -> None:
         session.close()
     except BpbrokerError:
         pass  # it ends with its ttl
-
-
-def _not_got(name: str, error: AlreadyExists) -> LockTimeout:
-    holders = (error.data or {}).get("holders")
-    return LockTimeout(str(error) or f"The lock '{name}' is held", holders if isinstance(holders, list) else [])

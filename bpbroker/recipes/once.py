@@ -9,17 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from bpbroker.errors import (
-    BpbrokerError,
-    CannotConnect,
-    LockLost,
-    NotFound,
-    OnceFailed,
-    PreconditionFailed,
-    TimedOut,
-    Unavailable,
-    WaitTimeout,
-)
+from bpbroker.errors import BpbrokerError, NotFound, PreconditionFailed, WaitTimeout
 from bpbroker.recipes.lock import Lock
 from bpbroker.retry import pauses
 
@@ -27,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-    from bpbroker.client.api import Client
+    from bpbroker.recipes.coordination import Coordination
 
 DIED: Final = 111
 """The exit code of an attempt whose host died or was cut off."""
@@ -37,18 +27,18 @@ class Once:
     """One piece of work by name.
 
     Args:
-        client: of the broker.
+        registry: of a client, or of an extension's call.
         name: of the lock, and of the entry.
         by: what the entry says of who does it.
         ttl_secs: of the session: so long, at least, after its host's death the next one begins.
-        wait_secs: how long to wait for others; None: until they are done.
+        wait_secs: how long to wait for others; None: until they are done, or as long as an extension's call may take.
         attempts: how often it is tried, at most, by all together.
         told: called, in another thread, when the lock is lost while the work runs.
     """
 
     def __init__(
         self,
-        client: Client,
+        registry: Coordination,
         name: str,
         *,
         by: str = "",
@@ -59,10 +49,12 @@ class Once:
     ) -> None:
         self.name = name
         self.attempts = attempts
+        self.errors = registry.calls.errors
+        self._away: tuple[type[Exception], ...] = (*registry.calls.away, WaitTimeout)
         self._by = by
-        self._client = client
+        self._registry = registry
         self._wait = wait_secs
-        self._lock = Lock(client, name, ttl_secs=ttl_secs, data=by or None, told=told)
+        self._lock = Lock(registry, name, ttl_secs=ttl_secs, data=by or None, told=told)
 
     @property
     def lock(self) -> Lock:
@@ -79,7 +71,8 @@ class Once:
             WaitTimeout: nobody was done in time.
             LockLost: the lock was lost while the work ran, so what became of it is not said.
         """
-        end = float("inf") if self._wait is None else time.monotonic() + self._wait
+        wait = self._registry.calls.patience_secs if self._wait is None else self._wait
+        end = time.monotonic() + wait
         while True:
             found = self._ended(self._state(end))
             if found is not None:
@@ -108,10 +101,10 @@ class Once:
         pause = pauses()
         while True:
             try:
-                return self._client.get(self.name).own
+                return self._registry.get(self.name).own
             except NotFound:
                 return {}
-            except (CannotConnect, Unavailable, TimedOut):
+            except self._registry.calls.away:
                 if time.monotonic() >= end:
                     raise
                 time.sleep(max(0.0, min(next(pause), end - time.monotonic())))
@@ -127,10 +120,10 @@ class Once:
         pause = pauses()
         while True:
             try:
-                self._client.replace(self.name, state, lock=self._lock)
+                self._registry.replace(self.name, state, lock=self._lock)
             except PreconditionFailed as error:
-                raise LockLost(f"The lock '{self.name}' is lost: {error}") from error
-            except (CannotConnect, Unavailable, TimedOut, WaitTimeout):
+                raise self.errors.LockLost(f"The lock '{self.name}' is lost: {error}") from error
+            except self._away:
                 self._lock.check()
                 time.sleep(next(pause))
             else:
@@ -161,13 +154,13 @@ def call_once(once: Once, func: Callable[[], Any]) -> Any:
         OnceFailed: it failed as often as it may.
         Exception: what the function raised, if it ran here.
     """
-    raised: list[Exception] = []
+    raised: list[Exception | SystemExit] = []
 
     def work() -> Mapping[str, Any]:
         raised.clear()
         try:
             return {"exit": 0, "result": func()}
-        except Exception as error:  # noqa: BLE001 - it is raised again once it is noted
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - it is raised again once it is noted
             raised.append(error)
             return {"exit": 1, "error": f"{type(error).__name__}: {error}"[:1000]}
 
@@ -175,7 +168,8 @@ def call_once(once: Once, func: Callable[[], Any]) -> Any:
     if raised:
         raise raised[0]
     if state.get("state") != "done":
-        raise OnceFailed(f"'{once.name}' failed {state.get('attempt')} times: {state.get('error', state.get('exit'))}")
+        said = state.get("error", "its process ended in the middle" if state.get("exit") == DIED else state.get("exit"))
+        raise once.errors.OnceFailed(f"'{once.name}' failed {state.get('attempt')} times: {said}")
     return state.get("result")
 
 

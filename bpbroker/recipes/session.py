@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 
-from bpbroker.errors import BpbrokerError, CannotConnect, ClientError, NotFound, RequestError, SessionLost, WaitTimeout
+from bpbroker.errors import BpbrokerError, CannotConnect, ClientError, Misused, NotFound, RequestError, WaitTimeout
 from bpbroker.recipes.clock import boottime
 from bpbroker.retry import pauses
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Final, Self  # novermin: for the type checker alone
 
-    from bpbroker.client.api import Client
+    from bpbroker.recipes.coordination import Coordination
 
 TTL_MIN_SECS: Final = 2.0
 STOP_SECS: Final = 10.0
@@ -32,17 +32,21 @@ def new_id() -> str:
 
 
 class Session:
-    """A session of this process: opened by ``with`` or :meth:`open`, renewed by a thread until :meth:`close`.
+    """A session: opened by ``with`` or :meth:`open`, ended by :meth:`close`, or by its time without a renewal.
 
     Args:
-        client: of the broker.
+        registry: of a client, or of an extension's call.
         ttl_secs: it dies between once and twice this long after its last renewal.
-        session_id: its id; a new one if empty.
-        told: called in the renewing thread when the session is lost.
+        session_id: its id; a new one if empty. One that is kept may be renewed by another object, too.
+        told: called, perhaps in another thread, when the session is lost.
     """
 
     def __init__(
-        self, client: Client, ttl_secs: float = 60.0, session_id: str = "", told: Callable[[], None] = lambda: None
+        self,
+        registry: Coordination,
+        ttl_secs: float = 60.0,
+        session_id: str = "",
+        told: Callable[[], None] = lambda: None,
     ) -> None:
         self.id = session_id or new_id()
         self.ttl_secs = ttl_secs
@@ -53,10 +57,8 @@ class Session:
         """Why it was lost."""
         self.ended = False
         """Whether the broker said that it is over."""
-        self._client = client
-        self._sent = 0.0
-        self._closing = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._registry = registry
+        self._sent = boottime()
 
     @property
     def ends_at(self) -> float:
@@ -69,21 +71,25 @@ class Session:
         return self.ends_at - min(STOP_SECS, self.ttl_secs / 3)
 
     def open(self) -> None:
-        """Begin the session and its renewals.
+        """Begin the session.
 
         Raises:
             RequestError, CannotConnect: the broker refused, or is not there.
         """
-        if self._thread is not None:
-            raise ClientError(f"The session {self.id} is open already")
         sent = boottime()
-        answer = self._client.calls.registry("Open", {"session": self.id, "ttl": self.ttl_secs}, repeatable=True)
+        answer = self._registry.calls.registry("Open", {"session": self.id, "ttl": self.ttl_secs}, repeatable=True)
         ttl = answer.data.get("ttl")
         if isinstance(ttl, (int, float)):
             self.ttl_secs = float(ttl)
         self._sent = sent
-        self._thread = threading.Thread(target=self._renew, name=f"renew-{self.id[:8]}", daemon=True)
-        self._thread.start()
+
+    def renew(self) -> None:
+        """Give the session its time again.
+
+        Raises:
+            NotFound: it is over.
+        """
+        self._renew(self._registry)
 
     def close(self) -> None:
         """End the session: its entries and its places in locks go at once. A session that is over is closed.
@@ -91,13 +97,10 @@ class Session:
         Raises:
             RequestError, CannotConnect: the broker refused, or is not there; the session ends with its ttl.
         """
-        if self._thread is None or self._closing.is_set():
-            return
-        self._closing.set()
         for last in (False, True):
             try:
                 # Not longer than one try: what is left ends with its ttl.
-                self._client.calls.registry("Close", {"session": self.id}, repeatable=True, wait_secs=0.0)
+                self._registry.calls.registry("Close", {"session": self.id}, repeatable=True, wait_secs=0.0)
             except NotFound:
                 break
             except (CannotConnect, WaitTimeout):
@@ -105,7 +108,6 @@ class Session:
                     raise
             else:
                 break
-        self._thread.join(_JOIN_SECS)
 
     def check(self) -> None:
         """See that the session lives, as far as is known here.
@@ -116,7 +118,7 @@ class Session:
         if not self.lost.is_set() and boottime() >= self.stop_at:
             self._lose("it was not renewed in time")
         if self.lost.is_set():
-            raise SessionLost(f"The session {self.id} is lost: {self.reason}")
+            raise self._registry.calls.errors.SessionLost(f"The session {self.id} is lost: {self.reason}")
 
     def __enter__(self) -> Self:
         self.open()
@@ -134,8 +136,50 @@ class Session:
         if lost and error is None:
             self.check()
 
-    def _renew(self) -> None:
-        with self._client.sibling(min(_TRY_SECS, self.ttl_secs / 3)) as client:
+    def _renew(self, registry: Coordination) -> None:
+        sent = boottime()  # what counts is when it was sent: the broker may have got it at once
+        registry.calls.registry("Renew", {"session": self.id}, repeatable=False)
+        self._sent = sent
+
+    def _lose(self, why: str) -> None:
+        if not self.lost.is_set():
+            self.reason = why
+            self.lost.set()
+            self.told()
+
+
+class RenewedSession(Session):
+    """A session that a thread of this process renews, by a connection of its own, until :meth:`close`."""
+
+    def __init__(
+        self,
+        registry: Coordination,
+        ttl_secs: float = 60.0,
+        session_id: str = "",
+        told: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(registry, ttl_secs, session_id, told)
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def open(self) -> None:
+        """Begin the session and its renewals; raises as :meth:`Session.open` does."""
+        if self._thread is not None:
+            raise Misused(f"The session {self.id} is open already")
+        super().open()
+        self._thread = threading.Thread(target=self._keep, name=f"renew-{self.id[:8]}", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the session and its renewals, if it is open; raises as :meth:`Session.close` does."""
+        if self._thread is None or self._closing.is_set():
+            return
+        self._closing.set()
+        super().close()
+        self._thread.join(_JOIN_SECS)
+
+    def _keep(self) -> None:
+        with self._registry.sibling(min(_TRY_SECS, self.ttl_secs / 3)) as registry:
             pause = pauses()
             due = self._sent + self.ttl_secs / 3
             trouble = "it was not renewed in time"
@@ -147,7 +191,7 @@ class Session:
                 if now < due:
                     continue
                 try:
-                    client.calls.registry("Renew", {"session": self.id}, repeatable=False)
+                    self._renew(registry)
                 except NotFound as error:
                     if not self._closing.is_set():
                         self.ended = True
@@ -157,12 +201,13 @@ class Session:
                     trouble = f"it could not be renewed: {error}"
                     due = boottime() + min(next(pause), self.ttl_secs / 10)
                 else:
-                    self._sent = now  # what counts is when it was sent: the broker may have got it at once
-                    due = now + self.ttl_secs / 3
+                    due = self._sent + self.ttl_secs / 3
                     pause = pauses()
 
-    def _lose(self, why: str) -> None:
-        if not self.lost.is_set():
-            self.reason = why
-            self.lost.set()
-            self.told()
+
+def session_of(
+    registry: Coordination, ttl_secs: float, session_id: str = "", told: Callable[[], None] = lambda: None
+) -> Session:
+    """Create a session, not yet open, that is renewed where the calls allow that; arguments as of :class:`Session`."""
+    kind = RenewedSession if registry.calls.renews else Session
+    return kind(registry, ttl_secs, session_id, told)

@@ -6,20 +6,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from bpbroker.client.api import Client, Entry
+    from bpbroker.recipes.coordination import Coordination, Entry
 
 
 class Take:
     """An entry for one receiver: ``with`` takes it, and acknowledges on a clean exit.
 
     Args:
-        client: of the broker.
+        registry: of a client, or of an extension's call.
         name: of the entry.
         receiver: who takes it; may take again until it has acknowledged.
     """
 
-    def __init__(self, client: Client, name: str, receiver: str) -> None:
-        self._client = client
+    def __init__(self, registry: Coordination, name: str, receiver: str) -> None:
+        self._calls = registry.calls
         self._sent = {"name": name, "receiver": receiver}
 
     def take(self) -> Entry:
@@ -29,14 +29,12 @@ class Take:
             AlreadyExists: another receiver has taken it.
             NotFound: there is no such entry, or it was acknowledged.
         """
-        from bpbroker.client.api import Entry
-
-        answer = self._client.calls.registry("Take", self._sent, repeatable=True)
-        return Entry(answer.data, answer.etag)
+        answer = self._calls.registry("Take", self._sent, repeatable=True)
+        return self._calls.entry(answer.data, answer.etag, answer.revision)
 
     def ack(self) -> None:
         """Have the entry destroyed; it is fine if that was done."""
-        self._client.calls.registry("Ack", self._sent, repeatable=True)
+        self._calls.registry("Ack", self._sent, repeatable=True)
 
     def __enter__(self) -> Entry:
         return self.take()

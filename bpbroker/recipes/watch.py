@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from bpbroker.errors import CannotConnect, CursorExpired, Gone, NotTrusted, TimedOut, Unavailable, WaitTimeout
+from bpbroker.errors import CursorExpired, Gone, NotTrusted, WaitTimeout
 from bpbroker.retry import pauses
 
 TYPE_CHECKING = False
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Final, Self  # novermin: for the type checker alone
 
-    from bpbroker.client.api import Client
+    from bpbroker.recipes.coordination import Coordination, Entry
 
 _POLL_SECS: Final = 60.0
 
@@ -31,7 +31,7 @@ class Event:
 
     __slots__ = ("cursor", "entry", "name", "revision", "type")
 
-    def __init__(self, kind: str, name: str, revision: int, entry: Mapping[str, Any] | None, cursor: str = "") -> None:
+    def __init__(self, kind: str, name: str, revision: int, entry: Entry | None, cursor: str = "") -> None:
         self.type = kind
         self.name = name
         self.revision = revision
@@ -51,23 +51,24 @@ class Watch:
     """Yields events as they happen; ends with :meth:`close`. A broker that is away is waited for.
 
     Args:
-        client: of the broker; a watch has a connection of its own.
+        registry: of a client, or of an extension's call; a client's watch has a connection of its own.
         prefix: of the names.
         name: of one entry, instead.
         since: a cursor; without it, from the first :meth:`poll` on.
     """
 
-    def __init__(self, client: Client, prefix: str = "", *, name: str = "", since: str = "") -> None:
+    def __init__(self, registry: Coordination, prefix: str = "", *, name: str = "", since: str = "") -> None:
         self.cursor = since
         """Behind the last revision of which all events were yielded."""
-        self._client = client.sibling()
+        self._registry = registry.sibling()
+        self._away: tuple[type[Exception], ...] = (*registry.calls.away, WaitTimeout)
         self._what = {"name": name} if name else {"prefix": prefix}
         self._closed = False
 
     def start(self) -> str:
         """Find out the present cursor, if there is none, and return it."""
         if not self.cursor:
-            self.cursor = str(self._client.calls.registry("Watch", self._what, repeatable=True).data["cursor"])
+            self.cursor = str(self._registry.calls.registry("Watch", self._what, repeatable=True).data["cursor"])
         return self.cursor
 
     def poll(self, wait_secs: float) -> list[Event]:
@@ -76,22 +77,9 @@ class Watch:
         Raises:
             CursorExpired: some are forgotten; its ``cursor`` is from where to go on after a new list.
         """
-        self.start()
-        sent = {**self._what, "since": self.cursor, "wait": round(wait_secs, 3)}
-        try:
-            data = self._client.calls.registry("Watch", sent, repeatable=True, wait_secs=wait_secs).data
-        except Gone as error:
-            raise CursorExpired(str(error), str((error.data or {}).get("cursor", ""))) from None
-        registry = self.cursor.rpartition(":")[0]
-        events = [
-            Event(
-                str(each["type"]), str(each.get("name", "")), int(each["revision"]), each.get("entry"),
-                f"{registry}:{each['revision']}",
-            )
-            for each in data.get("events", ())
-        ]  # fmt: skip
+        events, cursor = self._next(wait_secs)
         if not events:
-            self.cursor = str(data["cursor"])
+            self.cursor = cursor
         return events
 
     def until(self, end: float) -> Iterator[Event]:
@@ -107,13 +95,15 @@ class Watch:
             if left <= 0:
                 return
             try:
-                events = self.poll(min(left, _POLL_SECS))
+                events, cursor = self._next(min(left, _POLL_SECS))
             except NotTrusted:
                 raise
-            except (CannotConnect, Unavailable, TimedOut, WaitTimeout):
+            except self._away:
                 time.sleep(max(0.0, min(next(pause), end - time.monotonic())))
                 continue
             pause = pauses()
+            if not events:
+                self.cursor = cursor
             for at, event in enumerate(events):
                 yield event
                 # A revision's events belong together: the cursor stands behind all of them or before.
@@ -121,12 +111,12 @@ class Watch:
                     self.cursor = event.cursor
 
     def __iter__(self) -> Iterator[Event]:
-        return self.until(float("inf"))
+        return self.until(time.monotonic() + self._registry.calls.patience_secs)
 
     def close(self) -> None:
         """Close the connection; a loop over the watch ends."""
         self._closed = True
-        self._client.close()
+        self._registry.close()
 
     def __enter__(self) -> Self:
         self.start()
@@ -136,3 +126,35 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _next(self, wait_secs: float) -> tuple[list[Event], str]:
+        """Return the next events, and the cursor behind them."""
+        self.start()
+        sent = {**self._what, "since": self.cursor, "wait": round(wait_secs, 3)}
+        calls = self._registry.calls
+        try:
+            data = calls.registry("Watch", sent, repeatable=True, wait_secs=wait_secs).data
+        except CursorExpired:
+            raise
+        except Gone as error:
+            raise CursorExpired(str(error), str((error.data or {}).get("cursor", ""))) from None
+        registry = self.cursor.rpartition(":")[0]
+        events = []
+        for each in data.get("events", ()):
+            kind, name, revision = str(each["type"]), str(each.get("name", "")), int(each["revision"])
+            entry = calls.entry(each["entry"], "", revision) if "entry" in each else None
+            events.append(Event(kind, name, revision, entry, f"{registry}:{revision}"))
+        return events, str(data["cursor"])
+
+
+class MovingWatch(Watch):
+    """A watch whose :meth:`poll` moves the cursor: its caller keeps that for a later call."""
+
+    def poll(self, wait_secs: float = 0.0) -> list[Event]:
+        """Return the next events, none if there were none in time, and move the cursor behind them.
+
+        Raises:
+            CursorExpired: some are forgotten; its ``cursor`` is from where to go on after a new list.
+        """
+        events, self.cursor = self._next(wait_secs)
+        return events

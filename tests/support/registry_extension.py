@@ -8,6 +8,8 @@ from typing import Any
 from bpbroker import errors
 from bpbroker.extensions import (
     AlreadyExists,
+    BarrierBroken,
+    BarrierTimeout,
     BatchFailed,
     CursorExpired,
     Error,
@@ -26,9 +28,10 @@ ANSWERS = {
     "Batches": ["b/1"],
     "Watches": [],
     "Once": {"id": 1},
+    "Elections": ["other", None],
+    "Barriers": ["n/1", "n/2"],
 }
 """What each method that does several things ends with."""
-_OWN = (BatchFailed, CursorExpired, LockTimeout, OnceFailed)
 
 
 def _refused(kind: type[Error], call: Callable[..., Any], *words: Any, **how: Any) -> Any:
@@ -36,7 +39,7 @@ def _refused(kind: type[Error], call: Callable[..., Any], *words: Any, **how: An
         call(*words, **how)
     except Error as error:  # catches every one of them
         assert type(error) is kind, error
-        assert kind in _OWN or isinstance(error, getattr(errors, kind.__name__))
+        assert isinstance(error, getattr(errors, kind.__name__))
         return error
     raise AssertionError(f"{kind.__name__} was expected")
 
@@ -160,6 +163,39 @@ def Once(rh: Request) -> None:
             ran.append("failed")
     assert ran == [1, "failed", "failed"]
     assert "failed 2 times: ZeroDivisionError" in _refused(OnceFailed, r.once, "fails", lambda: 1, attempts=2).message
+
+
+def Elections(rh: Request) -> None:
+    r = rh.registry
+    ran: list[Any] = []
+    assert r.election("office").run(ran.append, 1)
+    try:
+        r.election("office", data="me").run(lambda: 1 / 0)
+    except ZeroDivisionError:
+        ran.append(r.holder("office")["holders"])
+    assert ran == [1, []]
+    candidate = r.election("office", data="me")
+    with r.lock("office", data="other"):
+        assert (candidate.leader(), candidate.contenders()) == ("other", ["other"])
+        r.timeout_secs, before = 0.05, r.timeout_secs
+        assert _refused(LockTimeout, candidate.run, ran.append, 2).holders[0]["data"] == "other"
+        r.timeout_secs = before
+        rh.data = [candidate.leader()]
+    assert candidate.run(ran.append, 3) and ran == [1, [], 3]
+    rh.data.append(candidate.leader())
+
+
+def Barriers(rh: Request) -> None:
+    r = rh.registry
+    r.register("n/1", {"state": "ready"})
+    barrier = r.barrier("n/", 2, where={"state": "ready"}, fail_where="state=failed", fail_lost=True)
+    said = _refused(BarrierTimeout, barrier.wait, 0.05)
+    assert (said.status, said.message) == (504, "1 of 2 ready; 1 never came")
+    r.register("n/2", {"state": "ready"})
+    rh.data = sorted(barrier.wait(5))
+    r.replace("n/2", {"state": "failed", "error": "disk full"})
+    failed = _refused(BarrierBroken, barrier.wait, 5)
+    assert (failed.status, list(failed.failed)) == (500, ["n/2"]) and "disk full" in failed.message
 
 
 def Pass(rh: Request) -> None:

@@ -15,9 +15,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-    from bpbroker.client.api import Client, Entry
+    from bpbroker.client.api import Client
     from bpbroker.client.cli.output import Output
     from bpbroker.client.cli.session import Session
+    from bpbroker.recipes.coordination import Entry
 
 _INPUT_MAX_BYTES: Final = 1024 * 1024 * 1024
 

@@ -38,9 +38,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any, Final
 
-    from bpbroker.client.api import Client, Entry
+    from bpbroker.client.api import Client
     from bpbroker.client.cli.session import Session
     from bpbroker.client.cli.shared_options import Action
+    from bpbroker.recipes.coordination import Entry
 
 COMMANDS: Final[dict[tuple[str, ...], Command]] = {}
 """Every command by its words, such as ``("service", "get")``."""

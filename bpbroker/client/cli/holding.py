@@ -12,7 +12,7 @@ from bpbroker.client.cli.words import content, seconds
 from bpbroker.errors import BpbrokerError, LockLost, NotFound, SessionLost, UsageError
 from bpbroker.recipes.lock import Lock
 from bpbroker.recipes.once import Once
-from bpbroker.recipes.session import Session as Held
+from bpbroker.recipes.session import RenewedSession as Held
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from bpbroker.client.api import Entry
 from bpbroker.client.cli import output
 from bpbroker.errors import BpbrokerError, UsageError
+from bpbroker.recipes.coordination import Entry
 from bpbroker.recipes.session import new_id
 
 TYPE_CHECKING = False

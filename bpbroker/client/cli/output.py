@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from bpbroker.client.address import BrokerAddress
-from bpbroker.client.api import Entry
 from bpbroker.errors import NotShown
+from bpbroker.recipes.coordination import Entry
 from bpbroker.registry.entry import STAMP_KEYS, TEXT_KEY
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms

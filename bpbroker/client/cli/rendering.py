@@ -21,9 +21,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from bpbroker.client.api import Client, Entry
+    from bpbroker.client.api import Client
     from bpbroker.client.cli.output import Output
     from bpbroker.client.cli.session import Session
+    from bpbroker.recipes.coordination import Entry
 
 
 class Missing(NotFound):

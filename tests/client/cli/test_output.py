@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from bpbroker.client.address import BrokerAddress, parse_address
-from bpbroker.client.api import Entry
 from bpbroker.client.cli import output
 from bpbroker.client.cli.output import FORMATS, render
 from bpbroker.client.responders import Broker
 from bpbroker.errors import NotShown
+from bpbroker.recipes.coordination import Entry
 
 STAMP = {"last_write_ip": "127.0.0.1", "last_write_ts": 1420068290}
 TEXT = {"_str": "bar", **STAMP}
