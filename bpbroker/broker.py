@@ -55,7 +55,7 @@ from bpbroker.runtime.mainloop import MainLoop
 from bpbroker.runtime.plan import Plan, RunOptions
 from bpbroker.runtime.prepare import prepare
 from bpbroker.runtime.watchdog import Watchdog
-from bpbroker.server import tls
+from bpbroker.server import host_certificate, tls
 from bpbroker.server.budget import Budget
 from bpbroker.server.certificate_watch import CertificateWatch
 from bpbroker.server.listener import BrokerServer
@@ -258,7 +258,7 @@ class Broker:
                 self._prepared.udp,
                 registry,
                 self._settings,
-                tls.fingerprint(self._cert),
+                host_certificate.fingerprint(self._cert),
                 self._wrong_key,
                 shared,
             ),
@@ -409,7 +409,7 @@ class Broker:
         logger.info(
             "bpbroker %s is %s: listening on %s, port %d (TCP and UDP); certificate SHA-256 %s; configuration %s",
             __version__, "ready" if pong.ok else "up, but not ready yet",
-            listen, self._prepared.port, tls.fingerprint(self._cert), self._own,
+            listen, self._prepared.port, host_certificate.fingerprint(self._cert), self._own,
         )  # fmt: skip
         _spare_collector()
         sdnotify.notify(sdnotify.READY, self._status())
@@ -456,7 +456,7 @@ class Broker:
             "port": self._prepared.port,
             "address": self._prepared.local_address,
             "token": self._prepared.token,
-            "fingerprint": tls.fingerprint(self._cert),
+            "fingerprint": host_certificate.fingerprint(self._cert),
             "started": self._started,
             "uptime_from": self._uptime_from,
             "version": __version__,
@@ -606,8 +606,8 @@ class Broker:
         cert, key = layers.named_pair(settings)
         try:
             if (cert, key) == layers.own_pair(self._own):
-                tls.heal_pair(cert, key)
-            tls.check_pair(cert, key)
+                host_certificate.heal_pair(cert, key)
+            host_certificate.check_pair(cert, key)
             context = tls.context(cert, key)
         except (ConfigurationError, StartError) as error:
             return ConfigurationError(f"The certificate was not reloaded, the one before stays in use: {error}")
@@ -616,8 +616,8 @@ class Broker:
             self._application.names_changed(_names(cert))
         self._certificate.look()
         self._describe()
-        self._addresses["discovery"].tell(messages.CertificateChanged(tls.fingerprint(cert)))
-        logger.info("The certificate in use is %s, SHA-256 %s", cert, tls.fingerprint(cert))
+        self._addresses["discovery"].tell(messages.CertificateChanged(host_certificate.fingerprint(cert)))
+        logger.info("The certificate in use is %s, SHA-256 %s", cert, host_certificate.fingerprint(cert))
         return None
 
     def _apply(self, settings: messages.Settings, *, again: bool = False) -> list[tuple[str, Future[Any]]]:
@@ -667,7 +667,7 @@ def _probe_log() -> messages.Pong:
 
 def _names(cert: Path) -> tuple[str, ...]:
     """Return the names of this host: its own, without asking the network, and those in its certificate."""
-    return (socket.gethostname(), *tls.read_certificate(cert).names)
+    return (socket.gethostname(), *host_certificate.read_certificate(cert).names)
 
 
 def _spare_collector() -> None:

@@ -530,7 +530,7 @@ class CertificateChanged:
     """News to discovery: the broker serves with another certificate now."""
 
     fingerprint: str
-    """SHA-256, as in :func:`bpbroker.server.tls.fingerprint`."""
+    """SHA-256, as in :func:`bpbroker.server.host_certificate.fingerprint`."""
 
 
 # --- the broker as a whole: its main loop answers at the address "broker" ---

@@ -30,7 +30,7 @@ from bpbroker.config import layers
 from bpbroker.frontend import access_log
 from bpbroker.frontend.access_keys import NamedKeys
 from bpbroker.frontend.application import Application
-from bpbroker.server import tls
+from bpbroker.server import host_certificate, tls
 from bpbroker.server.budget import Budget
 from bpbroker.server.connection import Connection, Turn
 from bpbroker.server.policy import Policy, Service
@@ -74,7 +74,7 @@ class Registered:
 def exchange(tmp_path: Path) -> Iterator[Callable[[bytes], int]]:
     """What sends a request and returns how many calls it took."""
     cert, key = tmp_path / "a.crt", tmp_path / "a.key"
-    tls.make_pair(cert, key, ["localhost"])
+    host_certificate.make_pair(cert, key, ["localhost"])
     named = NamedKeys()
     registry = Registry(LocalBackend(lambda: EmbeddedStore(tmp_path / "journal", dict)), layers.DEFAULTS, named)
     registry.started()

@@ -27,7 +27,7 @@ from bpbroker.errors import BpbrokerError, ClientError, ConfigurationError, InUs
 from bpbroker.extensions.modules import Status, catalogue
 from bpbroker.registry import named_keys
 from bpbroker.runtime.exposure import exposed_code
-from bpbroker.server import tls
+from bpbroker.server import host_certificate, tls
 from bpbroker.storage import offline
 from bpbroker.storage.sources import Loaded
 
@@ -223,7 +223,7 @@ def _pair(scope: Scope, loaded: Loaded, broker: LocalBroker | None) -> Iterator[
             return
     try:
         tls.context(cert, key)
-        found = tls.read_certificate(cert)
+        found = host_certificate.read_certificate(cert)
     except (ConfigurationError, StartError) as error:
         yield Finding(what, FAIL, str(error), renew)
         return
@@ -241,8 +241,8 @@ def _pair(scope: Scope, loaded: Loaded, broker: LocalBroker | None) -> Iterator[
     elif in_use != found.fingerprint:
         reload = f"have it taken up: {scope.command_line('reload')}"
         yield Finding(what, WARNING, f"{detail}; the running broker has another one", reload)
-    elif tls.is_open(key):
-        yield Finding(what, WARNING, f"{key} can be read by others than its owner", tls.how_to_close(key))
+    elif host_certificate.is_open(key):
+        yield Finding(what, WARNING, f"{key} can be read by others than its owner", host_certificate.how_to_close(key))
     else:
         yield Finding(what, OK, detail)
 

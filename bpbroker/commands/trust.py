@@ -23,7 +23,7 @@ from bpbroker.discovery.interfaces import interfaces
 from bpbroker.discovery.jointoken import SECRET_DIGITS, JoinToken, canonical_fingerprint, make_token
 from bpbroker.errors import ClientError, ConfigurationError, RequestError, StartError
 from bpbroker.frontend import client_file
-from bpbroker.server import tls
+from bpbroker.server import host_certificate
 from bpbroker.storage.lock import lock_path
 from bpbroker.storage.sources import Loaded
 
@@ -46,7 +46,7 @@ def certificate(scope: Scope, *, renew: bool, hosts: tuple[str, ...], form: str)
         _renew(scope, cert, key, hosts)
     elif hosts:
         raise click.UsageError("--host is for --renew")
-    found = tls.read_certificate(cert)
+    found = host_certificate.read_certificate(cert)
     now = datetime.now(UTC)
     left, problem, lacks = found.days_left(now), found.problem(now), found.lacks()
     if form == "json":
@@ -99,14 +99,14 @@ def _renew(scope: Scope, cert: Path, key: Path, hosts: tuple[str, ...]) -> None:
             f"{cert} was not made by bpbroker: renew it where it comes from, put the new files in its place, "
             f"and have them taken up: {scope.command_line('reload')}"
         )
-    names = list(dict.fromkeys((*tls.own_names(), *hosts)))
-    tls.check_names(names)
+    names = list(dict.fromkeys((*host_certificate.own_names(), *hosts)))
+    host_certificate.check_names(names)
     scope.act_as_owner()
-    tls.heal_pair(cert, key)
+    host_certificate.heal_pair(cert, key)
     for path in (cert, key):
         if path.exists():
-            tls.keep_older(path)
-    tls.make_pair(cert, key, names)
+            host_certificate.keep_older(path)
+    host_certificate.make_pair(cert, key, names)
     click.echo(
         "The certificate is new: clients that pinned the old one refuse this broker until their pin, "
         "token or --fingerprint is changed.",
@@ -235,7 +235,7 @@ def _token(
         raise click.UsageError("--ttl, --uses and --from are for --allow: they are of a new key")
     if not keys:
         _say_that_it_has_no_key(scope, loaded, namespace)
-    own = canonical_fingerprint(tls.fingerprint(_pair(scope, loaded)[0]))
+    own = canonical_fingerprint(host_certificate.fingerprint(_pair(scope, loaded)[0]))
     made = JoinToken(
         [str(parse_address(text)) for text in addresses] or _addresses(scope, loaded),
         list(dict.fromkeys((own, *map(canonical_fingerprint, fingerprints)))),

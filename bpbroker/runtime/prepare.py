@@ -20,7 +20,7 @@ from bpbroker.errors import ConfigurationError, DamagedFile, InUse
 from bpbroker.extensions import idempotency, installing
 from bpbroker.runtime.pidfile import remove_pid, write_pid
 from bpbroker.runtime.plan import Plan
-from bpbroker.server import tls
+from bpbroker.server import host_certificate, tls
 from bpbroker.server.listener import bind_tcp, raise_descriptor_limit
 from bpbroker.storage import backups, control_socket
 from bpbroker.storage.config_file import Origin
@@ -102,9 +102,9 @@ def prepare(plan: Plan, undo: ExitStack) -> Prepared:
     api = loaded.effective["api"]
     cert, key = layers.named_pair(loaded.effective)
     if (cert, key) == layers.own_pair(own):
-        tls.heal_pair(cert, key)
+        host_certificate.heal_pair(cert, key)
     try:
-        tls.check_pair(cert, key)
+        host_certificate.check_pair(cert, key)
         context = tls.context(cert, key)
     except ConfigurationError as error:
         if (cert, key) != layers.own_pair(own):
@@ -195,7 +195,7 @@ def with_certificate(loaded: Loaded, own: Path) -> Loaded:
     if named != layers.DEFAULT_CERT:
         logger.warning("%s is not used any more: everybody has the key of the pair that 0.22 shipped", named)
     cert, key = layers.own_pair(own)
-    tls.ensure_pair(cert, key)
+    host_certificate.ensure_pair(cert, key)
     return _with(loaded, {"api.ssl_cert": str(cert), "api.ssl_key": str(key)})
 
 

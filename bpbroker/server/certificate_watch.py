@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bpbroker.errors import ConfigurationError, StartError
 from bpbroker.messages import Pong
-from bpbroker.server.tls import read_certificate
+from bpbroker.server.host_certificate import read_certificate
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""TLS: this host's certificate, its fingerprint, the server's context, and a stream that never blocks.
+"""TLS: the server's context, and a stream that never blocks.
 
 Neither of cheroot's adapters is fit for a server that must not be stalled:
 ``builtin`` shakes hands in the one accept thread (cheroot #748), ``pyopenssl``
@@ -10,41 +10,22 @@ in a worker, polling, and turns a body that comes a moment late into a 500
 from __future__ import annotations
 
 import contextlib
-import datetime
-import ipaddress
 import logging
-import re
 import socket
 import ssl
-import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import SSL
 
 from bpbroker import files
-from bpbroker.discovery.interfaces import interfaces
 from bpbroker.errors import ConfigurationError
-from bpbroker.server import own_pair
-from bpbroker.text import command_line
 
 logger = logging.getLogger(__name__)
 
-VALID_DAYS: Final = 3650
-_MADE_AFTER: Final = datetime.datetime(2026, 11, 1, tzinfo=datetime.UTC)
-"""No certificate is made before: a clock that shows an earlier time is wrong."""
-WARN_DAYS: Final = 30
-_HOST_NAME: Final = re.compile(r"(?:\*\.)?[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 _CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
-_PEM_MAX_BYTES: Final = 1024 * 1024
 _GROUPS: Final = b"X25519:P-256:P-384"
 """For the key exchange. What OpenSSL adds by itself in a new version costs each handshake more."""
 _FEED_BYTES: Final = 16 * 1024
@@ -63,252 +44,6 @@ _EMPTY_BYTES_PER_SEC: Final = 8 * 1024
 """What a client may send without data in it: KeyUpdates, empty records, attempts to renegotiate."""
 _RELEASE_BUFFERS: Final = 0x10
 """SSL_MODE_RELEASE_BUFFERS, which pyOpenSSL has no name for: saves 34 KiB for each idle connection."""
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """What a person wants to know of a certificate."""
-
-    subject: str
-    names: tuple[str, ...]
-    """Host names and addresses that it is for."""
-    not_before: datetime.datetime
-    """In UTC."""
-    not_after: datetime.datetime
-    """In UTC."""
-    fingerprint: str
-    """SHA-256 of its DER, as pairs of upper-case hexadecimal digits with colons between."""
-
-    def days_left(self, now: datetime.datetime) -> int:
-        """Return the whole days until it expires; negative when it has."""
-        return (self.not_after - now).days
-
-    def problem(self, now: datetime.datetime) -> str:
-        """Return in words why clients that check its time refuse it now or soon; empty when they do not."""
-        if now < self.not_before:
-            return f"is not valid before {self.not_before:%Y-%m-%d %H:%M} UTC, and the clock says {now:%Y-%m-%d %H:%M}"
-        left = self.days_left(now)
-        if left < 0:
-            return "has expired"
-        return f"expires in {left} days" if left < WARN_DAYS else ""
-
-    def lacks(self) -> list[str]:
-        """Return the names and addresses of this host that are not in it."""
-        return [name for name in own_names() if name not in self.names]
-
-
-# --- the pair of files ---
-
-
-def ensure_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
-    """Make a certificate and key for this host if there are none.
-
-    A key without a certificate is what was left of a first start that was cut
-    off: nothing was served with it, so a new pair takes its place. It is kept
-    as ``<name>.old``.
-
-    Raises:
-        ConfigurationError: only the certificate is there.
-        ConfigurationError, StartError: they cannot be written.
-    """
-    heal_pair(cert, key)
-    if cert.exists() and key.exists():
-        return
-    if cert.exists():
-        raise ConfigurationError(f"{cert} is there but {key} is not; put it back, or remove both to get a new pair")
-    if key.exists():
-        logger.warning("%s has no certificate, so both are made anew; the old key is kept as %s.old", key, key)
-        keep_older(key)
-    make_pair(cert, key, hosts)
-    logger.info("Made a certificate for this host: %s, SHA-256 %s", cert, fingerprint(cert))
-
-
-def heal_pair(cert: Path, key: Path) -> None:
-    """Finish what a crash cut off while a pair of the broker's own was being made or renewed.
-
-    Raises:
-        ConfigurationError, StartError: the files cannot be written.
-    """
-    try:
-        own_pair.heal(cert, key)
-    except OSError as error:
-        raise files.start_error(f"Cannot write {error.filename or cert}: {error.strerror}", error) from None
-
-
-def keep_older(path: Path) -> None:
-    """Copy a certificate or key to ``<name>.old``, readable by its owner only.
-
-    Raises:
-        StorageFull, StorageFailed: it cannot be copied.
-    """
-    files.replace(path.with_name(f"{path.name}.old"), [path.read_bytes()])
-
-
-def make_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
-    """Write a new self-signed ECDSA P-256 certificate and its key (mode 0600), replacing what is there.
-
-    Args:
-        cert: path of the certificate, PEM.
-        key: path of the key, PEM.
-        hosts: names and addresses it is for; this host's own if empty.
-
-    Raises:
-        ConfigurationError, StartError: they cannot be written.
-    """
-    private = ec.generate_private_key(ec.SECP256R1())
-    names = list(hosts) or own_names()
-    general = [_general_name(name) for name in names]
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
-    public = private.public_key()
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(public)
-        .serial_number(x509.random_serial_number())
-        # The clock of a machine that boots for the first time may be days ahead, or in 1970. It will be corrected,
-        # and the certificate shall be good before and after: it begins no later than this version came out.
-        .not_valid_before(min(now - datetime.timedelta(days=1), _MADE_AFTER))
-        .not_valid_after(max(now, _MADE_AFTER) + datetime.timedelta(days=VALID_DAYS))
-        .add_extension(x509.SubjectAlternativeName(general), critical=False)
-        # No authority: whoever has its key can sign for no other name, not even for those who trust this file as one.
-        # OpenSSL, Python and curl take a self-signed certificate that is itself in the file, CA or not.
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        # Python 3.13 verifies strictly (RFC 5280): who trusts this file as a CA needs the following three in it.
-        .add_extension(_key_usage(), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
-        .sign(private, hashes.SHA256())
-    )
-    key_pem = private.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    try:
-        own_pair.put(cert, key, certificate.public_bytes(serialization.Encoding.PEM), key_pem)
-    except OSError as error:
-        raise files.start_error(f"Cannot write {error.filename or cert}: {error.strerror}", error) from None
-
-
-def _key_usage() -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=True, key_cert_sign=False, content_commitment=False, key_encipherment=False,
-        data_encipherment=False, key_agreement=False, crl_sign=False, encipher_only=False, decipher_only=False,
-    )  # fmt: skip
-
-
-def own_names() -> list[str]:
-    """Return this host's name and every address that its interfaces have; nothing is asked of the network.
-
-    A look-up of the own name could take ten seconds, and without a default route tell nothing.
-    """
-    addresses = [each.address for each in interfaces() if not each.link_local]
-    host = socket.gethostname()
-    try:
-        own = [str(_general_name(host).value)]
-    except ConfigurationError:
-        own = []  # such as one that is not UTF-8: no client can look it up
-    return list(dict.fromkeys((*own, "localhost", "127.0.0.1", "::1", *addresses)))
-
-
-def check_names(names: Sequence[str]) -> None:
-    """See that names can stand in a certificate.
-
-    Raises:
-        ConfigurationError: one cannot.
-    """
-    for name in names:
-        _general_name(name)
-
-
-def _general_name(name: str) -> x509.GeneralName:
-    """Return a host's name or address as it stands in a certificate.
-
-    Raises:
-        ConfigurationError: it can be neither.
-    """
-    try:
-        return x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
-        pass
-    try:
-        ascii_name = name if name.isascii() else name.encode("idna").decode()
-    except UnicodeError:
-        ascii_name = ""
-    if not _HOST_NAME.fullmatch(ascii_name):
-        raise ConfigurationError(
-            f"{name!r} can be no host's name in a certificate: letters, digits, - and dots between"
-        )
-    return x509.DNSName(ascii_name)
-
-
-def read_certificate(cert: Path) -> Certificate:
-    """Read the first certificate in a PEM file.
-
-    Raises:
-        ConfigurationError: it cannot be read.
-    """
-    try:
-        with cert.open("rb") as file:
-            found = x509.load_pem_x509_certificates(file.read(_PEM_MAX_BYTES))[0]
-    except OSError as error:
-        raise files.start_error(f"Cannot read the certificate {cert}: {error.strerror}", error) from None
-    except ValueError:
-        raise ConfigurationError(f"{cert} holds no certificate in PEM form") from None
-    try:
-        san = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        names = tuple(str(item.value) for item in san)
-    except x509.ExtensionNotFound:
-        names = ()
-    return Certificate(
-        found.subject.rfc4514_string(),
-        names,
-        found.not_valid_before_utc,
-        found.not_valid_after_utc,
-        found.fingerprint(hashes.SHA256()).hex(":").upper(),
-    )
-
-
-def fingerprint(cert: Path) -> str:
-    """Return the SHA-256 fingerprint of a certificate file, as ``AB:CD:…``.
-
-    Raises:
-        ConfigurationError: it cannot be read.
-    """
-    return read_certificate(cert).fingerprint
-
-
-def check_pair(cert: Path, key: Path) -> None:
-    """See that certificate and key can be used together; warn of a key that others can read.
-
-    Raises:
-        ConfigurationError: one is missing, unreadable, or they do not belong together.
-    """
-    context(cert, key)
-    certificate = read_certificate(cert)
-    problem = certificate.problem(datetime.datetime.now(datetime.UTC))
-    if problem:
-        logger.warning("The certificate %s %s; `bpbroker certificate --renew` makes a new one", cert, problem)
-    if is_open(key):
-        logger.warning("The private key %s can be read by others than its owner; %s", key, how_to_close(key))
-
-
-def how_to_close(key: Path) -> str:
-    """Return the command that takes a key's file away from others."""
-    if sys.platform == "win32":
-        return command_line(
-            "icacls", str(key), "/inheritance:r", "/grant:r", "*S-1-3-4:F", "*S-1-5-32-544:F", "*S-1-5-18:F"
-        )
-    return command_line("chmod", "600", str(key))
-
-
-def is_open(key: Path) -> bool:
-    """Whether others than its owner can use a key's file."""
-    return files.open_to_others(key)
-
-
-# --- the server's side of a connection ---
 
 
 def context(cert: Path, key: Path) -> SSL.Context:

@@ -27,7 +27,7 @@ from typing import Any, Final
 import psutil
 
 from bpbroker import __version__
-from bpbroker.server import tls
+from bpbroker.server import host_certificate
 from tests.benchmarks.client import Failed, Job, Outcome, run, warm_up_secs
 from tests.support.running import RunningBroker
 
@@ -92,7 +92,7 @@ class Peer:
             Absent: it is not installed, or does not start.
         """
         self.port = free_port()
-        tls.make_pair(self.cert, self.key, ["localhost", "127.0.0.1"])
+        host_certificate.make_pair(self.cert, self.key, ["localhost", "127.0.0.1"])
         with (self.folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
                 self.command(), cwd=self.folder, env=self.environ(), stdin=subprocess.DEVNULL, stdout=log, stderr=log

@@ -25,7 +25,7 @@ from bpbroker.registry import named_keys
 from bpbroker.runtime import logs, prepare
 from bpbroker.runtime.logs import LogOptions, setup_logging
 from bpbroker.runtime.pidfile import write_pid
-from bpbroker.server import own_pair, tls
+from bpbroker.server import host_certificate, own_pair, tls
 from bpbroker.server.certificate_watch import CertificateWatch
 from bpbroker.storage import config_file
 from bpbroker.storage.embedded.journal import read_journal
@@ -67,11 +67,11 @@ def _folder_of_new_file(folder: Path) -> None:
 
 
 def _pair(folder: Path) -> None:
-    tls.ensure_pair(folder / "b.crt", folder / "b.key")
+    host_certificate.ensure_pair(folder / "b.crt", folder / "b.key")
 
 
 def _half_made_pair(folder: Path) -> None:
-    tls.heal_pair(folder / "b.crt", folder / "b.key")
+    host_certificate.heal_pair(folder / "b.crt", folder / "b.key")
 
 
 def _log(folder: Path) -> None:
@@ -123,7 +123,7 @@ def test_what_cannot_be_written_for_lack_of_room_may_have_some_later(
     [
         (config_file.read_content, "b.json"),
         (read_journal, "b.json.journal"),
-        (tls.read_certificate, "b.crt"),
+        (host_certificate.read_certificate, "b.crt"),
         (lambda path: tls.context(path.with_suffix(".crt"), path), "b.key"),
         (lambda path: holder(path.with_suffix("")), "b.json.lock"),
     ],
@@ -131,7 +131,7 @@ def test_what_cannot_be_written_for_lack_of_room_may_have_some_later(
 def test_what_cannot_be_read_for_now_may_be_read_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], Any], name: str, number: int, code: int
 ) -> None:
-    tls.make_pair(tmp_path / "b.crt", tmp_path / "b.key")
+    host_certificate.make_pair(tmp_path / "b.crt", tmp_path / "b.key")
     path = tmp_path / name
     if not path.exists():
         path.write_bytes(b"{}" * 8192)
@@ -166,8 +166,8 @@ def test_names_that_no_certificate_takes(bpbroker: Run, home: Path, host: str) -
 @pytest.mark.parametrize("host", ["\udcff\udcfe", "a b", "x" * 64])
 def test_an_odd_name_of_the_host_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, host: str) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: host)
-    tls.make_pair(tmp_path / "a.crt", tmp_path / "a.key")
-    assert host not in tls.read_certificate(tmp_path / "a.crt").names
+    host_certificate.make_pair(tmp_path / "a.crt", tmp_path / "a.key")
+    assert host not in host_certificate.read_certificate(tmp_path / "a.crt").names
 
 
 def test_the_certificate_says_what_it_lacks_after_a_rename(bpbroker: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,8 +184,8 @@ def test_the_certificate_says_what_it_lacks_after_a_rename(bpbroker: Run, monkey
 
 def test_both_ends_of_the_certificates_time_are_watched(tmp_path: Path) -> None:
     cert = tmp_path / "a.crt"
-    tls.make_pair(cert, tmp_path / "a.key")
-    found = tls.read_certificate(cert)
+    host_certificate.make_pair(cert, tmp_path / "a.key")
+    found = host_certificate.read_certificate(cert)
     assert found.problem(datetime.now(UTC)) == ""
     early = found.not_before - timedelta(days=3)
     assert found.problem(early).startswith("is not valid before")

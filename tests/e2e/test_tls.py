@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from bpbroker.server import tls
+from bpbroker.server import host_certificate
 from tests.support.running import RunningBroker, untrusting
 from tests.support.witness import CANARY, KEY, Attacked, eventually
 
@@ -131,7 +131,7 @@ def settings_of(broker: RunningBroker) -> dict[str, Any]:
 def with_own_pair(make_broker: Callable[..., RunningBroker], tmp_path: Path) -> tuple[RunningBroker, Path, Path]:
     """Return a broker, not started, that is configured to use a pair of files."""
     cert, key = tmp_path / "own.crt", tmp_path / "own.key"
-    tls.make_pair(cert, key, ["broker.example"])
+    host_certificate.make_pair(cert, key, ["broker.example"])
     api = {"ssl_cert": str(cert), "ssl_key": str(key)}
     return make_broker({"api": api, "services": {"_access_key": CANARY}}), cert, key
 
@@ -143,7 +143,7 @@ def test_the_first_start_makes_a_pair_of_its_own(make_broker: Callable[..., Runn
         assert broker.home in cert.parents
         assert key.stat().st_mode & 0o777 == 0o600
         served = fingerprint_served(broker.port)
-        assert served == tls.fingerprint(cert) == broker.note["fingerprint"]
+        assert served == host_certificate.fingerprint(cert) == broker.note["fingerprint"]
         assert served in broker.text
         private = key.read_bytes()
         assert PRIVATE_KEY in private
@@ -173,8 +173,8 @@ def test_a_new_pair_is_taken_at_sighup_and_open_connections_live(
 
         still_served()
         for _ in range(2):
-            tls.make_pair(cert, key, ["broker.example"])
-            new = tls.fingerprint(cert)
+            host_certificate.make_pair(cert, key, ["broker.example"])
+            new = host_certificate.fingerprint(cert)
             assert new != old
             broker.signal(signal.SIGHUP)
             eventually(lambda new=new: fingerprint_served(broker.port) == new)  # type: ignore[misc]  # bound at once
@@ -210,7 +210,7 @@ def test_a_pair_that_cannot_be_used_is_refused_and_the_old_one_kept(
 def spoil(fault: str, cert: Path, key: Path) -> None:
     """Make a pair of files unusable."""
     if fault == "unmatched":
-        tls.make_pair(cert.with_name("other.crt"), key, ["broker.example"])
+        host_certificate.make_pair(cert.with_name("other.crt"), key, ["broker.example"])
     elif fault == "garbage":
         cert.write_bytes(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
     elif fault == "missing":

@@ -12,7 +12,7 @@ from bpbroker.config.paths import Home
 from bpbroker.errors import ConfigurationError
 from bpbroker.extensions import installing
 from bpbroker.runtime.identity import IdentityFiles
-from bpbroker.server import tls
+from bpbroker.server import host_certificate
 from bpbroker.storage import config_file, offline
 from bpbroker.storage.identity import Identity
 from tests.support.systems import is_private, posix_only
@@ -38,7 +38,7 @@ def home(tmp_path: Path) -> Home:
         (made.lib / path).parent.mkdir(parents=True, exist_ok=True)
         (made.lib / path).write_text(text)
     made.config_file.parent.mkdir()
-    tls.make_pair(*layers.own_pair(made.config_file))
+    host_certificate.make_pair(*layers.own_pair(made.config_file))
     return made
 
 
@@ -66,7 +66,7 @@ def test_a_pair_of_the_operators_own_is_not_in_it(home: Home) -> None:
 
 def test_of_a_shared_folder_only_what_is_enabled(home: Home, tmp_path: Path) -> None:
     own = tmp_path / "other.json"
-    tls.make_pair(*layers.own_pair(own))
+    host_certificate.make_pair(*layers.own_pair(own))
     found = of(home, own).collect({"services": {}, "pkg.sub.two": {}})
     assert sorted(found.modules) == ["pkg/__init__.py", "pkg/data.txt", "pkg/sub/two.py"]
     assert found.certificate == layers.own_pair(own)[0].read_bytes()
@@ -93,7 +93,7 @@ def test_all_of_it_comes_back_on_a_new_machine(home: Home, tmp_path: Path) -> No
     would = of(new).put_back(backup, dry_run=True)
     assert not new.lib.exists()
     done = of(new).put_back(backup, dry_run=False)
-    fingerprint = tls.fingerprint(layers.own_pair(home.config_file)[0])
+    fingerprint = host_certificate.fingerprint(layers.own_pair(home.config_file)[0])
     assert done == would
     assert done.changed == (f"certificate changed: it is now SHA-256 {fingerprint}", "extensions changed: 2 (one, pkg)")
     assert of(new).collect({"services": {}}) == backup

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from bpbroker.server import tls
+from bpbroker.server import host_certificate
 from bpbroker.server.certificate_watch import CertificateWatch
 
 
 def test_it_warns_once_a_day_from_thirty_days_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cert = tmp_path / "a.crt"
-    tls.make_pair(cert, tmp_path / "a.key")
-    end = tls.read_certificate(cert).not_after
+    host_certificate.make_pair(cert, tmp_path / "a.key")
+    end = host_certificate.read_certificate(cert).not_after
     now = [datetime.now(UTC)]
     watch = CertificateWatch(lambda: cert, lambda: now[0])
     pong = watch()

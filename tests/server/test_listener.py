@@ -18,7 +18,7 @@ import pytest
 from bpbroker.config import layers
 from bpbroker.discovery.interfaces import interfaces
 from bpbroker.errors import InUse, StartError
-from bpbroker.server import request_cycle, response, tls
+from bpbroker.server import host_certificate, request_cycle, response, tls
 from bpbroker.server.budget import Budget
 from bpbroker.server.listener import BrokerServer, bind_tcp, raise_descriptor_limit
 from bpbroker.server.request import Request, network_of
@@ -92,7 +92,7 @@ class App:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("tls")
     cert, key = folder / "a.crt", folder / "a.key"
-    tls.make_pair(cert, key, ["localhost", "127.0.0.1"])
+    host_certificate.make_pair(cert, key, ["localhost", "127.0.0.1"])
     return cert, key
 
 
@@ -504,7 +504,7 @@ def test_a_reload_serves_the_new_certificate_and_leaves_open_connections_alone(
 ) -> None:
     server = serve()
     cert, key = tmp_path / "b.crt", tmp_path / "b.key"
-    tls.make_pair(cert, key)
+    host_certificate.make_pair(cert, key)
     with client(server) as old:
         before = old.getpeercert(binary_form=True)
         server.reload(tls.context(cert, key), layers.freeze({"api": {"max_header_bytes": 2048}}))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bpbroker import files
-from bpbroker.server import own_pair, tls
+from bpbroker.server import host_certificate, own_pair
 
 
 @pytest.fixture
@@ -47,12 +47,12 @@ def test_whenever_its_making_is_cut_off_the_old_or_the_new_one_is_there(
         for path in pair:
             path.unlink(missing_ok=True)
         if not first:
-            tls.make_pair(*pair)
-        before = tls.fingerprint(pair[0]) if not first else ""
+            host_certificate.make_pair(*pair)
+        before = host_certificate.fingerprint(pair[0]) if not first else ""
         with monkeypatch.context() as patch:
             dying(steps, patch)
             try:
-                tls.make_pair(*pair)
+                host_certificate.make_pair(*pair)
             except Death:
                 finished = False
             else:
@@ -68,8 +68,8 @@ def test_whenever_its_making_is_cut_off_the_old_or_the_new_one_is_there(
         own_pair.heal(*pair)
         assert {path.name for path in pair[0].parent.iterdir()} <= {"b.crt", "b.key"}
         if pair[0].exists() or pair[1].exists():
-            tls.check_pair(*pair)
-            seen.add(tls.fingerprint(pair[0]) == before)
+            host_certificate.check_pair(*pair)
+            seen.add(host_certificate.fingerprint(pair[0]) == before)
         else:
             assert first
             assert not finished
@@ -80,23 +80,23 @@ def test_whenever_its_making_is_cut_off_the_old_or_the_new_one_is_there(
 
 
 def test_what_is_no_pair_is_removed(pair: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
-    tls.make_pair(*pair)
-    before = tls.fingerprint(pair[0])
+    host_certificate.make_pair(*pair)
+    before = host_certificate.fingerprint(pair[0])
     other = pair[0].with_name("other.crt"), pair[0].with_name("other.key")
-    tls.make_pair(*other)
+    host_certificate.make_pair(*other)
     other[0].rename(own_pair.staged(pair[0]))
     own_pair.staged(pair[1]).write_bytes(b"junk")
     own_pair.heal(*pair)
     assert "there is no key for it" in caplog.text
     assert not own_pair.staged(pair[0]).exists()
     assert not own_pair.staged(pair[1]).exists()
-    assert tls.fingerprint(pair[0]) == before
+    assert host_certificate.fingerprint(pair[0]) == before
 
 
 def test_two_that_renew_at_once_leave_a_pair(pair: tuple[Path, Path]) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: tls.make_pair(*pair), range(12)))
-    tls.check_pair(*pair)
+        list(pool.map(lambda _: host_certificate.make_pair(*pair), range(12)))
+    host_certificate.check_pair(*pair)
     assert {path.name for path in pair[0].parent.iterdir()} == {"b.crt", "b.key"}

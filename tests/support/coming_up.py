@@ -14,7 +14,7 @@ from bpbroker.config.paths import Home
 from bpbroker.errors import BpbrokerError
 from bpbroker.runtime.plan import Plan, RunOptions
 from bpbroker.runtime.prepare import prepare
-from bpbroker.server import tls
+from bpbroker.server import host_certificate
 from bpbroker.storage import backups, config_file, offline
 from bpbroker.storage.embedded.journal import journal_path
 from bpbroker.storage.embedded.store import EmbeddedStore
@@ -70,7 +70,7 @@ def _come_up(home: Path, own: Path, lib: Path, heard: _Heard) -> Found:
                 store.forget(store.sequence)
             finally:
                 store.close()
-            fingerprint = tls.fingerprint(prepared.cert)
+            fingerprint = host_certificate.fingerprint(prepared.cert)
     except BpbrokerError as error:
         return Found({}, problem=f"exit {error.exit_code}: {error}")
     settings, again, _ = offline.state_of(own)

@@ -24,7 +24,7 @@ if sys.platform == "win32":
     from bpbroker.client.pins import KnownBrokers
     from bpbroker.config import paths, schema
     from bpbroker.runtime import log_files, logs
-    from bpbroker.server import tls
+    from bpbroker.server import host_certificate
     from bpbroker.storage import lock, offline
     from bpbroker.storage.embedded.journal import Mark, journal_path, read_journal
     from tests.support.systems import is_wine
@@ -88,8 +88,8 @@ if sys.platform == "win32":
 
     def test_a_new_pair_has_a_key_for_nobody_else(tmp_path: Path) -> None:
         cert, key = tmp_path / "a.crt", tmp_path / "a.key"
-        tls.ensure_pair(cert, key)
-        assert not tls.is_open(key)
+        host_certificate.ensure_pair(cert, key)
+        assert not host_certificate.is_open(key)
 
     # --- locks ---
 
