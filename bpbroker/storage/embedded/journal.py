@@ -37,6 +37,12 @@ _TABLES: Final = {
 }
 _EARLIER_TABLES: Final = {name: sql for name, sql in _TABLES.items() if name != "origin"}
 """What a journal of an earlier version has."""
+_FIRST_TABLES: Final = {
+    **_EARLIER_TABLES,
+    "owner": "CREATE TABLE owner (one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL,"
+    " sequence INTEGER NOT NULL)",
+}
+"""What a journal of the first version has: its owner's row has no checksum."""
 
 _PAGE_BYTES: Final = 4096
 
@@ -231,7 +237,7 @@ def _checked(connection: sqlite3.Connection, journal: Path, torn_bytes: int) -> 
         raise later_version(journal, number)
     (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
     tables = dict(connection.execute("SELECT name, sql FROM sqlite_master"))
-    if mode != "wal" or tables not in (_TABLES, _EARLIER_TABLES):
+    if mode != "wal" or tables not in (_TABLES, _EARLIER_TABLES, _FIRST_TABLES):
         raise DamagedFile(f"{journal} is damaged, or is no journal of bpbroker")
     changes, last = changes_of(connection, journal)
     return JournalState(changes, last, torn_bytes, *origin_of(connection, journal))
@@ -265,10 +271,7 @@ def changes_of(connection: sqlite3.Connection, journal: Path) -> tuple[dict[str,
     Raises:
         DamagedFile: a row's checksum does not fit.
     """
-    owner = connection.execute("SELECT epoch, sequence, checksum FROM owner").fetchall()
-    if len(owner) != 1 or not _fits(owner_checksum, owner[0]):
-        raise DamagedFile(f"{journal} is damaged: the row of its owner is not what the broker wrote")
-    last: int = owner[0][1]
+    last = _owner_of(connection, journal)[1]
     changes: dict[str, bytes | None] = {}
     for row in connection.execute("SELECT name, sequence, value, checksum FROM journal"):
         if not _fits(row_checksum, row):
@@ -276,6 +279,39 @@ def changes_of(connection: sqlite3.Connection, journal: Path) -> tuple[dict[str,
         changes[row[0]] = row[2]
         last = max(last, row[1])
     return changes, last
+
+
+def _owner_of(connection: sqlite3.Connection, journal: Path) -> tuple[int, int]:
+    """Return the epoch and the last commit that the owner's row notes; the first version's has no checksum.
+
+    Raises:
+        DamagedFile: it is not what the broker wrote.
+    """
+    rows = connection.execute("SELECT * FROM owner").fetchall()
+    if len(rows) == 1:
+        row = rows[0][1:]
+        if len(row) == 2:
+            row += (owner_checksum(*row),) if all(isinstance(value, int) for value in row) else (None,)
+        if _fits(owner_checksum, row):
+            return row[0], row[1]
+    raise DamagedFile(f"{journal} is damaged: the row of its owner is not what the broker wrote")
+
+
+def next_epoch(connection: sqlite3.Connection, journal: Path) -> int:
+    """Return the number of the owner that takes over an open journal, in the transaction under way.
+
+    The first version's table of owners gets this version's form.
+
+    Raises:
+        DamagedFile: the owner's row is not what the broker wrote.
+    """
+    epoch, sequence = _owner_of(connection, journal)
+    (form,) = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'owner'").fetchone()
+    if form == _FIRST_TABLES["owner"]:
+        connection.execute("DROP TABLE owner")
+        connection.execute(_TABLES["owner"])
+        connection.execute("INSERT INTO owner VALUES (1, ?, ?, ?)", (epoch, sequence, owner_checksum(epoch, sequence)))
+    return epoch + 1
 
 
 def _fits(checksum: Callable[..., int], row: tuple[Any, ...]) -> bool:

@@ -34,6 +34,7 @@ from bpbroker.storage.embedded.journal import (
     config_path,
     create,
     files_of,
+    next_epoch,
     note_origin,
     origin_of,
     owner_checksum,
@@ -165,7 +166,7 @@ class EmbeddedStore:
             self._sequence = max(last, self._commit)
             if self._gives_out:
                 self._sequence = self._revisions.open(self._sequence)
-            self._epoch = connection.execute("SELECT epoch FROM owner").fetchone()[0] + 1
+            self._epoch = next_epoch(connection, self._journal)
             self._write_owner(connection)
             # With changes it is this registry's already, or an earlier version wrote it. What the file holds does not
             # change here: a later commit as the base would make a file look old of which nothing is missing.
