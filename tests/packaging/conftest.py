@@ -46,6 +46,19 @@ def build(program: str, *words: str | Path, **environ: str) -> list[Path]:
     return [Path(line) for line in done.stdout.splitlines()]
 
 
+def with_revision(package: Path, revision: int) -> Path:
+    """Make the same package with a later version beside it; return it."""
+    made = Path(str(package).replace("-1~deb", f"-{revision}~deb"))
+    work = package.parent / "work"
+    subprocess.run(["dpkg-deb", "-R", package, work], check=True, timeout=120)
+    control = work / "DEBIAN" / "control"
+    control.write_text(control.read_text().replace("-1~deb", f"-{revision}~deb"))
+    quick = ("-Zgzip", "-z1")
+    subprocess.run(["dpkg-deb", *quick, "-b", work, made], check=True, timeout=120, stdout=subprocess.DEVNULL)
+    shutil.rmtree(work)
+    return made
+
+
 @pytest.fixture(scope="session", params=PYTHONS)
 def python(request: pytest.FixtureRequest) -> str:
     found: str = request.param
@@ -67,16 +80,7 @@ def packages(python: str, wheels: Path, tmp_path_factory: pytest.TempPathFactory
     # No index is asked: it would not answer.
     nowhere = {"PIP_NO_INDEX": "1", "PIP_INDEX_URL": "http://127.0.0.1:1/", "PIP_EXTRA_INDEX_URL": ""}
     first, client = build("build-deb", "--python", python, "--wheels", wheels, folder, **nowhere)
-    # The same files with a later version.
-    work = folder / "work"
-    subprocess.run(["dpkg-deb", "-R", first, work], check=True, timeout=120)
-    control = work / "DEBIAN" / "control"
-    control.write_text(control.read_text().replace("-1~deb", "-2~deb"))
-    second = Path(str(first).replace("-1~deb", "-2~deb"))
-    subprocess.run(
-        ["dpkg-deb", "-Zgzip", "-z1", "-b", work, second], check=True, timeout=120, stdout=subprocess.DEVNULL
-    )
-    shutil.rmtree(work)
+    second = with_revision(first, 2)
     return Packages(python, wheels, first, second, client)
 
 
