@@ -463,23 +463,38 @@ def exposed(path: Path, trusted: Iterable[int] = (0,)) -> Path | None:
     """Return what another user may write to: a file or folder, or one of those above it; None if there is nothing.
 
     Args:
-        path: need not exist; a link is followed.
+        path: need not exist; a link is followed, and the folders that hold links are looked at, too.
         trusted: numbers of the users who may.
     """
     if sys.platform == "win32":
         return None
     trusted = frozenset(trusted)
-    real = Path(os.path.realpath(path))
-    for part in (real, *real.parents):
-        try:
-            found = part.stat()
-        except OSError:
-            continue
-        open_to_others = bool(found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and found.st_gid != 0))
-        # In a sticky folder, such as /tmp, nobody can rename what belongs to another user.
-        if found.st_uid not in trusted or (open_to_others and (part == real or not found.st_mode & stat.S_ISVTX)):
-            return part
+    for place in _places(path):
+        for part in (place, *place.parents):
+            try:
+                found = part.lstat()
+            except OSError:
+                continue
+            writers = stat.S_IWOTH | (stat.S_IWGRP if found.st_gid != 0 else 0)
+            open_to_others = not stat.S_ISLNK(found.st_mode) and bool(found.st_mode & writers)
+            # In a sticky folder, such as /tmp, nobody can rename what belongs to another user.
+            if found.st_uid not in trusted or (open_to_others and (part == place or not found.st_mode & stat.S_ISVTX)):
+                return part
     return None
+
+
+def _places(path: Path) -> Iterator[Path]:
+    """Yield a path, what it leads to when its first link is followed, and so on: the last is the real one.
+
+    Whoever can put another link in the place of any of these leads to whatever they like.
+    """
+    here = path.absolute()
+    for _ in range(_LINKS_MAX):
+        yield here
+        link = next((part for part in (*reversed(here.parents), here) if part.is_symlink()), None)
+        if link is None:
+            return
+        here = Path(os.path.normpath(link.parent / link.readlink() / here.relative_to(link)))
 
 
 def open_folder(path: Path, *, create: bool = False) -> int:

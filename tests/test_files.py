@@ -264,6 +264,29 @@ def test_what_others_may_write_to_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="it is about root")
+def test_who_can_change_a_link_on_the_way_can_change_what_it_leads_to(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    real, links, more = (tmp_path / name for name in ("real", "links", "more"))
+    for folder in (real, links, more):
+        folder.mkdir(0o755)
+    (real / "python").touch(0o755)
+    (more / "python").symlink_to("../real/python")
+    (links / "python").symlink_to(more / "python")  # as that of a virtual environment
+    (links / "folder").symlink_to(more)
+    for path in (links / "python", links / "folder" / "python"):
+        assert files.exposed(path) is None
+        for folder in (links, more, real):
+            folder.chmod(0o777)
+            assert files.exposed(path) == folder
+            folder.chmod(0o755)
+        os.lchown(more / "python", 1234, 1234)
+        assert files.exposed(path) is not None  # who owns a link in a sticky folder can put another one there
+        os.lchown(more / "python", 0, 0)
+    (links / "round").symlink_to("round")
+    files.exposed(links / "round")  # ends
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="it is about root")
 def test_a_folder_is_opened_through_links_of_roots_alone(tmp_path: Path) -> None:
     real, link, theirs = tmp_path / "real", tmp_path / "link", tmp_path / "theirs"
     for folder in (real, theirs):

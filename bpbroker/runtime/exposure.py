@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import stat
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import bpbroker
@@ -42,6 +44,18 @@ def see_that_it_may_start(own: Path) -> None:
             )
 
 
+def _suspects() -> Iterator[Path]:
+    """Yield the folders of all modules that this process has loaded, and those of their files that look open."""
+    found = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    files_of = {Path(name) for name in found if isinstance(name, str)}
+    yield from sorted({file.parent for file in files_of})
+    for file in sorted(files_of):
+        with suppress(OSError):  # such as what is in an archive
+            mode = file.lstat().st_mode
+            if stat.S_ISLNK(mode) or mode & (stat.S_IWOTH | stat.S_IWGRP):
+                yield file
+
+
 def _user(uid: int) -> str:
     import pwd
 
@@ -62,12 +76,14 @@ def exposed_code(lib: Path, namespaces: Iterable[str], trusted: Iterable[int] | 
     if sys.platform == "win32":
         return
     users = tuple(trusted) if trusted is not None else (0, os.geteuid())
-    told = set()
+    told: set[Path] = set()
+    named: set[str] = set()
     program = Path(bpbroker.__file__).parent
     for what, path in (
         ("the program", program),
         ("its Python", Path(sys.executable)),
         ("its Python's modules", Path(sys.prefix)),
+        *(("its modules", path) for path in _suspects()),
         ("the lib folder", lib),
         *((f"the extension {name}", found) for name in namespaces if (found := modules.find(name, lib)) is not None),
     ):
@@ -75,6 +91,8 @@ def exposed_code(lib: Path, namespaces: Iterable[str], trusted: Iterable[int] | 
             open_to_others = files.exposed(path, users) if path.exists() else None
         except OSError:  # this user may not look there; a warning that cannot be given ends nothing
             continue
-        if open_to_others is not None and open_to_others not in told:
+        # Where another user owns all modules, one of them is said.
+        if open_to_others is not None and open_to_others not in told and what not in named:
             told.add(open_to_others)
+            named.add(what)
             yield f"Other users can write to {open_to_others}, and so change {what}, which has the broker's rights"
