@@ -153,7 +153,19 @@ _book: Final = _Book()
 def write(line: Line) -> None:
     """Log and count a request that was just answered."""
     if _book.count is not None or logger.isEnabledFor(logging.INFO):
-        _book.add(line)
+        _book.add(_short(line))
+
+
+def _short(line: Line) -> Line:
+    """Return a line without the text that is never shown: lines are kept for a while, and a name may have megabytes."""
+    name = line.name
+    if len(line.namespace) + len(line.method) + (0 if name is None else len(name)) <= _TEXT_MAX:
+        return line
+    return line._replace(
+        namespace=line.namespace[:_TEXT_MAX],
+        method=line.method[:_TEXT_MAX],
+        name=None if name is None else name[:_TEXT_MAX],
+    )
 
 
 def count_with(count: Callable[[Sequence[Answered]], object] | None) -> None:

@@ -88,6 +88,8 @@ class Framer:
         """A chunked body as far as it is decoded."""
         self._chunk_count = 0
         self._extension_bytes = 0
+        self._trailer_seen = 0
+        """How many bytes of the trailer were looked at."""
         self.more = False
         """Whether :meth:`feed` stopped because it had worked enough: what is there is to be looked at again."""
         self._last: tuple[str, tuple[int, int], Limits, Fields] | None = None
@@ -155,7 +157,7 @@ class Framer:
             request.body = bytes(self._chunks or b"")
         del buffer[:end]
         self._request = self._chunks = None
-        self._searched = self._blank = self._chunk_count = self._extension_bytes = 0
+        self._searched = self._blank = self._chunk_count = self._extension_bytes = self._trailer_seen = 0
         self._expects_continue = False
         return request
 
@@ -256,12 +258,14 @@ class Framer:
         """
         if buffer[start : start + 2] == b"\r\n":
             return start + 2
-        end = buffer.find(b"\r\n\r\n", start)
+        seen = start + self._trailer_seen
+        end = buffer.find(b"\r\n\r\n", max(start, seen - 3))
         if (end if end >= 0 else len(buffer)) - start > self.limits.head_bytes:
             raise Rejected(431, f"The request's trailer is larger than {self.limits.head_bytes} bytes")
         if end < 0:
-            if _has_bare_newline(buffer, start):
+            if _has_bare_newline(buffer, max(start, seen)):
                 raise Rejected(400, "A line of the request's trailer ends without a carriage return")
+            self._trailer_seen = len(buffer) - start
             return -1
         parse_lines(buffer[start:end].decode("latin-1"), self.limits)
         return end + 4

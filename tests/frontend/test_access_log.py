@@ -9,6 +9,7 @@ import pytest
 from bpbroker.frontend import access_log
 from bpbroker.frontend.access_log import Line
 from bpbroker.runtime.logs import JournalFormatter, JsonFormatter, TextFormatter
+from tests.support.application import Broker
 
 LINE = Line("10.0.0.7", 200, 123, "id-1", "services", "Get", "foo", started=5.0)
 
@@ -42,6 +43,19 @@ def test_what_a_client_sends_stays_within_its_line(name: str) -> None:
     assert "\n" not in text
     found = json.loads(text)
     assert found["name"] == found["method"] == found["namespace"] == name[:256]
+
+
+def test_what_is_kept_of_a_line_is_what_is_shown_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "bpbroker.access")
+    broker = Broker()
+    for _ in range(3):  # no key is needed for that
+        broker.post("/ping/Ping", name="x" * 900_000, data="y")
+        broker.call(f"/{'n' * 15_000}/{'m' * 15_000}", "GET")
+    kept = [line for _, _, line in access_log._book._lines]
+    access_log.flush()
+    kept += [line for _, line in access_log.recent() or ()]
+    assert len(kept) >= 12
+    assert max(len(text or "") for line in kept for text in (line.name, line.namespace, line.method)) == 256
 
 
 def test_every_line_gets_to_the_logger(caplog: pytest.LogCaptureFixture) -> None:

@@ -260,3 +260,26 @@ def test_a_field_with_an_underscore_cannot_pose_as_another() -> None:
     assert found is not None
     assert found.fields == {"host": "x", "x_access_key": "evil", "content_length": "5"}
     assert found.body == b""
+
+
+def test_a_trailer_that_trickles_in_is_looked_at_once() -> None:
+    framer = Framer(Limits(head_bytes=16 * 1024))
+    assert framer.feed(CHUNKED + b"0\r\n") is None
+    begun = time.process_time()
+    for _ in range(5000):
+        for byte in (b"x", b"\r", b"\n"):
+            assert framer.feed(byte) is None
+    assert time.process_time() - begun < 1.0  # it was four seconds
+    with pytest.raises(Rejected, match="more than 100"):
+        framer.feed(b"\r\n")
+
+
+@pytest.mark.parametrize("cut", range(1, 8))
+def test_the_end_of_a_trailer_is_found_wherever_it_is_cut(cut: int) -> None:
+    framer = Framer(LIMITS)
+    content = b"0\r\nA: b\r\n\r\n"
+    assert framer.feed(CHUNKED + content[:-cut]) is None
+    assert framer.feed(content[-cut:]) is not None
+    assert framer.feed(CHUNKED + content) is not None
+    with pytest.raises(Rejected, match="without a carriage return"):
+        framer.feed(CHUNKED + b"0\r\nA: b\n")

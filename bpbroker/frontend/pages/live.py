@@ -32,6 +32,8 @@ GATHER_SECS: Final = 0.25
 KEPT_MAX: Final = 1000
 TOLD_MAX: Final = 100
 """Changes in one reply; of more than that the newest are told, and how many are left out."""
+_KNOWN_MAX: Final = 200
+"""What is told to pages that are alike is remembered for so many kinds of them."""
 _AT_ONCE: Final = 5000
 _ASLEEP_SECS: Final = 60.0
 """The watch ends when no page has asked for so long."""
@@ -87,7 +89,7 @@ class Feed:
         self._registry_id = ""
         self._floor = self._upto = 0
         """All changes above the one revision and up to the other are kept here."""
-        self._waiting: set[_Waiting] = set()
+        self._waiting: dict[Future[News], _Waiting] = {}
         self._known: dict[object, News] = {}
         """What was told since the last changes came, for those who ask alike."""
         self._asked_at = 0.0
@@ -134,8 +136,8 @@ class Feed:
         threading.Thread(target=self._run, args=(cursor,), name="live-pages", daemon=True).start()
 
     def _wait(self, waiting: _Waiting) -> None:
-        self._waiting.add(waiting)
-        waiting.reply.add_done_callback(lambda _: self._waiting.discard(waiting))
+        self._waiting[waiting.reply] = waiting
+        waiting.reply.add_done_callback(lambda reply: self._waiting.pop(reply, None))
 
     def _news(self, after: int, sees: Callable[[str], bool]) -> News:
         """Return what is kept of the changes after a revision."""
@@ -203,17 +205,29 @@ class Feed:
             if len(watched.events) > len(told):
                 self._floor = max(self._floor, watched.events[-KEPT_MAX - 1].revision)
             self._known.clear()
-            ready = [(waiting, news) for waiting in list(self._waiting) if (news := self._told(waiting)).events]
-        for waiting, news in ready:
-            settle(waiting.reply, news)
+            ready: list[tuple[Future[News], News]] = []
+            for reply, waiting in list(self._waiting.items()):
+                news = self._told(waiting)
+                if news.events:
+                    ready.append((reply, news))
+                else:  # nothing of that is for this one: the next time only what is new is looked at
+                    self._waiting[reply] = waiting._replace(after=self._upto)
+                    if reply.done():  # it was given up meanwhile
+                        self._waiting.pop(reply, None)
+        for reply, news in ready:
+            settle(reply, news)
 
     def _told(self, waiting: _Waiting) -> News:
         """Return what one who waits is told; those who are alike are told the same, and it is written once."""
+        if waiting.after >= self._upto:  # any number may be asked for: nothing is kept for it
+            return News((), self.present())
         like = waiting.after, waiting.alike
         found = None if waiting.alike is None else self._known.get(like)
         if found is None:
             news = self._news(waiting.after, waiting.sees)
             missed = waiting.after < self._floor
+            if len(self._known) >= _KNOWN_MAX:
+                self._known.clear()
             found = self._known[like] = News(news.events, news.cursor, news.left_out, missed)
         return found
 
@@ -226,14 +240,14 @@ class Feed:
             self._registry_id = registry_id
             self._floor = self._upto = int(number or 0)
             waiting = list(self._waiting)
-        for each in waiting:
-            settle(each.reply, News((), cursor, missed=True))
+        for reply in waiting:
+            settle(reply, News((), cursor, missed=True))
 
     def _refuse(self, error: BaseException) -> None:
         with self._lock:
             waiting = list(self._waiting)
-        for each in waiting:
-            fail(each.reply, error)
+        for reply in waiting:
+            fail(reply, error)
 
 
 def _cursor_in(error: Gone) -> str:

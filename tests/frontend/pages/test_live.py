@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -198,3 +199,38 @@ def test_no_thread_waits_for_what_happens(people: People) -> None:
     people.put("bar", a=1)
     for pending in waiting:
         assert end(pending)[0] == 200
+
+
+def test_cursors_that_nobody_has_leave_nothing_behind(people: People, feed: Feed) -> None:
+    start = cursor(people)
+    registry_id, _, number = start.rpartition(":")
+    waiting = feed.ask(start, everything)
+    for ahead in range(1, 2000):
+        feed.ask(f"{registry_id}:{int(number) + ahead}", everything, "alike").cancel()
+    assert len(feed._known) <= 1
+    assert list(feed._waiting) == [waiting]
+    for each in range(300):
+        people.put(f"n{each}", a=1)
+    for behind in range(300):
+        feed.ask(f"{registry_id}:{feed._upto - 1 - behind}", lambda _: False, "blind").cancel()
+    assert len(feed._known) <= live._KNOWN_MAX
+
+
+def test_a_change_is_looked_at_once_for_each_that_waits(people: People, feed: Feed) -> None:
+    looked: list[str] = []
+
+    def sees(name: str) -> bool:
+        looked.append(name)
+        return name == "seen"
+
+    start = cursor(people)
+    waiting = [feed.ask(start, sees) for _ in range(10)]
+    for number in range(30):
+        people.put(f"n{number}", a=1)
+        deadline = time.monotonic() + WAIT_SECS
+        while len(looked) < 10 * (number + 1):
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    people.put("seen", a=1)
+    assert [names(reply.result(WAIT_SECS)) for reply in waiting] == [["seen"]] * 10
+    assert len(looked) == 10 * 31
