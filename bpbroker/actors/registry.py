@@ -52,15 +52,14 @@ from bpbroker.registry import named_keys
 from bpbroker.registry.browsing import Browse, Happened, Recent, browse
 from bpbroker.registry.changes import Committed, Conflict, Group, Outcome
 from bpbroker.registry.discovery_secret import DiscoverySecret
-from bpbroker.registry.filters import matches
+from bpbroker.registry.filters import sort
 from bpbroker.registry.memory import Fate, KeyView, Memory, PendingWrite
 from bpbroker.registry.replies import not_found, refusal, send, write_failure
 from bpbroker.registry.requests import (
     Batch,
     BatchDone,
 )
-from bpbroker.registry.waiters import listed
-from bpbroker.registry.writes import WRITES, Limits, Write
+from bpbroker.registry.writes import WRITES, Limits, Write, within_reply
 
 _ATTEMPTS: Final = 8
 """How often a write is decided because the store turns out to hold something newer."""
@@ -370,7 +369,7 @@ class Registry(Actor):
             results[number] = result.results[0] if isinstance(result, BatchDone) else result
             left -= 1
             if not left:
-                settle(reply, BatchDone(tuple(results), self.memory.history.revision))
+                settle(reply, BatchDone(within_reply(message.operations, results), self.memory.history.revision))
 
         if not results:
             return BatchDone(())
@@ -435,13 +434,14 @@ class Registry(Actor):
         if isinstance(found, Unavailable):
             fail(reply, found)
             return
-        counted = found
-        if message.where:
-            counted = tuple(record for record in found if matches(record, message.where))
-        if len(counted) < message.at_least and message.wait_secs > 0 and not _has_failed(found, message):
-            self._waiting.read(message, reply, counted)
+        if not message.where and (message.wait_secs <= 0 or len(found) >= message.at_least):
+            settle(reply, found)
+            return
+        fitting = sort(found, message.where, message.fail_where)
+        if len(fitting.counted) < message.at_least and message.wait_secs > 0 and not fitting.failed:
+            self._waiting.read(message, reply, fitting.counted)
         else:
-            settle(reply, listed(found, message.where, message.fail_where))
+            settle(reply, fitting.listed)
 
     def _known_age_secs(self) -> float:
         """Return how old what memory holds may be.
@@ -473,8 +473,3 @@ class Registry(Actor):
         self._alarm = moment
         if moment < float("inf"):
             self.wake_at(moment)
-
-
-def _has_failed(records: Sequence[Record], message: List) -> bool:
-    """Return whether one of the entries ends the wait of a List."""
-    return any(matches(record, (each,)) for record in records for each in message.fail_where)

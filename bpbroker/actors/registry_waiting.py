@@ -12,10 +12,11 @@ from bpbroker.actors.base import DEFERRED
 from bpbroker.actors.registry_backend import Owner
 from bpbroker.errors import Overloaded, RequestError, Unavailable
 from bpbroker.messages import Get, List, Record, fail, settle
+from bpbroker.registry.filters import sort
 from bpbroker.registry.parked import Key, ParkedCall
 from bpbroker.registry.replies import not_found, send
 from bpbroker.registry.requests import Watch
-from bpbroker.registry.waiters import Waiter, listed
+from bpbroker.registry.waiters import Waiter
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class Waiting:
         for waiter in self._memory.waiters.expired(now):
             if isinstance(waiter.message, List):
                 message = waiter.message
-                settle(waiter.reply, listed(entries.matching(message.prefix), message.where, message.fail_where))
+                settle(waiter.reply, sort(entries.matching(message.prefix), message.where, message.fail_where).listed)
             else:
                 name = waiter.message.name
                 send(waiter.reply, entries.get(name) or not_found(name))

@@ -24,9 +24,9 @@ from bpbroker.extensions.registry_calls import Understand, answered, question_of
 from bpbroker.extensions.rh import one_line
 from bpbroker.messages import INDEX_MAX, Call, CallResult, Get, List, Record
 from bpbroker.registry import entry, locks, sessions, writes
+from bpbroker.registry.filters import sort
 from bpbroker.registry.memory import Memory, PendingWrite
 from bpbroker.registry.requests import Done, Holder, Lock, Lost, Renew, Unlock, Watch, Watched
-from bpbroker.registry.waiters import listed
 
 
 def run_extension(
@@ -218,7 +218,7 @@ class _Registry:
         return found
 
     def _list(self, message: List) -> tuple[Record, ...]:
-        return listed(self._memory.entries.matching(message.prefix), message.where, message.fail_where)
+        return sort(self._memory.entries.matching(message.prefix), message.where, message.fail_where).listed
 
     def _renew(self, message: Renew) -> Done:
         if self._memory.get(sessions.PREFIX + message.session) is None:

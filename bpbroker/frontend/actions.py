@@ -13,6 +13,7 @@ from bpbroker.frontend.coordination import ACTIONS, fence, lost, session_of, upd
 from bpbroker.frontend.parameters import Parameters
 from bpbroker.messages import Condition, Known, Record
 from bpbroker.registry import entry
+from bpbroker.registry.filters import Conditions, sort
 from bpbroker.registry.filters import parse as parse_filters
 from bpbroker.registry.requests import Lost
 from bpbroker.server import response
@@ -88,20 +89,40 @@ def _list(parameters: Parameters, _fields: Mapping[str, str], source: str, _limi
         return Ask(Lost(prefix), lost, heavy=True)
     where = parse_filters(parameters.several("where"), "where") if "where" in parameters.values else ()
     failing = parse_filters(parameters.several("fail_where"), "fail_where") if "fail_where" in parameters.values else ()
-    message = messages.List(
-        prefix, parameters.count("count"), wait, local, network_of(source), where=where, fail_where=failing
-    )
-    show = _show_known if local else response.entries
-    size_of = _size_of_known if local else response.size_of_entries
-    return Ask(message, show, wait + _WAIT_SLACK_SECS, heavy=True, patient=wait > 0, size_of=size_of)
+    timeout_secs = wait + _WAIT_SLACK_SECS
+    client, count = network_of(source), parameters.count("count")
+    if wait > 0:
+        message = messages.List(prefix, count, wait, local, client, where=where, fail_where=failing)
+        show, size_of = response.entries, response.size_of_entries
+        return Ask(message, show, timeout_secs, heavy=True, patient=True, size_of=size_of)
+    fitting = _Fitting(where, failing)
+    message = messages.List(prefix, count, 0.0, local, client)
+    return Ask(message, fitting.show, timeout_secs, heavy=True, size_of=fitting.size_of)
 
 
-def _size_of_known(known: Known) -> int:
-    return response.size_of_entries(known.records)
+class _Fitting:
+    """What a List that does not wait shows of the entries that were found.
 
+    The conditions are looked at here, in a worker's thread: all entries have to be parsed for that, which would hold up
+    the registry for everybody.
+    """
 
-def _show_known(known: Known) -> Response:
-    return response.entries(known.records, known.age_secs)
+    def __init__(self, where: Conditions, fail_where: Conditions) -> None:
+        self._where = where
+        self._fail_where = fail_where
+        self._shown: tuple[Record, ...] | None = None
+
+    def _of(self, found: tuple[Record, ...] | Known) -> tuple[Record, ...]:
+        if self._shown is None:
+            records = found.records if isinstance(found, Known) else found
+            self._shown = sort(records, self._where, self._fail_where).listed if self._where else records
+        return self._shown
+
+    def size_of(self, found: tuple[Record, ...] | Known) -> int:
+        return response.size_of_entries(self._of(found))
+
+    def show(self, found: tuple[Record, ...] | Known) -> Response:
+        return response.entries(self._of(found), found.age_secs if isinstance(found, Known) else None)
 
 
 def _ping(parameters: Parameters, _fields: Mapping[str, str], source: str, limits: EntryLimits) -> Response:

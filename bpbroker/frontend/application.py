@@ -482,7 +482,7 @@ class Application:
         self, name: str, ask: Ask, call: _Call, broken: Callable[[BaseException], Response] | None = None
     ) -> PendingResponse:
         address = self._addresses[name]
-        message, show, timeout, heavy, patient, late, size_of = ask
+        message, show, timeout, heavy, patient, late, heavy_if, size_of = ask
         if size_of is not None:
             show = self._if_there_is_room(size_of, show)
 
@@ -502,7 +502,20 @@ class Application:
         def finish(reply: Future[Any]) -> Response:
             return call.finish(response.rendered(reply, show, broken or call.broken, late))
 
-        return PendingResponse(begin, finish, timeout, heavy=heavy, patient=patient)
+        if heavy_if is None:
+            return PendingResponse(begin, finish, timeout, heavy=heavy, patient=patient)
+
+        def weigh(reply: Future[Any]) -> None:
+            if not reply.cancelled() and reply.exception() is None:
+                pending.heavy = heavy_if(reply.result())
+
+        def begin_to_weigh() -> Future[Any]:
+            reply = begin()
+            reply.add_done_callback(weigh)
+            return reply
+
+        pending = PendingResponse(begin_to_weigh, finish, timeout, heavy=heavy, patient=patient)
+        return pending
 
     def _if_there_is_room(
         self, size_of: Callable[[Any], int], show: Callable[[Any], Response]

@@ -59,6 +59,8 @@ class Ask(NamedTuple):
     """Whether the client means to wait."""
     late: RequestError = response.LATE
     """The error when there was no reply in time."""
+    heavy_if: Callable[[Any], bool] | None = None
+    """Whether ``show`` may take more than a millisecond for this reply; asked when that is not known before."""
     size_of: Callable[[Any], int] | None = None
     """The size of what ``show`` makes of the reply, about, in bytes; None if it is small."""
 

@@ -35,6 +35,7 @@ from bpbroker.registry.requests import (
 )
 from bpbroker.registry.rights import Need
 from bpbroker.server import response
+from bpbroker.server.budget import SMALL_BYTES
 from bpbroker.server.request import network_of
 from bpbroker.server.response import Response
 
@@ -310,23 +311,27 @@ OPERATIONS: Final[Mapping[str, Any]] = {
 }
 
 
-def _shown(found: Any) -> dict[str, Any]:
-    """Return what a batch tells of one operation."""
-    if isinstance(found, RequestError):
-        return {"status": found.status, "message": str(found), "data": dict(found.data or {})}
+def _shown(found: Any) -> bytes:
+    """Return what a batch tells of one operation; entries are shown as they are stored, without parsing them."""
     if isinstance(found, Record):
-        return {"status": 200, "data": json.loads(found.json), "revision": found.revision}
+        return b'{"status": 200, "data": %b, "revision": %d}' % (found.json, found.revision)
     if isinstance(found, tuple):
-        return {"status": 200, "data": {record.name: json.loads(record.json) for record in found}}
-    if isinstance(found, Deleted):
-        return {"status": 200, "data": {}, "revision": found.revision}
-    if isinstance(found, Done):
-        return {"status": 200, "data": dict(found.data), "revision": found.revision}
-    return {"status": 500, "message": "This operation failed; the broker's log has the reason"}
+        entries = (b"%b: %b" % (json.dumps(each.name, ensure_ascii=False).encode(), each.json) for each in found)
+        return b'{"status": 200, "data": {%b}}' % b", ".join(entries)
+    shown: dict[str, Any]
+    if isinstance(found, RequestError):
+        shown = {"status": found.status, "message": str(found), "data": dict(found.data or {})}
+    elif isinstance(found, Deleted):
+        shown = {"status": 200, "data": {}, "revision": found.revision}
+    elif isinstance(found, Done):
+        shown = {"status": 200, "data": dict(found.data), "revision": found.revision}
+    else:
+        shown = {"status": 500, "message": "This operation failed; the broker's log has the reason"}
+    return json.dumps(shown, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def _show_batch(done: BatchDone) -> Response:
-    return response.success_with({"results": [_shown(found) for found in done.results]}, done.revision)
+    return response.success(b'{"results": [%b]}' % b", ".join(map(_shown, done.results)), revision=done.revision)
 
 
 # --- watches ---
@@ -342,7 +347,15 @@ def _watch(parameters: Parameters, _fields: Mapping[str, str], source: str, limi
         raise BadRequest("Names that begin with _ are the broker's own")
     most = _number(parameters, "limit", 1000, least=1) or 1000
     message = Watch(prefix, name, parameters.text("since"), wait, min(most, 10_000), network_of(source))
-    return Ask(message, _show_watched, wait + _SLACK_SECS, patient=wait > 0)
+    return Ask(message, _show_watched, wait + _SLACK_SECS, patient=wait > 0, heavy_if=_has_many)
+
+
+_FEW: Final = 100
+"""Events that are shown in about half a millisecond."""
+
+
+def _has_many(watched: Watched) -> bool:
+    return len(watched.events) > _FEW or sum([len(e.record.json) for e in watched.events if e.record]) > SMALL_BYTES
 
 
 _last_shown: tuple[Watched | None, Response | None] = (None, None)

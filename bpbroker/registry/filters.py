@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from bpbroker.errors import BadRequest
 from bpbroker.messages import Record
@@ -32,10 +32,46 @@ def parse(texts: Sequence[object], what: str) -> Conditions:
     return tuple(found)
 
 
-def matches(record: Record, conditions: Conditions) -> bool:
-    """Return whether an entry has all of these values."""
-    value = json.loads(record.json)
+def value_of(record: Record) -> Any:
+    """Return an entry's value, for :func:`has_all` and :func:`has_any`: it is to be parsed once for all of them."""
+    return json.loads(record.json)
+
+
+def has_all(value: Any, conditions: Conditions) -> bool:
+    """Return whether an entry's value meets all of the conditions."""
     return all(_text(_field(value, path)) == wanted for path, wanted in conditions)
+
+
+def has_any(value: Any, conditions: Conditions) -> bool:
+    """Return whether an entry's value meets one of the conditions."""
+    return any(_text(_field(value, path)) == wanted for path, wanted in conditions)
+
+
+class Sorted(NamedTuple):
+    """The entries with one prefix, as conditions sort them."""
+
+    counted: tuple[Record, ...]
+    """Those that meet all conditions."""
+    listed: tuple[Record, ...]
+    """Those that a List shows: those that count, and those that have failed."""
+    failed: bool
+    """Whether there is one that has failed."""
+
+
+def sort(records: tuple[Record, ...], where: Conditions, fail_where: Conditions) -> Sorted:
+    """Sort entries by conditions; each entry is parsed once, and not at all without conditions."""
+    if not where and not fail_where:
+        return Sorted(records, records, failed=False)
+    counted, listed, failed = [], [], False
+    for record in records:
+        value = value_of(record)
+        counts, fails = has_all(value, where), has_any(value, fail_where)
+        failed = failed or fails
+        if counts:
+            counted.append(record)
+        if counts or fails:
+            listed.append(record)
+    return Sorted(tuple(counted), tuple(listed) if where else records, failed=failed)
 
 
 _ABSENT: Final = object()

@@ -16,6 +16,7 @@ from bpbroker.registry.taking import PREFIX as TAKEN
 HISTORY_BYTES: Final = 8 * 1024 * 1024
 _TAKEN_BACK: Final = ""
 """Type of an event that is told to nobody any more."""
+_DIGITS_MAX: Final = 20
 _EVENT_BYTES: Final = 200
 """What an event takes beside its entry, about."""
 
@@ -130,7 +131,7 @@ class History:
         registry_id, _, number = watch.since.rpartition(":")
         if registry_id != self.registry_id:
             raise self._gone("is of another registry")
-        if not number.isdigit() or int(number) < self._floor:
+        if not (number.isascii() and number.isdigit() and len(number) < _DIGITS_MAX) or int(number) < self._floor:
             raise self._gone("is forgotten")
         if int(number) > self.revision:
             if self.shared:

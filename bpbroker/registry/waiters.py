@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bpbroker.messages import Get, List, Record, settle
-from bpbroker.registry.filters import Conditions, matches
+from bpbroker.registry.filters import Conditions, has_all, has_any, sort, value_of
 from bpbroker.registry.index import EntryIndex
 from bpbroker.registry.parked import Places
 from bpbroker.registry.replies import not_found, send
@@ -31,15 +31,6 @@ def _is_enough(message: Get, after: Record | None) -> bool:
     if after is None:
         return message.unless_etag is not None
     return message.unless_etag != after.etag
-
-
-def listed(records: tuple[Record, ...], where: Conditions, fail_where: Conditions) -> tuple[Record, ...]:
-    """Return the entries that a List shows: those that count, and those that have failed."""
-    if not where:
-        return records
-    return tuple(
-        record for record in records if matches(record, where) or any(matches(record, (each,)) for each in fail_where)
-    )
 
 
 @dataclass(slots=True)
@@ -111,6 +102,8 @@ class Waiters:
 
     def changed(self, name: str, before: Record | None, after: Record | None, entries: EntryIndex) -> None:
         """Reply to the reads that waited for this change of an entry."""
+        value: Any = None
+        """What the entry has now, parsed when the first filter needs it."""
         waiters = self._by_name.get(name)
         if waiters:
             for waiter in list(waiters):
@@ -121,25 +114,25 @@ class Waiters:
         for length in self._lengths:
             groups = self._by_prefix.get(name[:length]) if length <= len(name) else None
             for group in list(groups.values()) if groups else ():
-                self._count(group, name[:length], before, after, entries)
+                if value is None and after is not None and (group.where or group.fail_where):
+                    value = value_of(after)
+                failed = value is not None and has_any(value, group.fail_where)
+                if group.matching is None:
+                    group.count += (after is not None) - (before is not None)
+                else:
+                    counts = value is not None and has_all(value, group.where)
+                    (group.matching.add if counts else group.matching.discard)(name)
+                    group.count = len(group.matching)
+                if failed or group.count >= group.least:
+                    self._answer(group, name[:length], entries, failed=failed)
 
-    def _count(
-        self, group: _Group, prefix: str, before: Record | None, after: Record | None, entries: EntryIndex
-    ) -> None:
-        if group.matching is None:
-            group.count += (after is not None) - (before is not None)
-        else:
-            name = after.name if after is not None else before.name if before is not None else ""
-            (group.matching.add if after is not None and matches(after, group.where) else group.matching.discard)(name)
-            group.count = len(group.matching)
-        failed = after is not None and any(matches(after, (each,)) for each in group.fail_where)
-        if group.count < group.least and not failed:
-            return
+    def _answer(self, group: _Group, prefix: str, entries: EntryIndex, *, failed: bool) -> None:
+        """Reply to the reads of a group that are content now."""
         content = [
             w for w in group.waiters if isinstance(w.message, List) and (failed or w.message.at_least <= group.count)
         ]
         if content:
-            found = listed(entries.matching(prefix), group.where, group.fail_where)
+            found = sort(entries.matching(prefix), group.where, group.fail_where).listed
             for waiter in content:
                 self.remove(waiter)
                 settle(waiter.reply, found)

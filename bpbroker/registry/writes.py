@@ -19,7 +19,7 @@ and a method in ``client/api.py``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -193,10 +193,12 @@ def _batch(write: Batch, view: View, limits: Limits) -> BatchDone:
     done = view.get(key) if write.id else None
     if done is not None:
         return _repeated(write, view, done)
-    results = []
+    results, size_bytes = [], 0
     for number, operation in enumerate(write.operations):
         try:
             results.append(decide(operation, view, limits, _OPERATIONS))
+            size_bytes += _size_of(results[-1])
+            _check_size(size_bytes)
         except RequestError as error:
             error.failed = number
             raise
@@ -205,9 +207,45 @@ def _batch(write: Batch, view: View, limits: Limits) -> BatchDone:
         read = _READS.get(type(operation))
         if read is not None:
             results[number] = read(operation, view, limits)
+            size_bytes += _size_of(results[number])
+            try:
+                _check_size(size_bytes)
+            except RequestError as error:
+                error.failed = number
+                raise
     if write.id:
         view.put(key, json.dumps({"when": int(view.now), "operations": len(results)}).encode())
     return BatchDone(tuple(results), view.index)
+
+
+def _size_of(found: Any) -> int:
+    """Return the bytes of the entries that an operation made or read."""
+    records = found if isinstance(found, tuple) else (found,)
+    return sum([len(record.json) for record in records if isinstance(record, Record)])
+
+
+def _check_size(size_bytes: int) -> None:
+    if size_bytes > _ENTRIES_MAX_BYTES:
+        raise TooLarge(
+            f"The entries that this batch writes and reads have more than {_ENTRIES_MAX_BYTES} bytes together;"
+            " make several of it, or read with List"
+        )
+
+
+def within_reply(operations: Sequence[Any], results: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the results of operations that were carried out each by itself; of reads as many as one reply may hold."""
+    size_bytes, kept = 0, []
+    for operation, found in zip(operations, results, strict=True):
+        size_bytes += _size_of(found)
+        try:
+            if type(operation) in _READS:
+                _check_size(size_bytes)
+        except RequestError as error:
+            kept.append(error)
+            size_bytes -= _size_of(found)
+        else:
+            kept.append(found)
+    return tuple(kept)
 
 
 def _repeated(write: Batch, view: View, done: Record) -> BatchDone:
@@ -316,6 +354,8 @@ _OPERATIONS: Final[dict[type[Any], Rule]] = {
 _READS: Final[dict[type[Any], Rule]] = {Get: _get, List: _list}
 """What a batch may read, once all its writes are carried out."""
 
+_ENTRIES_MAX_BYTES: Final = 8 * 1024 * 1024
+"""Entries that one batch may write and read, all together: the registry's thread does nothing else meanwhile."""
 _NAMED: Final = 11
 """Names that a refusal needs, one more than it shows."""
 _NEW: Final = (Register, Replace, Update)

@@ -11,7 +11,7 @@ from bpbroker.config import layers
 from bpbroker.errors import AlreadyExists, NotFound, Overloaded, PreconditionFailed
 from bpbroker.frontend import access_log, application
 from bpbroker.frontend.extension_calls import understand
-from bpbroker.messages import Condition
+from bpbroker.messages import Condition, Record
 from bpbroker.registry.requests import BatchDone
 from bpbroker.server import response
 from bpbroker.server.request import Request, plain_address
@@ -345,6 +345,18 @@ def test_a_document_is_handed_to_the_main_loop(broker: Broker) -> None:
     assert broker.loop.asked == [messages.ApplyConfiguration({"a": {"b": 1}})]
     for body in (b"[]", b"{", b"\xff", b'{"a": 1, "a": 2}'):
         assert broker.call("/_control/ApplyConfiguration", body=body, AUTHORIZATION=f"Bearer {TOKEN}").status == 400
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_a_list_that_does_not_wait_is_filtered_beside_the_registry(broker: Broker, *, local: bool) -> None:
+    records = tuple(Record(name, b'{"state": "%s"}' % name.encode(), 1) for name in ("up", "down", "odd"))
+    broker.registry.outcome = messages.Known(records, 1.5) if local else records
+    query = "where=state=up&fail_where=state=down" + ("&consistency=local" if local else "")
+    found = broker.call(f"/services/List/?{query}", "GET").json
+    assert list(found["data"]) == ["up", "down"]
+    assert ("age_secs" in found) == local
+    asked = broker.registry.asked[-1]
+    assert (asked.where, asked.fail_where) == ((), ())  # all entries are parsed for that: not in the registry's thread
 
 
 def test_the_description_is_not_written_for_each_request(broker: Broker) -> None:

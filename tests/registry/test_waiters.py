@@ -173,3 +173,21 @@ def test_no_client_takes_the_places_of_others(state: State) -> None:
     for waiter in state.waiters.all():
         state.waiters.remove(waiter)
     assert places.of("a") == places.of("late 0") == 0
+
+
+def test_a_change_is_parsed_once_for_all_that_wait(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(50):
+        same = tuple((f"f{number}-{each}", "x") for each in range(16))
+        state.add(List("n", 2, where=same, fail_where=same))
+    parsed = []
+    real = json.loads
+
+    def loads(text: Any) -> Any:
+        parsed.append(text)
+        return real(text)
+
+    monkeypatch.setattr(json, "loads", loads)
+    state.put("n1", 1, state="ready")
+    assert len(parsed) == 1
+    state.put("n1", None)
+    assert len(parsed) == 1
