@@ -579,7 +579,11 @@ def harmless(html: str) -> bool:
 
 def strip(html: str) -> str:
     """Return a page without the numbers that it has of itself, and without what is escaped."""
-    return re.sub(r"<time.*?</time>|<title>.*?</title>|value=\"[^\"]*\"|\d{4,}|\d[\d.]* (?:KiB|bytes)", "", html)
+    return re.sub(
+        r"<time.*?</time>|\d\d:\d\d:\d\d UTC|<title>.*?</title>|value=\"[^\"]*\"|\d{4,}|\d[\d.]* (?:KiB|bytes)",
+        "",
+        html,
+    )
 
 
 def test_characters_that_cannot_be_seen_are_shown_by_number(inside: People) -> None:
