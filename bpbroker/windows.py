@@ -135,9 +135,9 @@ if sys.platform == "win32":
     class _SecurityAttributes(ctypes.Structure):
         _fields_ = (("length", wintypes.DWORD), ("descriptor", ctypes.c_void_p), ("inherit", wintypes.BOOL))
 
-    def _private(*, folder: bool) -> str:
+    def _private(*, folder: bool, right: str = "FA") -> str:
         inherited = "OICI" if folder else ""
-        return "D:P" + "".join(f"(A;{inherited};FA;;;{who})" for who in dict.fromkeys((own_sid(), "BA", "SY")))
+        return "D:P" + "".join(f"(A;{inherited};{right};;;{who})" for who in dict.fromkeys((own_sid(), "BA", "SY")))
 
     @contextmanager
     def _descriptor(text: str) -> Iterator[ctypes.c_void_p]:
@@ -253,11 +253,14 @@ if sys.platform == "win32":
     class Mutex:
         """A lock of a name that processes share; the system takes it from one that dies.
 
-        It belongs to the thread that acquired it.
+        It belongs to the thread that acquired it. Its user, Administrators and SYSTEM may use it: by default an
+        administrator's command could not have that of a service.
         """
 
         def __init__(self, name: str) -> None:
-            self._handle = _HANDLE(_kernel32.CreateMutexW(None, False, name))
+            with _descriptor(_private(folder=False, right="GA")) as descriptor:
+                attributes = _SecurityAttributes(ctypes.sizeof(_SecurityAttributes), descriptor, False)
+                self._handle = _HANDLE(_kernel32.CreateMutexW(ctypes.byref(attributes), False, name))
             if not self._handle.value:
                 raise _failed()
 
@@ -320,6 +323,19 @@ if sys.platform == "win32":
             ("job_peak", ctypes.c_size_t),
         )
 
+    SUSPENDED: Final = 0x4
+    """Flag of a new process: it waits for :func:`resume` before its first instruction."""
+
+    def resume(process_handle: int) -> None:
+        """Let a process that was started :data:`SUSPENDED` run.
+
+        Raises:
+            OSError: the system does not allow it.
+        """
+        status = ctypes.WinDLL("ntdll").NtResumeProcess(_HANDLE(process_handle))
+        if status < 0:
+            raise OSError(errno.EINVAL, f"the process cannot be resumed: status 0x{status & 0xFFFFFFFF:08X}")
+
     class Job:
         """A job object: all that a process starts belongs to it, and ends with it.
 
@@ -342,19 +358,37 @@ if sys.platform == "win32":
             if memory_max_bytes is not None:
                 limits.basic.flags |= 0x100
                 limits.process_memory = memory_max_bytes
-            if not _kernel32.SetInformationJobObject(self._handle, 9, ctypes.byref(limits), ctypes.sizeof(limits)):
-                error = _failed()
+            try:
+                self._limit(limits)
+            except OSError:
                 self.close()
-                raise error
+                raise
+
+        def _limit(self, limits: _Limits) -> None:
+            if not _kernel32.SetInformationJobObject(self._handle, 9, ctypes.byref(limits), ctypes.sizeof(limits)):
+                raise _failed()
 
         def take(self, process_handle: int) -> None:
-            """Take a process in; before it starts others, for those stay outside.
+            """Take in a process that was started :data:`SUSPENDED`, and let it run.
+
+            Suspended, as what it starts before it is taken in stays outside: the ``python.exe`` of a virtual
+            environment does nothing else.
 
             Raises:
                 OSError: the system does not allow it.
             """
             if not _kernel32.AssignProcessToJobObject(self._handle, _HANDLE(process_handle)):
                 raise _failed()
+            resume(process_handle)
+
+        def let_go(self) -> None:
+            """Close it, and let what still runs in it go on.
+
+            Raises:
+                OSError: the system does not allow it; nothing has changed.
+            """
+            self._limit(_Limits())
+            self.close()
 
         def kill(self) -> None:
             """End all processes in it, now."""
@@ -393,6 +427,21 @@ if sys.platform == "win32":
 
         return undo
 
+    def press_break(group: int) -> bool:
+        """Send Ctrl-Break to the processes of a group; return whether there was a way to.
+
+        There is none without a console, as in a service. Not by ``os.kill``, which then ends the process instead.
+        """
+        return bool(_kernel32.GenerateConsoleCtrlEvent(1, group))
+
+    def paints(descriptor: int) -> bool:
+        """Have a console understand the sequences that move the cursor and set colours; False where it does not."""
+        handle = _HANDLE(msvcrt.get_osfhandle(descriptor))
+        mode = wintypes.DWORD()
+        if not _kernel32.GetConsoleMode(handle, ctypes.byref(mode)):
+            return False
+        return bool(_kernel32.SetConsoleMode(handle, mode.value | 0x4))  # ENABLE_VIRTUAL_TERMINAL_PROCESSING
+
     # --- waiting for sockets ---
 
     class PollSelector(selectors.BaseSelector):
@@ -402,8 +451,9 @@ if sys.platform == "win32":
         as a loop in Python would cost more than the requests.
         """
 
-        _ROW: Final = 16
-        """Bytes of a WSAPOLLFD: socket 8, what to wait for 2, what is there 2, nothing 4."""
+        _SOCKET: Final = ctypes.sizeof(ctypes.c_void_p)
+        _ROW: Final = 16 if _SOCKET == 8 else 8
+        """Bytes of a WSAPOLLFD: the socket, what to wait for 2, what is there 2, on 64 bits nothing 4."""
         _READ: Final = 0x0100
         _WRITE: Final = 0x0010
 
@@ -462,14 +512,14 @@ if sys.platform == "win32":
                 raise OSError(errno.EBADF, ctypes.FormatError(number).strip(), None, number)
             found = {
                 match.start()
-                for part in (seen[10 :: self._ROW], seen[11 :: self._ROW])
+                for part in (seen[self._SOCKET + 2 :: self._ROW], seen[self._SOCKET + 3 :: self._ROW])
                 for match in _READY.finditer(part)
             }
             return [self._ready(row, seen) for row in sorted(found)]
 
         def _ready(self, row: int, seen: bytes) -> tuple[selectors.SelectorKey, int]:
             key = self._keys[self._sockets[row]]
-            at = row * self._ROW + 10
+            at = row * self._ROW + self._SOCKET + 2
             there = int.from_bytes(seen[at : at + 2], "little")
             events = 0
             if there & ~self._WRITE:
@@ -482,7 +532,7 @@ if sys.platform == "win32":
             wanted = (self._READ if events & selectors.EVENT_READ else 0) | (
                 self._WRITE if events & selectors.EVENT_WRITE else 0
             )
-            return number.to_bytes(8, "little") + wanted.to_bytes(2, "little") + bytes(6)
+            return (number.to_bytes(self._SOCKET, "little") + wanted.to_bytes(2, "little")).ljust(self._ROW, b"\0")
 
         def _number(self, fileobj: Any) -> int:
             if isinstance(fileobj, int):

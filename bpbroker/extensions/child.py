@@ -149,7 +149,7 @@ class Child:
             raise NotImportable(f"importing it ended its process ({error})") from None
 
     def _take_into_job(self, process: subprocess.Popen[bytes]) -> None:
-        """Put the process into a job; it starts nothing before it is sent its first frame.
+        """Put the process into a job, and let it run.
 
         Raises:
             OSError: it is not in one, and was ended.
@@ -345,7 +345,7 @@ def _start(launch: Launch) -> subprocess.Popen[bytes]:
     if sys.platform == "win32":
         if launch.user:  # refused when settings are checked, too; it must never run as the broker's own user
             raise NotImportable("_user: there is no way to become another user on Windows without a password")
-        options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
+        options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP | windows.SUSPENDED
     else:
         options["start_new_session"] = True
         options["pass_fds"] = (launch.lock,) if isinstance(launch.lock, int) else ()

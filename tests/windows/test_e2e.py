@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def Pid(rh):
         """Whether what writes this file all the time has ended."""
         end = time.monotonic() + 20
         while time.monotonic() < end:
-            path.unlink(missing_ok=True)
+            with suppress(PermissionError):  # it is being written
+                path.unlink(missing_ok=True)
             time.sleep(0.5)
             if not path.exists():
                 return True

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ if sys.platform == "win32":
     from bpbroker import files, windows
     from bpbroker.client.pins import KnownBrokers
     from bpbroker.config import paths, schema
+    from bpbroker.extensions import child
     from bpbroker.runtime import log_files, logs
     from bpbroker.server import host_certificate
     from bpbroker.storage import lock, offline
@@ -151,28 +153,70 @@ if sys.platform == "win32":
             pass
         mutex.close()
 
+    def test_an_administrators_command_may_use_a_services_mutex() -> None:
+        mutex = windows.Mutex(f"Global\\bpbroker-test-{os.getpid()}")
+        advapi32 = ctypes.WinDLL("advapi32", use_last_error=True)
+        descriptor, text = ctypes.c_void_p(), ctypes.c_wchar_p()
+        kernel_object, its_list = 6, 4
+        code = advapi32.GetSecurityInfo(
+            mutex._handle, kernel_object, its_list, None, None, None, None, ctypes.byref(descriptor)
+        )
+        assert code == 0
+        assert advapi32.ConvertSecurityDescriptorToStringSecurityDescriptorW(
+            descriptor, 1, its_list, ctypes.byref(text), None
+        )
+        mutex.close()
+        assert text.value is not None
+        assert windows.strangers(text.value, {windows.own_sid()}) == ()
+        assert ";;;BA)" in text.value
+        assert ";;;SY)" in text.value
+
     # --- processes ---
 
     def test_a_job_ends_what_was_started_in_it(tmp_path: Path) -> None:
         beat = tmp_path / "beat"
         grandchild = f"import time\nwhile True:\n open({str(beat)!r}, 'w').write('x'); time.sleep(.05)"
-        child = python(
-            "import subprocess, sys; sys.stdin.readline(); subprocess.Popen([sys.executable, '-c', sys.argv[1]])",
-            grandchild,
-        )
+        code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]])"
+        child = subprocess.Popen([sys.executable, "-c", code, grandchild], creationflags=windows.SUSPENDED)
         job = windows.Job(64 << 20)
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(1)  # what it starts before it is in the job would be outside
         job.take(int(child._handle))
-        assert child.stdin is not None
-        child.stdin.write(b"\n")
-        child.stdin.close()
         child.wait(20)
         until(beat.exists)  # its parent is gone
         job.close()
-        child.communicate()
-        time.sleep(0.5)  # whatever was on its way
-        beat.unlink()
-        time.sleep(0.3)
-        assert not beat.exists()
+        until(lambda: _is_still(beat))
+
+    def test_an_extensions_process_starts_nothing_before_it_is_in_its_job(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As with the python.exe of a virtual environment, which does nothing but start another one."""
+        beat = tmp_path / "beat"
+        (tmp_path / "demo.py").write_text("def A(rh):\n    pass\n")
+        grandchild = f"import time\nwhile True:\n open({str(beat)!r}, 'w').write('x'); time.sleep(.05)"
+        starts = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {grandchild!r}])\n"
+        monkeypatch.setattr(child, "_BOOT", starts + child._BOOT)
+        take = windows.Job.take
+
+        def late(job: windows.Job, process_handle: int) -> None:
+            time.sleep(2)
+            take(job, process_handle)
+
+        monkeypatch.setattr(windows.Job, "take", late)
+        made = child.Child(child.Launch("demo", tmp_path))
+        try:
+            assert made.start() == ("A",)
+            until(beat.exists)
+        finally:
+            made.kill()
+            made.end()
+        until(lambda: _is_still(beat))
+
+    def _is_still(beat: Path) -> bool:
+        with suppress(PermissionError):  # it is being written
+            beat.unlink(missing_ok=True)
+        time.sleep(0.5)
+        return not beat.exists()
 
     def test_a_job_is_told_its_limit_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         told: list[tuple[int, int, int]] = []

@@ -154,9 +154,9 @@ def once(
         session.tell(f"'{name}' failed {state.get('attempt')} times, the last time on {state.get('by')}")
     printed = state.get("output") if keep_output else None
     text = printed.encode() if isinstance(printed, str) else b""
-    return output.Output(
-        text, state, [state], exit_code=(code if isinstance(code, int) and code else 1) if failed else 0
-    )
+    # An exit code of Windows has 32 bits; here the lowest eight count, and they may be 0.
+    exit_code = (code if isinstance(code, int) and code & 0xFF else 1) if failed else 0
+    return output.Output(text, state, [state], exit_code=exit_code)
 
 
 def _client(session: Session) -> Client:

@@ -5,6 +5,9 @@ and SIGKILL ten seconds later, or before the session can be another's. A small
 shell ends the group, too, when this process is killed: no command may go on
 without what it was started for. The command's environment has a mark of its
 own: by it the shell finds a command that had begun before it was told of it.
+
+On Windows a job object is what the group and the shell are here: it ends with
+this process. The command hears Ctrl-Break, which is all that can be sent there.
 """
 
 from __future__ import annotations
@@ -17,9 +20,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from bpbroker.errors import UsageError
 from bpbroker.recipes.clock import boottime
+
+if sys.platform == "win32":
+    from bpbroker import windows
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +44,7 @@ _MARGIN_SECS: Final = 0.2
 _STEP_SECS: Final = 0.5
 _TAIL_BYTES: Final = 8192
 _FORWARDED: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH")
-_ENDING: Final = ("SIGTERM", "SIGHUP", "SIGQUIT")
+_ENDING: Final = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK")
 
 MARK: Final = "BPBROKER_KEEPER"
 """Environment variable of a command: a word that is its keeper's alone."""
@@ -93,6 +100,8 @@ class Keeper:
         self._woken = threading.Event()
         self._write_end = -1
         self._terminal = -1
+        self._job: Any = None
+        """Windows: holds the command and all that it starts."""
         self.lost = False
         """Whether the command was ended because the session was lost."""
 
@@ -116,7 +125,7 @@ class Keeper:
             self.lost = True
             return LOST
         if sys.platform == "win32":
-            return self._keep(self._start(), session, -1)
+            return self._keep_in_job(session)
         read_end, self._write_end = os.pipe()
         os.set_blocking(read_end, False)
         os.set_blocking(self._write_end, False)
@@ -154,10 +163,36 @@ class Keeper:
             os.close(write_end)
             os.close(read_end)
 
+    if sys.platform == "win32":
+
+        def _keep_in_job(self, session: Session | None) -> int:
+            self._job = windows.Job()
+            asked: list[int] = []
+
+            def forward(number: int, _frame: FrameType | None) -> None:
+                asked.append(number)
+                if len(asked) > 1 or not _break(process):
+                    self._job.kill()
+
+            handlers: dict[int, Any] = {}
+            try:
+                process = self._start()
+                for number in (signal.SIGINT, signal.SIGBREAK):
+                    handlers[number] = signal.signal(number, forward)
+                code = self._keep(process, session, -1)
+                if not self.lost:
+                    with suppress(OSError):  # then it ends with the job
+                        self._job.let_go()  # what it left running was meant so
+                return code
+            finally:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+                self._job.close()
+
     def _start(self) -> subprocess.Popen[bytes]:
         how: dict[str, Any] = {}
         if sys.platform == "win32":
-            how["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
+            how["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP | windows.SUSPENDED
         elif sys.version_info >= (3, 11):  # noqa: UP036 - bpclient.pyz runs on Python 3.9
             how["process_group"] = 0
         else:
@@ -172,6 +207,12 @@ class Keeper:
             raise _CannotRun(f"The command {self._words[0]!r} cannot be run: {error.strerror}", 127) from None
         except (OSError, ValueError) as error:
             raise _CannotRun(f"The command {self._words[0]!r} cannot be run: {error}", 126) from None
+        if sys.platform == "win32":
+            try:
+                self._job.take(int(process._handle))  # noqa: SLF001 - subprocess has no name for it
+            except OSError as error:
+                process.kill()
+                raise _CannotRun(f"The command {self._words[0]!r} cannot be kept: {error}", 126) from None
         if process.stdin is not None:
             threading.Thread(target=_feed, args=(process.stdin, self._stdin or b""), daemon=True).start()
         if process.stdout is not None:
@@ -187,22 +228,37 @@ class Keeper:
                 self.lost = True
                 # A session that the broker has ended has nothing to be quick for; another one may be alive yet.
                 until = now + KILL_SECS if session.ended else min(now + KILL_SECS, session.ends_at - _MARGIN_SECS)
-                kill_at = max(until, now + _KILL_MIN_SECS)
-                _signal_group(process, signal.SIGTERM)
+                kill_at = max(until, now + _KILL_MIN_SECS) if self._ask_to_end(process) else now
             if now >= kill_at:
-                _signal_group(process, getattr(signal, "SIGKILL", signal.SIGTERM))
+                self._kill(process)
                 kill_at = float("inf")
             self._wait(process, read_end, 0.1 if kill_at < float("inf") else _STEP_SECS)
             self._follow_stop(process.pid)
         # It may have ended while this process was stopped, on a lock that was another's by then.
         self.lost = self.lost or (session is not None and (session.ended or boottime() >= session.ends_at))
         if self.lost:
-            _signal_group(process, getattr(signal, "SIGKILL", signal.SIGTERM))  # the rest of its group
+            self._kill(process)  # the rest of its group
         if self._keep_output:
             self._copying.join(1.0)  # a daemon that it left may have the pipe for ever
         if self.lost:
             return LOST
-        return process.returncode if process.returncode >= 0 else 128 - process.returncode
+        code: int = process.returncode
+        if sys.platform == "win32":  # an exit code of 32 bits, which os._exit() takes with a sign
+            return code - (1 << 32) if code >= 1 << 31 else code
+        return code if code >= 0 else 128 - code
+
+    def _ask_to_end(self, process: subprocess.Popen[bytes]) -> bool:
+        """Tell the command and its group to end; return whether there was a way to."""
+        if sys.platform == "win32":
+            return _break(process)
+        _signal_group(process, signal.SIGTERM)
+        return True
+
+    def _kill(self, process: subprocess.Popen[bytes]) -> None:
+        if sys.platform == "win32":
+            self._job.kill()
+        else:
+            _signal_group(process, signal.SIGKILL)
 
     def _wait(self, process: subprocess.Popen[bytes], read_end: int, secs: float) -> None:
         if read_end < 0:
@@ -293,7 +349,7 @@ class _CannotRun(UsageError):
 def wait_for_signal(session: Session) -> int:
     """Wait until a signal ends this process or the session is lost; return the exit code."""
     ended = threading.Event()
-    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"):
+    for name in (*_ENDING, "SIGINT"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda _number, _frame: ended.set())
@@ -332,14 +388,18 @@ class _Forwarding:
 
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
     try:
-        if sys.platform == "win32":
-            process.terminate()
-        else:
-            os.killpg(process.pid, number)
-            if number == signal.SIGTERM:
-                os.killpg(process.pid, signal.SIGCONT)  # one that is stopped has to hear it
+        os.killpg(process.pid, number)
+        if number == signal.SIGTERM:
+            os.killpg(process.pid, signal.SIGCONT)  # one that is stopped has to hear it
     except OSError:
         pass
+
+
+def _break(process: subprocess.Popen[bytes]) -> bool:
+    """Send Ctrl-Break to a command and its group on Windows; return whether there was a way to."""
+    if sys.platform == "win32":
+        return windows.press_break(process.pid)
+    return True
 
 
 def _tell(guard: subprocess.Popen[bytes] | None, group: int) -> None:

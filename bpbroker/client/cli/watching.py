@@ -14,6 +14,7 @@ from bpbroker.client.cli.keeper import Keeper, end_orderly
 from bpbroker.client.cli.spoken import for_system
 from bpbroker.client.cli.words import seconds
 from bpbroker.errors import CursorExpired, NotFound, NotShown, UsageError, WaitTimeout
+from bpbroker.process import reader_is_gone
 from bpbroker.recipes.watch import Event, Watch
 from bpbroker.retry import pauses
 
@@ -212,9 +213,9 @@ def _print(event: Event) -> None:
     try:
         sys.stdout.buffer.write(f"{json.dumps(event.json(), ensure_ascii=False)}\n".encode("utf-8", "replace"))
         sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        raise
     except OSError as error:
+        if reader_is_gone(error):
+            raise BrokenPipeError from None
         raise NotShown(f"The event cannot be written to standard output: {error.strerror}") from None
 
 
