@@ -10,16 +10,20 @@ _MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_:\\/.=+-")
 
 
-def decode(data: bytes) -> str:
+def decode(data: bytes, errors: str = "strict") -> str:
     """Return the text of a file that a person wrote, without its byte order mark.
+
+    Args:
+        data: the file's content.
+        errors: as of :meth:`bytes.decode`.
 
     Raises:
         UnicodeDecodeError: it is neither UTF-8 nor, with a mark, UTF-16.
     """
     for mark, encoding in _MARKS:
         if data.startswith(mark):
-            return data[len(mark) :].decode(encoding)
-    return data.decode()
+            return data[len(mark) :].decode(encoding, errors)
+    return data.decode(errors=errors)
 
 
 def heard(data: bytes, encoding: str) -> str:

@@ -25,7 +25,7 @@ _HEADER: Final = (
 )
 _ALGORITHM: Final = "SHA256:"
 _FILE_MAX: Final = 1024 * 1024
-"""Characters; ten thousand brokers."""
+"""Bytes; ten thousand brokers."""
 _LOCK_TRIES: Final = 6000
 """A minute; each process needs the lock for some milliseconds."""
 
@@ -160,9 +160,9 @@ class KnownBrokers:
             if not stat.S_ISREG(os.stat(self.path).st_mode):  # noqa: PTH116 - as above
                 # One may never end, and a pin would put a file in its place: think of root and /dev/null.
                 raise OSError("it is no regular file")
-            text = self._text()
-            if len(text) > _FILE_MAX:
-                raise OSError(f"it has more than {_FILE_MAX} characters")
+            content = self._content()
+            if len(content) > _FILE_MAX:
+                raise OSError(f"it has more than {_FILE_MAX} bytes")
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
@@ -170,15 +170,19 @@ class KnownBrokers:
                 f"The known brokers in {self.path} cannot be read: {error.strerror or error}; "
                 "mend that, or use --fingerprint, --cacert or --token"
             ) from None
-        return text.splitlines()
+        if content[:1] in (b"\xff", b"\xfe", b"\xef"):  # a mark: a shell of Windows wrote it
+            from bpbroker.text import decode
 
-    def _text(self) -> str:
+            return decode(content, "replace").splitlines()
+        return content.decode("utf-8", "replace").splitlines()
+
+    def _content(self) -> bytes:
         """Read the file; on Windows it cannot be opened for a moment while another process puts a new one there."""
         tries = 300 if sys.platform == "win32" else 1
         while True:
             tries -= 1
             try:
-                with open(self.path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - as above
+                with open(self.path, "rb") as file:  # noqa: PTH123 - as above
                     return file.read(_FILE_MAX + 1)
             except PermissionError:
                 if not tries:

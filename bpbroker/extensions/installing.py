@@ -14,6 +14,7 @@ from typing import Final
 from bpbroker.errors import ConfigurationError, NotFound, UsageError
 from bpbroker.extensions.modules import ExtensionRecord, look_at, name_problem, offered, read_source
 from bpbroker.files import alone_in, make_folder, process_owner, rename, sync_folder, temporary_name, write_whole
+from bpbroker.text import decode
 
 FILES_MAX: Final = 1000
 BYTES_MAX: Final = 64 * 1024 * 1024
@@ -258,7 +259,7 @@ def _checked_file(path: Path, force: bool) -> Path:
         if not stat.S_ISREG(path.stat().st_mode):
             raise UsageError(f"{path} is no regular file; nothing was installed")
         if path.suffix == ".py":
-            source = read_source(path)
+            source = _in_utf8(read_source(path))
             if not force:
                 offered(source)
     except SyntaxError as error:
@@ -277,9 +278,23 @@ def _is_same(source: Path, files: list[Path], target: Path) -> bool:
     if target.is_symlink() or any(path.is_symlink() for path in target.rglob("*")):
         return False
     if not source.is_dir():
-        return target.is_file() and source.read_bytes() == target.read_bytes()
+        return target.is_file() and _content(source) == target.read_bytes()
     there = {path.relative_to(target) for path in target.rglob("*") if path.is_file()}
-    return there == set(files) and all((source / path).read_bytes() == (target / path).read_bytes() for path in files)
+    return there == set(files) and all(_content(source / path) == (target / path).read_bytes() for path in files)
+
+
+def _content(source: Path) -> bytes:
+    """Return what is to be in the lib folder of a file that is being installed."""
+    return _in_utf8(read_source(source)) if source.suffix == ".py" else source.read_bytes()
+
+
+def _in_utf8(source: bytes) -> bytes:
+    """Return a module that PowerShell wrote in UTF-16 as Python can import it; any other as it is.
+
+    Raises:
+        UnicodeDecodeError: it has the mark of UTF-16, and is not.
+    """
+    return decode(source).encode() if source.startswith((b"\xff\xfe", b"\xfe\xff")) else source
 
 
 # --- putting it there ---
@@ -378,6 +393,9 @@ def _kept(path: Path) -> Path:
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a file's content to a new file that all users may read and only its owner write."""
+    if source.suffix == ".py":
+        write_whole(target, [_content(source)], mode=0o644, owner=process_owner(), follow=False)
+        return
     with source.open("rb") as reader:
         chunks = iter(lambda: reader.read(_PIECE_BYTES), b"")
         write_whole(target, chunks, mode=0o644, owner=process_owner(), follow=False)

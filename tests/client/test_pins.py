@@ -88,8 +88,19 @@ def test_a_file_that_is_larger_than_any_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "known_brokers"
     with path.open("wb") as file:
         file.truncate(4 * 1024**4)
-    with pytest.raises(NotTrusted, match="more than 1048576 characters"):
+    with pytest.raises(NotTrusted, match="more than 1048576 bytes"):
         KnownBrokers(path).check("h:1", "ab" * 32)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_pins_that_powershell_wrote_are_read_and_kept(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "known_brokers"
+    path.write_bytes(f"h:1 SHA256:{'ab' * 32}\r\n".encode(encoding))
+    with pytest.raises(NotTrusted):
+        KnownBrokers(path).check("h:1", "cd" * 32)
+    KnownBrokers(path).check("h:2", "cd" * 32)
+    assert KnownBrokers(path).known("h:1", "ab" * 32)
+    assert KnownBrokers(path).known("h:2", "cd" * 32)
 
 
 def test_many_processes_pin_at_once_and_nothing_is_lost(tmp_path: Path) -> None:

@@ -113,6 +113,13 @@ def test_a_bundle_may_have_words_in_any_encoding_and_several_authorities(
     make_client(fingerprint="", cacert=tmp_path / "ca.pem").ping()
 
 
+def test_a_bundle_that_powershell_wrote_is_read(
+    make_client: Callable[..., Client], authority: trustme.CA, tmp_path: Path
+) -> None:
+    (tmp_path / "ca.pem").write_bytes(authority.cert_pem.bytes().decode().encode("utf-16"))
+    make_client(fingerprint="", cacert=tmp_path / "ca.pem").ping()
+
+
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="Unix")
 def test_authorities_that_never_end_are_given_up(make_client: Callable[..., Client]) -> None:
     with pytest.raises(UsageError, match="'/dev/zero' of --cacert cannot be used: it is larger than"):

@@ -53,6 +53,16 @@ def test_a_module(work: Path, lib: Path) -> None:
         assert (lib / "hello.py").stat().st_uid == os.geteuid()
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_module_that_powershell_wrote_becomes_one_that_python_reads(work: Path, lib: Path, encoding: str) -> None:
+    path = script(work, source=f"\ufeff{SOURCE}# \u017e\n".encode(encoding))
+    assert install(path, lib).changed
+    assert content(lib) == {"hello.py": f"{SOURCE}# \u017e\n".encode()}
+    assert not install(path, lib).changed
+    with pytest.raises(UsageError, match="nothing was installed"):
+        install(script(work, source=b"\xff\xfea"), lib)
+
+
 def test_one_older_version_is_kept(work: Path, lib: Path) -> None:
     for number in range(3):
         installed = install(script(work, source=f"{SOURCE}# {number}\n"), lib)
