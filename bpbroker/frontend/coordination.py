@@ -316,7 +316,7 @@ def _shown(found: Any) -> bytes:
     if isinstance(found, Record):
         return b'{"status": 200, "data": %b, "revision": %d}' % (found.json, found.revision)
     if isinstance(found, tuple):
-        entries = (b"%b: %b" % (json.dumps(each.name, ensure_ascii=False).encode(), each.json) for each in found)
+        entries = (b"%b: %b" % (response.as_json(each.name).encode(), each.json) for each in found)
         return b'{"status": 200, "data": {%b}}' % b", ".join(entries)
     shown: dict[str, Any]
     if isinstance(found, RequestError):
@@ -327,7 +327,7 @@ def _shown(found: Any) -> bytes:
         shown = {"status": 200, "data": dict(found.data), "revision": found.revision}
     else:
         shown = {"status": 500, "message": "This operation failed; the broker's log has the reason"}
-    return json.dumps(shown, ensure_ascii=False).encode("utf-8", "replace")
+    return response.as_json(shown).encode("utf-8", "replace")
 
 
 def _show_batch(done: BatchDone) -> Response:

@@ -16,6 +16,7 @@ TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
     from typing import Any, Final
 
+_as_json: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode  # dumps() makes one at each call
 NAME_MAX_BYTES: Final = 256
 DATA_MAX_BYTES: Final = 512 * 1024
 DEPTH_MAX: Final = 32
@@ -278,4 +279,4 @@ def encode(entry: Mapping[str, Any]) -> bytes:
         UnicodeEncodeError: it has a lone surrogate.
         ValueError: it has NaN or an infinity.
     """
-    return json.dumps(entry, ensure_ascii=False, allow_nan=False).encode()
+    return _as_json(entry).encode()

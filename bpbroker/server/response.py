@@ -21,6 +21,8 @@ _REASON_MAX: Final = 200
 _UNSAFE: Final = re.compile(r"[^\x20-\x7e\xa0-\xff]+")
 
 _SUCCESS: Final = b'{"success": true, "message": "Success", "data": '
+as_json: Final = json.JSONEncoder(ensure_ascii=False).encode
+"""Returns a value as JSON, in text. One for all: ``json.dumps`` makes a new one at each call."""
 _PHRASES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
 
@@ -96,7 +98,7 @@ def success(data: bytes, etag: str | None = None, *, revision: int | None = None
 
 def success_with(data: Any, revision: int | None = None) -> Response:
     """Return a success whose data is any JSON value."""
-    return success(json.dumps(data, ensure_ascii=False).encode(), revision=revision)
+    return success(as_json(data).encode(), revision=revision)
 
 
 def entry(record: Record) -> Response:
@@ -111,7 +113,7 @@ def entries(records: tuple[Record, ...], age_secs: float | None = None) -> Respo
     parts, revisions = [_SUCCESS, b"{"], [b'}, "revisions": {']
     for item in records:
         # Joined once: a list of all entries may be as large as the registry.
-        name = json.dumps(item.name, ensure_ascii=False).encode()
+        name = as_json(item.name).encode()
         parts += (name, b": ", item.json, b", ")
         revisions += (name, b": %d" % item.revision, b", ")
     if records:
