@@ -196,7 +196,7 @@ KNOWN: Final[Mapping[str, Mapping[str, Key]]] = {
         "max_connections": Key(_number(16, 1_000_000), 8192, "open connections in all"),
         "max_connections_per_address": Key(_number(1, 1_000_000), 2048, "open connections of one address"),
         "max_waiting": Key(_number(1, 1_000_000), 4096, "requests that may wait for an entry at one time"),
-        "wrong_keys_per_minute": Key(_number(1, 1_000_000), 100, "keys of one address that are looked at, if wrong"),
+        "wrong_keys_per_minute": Key(_number(1, 1_000_000), 100, "wrong keys of one address before it has to pause"),
     },
     "_global": {
         "healthcheck_freq_sec": Key(_number(0.1, 86400, whole=False), 10, "how often every part is pinged"),

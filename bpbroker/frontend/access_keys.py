@@ -27,8 +27,8 @@ _WINDOW_SECS: Final = 60.0
 _ADDRESSES_MAX: Final = 10_000
 _DELAY_SECS: Final = 0.1
 _DELAY_MAX_SECS: Final = 20.0
-_LOOKS_AT_ONCE: Final = 0.1
-_LOOKS_LATER: Final = 0.2
+_LOOKS_AT_ONCE: Final = 0.05
+_LOOKS_LATER: Final = 0.1
 """Parts of the limit: so many keys are looked at at once while an address has to pause, and later in a minute."""
 _LOOKS_LEAST: Final = 3
 _RIGHT_MAX: Final = 10_000
@@ -169,10 +169,10 @@ class _Counted:
 
     __slots__ = ("looked_at", "looks", "over", "proven_at", "times")
 
-    def __init__(self, before: int, looks: int) -> None:
+    def __init__(self, limit: int, looks: int) -> None:
         self.over = 0
         """How many came in a row while it had to pause."""
-        self.times: deque[float] = deque(maxlen=before)
+        self.times: deque[float] = deque(maxlen=limit)
         self.proven_at = -math.inf
         """When the last one came over a connection, which proves the address."""
         self.looks = float(looks)
@@ -188,47 +188,45 @@ class WrongKeys:
     connection: else one host could shut out another.
 
     Only wrong keys are held up: behind one address there may be other clients
-    whose key is right. But who guesses must not learn more for that. So after
-    seven in ten of the limit an address has to pause: then a key is looked at only
-    if nobody can guess it, as it is as long as a generated one; if it was right from
-    there before; or if few were looked at lately, for which the rest of the limit is.
-    So in no minute more keys that could be guessed are looked at than the limit
-    says; of a limit below 19, up to nine more.
+    whose key is right. But who guesses must not learn more for that. So of an
+    address beyond its limit a key is looked at only if nobody can guess it, as it
+    is as long as a generated one; if it was right from there before; or if very few
+    were looked at lately. Of a limit of 100 that makes at most 115 looks in the
+    first minute of an attack, and 10 a minute later.
 
     Called by several threads without a lock: each step is atomic in CPython,
     and a race can miscount by one, no more.
     """
 
     def __init__(self, limit: int) -> None:
-        self._share(limit)
+        self._set(limit)
         self._counted: dict[str, _Counted] = {}
         self._right: dict[tuple[str, str], None] = {}
         """Addresses and the keys that were right from there, the newest last; only keys that could be guessed."""
         self.totals = {"https": 0, "udp": 0}
         """How many there were since the start."""
 
-    def _share(self, limit: int) -> None:
-        """Share the limit out: before a pause, at once in it, and later in a minute of it."""
+    def _set(self, limit: int) -> None:
+        """Note the limit, and how many keys are looked at beyond it."""
         self._limit = limit
         self._at_once = max(_LOOKS_LEAST, int(limit * _LOOKS_AT_ONCE))
         self._later = max(2 * _LOOKS_LEAST, int(limit * _LOOKS_LATER))
-        self._before = max(limit - self._at_once - self._later, min(limit, 10))
 
     @property
     def limit(self) -> int:
-        """How many of an address are looked at in a minute; a new limit begins to count afresh."""
+        """How many an address may bring in a minute; a new limit begins to count afresh."""
         return self._limit
 
     @limit.setter
     def limit(self, limit: int) -> None:
         if limit != self._limit:
-            self._share(limit)
+            self._set(limit)
             self._counted = {}
 
     def pause_secs(self, address: str, now: float) -> int | None:
         """Return the seconds that an address has to pause: too many wrong keys came in the last minute; None if not."""
         counted = self._counted.get(address)
-        if counted is None or len(counted.times) < self._before or counted.proven_at <= now - _WINDOW_SECS:
+        if counted is None or len(counted.times) < self._limit or counted.proven_at <= now - _WINDOW_SECS:
             return None
         left = counted.times[0] + _WINDOW_SECS - now
         return max(1, math.ceil(left)) if left > 0 else None
@@ -293,7 +291,7 @@ class WrongKeys:
         if counted is None:
             if len(self._counted) >= _ADDRESSES_MAX:
                 self._forget_old(now)
-            counted = self._counted.setdefault(address, _Counted(self._before, self._at_once))
+            counted = self._counted.setdefault(address, _Counted(self._limit, self._at_once))
         if counted.times and counted.times[-1] <= now - _WINDOW_SECS:
             counted.over = 0
         counted.times.append(now)

