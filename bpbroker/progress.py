@@ -49,6 +49,11 @@ def show_on(display: Display | None) -> Display | None:
 def show_on_terminal() -> None:
     """Show on standard error what is being done, if that is a terminal."""
     if _display is None and sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        if sys.platform == "win32":
+            from bpbroker import windows
+
+            if not windows.paints(sys.stderr.fileno()):
+                return
         show_on(Terminal())
 
 

@@ -7,12 +7,14 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
+from bpbroker import files
 from bpbroker.client.address import BrokerAddress
 from bpbroker.client.doctor import FAIL, OK, WARNING, Finding, examine, networks
 from bpbroker.client.pins import KnownBrokers
@@ -28,7 +30,9 @@ from bpbroker.extensions.modules import Status, catalogue
 from bpbroker.registry import named_keys
 from bpbroker.runtime.exposure import exposed_code
 from bpbroker.server import host_certificate, tls
-from bpbroker.storage import offline
+from bpbroker.storage import backups, offline
+from bpbroker.storage.embedded.journal import files_of, journal_path
+from bpbroker.storage.lock import lock_path
 from bpbroker.storage.sources import Loaded
 
 _MEND_ETCD = "see that most members of _registry.endpoints run, and that this host reaches them"
@@ -80,6 +84,7 @@ def diagnose(scope: Scope) -> Iterator[Finding]:
     for warning in loaded.warnings if loaded else ():
         yield Finding("configuration", WARNING, warning, "correct it if it is not meant so")
     yield from _files(scope)
+    yield from _open_files(scope.own)
     yield from _disk(scope.own)
     yield networks()
     try:
@@ -109,6 +114,15 @@ def _files(scope: Scope) -> Iterator[Finding]:
             advice = _MEND_ETCD
         if found.what != "settings":  # the configuration's finding has them
             yield Finding(found.what, found.level, found.detail, advice)
+
+
+def _open_files(own: Path) -> Iterator[Finding]:
+    """See whether other users can read what is theirs alone who run the broker: entries, keys, the control token."""
+    for path in (own, *files_of(journal_path(own)), lock_path(own), backups.folder_for(own)):
+        with suppress(OSError):  # it is not there
+            if files.open_to_others(path):
+                detail = f"{path} can be read by others than its owner"
+                yield Finding("access to files", WARNING, detail, host_certificate.how_to_close(path))
 
 
 def _disk(own: Path) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from typing import Any, Final, TextIO
 
 import click
 
-from bpbroker import progress
+from bpbroker import progress, windows
 from bpbroker.commands.local import LocalBroker, must_run, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, shown_age
@@ -64,7 +64,7 @@ def _is_screen(stream: TextIO | None) -> bool:
     if stream is None or not stream.isatty():
         return False
     if sys.platform == "win32":
-        return "WT_SESSION" in os.environ  # the older console shows such commands as they are
+        return windows.paints(stream.fileno())
     return os.environ.get("TERM", "dumb") not in ("", "dumb")
 
 

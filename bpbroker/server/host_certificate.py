@@ -260,13 +260,13 @@ def check_pair(cert: Path, key: Path) -> None:
         logger.warning("The private key %s can be read by others than its owner; %s", key, how_to_close(key))
 
 
-def how_to_close(key: Path) -> str:
-    """Return the command that takes a key's file away from others."""
+def how_to_close(path: Path) -> str:
+    """Return the command that takes a file, or a folder and what is made in it, away from others."""
     if sys.platform == "win32":
-        return command_line(
-            "icacls", str(key), "/inheritance:r", "/grant:r", "*S-1-3-4:F", "*S-1-5-32-544:F", "*S-1-5-18:F"
-        )
-    return command_line("chmod", "600", str(key))
+        right = "(OI)(CI)F" if path.is_dir() else "F"
+        who = (f"*{sid}:{right}" for sid in ("S-1-3-4", "S-1-5-32-544", "S-1-5-18"))
+        return command_line("icacls", str(path), "/inheritance:r", "/grant:r", *who)
+    return command_line("chmod", "700" if path.is_dir() else "600", str(path))
 
 
 def is_open(key: Path) -> bool:

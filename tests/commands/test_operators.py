@@ -234,6 +234,24 @@ def test_the_doctor_tells_an_address_that_is_not_here_from_a_port_in_use(bpbroke
     assert "stop what uses it" not in found["TCP port"]["advice"]
 
 
+@posix_only("modes; the lists of Windows are looked at in tests/windows")
+def test_the_doctor_says_which_private_files_others_can_read(bpbroker: Run, home: Path) -> None:
+    assert bpbroker("prepare").code == 0
+
+    def found() -> list[dict[str, str]]:
+        return [each for each in json.loads(bpbroker("doctor", "-f", "json").out) if each["what"] == "access to files"]
+
+    assert found() == []
+    own, folder = home / "etc" / "bpbroker.json", home / "backups"
+    folder.mkdir(exist_ok=True)
+    own.chmod(0o644)
+    folder.chmod(0o755)
+    assert [(each["detail"], each["advice"]) for each in found()] == [
+        (f"{path} can be read by others than its owner", f"chmod {mode} {path}")
+        for path, mode in ((own, 600), (folder, 700))
+    ]
+
+
 def test_the_doctor_on_a_filesystem_that_is_read_only(
     bpbroker: Run, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
