@@ -233,7 +233,7 @@ def test_the_last_key_with_all_rights_is_revoked_by_force_only(broker: Broker) -
 
 def test_a_guess_is_held_back_longer_and_longer_and_the_right_key_passes(broker: Broker) -> None:
     key = give(broker, "ci", "services:get")
-    for _ in range(70):  # of a limit of 100, the rest is for looks during the pause
+    for _ in range(100):
         assert call(broker, "/services/Get/?name=foo", "ci.guess").status == 401
     delays = []
     for _ in range(5):
