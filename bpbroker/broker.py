@@ -40,7 +40,7 @@ from bpbroker.extensions import idempotency
 from bpbroker.extensions.cgroups import Groups
 from bpbroker.frontend import access_log
 from bpbroker.frontend.access_keys import NamedKeys
-from bpbroker.frontend.application import Application, changed_by_extension, rejected
+from bpbroker.frontend.application import Application, changed_by_extension, expired, rejected
 from bpbroker.frontend.extension_calls import understand
 from bpbroker.frontend.pages import Pages
 from bpbroker.registry import named_keys
@@ -237,7 +237,9 @@ class Broker:
             self._undo.callback(self._groups.leave)
         secret = DiscoverySecret(schema.option(settings, "_discovery", "secret") or "")
         shared = secret if layers.shares_registry(settings) else None
-        made = registry_factory(own, lambda: self._settings, self._loaded, self._named_keys, secret, self._erase)
+        made = registry_factory(
+            own, lambda: self._settings, self._loaded, self._named_keys, secret, self._erase, expired
+        )
         self._hear_progress("Taking the entries into memory")
         with self._heard():
             self._parts.start("registry", made)

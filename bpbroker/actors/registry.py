@@ -58,6 +58,7 @@ from bpbroker.registry.replies import not_found, refusal, send, write_failure
 from bpbroker.registry.requests import (
     Batch,
     BatchDone,
+    Expired,
 )
 from bpbroker.registry.writes import WRITES, Limits, Write, within_reply
 
@@ -81,6 +82,7 @@ class Registry(Actor):
         settings: the settings in force.
         key_view: told each named access key that comes, changes or goes.
         secret: told the discovery secret of a shared registry.
+        expired: told each session that ended by itself, in the registry's thread.
     """
 
     def __init__(
@@ -89,8 +91,10 @@ class Registry(Actor):
         settings: Settings,
         key_view: KeyView | None = None,
         secret: DiscoverySecret | None = None,
+        expired: Callable[[Expired], object] = lambda _: None,
     ) -> None:
         super().__init__()
+        self.expired = expired
         self.memory = Memory()
         self.memory.key_view = key_view
         self.memory.secret = secret

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from bpbroker.actors.base import wait_for
 from bpbroker.errors import RequestError
 from bpbroker.extensions.registry_calls import Understand, answered, question_of, refused
 from bpbroker.messages import Address, Call, Settings
+from bpbroker.registry.requests import Open
 from bpbroker.registry.writes import WRITES, Change, changes_of
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,8 @@ class RegistryAccess:
         try:
             question = question_of(call, asked, self._understand, self._settings())
             message = question.message
+            if isinstance(message, Open):
+                message = replace(message, key=call.caller)
             secs = ANSWER_SECS + getattr(message, "wait_secs", 0.0)
             value = wait_for(self._registry.ask(message, secs), secs)
             self._tell(call, message, value)

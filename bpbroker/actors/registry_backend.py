@@ -17,7 +17,7 @@ from bpbroker.messages import Record, SnapshotTaken
 from bpbroker.registry.changes import Committed, Conflict, Group, Outcome
 from bpbroker.registry.memory import Memory
 from bpbroker.registry.reads import Then
-from bpbroker.registry.requests import Done, Open
+from bpbroker.registry.requests import Done, Expired, Open
 from bpbroker.registry.writes import Limits, Write
 
 
@@ -46,6 +46,8 @@ class Owner(Host, Protocol):
 
     backend: Backend
     limits: Limits
+    expired: Callable[[Expired], object]
+    """Told each session that ended by itself."""
 
     def write(self, message: Write) -> Any:
         """Take a write; its reply comes when it is decided, and durable."""

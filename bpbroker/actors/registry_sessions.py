@@ -60,7 +60,7 @@ class Sessions:
         self._tick_at = min(self._tick_at, now + self._times.tick_secs)
         self._owner.set_alarm()
 
-    def _ended(self, session: str) -> None:
+    def _ended(self, session: str, opened: Record | None) -> None:
         self._times.end(session)
         if self._owner.backend.leases:
             how = "ended"
@@ -71,27 +71,34 @@ class Sessions:
         self.ended[how] += 1
         self._expiring.discard(session)
         if self._owner.backend.leases:  # a lease ended, and what belonged to it goes now; any broker may do it
-            self._sweep(session)
+            self._sweep(session, opened)
 
     def _expire(self, session: str) -> None:
         """End a session whose time is over."""
         self._expiring.add(session)
+        opened = self._memory.get(sessions.PREFIX + session)
 
         def ended(result: Any) -> None:
             if isinstance(result, BaseException):  # it lives on, may be renewed, and then be closed
                 self._expiring.discard(session)
+            else:
+                self._owner.expired(sessions.expired(session, opened, result))
 
         self._owner.ask_self(Expire(session), ended)
 
-    def _sweep(self, session: str) -> None:
-        """Take away what a session of a shared store left, a part at a time."""
+    def _sweep(self, session: str, opened: Record | None) -> None:
+        """Take away what a session of a shared store left, a part at a time; one broker of all does each."""
         names = len(self._memory.belongings.get(session, ()))
         if not names:
             return
 
         def gone(result: Any) -> None:
-            if not isinstance(result, BaseException) and len(self._memory.belongings.get(session, ())) < names:
-                self._sweep(session)
+            if isinstance(result, BaseException):
+                return
+            if result.ended:
+                self._owner.expired(sessions.expired(session, opened, result))
+            if len(self._memory.belongings.get(session, ())) < names:
+                self._sweep(session, opened)
 
         self._owner.ask_self(Expire(session), gone)
 

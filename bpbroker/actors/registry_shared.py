@@ -208,8 +208,7 @@ class SharedBackend:
         if self.away:
             then(Unavailable(f"Nothing was changed: {self.away}"))
             return
-        value = {"ttl": message.ttl_secs, "opened": int(time.time()), "source": message.source}
-        record = Record(sessions.PREFIX + message.session, json.dumps(value).encode())
+        record = Record(sessions.PREFIX + message.session, sessions.stored(message, time.time()))
         ttl, store = max(math.ceil(message.ttl_secs), math.ceil(sessions.TTL_MIN_SECS)), self._store
 
         def call() -> Outcome:
@@ -280,7 +279,7 @@ class SharedBackend:
         """Let the registry remove what belongs to sessions that are over."""
         self._sweep_at = time.monotonic() + SWEEP_SECS
         for session in self._replica.abandoned():
-            self._host.memory.session_ended(session)
+            self._host.memory.session_ended(session, None)
         self._share_secret()
 
     def _share_secret(self) -> None:

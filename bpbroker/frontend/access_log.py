@@ -3,7 +3,9 @@
 The line of a change has the change's revision, and the name of the access key,
 so the log tells afterwards whose key changed what. A batch has one more line
 for each of its changes, and so has a call for each change that an extension
-made in it; all have the request's id.
+made in it, and the end of a session for each entry and lock that ended with it;
+all have the request's id. A session that ends by itself has a line ``Expire``,
+with the key that opened it.
 
 Lines are collected and given to the logger ``bpbroker.access`` every
 twentieth of a second by a thread of its own: logging each one on its own cost
@@ -57,7 +59,7 @@ class Line(NamedTuple):
     revision: int = 0
     """Of what was changed; 0 if nothing was."""
     within: bool = False
-    """Whether this is one change of several within a request, which has a line of its own."""
+    """Whether this is no request: a change within one, which has a line of its own, or one by a session's end."""
 
 
 Answered = tuple[float, float, Line]

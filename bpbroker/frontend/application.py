@@ -16,7 +16,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -47,9 +47,9 @@ from bpbroker.frontend.request_counts import RequestCounts
 from bpbroker.frontend.scrapes import SCRAPE_SECS, Scrape, Scrapes
 from bpbroker.registry import named_keys, rights
 from bpbroker.registry.named_keys import NamedKey
-from bpbroker.registry.requests import Batch
+from bpbroker.registry.requests import Batch, Close, Expired, Open
 from bpbroker.registry.rights import Need
-from bpbroker.registry.writes import WRITES, Change, changes_of
+from bpbroker.registry.writes import WRITES, Change, changes_of, ended_with
 from bpbroker.server import response
 from bpbroker.server.budget import Budget
 from bpbroker.server.request import Request, network_of
@@ -68,6 +68,8 @@ _REGISTRY: Final = "x-registry"
 _NO_STORE: Final = ("Cache-Control", "no-store")
 _READ_WITH: Final = ("GET", "HEAD")
 _CALL_WITH: Final = ("POST", "GET", "DELETE")
+_ABOUT: Final = ("name", "pool", "session")
+"""The parameter that says what a call is about."""
 _METHOD_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}\Z")
 _SHOWN_ID: Final = 8
 """So many digits of a registry's id tell it from another one."""
@@ -271,13 +273,15 @@ class Application:
             access_keys.check(key, action.touches(namespace, method, parameters))
         if request.method not in action.allow:
             raise MethodNotAllowed(f"{namespace}/{method} is called with {' or '.join(action.allow)}", action.allow)
-        call.name = parameters.values.get("name", parameters.values.get("pool"))
+        call.name = next((parameters.values[name] for name in _ABOUT if name in parameters.values), None)
         source = call.source
         if "GET" not in action.allow and is_loopback(source):  # it writes: its address is noted for other hosts
             source = for_loopback(source, derived.loopback_writer)
         outcome = action.decide(parameters, request.fields, source, derived.limits)
         if isinstance(outcome, Response):
             return outcome if key is None else self._let_in(key, outcome, call)
+        if call.by and isinstance(outcome.message, Open):
+            outcome = outcome._replace(message=replace(outcome.message, key=call.by))
         return self._ask("registry", outcome, call)
 
     def _for_people(self, namespace: str) -> _Page:
@@ -690,8 +694,11 @@ class _Call:
 
         def shown(value: Any) -> Response:
             self.revision = getattr(value, "revision", 0)
-            if isinstance(message, Batch):
-                for change in changes_of(message, value):
+            if isinstance(message, (Batch, Close)):
+                changes = changes_of(message, value)
+                if isinstance(message, Close):
+                    next(changes)  # the request itself has a line
+                for change in changes:
                     _write_change(change, self.source, self.id, self.by)
             return show(value)
 
@@ -821,10 +828,16 @@ def changed_by_extension(call: messages.Call, change: Change) -> None:
     _write_change(change, call.source, call.request_id, call.caller or None)
 
 
+def expired(end: Expired) -> None:
+    """Write the access log for a session that ended by itself; any thread may call it."""
+    for change in (Change("Expire", end.session, 200, end.revision), *ended_with(end.names, end.revision)):
+        _write_change(change, end.source, "", end.key or None)
+
+
 def _write_change(change: Change, source: str, request_id: str, by: str | None) -> None:
     method, name, status, revision = change
     access_log.write(
-        access_log.Line(source, status, 0, request_id, rights.REGISTRY, method, name, key=by, revision=revision)
+        access_log.Line(source, status, 0, request_id, rights.REGISTRY, method, name, None, by, revision, within=True)
     )
 
 

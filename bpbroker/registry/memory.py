@@ -305,7 +305,7 @@ class Memory:
         self.entries_lost = 0
         """How many entries ended with a session that was not closed, since this was filled."""
         self.session_began: Callable[[str, Record], None] = lambda _id, _record: None
-        self.session_ended: Callable[[str], None] = lambda _id: None
+        self.session_ended: Callable[[str, Record | None], None] = lambda _id, _before: None
         self.lock_changed: Callable[[str, Record | None], None] = lambda _name, _record: None
         self.key_view: KeyView | None = None
         self.secret: DiscoverySecret | None = None
@@ -427,7 +427,7 @@ class Memory:
             session = name.removeprefix(sessions.PREFIX)
             self.sessions += (after is not None) - (before is not None)
             if after is None:
-                self.session_ended(session)
+                self.session_ended(session, before)
             elif before is None:
                 self.session_began(session, after)
         elif name.startswith(sessions.LOST):

@@ -23,10 +23,12 @@ class Done:
     """JSON values for the client."""
     revision: int = 0
     """Of the change; 0 if nothing had to be changed."""
+    ended: tuple[str, ...] = ()
+    """Stored names of what ended with a session; for the log."""
 
     def at(self, revision: int) -> Done:
         """Return it as it is when its commit is durable at a revision."""
-        return Done(self.data, revision + self.revision)
+        return Done(self.data, revision + self.revision, self.ended)
 
 
 # --- sessions ---
@@ -39,6 +41,8 @@ class Open:
     session: str
     ttl_secs: float
     source: str
+    key: str = ""
+    """The name of the access key that opens it; empty without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,20 @@ class Expire:
     """The registry to itself: what belongs to this session goes, because its time is over."""
 
     session: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """News for the log: a session ended by itself, and what it had went with it."""
+
+    session: str
+    source: str
+    """The address that opened it; empty if that is not known any more."""
+    key: str
+    """The name of the access key that opened it; empty for none."""
+    names: tuple[str, ...]
+    """Stored names of its entries and locks."""
+    revision: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from bpbroker.errors import BadRequest, NotFound, Overloaded
 from bpbroker.registry import locks
-from bpbroker.registry.requests import Close, Done, Expire, Open
+from bpbroker.registry.requests import Close, Done, Expire, Expired, Open
 
 if TYPE_CHECKING:
     from bpbroker.messages import Record
@@ -60,9 +60,26 @@ def open_session(write: Open, view: View, limits: Limits) -> Done:
         return Done({"session": write.session, "ttl": json.loads(found.json)["ttl"]}, found.revision)
     if view.sessions() >= limits.sessions:
         raise Overloaded(f"There are {limits.sessions} sessions already ({COUNT}); nothing was changed")
-    value = {"ttl": write.ttl_secs, "opened": int(view.now), "source": write.source}
-    view.put(PREFIX + write.session, json.dumps(value).encode())
+    view.put(PREFIX + write.session, stored(write, view.now))
     return Done({"session": write.session, "ttl": write.ttl_secs}, view.index)
+
+
+def stored(write: Open, now: float) -> bytes:
+    """Return what is stored of a session that is opened at this Unix time."""
+    value = {"ttl": write.ttl_secs, "opened": int(now), "source": write.source}
+    return json.dumps(value | ({"key": write.key} if write.key else {})).encode()
+
+
+def expired(session: str, opened: Record | None, end: Done) -> Expired:
+    """Return what the log tells of a session that ended by itself.
+
+    Args:
+        session: its id.
+        opened: its record; None if that is not known any more.
+        end: what became of it.
+    """
+    known = {} if opened is None else json.loads(opened.json)
+    return Expired(session, known.get("source", ""), known.get("key", ""), end.ended, end.revision)
 
 
 def close(write: Close, view: View, limits: Limits) -> Done:
@@ -70,12 +87,12 @@ def close(write: Close, view: View, limits: Limits) -> Done:
     if view.get(PREFIX + write.session) is None:
         return Done()
     view.delete(PREFIX + write.session)
-    names = view.names_of(write.session)
-    for name in names[: limits.ended_at_once]:
+    names = view.names_of(write.session)[: limits.ended_at_once]
+    for name in names:
         _let_go(view, name, write.session)
     if limits.ended_in_parts:  # others may know of more names than this broker
         view.put(CLOSED + write.session, b"{}")
-    return Done(revision=view.index)
+    return Done(revision=view.index, ended=tuple(names))
 
 
 def expire(write: Expire, view: View, limits: Limits) -> Done:
@@ -83,13 +100,14 @@ def expire(write: Expire, view: View, limits: Limits) -> Done:
     if view.get(PREFIX + write.session) is not None:
         view.delete(PREFIX + write.session)
     closed = view.get(CLOSED + write.session)
-    for name in view.names_of(write.session)[: limits.ended_at_once]:
+    names = view.names_of(write.session)[: limits.ended_at_once]
+    for name in names:
         found = _let_go(view, name, write.session)
         # What is newer than the end of a session belongs to a later one of its name.
         if found is not None and (closed is None or found.revision > closed.revision):
             lost = {"entry": json.loads(found.json), "when": int(view.now), "session": write.session}
             view.put(LOST + name, json.dumps(lost, ensure_ascii=False).encode())
-    return Done(revision=view.index)
+    return Done(revision=view.index, ended=tuple(names))
 
 
 def _let_go(view: View, name: str, session: str) -> Record | None:

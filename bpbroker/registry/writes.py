@@ -340,6 +340,15 @@ def changes_of(write: Any, outcome: Any) -> Iterator[Change]:
     about = next((value for name in ("name", "pool", "session") if (value := getattr(write, name, None))), "")
     status = int(outcome.status) if isinstance(outcome, RequestError) else 200
     yield Change(type(write).__name__, about, status, getattr(outcome, "revision", 0))
+    if isinstance(outcome, Done):
+        yield from ended_with(outcome.ended, outcome.revision)
+
+
+def ended_with(names: Iterable[str], revision: int) -> Iterator[Change]:
+    """Yield what ended with a session: an entry is deleted, a place in a lock given up."""
+    for name in names:
+        is_lock = name.startswith(locks.PREFIX)
+        yield Change("Unlock" if is_lock else "Delete", name.removeprefix(locks.PREFIX), 200, revision)
 
 
 _OPERATIONS: Final[dict[type[Any], Rule]] = {

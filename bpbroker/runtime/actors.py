@@ -19,6 +19,7 @@ from bpbroker.config import layers
 from bpbroker.errors import Unavailable
 from bpbroker.registry.discovery_secret import DiscoverySecret
 from bpbroker.registry.memory import KeyView
+from bpbroker.registry.requests import Expired
 from bpbroker.registry.stored import unrevised
 from bpbroker.storage import config_file
 from bpbroker.storage.config_file import Origin
@@ -112,6 +113,7 @@ def registry_factory(
     key_view: KeyView,
     secret: DiscoverySecret,
     erase: Callable[[tuple[str, ...]], None],
+    expired: Callable[[Expired], object],
 ) -> Factory:
     """Return the factory of the registry actor: on the store that the configuration names when the broker starts.
 
@@ -122,6 +124,7 @@ def registry_factory(
         key_view: told each named access key that comes, changes or goes.
         secret: told the discovery secret of a shared registry.
         erase: told the names of entries that were taken and are destroyed now.
+        expired: told each session that ended by itself.
     """
     entries, origin = loaded.entries, loaded.origin or Origin("", 0)
     if layers.shares_registry(settings_now()):
@@ -134,7 +137,7 @@ def registry_factory(
             )
         options, remembered = EtcdOptions.of(settings_now()), own.with_name(f"{own.name}.etcd")
         return lambda: launch(
-            Registry, SharedBackend(lambda: EtcdStore(options, remembered)), settings_now(), key_view, secret
+            Registry, SharedBackend(lambda: EtcdStore(options, remembered)), settings_now(), key_view, secret, expired
         )
     journal, first = journal_path(own), [entries]
 
@@ -151,4 +154,6 @@ def registry_factory(
     def store() -> EmbeddedStore:
         return EmbeddedStore(journal, base, origin.registry, origin.commit)
 
-    return lambda: launch(Registry, LocalBackend(store, origin.registry, erase), settings_now(), key_view)
+    return lambda: launch(
+        Registry, LocalBackend(store, origin.registry, erase), settings_now(), key_view, None, expired
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -120,3 +121,29 @@ def test_a_token_of_one_broker_finds_all(
             assert file.parent.name == "backups"
             assert file.stat().st_mode & 0o077 == 0, file
         assert renewed not in broker.text
+
+
+def test_of_a_session_that_ends_by_itself_the_log_names_the_key(
+    etcd_section: dict[str, Any], make_broker: Callable[..., RunningBroker]
+) -> None:
+    """The broker that takes its things away need not be the one at which it was opened, and only one tells it."""
+    settings = {"_registry": {**etcd_section, "timeout_secs": 5}}
+    brokers = [make_broker(settings, "--log-format", "json").start() for _ in range(2)]
+    key = brokers[0].bpbroker("key", "add", "ann", "--allow", "services.*").stdout.strip()
+    becomes(brokers[1], key, 404)
+    sent = {"X-Access-Key": key}
+    for method, given in (
+        ("Open", {"session": "s", "ttl": "2"}),
+        ("Register", {"name": "foo/x", "data": "x", "session": "s"}),
+        ("Lock", {"name": "foo/l", "session": "s"}),
+    ):
+        assert brokers[0].request(f"/services/{method}/", "POST", None, sent, **given).status == 200, method
+    becomes(brokers[1], key, 404)
+    told: list[tuple[str, str, str]] = []
+    until = time.monotonic() + 30
+    while len(told) < 3:
+        assert time.monotonic() < until, told
+        time.sleep(0.1)
+        lines = [json.loads(line) for each in brokers for line in each.text.splitlines() if '"id": ""' in line]
+        told = [(line["method"], line["name"], line["key"]) for line in lines]
+    assert sorted(told) == [("Delete", "foo/x", "ann"), ("Expire", "s", "ann"), ("Unlock", "foo/l", "ann")]

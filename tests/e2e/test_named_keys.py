@@ -251,6 +251,18 @@ def _digest(line: str) -> str:
     return found[0]
 
 
+def hold(broker: RunningBroker, key: str, session: str, ttl_secs: int) -> None:
+    """Open a session that has an entry and a lock."""
+    header = {"X-Access-Key": key}
+    for method, given in (
+        ("Open", {"session": session, "ttl": str(ttl_secs)}),
+        ("Register", {"name": f"of/{session}", "data": "x", "session": session}),
+        ("Lock", {"name": f"lock/{session}", "session": session}),
+    ):
+        answer = broker.request(f"/services/{method}/", "POST", None, header, **given)
+        assert answer.status == 200, answer
+
+
 def test_the_log_of_a_mixed_run_names_the_key_of_every_change(make_broker: MakeBroker) -> None:
     broker = make_broker({"_registry": {}, "writer": {}}, "--log-format", "json")
     (broker.lib / "writer.py").write_text(
@@ -261,7 +273,8 @@ def test_the_log_of_a_mixed_run_names_the_key_of_every_change(make_broker: MakeB
         "    rh.registry.delete('by/extension')\n"
     )
     broker.start()
-    keys = {name: added(broker, name, "--allow", "services.*", "--allow", "writer") for name in ("ann", "bob", "eve")}
+    rules = ("--allow", "services.*", "--allow", "writer", "--allow", "metrics")
+    keys = {name: added(broker, name, *rules) for name in ("ann", "bob", "eve")}
     expected: dict[int, tuple[str, str, str]] = {}
 
     def change(key: str, method: str, about: str, **parameters: str) -> None:
@@ -285,7 +298,23 @@ def test_the_log_of_a_mixed_run_names_the_key_of_every_change(make_broker: MakeB
     assert call.status == 200, call
     refused = broker.request("/services/Register/", "POST", None, {"X-Access-Key": keys["eve"]}, name="c", data="x")
     assert refused.status == 409
+    hold(broker, keys["ann"], "ann-s", 2)
+    hold(broker, keys["bob"], "bob-s", 60)
+    closed = broker.request("/services/Close/", "POST", None, {"X-Access-Key": keys["eve"]}, session="bob-s")
+    assert closed.status == 200
+    with_key = {"X-Access-Key": keys["ann"]}
+    until = time.monotonic() + 30
+    while broker.request("/services/Get/?name=of/ann-s", "GET", None, with_key).status == 200:  # nobody renews it
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    shown = broker.request("/metrics", "GET", None, with_key).body.decode()
     broker.stop()
+    # What changed within a request, or by none, is no request.
+    counted = dict(
+        re.findall(r'^bpbroker_requests_total{.*?method="(\w+)",.*?status="200"} (\S+)$', shown, re.MULTILINE)
+    )
+    assert (counted["Register"], counted["Delete"], counted["Batch"]) == ("3.0", "1.0", "1.0"), counted
+    assert "Expire" not in counted
     lines = [json.loads(line) for line in broker.text.splitlines() if '"bpbroker.access"' in line]
     changes = [line for line in lines if line.get("revision") and line["namespace"] == "services"]
     single = {line["revision"]: (line["key"], line["method"], line["name"]) for line in changes}
@@ -303,6 +332,15 @@ def test_the_log_of_a_mixed_run_names_the_key_of_every_change(make_broker: MakeB
         ("writer", "Write", None, "eve"),
     ]
     assert all(line["revision"] for line in of_call[:3])
+    # A session that ends by itself does so with the key that opened it, one that is closed with the key that did.
+    for session, how, key in (("ann-s", "Expire", "ann"), ("bob-s", "Close", "eve")):
+        opened = next(line for line in changes if (line["method"], line["name"]) == ("Open", session))
+        assert opened["key"] == session.removesuffix("-s")
+        number = next(line["revision"] for line in changes if (line["method"], line["name"]) == (how, session))
+        told = [(line["method"], line["name"], line["key"]) for line in changes if line["revision"] == number]
+        assert sorted(told) == sorted(
+            [(how, session, key), ("Delete", f"of/{session}", key), ("Unlock", f"lock/{session}", key)]
+        )
     assert all(line.get("key") for line in changes)
     assert [(line["key"], line["status"], line.get("revision")) for line in lines if line["status"] == 409] == [
         ("eve", 409, None)
