@@ -1,4 +1,7 @@
-"""``python -m tests.benchmarks``: our broker beside its peers, in one run; ``storm`` lets many nodes boot."""
+"""``python -m tests.benchmarks``: our broker beside its peers, in one run.
+
+``storm`` lets many nodes boot, ``growth`` takes what a call costs with many entries.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from tests.benchmarks import report, rows, storm
+from tests.benchmarks import growth, report, rows, storm
 from tests.benchmarks.page import page
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "benchmarks.md"
@@ -22,6 +25,8 @@ def main() -> None:
     """Measure, print figures as they come and the table in the end, keep and publish them if asked to."""
     if sys.argv[1:2] == ["storm"]:
         storm.main(sys.argv[2:])
+    if sys.argv[1:2] == ["growth"]:
+        growth.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep all figures there")
     parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds; its figures mean nothing")

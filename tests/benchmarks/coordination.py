@@ -177,7 +177,7 @@ def beside_others(
 def _beside_much(pair: tuple[Ours, Ours], extent: Size, take: Take) -> None:
     bare, loaded = pair
     clients, secs, _, _, watches = extent
-    with Beside(_watching(loaded, "nothing/", watches)):
+    with Beside(watching(loaded, "nothing/", watches)):
         for number in clients:
             for row, broker in ((BARE, bare), (LOADED, loaded)):
                 take(row, bare.name, number, partial(broker.measured, broker.job(broker.writes, number, secs)))
@@ -204,16 +204,17 @@ def _beside_watches(pair: tuple[Ours, Ours], extent: Size, take: Take) -> None:
     # Every write is told to every watch: all of them at full speed would measure nothing but that.
     paced = bare.job(bare.writes, _WRITERS, 8 * pace, pace_secs=pace)
     take(UNWATCHED, bare.name, _WRITERS, partial(bare.measured, paced))
-    with Beside(_watching(bare, "node-", watches)) as watching:
+    with Beside(watching(bare, "node-", watches)) as beside:
         take(WATCHED, bare.name, _WRITERS, partial(bare.measured, paced))
-    take(EVENTS, bare.name, watches, partial(_outcome, watching))
+    take(EVENTS, bare.name, watches, partial(_outcome, beside))
 
 
 def _fail(error: Failed) -> Outcome:
     raise error
 
 
-def _watching(broker: Ours, prefix: str, watches: int) -> Job:
+def watching(broker: Ours, prefix: str, watches: int) -> Job:
+    """Return the job of so many who watch a prefix; its outcome is how old events are when they come."""
     return Job(broker.port, "watch", (json.dumps({"prefix": prefix}).encode(),), watches)
 
 

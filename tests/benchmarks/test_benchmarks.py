@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import coordination
+from tests.benchmarks import coordination, growth
 from tests.benchmarks.client import (
     Failed,
     http_complete,
@@ -70,6 +70,17 @@ def test_quick_run_fills_every_row_of_ours(tmp_path: Path) -> None:
     shown = page(document)
     for cell in document["cells"]:
         assert f"## {cell['row'][0].upper()}{cell['row'][1:]}" in shown
+
+
+def test_growth_tells_each_calls_cost_and_what_is_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "CALLS", 20)
+    found = growth.measure(tmp_path, (10, 30), 1, lambda _text: None)
+    assert [each.what for each in found] == [*growth.CALLS_OF, growth.EVENT]
+    assert all(value > 0 for each in found for value in each.p50_ms.values())
+    shown = "\n".join(growth.table([growth.Growth("Get", {10: 1.0, 20: 1.2, 40: 3.0})]))
+    assert "| Get | 1.00 | 1.20 | 3.00 | 1.20, 2.50 |" in shown
+    assert "- reached: from 10 to 20 entries at most 1.3 times as much (Get: 1.20)" in shown
+    assert "- NOT reached: from 20 to 40 entries at most 2.0 times as much (Get: 2.50)" in shown
 
 
 def test_the_page_names_where_we_lose_and_why() -> None:
