@@ -26,6 +26,13 @@ def decode(data: bytes, errors: str = "strict") -> str:
     return data.decode(errors=errors)
 
 
+def mark_fault(data: bytes) -> str:
+    """Return why OpenSSL reads no PEM in what begins so, if that is for a byte order mark; else nothing."""
+    if not any(data.startswith(mark) for mark, _ in _MARKS):
+        return ""
+    return "it begins with a byte order mark; save it as plain ASCII"
+
+
 def heard(data: bytes, encoding: str) -> str:
     """Return the text of a word that was typed where another encoding than UTF-8 is usual, such as Latin-1.
 

@@ -100,7 +100,9 @@ def examine(
     try:
         places = _places(target, left())
     except (OSError, UnicodeError) as error:
-        yield Finding("name", FAIL, str(not_known(target.host, error)), "check the name, or use the address")
+        silent = isinstance(error, TimeoutError)
+        advice = "see that this host's name server answers" if silent else "check the name"
+        yield Finding("name", FAIL, str(not_known(target.host, error)), f"{advice}, or use the address")
         return
     try:
         raw = _connected(places, left())

@@ -119,7 +119,7 @@ class KnownBrokers:
                 return True
             raise NotTrusted(
                 f"The certificate of {address} is not the one seen before; nothing was sent. "
-                f"Expected SHA-256 {_shown(pinned)}, found {_shown(fingerprint)}. "
+                f"Expected SHA-256 {shown(pinned)}, found {shown(fingerprint)}. "
                 f"If the broker really has a new certificate: bpclient trust forget {address} "
                 f"(or remove line {number} of {self.path})"
             )
@@ -199,7 +199,7 @@ class KnownBrokers:
             text = "".join(f"{line}\n" for line in lines) or _HEADER
             # Durable: after a power cut a first contact must not be taken for the first one again.
             files.write_whole(path, [f"{text}{address} {_ALGORITHM}{fingerprint}\n".encode()])
-        self._tell(f"First contact with {address}: its certificate is pinned, SHA-256 {_shown(fingerprint)}")
+        self._tell(f"First contact with {address}: its certificate is pinned, SHA-256 {shown(fingerprint)}")
 
     def _locked(self) -> AbstractContextManager[Path]:
         """Let no other process change the file meanwhile; gives its path, whose folder is there."""
@@ -248,7 +248,8 @@ def means(text: str) -> Callable[[str], bool]:
     return lambda address: address.rpartition(":")[0] in hosts
 
 
-def _shown(digits: str) -> str:
+def shown(digits: str) -> str:
+    """Return a fingerprint as people compare it; what is none as it is, quoted."""
     from bpbroker.discovery.jointoken import shown_fingerprint
 
     try:

@@ -321,7 +321,7 @@ def _bundle(path: str) -> str:
         raise ValueError(f"it is larger than {_BUNDLE_MAX_BYTES} bytes")
     if not data:
         raise ValueError("it is empty")
-    if data[:1] in (b"\xff", b"\xfe"):  # a shell of Windows wrote it, in UTF-16
+    if data[:1] in (b"\xff", b"\xfe", b"\xef"):  # a mark: a shell of Windows wrote it
         from bpbroker.text import decode
 
         data = decode(data, "replace").encode()

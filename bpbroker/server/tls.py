@@ -22,6 +22,7 @@ from OpenSSL import SSL
 
 from bpbroker import files
 from bpbroker.errors import ConfigurationError
+from bpbroker.text import mark_fault
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +53,12 @@ def context(cert: Path, key: Path) -> SSL.Context:
     Raises:
         ConfigurationError, StartError: certificate and key cannot be used together, or not be read.
     """
+    marked = {}
     for path, what in ((cert, "certificate"), (key, "private key")):
         try:
             with path.open("rb") as file:
-                file.read(1)  # a file that opens may be one that the disk cannot read: OpenSSL would not say so
+                # A file that opens may be one that the disk cannot read: OpenSSL would not say so.
+                marked[path] = mark_fault(file.read(3))
         except OSError as error:
             raise files.start_error(f"Cannot read the {what} {path}: {error.strerror}", error) from None
     made = SSL.Context(SSL.TLS_SERVER_METHOD)
@@ -71,13 +74,15 @@ def context(cert: Path, key: Path) -> SSL.Context:
     try:
         made.use_certificate_chain_file(str(cert))
     except SSL.Error:
-        raise ConfigurationError(f"{cert} holds no usable certificate in PEM form") from None
+        why = f": {marked[cert]}" if marked[cert] else ""
+        raise ConfigurationError(f"{cert} holds no usable certificate in PEM form{why}") from None
     try:
         made.use_privatekey_file(str(key))
         made.check_privatekey()
     except SSL.Error:
         raise ConfigurationError(
-            f"The private key {key} cannot be used with the certificate {cert}: they are not a pair, or it is no key"
+            f"The private key {key} cannot be used with the certificate {cert}: "
+            f"{marked[key] or 'they are not a pair, or it is no key'}"
         ) from None
     return made
 

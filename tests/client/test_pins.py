@@ -164,3 +164,11 @@ def test_a_pin_is_forgotten_by_host_or_by_host_and_port(tmp_path: Path, word: st
     assert set(known.forget(means(word))) == gone
     assert set(known.pins()) == set(every) - gone
     assert (tmp_path / "known").read_text().startswith("# mine\n")
+
+
+def test_a_byte_order_mark_hides_no_pin(tmp_path: Path) -> None:
+    path = tmp_path / "pins"
+    path.write_text(f"a:1 SHA256:{'0' * 64}\n", encoding="utf-8-sig")
+    assert KnownBrokers(path).pins() == {"a:1": "0" * 64}
+    with pytest.raises(NotTrusted):
+        KnownBrokers(path).check("a:1", "1" * 64)

@@ -113,10 +113,11 @@ def test_a_bundle_may_have_words_in_any_encoding_and_several_authorities(
     make_client(fingerprint="", cacert=tmp_path / "ca.pem").ping()
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_a_bundle_that_powershell_wrote_is_read(
-    make_client: Callable[..., Client], authority: trustme.CA, tmp_path: Path
+    make_client: Callable[..., Client], authority: trustme.CA, tmp_path: Path, encoding: str
 ) -> None:
-    (tmp_path / "ca.pem").write_bytes(authority.cert_pem.bytes().decode().encode("utf-16"))
+    (tmp_path / "ca.pem").write_bytes(authority.cert_pem.bytes().decode().encode(encoding))
     make_client(fingerprint="", cacert=tmp_path / "ca.pem").ping()
 
 

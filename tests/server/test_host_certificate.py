@@ -158,6 +158,15 @@ def test_a_pair_that_the_disk_cannot_read_is_tried_again_by_the_service_manager(
             tls.context(cert, key)
 
 
+def test_a_pair_that_is_utf_16_is_told_what_is_the_matter(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    marked = [tmp_path / "marked.crt", tmp_path / "marked.key"]
+    for there, path in zip(pair, marked, strict=True):
+        path.write_text(there.read_text(), encoding="utf-16")
+    for cert, key in ((marked[0], pair[1]), (pair[0], marked[1])):
+        with pytest.raises(ConfigurationError, match="begins with a byte order mark"):
+            tls.context(cert, key)
+
+
 def _verified(trusted: Path, chain: Path, key: Path, host: str, flags: ssl.VerifyFlags) -> str:
     """Have a client that trusts one file shake hands with a server; give why it refuses, or nothing."""
     client, server = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

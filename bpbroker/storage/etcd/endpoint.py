@@ -31,6 +31,7 @@ from urllib3.exceptions import TimeoutError as UrllibTimeoutError
 from bpbroker import files
 from bpbroker.errors import ConfigurationError
 from bpbroker.storage.etcd.responses import Failed, document, error, results
+from bpbroker.text import mark_fault
 
 if TYPE_CHECKING:
     from bpbroker.storage.etcd.gateway import EtcdOptions
@@ -59,11 +60,12 @@ def tls_context(options: EtcdOptions) -> ssl.SSLContext:
     Raises:
         ConfigurationError, StartError: a file cannot be read, or is no certificate, or the key does not fit.
     """
-    path = ""
+    path, marked = "", ""
     try:
         for path in filter(None, (options.client_cert, options.client_key, options.ca_cert)):
             with Path(path).open("rb") as file:
-                file.read(1)  # here, for OpenSSL names no file, and calls what the disk cannot read "no PEM"
+                # Here, for OpenSSL names no file, and calls what the disk cannot read "no PEM".
+                marked = marked or mark_fault(file.read(3))
         context = ssl.create_default_context(cafile=options.ca_cert)
         if options.client_cert is not None and options.client_key is not None:
             path = f"{options.client_cert} and {options.client_key}"
@@ -71,6 +73,7 @@ def tls_context(options: EtcdOptions) -> ssl.SSLContext:
             context.load_cert_chain(options.client_cert, options.client_key, password=lambda: b"")
     except ssl.SSLError as fault:
         reason = "the key does not fit the certificate" if fault.reason == "KEY_VALUES_MISMATCH" else "no PEM"
+        reason = f"{reason}, {marked}" if marked else reason
         raise ConfigurationError(f"_registry: cannot use {path}: {reason}") from None
     except OSError as fault:
         raise files.start_error(f"_registry: cannot read {path}: {fault.strerror}", fault) from None

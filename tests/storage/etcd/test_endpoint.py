@@ -219,15 +219,18 @@ def test_without_ca_cert_the_authorities_of_the_system_count(
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     first, second = (trustme.CA().issue_cert("broker@example.org") for _ in range(2))
-    cert, key, other, text = (tmp_path / name for name in ("cert.pem", "key.pem", "other.pem", "text.pem"))
+    names = ("cert.pem", "key.pem", "other.pem", "text.pem", "marked.pem")
+    cert, key, other, text, marked = (tmp_path / name for name in names)
     first.cert_chain_pems[0].write_to_path(cert)
     first.private_key_pem.write_to_path(key)
     second.private_key_pem.write_to_path(other)
     text.write_text("no certificate")
+    marked.write_text(cert.read_text(), encoding="utf-16")
     tls_context(options(client_cert=str(cert), client_key=str(key)))
     for changed, why in (
         ({"ca_cert": "/nowhere.pem"}, "cannot read /nowhere.pem: "),
         ({"ca_cert": str(text)}, f"cannot use {text}: no PEM"),
+        ({"ca_cert": str(marked)}, f"cannot use {marked}: no PEM, it begins with a byte order mark"),
         ({"client_cert": str(cert), "client_key": "/nowhere.pem"}, "cannot read /nowhere.pem: "),
         ({"client_cert": str(text), "client_key": str(key)}, f"cannot use {text} and {key}: no PEM"),
         ({"client_cert": str(cert), "client_key": str(other)}, "the key does not fit the certificate"),
