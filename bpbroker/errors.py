@@ -14,7 +14,7 @@ with sit on the class, so no caller translates one into the other::
     │   ├── Gone                      410   1
     │   │   └── CursorExpired         410   1
     │   ├── PreconditionFailed        412   4
-    │   ├── TooLarge                  413   1
+    │   ├── TooLarge                  413   2
     │   ├── Misdirected               421   1
     │   ├── HeadersTooLarge           431   1
     │   ├── TooManyRequests           429   1
@@ -158,6 +158,7 @@ class TooLarge(RequestError):
     """Something in the request is larger than its limit."""
 
     status = 413
+    exit_code = 2
 
 
 class Misdirected(RequestError):

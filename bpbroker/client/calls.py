@@ -150,8 +150,9 @@ class Calls:
         now = time.monotonic()
         within = f"{wait_secs:g} s"
         if wait_secs > self._end - now:
+            if wait_secs - self._total > min(1.0, wait_secs / 10):  # not the same, of which a moment is gone
+                within = f"{self._total:.3g} s, the timeout, which is shorter than the wait"
             wait_secs = max(0.001, self._end - now)
-            within = f"{self._total:.3g} s, the timeout, which is shorter than the wait"
         end = now + wait_secs
         pause = pauses()
         problem = ""
@@ -216,6 +217,8 @@ class Calls:
             error: BpbrokerError
             after = 0
             try:
+                # The last word is for the broker's answer: a host that is not there, or has no name, has none to say.
+                self.transport.connect(self._within_the_end(deadline))
                 answer = self.transport.exchange("POST", f"/{path}/", every, body, deadline)
                 if answer.status < 400:
                     return answer
@@ -245,3 +248,10 @@ class Calls:
         if waiting:  # the broker's own word that the wait is over tells more than silence
             left += min(_LAST_WORD_SECS, self._total / 4)
         return (secs, secs) if secs <= left else (max(0.0, left), self._total)
+
+    def _within_the_end(self, deadline: Deadline) -> Deadline:
+        """Return this deadline, or that of all calls together if it is earlier."""
+        left = self._end - time.monotonic()
+        if left >= deadline.left():
+            return deadline
+        return Deadline(max(0.0, left), str(self.transport.address), self._total)

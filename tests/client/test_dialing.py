@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 import time
@@ -241,3 +242,11 @@ def test_a_link_local_address_without_its_interface_is_told_what_it_lacks(fake: 
             client.ping()
     with Client(["[fe80::1]:1", fake.address], fingerprint=fake.fingerprint) as client:
         client.ping()
+
+
+def test_a_wait_gives_a_silent_name_server_no_more_than_the_timeout(places: dict[str, Any]) -> None:
+    places["silent.example"] = None
+    with Client("silent.example", total_secs=0.4) as client, pytest.raises(WaitTimeout) as caught:
+        client.get("x", wait_secs=30)
+    (tried,) = re.findall(r"looked up within ([0-9.]+) s", str(caught.value))
+    assert float(tried) <= 0.4

@@ -238,14 +238,13 @@ def doctor(session: Session) -> Output:
 )
 def register(session: Session, *, idempotent: bool, or_get: bool, ttl: str | None, **options: Any) -> Output:
     """Create an entry; it must not exist."""
+    session.doubt_name(options["name"])
     if ttl is not None:
         if idempotent or or_get:
             raise UsageError("--ttl does not go with --idempotent or --or-get: a new session has no entry yet")
         from bpbroker.client.cli.leasing import register_for
 
         return register_for(session, seconds(ttl), options, lambda own: _write(session, "register", {**options, **own}))
-    if options["name"].endswith("-"):
-        session.tell(f"Warning: the name '{options['name']}' ends in a dash; was $HOSTNAME empty? Use $(hostname)")
     if or_get:
         if idempotent:
             raise UsageError("--idempotent and --or-get exclude each other")
@@ -256,12 +255,14 @@ def register(session: Session, *, idempotent: bool, or_get: bool, ttl: str | Non
 @_command("service replace", NAME, DATA_NEEDED, DATA_RAW, JSON, OWN_IP, IF_MATCH, SESSION, LOCK, ETAG, RAW, acts=True)
 def replace(session: Session, *, if_match: str, **options: Any) -> Output:
     """Create an entry or overwrite it."""
+    session.doubt_name(options["name"])
     return _write(session, "replace", options, if_match=if_match)
 
 
 @_command("service update", NAME, DATA, UNSET, DATA_RAW, JSON, OWN_IP, IF_MATCH, SESSION, LOCK, ETAG, RAW, acts=True)
 def update(session: Session, *, if_match: str, unset: tuple[str, ...], **options: Any) -> Output:
     """Merge data into an entry at every depth, creating it if absent; with --unset alone it must be there."""
+    session.doubt_name(options["name"])
     if options["data"] is None and options["data_raw"] is None and not options["own_ip"]:
         if not unset:
             raise UsageError("Missing option '--data'; or say with '--unset' which keys to remove")
@@ -416,10 +417,9 @@ def wait(
 @_command("trust list")
 def trust_list(_session: Session) -> Output:
     """Print the brokers whose certificates are remembered, with these."""
-    from bpbroker.client.pins import KnownBrokers
-    from bpbroker.discovery.jointoken import shown_fingerprint
+    from bpbroker.client.pins import KnownBrokers, shown
 
-    return output.of_pins({address: shown_fingerprint(pin) for address, pin in KnownBrokers().pins().items()})
+    return output.of_pins({address: shown(pin) for address, pin in KnownBrokers().pins().items()})
 
 
 @_command("trust forget", Option("--host", required=True, positional=True, metavar="HOST[:PORT]", about="The broker."))

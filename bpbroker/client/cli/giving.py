@@ -32,6 +32,8 @@ def number(
         raise UsageError("--quarantine goes with --release")
     if pool is not None and not owner:
         raise UsageError('Whose number? Give --for, such as --for "$(cat /etc/machine-id)"')
+    if owner and not release:
+        session.doubt_name(owner)
     client, _ = session.client()
     with client, session.waiting_for(f"broker {client.address}"):
         if counter is not None:
@@ -50,10 +52,15 @@ def take(session: Session, *, name: str, receiver: str, ack: bool, no_ack: bool)
     """Print an entry that is for one receiver; it is destroyed once it was written out."""
     if ack and no_ack:
         raise UsageError("--ack and --no-ack are both given; give one of them")
+    session.doubt_name(receiver)
     client, _ = session.client()
     taking = client.take(name, receiver)
-    with session.waiting_for(f"entry '{name}' on {client.address}"):
-        shown = output.of_entry(taking.take())
+    try:
+        with session.waiting_for(f"entry '{name}' on {client.address}"):
+            shown = output.of_entry(taking.take())
+    except BaseException:  # interrupted, too, it is closed; what was given is acknowledged on it
+        client.close()
+        raise
     if not no_ack:
         shown.after = taking.ack
     return shown

@@ -31,6 +31,8 @@ def run(
     if name is None and (data is not None or data_raw is not None):
         raise UsageError("--data is of an entry: give --name as well")
     text = _text(data, data_raw)
+    if name is not None:
+        session.doubt_name(name)
     end_orderly()
     with _client(session) as client:
         held = Held(client, seconds(ttl))
@@ -85,7 +87,7 @@ def lock(
     with _client(session) as client:
         held = Lock(client, name, ttl_secs=seconds(ttl), data=_host() if text is None else text, limit=limit or 1)
         with session.waiting_for(f"the lock '{name}' on {client.address}"):
-            held.take(seconds(wait) if wait else float("inf"))
+            held.take(_until(session, wait))
         try:
             keeper = Keeper(command, {"BPBROKER_LOCK": held.fence})
             assert held.session is not None  # noqa: S101 - it was taken
@@ -128,9 +130,8 @@ def once(
     end_orderly()
     with _client(session) as client:
         all_of_it = Once(
-            client, name, by=_host(), ttl_secs=seconds(ttl), wait_secs=seconds(wait) if wait else None,
-            attempts=attempts or 3,
-        )  # fmt: skip
+            client, name, by=_host(), ttl_secs=seconds(ttl), wait_secs=_until(session, wait), attempts=attempts or 3
+        )
         mine = []
 
         def work() -> Mapping[str, Any]:
@@ -163,6 +164,11 @@ def _client(session: Session) -> Client:
     """Return a client whose calls --timeout does not end: what is held has to be given back, too."""
     client, _ = session.client()
     return client.sibling()
+
+
+def _until(session: Session, wait: str | None) -> float:
+    """Return how many seconds to wait for others: as --wait says, and no longer than --timeout; perhaps for ever."""
+    return min(seconds(wait) if wait else float("inf"), session.left())
 
 
 def _text(data: str | None, data_raw: str | None) -> str | None:

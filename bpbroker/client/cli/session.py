@@ -93,6 +93,11 @@ class Session:
         if not self.quiet and sys.stderr is not None:
             sys.stderr.write(f"{sentence}\n")
 
+    def doubt_name(self, name: str) -> None:
+        """Say that a name of something new may lack its end; $HOSTNAME is bash's, and empty in sh and cron."""
+        if name.endswith("-"):
+            self.tell(f"Warning: the name '{name}' ends in a dash; was $HOSTNAME empty? Use $(hostname)")
+
     def at_terminal(self) -> bool:
         """Whether a person reads the result."""
         return sys.stdout is not None and sys.stdout.isatty()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,53 @@ def test_pins_are_listed_and_forgotten(fake: FakeBroker, run: Any) -> None:
 # --- data that was meant as JSON ---
 
 BROKEN = ['{"broken', "{'role': 'x'}", ' {"a": 1,}', "{a: 1}"]
+
+
+def test_a_pin_that_was_spoilt_by_hand_is_listed_and_can_be_forgotten(run: Any, known_brokers: Path) -> None:
+    known_brokers.write_text("other:1 SHA256:aa\n")
+    assert run("trust", "list") == (0, "other:1\t'aa'\n", "")
+    assert run("trust", "forget", "other") == (0, "other:1\n", "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("service", "register", "node-", "--data", "x"),
+        ("service", "replace", "node-", "--data", "x"),
+        ("service", "update", "node-", "--data", "x"),
+        ("service", "take", "secret", "--for", "node-"),
+        ("number", "--pool", "ids", "--for", "node-"),
+        ("session", "run", "--name", "node-", "--data", "x", "--", "true"),
+    ],
+)
+def test_a_name_that_ends_in_a_dash_is_warned_of(
+    fake: FakeBroker, run: Any, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bpbroker.client.cli.holding.end_orderly", lambda: None)
+    fake.answers = [failure(400, "enough")]
+    code, _, err = run(*words)
+    assert code == 2
+    assert "'node-' ends in a dash; was $HOSTNAME empty? Use $(hostname)" in err
+
+
+@pytest.mark.parametrize("words", [("lock", "--name", "x"), ("once", "--name", "x")])
+def test_what_waits_for_others_keeps_to_the_timeout(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bpbroker.client.cli.holding.end_orderly", lambda: None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    assert _run(["-b", f"127.0.0.1:{port}", "--timeout", "0.2s", *words, "--", "true"]) == 6
+
+
+def test_data_that_is_too_large_is_data_that_is_refused(fake: FakeBroker, run: Any) -> None:
+    fake.answers = [failure(413, "The body is larger than 1048576 bytes (api.max_body_bytes)")]
+    assert run("service", "register", "x", "--data", "y")[0] == 2
+
+
+def test_a_barrier_that_fails_names_the_time_that_was_given(fake: FakeBroker, run: Any) -> None:
+    fake.answers = [answer(200, {"success": True, "message": "Success", "data": {}})]
+    code, _, err = run("--timeout", "0.1s", "service", "wait", "--prefix", "n-", "--count", "1")
+    assert code == 124
+    assert err.startswith("Fatal error: There were fewer than 1 entries 'n-…' within 0.1 s: none of 1")
 
 
 @pytest.mark.parametrize("method", ["register", "replace", "update"])
