@@ -11,12 +11,12 @@ import socket
 import ssl
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from http.client import HTTPException, HTTPResponse, NotConnected
+from http import HTTPStatus
+from http.client import HTTPException, NotConnected
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import (
     ConnectTimeoutError,
@@ -24,12 +24,12 @@ from urllib3.exceptions import (
     NameResolutionError,
     NewConnectionError,
     ProtocolError,
-    ReadTimeoutError,
 )
 from urllib3.exceptions import TimeoutError as UrllibTimeoutError
 
 from bpbroker import files
 from bpbroker.errors import ConfigurationError
+from bpbroker.storage.etcd.incoming import BrokeOff, Incoming
 from bpbroker.storage.etcd.responses import Failed, document, error, results
 from bpbroker.text import mark_fault
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from bpbroker.storage.etcd.gateway import EtcdOptions
 
 _CONNECT_SECS: Final = 1.0
+_RECEIVE_BYTES: Final = 64 * 1024
 _HEADERS: Final = {"Content-Type": "application/json", "Accept-Encoding": "identity", "User-Agent": "bpbroker"}
 
 # Numbers of OpenSSL's x509_vfy.h.
@@ -158,22 +159,30 @@ class Endpoint:
 
     def _exchange(self, path: str, content: str, secs: float) -> bytes:
         """Send a request and return the body of its response."""
-        head = f"POST /v3{path} HTTP/1.1\r\n{self._head}Content-Length: {len(content)}\r\n\r\n"
         with self._failing():
-            sock = self._connection.sock
-            if sock is None:
-                raise NotConnected
-            sock.settimeout(secs)
-            sock.sendall((head + content).encode())  # json.dumps leaves nothing but ASCII
-            # urllib3's own request and response take twice the time, for what etcd never sends.
-            with HTTPResponse(sock, method="POST") as response:
-                response.begin()
-                data = response.read()
-                if response.will_close:
-                    self._connection.close()
-        if response.status != 200:
+            sock = self._send(path, content, secs)
+            response = Incoming()
+            while not response.whole:
+                response.feed(sock.recv(_RECEIVE_BYTES))
+            if not response.keep_alive:
+                self._connection.close()
+        data = response.take()
+        if response.status != HTTPStatus.OK:
             raise error(data)
         return data
+
+    def _send(self, path: str, content: str, secs: float, more: str = "") -> socket.socket:
+        """Send a request; return the connection, on which the endpoint may be silent for ``secs``.
+
+        urllib3's own requests and responses take several times as long, for what etcd never sends.
+        """
+        sock = self._connection.sock
+        if sock is None:
+            raise NotConnected
+        sock.settimeout(secs)
+        head = f"POST /v3{path} HTTP/1.1\r\n{self._head}{more}Content-Length: {len(content)}\r\n\r\n"
+        sock.sendall((head + content).encode())  # json.dumps leaves nothing but ASCII
+        return sock
 
     def stream(self, path: str, body: Mapping[str, Any], silent_secs: float) -> Generator[dict[str, Any], None, None]:
         """Send a request and yield the messages of its response as they come; the connection is of no use afterwards.
@@ -184,19 +193,11 @@ class Endpoint:
             Refused, Failed: it did not do what it was asked, or ended the response.
         """
         try:
-            # Without a leader the endpoint shall end the watch instead of staying silent.
-            headers = {**self._headers, "Grpc-Metadata-hasleader": "true"}
-            self._connection.timeout = silent_secs
             with self._failing():
-                content = json.dumps(body).encode()
-                self._connection.request("POST", f"/v3{path}", content, headers, preload_content=False)
-                response = self._connection.getresponse()
-                if response.status != 200:
-                    raise error(response.data)
-                self._streaming = self._connection.sock
-                try:
-                    yield from _messages(response)
-                except ReadTimeoutError:
+                # Without a leader the endpoint shall end the watch instead of staying silent.
+                sock = self._send(path, json.dumps(body), silent_secs, "Grpc-Metadata-hasleader: true\r\n")
+                self._streaming = sock
+                if not (yield from _messages(sock)):
                     return
         finally:
             self._streaming = None
@@ -224,20 +225,38 @@ class Endpoint:
         """
         try:
             yield
-        except (HTTPError, HTTPException, OSError) as fault:
+        except (HTTPError, HTTPException, BrokeOff, OSError) as fault:
             self._connection.close()
             self.token = None
             raise _failed(fault) from None
 
 
-def _messages(response: urllib3.BaseHTTPResponse) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a stream, a line each; its pieces end anywhere."""
-    rest = b""
-    for piece in response.stream():
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            if line.strip():
-                yield document(line)
+def _messages(sock: socket.socket) -> Generator[dict[str, Any], None, bool]:
+    """Yield the JSON objects of a stream, a line each; its pieces end anywhere.
+
+    Returns whether the endpoint has ended it; False: it has become silent.
+
+    Raises:
+        Refused, Failed: the endpoint refuses it.
+        BrokeOff, OSError: the connection failed.
+    """
+    response, rest = Incoming(), b""
+    while not response.whole:
+        try:
+            received = sock.recv(_RECEIVE_BYTES)
+        except TimeoutError:
+            if not response.status:
+                raise
+            return False
+        response.feed(received)
+        if response.status == HTTPStatus.OK:
+            *lines, rest = (rest + response.take()).split(b"\n")
+            for line in lines:
+                if line.strip():
+                    yield document(line)
+    if response.status != HTTPStatus.OK:
+        raise error(response.take())
+    return True
 
 
 def _failed(fault: Exception) -> Failed:
@@ -280,6 +299,6 @@ _REASONS: Final = (
     ((ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError), "it broke off"),
     (NewConnectionError, "there is no way to it"),
     ((TimeoutError, UrllibTimeoutError), "it does not answer"),
-    ((HTTPException, ProtocolError), "it broke off"),
+    ((HTTPException, ProtocolError, BrokeOff), "it broke off"),
 )
 """An error's class and what it means, the first that fits."""
