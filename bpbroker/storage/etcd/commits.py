@@ -11,6 +11,11 @@ transaction also puts the commit's number under the broker's own key, on conditi
 that the commit before is there. It can be sent again and again and happens once;
 when it turns out to have happened, the history says what became of each group.
 
+All groups nearly always happen. So a commit is first tried as one flat transaction of all their
+comparisons and changes: etcd takes two thirds of the time for it (measured: 161 us of CPU an entry
+at 8 entries instead of 221, 64 instead of 106 at 32). Only when that did not happen is it asked
+group by group.
+
 It happens only while the registry is the one on which the groups were decided.
 """
 
@@ -43,6 +48,8 @@ _OVERHEAD_BYTES: Final = 160
 _RANGES_MAX: Final = 100
 _SHOWN: Final = 11
 """So many entries that should not be there are told."""
+_CAREFUL_COMMITS: Final = 16
+"""Commits that are asked group by group at once after one whose groups did not all happen: others write, too."""
 _LEFT_OVER_SECS: Final = 7 * 86400
 """A commit's number this old was left by a broker that crashed."""
 _LEFT_OVER_MAX: Final = 1000
@@ -75,6 +82,8 @@ class Commits:
         self._number = 0
         self._revision = 0
         """Of our key: the revision of our last commit."""
+        self._careful = 0
+        """How many of the next commits are asked group by group at once."""
 
     def commit(self, groups: Sequence[Group], moment: Moment) -> Sequence[Outcome]:
         """Make some groups of changes, as many as fit into one transaction.
@@ -110,31 +119,45 @@ class Commits:
         self._number += 1
         mark = f"{self._number} {int(time.time())}"
         deadline = time.monotonic() + self._timeout_secs
-        nested = [{"request_txn": self._nested(group, moment)} for group in groups]
+        parts = [self._nested(group, moment) for group in groups]
+        flat = not self._careful and _fit_together(groups)
+        sent = False
         while (remaining := deadline - time.monotonic()) > 0:
             try:
-                body = self._transaction(nested, mark, moment)
-                answer = self._gateway.call("/kv/txn", body, remaining, before=moment)
+                body = self._together(parts, mark, moment) if flat else self._one_by_one(parts, mark, moment)
+                answer = self._gateway.call("/kv/txn", body, remaining, before=moment, sent=sent)
             except StorageFull:
                 # The very transaction that fills etcd up is carried out, and refused all the same.
                 if self._look(moment) == mark:
                     return self._history(groups, moment)
                 raise
             if answer.get("succeeded"):
-                self._revision = revision_of(answer)
-                self._gateway.note(self._key, self._revision, encode(mark.encode()), moment)
-                parts = [part["response_txn"] for part in answer["responses"][1:]]
-                return [
-                    self._outcome(group, part, self._revision, moment)
-                    for group, part in zip(groups, parts, strict=True)
-                ]
+                self._careful = max(0, self._careful - 1)
+                return self._done(groups, answer, mark, moment, flat=flat)
+            if flat:  # or it happened, and the answer to that was lost
+                flat, sent, self._careful = False, True, _CAREFUL_COMMITS
+                continue
+            sent = False
             ours, registry = (part.get("response_range", {}) for part in answer["responses"])
             if self._mark_in(ours) == mark:
                 return self._history(groups, moment)
             if [kv.get("value", "") for kv in registry.get("kvs", ())] != [moment.registry.value]:
                 self._gateway.begin(moment, REPLACED)
             # An earlier commit of ours, given up as uncertain, did happen after all; or our key was removed.
+        if sent:
+            raise _not_known()
         raise Unavailable("Nothing was changed: the registry's etcd cluster is too slow")
+
+    def _done(
+        self, groups: Sequence[Group], answer: Mapping[str, Any], mark: str, moment: Moment, *, flat: bool
+    ) -> Sequence[Outcome]:
+        """Take the answer to a commit that has happened; return what became of each group."""
+        revision = self._revision = revision_of(answer)
+        self._gateway.note(self._key, revision, encode(mark.encode()), moment)
+        if flat:
+            return [_committed(revision, moment)] * len(groups)
+        parts = [part["response_txn"] for part in answer["responses"][1:]]
+        return [self._outcome(group, part, revision, moment) for group, part in zip(groups, parts, strict=True)]
 
     def _look(self, moment: Moment) -> str:
         """Return the mark of our last commit that happened.
@@ -153,16 +176,29 @@ class Commits:
         self._revision = int(kvs[0]["mod_revision"]) if kvs else 0
         return decode(kvs[0]["value"]).decode() if kvs else ""
 
-    def _transaction(self, nested: Sequence[Mapping[str, Any]], mark: str, moment: Moment) -> dict[str, Any]:
+    def _together(self, parts: Sequence[Mapping[str, Any]], mark: str, moment: Moment) -> dict[str, Any]:
+        """Return the transaction in which either all groups happen or none, and that tells no more than that."""
+        compare, success = self._ours(mark, moment)
+        for part in parts:
+            compare += part["compare"]
+            success += part["success"]
+        return {"compare": compare, "success": success}
+
+    def _one_by_one(self, parts: Sequence[Mapping[str, Any]], mark: str, moment: Moment) -> dict[str, Any]:
+        """Return the transaction in which each group happens or tells what stood in its way."""
+        compare, success = self._ours(mark, moment)
+        success += ({"request_txn": part} for part in parts)
+        failure = [{"request_range": {"key": self._key}}, {"request_range": {"key": self._keys.registry}}]
+        return {"compare": compare, "success": success, "failure": failure}
+
+    def _ours(self, mark: str, moment: Moment) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Return what each commit compares and changes beside its groups."""
         key, registry = self._key, self._keys.registry
-        return {
-            "compare": [
-                {"key": key, "target": "MOD", "result": "EQUAL", "mod_revision": str(self._revision)},
-                {"key": registry, "target": "VALUE", "result": "EQUAL", "value": moment.registry.value},
-            ],
-            "success": [{"request_put": {"key": key, "value": encode(mark.encode())}}, *nested],
-            "failure": [{"request_range": {"key": key}}, {"request_range": {"key": registry}}],
-        }
+        compare = [
+            {"key": key, "target": "MOD", "result": "EQUAL", "mod_revision": str(self._revision)},
+            {"key": registry, "target": "VALUE", "result": "EQUAL", "value": moment.registry.value},
+        ]
+        return compare, [{"request_put": {"key": key, "value": encode(mark.encode())}}]
 
     def _nested(self, group: Group, moment: Moment) -> dict[str, Any]:
         keys = self._keys
@@ -322,6 +358,11 @@ def packed(groups: Sequence[Group]) -> Iterator[list[int]]:
         size, largest = size + more, max(largest, operations)
     if pack:
         yield pack
+
+
+def _fit_together(groups: Sequence[Group]) -> bool:
+    """Return whether etcd takes the groups as one flat transaction; the commit itself compares two keys."""
+    return 2 + sum(map(_operations, groups)) <= OPERATIONS_MAX
 
 
 def _concern(group: Group, others: Sequence[Group]) -> bool:

@@ -132,11 +132,18 @@ class Gateway:
         self._timeline.note(key, revision, value, before)
 
     def call(
-        self, path: str, body: Mapping[str, Any], timeout_secs: float | None = None, *, before: Moment | None = None
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        timeout_secs: float | None = None,
+        *,
+        before: Moment | None = None,
+        sent: bool = False,
     ) -> dict[str, Any]:
         """Send a request that may be sent twice, to one endpoint after the other until one answers.
 
         It is sent only to a cluster that has the history of ``before``, by default what is known now.
+        ``sent``: it was sent before, and what came of that is not known.
 
         Raises:
             Unreachable: none did within the time.
@@ -154,7 +161,7 @@ class Gateway:
             if path.startswith("/kv/"):
                 self._timeline.check(answer, moment)
 
-        return self._in_time(send, check, moment, timeout_secs)
+        return self._in_time(send, check, moment, timeout_secs, sent=sent)
 
     def call_each(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Send several requests of a streaming method in one go; the results are in their order.
@@ -164,21 +171,31 @@ class Gateway:
         return self._in_time(lambda endpoint, secs: endpoint.post_each(path, bodies, secs), _unchecked, self.moment())
 
     def _in_time(
-        self, send: _Send[T], check: Callable[[T], None], before: Moment, timeout_secs: float | None = None
+        self,
+        send: _Send[T],
+        check: Callable[[T], None],
+        before: Moment,
+        timeout_secs: float | None = None,
+        *,
+        sent: bool = False,
     ) -> T:
         limit = self._options.timeout_secs if timeout_secs is None else timeout_secs
         patience = _Patience(time.monotonic() + limit, max(_ATTEMPT_SECS, limit / 3))
         if not self._using.acquire(timeout=limit):
-            raise Unreachable(AWAY)
+            unreachable = Unreachable(AWAY)
+            unreachable.outcome_known = not sent
+            raise unreachable
         try:
-            return self._call(send, check, patience, before)
+            return self._call(send, check, patience, before, sent=sent)
         finally:
             self._using.release()
             if self._closed:
                 self.close()
 
-    def _call(self, send: _Send[T], check: Callable[[T], None], patience: _Patience, before: Moment) -> T:
-        tried, sent, distrusting = 0, False, set[int]()
+    def _call(
+        self, send: _Send[T], check: Callable[[T], None], patience: _Patience, before: Moment, *, sent: bool
+    ) -> T:
+        tried, distrusting = 0, set[int]()
         while True:
             ready = False
             try:

@@ -235,6 +235,81 @@ def test_what_was_there_at_a_version(store: EtcdStore, etcd: EtcdCluster) -> Non
         store.scan("n/", at=looked.version)
 
 
+def transactions(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Return where each transaction that changes something is noted: whether it is a flat one."""
+    post, seen = Endpoint.post, list[bool]()
+
+    def look(endpoint: Endpoint, path: str, body: Mapping[str, Any], secs: float) -> Any:
+        if path == "/kv/txn" and any("request_put" in each for each in body["success"]):
+            seen.append("failure" not in body)
+        return post(endpoint, path, body, secs)
+
+    monkeypatch.setattr(Endpoint, "post", look)
+    return seen
+
+
+def test_groups_are_asked_one_by_one_only_when_others_write_too(
+    store: EtcdStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = transactions(monkeypatch)
+    groups = [Group((change("a", b"{}", 0), change("b", b"{}"))), Group((change("c", b"{}", 0),), empty=("x/",))]
+    assert len({done(outcome).version for outcome in store.commit(groups)}) == 1
+    assert asked == [True]
+    yes, no = store.commit([one("d", b"{}", 0), one("c", b"{}", 0)])
+    assert sorted(peeked(store)) == ["a", "b", "c", "d"]
+    assert (done(yes).revision > 0, type(no)) == (True, Conflict)
+    assert asked == [True, True, False]  # it did not happen together: what stood in the way had to be told
+    for number in range(17):
+        done(store.commit([one(f"e/{number}", b"{}", 0)])[0])
+    assert asked[3:] == [False] * 15 + [True] * 2
+
+
+@pytest.mark.parametrize("happened", [True, False])
+def test_a_lost_answer_of_groups_together(store: EtcdStore, monkeypatch: pytest.MonkeyPatch, *, happened: bool) -> None:
+    done(store.commit([one("x", b"{}", 0)])[0])
+    groups = [one("a", b"{}", 0), Group((change("b", b"{}", 0),), empty=("y/",)), one("x", None)]
+    asked, post, lost = transactions(monkeypatch), Endpoint.post, [True]
+
+    def lose(endpoint: Endpoint, path: str, body: Mapping[str, Any], secs: float) -> Any:
+        answer = post(endpoint, path, body, secs) if happened or not lost else {}
+        if lost:
+            lost.clear()
+            raise Failed("lost", sent=True)
+        return answer
+
+    monkeypatch.setattr(Endpoint, "post", lose)
+    outcomes = [done(outcome) for outcome in store.commit(groups)]
+    assert len({outcome.version for outcome in outcomes}) == 1
+    assert sorted(peeked(store)) == ["a", "b"]
+    assert asked == ([True, True, False] if happened else [True])  # again; then what became of it
+
+
+def test_groups_together_that_may_have_happened(store: EtcdStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer is lost, the next one says no, and then no endpoint answers: that no may be due to the lost one."""
+    post, times = Endpoint.post, list[int]()
+
+    def lose(endpoint: Endpoint, path: str, body: Mapping[str, Any], secs: float) -> Any:
+        times.append(1)
+        if len(times) > 2:
+            raise Failed("away", sent=False)
+        answer = post(endpoint, path, body, secs)
+        if len(times) == 1:
+            raise Failed("lost", sent=True)
+        return answer
+
+    store._commits._timeout_secs = 0.5
+    done(store.commit([one("x", b"{}", 0)])[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(Endpoint, "connect", lambda *_: None)
+        patch.setattr(Endpoint, "connected", True)
+        patch.setattr(Endpoint, "close", lambda _: None)
+        patch.setattr(Endpoint, "post", lose)
+        with pytest.raises(Unavailable) as caught:
+            store.commit([one("a", b"{}", 0)])
+    assert not caught.value.outcome_known
+    assert sorted(peeked(store)) == ["a", "x"]
+
+
 def test_the_registrys_own_records_are_there_for_brokers(store: EtcdStore, make: Callable[[], EtcdStore]) -> None:
     done(store.commit([Group((change("_lost/\x01", b'{"x": 1}', 0), change("a", b"{}", 0)))])[0])
     state = make().open()
