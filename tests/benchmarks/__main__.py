@@ -39,12 +39,16 @@ def main() -> None:
     parser.add_argument("--secs", type=float, metavar="S", help="how long for one figure (2)")
     parser.add_argument("--table", action="store_true", help="write docs/benchmarks.md, too")
     parser.add_argument("--from", dest="kept", type=Path, metavar="FILE", help="measure nothing: take kept figures")
+    parser.add_argument(
+        "--section", action="append", nargs=2, default=[], metavar=("TITLE", "FILE"),
+        help="with --table: a section more, such as what storm or growth printed; may be given again",
+    )  # fmt: skip
     chosen = parser.parse_args()
     document = json.loads(chosen.kept.read_text()) if chosen.kept else _measured(chosen)
     if chosen.json:
         chosen.json.write_text(json.dumps(document, indent=1) + "\n")
     if chosen.table:
-        PAGE.write_text(page(document))
+        PAGE.write_text(page(document, [(title, Path(file).read_text()) for title, file in chosen.section]))
 
 
 def _measured(chosen: argparse.Namespace) -> dict[str, Any]:

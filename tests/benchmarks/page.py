@@ -33,9 +33,15 @@ WHY: Final[Mapping[tuple[str, str], str]] = {
 WHY_PEER: Final[Mapping[str, str]] = {Redis.name: _REDIS, OnEtcd.name: _ON_ETCD}
 
 
-def page(document: Document) -> str:
-    """Return the page for a run."""
-    return "\n".join([*_head(document), *_rows(document), *_lost(document), *_reach(document)]) + "\n"
+def page(document: Document, sections: Sequence[tuple[str, str]] = ()) -> str:
+    """Return the page for a run.
+
+    Args:
+        document: what it has found.
+        sections: titles and texts of what other runs have printed.
+    """
+    more = (line for title, text in sections for line in (f"\n## {title}\n", text.strip()))
+    return "\n".join([*_head(document), *_rows(document), *more, *_lost(document), *_reach(document)]) + "\n"
 
 
 def _head(document: Document) -> Iterator[str]:

@@ -107,8 +107,10 @@ def test_the_page_names_where_we_lose_and_why() -> None:
             "failures": [],
             "cells": [cell("a row", "bpbroker", 1.0), cell("a row", "redis", 0.31), cell("a row", "etcd", 1.4)],
             "reach": [{"what": "a row", "wanted": 0.35, "found": 0.31, "at_most": False, "met": False}],
-        }
+        },
+        [("A storm", "| step |\n")],
     )
+    assert "\n## A storm\n\n| step |\n" in shown
     assert "| redis | 1,234 (2.35 ms, 55 µs), ours **0.31** |" in shown
     assert "* **A row**, against redis: 0.31 at 16. Redis is one C program" in shown
     assert "against etcd" not in shown
