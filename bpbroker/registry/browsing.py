@@ -7,12 +7,12 @@ registry's thread must not be held up by who looks at a page.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from bpbroker.messages import Record
-from bpbroker.registry import sessions
+from bpbroker.registry import locks, sessions
 from bpbroker.registry.memory import Memory
 from bpbroker.registry.requests import Event
 
@@ -46,6 +46,8 @@ class Browsed:
     """How long ago this was surely so."""
     belongings: Mapping[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
     """For each session among the records how much belongs to it, and the first names of that."""
+    waiting: frozenset[tuple[str, str]] = frozenset()
+    """Sessions, and the records among their belongings of locks that they do not hold but wait for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,4 +81,17 @@ def browse(memory: Memory, message: Browse, age_secs: float) -> Browsed:
             session = record.name.removeprefix(sessions.PREFIX)
             names = memory.belongings.get(session, ())
             belongings[session] = len(names), tuple(heapq.nsmallest(BELONGINGS_MAX, names))
-    return Browsed(tuple(found), count, age_secs, belongings)
+    return Browsed(tuple(found), count, age_secs, belongings, frozenset(_waiting(memory, belongings)))
+
+
+def _waiting(memory: Memory, belongings: Mapping[str, tuple[int, tuple[str, ...]]]) -> Iterator[tuple[str, str]]:
+    """Yield the sessions, and the locks that these wait for; each lock is read once, however many wait for it."""
+    queues: dict[str, Mapping[str, bool]] = {}
+    for session, (_, names) in belongings.items():
+        for name in names:
+            if name.startswith(locks.PREFIX):
+                if name not in queues:
+                    queue = locks.parse(memory.own.get(name))
+                    queues[name] = {place.session: number >= queue.limit for number, place in enumerate(queue.places)}
+                if queues[name].get(session):
+                    yield session, name

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import Any, Final
@@ -178,18 +178,14 @@ class Reading:
         """Return a page of the sessions: all, or those to which something belongs that may be seen."""
         if REGISTRY in viewer.whole:
             found, page = self._part((sessions.PREFIX,), page)
-            rows = [
-                _session(record, *found.belongings.get(_without(record, sessions.PREFIX), (0, ())))
-                for record in found.records
-            ]
+            rows = [_session(found, record) for record in found.records]
             return Part(tuple(rows), found.count, page, found.age_secs)
         mine = []
         for found in self._pieces((sessions.PREFIX,)):
             for record in found.records:
-                names = found.belongings.get(_without(record, sessions.PREFIX), (0, ()))[1]
-                seen = tuple(name for name in names if _may_see(viewer, name))
-                if seen:
-                    mine.append(_session(record, len(seen), seen))
+                row = _session(found, record, lambda name: _may_see(viewer, name))
+                if row["count"]:
+                    mine.append(row)
         return _paged(mine, page)
 
     def lost(self, viewer: Viewer, page: int) -> Part:
@@ -290,14 +286,21 @@ def _shown_briefly(record: Record) -> tuple[Shown, bytes]:
     return Shown(record.name, json.loads(stamp), record.revision, record.session), own
 
 
-def _session(record: Record, count: int, names: tuple[str, ...]) -> dict[str, Any]:
-    held = [name.removeprefix(locks.PREFIX) for name in names if name.startswith(locks.PREFIX)]
+def _session(found: Browsed, record: Record, may_see: Callable[[str], bool] | None = None) -> dict[str, Any]:
+    """Return what is shown of a session; with ``may_see`` only what belongs to it and may be seen."""
+    session = _without(record, sessions.PREFIX)
+    count, names = found.belongings.get(session, (0, ()))
+    if may_see is not None:
+        names = tuple(filter(may_see, names))
+        count = len(names)
+    queued = [name for name in names if name.startswith(locks.PREFIX)]
     return {
-        "session": _without(record, sessions.PREFIX),
+        "session": session,
         **json.loads(record.json),
         "count": count,
         "entries": [name for name in names if not name.startswith("_")],
-        "locks": held,
+        "locks": [name.removeprefix(locks.PREFIX) for name in queued if (session, name) not in found.waiting],
+        "waits": [name.removeprefix(locks.PREFIX) for name in queued if (session, name) in found.waiting],
     }
 
 

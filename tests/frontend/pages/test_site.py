@@ -378,6 +378,9 @@ def test_nodes_locks_and_who_waits(inside: People) -> None:
     shown = words(inside.get("nodes"))
     for told in ("one", "two", "node-1", "db/initial", "1 min", "10.0.0.8", "Nothing was lost"):
         assert told in shown
+    # Only one of them holds it.
+    assert re.search(r"\bone 10.0.0.8 .{,20} 1 min node-1 ; lock db/initial", shown), shown
+    assert re.search(r"\btwo 10.0.0.8 .{,20} 1 min node-2 ; waits for lock db/initial", shown), shown
     shown = words(inside.get("locks"))
     assert re.search(r"db/initial.*node one came.*session one.*node one came.*session two", shown)
     assert "db/initial" in inside.get("locks", prefix="db/")
@@ -452,6 +455,7 @@ def test_empty_pages_say_what_to_type(inside: People) -> None:
         ("live", "bpclient service replace"),
     ):
         assert command in inside.get(page)
+        assert not re.search(r"[.:][A-Z]", words(inside.get(page))), "two sentences without a space"
 
 
 @pytest.mark.parametrize("template", sorted(TEMPLATES.glob("*.html")), ids=lambda path: path.stem)
