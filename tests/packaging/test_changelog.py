@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -39,9 +40,15 @@ def test_what_users_notice_needs_a_line(tmp_path: Path) -> None:
     assert look() == (0, "")
     commit("a spelling\n\nChangelog: none", "deploy/man/bpbroker.1")
     assert look() == (0, "")
-    commit("a new option", "deploy/man/bpbroker.1")
-    code, said = look()
-    assert code == 1
-    assert "a new option: users notice this" in said
-    commit("say it", "CHANGELOG.md")
-    assert look() == (0, "")
+    # What is named there must be there: a file that has moved would not be looked at any more.
+    names = re.search(r"noticed='([^']+)'", SCRIPT.read_text())
+    assert names is not None
+    assert [name for name in names[1].split() if not (SCRIPT.parents[1] / name).exists()] == []
+    for name in ("deploy/man/bpbroker.1", "docs/monitoring.md", "bpbroker/frontend/pages/templates/keys.html"):
+        commit(f"a change of {name}", name)
+        code, said = look()
+        assert code == 1
+        assert f"a change of {name}: users notice this" in said
+        commit(f"say it of {name}", "CHANGELOG.md")
+        assert look() == (0, "")
+        git("tag", "-f", "base")
