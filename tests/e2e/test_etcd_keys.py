@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import queue
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from http.client import HTTPSConnection
+from http.client import HTTPException, HTTPSConnection
 from typing import Any
 
 from bpbroker.discovery.datagram import Question, decode_answer, question_mac, signed_question
@@ -147,3 +150,48 @@ def test_of_a_session_that_ends_by_itself_the_log_names_the_key(
         lines = [json.loads(line) for each in brokers for line in each.text.splitlines() if '"id": ""' in line]
         told = [(line["method"], line["name"], line["key"]) for line in lines]
     assert sorted(told) == [("Delete", "foo/x", "ann"), ("Expire", "s", "ann"), ("Unlock", "foo/l", "ann")]
+
+
+def test_exactly_so_many_of_fifty_join_though_a_broker_is_killed(
+    etcd_section: dict[str, Any], make_broker: Callable[..., RunningBroker]
+) -> None:
+    """Whose answer was lost asks another broker, and is one of those that were counted, or is not."""
+    settings = {"_registry": {**etcd_section, "timeout_secs": 5}}
+    brokers = [make_broker(settings) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(RunningBroker.start, brokers))
+    key = brokers[0].bpbroker("key", "add", "join", "--allow", "services:get@foo/", "--uses", str(USES)).stdout.strip()
+    known = brokers[0].bpbroker("key", "add", "other", "--allow", "services:get@foo/").stdout.strip()
+    for broker in brokers:  # what comes later is known later
+        becomes(broker, known, 404)
+    answers: queue.Queue[int] = queue.Queue()
+    lost: list[int] = []
+    killed = threading.Event()
+
+    def join(number: int) -> None:
+        if number > 45:
+            killed.wait(60)  # so that some surely meet a dead broker
+        until = time.monotonic() + 60
+        for attempt in itertools.count(number):
+            try:
+                status = answer(brokers[attempt % 3], key, f"127.0.5.{number}")
+            except (OSError, HTTPException):
+                lost.append(number)
+                status = 503
+            if status != 503:
+                answers.put(status)
+                return
+            assert time.monotonic() < until
+
+    with ThreadPoolExecutor(50) as pool:
+        joining = [pool.submit(join, number) for number in range(1, 51)]
+        found = [answers.get(timeout=60) for _ in range(USES // 2)]
+        brokers[1].kill()
+        killed.set()
+        for each in joining:
+            each.result(120)
+    found += [answers.get(timeout=1) for _ in range(50 - len(found))]
+    assert lost
+    assert (found.count(404), found.count(401)) == (USES, 50 - USES)
+    shown = json.loads(brokers[2].bpbroker("key", "show", "join", "--format", "json").stdout)
+    assert len(shown["used_by"]) == USES
