@@ -40,9 +40,10 @@ from bpbroker.extensions import idempotency
 from bpbroker.extensions.cgroups import Groups
 from bpbroker.frontend import access_log
 from bpbroker.frontend.access_keys import NamedKeys
-from bpbroker.frontend.application import Application, changed_by_extension, expired, rejected
+from bpbroker.frontend.application import Application
 from bpbroker.frontend.extension_calls import understand
 from bpbroker.frontend.pages import Pages
+from bpbroker.frontend.request_context import changed_by_extension, expired, rejected
 from bpbroker.registry import named_keys
 from bpbroker.registry.discovery_secret import DiscoverySecret
 from bpbroker.runtime import sdnotify

@@ -7,7 +7,6 @@ another server it runs by :func:`bpbroker.server.wsgi.as_wsgi`.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import math
@@ -17,7 +16,6 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from http import HTTPStatus
 from typing import Any, Final
 
 from bpbroker import messages
@@ -25,13 +23,11 @@ from bpbroker.config import layers, schema
 from bpbroker.discovery.interfaces import for_loopback, is_loopback
 from bpbroker.errors import (
     BadRequest,
-    ConfigurationError,
     MethodNotAllowed,
     NotFound,
     Overloaded,
     PreconditionFailed,
     RequestError,
-    StartError,
     TooManyRequests,
     Unauthorized,
     Unavailable,
@@ -41,15 +37,17 @@ from bpbroker.frontend.access_keys import NamedKeys
 from bpbroker.frontend.actions import BUILT_IN
 from bpbroker.frontend.ask import Ask, EntryLimits, limits_of, loopback_writer
 from bpbroker.frontend.control import CONTROL, METRICS, REGISTRY
+from bpbroker.frontend.key_uses import KeyUses
 from bpbroker.frontend.pages import Pages
 from bpbroker.frontend.parameters import Parameters, json_object, parse
+from bpbroker.frontend.request_context import RequestContext
 from bpbroker.frontend.request_counts import RequestCounts
 from bpbroker.frontend.scrapes import SCRAPE_SECS, Scrape, Scrapes
-from bpbroker.registry import named_keys, rights
+from bpbroker.registry import named_keys
 from bpbroker.registry.named_keys import NamedKey
-from bpbroker.registry.requests import Batch, Close, Expired, Open
+from bpbroker.registry.requests import Open
 from bpbroker.registry.rights import Need
-from bpbroker.registry.writes import WRITES, Change, changes_of, ended_with
+from bpbroker.registry.writes import WRITES
 from bpbroker.server import response
 from bpbroker.server.budget import Budget
 from bpbroker.server.request import Request, network_of
@@ -62,10 +60,6 @@ HEALTH_SECS: Final = 5.0
 _NOT_KNOWN: Final = Unavailable("The broker's healthcheck does not answer")
 _IDEMPOTENCY_KEY_MAX: Final = 255
 _CONTROL_DEPTH_MAX: Final = 200
-_NOTED_AGAIN_SECS: Final = 60.0
-"""A use that could not be noted is tried again after so long."""
-_REGISTRY: Final = "x-registry"
-_NO_STORE: Final = ("Cache-Control", "no-store")
 _READ_WITH: Final = ("GET", "HEAD")
 _CALL_WITH: Final = ("POST", "GET", "DELETE")
 _ABOUT: Final = ("name", "pool", "session")
@@ -137,13 +131,10 @@ class Application:
             named = NamedKeys()
             named.complete()
         self._named = named
-        self._named.ended = self._end_waits
+        self._key_uses = KeyUses(addresses, named)
+        self._named.ended = self._key_uses.end_waits
         self._pages = pages
         self._tell_pages(settings)
-        self._waits: dict[str, set[Future[Any]]] = {}
-        """Named key to the replies that its callers wait for."""
-        self._noted: dict[str, float] = {}
-        """Named key to the monotonic time at which its use was noted last."""
         self._wrong_keys = access_keys.WrongKeys(schema.option(settings, "api", "wrong_keys_per_minute"))
         self.request_counts = RequestCounts(self._derived.keys)
         """Gets the requests that were answered, by whoever has them."""
@@ -174,7 +165,7 @@ class Application:
 
     def admit(self, request: Request) -> Response | None:
         """Return the response to a request that is refused by its head alone, before its body is read."""
-        call = _Call(self._request_id(request), request)
+        call = RequestContext(self._request_id(request), request)
         try:
             self._check_head(request, call, early=True)
         except RequestError as error:
@@ -185,7 +176,7 @@ class Application:
 
     def __call__(self, request: Request) -> Response | PendingResponse:
         """Serve one request."""
-        call = _Call(self._request_id(request), request)
+        call = RequestContext(self._request_id(request), request)
         try:
             result = self._serve(request, call)
         except _HeldBack as error:
@@ -209,13 +200,13 @@ class Application:
             return given
         return f"{self._id_prefix}{next(self._id_numbers):06x}"
 
-    def _serve(self, request: Request, call: _Call) -> Response | PendingResponse:
+    def _serve(self, request: Request, call: RequestContext) -> Response | PendingResponse:
         self._check_head(request, call)
         if call.page is not None:
             return call.page(self, request, call)
         return self._control(request, call) if call.namespace == "_control" else self._call(request, call)
 
-    def _check_head(self, request: Request, call: _Call, *, early: bool = False) -> None:
+    def _check_head(self, request: Request, call: RequestContext, *, early: bool = False) -> None:
         """Refuse what can be refused before the body is there; note whose method is called.
 
         With ``early`` the body is not there, so it is worth while to look into the query, too.
@@ -250,7 +241,7 @@ class Application:
             elif early and request.query:  # then the body is not looked at for parameters
                 self._check_key(keys, parse(request.query, "", b"", 1).keys, call)
 
-    def _call(self, request: Request, call: _Call) -> Response | PendingResponse:
+    def _call(self, request: Request, call: RequestContext) -> Response | PendingResponse:
         """Serve a call of a namespace's method: section, key and method are looked at in this order."""
         derived = self._derived
         namespace, method = call.namespace, call.method
@@ -279,7 +270,7 @@ class Application:
             source = for_loopback(source, derived.loopback_writer)
         outcome = action.decide(parameters, request.fields, source, derived.limits)
         if isinstance(outcome, Response):
-            return outcome if key is None else self._let_in(key, outcome, call)
+            return outcome if key is None else self._key_uses.let_in(key, outcome, call)
         if call.by and isinstance(outcome.message, Open):
             outcome = outcome._replace(message=replace(outcome.message, key=call.by))
         return self._ask("registry", outcome, call)
@@ -294,7 +285,7 @@ class Application:
             raise Unauthorized("Unauthorized package")
         return Application._page
 
-    def _page(self, request: Request, call: _Call) -> Response | PendingResponse:
+    def _page(self, request: Request, call: RequestContext) -> Response | PendingResponse:
         """Serve a page for people; only who signs in there brings a key."""
         assert self._pages is not None  # noqa: S101 - looked at with the head
 
@@ -302,17 +293,17 @@ class Application:
             call.by = name
             key = self._named.by_name.get(name)
             if key is not None and signs_in:  # pages that are only looked at write nothing, not even this
-                self._note(key)
+                self._key_uses.note(key)
 
         return self._pages.serve(
-            request, call.id, call.sent, self._check_guessing, self._count_wrong, self._watch, came_with
+            request, call.id, call.sent, self._check_guessing, self._count_wrong, self._key_uses.end_with_key, came_with
         )
 
     def _is_closed(self, namespace: str) -> bool:
         """Whether a namespace without an ``_access_key`` needs a named key."""
         return namespace in self._named.closed and namespace not in self._derived.opened
 
-    def _check_key(self, keys: tuple[str, ...], candidates: Sequence[object], call: _Call) -> None:
+    def _check_key(self, keys: tuple[str, ...], candidates: Sequence[object], call: RequestContext) -> None:
         """See that a request brings the namespace's own key, or a named one, which is noted in ``call``."""
         self._check_guessing(candidates, call.source)
         if keys and access_keys.matches(candidates, keys):
@@ -350,7 +341,7 @@ class Application:
                 " `bpbroker token` on this broker's host prints one for this registry"
             )
 
-    def _note_caller(self, candidates: Sequence[object], call: _Call) -> None:
+    def _note_caller(self, candidates: Sequence[object], call: RequestContext) -> None:
         """Note whose key comes with a call of an open namespace. It opens nothing there and limits nothing."""
         key = self._named.find(candidates, time.time()) if candidates else None
         if key is not None and not key.why_not(call.source, network_of(call.source), time.time()):
@@ -380,67 +371,7 @@ class Application:
             error.delay_secs = self._wrong_keys.delay_secs(client)
             raise error
 
-    # --- named keys ---
-
-    def _let_in(self, key: NamedKey, answer: Response, call: _Call) -> Response | PendingResponse:
-        """Return a response that is there already, after the use of the key was counted if it has to be."""
-        if not key.must_be_counted(network_of(call.source)):
-            self._note(key)
-            return answer
-        message = _counted(key, call.source)
-
-        def finish(reply: Future[Any]) -> Response:
-            return call.finish(response.rendered(reply, lambda _: answer, call.broken))
-
-        registry = self._addresses["registry"]
-        return PendingResponse(lambda: registry.ask(message, ASK_TIMEOUT_SECS), finish, ASK_TIMEOUT_SECS)
-
-    def _note(self, key: NamedKey) -> None:
-        """Have the day of a key's use noted; nothing waits for that."""
-        now = time.monotonic()
-        if key.is_to_be_noted(time.time()) and now - self._noted.get(key.name, -math.inf) > _NOTED_AGAIN_SECS:
-            self._noted[key.name] = now
-            with contextlib.suppress(RequestError):
-                message = messages.ChangeKey(named_keys.stored_name(key.name), "note")
-                self._addresses["registry"].ask(message, ASK_TIMEOUT_SECS)
-
-    def _with_key(
-        self, key: NamedKey, ask: Callable[[], Future[Any]], call: _Call, *, patient: bool
-    ) -> Callable[[], Future[Any]]:
-        """Return how an actor is asked for a caller with a named key.
-
-        A use that counts is stored first. A wait ends when the key is revoked.
-        """
-
-        def begin() -> Future[Any]:
-            outer: Future[Any] = Future()
-            if patient:
-                self._watch(key, outer)
-            if key.must_be_counted(network_of(call.source)):
-                counting = self._addresses["registry"].ask(_counted(key, call.source), ASK_TIMEOUT_SECS)
-                counting.add_done_callback(lambda counted: _go_on(counted, ask, outer))
-            else:
-                self._note(key)
-                _go_on(None, ask, outer)
-            return outer
-
-        return begin
-
-    def _watch(self, key: NamedKey, reply: Future[Any]) -> None:
-        """End a reply when its key is revoked, until it is there."""
-        waits = self._waits.setdefault(key.name, set())
-        waits.add(reply)
-        reply.add_done_callback(waits.discard)
-        now = self._named.by_name.get(key.name)
-        if now is None or now.revoked is not None:  # just before it was in the set
-            self._end_waits(key)
-
-    def _end_waits(self, key: NamedKey) -> None:
-        """End what callers with this key wait for: it was revoked."""
-        for reply in tuple(self._waits.get(key.name, ())):
-            messages.fail(reply, Unauthorized(f"The access key '{key.name}' was revoked"))
-
-    def _whoami(self, request: Request, call: _Call) -> Response:
+    def _whoami(self, request: Request, call: RequestContext) -> Response:
         """Tell what the key that a request brings may do."""
         given = _in_header(request.fields)
         derived, named = self._derived, self._named
@@ -483,7 +414,7 @@ class Application:
             )
 
     def _ask(
-        self, name: str, ask: Ask, call: _Call, broken: Callable[[BaseException], Response] | None = None
+        self, name: str, ask: Ask, call: RequestContext, broken: Callable[[BaseException], Response] | None = None
     ) -> PendingResponse:
         address = self._addresses[name]
         message, show, timeout, heavy, patient, late, heavy_if, size_of = ask
@@ -498,7 +429,7 @@ class Application:
 
         begin, key = ask_now, call.key
         if key is not None:
-            begin = self._with_key(key, ask_now, call, patient=patient)
+            begin = self._key_uses.counted_first(key, ask_now, call, patient=patient)
             left = key.until - time.time()
             if patient and left < timeout:
                 timeout, late = max(left, 0.0), Unauthorized(f"The access key '{key.name}' has just ended")
@@ -537,7 +468,7 @@ class Application:
 
         return shown
 
-    def _extension(self, request: Request, parameters: Parameters, call: _Call) -> PendingResponse:
+    def _extension(self, request: Request, parameters: Parameters, call: RequestContext) -> PendingResponse:
         namespace, method, verb = call.namespace, call.method, request.method
         if not _METHOD_NAME.match(method):
             raise Unauthorized("Unauthorized method")
@@ -556,7 +487,7 @@ class Application:
         # The actor replies to each call, however it ends; this is only for an actor that broke.
         return self._ask(name, Ask(message, _called, limit * (waits + 2) + ASK_TIMEOUT_SECS), call)
 
-    def _control(self, request: Request, call: _Call) -> Response | PendingResponse:
+    def _control(self, request: Request, call: RequestContext) -> Response | PendingResponse:
         """Serve the local ``bpbroker`` command, which has read the token from the lock file."""
         if call.method == REGISTRY:
             return self._registry(call)
@@ -577,33 +508,33 @@ class Application:
         name, ask = action(document)
         return self._ask(name, ask, call, call.unusable)
 
-    def _registry(self, _call: _Call) -> Response:
+    def _registry(self, _call: RequestContext) -> Response:
         """Tell the local command which registry this broker serves."""
         return response.success_with({"id": self._named.registry_id})
 
     # --- pages ---
 
-    def _health(self, _request: Request, call: _Call) -> PendingResponse:
+    def _health(self, _request: Request, call: RequestContext) -> PendingResponse:
         return self._look(response.health, call)
 
-    def _ready(self, _request: Request, call: _Call) -> PendingResponse:
+    def _ready(self, _request: Request, call: RequestContext) -> PendingResponse:
         return self._look(_ready, call)
 
-    def _look(self, show: Callable[[messages.HealthReport], Response], call: _Call) -> PendingResponse:
+    def _look(self, show: Callable[[messages.HealthReport], Response], call: RequestContext) -> PendingResponse:
         return self._ask("healthcheck", Ask(messages.Health(), show, HEALTH_SECS, heavy=True, late=_NOT_KNOWN), call)
 
-    def _live(self, _request: Request, _call: _Call) -> Response:
+    def _live(self, _request: Request, _call: RequestContext) -> Response:
         return response.success_with({"live": True})
 
-    def _openapi(self, _request: Request, _call: _Call) -> Response:
+    def _openapi(self, _request: Request, _call: RequestContext) -> Response:
         return Response(200, openapi.document())
 
-    def _client_file(self, _request: Request, _call: _Call) -> Response:
+    def _client_file(self, _request: Request, _call: RequestContext) -> Response:
         name = 'attachment; filename="bpclient.pyz"'
         headers = (("Content-Disposition", name), ("ETag", f'"{client_file.digest()}"'))
         return Response(200, client_file.content(), "", "application/zip", headers)
 
-    def _check_metrics(self, request: Request, call: _Call) -> None:
+    def _check_metrics(self, request: Request, call: RequestContext) -> None:
         """See that a request brings a key that may read the metrics."""
         call.namespace = "metrics"
         given = _in_header(request.fields)
@@ -615,12 +546,12 @@ class Application:
         self._check_key(self._derived.keys["services"], given, call)
         access_keys.check(call.key, (Need("metrics", "Read"),))
 
-    def _metrics(self, request: Request, call: _Call) -> PendingResponse:
+    def _metrics(self, request: Request, call: RequestContext) -> PendingResponse:
         form = metrics.content_type(request.fields.get("accept", ""))
         scrape = self._scrapes.current()
         return self._scrape(scrape, lambda: Response(200, scrape.text(form), "", form), call)
 
-    def _scrape(self, scrape: Scrape, show: Callable[[], Response], call: _Call) -> PendingResponse:
+    def _scrape(self, scrape: Scrape, show: Callable[[], Response], call: RequestContext) -> PendingResponse:
         """Return the response that shows a scrape; parts that do not answer in time are left out."""
 
         def ask() -> Future[Any]:
@@ -630,7 +561,7 @@ class Application:
             refused = None if reply.cancelled() else reply.exception()
             return call.finish(show() if refused is None else response.rendered(reply, lambda _: show(), call.broken))
 
-        begin = ask if call.key is None else self._with_key(call.key, ask, call, patient=False)
+        begin = ask if call.key is None else self._key_uses.counted_first(call.key, ask, call, patient=False)
         return PendingResponse(begin, finish, SCRAPE_SECS, heavy=True)
 
     def _seen(self, measured: messages.Measured | None) -> metrics.Seen:
@@ -650,7 +581,7 @@ class Application:
         self._wrong_keys.count(network_of(source), time.monotonic(), proven=False)
 
 
-_Page = Callable[[Application, Request, "_Call"], Response | PendingResponse]
+_Page = Callable[[Application, Request, RequestContext], Response | PendingResponse]
 
 _PAGES: Final[Mapping[str, _Page]] = {
     "health": Application._health,  # noqa: SLF001 - this table is the class's own
@@ -664,128 +595,19 @@ _PAGES: Final[Mapping[str, _Page]] = {
 """What is no call of a method; the methods of a namespace of such a name are below it."""
 
 
-class _Call:
-    """One request on its way: what its answer and its line in the access log need."""
-
-    __slots__ = (
-        "_started", "by", "id", "key", "method", "name", "namespace", "page", "registry", "revision", "source",
-    )  # fmt: skip
-
-    def __init__(self, request_id: str, request: Request) -> None:
-        self._started = time.monotonic()
-        self.id = request_id
-        self.source = request.address
-        self.registry = request.fields.get(_REGISTRY, "")
-        """The registry that the join token of the client is for; empty if it did not say."""
-        self.namespace = ""
-        self.method = ""
-        self.page: _Page | None = None
-        """What serves it, if it is no call of a method."""
-        self.name: Any = None
-        self.key: NamedKey | None = None
-        """The named key that let the call in."""
-        self.by: str | None = None
-        """The name of the key that came with it."""
-        self.revision = 0
-        """Of what it changed."""
-
-    def noting(self, message: Any, show: Callable[[Any], Response]) -> Callable[[Any], Response]:
-        """Return what shows the reply to a write, and notes for the access log what was changed."""
-
-        def shown(value: Any) -> Response:
-            self.revision = getattr(value, "revision", 0)
-            if isinstance(message, (Batch, Close)):
-                changes = changes_of(message, value)
-                if isinstance(message, Close):
-                    next(changes)  # the request itself has a line
-                for change in changes:
-                    _write_change(change, self.source, self.id, self.by)
-            return show(value)
-
-        return shown
-
-    def finish(self, answer: Response) -> Response:
-        """Write the access log; return the response with the headers that all have."""
-        status, body, reason, content_type, headers = answer
-        name = self.name
-        access_log.write(
-            access_log.Line(
-                self.source,
-                status,
-                len(body),
-                self.id,
-                self.namespace,
-                self.method,
-                name if isinstance(name, str) else None,
-                self._started,
-                self.by,
-                self.revision,
-            )
-        )
-        return Response(status, body, reason, content_type, (("X-Request-Id", self.id), _NO_STORE, *headers))
-
-    def sent(self, answer: Response) -> Response:
-        """Finish a page; it may say itself how long it is kept, as static files do."""
-        finished = self.finish(answer)
-        if any(name == "Cache-Control" for name, _ in answer.headers):
-            return finished._replace(headers=tuple(header for header in finished.headers if header != _NO_STORE))
-        return finished
-
-    def unusable(self, error: BaseException) -> Response:
-        """Return the response for the operator on this host, who may read what is wrong with the configuration."""
-        if isinstance(error, (ConfigurationError, StartError)):
-            return response.failure(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
-        return self.broken(error)
-
-    def broken(self, error: BaseException) -> Response:
-        """Return the response to an unexpected error: the client gets an id, the log has everything."""
-        logger.error("Request %s failed", self.id, exc_info=error)
-        return response.failure(500, f"Internal error; the broker's log has it under id {self.id}")
-
-
 class _HeldBack(TooManyRequests):
     """Too many wrong keys came from an address: the answer to another one comes late."""
 
     delay_secs: float = 0.0
 
 
-def _held_back(refusal: Response, delay_secs: float, call: _Call) -> PendingResponse:
+def _held_back(refusal: Response, delay_secs: float, call: RequestContext) -> PendingResponse:
     """Return an answer that comes late; no thread waits for it."""
 
     def finish(_reply: Future[Any]) -> Response:
         return call.finish(refusal)
 
     return PendingResponse(Future, finish, delay_secs, patient=True)
-
-
-def _counted(key: NamedKey, source: str) -> messages.ChangeKey:
-    """Return the message that counts a use of a key."""
-    given = {"client": network_of(source), "address": source}
-    return messages.ChangeKey(named_keys.stored_name(key.name), "count", given)
-
-
-def _go_on(counted: Future[Any] | None, ask: Callable[[], Future[Any]], outer: Future[Any]) -> None:
-    """Ask an actor for ``outer`` once the use of the key is counted; None if it need not be."""
-    try:
-        if counted is not None:
-            counted.result(0)
-        if outer.done():  # the client has gone
-            return
-        inner = ask()
-    except Exception as error:  # noqa: BLE001 - becomes the reply
-        messages.fail(outer, error)
-        return
-
-    def hand_on(done: Future[Any]) -> None:
-        if done.cancelled():
-            outer.cancel()
-        elif (error := done.exception()) is not None:
-            messages.fail(outer, error)
-        else:
-            messages.settle(outer, done.result())
-
-    outer.add_done_callback(lambda _: inner.cancel())
-    inner.add_done_callback(hand_on)
 
 
 def _shown_key(key: NamedKey) -> dict[str, Any]:
@@ -821,29 +643,6 @@ def _in_header(fields: Mapping[str, str]) -> list[str]:
 def _utf8(header: str) -> str:
     """Return a header's bytes, which are shown as Latin-1, as the UTF-8 text that they are."""
     return header.encode("latin-1", "replace").decode("utf-8", "replace")
-
-
-def changed_by_extension(call: messages.Call, change: Change) -> None:
-    """Write the access log for a change that an extension asked the registry for; any thread may call it."""
-    _write_change(change, call.source, call.request_id, call.caller or None)
-
-
-def expired(end: Expired) -> None:
-    """Write the access log for a session that ended by itself; any thread may call it."""
-    for change in (Change("Expire", end.session, 200, end.revision), *ended_with(end.names, end.revision)):
-        _write_change(change, end.source, "", end.key or None)
-
-
-def _write_change(change: Change, source: str, request_id: str, by: str | None) -> None:
-    method, name, status, revision = change
-    access_log.write(
-        access_log.Line(source, status, 0, request_id, rights.REGISTRY, method, name, None, by, revision, within=True)
-    )
-
-
-def rejected(address: str, refusal: Response) -> None:
-    """Write the access log for what the server refused by itself."""
-    access_log.write(access_log.Line(address=address, status=refusal.status, sent_bytes=len(refusal.body)))
 
 
 def _called(result: messages.CallResult) -> Response:
