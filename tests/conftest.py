@@ -28,7 +28,8 @@ settings.register_profile(
 settings.load_profile("bpbroker")
 
 TESTS = Path(__file__).parent
-SYSTEM_FOLDERS = ("e2e", "benchmarks", "docs", "machine", "packaging", "support")
+SYSTEM_FOLDERS = ("e2e", "benchmarks", "docs", "machine", "packaging", "support", "actors/extension")
+"""What starts programs: brokers, builds, browsers, machines, or a process for each extension."""
 SYSTEM_FIXTURES = frozenset({"make_broker", "etcd", "make_etcd", "etcd_wires"})
 """What starts real brokers or etcd clusters; all fixtures that do so use one of these."""
 
@@ -57,9 +58,17 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as ``system`` what starts programs of its own or needs more than this process; the rest is the fast tier."""
     for item in items:
-        folder = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
-        if folder in SYSTEM_FOLDERS or not SYSTEM_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+        if _in_system_folder(item.path) or not SYSTEM_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("system")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave folders out that have nothing of the fast tier: importing their modules takes longer than many tests."""
+    return True if _fast_tier(config) and _in_system_folder(collection_path) else None
+
+
+def _in_system_folder(path: Path) -> bool:
+    return any(path.is_relative_to(TESTS / folder) for folder in SYSTEM_FOLDERS)
 
 
 @pytest.hookimpl(wrapper=True)

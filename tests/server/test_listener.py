@@ -544,9 +544,10 @@ def test_stop_is_bounded_when_an_answer_never_comes(serve: Serve, app: App) -> N
     with client(server) as sock:
         sock.sendall(GET % b"later")
         eventually(lambda: app.owed)
+        longest, server.shutdown_timeout = 3 * server.shutdown_timeout, 1
         before = time.monotonic()
         server.stop()
-        assert time.monotonic() - before < 3 * server.shutdown_timeout
+        assert time.monotonic() - before < longest
         assert app.owed[0].cancelled()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("worker-")]
     server.stop()  # once more does nothing
