@@ -148,10 +148,11 @@ class EmbeddedStore:
         """Open the journal for writing, fence off the store that had it before, and return what it holds."""
         if not self._journal.exists():
             create(self._journal, self._registry, self._commit)
-        # SQLite makes its log as open as the folder is, where that is not a matter of modes: so it finds one.
-        log = self._journal.with_name(f"{self._journal.name}-wal")
+        # SQLite makes its log and index as open as the folder is, where that is no matter of modes: so it finds them.
         if sys.platform == "win32":
-            os.close(files.open_private(log, os.O_RDWR | os.O_CREAT, tighten=True))
+            for end in ("wal", "shm"):
+                path = self._journal.with_name(f"{self._journal.name}-{end}")
+                os.close(files.open_private(path, os.O_RDWR | os.O_CREAT, tighten=True))
         connection = sqlite3.connect(self._journal, isolation_level=None, timeout=_BUSY_TIMEOUT_SECS)
         try:
             connection.execute("PRAGMA synchronous=FULL")
