@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import subprocess
 import sys
 import threading
@@ -120,3 +121,13 @@ def test_it_ends_as_its_command_does(code: int) -> None:
     crash = f"import ctypes; ctypes.windll.kernel32.ExitProcess(ctypes.c_uint({code}))"
     words = [sys.executable, "-c", program, sys.executable, "-c", crash]
     assert subprocess.run(words, timeout=120, check=False).returncode == code
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", locale.getpreferredencoding(False)])
+def test_its_output_is_decoded_as_it_was_encoded(encoding: str, capfd: pytest.CaptureFixture[str]) -> None:
+    data = "\u00e4".encode(encoding)
+    code = f"import sys; sys.stdout.buffer.write({data!r} * 9000 + b'.')"
+    kept = Keeper([sys.executable, "-c", code], {}, keep_output=True)
+    assert kept.run() == 0
+    capfd.readouterr()
+    assert kept.output == "\u00e4" * (8191 // len(data)) + "."

@@ -107,8 +107,17 @@ class Keeper:
 
     @property
     def output(self) -> str:
-        """The end of what it wrote to standard output."""
-        return bytes(self._tail).decode("utf-8", "replace")
+        """The end of what it wrote to standard output; on Windows in UTF-8 or in the code page of its programs."""
+        tail = bytes(self._tail)
+        if sys.platform == "win32":
+            import locale
+
+            cut = tail[:3].lstrip(bytes(range(0x80, 0xC0))) if len(tail) == _TAIL_BYTES else tail[:3]
+            try:
+                return (cut + tail[3:]).decode()
+            except UnicodeDecodeError:
+                return tail.decode(locale.getpreferredencoding(False), "replace")
+        return tail.decode("utf-8", "replace")
 
     def wake(self) -> None:
         """Have :meth:`run` look at the session. From any thread."""
