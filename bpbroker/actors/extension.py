@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -392,7 +392,12 @@ class Extension(Actor):
 
     def _child_ready(self, message: Ready) -> None:
         worker = self._crew.get(message.driver)
-        if worker is not None:
+        if worker is not None and self._offers_nothing_any_more(worker, message.methods):
+            self._trial = None
+            self._crew.dismiss(worker)
+            self._hold("it has no method for clients, as if it were cut off")
+            self._go_on()
+        elif worker is not None:
             worker.ready = True
             self._crew.rest(worker)
             if self._trial is not None and worker is self._trial.worker:
@@ -404,6 +409,10 @@ class Extension(Actor):
             if self._trial is None:
                 self._tell_asked("")
             self._go_on()
+
+    def _offers_nothing_any_more(self, worker: Worker, methods: Sequence[str]) -> bool:
+        """Return whether a changed module has lost all its methods: a full disk leaves an empty one, which imports."""
+        return self._trial is not None and worker is self._trial.worker and not methods and bool(self._methods)
 
     def _call_done(self, message: Done) -> None:
         worker = self._crew.get(message.driver)
@@ -437,6 +446,7 @@ class Extension(Actor):
             closed: tuple[type[RequestError], str]
             closed = Unavailable, "The extension's process cannot be started; the broker's log says why"
             said = f"its process cannot be started: {problem.strerror or problem}"
+            trace = f"{problem}: is it closed to the extension's _user?" if isinstance(problem, PermissionError) else ""
         else:
             closed = Unauthorized, "Unauthorized method"
             said = f"it cannot be imported: {problem}"

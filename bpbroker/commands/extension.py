@@ -96,8 +96,8 @@ def _see_that_it_works(scope: Scope, script: Path, folder: Path, records: list[E
         offered = offered or bool(methods)
     if not offered:
         raise UsageError(
-            f"{script.name} has no method for clients: no function of its own whose name begins with another character "
-            f"than _; {_NOTHING_INSTALLED}"
+            f"{script.absolute().name} has no method for clients: no function of its own whose name begins with "
+            f"another character than _; {_NOTHING_INSTALLED}"
         )
 
 

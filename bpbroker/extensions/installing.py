@@ -263,9 +263,8 @@ def _checked_file(path: Path, force: bool) -> Path:
             if not force:
                 offered(source)
     except SyntaxError as error:
-        raise UsageError(
-            f"{path}, line {error.lineno}: {error.msg}; nothing was installed. Extensions are Python 3"
-        ) from None
+        where = f"{path}, line {error.lineno}" if error.lineno else str(path)
+        raise UsageError(f"{where}: {error.msg}; nothing was installed. Extensions are Python 3") from None
     except ValueError as error:
         raise UsageError(f"{path}: {error}; nothing was installed") from None
     except OSError as error:

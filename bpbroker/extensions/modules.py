@@ -92,7 +92,7 @@ def look_at(namespace: str, lib: Path) -> ExtensionRecord:
     try:
         return ExtensionRecord(namespace, Status.USABLE, path, methods=offered(read_source(path)))
     except SyntaxError as error:
-        said = f"it does not parse: {error.msg}, line {error.lineno}"
+        said = f"it does not parse: {error.msg}" + (f", line {error.lineno}" if error.lineno else "")
     except OSError as error:
         said = f"it cannot be read: {error.strerror}"
     except ValueError as error:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -83,6 +84,8 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.M
     assert look_at("demo", tmp_path).problem == "there is no demo.py in the lib folder"
     (tmp_path / "demo.py").write_text("x = (\n")
     assert look_at("demo", tmp_path).problem == "it does not parse: '(' was never closed, line 1"
+    (tmp_path / "demo.py").write_bytes(b"\0")  # as what a power cut leaves; there is no line to name
+    assert re.fullmatch(r"it does not parse: [^,]*null bytes[^,]*", look_at("demo", tmp_path).problem)
     (tmp_path / "demo.py").write_bytes(b"\0")
     assert look_at("demo", tmp_path).status is Status.BROKEN
     monkeypatch.setattr(modules, "SOURCE_MAX_BYTES", 10)
