@@ -35,6 +35,7 @@ from bpbroker.extensions.refusals import Error, Unavailable
 from bpbroker.extensions.rh import Request, Unsendable, one_line, refusal, result_of
 from bpbroker.extensions.rh_registry import Registry
 from bpbroker.messages import CallResult
+from bpbroker.text import command_line
 
 Method = Callable[[Request], object]
 
@@ -144,7 +145,13 @@ class _Extension:
         try:
             methods = methods_of(load(self._namespace, self._lib, self._beside))
         except BaseException as error:  # noqa: BLE001 - a module may raise anything, SystemExit too
-            self._broker.answer({"kind": "broken", "problem": _problem(error, self._lib), "trace": _trace()})
+            problem, trace = _problem(error, self._lib), _trace()
+            closed = _closed(self._lib, self._namespace)
+            if closed is not None:  # to Python it is as if it were not there
+                problem = "its user may not read the module, the lib folder, or a folder above; the log names it"
+                how = command_line("chmod", "o+rX", str(closed))
+                trace += f"This process's user may not read {closed}; to let it: {how}"
+            self._broker.answer({"kind": "broken", "problem": problem, "trace": trace})
             return
         self._broker.answer({"kind": "ready", "methods": sorted(methods)})
         while (call := self._broker.next()) is not None:
@@ -267,6 +274,18 @@ def _trace() -> str:
         return traceback.format_exc()[-_TRACE_MAX:]
     except MemoryError:
         return "MemoryError"
+
+
+def _closed(lib: Path, namespace: str) -> Path | None:
+    """Return the first folder or file on the way to a module that this process's user may not read; None if none is."""
+    top = namespace.partition(".")[0]
+    for folder in (*reversed(lib.parents), lib):
+        if not os.access(folder, os.X_OK if folder != lib else os.X_OK | os.R_OK):
+            return folder
+    for path in (lib / f"{top}.py", lib / top):
+        if path.exists() and not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK):
+            return path
+    return None
 
 
 def _problem(error: BaseException, lib: Path) -> str:

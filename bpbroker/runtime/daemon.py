@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from bpbroker import process, progress
+from bpbroker import files, process, progress
 from bpbroker.errors import BpbrokerError, ConfigurationError, StartError
 from bpbroker.runtime.log_files import open_log
 
@@ -41,7 +41,7 @@ def in_background(serve: Callable[[Ready, AtWork], int], log_file: Path) -> str:
     if not hasattr(os, "fork"):
         raise StartError("--daemon does not exist on this system; use install-service instead")
     try:
-        log_file.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(log_file.parent, mode=0o755)
         os.close(open_log(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
     except OSError as error:
         raise StartError(f"Cannot write the log file {log_file}: {error.strerror}") from None

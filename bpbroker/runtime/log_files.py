@@ -176,7 +176,7 @@ def handler_of(path: Path) -> LogFile | LogStream:
     Raises:
         OSError: it cannot be opened.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(path.parent, mode=0o755)
     special = None if sys.platform == "win32" or is_plain(path) else _special(path)
     return LogFile(path) if special is None else LogStream(Writer(special))
 

@@ -195,3 +195,26 @@ def test_another_user(make: Make, tmp_path: Path) -> None:
     uid, gid, home, groups = made.body("Who")
     assert (uid, gid, home) == (found.pw_uid, found.pw_gid, found.pw_dir)
     assert set(groups) <= {gid}
+
+
+@pytest.mark.usefixtures("python_of_all")
+@pytest.mark.parametrize("closed", ["above", "lib", "file"])
+def test_what_another_user_may_not_read_is_named(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, closed: str
+) -> None:
+    top = next(parent for parent in tmp_path.parents if parent.name.startswith("pytest-of-"))
+    for folder in (tmp_path, *list(tmp_path.parents)):
+        if folder.is_relative_to(top):
+            folder.chmod(0o755)
+    made = make("who", "def Who(rh):\n    rh.data = 1\n", _user="nobody")
+    path = {"above": made.lib.parent, "lib": made.lib, "file": made.lib / "who.py"}[closed]
+    before = path.stat().st_mode
+    path.chmod(0o600 if closed == "file" else 0o700)
+    try:
+        with pytest.raises(Unauthorized):
+            made.call("Who")
+        assert "may not read" in made.health().detail
+        assert str(path) not in made.health().detail
+        assert f"chmod o+rX {path}" in caplog.text
+    finally:
+        path.chmod(before)
