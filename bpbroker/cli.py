@@ -94,11 +94,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         process.write_utf8()
         process.keep_out_of_cores()
         progress.show_on_terminal()
-    scope = Scope()
+    scope, output = Scope(), sys.stdout
     try:
         code = cli.main(arguments, prog_name="bpbroker", obj=scope, standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
+    except SystemExit:
+        if sys.stdout is not output:  # click has put another in its place, for its reader has gone; it ends with 1
+            process.drop_output()
+            sys.exit(process.NO_READER)
+        raise
     except click.exceptions.Abort:
         _end("bpbroker: Aborted", 1)
     except click.ClickException as error:
@@ -111,12 +116,21 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if isinstance(error, OSError) and process.reader_is_gone(error):
             process.drop_output()
             sys.exit(process.NO_READER)
+        if isinstance(error, OSError) and _is_of_output(error):
+            process.drop_output()
+            _end(f"bpbroker: The result cannot be written to standard output: {error.strerror or error}", 1)
         if scope.debug:
             traceback.print_exc()
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         what = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
         _end(f"bpbroker: {where}{what}" + ("" if scope.debug else " (--debug shows more)"), 1)
     raise AssertionError("click ends the process")
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Return whether an error came from writing the result: it names no file, as one of the broker's own might not."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return error.filename is None and (where.name == "echo" or "sys.stdout" in (where.line or ""))
 
 
 def _usage(error: click.ClickException) -> str:
