@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,12 @@ settings.register_profile(
 )
 settings.load_profile("bpbroker")
 
+ON_WINDOWS = os.name == "nt"
+"""There is no system tier there: what starts a process is run with the rest."""
 TESTS = Path(__file__).parent
-SYSTEM_FOLDERS = ("e2e", "benchmarks", "docs", "machine", "packaging", "support", "actors/extension")
-"""What starts programs: brokers, builds, browsers, machines, or a process for each extension."""
+SYSTEM_FOLDERS = ("e2e", "benchmarks", "docs", "machine", "packaging", "support")
+PROGRAM_FOLDERS = ("actors/extension",)
+"""Each test here starts a process of its own, as those with the mark ``program`` do."""
 SYSTEM_FIXTURES = frozenset({"make_broker", "etcd", "make_etcd", "etcd_wires"})
 """What starts real brokers or etcd clusters; all fixtures that do so use one of these."""
 
@@ -58,17 +62,23 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as ``system`` what starts programs of its own or needs more than this process; the rest is the fast tier."""
     for item in items:
-        if _in_system_folder(item.path) or not SYSTEM_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+        starts_program = _is_below(item.path, PROGRAM_FOLDERS) or item.get_closest_marker("program") is not None
+        if (
+            _is_below(item.path, SYSTEM_FOLDERS)
+            or (starts_program and not ON_WINDOWS)
+            or not SYSTEM_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+        ):
             item.add_marker("system")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave folders out that have nothing of the fast tier: importing their modules takes longer than many tests."""
-    return True if _fast_tier(config) and _in_system_folder(collection_path) else None
+    left_out = SYSTEM_FOLDERS if ON_WINDOWS else (*SYSTEM_FOLDERS, *PROGRAM_FOLDERS)
+    return True if _fast_tier(config) and _is_below(collection_path, left_out) else None
 
 
-def _in_system_folder(path: Path) -> bool:
-    return any(path.is_relative_to(TESTS / folder) for folder in SYSTEM_FOLDERS)
+def _is_below(path: Path, folders: Iterable[str]) -> bool:
+    return any(path.is_relative_to(TESTS / folder) for folder in folders)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bpbroker.messages import Delete as DeleteEntry
-from bpbroker.messages import Get, List, Record, Register, Replace, Update
+from bpbroker.messages import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,11 +218,6 @@ class CheckEmpty:
     """In a batch: there must be no entry whose name begins with ``prefix``. Reply: :class:`Done`."""
 
     prefix: str
-
-
-Operation = (
-    Register | Replace | Update | DeleteEntry | Get | List | Check | CheckEmpty | Take | Ack | Allocate | Release
-)
 
 
 @dataclass(frozen=True, slots=True)

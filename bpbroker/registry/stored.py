@@ -12,9 +12,6 @@ from typing import Final
 
 from bpbroker.messages import INDEX_MAX, Record
 
-SESSION_MAX: Final = 128
-"""Longest id of a session, in characters."""
-
 _TRAILER: Final = re.compile(
     rb'(?:,? ?"last_write_(revision|index)": (\d{1,19}))?(?:,? ?"last_write_session": "([^"\\]{1,128})")?\}\Z'
 )

@@ -31,7 +31,7 @@ def run(*words: str, home: Path, **environ: str) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.mark.system
+@pytest.mark.program
 def test_alone_it_prints_its_usage(tmp_path: Path) -> None:
     done = run(home=tmp_path)
     assert done.returncode == 2
@@ -44,7 +44,7 @@ def test_the_seeds_five_commands_come_first_in_its_order() -> None:
     assert ALL[:5] == ["start", "install-service", "uninstall-service", "install-extension", "configure"]
 
 
-@pytest.mark.system
+@pytest.mark.program
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_lists_every_command(tmp_path: Path, flag: str) -> None:
     done = run(flag, home=tmp_path)
@@ -68,14 +68,14 @@ def test_every_command_has_help_and_the_shared_options(name: str) -> None:
         assert not isinstance(parameter, click.Option) or parameter.help, parameter.name
 
 
-@pytest.mark.system
+@pytest.mark.program
 def test_version(tmp_path: Path) -> None:
     done = run("--version", home=tmp_path)
     assert (done.returncode, done.stdout) == (0, f"bpbroker {stamp.version()}\n")
     assert done.stdout.startswith(f"bpbroker {__version__} (commit ")
 
 
-@pytest.mark.system
+@pytest.mark.program
 @pytest.mark.parametrize(
     "words",
     [("nonsense",), ("start", "--nonsense"), ("install-extension",), ("start", "--listen-port", "x"), ("restore",)],
@@ -88,7 +88,7 @@ def test_wrong_use_is_exit_code_2_and_does_nothing(tmp_path: Path, words: tuple[
     assert not (tmp_path / "home").exists()
 
 
-@pytest.mark.system
+@pytest.mark.program
 @pytest.mark.parametrize(
     "words", [("--config", "FILE", "validate"), ("validate", "-c", "FILE"), ("-c", "FILE", "validate")]
 )
@@ -100,7 +100,7 @@ def test_config_may_stand_before_or_after_the_command(tmp_path: Path, words: tup
     assert f"{file}: api.listen_port" in done.stderr
 
 
-@pytest.mark.system
+@pytest.mark.program
 def test_a_flag_beats_the_environment(tmp_path: Path) -> None:
     bad, good = tmp_path / "bad.json", tmp_path / "good.json"
     bad.write_text("[]")
@@ -112,7 +112,7 @@ def test_a_flag_beats_the_environment(tmp_path: Path) -> None:
     assert run("--config", str(bad), "validate", "--config", str(good), home=tmp_path).returncode == 0
 
 
-@pytest.mark.system
+@pytest.mark.program
 def test_an_error_is_a_sentence_and_with_debug_a_traceback_too(tmp_path: Path) -> None:
     file = tmp_path / "own.json"
     file.write_text("{nonsense")
@@ -126,14 +126,14 @@ def test_an_error_is_a_sentence_and_with_debug_a_traceback_too(tmp_path: Path) -
         assert "Traceback" in debug.stderr
 
 
-@pytest.mark.system
+@pytest.mark.program
 def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
     done = run("--config", str(tmp_path), "check", home=tmp_path)
     assert done.returncode == 2
     assert "is a directory" in done.stderr
 
 
-@pytest.mark.system
+@pytest.mark.program
 @posix_only("a file in place of a folder is an error of its own")
 def test_an_unforeseen_error_is_a_sentence_too(tmp_path: Path) -> None:
     (tmp_path / "etc").write_text("no folder")
@@ -144,7 +144,7 @@ def test_an_unforeseen_error_is_a_sentence_too(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.system
+@pytest.mark.program
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_can_complete(tmp_path: Path, shell: str) -> None:
     script = run(home=tmp_path, _BPBROKER_COMPLETE=f"{shell}_source")
@@ -166,8 +166,8 @@ def programs(tmp_path: Path) -> str:
     return f"{tmp_path / 'bin'}:{os.environ['PATH']}"
 
 
-@pytest.mark.system
-@pytest.mark.system
+@pytest.mark.program
+@pytest.mark.program
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_real_shell_takes_the_line_of_the_page(tmp_path: Path, programs: str, shell: str, program: str) -> None:
@@ -195,7 +195,7 @@ def test_a_real_shell_takes_the_line_of_the_page(tmp_path: Path, programs: str, 
     assert (checked.stderr, checked.returncode) == (b"", 0)
 
 
-@pytest.mark.system
+@pytest.mark.program
 def test_completion_offers_commands_and_options(tmp_path: Path) -> None:
     offered = run(home=tmp_path, _BPBROKER_COMPLETE="bash_complete", COMP_WORDS="bpbroker inst", COMP_CWORD="1")
     assert offered.stdout.split() == ["plain,install-service", "plain,install-extension"]

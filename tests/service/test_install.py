@@ -13,7 +13,7 @@ import pytest
 from bpbroker.storage.lock import FileLock
 from tests.support.systems import is_root
 
-pytestmark = [pytest.mark.system, pytest.mark.skipif(not is_root(), reason="chroot and chown need root")]
+pytestmark = [pytest.mark.program, pytest.mark.skipif(not is_root(), reason="chroot and chown need root")]
 
 OTHER = "/srv/other/b.json"
 
