@@ -42,8 +42,13 @@ def bind(config_file: Path) -> socket.socket | None:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with _short(path) as short:
+            # Linux makes the file with the mode that the socket has: nothing is changed by name, where another user who
+            # may write to the folder could have put a link meanwhile.
+            with contextlib.suppress(OSError):
+                os.fchmod(sock.fileno(), 0o600)
             sock.bind(short)
-        path.chmod(0o600)  # nothing can connect before it listens
+        if path.lstat().st_mode & 0o077 and os.chmod in os.supports_follow_symlinks:
+            path.chmod(0o600, follow_symlinks=False)  # macOS; nothing can connect before it listens
         sock.listen(_BACKLOG)
         sock.setblocking(False)
     except OSError:

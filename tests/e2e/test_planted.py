@@ -45,7 +45,7 @@ for words in json.load(sys.stdin):
 NAMES = (
     *(f"b.json{end}" for end in (".lock", ".journal", ".journal-wal", ".journal-shm", ".journal-mark", ".answers")),
     *(f"b.{kind}{end}" for kind in ("crt", "key") for end in ("", ".old", ".staged")),
-    *("b.log", "pid", "lib/demo.py", "lib/demo"),
+    *("b.log", "b.json.sock", "pid", "lib/demo.py", "lib/demo"),
 )
 
 EXTENSION = "def Hello(rh):\n    rh.data = 'x'\n"

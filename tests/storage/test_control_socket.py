@@ -71,3 +71,19 @@ def test_what_is_no_socket_stays(file: Path) -> None:
     control_socket.remove(file)
     assert path.is_symlink()
     assert target.read_text() == "x"
+
+
+def test_a_link_that_is_put_there_meanwhile_is_not_followed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, precious = control_socket.socket_path(file), file.with_name("precious")
+    precious.touch(0o644)
+    precious.chmod(0o644)
+
+    class Raced(socket.socket):
+        def bind(self, address: object) -> None:
+            super().bind(address)  # type: ignore[arg-type]  # the stub's name for any address is private
+            path.unlink()
+            path.symlink_to(precious)
+
+    monkeypatch.setattr(socket, "socket", Raced)
+    with bound(file):
+        assert precious.stat().st_mode & 0o777 == 0o644

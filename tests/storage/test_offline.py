@@ -398,18 +398,3 @@ def test_a_restore_brings_back_nothing_that_belongs_to_a_session(file: Path, tmp
     assert set(config_file.read(backup)[1]) == set(stored)
     offline.restore(file, backup)
     assert offline.state_of(file).entries == {name: stored[name] for name in ("stays", "_taken/key")}
-
-
-def test_a_bare_name_is_that_of_a_backup_whatever_the_working_directory_holds(
-    file: Path, backup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    monkeypatch.chdir(elsewhere)
-    config_file.write(elsewhere / backup.name, {"services": {}}, {"planted": b'{"v": 1}'})
-    done = offline.restore(file, Path(backup.name))
-    assert Path(done.backup).resolve() == backup.resolve()
-    assert shown(offline.state_of(file)) == (OTHER_SETTINGS, OTHER)
-    # Its path means the other one.
-    offline.restore(file, Path("..", "elsewhere", backup.name))
-    assert set(offline.state_of(file).entries) == {"planted"}
