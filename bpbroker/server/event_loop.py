@@ -78,6 +78,8 @@ class EventLoop:
         self._asking: deque[Connection] = deque()
         self._connections: set[Connection] = set()
         self._by_network: Counter[str] = Counter()
+        self._most = 0
+        """No network has more connections than that; perhaps none has so many any more."""
         self._newcomers: dict[Connection, None] = {}
         """Connections in the order in which they came, until it is seen that a request on one was complete."""
         self._accept_again = 0.0
@@ -203,6 +205,7 @@ class EventLoop:
         self._service.tally.accepted += 1
         self._connections.add(connection)
         self._by_network[connection.network] += 1
+        self._most = max(self._most, self._by_network[connection.network])
         self._newcomers[connection] = None
         self._wait_for(connection, Turn.READ)
 
@@ -224,9 +227,13 @@ class EventLoop:
         places = self._service.policy.connections_max
         if len(self._connections) < places:
             return True
-        busiest, most = self._by_network.most_common(1)[0]
         # With many addresses of one connection each, a client with two would have the most.
-        greedy = most > max(1, places // _SHARES)
+        share = max(1, places // _SHARES)
+        busiest, most = "", self._most
+        if most > share:  # else there is no need to look at all networks for each connection that comes
+            busiest, most = self._by_network.most_common(1)[0]
+            self._most = most
+        greedy = most > share
         if greedy and held + 1 < most:
             idle = [connection for connection in self._connections if connection.network == busiest and connection.idle]
             idle.sort(key=lambda connection: connection.deadline)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import select
+import shutil
 import ssl
 import subprocess
 import sys
@@ -29,6 +30,8 @@ SECS = 30.0 if LONG else 4.0
 def test_key_updates_without_end(attack: Callable[..., Attacked]) -> None:
     attacked = attack()
     flooder = [sys.executable, "-m", "tests.support.tls_flood", str(attacked.broker.port), str(SECS)]
+    if shutil.which("nice"):  # they stand for other machines, which take no CPU from the broker's
+        flooder = ["nice", "-n", "10", *flooder]
     with ExitStack() as stack:
         flooders = [
             stack.enter_context(
@@ -45,7 +48,7 @@ def test_key_updates_without_end(attack: Callable[..., Attacked]) -> None:
                 took.append(time.monotonic() - begun)
         sent = [int(each.communicate(timeout=60)[0]) for each in flooders]
     logger.info("KeyUpdates %s: %s; slowest of %d fresh /live %.3f s", sent, witness.figures, len(took), max(took))
-    assert max(took) <= SLOWEST_SECS
+    assert max(took) <= (1.0 if LONG else SLOWEST_SECS)  # long: on a machine that does nothing else
     assert min(sent) > 100
     assert witness.figures.slowest_secs < 2.0  # while the flood goes on, not after it
 

@@ -15,7 +15,7 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from bpbroker.errors import ConfigurationError, StartError
 from bpbroker.server import host_certificate, tls
@@ -43,6 +43,7 @@ def test_a_new_pair_is_for_this_host_and_its_key_for_nobody_else(pair: tuple[Pat
 def test_a_new_certificate_is_no_authority(pair: tuple[Path, Path]) -> None:
     extensions = x509.load_pem_x509_certificate(pair[0].read_bytes()).extensions
     assert not extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    assert list(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == [ExtendedKeyUsageOID.SERVER_AUTH]
     assert not extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
 
 
