@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -16,6 +17,7 @@ from bpbroker.registry import numbers, sessions
 from bpbroker.registry.memory import BATCHES
 from bpbroker.registry.replies import send
 from bpbroker.registry.requests import Done, Expire, Forget, Lost, Open, Renew, Rest
+from bpbroker.server.request import network_of
 
 _TIDY_SECS: Final = 60.0
 _FORGOTTEN_AT_ONCE: Final = 50
@@ -44,6 +46,9 @@ class Sessions:
         """How many ended how."""
         self.keep_lost_secs = 0
         """``_registry.keep_lost_secs``."""
+        self._clients: dict[str, str] = {}
+        """Session to the client that opened it, see :func:`network_of`."""
+        self._by_client: Counter[str] = Counter()
         self._memory.session_began = self._began
         self._memory.session_ended = self._ended
         self.handlers: Mapping[type, Callable[[Any], Any]] = {
@@ -53,15 +58,24 @@ class Sessions:
         }
 
     def _began(self, session: str, record: Record) -> None:
+        value = json.loads(record.json)
+        if session not in self._clients:
+            client = self._clients[session] = network_of(str(value.get("source", "")))
+            self._by_client[client] += 1
         if self._owner.backend.leases:  # the store sees to its end
             return
         now = time.monotonic()
-        self._times.begin(session, json.loads(record.json)["ttl"], now)
+        self._times.begin(session, value["ttl"], now)
         self._tick_at = min(self._tick_at, now + self._times.tick_secs)
         self._owner.set_alarm()
 
     def _ended(self, session: str, opened: Record | None) -> None:
         self._times.end(session)
+        client = self._clients.pop(session, None)
+        if client is not None:
+            self._by_client[client] -= 1
+            if not self._by_client[client]:
+                del self._by_client[client]
         if self._owner.backend.leases:
             how = "ended"
         elif session in self._expiring:
@@ -104,6 +118,7 @@ class Sessions:
 
     def _open(self, message: Open) -> Any:
         owner = self._owner
+        self._check_share(message)
         if not owner.backend.leases:
             self._times.renew(message.session, time.monotonic())
             return owner.write(message)
@@ -113,6 +128,20 @@ class Sessions:
             raise Overloaded(f"There are {owner.limits.sessions} sessions already ({sessions.COUNT})")
         owner.backend.open_session(message, partial(send, reply))
         return DEFERRED
+
+    def _check_share(self, message: Open) -> None:
+        """See that a client does not take all sessions: it may have half of them, so that others find room.
+
+        Raises:
+            Overloaded: it has so many.
+        """
+        client, most = network_of(message.source), self._owner.limits.sessions
+        held = self._by_client[client]
+        if held >= (most + 1) // 2 and self._memory.get(sessions.PREFIX + message.session) is None:
+            raise Overloaded(
+                f"{held} of {most} sessions are of {client} already; one address may have half of them"
+                f" ({sessions.COUNT}); nothing was changed"
+            )
 
     def _renew(self, message: Renew) -> Any:
         owner = self._owner

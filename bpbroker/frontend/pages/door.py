@@ -28,7 +28,7 @@ from bpbroker.frontend.pages.threads import PageThreads
 from bpbroker.frontend.pages.viewer import Credential, Gate, key_in
 from bpbroker.frontend.pages.visit import Visit, session_in
 from bpbroker.registry.named_keys import NamedKey
-from bpbroker.server.request import Request
+from bpbroker.server.request import Request, network_of
 from bpbroker.server.response import JSON_TYPE, PendingResponse, Response
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Pages:
                 came_with(visit.credential.name, signs_in=True)
 
         def ask() -> Future[Response]:
-            return self._threads.ask(lambda: self._made().answer(request, visit))
+            return self._threads.ask(lambda: self._made().answer(request, visit), network_of(request.address))
 
         def made(reply: Future[Response]) -> Response:
             try:

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+import cherrypy
 from cherrypy.lib.sessions import Session
 
 from bpbroker.frontend.pages.viewer import Credential
+from bpbroker.frontend.pages.visit import VISIT, Visit
+from bpbroker.server.request import network_of
 
 SESSION_SECS: Final = 12 * 3600
 SESSIONS_MAX: Final = 1000
-PER_CREDENTIAL_MAX: Final = 50
-"""Sessions of one key: whoever has a key must not be able to sign all others out."""
+PER_CLIENT_MAX: Final = 50
+"""Sessions of one key at one address: nobody shall be able to sign out those who have another key, or come from another
+address; without a key all have the same one."""
 CREDENTIAL: Final = "credential"
 """What a session holds: the one thing that it remembers."""
 
@@ -28,8 +33,8 @@ class Sessions:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: dict[str, tuple[Credential, float]] = {}
-        """Id to by what it was signed in, and the monotonic time at which it ends."""
+        self._kept: dict[str, tuple[Credential, float, str]] = {}
+        """Id to by what it was signed in, the monotonic time at which it ends, and the client that signed in."""
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -44,21 +49,23 @@ class Sessions:
         found = self._kept.get(session)
         return 0.0 if found is None else max(0.0, found[1] - time.monotonic())
 
-    def begin(self, session: str, credential: Credential) -> None:
-        """Begin a session; the oldest make room. One that is there already goes on as it is."""
+    def begin(self, session: str, credential: Credential, client: str = "") -> None:
+        """Begin a session; the oldest of who has most make room. One that is there already goes on as it is."""
         now = time.monotonic()
         with self._lock:
             kept = self._kept
             if session in kept:
                 return
-            for each in [each for each, (_, ends) in kept.items() if ends <= now]:
+            for each in [each for each, (_, ends, _) in kept.items() if ends <= now]:
                 del kept[each]
-            alike = [each for each, (known, _) in kept.items() if known == credential]
-            for each in alike[: max(0, len(alike) + 1 - PER_CREDENTIAL_MAX)]:
+            owner = credential, client
+            alike = [each for each, (known, _, whose) in kept.items() if (known, whose) == owner]
+            for each in alike[: max(0, len(alike) + 1 - PER_CLIENT_MAX)]:
                 del kept[each]
-            for each in list(kept)[: max(0, len(kept) + 1 - SESSIONS_MAX)]:
-                del kept[each]
-            kept[session] = credential, now + SESSION_SECS
+            while len(kept) >= SESSIONS_MAX:
+                most = Counter((known, whose) for known, _, whose in kept.values()).most_common(1)[0][0]
+                del kept[next(each for each, (known, _, whose) in kept.items() if (known, whose) == most)]
+            kept[session] = credential, now + SESSION_SECS, client
 
     def end(self, session: str) -> None:
         """End a session."""
@@ -89,7 +96,8 @@ class PageSession(Session):  # type: ignore[misc]  # CherryPy has no annotations
         if credential is None:
             self.store.end(self.id)
         else:
-            self.store.begin(self.id, credential)
+            visit: Visit = cherrypy.request.wsgi_environ[VISIT]
+            self.store.begin(self.id, credential, network_of(visit.source))
 
     def _delete(self) -> None:
         self.store.end(self.id)

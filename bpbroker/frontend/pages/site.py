@@ -26,13 +26,12 @@ from bpbroker.frontend.pages import plain, shown
 from bpbroker.frontend.pages.reading import Part, Reading, own_of, paged, stamp_of
 from bpbroker.frontend.pages.sessions import CREDENTIAL, SESSION_SECS, PageSession, Sessions
 from bpbroker.frontend.pages.viewer import Gate, Viewer
-from bpbroker.frontend.pages.visit import Visit, takes_gzip
+from bpbroker.frontend.pages.visit import VISIT, Visit, takes_gzip
 from bpbroker.registry import named_keys
 from bpbroker.server.request import Request
 from bpbroker.server.response import Response
 
 PREFIX: Final = "/ui"
-VISIT: Final = "bpbroker.visit"
 _HERE: Final = Path(__file__).parent
 _ROWS_MAX_PAGE: Final = 10_000_000
 _OWN_HEADERS: Final = frozenset({"content-type", "content-length", "date", "server"})

@@ -22,7 +22,10 @@ logger = logging.getLogger(__name__)
 WAITING_MAX: Final = 64
 """Pages that may wait to be made; beyond that a browser is told to try again."""
 
-_Work = tuple[Callable[[], Response], "Future[Response]"]
+WAITING_OF_ONE_MAX: Final = WAITING_MAX // 4
+"""Of these so many of one client: the sign-in needs no key, and nobody shall keep all others from it."""
+
+_Work = tuple[Callable[[], Response], "Future[Response]", str]
 
 
 class PageThreads:
@@ -35,22 +38,37 @@ class PageThreads:
     def __init__(self, count: int) -> None:
         self._count = count
         self._queue: queue.SimpleQueue[_Work] = queue.SimpleQueue()
+        self._by_client: dict[str, int] = {}
+        """Client to how many pages wait or are made for it."""
+        self._counting = threading.Lock()
         self._begun = threading.Lock()
         self._threads: list[threading.Thread] = []
 
-    def ask(self, work: Callable[[], Response]) -> Future[Response]:
-        """Have a page made; the future is what ``work`` returns or raises.
+    def ask(self, work: Callable[[], Response], client: str = "") -> Future[Response]:
+        """Have a page made; the future is what ``work`` returns or raises. Only the loop's thread calls it.
+
+        Args:
+            work: makes it.
+            client: for whom, see :func:`bpbroker.server.request.network_of`.
 
         Raises:
             Overloaded: too many wait already.
         """
-        if self._queue.qsize() >= WAITING_MAX:
+        if self._queue.qsize() >= WAITING_MAX or self._by_client.get(client, 0) >= WAITING_OF_ONE_MAX:
             raise Overloaded("Too many pages are being made at the moment; try again in a few seconds")
         if not self._threads:
             self._start()
         reply: Future[Response] = Future()
-        self._queue.put((work, reply))
+        with self._counting:
+            self._by_client[client] = self._by_client.get(client, 0) + 1
+        self._queue.put((work, reply, client))
         return reply
+
+    def _ended(self, client: str) -> None:
+        with self._counting:
+            self._by_client[client] -= 1
+            if not self._by_client[client]:
+                del self._by_client[client]
 
     def _start(self) -> None:
         with self._begun:
@@ -61,11 +79,11 @@ class PageThreads:
 
     def _run(self) -> None:
         while True:
-            work, reply = self._queue.get()
-            if reply.cancelled():  # its browser has gone
-                continue
+            work, reply, client = self._queue.get()
             try:
-                settle(reply, work())
+                if not reply.cancelled():  # else its browser has gone
+                    settle(reply, work())
             except BaseException as error:  # noqa: BLE001 - SystemExit too: a page must not end its thread
                 fail(reply, error)
+            self._ended(client)
             del work, reply  # or the last page would be kept until the next one

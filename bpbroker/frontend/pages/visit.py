@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Final
 
 from bpbroker.frontend.pages.viewer import Credential
+
+VISIT: Final = "bpbroker.visit"
+"""Under which CherryPy's request has the visit."""
 
 
 @dataclass(frozen=True, slots=True)

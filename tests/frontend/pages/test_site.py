@@ -21,6 +21,7 @@ from bpbroker.config import layers
 from bpbroker.discovery.jointoken import JoinToken, make_token
 from bpbroker.frontend import access_log, pages
 from bpbroker.frontend.access_log import Line
+from bpbroker.frontend.pages.viewer import Credential
 from bpbroker.messages import ChangeKey, Health
 from bpbroker.registry import named_keys
 from bpbroker.registry.requests import Allocate, Next
@@ -242,7 +243,7 @@ def test_sessions_are_bounded_and_one_key_s_do_not_push_out_others(
 ) -> None:
     from bpbroker.frontend.pages import sessions
 
-    monkeypatch.setattr(sessions, "PER_CREDENTIAL_MAX", 3)
+    monkeypatch.setattr(sessions, "PER_CLIENT_MAX", 3)
     people.sign_in()
     other = people.cookie
     key = people.give("ci", LOOKING)
@@ -257,6 +258,21 @@ def test_sessions_are_bounded_and_one_key_s_do_not_push_out_others(
     people.cookie = ""
     people.sign_in(key)
     assert len(people.pages._sessions) == 2
+
+
+def test_sessions_of_one_address_do_not_push_out_those_of_others() -> None:
+    from bpbroker.frontend.pages import sessions
+
+    kept, without_a_key = sessions.Sessions(), Credential("open")
+    kept.begin("mine", without_a_key, "10.0.0.1")
+    for number in range(200):
+        kept.begin(f"theirs-{number}", without_a_key, "10.0.0.2")
+    assert kept.find("mine") is without_a_key
+    assert len(kept) == 1 + sessions.PER_CLIENT_MAX
+    for number in range(2000):
+        kept.begin(f"many-{number}", without_a_key, f"10.0.1.{number % 40}")
+    assert kept.find("mine") is without_a_key
+    assert len(kept) == sessions.SESSIONS_MAX
 
 
 def test_a_session_ends_after_twelve_hours_however_often_it_is_used(

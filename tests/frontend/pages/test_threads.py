@@ -41,6 +41,25 @@ def test_what_hangs_takes_one_thread_and_the_queue_is_bounded(monkeypatch: pytes
     assert [reply.result(WAIT_SECS) for reply in (*hanging, *waiting[1:])] == [DONE] * 4
 
 
+def test_one_client_does_not_keep_all_others_from_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "WAITING_OF_ONE_MAX", 3)
+    made = PageThreads(1)
+    let_go = threading.Event()
+
+    def hang() -> Response:
+        assert let_go.wait(WAIT_SECS)
+        return DONE
+
+    first = [made.ask(hang, "10.0.0.1") for _ in range(3)]
+    first[-1].cancel()  # it has its place in the queue until it is its turn
+    with pytest.raises(Overloaded):
+        made.ask(lambda: DONE, "10.0.0.1")
+    other = made.ask(lambda: DONE, "10.0.0.2")
+    let_go.set()
+    assert other.result(WAIT_SECS) == DONE
+    assert made.ask(lambda: DONE, "10.0.0.1").result(WAIT_SECS) == DONE
+
+
 @pytest.mark.parametrize("error", [ValueError("x"), SystemExit(3), KeyboardInterrupt()], ids=repr)
 def test_what_a_page_raises_ends_no_thread(error: BaseException) -> None:
     made = PageThreads(1)

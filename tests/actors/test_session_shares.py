@@ -1,0 +1,46 @@
+"""How many of the sessions one client may have."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bpbroker.errors import Overloaded
+from bpbroker.registry.requests import Close, Open, Renew
+from tests.support.people import People
+
+
+@pytest.fixture
+def people() -> People:
+    made = People()
+    actor = made.registry._actor
+    actor.limits = replace(actor.limits, sessions=6)
+    return made
+
+
+def open_session(people: People, session: str, source: str) -> None:
+    people.registry.ask(Open(session, 60.0, source), 1.0).result(1)
+
+
+def test_a_client_has_half_of_the_sessions_and_others_find_room(people: People) -> None:
+    for number in range(3):
+        open_session(people, f"a{number}", "10.0.0.1")
+    with pytest.raises(Overloaded, match=r"3 of 6 sessions are of 10\.0\.0\.1 already"):
+        open_session(people, "a3", "10.0.0.1")
+    open_session(people, "a0", "10.0.0.1")  # it is there
+    people.registry.ask(Renew("a0"), 1.0).result(1)
+    for number in range(3):
+        open_session(people, f"b{number}", f"10.0.1.{number}")
+    with pytest.raises(Overloaded, match="There are 6 sessions already"):
+        open_session(people, "c", "10.0.2.1")
+    people.registry.ask(Close("a1"), 1.0).result(1)
+    open_session(people, "a4", "10.0.0.1")
+
+
+def test_a_network_of_ipv6_is_one_client(people: People) -> None:
+    for number in range(3):
+        open_session(people, f"b{number}", f"2001:db8::{number}")
+    with pytest.raises(Overloaded, match="of 2001:db8:: already"):
+        open_session(people, "b3", "2001:db8::9")
+    open_session(people, "c", "2001:db8:0:1::9")
