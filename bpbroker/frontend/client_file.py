@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import io
 import zipfile
@@ -16,6 +17,8 @@ from bpbroker import stamp
 from bpbroker.service.templates import template
 
 _BEGIN: Final = b"#!/usr/bin/env python3\n"
+_LIBRARIES: Final = ("click", "colorama", "ifaddr")
+"""What is not our own; click uses colorama on Windows only."""
 _MOMENT: Final = (1980, 1, 1, 0, 0, 0)
 """The same for every file, so that the same installation makes the same bytes."""
 
@@ -46,6 +49,8 @@ def content() -> bytes:
         archive.writestr(zipfile.ZipInfo("__main__.py", _MOMENT), _MAIN)
         for name, path in sorted(_modules()):
             archive.writestr(zipfile.ZipInfo(name, _MOMENT), path.read_bytes())
+        for name, text in _licences():
+            archive.writestr(zipfile.ZipInfo(name, _MOMENT), text)
     return made.getvalue()
 
 
@@ -64,9 +69,22 @@ def _modules() -> Iterator[tuple[str, Path]]:
             yield f"bpbroker/{path.relative_to(top).as_posix()}", path
     if (top / stamp.FILE).is_file():
         yield f"bpbroker/{stamp.FILE}", top / stamp.FILE
-    for library in ("click", "colorama", "ifaddr"):  # click uses colorama on Windows only
+    for library in _LIBRARIES:
         spec = importlib.util.find_spec(library)
         if spec is not None and spec.origin is not None:
             folder = Path(spec.origin).parent
             for path in folder.rglob("*.py"):
                 yield f"{library}/{path.relative_to(folder).as_posix()}", path
+
+
+def _licences() -> Iterator[tuple[str, str]]:
+    """Yield the name in the file and the text of the licences of what is not our own."""
+    for library in _LIBRARIES:
+        try:
+            distribution = importlib.metadata.distribution(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for name in sorted(distribution.metadata.get_all("License-File") or ()):
+            text = distribution.read_text(f"licenses/{name}") or distribution.read_text(name)
+            if text:
+                yield f"licences/{library}/{name}", text

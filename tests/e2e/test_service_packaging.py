@@ -108,6 +108,12 @@ def test_the_client_in_one_file_runs_with_every_python(
         assert served.status == 200
         file.write_bytes(served.body)
         assert f"/bpclient.pyz, SHA-256 {hashlib.sha256(served.body).hexdigest()}\n" in said.stderr
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        libraries = {name.partition("/")[0] for name in names if "/" in name} - {"bpbroker", "licences"}
+        assert {"click", "ifaddr"} <= libraries
+        texts = [name for name in names if name.startswith("licences/") and archive.read(name)]
+        assert {name.split("/")[1] for name in texts} == libraries
     assert pythons()
     for number, python in enumerate(pythons()):
         words = (python, "-I", "-S", file, "--token", token)
