@@ -134,6 +134,7 @@ class Application:
         self._key_uses = KeyUses(addresses, named)
         self._named.ended = self._key_uses.end_waits
         self._pages = pages
+        self._hsts: tuple[tuple[str, str], ...] = ()
         self._tell_pages(settings)
         self._wrong_keys = access_keys.WrongKeys(schema.option(settings, "api", "wrong_keys_per_minute"))
         self.request_counts = RequestCounts(self._derived.keys)
@@ -155,6 +156,8 @@ class Application:
         """Let the pages go by these settings; an extension that is called as they are has the path for itself."""
         if self._pages is not None:
             derived = self._derived
+            hsts_secs = schema.option(settings, "_ui", "hsts_secs")
+            self._hsts = (("Strict-Transport-Security", f"max-age={hsts_secs}"),) if hsts_secs else ()
             enabled = schema.option(settings, "_ui", "enabled") and "ui" not in derived.keys
             self._pages.settings_changed(derived.keys, derived.opened, enabled=enabled)
 
@@ -295,8 +298,11 @@ class Application:
             if key is not None and signs_in:  # pages that are only looked at write nothing, not even this
                 self._key_uses.note(key)
 
+        def sent(answer: Response) -> Response:
+            return call.sent(answer._replace(headers=(*answer.headers, *self._hsts)))
+
         return self._pages.serve(
-            request, call.id, call.sent, self._check_guessing, self._count_wrong, self._key_uses.end_with_key, came_with
+            request, call.id, sent, self._check_guessing, self._count_wrong, self._key_uses.end_with_key, came_with
         )
 
     def _is_closed(self, namespace: str) -> bool:

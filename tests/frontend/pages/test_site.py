@@ -82,6 +82,15 @@ def test_each_page_opens_and_has_no_secret(inside: People, page: str) -> None:
     assert not re.search(r"<script(?! src=)|\bon\w+=|style=", html)
 
 
+def test_browsers_are_told_to_insist_on_https_only_where_that_is_asked_for() -> None:
+    people = People({"_ui": {"hsts_secs": 3600}})
+    people.sign_in()
+    for page in (*PAGES, "nothing", "static/style.css", "live/events"):
+        assert fields_of(people.send(f"/ui/{page}"))["Strict-Transport-Security"] == "max-age=3600", page
+    people.application.settings_changed(layers.freeze({**people.settings, "_ui": {}}))
+    assert "Strict-Transport-Security" not in fields_of(people.send("/ui/"))
+
+
 def plain_headers() -> tuple[tuple[str, str], ...]:
     return (("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "same-origin"))
 
