@@ -232,9 +232,7 @@ KNOWN: Final[Mapping[str, Mapping[str, Key]]] = {
     "_ui": {
         "enabled": Key(_flag, True, "whether there are pages for people, under /ui/"),
         "read_only": Key(_always, True, "that the pages change nothing; there are no others"),
-        "hsts_secs": Key(
-            _number(0, 63_072_000), 0, "how long browsers insist on HTTPS for this host; 0: not at all"
-        ),
+        "hsts_secs": Key(_number(0, 63_072_000), 0, "how long browsers insist on HTTPS for this host; 0: not at all"),
     },
     "ping": {"_access_key": _ACCESS_KEY},
     "services": {"_access_key": _ACCESS_KEY},
