@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import debian_root
+from tests.support import bare_debian, debian_root
 
 TOP = Path(__file__).parents[2]
 LONG = os.environ.get("BPBROKER_LONG") == "1"
@@ -85,21 +85,24 @@ def packages(python: str, wheels: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
-def packed_root(python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of packed roots, which are made once and kept where that is asked for."""
     problem = debian_root.missing()
     if problem:
         pytest.skip(problem)
-    cache = os.environ.get("BPBROKER_ROOTS")
-    return debian_root.archive(python, Path(cache) if cache else tmp_path_factory.mktemp("roots"))
+    place = os.environ.get(bare_debian.PLACE)
+    return Path(place) / "packed" if place else tmp_path_factory.mktemp("roots")
 
 
 @pytest.fixture(scope="session")
-def packed_host(python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def packed_root(python: str, kept: Path) -> Path:
+    return debian_root.archive(python, kept)
+
+
+@pytest.fixture(scope="session")
+def packed_host(python: str, kept: Path) -> Path:
     """Return a packed root that can make virtual environments."""
-    problem = debian_root.missing()
-    if problem:
-        pytest.skip(problem)
-    return debian_root.archive(python, tmp_path_factory.mktemp("hosts"), "python3-venv")
+    return debian_root.archive(python, kept, "python3-venv")
 
 
 @pytest.fixture

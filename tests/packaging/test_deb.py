@@ -159,6 +159,49 @@ def test_what_is_in_the_packages(packages: Packages, tmp_path: Path) -> None:
         assert MARK not in text  # uninstall-service would take it for its own
 
 
+def see_that_a_broken_configuration_is_not_upgraded(root: Root, packages: Packages, port: int) -> None:
+    """See how the second version, which runs, goes on when what is installed over it could not."""
+    client(root, port, "register", "--name", "foo", "--data", "bar")
+    pid = root.path("/run/bpbroker/bpbroker.pid").read_text()
+    good = root.path(CONFIG).read_text()
+    root.path(CONFIG).write_text("{")
+    done = dpkg(root, "-i", packages.first)
+    assert done.returncode == 1
+    assert "nothing is upgraded while the configuration is broken" in done.stderr
+    assert "line 1" in done.stderr or "line 2" in done.stderr
+    status = root.do("dpkg", "-s", "bpbroker")
+    assert "Status: install ok installed" in status
+    assert control(packages.second, "Version")[0] in status
+    assert root.path("/run/bpbroker/bpbroker.pid").read_text() == pid
+    assert client(root, port, "get", "--name", "foo") == "bar\n"
+
+    # One that only the new version refuses: its own validate says so, after it was unpacked.
+    root.path(CONFIG).write_text(good)
+    refuses = (
+        root.path("/opt/bpbroker/bin/bpbroker")
+        .read_text()
+        .replace(
+            "from bpbroker.cli",
+            "sys.argv[1:] == ['validate'] and sys.exit('this version wants more')\nfrom bpbroker.cli",
+        )
+    )
+    work = root.path("/root/work")
+    root.do("dpkg-deb", "-R", root.add(packages.first), "/root/work")
+    (work / "opt/bpbroker/bin/bpbroker").write_text(refuses)
+    (work / "DEBIAN/control").write_text((work / "DEBIAN/control").read_text().replace("-1~deb", "-3~deb"))
+    root.do("dpkg-deb", "-Zgzip", "-z1", "-b", "/root/work", "/root/strict.deb")
+    shutil.rmtree(work)
+    done = root.run("dpkg", "-i", "/root/strict.deb")
+    assert done.returncode == 1
+    assert "this version wants more" in done.stderr
+    assert "the old version goes on" in done.stderr
+    assert root.path("/run/bpbroker/bpbroker.pid").read_text() == pid
+    assert client(root, port, "get", "--name", "foo") == "bar\n"
+    installed(root, packages.second)  # that one likes it
+    assert root.path("/run/bpbroker/bpbroker.pid").read_text() != pid
+    assert client(root, port, "get", "--name", "foo") == "bar\n"
+
+
 def test_the_life_of_the_package(root: Root, packages: Packages, configured: Callable[..., int]) -> None:
     before = traces(root)
     port = configured()
@@ -199,6 +242,9 @@ def test_the_life_of_the_package(root: Root, packages: Packages, configured: Cal
     assert root.path(LOG).read_text().count("is ready") == 2  # once restarted
     assert control(packages.second, "Version")[0] in root.do("dpkg", "-s", "bpbroker")
 
+    see_that_a_broken_configuration_is_not_upgraded(root, packages, port)
+    second = int(root.path("/run/bpbroker/bpbroker.pid").read_text())
+
     assert dpkg(root, "-r", "bpbroker").returncode == 0
     with suppress(psutil.NoSuchProcess):  # it has stopped; its last instructions may come after those of dpkg
         psutil.Process(second).wait(30)
@@ -214,47 +260,6 @@ def test_the_life_of_the_package(root: Root, packages: Packages, configured: Cal
     assert left == set()
     assert root.run("id", "bpbroker").returncode != 0
     assert not root.path("/var/log/bpbroker").exists()
-
-
-def test_a_broken_configuration_is_not_upgraded(root: Root, packages: Packages, configured: Callable[..., int]) -> None:
-    port = configured()
-    client(root, port, "register", "--name", "foo", "--data", "bar")
-    pid = root.path("/run/bpbroker/bpbroker.pid").read_text()
-    good = root.path(CONFIG).read_text()
-    root.path(CONFIG).write_text("{")
-    done = dpkg(root, "-i", packages.second)
-    assert done.returncode == 1
-    assert "nothing is upgraded while the configuration is broken" in done.stderr
-    assert "line 1" in done.stderr or "line 2" in done.stderr
-    status = root.do("dpkg", "-s", "bpbroker")
-    assert "Status: install ok installed" in status
-    assert control(packages.first, "Version")[0] in status
-    assert root.path("/run/bpbroker/bpbroker.pid").read_text() == pid
-    assert client(root, port, "get", "--name", "foo") == "bar\n"
-
-    # One that only the new version refuses: its own validate says so, after it was unpacked.
-    root.path(CONFIG).write_text(good)
-    refuses = (
-        root.path("/opt/bpbroker/bin/bpbroker")
-        .read_text()
-        .replace(
-            "from bpbroker.cli",
-            "sys.argv[1:] == ['validate'] and sys.exit('this version wants more')\nfrom bpbroker.cli",
-        )
-    )
-    work = root.path("/root/work")
-    root.do("dpkg-deb", "-R", root.add(packages.second), "/root/work")
-    (work / "opt/bpbroker/bin/bpbroker").write_text(refuses)
-    root.do("dpkg-deb", "-Zgzip", "-z1", "-b", "/root/work", "/root/strict.deb")
-    done = root.run("dpkg", "-i", "/root/strict.deb")
-    assert done.returncode == 1
-    assert "this version wants more" in done.stderr
-    assert "the old version goes on" in done.stderr
-    assert root.path("/run/bpbroker/bpbroker.pid").read_text() == pid
-    assert client(root, port, "get", "--name", "foo") == "bar\n"
-    installed(root, packages.second)  # that one likes it
-    assert root.path("/run/bpbroker/bpbroker.pid").read_text() != pid
-    assert client(root, port, "get", "--name", "foo") == "bar\n"
 
 
 @long

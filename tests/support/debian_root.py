@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -35,7 +36,7 @@ def archive(python: str, cache: Path, *more: str) -> Path:
         cache: where packed roots are kept.
         more: packages that the root has as well.
     """
-    made = cache / f"{'-'.join((SUITES[python], *more))}.tar"
+    made = cache / f"{'-'.join((SUITES[python], *more))}-{hashlib.sha256(_PACKAGES.encode()).hexdigest()[:8]}.tar"
     if not made.exists():
         cache.mkdir(parents=True, exist_ok=True)
         words = [
@@ -45,7 +46,7 @@ def archive(python: str, cache: Path, *more: str) -> Path:
             f"--include={','.join((_PACKAGES, *more))}",
             SUITES[python],
         ]
-        part = made.with_suffix(".part")
+        part = made.with_suffix(f".{os.getpid()}")  # another run may be making it, too
         with part.open("wb") as file:
             subprocess.run([*words, "-"], stdout=file, check=True, timeout=280)
         part.replace(made)
