@@ -267,7 +267,8 @@ class Healthcheck(Actor):
         self._probe()
         self._say_trouble()
         parts = tuple(part.shown() for part in self._parts.values())
-        # A module that cannot be used, or a log that cannot be written, is told, but the broker serves as before.
+        # A module that cannot be used, a log that cannot be written, a certificate whose time is over: that is told,
+        # but the broker serves as before.
         well = all(part.ok or (_is_apart(part.name) and not part.silent) for part in self._parts.values())
         return HealthReport(well, parts)
 
@@ -418,7 +419,7 @@ def _seen_outside(address: ActorAddress, now: float) -> dict[str, Any]:
 
 
 def _is_apart(name: str) -> bool:
-    return name == "log" or name.startswith("extension ")
+    return name in ("log", "certificate") or name.startswith("extension ")
 
 
 def _is_dead(address: Address) -> bool:

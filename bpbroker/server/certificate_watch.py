@@ -17,8 +17,9 @@ logger = logging.getLogger(__name__)
 class CertificateWatch:
     """A probe for the healthcheck.
 
-    An expired certificate is no reason to take a broker out of service:
-    clients that pinned it still trust it.
+    One whose time is over, or has not come, has failed, as the doctors say,
+    but is no reason to take a broker out of service: clients that pinned it
+    still trust it.
 
     Args:
         cert: gives the certificate in use.
@@ -44,4 +45,5 @@ class CertificateWatch:
         if self._warned != now.date():
             self._warned = now.date()
             logger.warning("The certificate %s; `bpbroker certificate --renew` makes a new one", detail)
-        return Pong(detail=detail, figures={"days_left": left}, counts=counts)
+        in_time = certificate.not_before <= now and left >= 0
+        return Pong(in_time, detail, {"days_left": left}, counts)

@@ -196,6 +196,15 @@ def test_what_is_not_well_is_told_when_it_changes_and_only_then(ward: Ward) -> N
     assert ward.said.empty()
 
 
+@pytest.mark.parametrize("name", ["log", "certificate"])
+def test_what_has_failed_beside_the_registry_takes_nothing_out_of_service(ward: Ward, name: str) -> None:
+    ward.probes[name] = lambda: Pong(ok=False, detail="has expired")
+    ward.start()
+    report = ward.report()
+    assert report.ok
+    assert [(part.name, part.ok) for part in report.parts] == [(name, False)]
+
+
 def test_an_extension_that_is_not_well_makes_the_broker_not_unwell(ward: Ward) -> None:
     ward.add("registry")
     ward.add("extension x").tell(Pong(ok=False, detail="it cannot be imported"))

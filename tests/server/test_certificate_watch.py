@@ -30,8 +30,12 @@ def test_it_warns_once_a_day_from_thirty_days_before(tmp_path: Path, caplog: pyt
         assert pong.detail == f"expires in {pong.figures['days_left']} days"
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     now[0] = end + timedelta(days=2)
-    assert watch().detail == "has expired"
+    pong = watch()
+    assert (pong.ok, pong.detail) == (False, "has expired")
     assert len(caplog.records) == 2
+    now[0] = host_certificate.read_certificate(cert).not_before - timedelta(days=3)
+    pong = watch()
+    assert (pong.ok, pong.detail.partition(" UTC")[0][:19]) == (False, "is not valid before")
 
 
 def test_a_file_that_is_gone_is_said(tmp_path: Path) -> None:
