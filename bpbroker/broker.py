@@ -35,7 +35,7 @@ from bpbroker.actors.healthcheck_guard import HealthcheckGuard
 from bpbroker.actors.ownership import Owned
 from bpbroker.actors.worker import Beside
 from bpbroker.config import layers, schema
-from bpbroker.errors import BpbrokerError, ConfigurationError, StartError
+from bpbroker.errors import AlreadyExists, BadRequest, BpbrokerError, ConfigurationError, RequestError, StartError
 from bpbroker.extensions import idempotency
 from bpbroker.extensions.cgroups import Groups
 from bpbroker.frontend import access_log
@@ -155,6 +155,8 @@ class Broker:
         self._trouble = ""
         self._application: Application | None = None
         self._named_keys = NamedKeys()
+        self._unshared: dict[str, bytes] = {}
+        """Named keys of the file that a shared registry has not been given yet, by their stored names."""
         self._note: dict[str, Any] = {}
         self._stopping = False
         self._patience = sdnotify.Patience(self._at_work, self._progress)
@@ -284,7 +286,9 @@ class Broker:
             self._application.count_unproven_wrong_key(source)
 
     def _tend(self) -> float:
-        """Look after the healthcheck, which looks after all others."""
+        """Look after the healthcheck, which looks after all others, and after keys that are not shared yet."""
+        if self._unshared:
+            self._share_keys()
         return self._guard.look(time.monotonic(), schema.option(self._settings, "_global", "healthcheck_freq_sec"))
 
     def _start_extension(self, namespace: str) -> None:
@@ -400,7 +404,9 @@ class Broker:
         for sentence in schema.weak_keys(self._settings):
             logger.warning("%s", sentence)
         pong: messages.Pong = ask_patiently(self._addresses["registry"], messages.Ping())
-        if pong.ok and layers.shares_registry(self._settings):
+        if layers.shares_registry(self._settings):
+            entries = self._prepared.loaded.entries
+            self._unshared = {name: entries[name] for name in entries if name.startswith(named_keys.PREFIX)}
             self._share_keys()
         extensions = ", ".join(layers.namespaces(self._settings)) or "none"
         logger.info("%s entries; extensions: %s", pong.figures["entries"] if pong.ok else "no", extensions)
@@ -419,11 +425,18 @@ class Broker:
         self._ready(f"process {os.getpid()}, port {self._prepared.port}")
 
     def _share_keys(self) -> None:
-        """Give the shared registry the named keys of this file that it does not have."""
-        for name, value in self._prepared.loaded.entries.items():
-            if name.startswith(named_keys.PREFIX):
-                # One that is there already, or was revoked, is refused; that is as it should be.
-                self._addresses["registry"].ask(messages.ChangeKey(name, "add", json.loads(value)), LAST_COMMIT_SECS)
+        """Give the shared registry the named keys of this file that it does not have; again until it has answered."""
+        for name, value in list(self._unshared.items()):
+            with suppress(RequestError):  # it has too much to do: once more in a moment
+                change = messages.ChangeKey(name, "add", json.loads(value))
+                reply = self._addresses["registry"].ask(change, LAST_COMMIT_SECS)
+                reply.add_done_callback(partial(self._key_shared, name))
+
+    def _key_shared(self, name: str, reply: Future[Any]) -> None:
+        """Hear what became of a key; any thread may call it."""
+        # One that is there already, or was revoked, is refused; that is as it should be.
+        if reply.exception() is None or isinstance(reply.exception(), (AlreadyExists, BadRequest)):
+            self._unshared.pop(name, None)
 
     def _status(self) -> str:
         """Return the state that shows in ``systemctl status`` how the broker is."""

@@ -169,7 +169,10 @@ def show(scope: Scope, *, name: str, form: str) -> None:
         echo_json(shown)
         return
     for member, value in shown.items():
-        text = " ".join(map(str, value)) if isinstance(value, (list, dict)) else value
+        if member == "previous":
+            text = f"counts until {value['until']}"
+        else:
+            text = " ".join(map(str, value)) if isinstance(value, (list, dict)) else value
         click.echo(f"{member:<10} {text}")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from bpbroker.errors import BadRequest, TooLarge
 
@@ -64,6 +64,11 @@ def check_name(name: object, *, max_bytes: int = NAME_MAX_BYTES) -> str:
     if name != name.strip():
         raise BadRequest("The name begins or ends with white space")
     return name
+
+
+def number_of(names: Iterable[str]) -> int:
+    """Return how many of these are entries: the registry's own records, such as named keys, are none."""
+    return sum(not name.startswith("_") for name in names)
 
 
 def shown_names(names: Sequence[str], most: int = 10) -> str:

@@ -112,7 +112,8 @@ class NamedKey:
         if self.networks and not _within(address, self.networks):
             return f"The access key '{self.name}' may not be used from {address}"
         if self.uses is not None and client not in self.used_by and len(self.used_by) >= self.uses:
-            return f"The access key '{self.name}' is used up: {self.uses} addresses have used it"
+            have = "address has" if self.uses == 1 else "addresses have"
+            return f"The access key '{self.name}' is used up: {self.uses} {have} used it"
         return ""
 
     def is_in_force(self, now: float) -> bool:

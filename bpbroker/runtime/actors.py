@@ -18,6 +18,7 @@ from bpbroker.actors.registry_shared import SharedBackend
 from bpbroker.config import layers
 from bpbroker.errors import Unavailable
 from bpbroker.registry.discovery_secret import DiscoverySecret
+from bpbroker.registry.entry import number_of
 from bpbroker.registry.memory import KeyView
 from bpbroker.registry.requests import Expired
 from bpbroker.registry.stored import unrevised
@@ -128,11 +129,12 @@ def registry_factory(
     """
     entries, origin = loaded.entries, loaded.origin or Origin("", 0)
     if layers.shares_registry(settings_now()):
-        if entries:
+        unused = number_of(entries)
+        if unused:
             logger.warning(
                 "The %d entries in %s are not used: the registry is in etcd."
                 " bpbroker migrate --to etcd copies them there",
-                len(entries),
+                unused,
                 own,
             )
         options, remembered = EtcdOptions.of(settings_now()), own.with_name(f"{own.name}.etcd")

@@ -21,6 +21,7 @@ from bpbroker import files
 from bpbroker.config import schema
 from bpbroker.errors import BpbrokerError, Unavailable
 from bpbroker.messages import BackupInfo
+from bpbroker.registry.entry import number_of
 from bpbroker.storage import config_file
 from bpbroker.text import command_line
 
@@ -180,7 +181,7 @@ def check(info: BackupInfo) -> Checked:
         return Checked(info, 0, str(error))
     problems = list(schema.problems(settings)) if settings else ["it holds nothing"]
     problem = f"{info.path}: {'; '.join(problems)}" if problems else ""
-    return Checked(info, len(entries), problem, has_identity=identity is not None)
+    return Checked(info, number_of(entries), problem, has_identity=identity is not None)
 
 
 def newest_good(own: Path) -> Checked | None:

@@ -13,6 +13,7 @@ from bpbroker import files, progress
 from bpbroker.config import layers, schema
 from bpbroker.errors import BpbrokerError, ConfigurationError, DamagedFile, InUse, StartError, Unavailable
 from bpbroker.messages import BackupInfo
+from bpbroker.registry.entry import number_of
 from bpbroker.registry.stored import outlives_sessions, split
 from bpbroker.storage import backups, config_file
 from bpbroker.storage.config_file import Origin
@@ -193,7 +194,7 @@ def restore(own: Path, backup: Path, *, identity: IdentityFiles | None = None, d
                 _put(own, settings, entries, old.origin if old and old.origin else _origin_left(own), more)
             except OSError as error:
                 raise files.storage_error(f"Cannot write {error.filename or own}", error) from None
-        unused = len(entries) if layers.shares_registry(settings) else 0
+        unused = number_of(entries) if layers.shares_registry(settings) else 0
         return Restored(path, difference, kept, unused, put_back, has_identity=found is not None)
 
 
@@ -391,7 +392,7 @@ def _of_file(own: Path, good: backups.Checked | None, journal: JournalState | No
         yield CheckResult("file", "fail", str(error))
         return
     if settings:
-        yield CheckResult("file", "ok", f"{own}: {len(entries)} entries, {len(settings)} sections")
+        yield CheckResult("file", "ok", f"{own}: {number_of(entries)} entries, {len(settings)} sections")
     elif journal is not None and journal.changes:
         yield CheckResult("file", "fail", f"{own} is gone, but its journal has changes of it")
     elif good is not None:
@@ -405,7 +406,7 @@ def _of_file(own: Path, good: backups.Checked | None, journal: JournalState | No
     for problem in problems:
         yield CheckResult("settings", "fail", problem)
     if layers.shares_registry(settings) and not problems:
-        yield _of_etcd(settings, len(entries))
+        yield _of_etcd(settings, number_of(entries))
 
 
 def _of_both(own: Path, origin: Origin | None, journal: JournalState) -> Iterator[CheckResult]:
@@ -423,7 +424,7 @@ def _of_both(own: Path, origin: Origin | None, journal: JournalState) -> Iterato
 
 def _of_etcd(settings: Mapping[str, Any], unused: int) -> CheckResult:
     try:
-        found = len(store.read_all(settings))
+        found = number_of(store.read_all(settings))
     except Unavailable as error:  # a start would work, and wait for it
         return CheckResult("etcd", "warning", f"{error}; look at its members")
     except BpbrokerError as error:

@@ -17,6 +17,7 @@ import pytest
 import trustme
 
 from bpbroker.discovery.jointoken import JoinToken, make_token
+from bpbroker.registry.named_keys import digest_of
 from tests.support.crowd import await_that, health, own
 from tests.support.etcd_cluster import PASSWORDS, PREFIX, USER, EtcdCluster, needs_etcd
 from tests.support.etcd_network import EtcdNetwork
@@ -401,7 +402,8 @@ def test_a_broker_that_is_cut_off_refuses_and_comes_back(etcd_network: EtcdNetwo
 
 def test_it_starts_without_a_cluster_and_gets_ready(make_etcd: Callable[..., EtcdCluster], make_broker: Make) -> None:
     etcd = make_etcd(users=False)
-    broker = make_broker(settings(etcd.configuration(f"{PREFIX}foo"))).start()
+    filed = {"sha256": digest_of("of-the-file").hex(), "allow": ["ping"]}
+    broker = make_broker({**settings(etcd.configuration(f"{PREFIX}foo")), "_keys": {"filed": filed}}).start()
     begun = time.monotonic()
     refused(broker.register("foo"), begun)
     begun = time.monotonic()
@@ -417,6 +419,11 @@ def test_it_starts_without_a_cluster_and_gets_ready(make_etcd: Callable[..., Etc
     await_that(lambda: broker.request("/ready", "GET").status == 200, f"not ready: {health(broker)}")
     assert broker.register("foo").status == 200
     await_that(partial(is_well, broker), f"still ill: {health(broker)}")
+
+    def whoami() -> Any:
+        return broker.request("/whoami", "GET", None, {"X-Access-Key": "filed.of-the-file"}).json["data"]["name"]
+
+    await_that(lambda: whoami() == "filed", "the keys in the file are not given to the registry")
     assert broker.stop() == 0
 
 

@@ -62,6 +62,8 @@ def test_a_key_s_whole_life(make_broker: MakeBroker) -> None:
     listed = json.loads(broker.bpbroker("key", "list", "--format", "json").stdout)
     assert [(each["name"], each["state"]) for each in listed] == [("admin", "in force"), ("ci", "in force")]
     rotated = broker.bpbroker("key", "rotate", "ci").stdout.strip()
+    shown = broker.bpbroker("key", "show", "ci").stdout
+    assert re.search(r"^previous   counts until 2\d{3}-\S+Z$", shown, re.MULTILINE), shown
     broker.kill()
     broker.start()
     for each in (key, rotated):

@@ -93,7 +93,7 @@ def test_a_key_reads_as_it_is_stored() -> None:
         ({"from": ["fe80::/10"]}, "fe80::1%eth0", ""),
         ({"uses": 1}, "10.0.0.1", ""),
         ({"uses": 1, "used_by": {"10.0.0.1": "2026-01-01"}}, "10.0.0.1", ""),
-        ({"uses": 1, "used_by": {"10.0.0.2": "2026-01-01"}}, "10.0.0.1", "is used up: 1 addresses"),
+        ({"uses": 1, "used_by": {"10.0.0.2": "2026-01-01"}}, "10.0.0.1", "is used up: 1 address has used it"),
     ],
 )
 def test_when_the_right_secret_does_not_count(members: dict[str, Any], address: str, why: str) -> None:
