@@ -8,6 +8,7 @@ from typing import Any
 
 from bpbroker import __version__
 from bpbroker.frontend.actions import BUILT_IN
+from bpbroker.registry import entry
 
 
 def _text(description: str, **more: Any) -> dict[str, Any]:
@@ -31,7 +32,8 @@ _NUMBER = {"type": "integer", "minimum": 0, "maximum": 2**53 - 1}
 _FILTER = {"type": "array", "items": {"type": "string"}, "description": "FIELD=VALUE that an entry must have"}
 _UNSET = {
     "type": "array",
-    "items": {"type": "string", "minLength": 1},
+    "maxItems": entry.UNSET_MAX,
+    "items": {"type": "string", "minLength": 1, "maxLength": entry.UNSET_PATH_MAX},
     "description": "Keys to remove first, or paths such as a.b; then data may be left out",
 }
 _LOCK = _text("NAME:TOKEN of a lock that must be held", pattern="^.+:[0-9]{1,16}$")

@@ -21,6 +21,10 @@ NAME_MAX_BYTES: Final = 256
 DATA_MAX_BYTES: Final = 512 * 1024
 DEPTH_MAX: Final = 32
 DIGITS_MAX: Final = 4300
+UNSET_MAX: Final = 1000
+"""Keys that one update removes."""
+UNSET_PATH_MAX: Final = 1024
+"""Characters of a path: it may be cut at each of its dots, so its cost grows with the square of its length."""
 """Longest integer, in digits: what Python itself converts without being told to."""
 
 STAMP_KEYS: Final = ("last_write_ip", "last_write_ts")
@@ -230,35 +234,38 @@ def without_stamp(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key not in STAMP_KEYS}
 
 
-def without(value: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Return a copy that lacks what is at a path of keys with dots between; a key may have dots itself.
+def unset(value: dict[str, Any], path: str) -> bool:
+    """Remove what is at a path of keys with dots between, in place; a key may have dots itself. Return whether it was.
 
     What is not there is no error. A list has no keys.
     """
     if path in value:
-        return {key: item for key, item in value.items() if key != path}
+        del value[path]
+        return True
     begin, dot, rest = path.partition(".")
     while dot:
         below = value.get(begin)
-        if isinstance(below, Mapping):
-            after = without(below, rest)
-            if after != below:
-                return {**value, begin: after}
+        if isinstance(below, dict) and unset(below, rest):
+            return True
         more, dot, rest = rest.partition(".")
         begin = f"{begin}.{more}"
-    return dict(value)
+    return False
 
 
 def check_unset(paths: Sequence[object]) -> tuple[str, ...]:
     """Return paths of keys that may be removed from an entry.
 
     Raises:
-        BadRequest: one is no text, empty, or one of the broker's own keys.
+        BadRequest: one is no text, empty, too long, or one of the broker's own keys; or there are too many.
     """
+    if len(paths) > UNSET_MAX:
+        raise BadRequest(f"unset removes at most {UNSET_MAX} keys; these are {len(paths)}")
     result = []
     for path in paths:
         if not isinstance(path, str) or not path:
             raise BadRequest("What unset removes must be a key, or a path such as a.b")
+        if len(path) > UNSET_PATH_MAX:
+            raise BadRequest(f"A path of unset has at most {UNSET_PATH_MAX} characters")
         if path in STAMP_KEYS:
             raise BadRequest(f"Used reserved data name {path}")
         result.append(path)

@@ -140,7 +140,7 @@ def _update(write: Update, view: View, limits: Limits) -> Record:
     if current is not None:
         before = entry.without_stamp(json.loads(current.json))
         for path in write.unset:
-            before = entry.without(before, path)
+            entry.unset(before, path)
         own = entry.deep_merge(before, own)
         if len(entry.encode(own)) > limits.data_bytes:
             raise TooLarge(f"The merged entry would be larger than {limits.data_bytes} bytes; nothing was changed")

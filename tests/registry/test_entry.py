@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import json
+import time
 from typing import Any
 
 import pytest
@@ -36,8 +38,27 @@ objects = st.dictionaries(
 )
 def test_a_key_or_a_path_is_removed(path: str, left: dict[str, Any]) -> None:
     whole = {"a": {"b": 1}, "a.b": 2, "c": {"d.e": {"f": 3}, "g": [1]}}
-    assert entry.without(whole, path) == left
-    assert whole == {"a": {"b": 1}, "a.b": 2, "c": {"d.e": {"f": 3}, "g": [1]}}
+    before = copy.deepcopy(whole)
+    assert entry.unset(whole, path) == (whole != before)
+    assert whole == left
+
+
+@pytest.mark.parametrize(
+    "paths", [["x." * 513], ["." * 1_000_000], ["z"] * 1001, ["a", "x" * 1025]], ids=["path", "dots", "many", "long"]
+)
+def test_what_is_to_be_removed_is_bounded(paths: list[str]) -> None:
+    with pytest.raises(BadRequest, match="at most"):
+        entry.check_unset(paths)
+
+
+def test_all_that_may_be_removed_is_removed_quickly() -> None:
+    whole: dict[str, Any] = {f"k{number}": number for number in range(30_000)}
+    paths = entry.check_unset([f"{number}{'.x' * 510}" for number in range(entry.UNSET_MAX)])
+    begun = time.process_time()
+    for path in paths:
+        assert not entry.unset(whole, path)
+    # The registry's thread does nothing else meanwhile; a path of a megabyte took it more than a minute.
+    assert time.process_time() - begun < 2.0
 
 
 class TestNames:

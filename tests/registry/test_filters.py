@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
 
+from bpbroker.errors import BadRequest
 from bpbroker.messages import Record
 from bpbroker.registry.filters import Sorted, parse, sort
 
@@ -59,3 +61,13 @@ def test_an_entry_is_parsed_once_for_all_conditions(conditions: int, monkeypatch
     assert len(parsed) == len(RECORDS)
     sort(RECORDS, (), ())
     assert len(parsed) == len(RECORDS)
+
+
+def test_a_field_is_bounded_and_costs_what_is_there_of_it() -> None:
+    with pytest.raises(BadRequest, match="at most 1024 characters"):
+        parse(["a." * 500_000 + "a=x"], "where")
+    records = RECORDS * 2500
+    long = parse([f"{number}{'.x' * 500}=1" for number in range(16)], "where")
+    begun = time.process_time()
+    assert not sort(records, long, long).listed
+    assert time.process_time() - begun < 2.0
