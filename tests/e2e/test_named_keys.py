@@ -339,8 +339,8 @@ def test_the_log_of_a_mixed_run_names_the_key_of_every_change(make_broker: MakeB
         opened = next(line for line in changes if (line["method"], line["name"]) == ("Open", session))
         assert opened["key"] == session.removesuffix("-s")
         number = next(line["revision"] for line in changes if (line["method"], line["name"]) == (how, session))
-        told = [(line["method"], line["name"], line["key"]) for line in changes if line["revision"] == number]
-        assert sorted(told) == sorted(
+        ended = [(line["method"], line["name"], line["key"]) for line in changes if line["revision"] == number]
+        assert sorted(ended) == sorted(
             [(how, session, key), ("Delete", f"of/{session}", key), ("Unlock", f"lock/{session}", key)]
         )
     assert all(line.get("key") for line in changes)
