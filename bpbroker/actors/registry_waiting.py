@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from bpbroker.actors.base import DEFERRED
 from bpbroker.actors.registry_backend import Owner
@@ -17,6 +17,14 @@ from bpbroker.registry.parked import Key, ParkedCall
 from bpbroker.registry.replies import not_found, send
 from bpbroker.registry.requests import Watch
 from bpbroker.registry.waiters import Waiter
+
+_TOLD_AT_ONCE: Final = 64
+"""Watches that have their reply before the registry looks at its other messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class _TellWatches:
+    """The registry to itself: reply to the watches that changes concern, when writers have their replies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +48,10 @@ class Waiting:
         """``api.max_waiting``."""
         self.expire: dict[type, Callable[[ParkedCall], None]] = {Watch: self._watched}
         """Kind of call to what replies to one that has waited long enough."""
+        self._memory.watches_concerned = lambda: owner.tell_self(_TellWatches())
         self.handlers: Mapping[type, Callable[[Any], Any]] = {
             Watch: self._watch,
+            _TellWatches: lambda _: self._tell_watches(),
             _Left: lambda message: self._left(message.waiter),
         }
 
@@ -58,6 +68,10 @@ class Waiting:
         key = ("prefix", message.prefix) if message.name is None else ("name", message.name)
         self.park(key, message, reply)
         return DEFERRED
+
+    def _tell_watches(self) -> None:
+        if self._memory.tell_watches(_TOLD_AT_ONCE):
+            self._owner.tell_self(_TellWatches())
 
     def _watched(self, call: ParkedCall) -> None:
         try:

@@ -26,7 +26,7 @@ from bpbroker.registry.changes import ANYTHING, Change, Group
 from bpbroker.registry.discovery_secret import DiscoverySecret
 from bpbroker.registry.history import History, events_of
 from bpbroker.registry.index import EntryIndex, Snapshot, span
-from bpbroker.registry.parked import Parked, Places
+from bpbroker.registry.parked import Parked, ParkedCall, Places
 from bpbroker.registry.replies import send
 from bpbroker.registry.requests import Listing, Watch, Watched
 from bpbroker.registry.waiters import Waiters
@@ -307,6 +307,12 @@ class Memory:
         self.session_began: Callable[[str, Record], None] = lambda _id, _record: None
         self.session_ended: Callable[[str, Record | None], None] = lambda _id, _before: None
         self.lock_changed: Callable[[str, Record | None], None] = lambda _name, _record: None
+        self.watches_concerned: Callable[[], None] = lambda: None
+        """Called when :meth:`tell_watches` has something to do."""
+        self._concerned: dict[ParkedCall, None] = {}
+        """The watches that wait, and that something has happened for."""
+        self._told: dict[tuple[str, str | None, str | None, int], Watched | RequestError] = {}
+        """What watches that are alike are told, until the next change."""
         self.key_view: KeyView | None = None
         self.secret: DiscoverySecret | None = None
         """Told the registry's discovery secret, where it has one."""
@@ -463,16 +469,36 @@ class Memory:
             self.belongings.setdefault(session, set()).add(name)
 
     def announce(self, changes: Iterable[tuple[str, Record | None, int]], upto: int) -> None:
-        """Tell watches the durable changes up to a revision: name, record after it, its revision."""
+        """Take durable changes up to a revision: name, record after it, its revision. Watches hear of them later."""
         events = events_of(changes)
         self.history.add(events, upto)
-        parked = self.parked
-        concerned = {call: None for event in events for call in parked.watching(event.name)}
-        told: dict[tuple[str, str | None, str | None, int], Watched] = {}
-        for call in concerned:
+        concerned, watching = self._concerned, self.parked.watching
+        before = len(concerned)
+        for event in events:
+            concerned.update(dict.fromkeys(watching(event.name)))
+        self._told.clear()
+        if concerned and not before:
+            self.watches_concerned()
+
+    def tell_watches(self, most: int) -> bool:
+        """Reply to some of the watches that changes concern; return whether there are more."""
+        concerned, told = self._concerned, self._told
+        for _ in range(min(most, len(concerned))):
+            call = next(iter(concerned))
+            del concerned[call]
+            if not self.parked.remove(call):
+                continue  # its client has left, or its time was over
             watch: Watch = call.message
             alike = (watch.prefix, watch.name, watch.since, watch.limit)
             if alike not in told:  # many watch the same, and shall not be shown the same many times
-                told[alike] = self.history.read(watch)
-            if parked.remove(call):
-                send(call.reply, told[alike])
+                told[alike] = self._happened(watch)
+            send(call.reply, told[alike])
+        if not concerned:
+            told.clear()
+        return bool(concerned)
+
+    def _happened(self, watch: Watch) -> Watched | RequestError:
+        try:
+            return self.history.read(watch)
+        except RequestError as gone:
+            return gone

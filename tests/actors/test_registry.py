@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -42,6 +43,7 @@ from bpbroker.messages import (
     SnapshotSaved,
     Update,
 )
+from bpbroker.registry.requests import Watch
 from bpbroker.storage.embedded.store import EmbeddedStore
 
 if TYPE_CHECKING:
@@ -547,3 +549,24 @@ def test_a_replaced_registry_that_wakes_up_is_fenced_off(run: Callable[..., Aske
     again = run(Registry, LocalBackend(lambda: EmbeddedStore(journal, dict)), layers.DEFAULTS)
     assert own(again(Get("a"))) == {"x": 1, "y": 2}
     assert [record.name for record in again(List())] == ["a", "b"]
+
+
+def test_writers_have_their_reply_before_those_who_watch(registry: Asked, ledger: Ledger) -> None:
+    cursor = registry(Watch()).cursor
+    watching = [registry.send(Watch("w/", since=cursor, wait_secs=60)) for _ in range(200)]
+    go_on, plain = threading.Event(), ledger.commit
+
+    def hold(groups: Any) -> Any:
+        go_on.wait(10)
+        return plain(groups)
+
+    ledger.commit = hold  # type: ignore[method-assign]  # until this thread has the write's reply
+    writing = registry.send(Register("w/a", {}, IP))
+    written: list[bool] = []
+    for each in watching:
+        each.add_done_callback(lambda _: written.append(writing.done()))
+    go_on.set()
+    assert {each.result(10).events[0].name for each in watching} == {"w/a"}
+    registry(Ping())
+    assert written == [True] * 200
+    assert len({id(each.result()) for each in watching}) == 1  # all are shown the same
