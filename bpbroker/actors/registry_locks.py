@@ -45,21 +45,29 @@ class Locks:
         if isinstance(result, BaseException):
             fail(reply, result)
             return
+        if "since" in result.data:  # also if other brokers have changed the lock since
+            token = result.data.get("token", result.revision)
+            settle(reply, Done({"session": message.session, "token": token, "since": result.data["since"]}, token))
+            return
         queue = self._queue(message.name)
         place = queue.place_of(message.session)
-        if place is None:  # given back or expired meanwhile
+        if place is None and self._memory.get(sessions.PREFIX + message.session) is not None:
+            self._owner.ask_self(message, partial(self._placed, message, reply))  # another call gave it back
+        elif place is None:
             fail(reply, sessions.over(message.session))
         elif queue.holds(message.session) is not None:
             settle(reply, _granted(message.session, place))
         elif message.wait_secs <= 0:
             fail(reply, self._held(message.name))
         elif not self._waiting.park(("lock", message.name), message, reply):
-            self._give_back(message)
+            self._give_back(message, lambda _: None)
 
-    def _give_back(self, message: Lock) -> None:
-        """Give a place back, unless another call of its session waits for it."""
-        if not any(call.message.session == message.session for call in self._memory.parked.at(("lock", message.name))):
-            self._owner.ask_self(Unlock(message.name, message.session))
+    def _give_back(self, message: Lock, then: Callable[[Any], None]) -> None:
+        """Give a place back, unless another call of its session waits for it; ``then`` gets an error if that failed."""
+        if any(call.message.session == message.session for call in self._memory.parked.at(("lock", message.name))):
+            then(None)
+        else:
+            self._owner.ask_self(Unlock(message.name, message.session), then)
 
     def _changed(self, name: str, record: Record | None) -> None:
         """Reply to the calls that waited for this change of a lock."""
@@ -105,8 +113,18 @@ class Locks:
     # --- calls that have waited long enough ---
 
     def _waited(self, call: ParkedCall) -> None:
-        fail(call.reply, self._held(call.message.name))
-        self._give_back(call.message)
+        """Refuse a call once its place is given back: whoever is refused must not get the lock later."""
+        held = self._held(call.message.name)
+
+        def given_back(result: Any) -> None:
+            if isinstance(result, BaseException):
+                error = Unavailable(f"{held}; whether the place in its queue was given back is not known: {result}")
+                error.outcome_known = False
+                fail(call.reply, error)
+            else:
+                fail(call.reply, held)
+
+        self._give_back(call.message, given_back)
 
     def _looked(self, call: ParkedCall) -> None:
         settle(call.reply, Done(self._queue(call.message.name).shown(), self._memory.history.revision))

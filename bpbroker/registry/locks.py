@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from bpbroker.registry.writes import Limits, View
 
 PREFIX: Final = "_lock/"
+_LOOKED_AT: Final = 10
+"""Holders of which it is looked whether their sessions live, when one more wants the lock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +113,20 @@ def encode(queue: Queue, index: int) -> bytes:
 
 
 def lock(write: Lock, view: View, limits: Limits) -> Done:
-    """Take a place, or find the session's own; without waiting only one that holds the lock."""
+    """Take a place, or find the session's own; without waiting only one that holds the lock.
+
+    The reply's data say ``since`` if it holds the lock as soon as this is durable: whatever becomes of the place then.
+    """
     sessions.must_live(view, write.session)
     name = PREFIX + write.name
     queue = parse(view.get(name))
     if queue.place_of(write.session) is not None:
-        return Done()
+        mine = queue.holds(write.session)
+        if mine is None or mine.token < INDEX_MAX:
+            return Done()
+        return Done({"since": mine.since, "token": mine.token})
+    if len(queue.holders) >= queue.limit:
+        queue = _without_dead(queue, view)
     if not queue.places:
         queue = Queue(write.limit)
     elif queue.limit != write.limit:
@@ -127,7 +137,15 @@ def lock(write: Lock, view: View, limits: Limits) -> Done:
         raise Overloaded(f"{limits.places} wait for the lock '{write.name}' already (_registry.max_places)")
     place = Place(write.session, view.index, int(view.now), write.data)
     view.put(name, encode(Queue(queue.limit, (*queue.places, place)), view.index))
-    return Done(revision=view.index)
+    return Done({"since": place.since} if len(queue.places) < queue.limit else {}, view.index)
+
+
+def _without_dead(queue: Queue, view: View) -> Queue:
+    """Return the queue without holders whose sessions are over: a broker may not have known yet what was theirs."""
+    for place in queue.holders[:_LOOKED_AT]:
+        if not sessions.lives(view, place.session):
+            queue = queue.without(place.session)
+    return queue
 
 
 def unlock(write: Unlock, view: View, _limits: Limits) -> Done:

@@ -49,8 +49,13 @@ def must_live(view: View, session: str) -> None:
     Raises:
         NotFound: it is over.
     """
-    if view.get(PREFIX + session) is None:
+    if not lives(view, session):
         raise over(session)
+
+
+def lives(view: View, session: str) -> bool:
+    """Return whether a session lives; the write happens only if that is still so."""
+    return view.get(PREFIX + session) is not None
 
 
 def open_session(write: Open, view: View, limits: Limits) -> Done:

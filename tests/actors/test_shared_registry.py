@@ -13,7 +13,7 @@ from bpbroker.errors import AlreadyExists, NotFound, Overloaded, PreconditionFai
 from bpbroker.messages import Condition, Delete, Exists, Get, List, Ping, Record, Register, Replace, Snapshot, Update
 from bpbroker.registry.browsing import Browse, Recent
 from bpbroker.registry.changes import Broken, Changes, Group, Seen
-from bpbroker.registry.requests import Batch, CheckEmpty, Close, Done, Event, Lost, Open, Renew, Watch
+from bpbroker.registry.requests import Batch, CheckEmpty, Close, Done, Event, Lock, Lost, Open, Renew, Watch
 from bpbroker.registry.stored import split
 
 if TYPE_CHECKING:
@@ -346,6 +346,69 @@ def test_a_list_that_cannot_be_read_after_its_commit(quiet: SharedLedger, shared
     assert not caught.value.outcome_known
     quiet.before_scan_at = lambda: None
     assert own(shared_registry(Get("n/a"))) == {}
+
+
+def test_a_lock_was_held_whatever_another_broker_did_then(quiet: SharedLedger, shared_registry: Asked) -> None:
+    """It is given back elsewhere before this broker comes to its answer."""
+    shared_registry(Open("s1", 60, IP))
+    plain = quiet.commit
+
+    def give_back(groups: Any) -> Any:
+        outcomes = plain(groups)
+        quiet.put("_lock/l", None)
+        quiet.tell(Changes((quiet._seen("_lock/l"),), 0))
+        return outcomes
+
+    quiet.commit = give_back  # type: ignore[method-assign]  # another broker comes between
+    done = shared_registry(Lock("l", "s1", IP))
+    assert done.data["token"] == done.revision > 0
+    assert done.data["session"] == "s1"
+    quiet.commit = plain  # type: ignore[method-assign]  # no more
+    again = shared_registry(Lock("l", "s1", IP))
+    assert again.data["token"] > done.data["token"]
+    assert shared_registry(Lock("l", "s1", IP)) == again
+
+
+@pytest.mark.parametrize("wait_secs", [0.0, 60.0])
+def test_a_dead_holder_does_not_hold(quiet: SharedLedger, shared_registry: Asked, wait_secs: float) -> None:
+    """Its session was closed at a broker that did not know of the lock yet."""
+    for session in ("s1", "s2", "s3"):
+        shared_registry(Open(session, 60, IP))
+    first = shared_registry(Lock("l", "s1", IP)).data["token"]
+    quiet.put("_session/s1", None)
+    assert shared_registry(Lock("l", "s2", IP, wait_secs=wait_secs)).data["token"] > first
+    with pytest.raises(AlreadyExists, match="s2"):
+        shared_registry(Lock("l", "s3", IP))
+
+
+def test_who_was_not_in_time_is_told_so_when_the_place_is_given_back(
+    quiet: SharedLedger, shared_registry: Asked
+) -> None:
+    for session in ("s1", "s2"):
+        shared_registry(Open(session, 60, IP))
+    shared_registry(Lock("l", "s1", IP))
+    hold = threading.Event()
+    waiting = shared_registry.send(Lock("l", "s2", IP, wait_secs=0.3))
+    until(lambda: shared_registry(Ping()).figures["waiting"] == 1)
+    begun = threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        hold.wait(10)
+
+    quiet.before_commit = wait
+    assert begun.wait(10)
+    assert not waiting.done()
+    hold.set()
+    with pytest.raises(AlreadyExists, match="s1"):
+        waiting.result(10)
+    quiet.before_commit = lambda: None
+    waiting = shared_registry.send(Lock("l", "s2", IP, wait_secs=0.3))
+    until(lambda: shared_registry(Ping()).figures["waiting"] == 1)
+    quiet.failures = [Unavailable("away")]
+    with pytest.raises(Unavailable, match=r"held by s1.*not known: .*away") as caught:
+        waiting.result(10)
+    assert not caught.value.outcome_known
 
 
 def test_stopping_answers_everybody(quiet: SharedLedger, shared_registry: Asked) -> None:
