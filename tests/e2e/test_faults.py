@@ -14,10 +14,11 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ from bpbroker.storage import backups, config_file
 from bpbroker.storage.embedded.journal import journal_path, read_journal
 from bpbroker.storage.embedded.store import EmbeddedStore
 from tests.support.changes import without_revisions
+from tests.support.fault_driver import COORDINATION
 
 LONG = os.environ.get("BPBROKER_LONG") == "1"
 DRIVER = Path(__file__).parents[1] / "support" / "fault_driver.py"
@@ -52,15 +54,15 @@ class Run:
     complaints: str
 
 
-def run(home: Path, *strace: str) -> Run:
-    """Run the driver on a fresh home under strace."""
+def run(home: Path, *strace: str, part: Sequence[str] = ()) -> Run:
+    """Run the driver, or one part of it, on a fresh home under strace."""
     file = home / "etc" / "b.json"
     file.parent.mkdir(parents=True)
     config_file.write(file, {**START, "services": {}}, {"old": b'{"v": 0}'})
     backups.make(file, config_file.chunks({"services": {}}, {}))  # so that none is due when the driver starts
     EmbeddedStore(journal_path(file), dict).load()
     done = subprocess.run(
-        ["strace", "-f", "-qq", *strace, sys.executable, str(DRIVER), str(file)],
+        ["strace", "-f", "-qq", *strace, sys.executable, str(DRIVER), str(file), *part],
         capture_output=True,
         text=True,
         timeout=120,
@@ -138,19 +140,45 @@ def check(result: Run, killed: bool) -> None:
         assert len(backups.found(result.file)) == 2
 
 
-@pytest.fixture
-def traced(tmp_path: Path) -> list[tuple[str, Target]]:
-    """The calls of a calm run, with their steps."""
+def calm_run(folder: Path, check: Callable[[Run, bool], None], *part: str) -> list[tuple[str, Target]]:
+    """Return the calls of a run in which nothing fails, with their steps."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
-    trace = tmp_path / "trace"
-    calm = run(tmp_path / "calm", "-y", "-s", "256", "-o", str(trace), "-e", f"trace={CALLS}")
+    trace = folder / "trace"
+    calm = run(folder / "calm", "-y", "-s", "256", "-o", str(trace), "-e", f"trace={CALLS}", part=part)
     if "ptrace" in calm.complaints.lower():
         pytest.skip("this machine does not let strace trace")
     assert calm.steps[-1] == "end", calm.complaints
-    check(calm, killed=False)
+    check(calm, False)
     assert read_journal(journal_path(calm.file)).changes == {}
-    return list(targets(trace, tmp_path / "calm"))
+    return list(targets(trace, folder / "calm"))
+
+
+def sweep(
+    folder: Path, cases: Sequence[tuple[Target, str]], check: Callable[[Run, bool], None], *part: str
+) -> list[str]:
+    """Let one call fail in each run; return what was wrong then."""
+
+    def one(case: tuple[int, tuple[Target, str]]) -> str | None:
+        number, (target, fault) = case
+        home = folder / f"case-{number}"
+        inject = f"inject={target.call}:{fault}:when={target.number}"
+        try:
+            strace = ("-o", "/dev/null", "-e", f"trace={target.call}", "-e", inject)
+            check(run(home, *strace, part=part), "KILL" in fault)
+        except Exception as error:  # noqa: BLE001 - of several threads; told below
+            return f"{inject}: {error!r}"
+        shutil.rmtree(home)
+        return None
+
+    with ThreadPoolExecutor(2) as pool:
+        return [failure for failure in pool.map(one, enumerate(cases)) if failure]
+
+
+@pytest.fixture
+def traced(tmp_path: Path) -> list[tuple[str, Target]]:
+    """The calls of a calm run, with their steps."""
+    return calm_run(tmp_path, check)
 
 
 def test_each_system_call_fails_once(traced: list[tuple[str, Target]], tmp_path: Path) -> None:
@@ -164,18 +192,104 @@ def test_each_system_call_fails_once(traced: list[tuple[str, Target]], tmp_path:
     assert {"pwrite64", "fdatasync", "write", "fsync", "openat"} <= {target.call for target in wanted}
     cases = [(target, fault) for target in dict.fromkeys(wanted) for fault in FAULTS]
     assert len(cases) > 60
+    failed = sweep(tmp_path, cases, check)
+    assert not failed, "\n".join(failed)
 
-    def one(case: tuple[int, tuple[Target, str]]) -> str | None:
-        number, (target, fault) = case
-        home = tmp_path / f"case-{number}"
-        inject = f"inject={target.call}:{fault}:when={target.number}"
-        try:
-            check(run(home, "-o", "/dev/null", "-e", f"trace={target.call}", "-e", inject), killed="KILL" in fault)
-        except Exception as error:  # noqa: BLE001 - of several threads; told below
-            return f"{inject}: {error!r}"
-        shutil.rmtree(home)
-        return None
 
-    with ThreadPoolExecutor(2) as pool:
-        failed = [failure for failure in pool.map(one, enumerate(cases)) if failure]
+# --- sessions, locks, numbers, taking ---
+
+UNTOUCHED: Mapping[str, Any] = {"sessions": (), "mine": False, "lock": (), "numbers": {}, "count": 0, "secret": ""}
+
+
+def after(step: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a step of the driver leads to: all of it or nothing, and nothing if one before it is missing."""
+    kind, _, who = step.removesuffix(" again").partition(" ")
+    sessions, lock, numbers = state["sessions"], state["lock"], state["numbers"]
+    changed: dict[str, Any] = {}
+    if kind == "open":
+        changed = {"sessions": tuple(sorted({*sessions, who}))}
+    elif kind == "register":
+        changed = {"mine": state["mine"] or "s1" in sessions}
+    elif kind == "lock" and who in sessions and not lock:
+        changed = {"lock": (who,)}
+    elif kind == "unlock":
+        changed = {"lock": tuple(each for each in lock if each != who)}
+    elif kind == "expire":
+        left = tuple(each for each in lock if each != who)
+        changed = {"sessions": tuple(each for each in sessions if each != who), "mine": False, "lock": left}
+    elif kind == "number" and who not in numbers:
+        changed = {"numbers": {**numbers, who: min({1, 2} - set(numbers.values()))}}
+    elif kind == "release":
+        changed = {"numbers": {owner: number for owner, number in numbers.items() if owner != who}}
+    elif kind == "count":
+        changed = {"count": 1}
+    elif kind == "make":
+        changed = {"secret": "there"}
+    elif (kind, state["secret"]) in (("take", "there"), ("ack", "taken")):
+        changed = {"secret": "taken" if kind == "take" else ""}
+    return {**state, **changed}
+
+
+SHORT = ("lock s2", "expire s1", "number o2", "take")
+"""The steps whose calls fail in CI."""
+
+
+def stored(entries: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return what is stored, in the words of :func:`after`."""
+    found = {name: json.loads(value) for name, value in entries.items()}
+    secret = "taken" if "_taken/secret" in found else "there" if "secret" in found else ""
+    assert not {"_taken/secret", "secret"} <= set(found)
+    # A counter and what its owner has of it are one change.
+    assert found.get("count", {"value": 0})["value"] == found.get("_counter/count/o1", {"number": 0})["number"]
+    return {
+        "sessions": tuple(sorted(name.partition("/")[2] for name in found if name.startswith("_session/"))),
+        "mine": "mine" in found,
+        "lock": tuple(place["session"] for place in found.get("_lock/l", {"places": ()})["places"]),
+        "numbers": {who: number for who, number in found.get("numbers", {}).items() if not who.startswith("last_")},
+        "count": found.get("count", {"value": 0})["value"],
+        "secret": secret,
+    }
+
+
+def check_coordination(result: Run, killed: bool) -> None:
+    said = "\n".join(result.steps)
+    assert "Traceback" not in result.complaints, said + result.complaints
+    assert "stuck" not in result.steps
+    if not killed:
+        assert result.steps[-1] in ("end", "no start 1", "no start 78"), said + result.complaints
+        assert result.code == 0
+    states = before = [dict(UNTOUCHED)]
+    newest = 0
+    for step in result.steps:
+        outcome, _, what = step.partition(" ")
+        if outcome == "revision":
+            newest = max(newest, int(what))
+        elif what not in COORDINATION:
+            continue
+        elif outcome == "begin":
+            before = states
+            states = before + [after(what, state) for state in before]
+        elif outcome == "ok":
+            states = [after(what, state) for state in before]
+        elif outcome == "refused":
+            states = before
+    store = EmbeddedStore(journal_path(result.file), lambda: config_file.read(result.file)[1])
+    try:
+        found = stored(without_revisions(store.load()))
+        assert found in states, f"{found}, not one of {states}:\n{said}"
+        # A token is a revision: none that was told is given again.
+        assert store.sequence >= newest, said
+    finally:
+        store.close()
+
+
+def test_each_system_call_of_coordination_fails_once(tmp_path: Path) -> None:
+    traced = calm_run(tmp_path, check_coordination, "coordination")
+    assert {step for step, _ in traced} >= set(COORDINATION)
+    faults = FAULTS if LONG else ("error=EIO", "signal=KILL")
+    wanted = dict.fromkeys(target for step, target in traced if LONG or step in SHORT)
+    assert {"pwrite64", "fdatasync"} <= {target.call for target in wanted}
+    failed = sweep(
+        tmp_path, [(target, fault) for target in wanted for fault in faults], check_coordination, "coordination"
+    )
     assert not failed, "\n".join(failed)

@@ -1,6 +1,7 @@
 """The storage side of a broker, from start to clean exit, for tests that make its system calls fail.
 
-Usage: ``python fault_driver.py CONFIG``. What became of each step is said on standard output, a line each, at once.
+Usage: ``python fault_driver.py CONFIG [coordination]``: plain writes, or sessions, locks, numbers and taking.
+What became of each step is said on standard output, a line each, at once.
 """
 
 from __future__ import annotations
@@ -17,14 +18,33 @@ from bpbroker.actors.ownership import Owned
 from bpbroker.actors.registry import Registry
 from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.errors import BpbrokerError, RequestError
-from bpbroker.messages import BackupNow, Delete, Get, List, Replace, Save
-from bpbroker.registry.requests import Allocate, Batch, Take
+from bpbroker.messages import BackupNow, Delete, Get, List, Register, Replace, Save
+from bpbroker.registry.requests import Ack, Allocate, Batch, Expire, Lock, Next, Open, Release, Take, Unlock
 from bpbroker.storage import config_file
 from bpbroker.storage.embedded.journal import journal_path
 from bpbroker.storage.embedded.store import EmbeddedStore
 from bpbroker.storage.sources import Sources
 
 WAIT_SECS = 30
+COORDINATION = {
+    "open s1": Open("s1", 86_400, "i"),
+    "open s2": Open("s2", 86_400, "i"),
+    "register mine": Register("mine", {"v": 1}, "i", session="s1"),
+    "lock s1": Lock("l", "s1", "i"),
+    "unlock s1": Unlock("l", "s1"),
+    "lock s2": Lock("l", "s2", "i"),
+    "unlock s2": Unlock("l", "s2"),
+    "lock s1 again": Lock("l", "s1", "i"),
+    "expire s1": Expire("s1"),
+    "number o1": Allocate("numbers", "o1", "i"),
+    "number o2": Allocate("numbers", "o2", "i"),
+    "release o1": Release("numbers", "o1", "i"),
+    "count": Next("count", "i", owner="o1"),
+    "make secret": Replace("secret", {"v": 7}, "i"),
+    "take": Take("secret", "r"),
+    "ack": Ack("secret", "r"),
+}
+"""Step to the message; tests say what each does to the stored state."""
 
 
 def say(text: str) -> None:
@@ -49,11 +69,18 @@ class Driver:
     def step(self, what: str, address: base.ActorAddress, message: Any) -> None:
         say(f"begin {what}")
         try:
-            base.wait_for(address.ask(message, WAIT_SECS), WAIT_SECS)
+            reply = base.wait_for(address.ask(message, WAIT_SECS), WAIT_SECS)
         except RequestError as error:
             say(f"{'refused' if error.outcome_known else 'unknown'} {what}")
         else:
             say(f"ok {what}")
+            say(f"revision {getattr(reply, 'revision', 0) or 0}")
+
+    def coordinate(self) -> None:
+        """Make each kind of change that servers need from each other, by itself."""
+        for what, message in COORDINATION.items():
+            self.step(what, self.registry, message)
+        self.step("save", self.config_store, Save())
 
     def run(self) -> None:
         self.step("save", self.config_store, Save())
@@ -69,6 +96,9 @@ class Driver:
         base.wait_for(self.registry.ask(Get("old"), WAIT_SECS), WAIT_SECS)
         base.wait_for(self.registry.ask(List(), WAIT_SECS), WAIT_SECS)
         self.step("save", self.config_store, Save())
+        self.exit()
+
+    def exit(self) -> None:
         say("begin exit")
         for address in (self.backup, self.config_store, self.registry):
             if not address.stop(WAIT_SECS):
@@ -82,4 +112,8 @@ if __name__ == "__main__":
     except BpbrokerError as refusal:
         say(f"no start {refusal.exit_code}")
     else:
-        driver.run()
+        if sys.argv[2:] == ["coordination"]:
+            driver.coordinate()
+            driver.exit()
+        else:
+            driver.run()
