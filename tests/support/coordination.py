@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from bpbroker.messages import INDEX_MAX
+
 State = Mapping[str, Any]
 """Hashable values by keys such as ``session/s1``, ``entry/a``, ``lock/l``; see the functions below."""
 Answer = tuple[int, Any]
@@ -25,7 +27,7 @@ UNKNOWN: Final[Answer] = (0, "unknown")
 """No answer, or one that says that the outcome is not known."""
 NOTHING: Final[Answer] = (503, "nothing was done")
 
-_MOST_POINTS: Final = 400_000
+MOST_POINTS: Final = 400_000
 
 
 @dataclass(slots=True)
@@ -61,6 +63,14 @@ class History:
         if answer != UNKNOWN:
             call.end = time.monotonic()
 
+    def waited(self, call: Call) -> None:
+        """Note what else a Lock that waited has done, now that it has ended: it held the lock, or left the queue."""
+        kinds = {200: "Granted", 409: "Left", UNKNOWN[0]: "Left"}
+        if call.answer[0] in kinds:
+            other = Call(kinds[call.answer[0]], call.args, call.start, call.end, call.answer, call.client)
+            with self._lock:
+                self.calls.append(other)
+
 
 # --- the specification ---
 
@@ -89,7 +99,7 @@ def _lives(state: State, session: str) -> bool:
 
 def _holder(state: State, name: str) -> tuple[str, int | None] | None:
     places = state.get(f"lock/{name}", ())
-    return places[0] if places else None
+    return places[0][:2] if places else None
 
 
 def _open(state: dict[str, Any], args: Mapping[str, Any], _: Answer) -> Found:
@@ -131,7 +141,7 @@ def _write(state: dict[str, Any], args: Mapping[str, Any], _: Answer, *, anew: b
         if holder is None or holder[1] not in (None, int(token)):
             yield (412, None), state
             return
-        if holder[1] is None and int(token) <= state.get(f"last/{name}", 0):
+        if holder[1] is None and int(token) <= state[f"lock/{name}"][0][2]:
             yield (412, None), state
             return
     if anew and there is not None:
@@ -165,7 +175,7 @@ def _get(state: dict[str, Any], args: Mapping[str, Any], _: Answer) -> Found:
 
 def _lock(state: dict[str, Any], args: Mapping[str, Any], answer: Answer) -> Found:
     """Take a lock at once or not at all. A new token is higher than each before."""
-    key, session, last = f"lock/{args['name']}", args["session"], f"last/{args['name']}"
+    key, session = f"lock/{args['name']}", args["session"]
     if not _lives(state, session):
         yield (404, None), state
         return
@@ -177,19 +187,75 @@ def _lock(state: dict[str, Any], args: Mapping[str, Any], answer: Answer) -> Fou
     if holder is not None and holder[1] is not None:
         yield (200, holder[1]), state
         return
-    if token is not None:
-        if token <= state.get(last, 0):
-            return
-        state[last] = token
-    state[key] = ((session, token),)
-    yield (200, token), state
+    if holder is None:
+        state[key] = (_place(state, args["name"], session),)
+    if token is None or _learn(state, args["name"], token):
+        yield (200, token), state
+
+
+def _place(state: State, name: str, session: str) -> tuple[str, int | None, int]:
+    """Return a new place: session, its token if it is known, and what that is above."""
+    return session, None, state.get(f"last/{name}", 0)
+
+
+def _learn(state: dict[str, Any], name: str, token: int, at: int = 0) -> bool:
+    """Note the token of a place that is not known yet; return False if it cannot be this one.
+
+    Tokens grow with the places, whenever they are learnt.
+    """
+    key, last = f"lock/{name}", f"last/{name}"
+    places = state[key]
+    session, _, above = places[at]
+    if token <= above or any(place[1] is not None and place[1] <= token for place in places[at + 1 :]):
+        return False
+    state[key] = (*places[:at], (session, token, above), *places[at + 1 :])
+    state[last] = max(state.get(last, 0), token)
+    return True
 
 
 def _unlock(state: dict[str, Any], args: Mapping[str, Any], _: Answer) -> Found:
+    yield (200, None), _without_place(state, args["name"], args["session"])
+
+
+def _without_place(state: dict[str, Any], name: str, session: str) -> dict[str, Any]:
+    left = tuple(place for place in state.pop(f"lock/{name}", ()) if place[0] != session)
+    return {**state, f"lock/{name}": left} if left else state
+
+
+# A Lock that waits is two or three calls, each at a moment of its own: it takes a place at the end of the queue; then
+# it holds the lock; or its time is over, and its place is given back before it is answered.
+
+
+def _enter(state: dict[str, Any], args: Mapping[str, Any], answer: Answer) -> Found:
+    """Take a place, or find the session's own."""
+    name, session = args["name"], args["session"]
+    key = f"lock/{name}"
+    if not _lives(state, session):
+        yield (404, None), state
+        return
+    state[f"entered/{args['id']}"] = True
+    places = state.get(key, ())
+    at = next((number for number, place in enumerate(places) if place[0] == session), len(places))
+    if at == len(places):
+        state[key] = (*places, _place(state, name, session))
+    if answer[0] != 200:
+        yield (409, None), state
+    elif state[key][at][1] is not None or _learn(state, name, answer[1], at):
+        yield (200, state[key][at][1]), state
+
+
+def _granted(state: dict[str, Any], args: Mapping[str, Any], _: Answer) -> Found:
+    """Hold the lock at last, with the place's own token."""
     holder = _holder(state, args["name"])
-    if holder is not None and holder[0] == args["session"]:
-        del state[f"lock/{args['name']}"]
-    yield (200, None), state
+    if holder is None or holder[0] != args["session"] or state.pop(f"entered/{args['id']}", None) is None:
+        return
+    yield (200, holder[1]), state
+
+
+def _left(state: dict[str, Any], args: Mapping[str, Any], _: Answer) -> Found:
+    """Give the place back, for it was not granted in time."""
+    if state.pop(f"entered/{args['id']}", None) is not None:
+        yield (409, None), _without_place(state, args["name"], args["session"])
 
 
 def _show_holder(state: dict[str, Any], args: Mapping[str, Any], answer: Answer) -> Found:
@@ -200,10 +266,8 @@ def _show_holder(state: dict[str, Any], args: Mapping[str, Any], answer: Answer)
     session, token = holder
     if token is None and answer[0] == 200 and answer[1] is not None:
         token = answer[1][1]
-        if token <= state.get(f"last/{args['name']}", 0):
+        if not _learn(state, args["name"], token):
             return
-        state[f"lock/{args['name']}"] = ((session, token),)
-        state[f"last/{args['name']}"] = token
     yield (200, (session, token)), state
 
 
@@ -286,22 +350,71 @@ def _together(state: dict[str, Any], args: Mapping[str, Any], _: Answer) -> Foun
 
 _RULES: Final[Mapping[str, Any]] = {
     "Open": _open, "Renew": _renew, "Close": _close, "Register": _register, "Replace": _replace, "Delete": _delete,
-    "Get": _get, "Lock": _lock, "Unlock": _unlock, "Holder": _show_holder, "Allocate": _allocate, "Release": _release,
-    "Next": _next, "Take": _take, "Ack": _ack, "Batch": _batch, "Together": _together,
+    "Get": _get, "Lock": _lock, "Unlock": _unlock, "Enter": _enter, "Granted": _granted, "Left": _left,
+    "Holder": _show_holder, "Allocate": _allocate, "Release": _release, "Next": _next, "Take": _take, "Ack": _ack,
+    "Batch": _batch, "Together": _together,
 }  # fmt: skip
 
 READING: Final = frozenset({"Renew", "Get", "Holder", "Together"})
 
 
+# --- watches ---
+
+
+@dataclass
+class Writes:
+    """What became of the writes of entries that a watch sees. Each entry has one writer: none of them shares a commit.
+
+    Threads may add to it.
+    """
+
+    done: dict[tuple[str, int], int | None] = field(default_factory=dict)
+    """Name and revision to the value, None for a deletion."""
+    unsure: set[tuple[str, int | None]] = field(default_factory=set)
+    """Name and value of writes without an answer: each may have happened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a watch told, from one cursor on."""
+
+    since: int
+    """The revision of the cursor that it began with."""
+    upto: int
+    """The revision of the cursor that it had in the end."""
+    events: tuple[tuple[int, str, int | None], ...]
+    """Revision, name and value, None for a deletion."""
+
+
+def untold(told: Told, writes: Writes) -> str:
+    """Say what a watch should not have told, or should have; empty if each change came once, in order."""
+    seen: set[tuple[str, int]] = set()
+    before = told.since
+    for revision, name, value in told.events:
+        if revision < before or revision <= told.since:
+            return f"{name}: revision {revision} after {before}"
+        if revision > told.upto:
+            return f"{name}: revision {revision} is beyond the cursor {told.upto}"
+        key = (name, revision)
+        if value is None and key not in writes.done:
+            # etcd tells no place of a deletion in its commit: it is told with the first revision of that.
+            deleted = (each for each, what in writes.done.items() if each[0] == name and what is None)
+            key = next((each for each in deleted if 0 < each[1] - revision < INDEX_MAX), key)
+        if key in seen:
+            return f"{name}: revision {revision} was told twice"
+        if writes.done[key] != value if key in writes.done else (name, value) not in writes.unsure:
+            return f"{name}: nobody wrote {value} at revision {revision}"
+        seen.add(key)
+        before = revision
+    missing = {key for key in writes.done if told.since < key[1] <= told.upto} - seen
+    return f"never told: {sorted(missing)[:5]}" if missing else ""
+
+
 # --- the check ---
 
 
-def contradiction(calls: Sequence[Call], before: State | None = None) -> str:
-    """Say where the calls stop making sense; empty if some order explains all answers.
-
-    Raises:
-        RuntimeError: there are too many orders to decide.
-    """
+def contradiction(calls: Sequence[Call], before: State | None = None, most_points: int = MOST_POINTS) -> str:
+    """Say where the calls stop making sense, or that there are too many orders; empty if one explains all answers."""
     ordered = sorted(
         (call for call in calls if call.answer != NOTHING and not (call.answer == UNKNOWN and call.kind in READING)),
         key=lambda call: call.start,
@@ -324,8 +437,8 @@ def contradiction(calls: Sequence[Call], before: State | None = None) -> str:
                 if key not in seen:
                     seen.add(key)
                     stack.append(following)
-        if len(seen) > _MOST_POINTS:
-            raise RuntimeError(f"undecided after {_MOST_POINTS} points; {_told(ordered, furthest)}")
+        if len(seen) > most_points:
+            return f"undecided after {most_points} points; {_told(ordered, furthest)}"
     return _told(ordered, furthest)
 
 

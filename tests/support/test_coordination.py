@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.coordination import UNKNOWN, Answer, Call, contradiction
+from tests.support.coordination import UNKNOWN, Answer, Call, Told, Writes, contradiction, untold
 
 
 def call(kind: str, start: float, end: float, answer: Answer, **args: Any) -> Call:
@@ -93,3 +93,97 @@ def test_one_receiver_takes() -> None:
     takes = [call("Take", 2, 9, (200, 5), name="a", receiver=receiver) for receiver in ("r", "q")]
     assert not contradiction([*begun, takes[0], call("Take", 2, 9, (409, None), name="a", receiver="q")])
     assert contradiction([*begun, *takes])
+
+
+def entered(number: int, start: float, token: int | None, end: float) -> list[Call]:
+    """Return the parts of a Lock of session ``s<number>`` that waited: granted with a token, or refused."""
+    answer = (409, None) if token is None else (200, token)
+    args = {"name": "l", "session": f"s{number}", "id": number}
+    return [Call(kind, args, start, end, answer) for kind in ("Enter", "Left" if token is None else "Granted")]
+
+
+def unlock(session: str, start: float, end: float) -> Call:
+    return call("Unlock", start, end, (200, None), name="l", session=session)
+
+
+THREE = [*OPENED, call("Open", 0, 1, (200, None), session="s3")]
+UNANSWERED = Call("Enter", {"name": "l", "session": "s2", "id": 1}, 4)
+HELD = [*THREE, lock("s1", 2, 3, (200, 10))]
+
+
+@pytest.mark.parametrize(
+    ("calls", "right"),
+    [
+        ([*entered(2, 4, 11, 9), unlock("s1", 7, 8)], True),
+        # Granted while another one holds it.
+        ([*entered(2, 4, 11, 9), unlock("s1", 10, 11)], False),
+        # In the order of their places, which is that of their tokens.
+        ([*entered(2, 4, 11, 20), *entered(3, 5, 12, 30), unlock("s1", 7, 8), unlock("s2", 22, 23)], True),
+        ([*entered(2, 4, 11, 30), *entered(3, 5, 12, 20), unlock("s1", 7, 8), unlock("s3", 22, 23)], False),
+        ([*entered(2, 4, 12, 30), *entered(3, 5, 11, 20), unlock("s1", 7, 8), unlock("s3", 22, 23)], True),
+        ([*entered(2, 4, 9, 9), unlock("s1", 7, 8)], False),
+        # Refused: then the place is given back.
+        ([*entered(2, 4, None, 9), unlock("s1", 10, 11), lock("s3", 12, 13, (200, 12))], True),
+        ([*entered(2, 4, None, 9), unlock("s1", 10, 11), lock("s3", 12, 13, (409, None))], False),
+        # It may have been granted for a moment before.
+        ([*entered(2, 4, None, 9), unlock("s1", 5, 6), lock("s3", 7, 8, (409, None))], True),
+        # Without an answer it may be in the queue for ever, and is found there.
+        ([UNANSWERED, unlock("s1", 5, 6), lock("s2", 7, 8, (200, 11))], True),
+        (
+            [
+                UNANSWERED,
+                *entered(3, 5, 12, 20),
+                unlock("s1", 6, 7),
+                lock("s2", 8, 9, (200, 13)),
+                unlock("s2", 10, 11),
+            ],
+            False,  # its place is before the other one's, and its token higher
+        ),
+        (
+            [
+                UNANSWERED,
+                Call("Left", {"name": "l", "session": "s2", "id": 1}, 4),
+                unlock("s1", 6, 7),
+                lock("s3", 8, 9, (409, None)),
+                lock("s3", 10, 11, (200, 13)),
+            ],
+            True,  # given back later
+        ),
+    ],
+)  # fmt: skip
+def test_locks_that_are_waited_for(calls: list[Call], right: bool) -> None:
+    assert bool(contradiction([*HELD, *calls])) is not right
+
+
+WRITTEN = Writes({("w/1", 10): 1, ("w/2", 11): 2, ("w/1", 15): None}, {("w/2", 3)})
+
+
+@pytest.mark.parametrize(
+    ("events", "said"),
+    [
+        ([(10, "w/1", 1), (11, "w/2", 2), (15, "w/1", None)], ""),
+        ([(10, "w/1", 1), (11, "w/2", 2), (13, "w/2", 3), (15, "w/1", None)], ""),
+        ([(10, "w/1", 1), (15, "w/1", None)], "never told: [('w/2', 11)]"),
+        ([(10, "w/1", 1), (11, "w/2", 2), (11, "w/2", 2), (15, "w/1", None)], "told twice"),
+        ([(11, "w/2", 2), (10, "w/1", 1), (15, "w/1", None)], "revision 10 after 11"),
+        ([(10, "w/1", 1), (11, "w/2", 3), (15, "w/1", None)], "nobody wrote 3"),
+        ([(10, "w/1", 4), (11, "w/2", 2), (15, "w/1", None)], "nobody wrote 4"),
+        ([(9, "w/1", 1)], "revision 9 after 9"),
+        ([(10, "w/1", 1), (11, "w/2", 2), (15, "w/1", None), (21, "w/2", 3)], "beyond the cursor"),
+    ],
+)
+def test_what_a_watch_tells(events: list[tuple[int, str, int | None]], said: str) -> None:
+    found = untold(Told(9, 20, tuple(events)), WRITTEN)
+    assert said in found
+    assert bool(found) is bool(said)
+
+
+def test_a_deletion_may_be_told_with_the_first_revision_of_its_commit() -> None:
+    writes = Writes({("w/1", 100_007): None})
+    assert not untold(Told(9, 200_000, ((100_000, "w/1", None),)), writes)
+    assert "told twice" in untold(Told(9, 200_000, ((100_000, "w/1", None), (100_007, "w/1", None))), writes)
+    assert "nobody wrote" in untold(Told(9, 200_000, ((90_000, "w/1", None),)), writes)
+
+
+def test_what_is_before_and_behind_the_cursors_need_not_be_told() -> None:
+    assert not untold(Told(10, 14, ((11, "w/2", 2),)), WRITTEN)
