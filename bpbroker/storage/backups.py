@@ -189,14 +189,24 @@ def newest_good(own: Path) -> Checked | None:
     return next((checked for checked in map(check, found(own)) if not checked.problem), None)
 
 
-def advice(own: Path) -> str:
-    """Return what goes with the message about a damaged file: the newest good backup and how to restore it."""
+def advice(own: Path, *, of_backup: bool = False) -> str:
+    """Return what goes with the message about a damaged file: the newest good backup and how to restore it.
+
+    Args:
+        own: the configuration file.
+        of_backup: whether what is damaged is a backup that was to be restored.
+    """
     try:
         good = newest_good(own)
     except BpbrokerError as error:
         return f"Nothing was changed. {error}"
     if good is None:
-        return f"Nothing was changed. There is no good backup in {folder_for(own)}."
+        elsewhere = command_line("bpbroker", "--config", str(own), "restore", "FILE")
+        without = "\nWithout one, correct the file, or move it away to begin without what only it has."
+        return (
+            f"Nothing was changed. There is no good backup in {folder_for(own)}. To go back to one from elsewhere:\n"
+            f"  {elsewhere}{'' if of_backup else without}"
+        )
     return f"Nothing was changed. {advised(own, good)}"
 
 

@@ -253,7 +253,9 @@ def _usable(own: Path, backup: Path) -> tuple[dict[str, Any], dict[str, bytes], 
             problems.append(f"{backup} holds nothing")
     if problems:
         listed = "\n  ".join(problems)
-        raise ConfigurationError(f"This backup cannot be used:\n  {listed}\n{backups.advice(own)}", tuple(problems))
+        raise ConfigurationError(
+            f"This backup cannot be used:\n  {listed}\n{backups.advice(own, of_backup=True)}", tuple(problems)
+        )
     return settings, entries, found
 
 

@@ -103,6 +103,9 @@ def test_none_yet(file: Path) -> None:
     assert backups.found(file) == []
     assert backups.newest_good(file) is None
     assert f"no good backup in {backups.folder_for(file)}" in backups.advice(file)
+    assert command_line("bpbroker", "--config", str(file), "restore", "FILE") in backups.advice(file)
+    assert "move it away" in backups.advice(file)  # a next step there must be
+    assert "move it away" not in backups.advice(file, of_backup=True)
     backups.rotate(file, 1)
 
 
