@@ -89,7 +89,12 @@ class Session:
         Raises:
             NotFound: it is over.
         """
-        self._renew(self._registry)
+        try:
+            self._renew(self._registry)
+        except NotFound as error:
+            self.ended = True
+            self._lose(str(error))
+            raise
 
     def close(self) -> None:
         """End the session: its entries and its places in locks go at once. A session that is over is closed.
@@ -115,8 +120,6 @@ class Session:
         Raises:
             SessionLost: it does not.
         """
-        if not self.lost.is_set() and boottime() >= self.stop_at:
-            self._lose("it was not renewed in time")
         if self.lost.is_set():
             raise self._registry.calls.errors.SessionLost(f"The session {self.id} is lost: {self.reason}")
 
@@ -177,6 +180,12 @@ class RenewedSession(Session):
         self._closing.set()
         super().close()
         self._thread.join(_JOIN_SECS)
+
+    def check(self) -> None:
+        """See that the session lives, and was renewed in time; raises as :meth:`Session.check` does."""
+        if not self.lost.is_set() and boottime() >= self.stop_at:
+            self._lose("it was not renewed in time")
+        super().check()
 
     def _keep(self) -> None:
         with self._registry.sibling(min(_TRY_SECS, self.ttl_secs / 3)) as registry:

@@ -1,0 +1,63 @@
+"""``rh.registry`` over a made-up channel: what it asks for, and what it takes for lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from bpbroker.extensions import NotFound, Registry, SessionLost
+from bpbroker.recipes import session as sessions
+
+NOT_THERE = {"status": 404, "message": "There is no session", "data": None, "failed": None}
+
+
+class Channel:
+    """Answers each call of a method with the next of its replies; the last one again and again."""
+
+    def __init__(self, **replies: list[dict[str, Any]]) -> None:
+        self.asked: list[str] = []
+        self._replies = replies
+
+    def __call__(self, head: Mapping[str, Any]) -> Mapping[str, Any]:
+        method = head["method"]
+        self.asked.append(method)
+        replies = self._replies.get(method, [{}])
+        data = replies.pop(0) if len(replies) > 1 else replies[0]
+        return data if "status" in data else {"status": 200, "answer": {"data": data, "revision": 5}}
+
+
+def test_a_lock_that_nothing_renews_is_held_until_the_broker_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    channel = Channel(Lock=[{"token": 7}])
+    now = [1000.0]
+    monkeypatch.setattr(sessions, "boottime", lambda: now[0])
+    with Registry(channel, timeout_secs=30).lock("l") as lock:
+        now[0] += 29  # of the 30 s that the call may take
+        lock.check()
+        assert lock.locked()
+    assert channel.asked == ["Open", "Lock", "Close"]
+
+
+def test_the_work_of_once_may_take_the_whole_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    channel = Channel(Lock=[{"token": 7}], Get=[{**NOT_THERE, "message": "There is no entry"}])
+    now = [1000.0]
+    monkeypatch.setattr(sessions, "boottime", lambda: now[0])
+
+    def work() -> int:
+        now[0] += 29
+        return 1
+
+    assert Registry(channel, timeout_secs=30).once("o", work) == 1
+    assert channel.asked[-2:] == ["Replace", "Close"]
+
+
+def test_a_session_that_cannot_be_renewed_is_lost() -> None:
+    session = Registry(Channel(Renew=[{}, NOT_THERE])).session()
+    session.open()
+    session.renew()
+    session.check()
+    with pytest.raises(NotFound, match="no session"):
+        session.renew()
+    with pytest.raises(SessionLost, match="no session"):
+        session.check()
