@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import bpbroker
-from bpbroker import files
+from bpbroker import foreign_folders
 from bpbroker.errors import StartError
 from bpbroker.extensions import modules
 
@@ -88,7 +88,7 @@ def exposed_code(lib: Path, namespaces: Iterable[str], trusted: Iterable[int] | 
         *((f"the extension {name}", found) for name in namespaces if (found := modules.find(name, lib)) is not None),
     ):
         try:
-            open_to_others = files.exposed(path, users) if path.exists() else None
+            open_to_others = foreign_folders.exposed(path, users) if path.exists() else None
         except OSError:  # this user may not look there; a warning that cannot be given ends nothing
             continue
         # Where another user owns all modules, one of them is said.

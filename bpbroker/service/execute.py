@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bpbroker import files, progress
+from bpbroker import files, foreign_folders, progress
 from bpbroker.errors import ConfigurationError, StartError
 from bpbroker.service.machine import within
 from bpbroker.service.steps import Adopt, MakeFolder, Plan, Remove, Run, SetAside, Step, WriteFile
@@ -47,7 +47,7 @@ def _do(step: Step, root: Path) -> bool:
             Path(step.to).chmod(0o644)
         return True
     if isinstance(step, Remove):
-        return files.remove_all(Path(step.path), only_if_empty=step.only_if_empty)
+        return foreign_folders.remove_all(Path(step.path), only_if_empty=step.only_if_empty)
     if isinstance(step, Adopt):
         given = [path for path in step.paths if _adopt(Path(path), step.owner, root)]
         return bool(given)
@@ -57,7 +57,7 @@ def _do(step: Step, root: Path) -> bool:
 
 def _make_folder(path: Path, mode: int, owner: str, root: Path) -> bool:
     given = _ids(owner, root) if owner and sys.platform != "win32" and os.geteuid() == 0 else None
-    return files.permit_folder(path, mode, given)
+    return foreign_folders.permit_folder(path, mode, given)
 
 
 def _ids(owner: str, root: Path) -> tuple[int, int]:
@@ -86,7 +86,7 @@ def others_files(paths: Iterable[Path], owner: str, root: Path) -> list[Path]:
 
 def _adopt(path: Path, owner: str, root: Path) -> bool:
     """Give a file away, but no link: the folder's owner may have put it there."""
-    return os.geteuid() == 0 and files.give_file(path, _ids(owner, root))
+    return os.geteuid() == 0 and foreign_folders.give_file(path, _ids(owner, root))
 
 
 def _write(path: Path, content: bytes, mode: int) -> bool:
