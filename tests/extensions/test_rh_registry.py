@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bpbroker.extensions import NotFound, Registry, SessionLost
+from bpbroker.extensions import LockTimeout, NotFound, Registry, SessionLost
 from bpbroker.recipes import session as sessions
 
 NOT_THERE = {"status": 404, "message": "There is no session", "data": None, "failed": None}
@@ -61,3 +61,21 @@ def test_a_session_that_cannot_be_renewed_is_lost() -> None:
         session.renew()
     with pytest.raises(SessionLost, match="no session"):
         session.check()
+
+
+def test_a_lock_that_is_refused_is_not_asked_for_again() -> None:
+    data = {"holders": [{"data": "other"}], "waiting": 2}
+    channel = Channel(Lock=[{"status": 409, "message": "Held", "data": data, "failed": None}])
+    with pytest.raises(LockTimeout, match="Held") as caught:
+        Registry(channel, timeout_secs=30).lock("l").__enter__()
+    assert channel.asked == ["Open", "Lock", "Close"]
+    assert caught.value.holders == [{"data": "other"}]
+    assert caught.value.data == data
+
+
+def test_a_lock_that_may_take_longer_than_one_wait_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {"status": 409, "message": "Held", "data": None, "failed": None}
+    channel = Channel(Lock=[held, {"token": 7}])
+    monkeypatch.setattr("bpbroker.recipes.lock.time.sleep", lambda _: None)
+    assert Registry(channel, timeout_secs=3600).lock("l").take(3600) == 7
+    assert channel.asked == ["Open", "Lock", "Lock"]
