@@ -101,7 +101,7 @@ def Pid(rh):
     def broker(tmp_path: Path) -> Iterator[BrokerProcess]:
         module = tmp_path / "demo.py"
         module.write_text(EXTENSION, encoding="utf-8")
-        settings = {"demo": {"_timeout_secs": 3, "_workers": 2, "_access_key": ""}}
+        settings = {"demo": {"_timeout_secs": 8, "_workers": 2, "_access_key": ""}}
         with BrokerProcess(tmp_path / "hömé with space", settings, [module]) as made:
             yield made
 
