@@ -27,7 +27,7 @@ from bpbroker.actors.registry import Registry
 from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.actors.registry_shared import SharedBackend
 from bpbroker.config import layers
-from bpbroker.errors import RequestError
+from bpbroker.errors import Gone, RequestError
 from bpbroker.messages import Condition, Delete, Exists, Get, Register, Replace, Snapshot, SnapshotSaved
 from bpbroker.registry import ages
 from bpbroker.registry.requests import (
@@ -44,6 +44,8 @@ from bpbroker.registry.requests import (
     Renew,
     Take,
     Unlock,
+    Watch,
+    Watched,
 )
 from bpbroker.storage import config_file
 from bpbroker.storage.embedded import revisions
@@ -63,6 +65,8 @@ SESSIONS = st.sampled_from(["s1", "s2", "s3"])
 NAMES = st.sampled_from(["a", "b", "c"])
 LOCKS = st.sampled_from(["l", "m"])
 OWNERS = st.sampled_from(["o1", "o2", "o3"])
+OTHERS = frozenset({"pool", "count", "rest"})
+"""Entries whose values the specification does not have."""
 STEP_SECS = 0.4
 """Of the clock; below what the registry takes for a time in which it heard nobody."""
 YEAR_SECS = 366 * 86_400
@@ -98,6 +102,11 @@ class Machine(RuleBasedStateMachine):
         self.revision = 0
         self.values = itertools.count(1)
         self.tokens: dict[str, list[int]] = {"l": [], "m": []}
+        self.cursor: str | None = None
+        self.told = 0
+        """The revision of the last event."""
+        self.followed: dict[str, Any] = {}
+        """The entries as the watch has told them."""
 
     def ask(self, broker: int, message: Any) -> Any:
         return base.wait_for(self.addresses[broker % len(self.addresses)].ask(message, 20), 20)
@@ -240,12 +249,42 @@ class Machine(RuleBasedStateMachine):
         if not self.addresses:
             return
         stored = self.ask(0, Snapshot()).entries
-        entries = {name for name in stored if not name.startswith("_")} - {"pool", "count", "rest"}
+        entries = {name for name in stored if not name.startswith("_")} - OTHERS
         assert entries == {key.removeprefix("entry/") for key in self.state if key.startswith("entry/")}
         for kind in ("session", "taken", "lock"):
             found = {name.partition("/")[2] for name in stored if name.startswith(f"_{kind}/")}
             wanted = {key.partition("/")[2] for key in self.state if key.startswith(f"{kind}/")}
             assert found == wanted, kind
+        self.watch()
+
+    def watch(self) -> None:
+        """Follow what has changed from the cursor on; it leads to the same entries."""
+        wanted = {key.removeprefix("entry/"): value[0] for key, value in self.state.items() if key[:6] == "entry/"}
+        end = time.monotonic() + 30
+        while True:
+            try:
+                watched = self.ask(0, Watch(since=self.cursor))
+            except Gone as gone:  # the registry was started since: a client lists anew
+                watched, self.followed = Watched((), gone.data["cursor"]), dict(wanted)
+            for event in watched.events:
+                assert event.revision >= self.told, "a revision that is lower than one before"
+                assert event.revision > int((self.cursor or ":0").rpartition(":")[2]), "told a second time"
+                self.told = event.revision
+                if event.record is not None:
+                    self.followed[event.name] = json.loads(event.record.json).get("v")
+                else:
+                    # What is told of a taken entry before is nothing, so it may not be known.
+                    assert event.name in self.followed or event.type == "take"
+                    self.followed.pop(event.name, None)
+            if self.cursor is None:
+                self.followed = dict(wanted)
+            self.cursor = watched.cursor
+            if {name: self.followed[name] for name in self.followed if name not in OTHERS} == wanted:
+                return
+            # On etcd it is told a moment later.
+            assert len(self.addresses) > 1, f"followed to {self.followed}, not {wanted}"
+            assert time.monotonic() < end, f"followed to {self.followed}, not {wanted}"
+            time.sleep(0.005)
 
 
 class Embedded(Machine):
