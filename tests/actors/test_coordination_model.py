@@ -265,6 +265,7 @@ class Machine(RuleBasedStateMachine):
             try:
                 watched = self.ask(0, Watch(since=self.cursor))
             except Gone as gone:  # the registry was started since: a client lists anew
+                assert gone.data is not None
                 watched, self.followed = Watched((), gone.data["cursor"]), dict(wanted)
             for event in watched.events:
                 assert event.revision >= self.told, "a revision that is lower than one before"
