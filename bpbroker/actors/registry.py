@@ -29,7 +29,7 @@ from bpbroker.actors.base import DEFERRED, Actor
 from bpbroker.actors.inbox import Wake
 from bpbroker.actors.registry_backend import Backend
 from bpbroker.actors.registry_locks import Locks
-from bpbroker.actors.registry_sessions import Sessions
+from bpbroker.actors.registry_sessions import Sessions, with_reserve
 from bpbroker.actors.registry_waiting import Waiting
 from bpbroker.config import schema
 from bpbroker.durations import STORAGE_SECS, Durations
@@ -170,7 +170,7 @@ class Registry(Actor):
         return {
             "waiting": {"read": reads, "watch": watches, "lock": kinds["lock"], "holder": kinds["holder"]},
             "waiting_max": self._waiting.max_waiting,
-            "sessions_max": self.limits.sessions,
+            "sessions_max": self._sessions.most,
             "ended_sessions": dict(self._sessions.ended),
             "entries_lost": memory.entries_lost,
             "locks": memory.locks,
@@ -189,9 +189,10 @@ class Registry(Actor):
 
     def _apply_settings(self, settings: Settings) -> None:
         self._waiting.max_waiting = schema.option(settings, "api", "max_waiting")
+        self._sessions.most = schema.option(settings, "_registry", "max_sessions")
         self.limits = Limits(
             data_bytes=schema.option(settings, "api", "max_data_bytes"),
-            sessions=schema.option(settings, "_registry", "max_sessions"),
+            sessions=with_reserve(self._sessions.most),
             places=schema.option(settings, "_registry", "max_places"),
             numbers=schema.option(settings, "_registry", "max_numbers"),
             ended_at_once=_ENDED_AT_ONCE if self.backend.leases else sys.maxsize,

@@ -19,12 +19,21 @@ from bpbroker.registry.replies import send
 from bpbroker.registry.requests import Done, Expire, Forget, Lost, Open, Renew, Rest
 from bpbroker.server.request import network_of
 
+_RESERVE: Final = 4
+"""A part of the limit: so many sessions more there may be, of clients that have few."""
+_FEW: Final = 100
+"""A part of the limit: who has so many has not few any more."""
 _TIDY_SECS: Final = 60.0
 _FORGOTTEN_AT_ONCE: Final = 50
 _CLOSED_KEPT_SECS: Final = 600
 """So long it is known that a session was closed, on a shared store."""
 _BATCHES_KEPT_SECS: Final = 3600
 """So long a repeated batch is known again."""
+
+
+def with_reserve(most: int) -> int:
+    """Return how many sessions there may be at all, if ``most`` is the limit for a client that has many."""
+    return most + -(-most // _RESERVE)
 
 
 class Sessions:
@@ -46,6 +55,8 @@ class Sessions:
         """How many ended how."""
         self.keep_lost_secs = 0
         """``_registry.keep_lost_secs``."""
+        self.most = 0
+        """``_registry.max_sessions``."""
         self._clients: dict[str, str] = {}
         """Session to the client that opened it, see :func:`network_of`."""
         self._by_client: Counter[str] = Counter()
@@ -130,17 +141,20 @@ class Sessions:
         return DEFERRED
 
     def _check_share(self, message: Open) -> None:
-        """See that a client does not take all sessions: it may have half of them, so that others find room.
+        """See that no client takes the sessions of all others: beyond the limit, those who have few find room yet.
 
         Raises:
-            Overloaded: it has so many.
+            Overloaded: there are so many sessions, and this client has its share of them.
         """
-        client, most = network_of(message.source), self._owner.limits.sessions
+        there = self._memory.sessions
+        if there < self.most or self._memory.get(sessions.PREFIX + message.session) is not None:
+            return
+        client = network_of(message.source)
         held = self._by_client[client]
-        if held >= (most + 1) // 2 and self._memory.get(sessions.PREFIX + message.session) is None:
+        if held >= max(1, self.most // _FEW):
             raise Overloaded(
-                f"{held} of {most} sessions are of {client} already; one address may have half of them"
-                f" ({sessions.COUNT}); nothing was changed"
+                f"There are {there} sessions already ({sessions.COUNT}), {held} of them of {client};"
+                " nothing was changed"
             )
 
     def _renew(self, message: Renew) -> Any:
