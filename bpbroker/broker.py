@@ -50,7 +50,7 @@ from bpbroker.runtime import sdnotify
 from bpbroker.runtime.actors import Parts, registry_factory
 from bpbroker.runtime.daemon import AtWork, Ready, in_background
 from bpbroker.runtime.exposure import exposed_code, see_that_it_may_start
-from bpbroker.runtime.identity import IdentityFiles
+from bpbroker.runtime.identity_files import IdentityFiles
 from bpbroker.runtime.logs import log_trouble, reopen_logs, set_access_log, setup_logging
 from bpbroker.runtime.mainloop import MainLoop
 from bpbroker.runtime.plan import Plan, RunOptions

@@ -36,7 +36,7 @@ from bpbroker.messages import (
     settle,
 )
 from bpbroker.storage import backups, config_file
-from bpbroker.storage.identity import Identity
+from bpbroker.storage.backup_identity import Identity
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from bpbroker.commands.local import BULK_SECS, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, echo_table, format_option, shown_size, shown_time
 from bpbroker.registry.entry import shown_names
-from bpbroker.runtime.identity import IdentityFiles
+from bpbroker.runtime.identity_files import IdentityFiles
 from bpbroker.storage import backups as backup_files
 from bpbroker.storage import offline
 

@@ -314,9 +314,9 @@ class Memory:
         self._told: dict[tuple[str, str | None, str | None, int], Watched | RequestError] = {}
         """What watches that are alike are told, until the next change."""
         self.key_view: KeyView | None = None
+        """Who follows the named access keys."""
         self.secret: DiscoverySecret | None = None
         """Told the registry's discovery secret, where it has one."""
-        """Who follows the named access keys."""
         self.version: Callable[[str], int] | None = None
         """Returns the version of a record that is known; None where the store has no other writers."""
         self.faults: Mapping[str, str] = {}

@@ -23,8 +23,8 @@ from bpbroker.config import layers
 from bpbroker.errors import BadRequest, ConfigurationError, DamagedFile
 from bpbroker.registry import entry, named_keys
 from bpbroker.registry.stored import split
-from bpbroker.storage import identity
-from bpbroker.storage.identity import Identity
+from bpbroker.storage import backup_identity
+from bpbroker.storage.backup_identity import Identity
 from bpbroker.text import decode
 
 DEPTH_MAX: Final = 250
@@ -117,7 +117,7 @@ def read_backup(path: Path) -> tuple[Content, Identity | None]:
         except OSError as error:
             raise files.start_error(f"Cannot read {path}: {error.strerror}", error) from None
         found, section = _content(content, str(path))
-    return found, None if section is None else identity.decode(section, str(path))
+    return found, None if section is None else backup_identity.decode(section, str(path))
 
 
 def _origin(state: object, content: bytes) -> Origin | None:

@@ -16,12 +16,12 @@ from bpbroker.messages import BackupInfo
 from bpbroker.registry.entry import number_of
 from bpbroker.registry.stored import outlives_sessions, split
 from bpbroker.storage import backups, config_file
+from bpbroker.storage.backup_identity import Identity
 from bpbroker.storage.config_file import Origin
 from bpbroker.storage.embedded.journal import JournalState, Mark, files_of, journal_path, read_journal
 from bpbroker.storage.embedded.recovery import match, merged, registry_of
 from bpbroker.storage.embedded.store import forget_all
 from bpbroker.storage.etcd import store
-from bpbroker.storage.identity import Identity
 from bpbroker.storage.lock import FileLock, holder
 from bpbroker.text import command_line
 

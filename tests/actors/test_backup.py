@@ -18,7 +18,7 @@ from bpbroker.config import layers
 from bpbroker.errors import StorageFailed, Unavailable
 from bpbroker.messages import BackupInfo, BackupNow, Document, GetDocument, ListBackups, Ping, SettingsChanged
 from bpbroker.storage import backups, config_file
-from bpbroker.storage.identity import Identity
+from bpbroker.storage.backup_identity import Identity
 from tests.support.systems import is_private, is_wine
 
 if TYPE_CHECKING:

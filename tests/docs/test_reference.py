@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bpbroker.client.cli.click_tree import bpclient
-from bpbroker.client.cli.commands import COMMANDS
+from bpbroker.client.cli.command_table import COMMANDS
 from bpbroker.client.cli.shared_options import EVERYWHERE
 from tests.support.reference import PAGE, leaves, options, reference
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 import pytest
 
 from bpbroker.config.paths import Home
-from bpbroker.runtime.identity import IdentityFiles
+from bpbroker.runtime.identity_files import IdentityFiles
 from bpbroker.storage import config_file, offline
 from tests.support import power_cut, power_driver
 from tests.support.coming_up import Found, come_up

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from bpbroker import stamp
-from bpbroker.client.cli.commands import COMMANDS, GROUPS
+from bpbroker.client.cli.command_table import COMMANDS, GROUPS
 from bpbroker.client.cli.parser import split_command, with_command
 from bpbroker.client.cli.shared_options import EVERYWHERE, Command, Invocation, Option
 from bpbroker.errors import UsageError

@@ -62,7 +62,7 @@ def _flushed(end: SystemExit) -> int:
 
 def _perform(arguments: list[str]) -> int:
     """Do what the words say; gives the exit code."""
-    from bpbroker.client.cli.commands import FLAGS, WORDS
+    from bpbroker.client.cli.command_table import FLAGS, WORDS
     from bpbroker.client.cli.parser import parse
     from bpbroker.client.cli.session import Session
     from bpbroker.client.cli.words import split_cols

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bpbroker.client.cli.commands import COMMANDS, FLAGS, GROUPS
+from bpbroker.client.cli.command_table import COMMANDS, FLAGS, GROUPS
 from bpbroker.client.cli.shared_options import EVERYWHERE, Invocation, Option
 from bpbroker.client.cli.words import wants_next
 

@@ -1,6 +1,6 @@
 """The options of ``bpclient`` as data, and the classes that describe an option or a command.
 
-The commands themselves are in :mod:`bpbroker.client.cli.commands`. Two modules read
+The commands themselves are in :mod:`bpbroker.client.cli.command_table`. Two modules read
 options and commands: :mod:`bpbroker.client.cli.parser` reads well-formed command lines by
 them, and does not load click; :mod:`bpbroker.client.cli.click_tree` turns them into click's
 commands, for help, completion and every line that is not well-formed.

@@ -2,7 +2,7 @@
 
 Each key is behind the configured prefix and a slash::
 
-    registry          {"id": …, "format": 2, "base": …}, see :mod:`bpbroker.storage.etcd.identity`
+    registry          {"id": …, "format": 2, "base": …}, see :mod:`bpbroker.storage.etcd.registry_id`
     entries/<name>    an entry in its stored form; etcd's mod_revision is in its version and its revision
     entries/_…        a record of the registry itself; entries/_session/<id> has a lease
     commits/<random>  a broker's last commit, see :mod:`bpbroker.storage.etcd.commits`

@@ -22,12 +22,12 @@ from bpbroker.errors import BpbrokerError, ConfigurationError, StorageFull, Unav
 from bpbroker.messages import Record
 from bpbroker.registry.changes import READ_MAX, Broken, Changes, Committed, Conflict, Group, News, Outcome, Seen, State
 from bpbroker.registry.stored import joined, unrevised
-from bpbroker.storage.etcd import identity
+from bpbroker.storage.etcd import registry_id
 from bpbroker.storage.etcd.commits import Commits, clear_left_over, fitting, packed, refusal
 from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway
-from bpbroker.storage.etcd.identity import Identity
 from bpbroker.storage.etcd.keys import Keys, as_seen, revision_of
 from bpbroker.storage.etcd.memory import Memory
+from bpbroker.storage.etcd.registry_id import Identity
 from bpbroker.storage.etcd.responses import Compacted, LeaseExists, LeaseGone, decode, encode
 from bpbroker.storage.etcd.timeline import REPLACED, RESTORED_MEANWHILE, Moment, Restored, Timeline
 
@@ -385,7 +385,7 @@ class EtcdStore:
                 known = self._timeline.adopt(found, moment)
                 self._memory.note(found.registry_id, *self._timeline.reached)
                 return known
-            self._replace_identity(gateway, moment, old, identity.made(self._timeline.floor, _kept_id(found)))
+            self._replace_identity(gateway, moment, old, registry_id.made(self._timeline.floor, _kept_id(found)))
         raise Unavailable("The registry's etcd cluster does not keep what is written to it")
 
     def _replace_identity(self, gateway: Gateway, moment: Moment, old: str | None, new: Identity) -> None:
@@ -403,7 +403,7 @@ class EtcdStore:
         """See to it that every later revision is higher than ``above``: the registry gets a new id if need be."""
         moment = self._timeline.moment()
         if moment.registry.revision(moment.revision) <= above:
-            new = identity.made(above)
+            new = registry_id.made(above)
             self._replace_identity(self._scanner, moment, moment.registry.value, new)
             try:
                 self._timeline.begin(moment, REPLACED)
@@ -413,8 +413,8 @@ class EtcdStore:
     def _identity_in(self, value: str) -> Identity | str:
         """Return what is under the registry's key; of a registry of the format before only its id."""
         try:
-            return identity.read(value)
-        except identity.NotOurs:
+            return registry_id.read(value)
+        except registry_id.NotOurs:
             raise ConfigurationError(
                 f"The prefix {self._keys.prefix} in etcd belongs to something else: its key registry is not bpbroker's"
             ) from None

@@ -11,7 +11,7 @@ The member's id and its Raft term say nothing: a member may be replaced, and
 terms differ between members for a moment.
 
 Which registry is there is known as well: it has revisions of its own
-(:mod:`bpbroker.storage.etcd.identity`), and they must not go back.
+(:mod:`bpbroker.storage.etcd.registry_id`), and they must not go back.
 
 What is known belongs to a timeline, and timelines are numbered. A version is
 the number of its timeline and a revision of etcd in one integer, so that
@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn
 
 from bpbroker.errors import Unavailable
-from bpbroker.storage.etcd.identity import Identity
+from bpbroker.storage.etcd.registry_id import Identity
 from bpbroker.storage.etcd.responses import Failed
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bpbroker.client.cli import click_tree
-from bpbroker.client.cli.commands import COMMANDS, FLAGS, GROUPS, WORDS
+from bpbroker.client.cli.command_table import COMMANDS, FLAGS, GROUPS, WORDS
 from bpbroker.client.cli.parser import parse
 from bpbroker.client.cli.shared_options import EVERYWHERE, Invocation, Option
 from bpbroker.client.cli.words import split_cols

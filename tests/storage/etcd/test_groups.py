@@ -12,11 +12,11 @@ import pytest
 from bpbroker.errors import BpbrokerError, Unavailable
 from bpbroker.messages import INDEX_MAX, Record
 from bpbroker.registry.changes import ANYTHING, Committed, Conflict, Group, Outcome
-from bpbroker.storage.etcd import identity
+from bpbroker.storage.etcd import registry_id
 from bpbroker.storage.etcd.commits import GROUP_MAX, packed
 from bpbroker.storage.etcd.endpoint import Endpoint
 from bpbroker.storage.etcd.gateway import EtcdOptions
-from bpbroker.storage.etcd.identity import Identity, made
+from bpbroker.storage.etcd.registry_id import Identity, made
 from bpbroker.storage.etcd.responses import Failed, decode, encode
 from bpbroker.storage.etcd.store import EtcdStore
 from bpbroker.storage.etcd.timeline import WENT_BACK, Restored, Timeline
@@ -367,7 +367,7 @@ def test_a_commit_on_another_registry_changes_nothing(store: EtcdStore, etcd: Et
 def test_a_lost_history_gives_the_registry_a_new_id_and_higher_revisions(
     store: EtcdStore, make: Callable[[], EtcdStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(identity, "_TIME_STEPS", 0)  # as with a clock that was set back
+    monkeypatch.setattr(registry_id, "_TIME_STEPS", 0)  # as with a clock that was set back
     before = done(store.commit([one("a", b"{}", 0)])[0])
     old = store.registry_id
     with pytest.raises(Restored):
@@ -403,8 +403,8 @@ def test_revisions_can_be_raised(store: EtcdStore) -> None:
 
 @pytest.mark.parametrize("base", [-1, 1 << 53, "1", None])
 def test_a_base_that_cannot_be(base: Any) -> None:
-    with pytest.raises(identity.NotOurs):
-        identity.read(encode(json.dumps({"id": "a", "format": 2, "base": base}).encode()))
+    with pytest.raises(registry_id.NotOurs):
+        registry_id.read(encode(json.dumps({"id": "a", "format": 2, "base": base}).encode()))
 
 
 def test_revisions_never_leave_what_json_can_count() -> None:

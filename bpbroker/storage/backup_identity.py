@@ -1,7 +1,7 @@
 """What a broker is to its clients beside its entries: certificate and key, and the extensions that are installed.
 
 Backups hold it, so that a broker restored on a new machine is the one that
-clients know. Here is only its form in a file; :mod:`bpbroker.runtime.identity`
+clients know. Here is only its form in a file; :mod:`bpbroker.runtime.identity_files`
 collects it and puts it back.
 """
 

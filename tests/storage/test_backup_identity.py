@@ -9,7 +9,7 @@ import pytest
 
 from bpbroker.errors import ConfigurationError, DamagedFile
 from bpbroker.storage import backups, config_file
-from bpbroker.storage.identity import Identity, decode
+from bpbroker.storage.backup_identity import Identity, decode
 from tests.support.systems import is_private
 
 IDENTITY = Identity(b"cert", b"key", {"a.py": b"\xff\x00", "pkg/__init__.py": b""}, ("the extension b: why",))

@@ -11,10 +11,10 @@ from bpbroker.config import layers
 from bpbroker.config.paths import Home
 from bpbroker.errors import ConfigurationError
 from bpbroker.extensions import installing
-from bpbroker.runtime.identity import IdentityFiles
+from bpbroker.runtime.identity_files import IdentityFiles
 from bpbroker.server import host_certificate
 from bpbroker.storage import config_file, offline
-from bpbroker.storage.identity import Identity
+from bpbroker.storage.backup_identity import Identity
 from tests.support.systems import is_private, posix_only
 
 MODULE = "def Hello(rh):\n    rh.data = 'hello'\n"
@@ -76,7 +76,7 @@ def test_of_a_shared_folder_only_what_is_enabled(home: Home, tmp_path: Path) -> 
 def test_what_cannot_be_in_it_is_named(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     layers.own_pair(home.config_file)[1].write_text("no key")
     (home.lib / "link.py").symlink_to("/etc/hostname-of-nothing")
-    monkeypatch.setattr("bpbroker.runtime.identity.MODULES_MAX_BYTES", len(MODULE) + 3)
+    monkeypatch.setattr("bpbroker.runtime.identity_files.MODULES_MAX_BYTES", len(MODULE) + 3)
     found = of(home).collect(settings(home))
     assert found.certificate == b""
     assert sorted(found.modules) == ["one.py"]
@@ -125,7 +125,7 @@ def test_an_extension_that_changed_since_goes_back_and_is_kept(home: Home) -> No
 def test_a_folder_that_is_not_ours_is_left_alone_and_said(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     backup = of(home).collect(settings(home))
     (home.lib / "one.py").unlink()
-    monkeypatch.setattr("bpbroker.runtime.identity.os.access", lambda *_: False)
+    monkeypatch.setattr("bpbroker.runtime.identity_files.os.access", lambda *_: False)
     done = of(home).put_back(backup, dry_run=False)
     assert done.changed == ()
     assert "these extensions were not put back: one" in done.missing[0]
