@@ -22,7 +22,7 @@ from bpbroker.errors import (
     WaitTimeout,
 )
 from bpbroker.recipes.session import session_of
-from bpbroker.retry import pauses
+from bpbroker.retry import pauses, sleep_before
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -124,17 +124,17 @@ class Lock:
                 self.session = session
                 got = True
             except NotFound:  # the session died while it waited, such as on a suspended machine
-                if time.monotonic() >= end:
+                if not sleep_before(end, next(pause)):
                     raise
             except self._registry.calls.away as error:
-                if not _worth_waiting(error, end, wait_secs):
+                # What is asked when the time is over could only say that it is over, and not why.
+                if not _worth_waiting(error, end, wait_secs) or not sleep_before(end, next(pause)):
                     raise
             finally:
                 if not got:
                     _close(session)
             if got:
                 return self.token
-            time.sleep(min(next(pause), max(0.0, end - time.monotonic())))
 
     def release(self) -> None:
         """Give the lock back.

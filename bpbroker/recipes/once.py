@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from bpbroker.errors import BpbrokerError, NotFound, PreconditionFailed, WaitTimeout
 from bpbroker.recipes.lock import Lock
-from bpbroker.retry import pauses
+from bpbroker.retry import pauses, sleep_before
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,9 +105,8 @@ class Once:
             except NotFound:
                 return {}
             except self._registry.calls.away:
-                if time.monotonic() >= end:
+                if not sleep_before(end, next(pause)):
                     raise
-                time.sleep(max(0.0, min(next(pause), end - time.monotonic())))
 
     def _ended(self, state: Mapping[str, Any]) -> Mapping[str, Any] | None:
         if state.get("state") == "done":

@@ -91,5 +91,5 @@ def test_all_that_a_one_shot_call_loads(fake: FakeBroker, known_brokers: Path, w
         *(f"client.{name}" for name in ("address", "api", "calls", "answers", "http1", "transport", "pins")),
         *("client", "client.cli"),
         *(f"client.cli.{name}" for name in ("main", "parser", "shared_options", "words")),
-        *(f"client.cli.{name}" for name in ("commands", "session", "output")),
+        *(f"client.cli.{name}" for name in ("command_table", "session", "output")),
     }

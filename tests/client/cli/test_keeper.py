@@ -99,7 +99,8 @@ def test_a_session_that_is_lost_starts_nothing(tmp_path: Path) -> None:
 
 
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and then it does not go on
 from bpbroker.client.cli.keeper import Keeper
 sys.exit(Keeper(["sh", "-c", sys.argv[1]], {}).run())
 """
