@@ -122,9 +122,7 @@ def lock(write: Lock, view: View, limits: Limits) -> Done:
     queue = parse(view.get(name))
     if queue.place_of(write.session) is not None:
         mine = queue.holds(write.session)
-        if mine is None or mine.token < INDEX_MAX:
-            return Done()
-        return Done({"since": mine.since, "token": mine.token})
+        return Done() if mine is None or mine.token < INDEX_MAX else _held_by(mine)
     if len(queue.holders) >= queue.limit:
         queue = _without_dead(queue, view)
     if not queue.places:
@@ -148,8 +146,19 @@ def _without_dead(queue: Queue, view: View) -> Queue:
     return queue
 
 
+def _held_by(place: Place) -> Done:
+    """Return the reply that a place holds the lock; its token is the revision if this very commit makes it."""
+    if place.token < INDEX_MAX:
+        return Done({"since": place.since}, place.token)
+    return Done({"since": place.since, "token": place.token})
+
+
 def unlock(write: Unlock, view: View, _limits: Limits) -> Done:
     """Give a place back."""
+    if write.if_waiting:
+        mine = parse(view.get(PREFIX + write.name)).holds(write.session)
+        if mine is not None:
+            return _held_by(mine)
     return Done(revision=view.index) if leave(view, PREFIX + write.name, write.session) else Done()
 
 

@@ -60,6 +60,8 @@ class ParkedCall:
     key: Key
     message: Any
     reply: Future[Any]
+    deadline: float
+    """Monotonic time at which it has waited long enough."""
 
 
 class Parked:
@@ -78,7 +80,7 @@ class Parked:
 
     def add(self, key: Key, message: Any, reply: Future[Any], deadline: float) -> ParkedCall:
         """Add a call that waits until ``deadline``, in monotonic time."""
-        call = ParkedCall(key, message, reply)
+        call = ParkedCall(key, message, reply, deadline)
         there = self._by_key.setdefault(key, {})
         there[call] = None
         if len(there) == 1 and key[0] == "prefix":

@@ -120,6 +120,8 @@ class Unlock:
 
     name: str
     session: str
+    if_waiting: bool = False
+    """Whether a place that holds the lock by then is kept; the reply's data have ``since`` then, perhaps ``token``."""
 
 
 @dataclass(frozen=True, slots=True)

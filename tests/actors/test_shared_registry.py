@@ -13,7 +13,20 @@ from bpbroker.errors import AlreadyExists, NotFound, Overloaded, PreconditionFai
 from bpbroker.messages import Condition, Delete, Exists, Get, List, Ping, Record, Register, Replace, Snapshot, Update
 from bpbroker.registry.browsing import Browse, Recent
 from bpbroker.registry.changes import Broken, Changes, Group, Seen
-from bpbroker.registry.requests import Batch, CheckEmpty, Close, Done, Event, Lock, Lost, Open, Renew, Watch
+from bpbroker.registry.requests import (
+    Batch,
+    CheckEmpty,
+    Close,
+    Done,
+    Event,
+    Expire,
+    Lock,
+    Lost,
+    Open,
+    Renew,
+    Unlock,
+    Watch,
+)
 from bpbroker.registry.stored import split
 
 if TYPE_CHECKING:
@@ -409,6 +422,53 @@ def test_who_was_not_in_time_is_told_so_when_the_place_is_given_back(
     with pytest.raises(Unavailable, match=r"held by s1.*not known: .*away") as caught:
         waiting.result(10)
     assert not caught.value.outcome_known
+
+
+def test_news_of_a_sessions_end_that_come_late_do_not_end_the_next_one_of_its_name(
+    quiet: SharedLedger, shared_registry: Asked
+) -> None:
+    shared_registry(Open("s", 60, IP))
+    shared_registry(Register("mine", {}, IP, session="s"))
+    shared_registry(Lock("l", "s", IP))
+    quiet.put("stale", b'{"last_write_revision": 1, "last_write_session": "s"}')
+    shared_registry(Get("stale"))
+    shared_registry(Expire("s"))  # as a broker sweeps that stood still meanwhile
+    assert shared_registry(Renew("s")).data["session"] == "s"
+    assert own(shared_registry(Get("mine"))) == {}
+    assert shared_registry(Lock("l", "s", IP)).data["token"]
+
+
+def test_a_waiting_call_that_lost_its_place_takes_another_one(quiet: SharedLedger, shared_registry: Asked) -> None:
+    """An earlier call of its session, at a broker that was cut off, gave it back late."""
+    assert quiet.entries is not None
+    for session in ("s1", "s2"):
+        shared_registry(Open(session, 60, IP))
+    first = shared_registry(Lock("l", "s1", IP)).data["token"]
+    waiting = shared_registry.send(Lock("l", "s2", IP, wait_secs=60))
+    until(lambda: shared_registry(Ping()).figures["waiting"] == 1)
+    shared_registry(Unlock("l", "s2", if_waiting=True))
+    shared_registry(Unlock("l", "s1"))
+    assert waiting.result(10).data["token"] > first
+
+
+def test_who_holds_the_lock_when_the_time_is_over_is_told_so(quiet: SharedLedger, shared_registry: Asked) -> None:
+    """A later call of the session may rest on its place: it is not given back."""
+    for session in ("s1", "s2"):
+        shared_registry(Open(session, 60, IP))
+    first = shared_registry(Lock("l", "s1", IP)).data["token"]
+    place = json.loads(quiet.entries["_lock/l"][0])["places"][0]
+    waiting = shared_registry.send(Lock("l", "s2", IP, wait_secs=0.3))
+    until(lambda: shared_registry(Ping()).figures["waiting"] == 1)
+
+    def granted() -> None:  # by another broker, just before this one gives the place back
+        quiet.before_commit = lambda: None
+        record = json.loads(quiet.entries["_lock/l"][0])
+        record["places"] = [each for each in record["places"] if each["session"] != place["session"]]
+        quiet.put("_lock/l", json.dumps(record).encode())
+
+    quiet.before_commit = granted
+    assert waiting.result(10).data["token"] > first
+    assert json.loads(quiet.entries["_lock/l"][0])["places"]
 
 
 def test_stopping_answers_everybody(quiet: SharedLedger, shared_registry: Asked) -> None:

@@ -19,6 +19,7 @@ import sys
 from bpbroker import progress
 progress._PATIENCE_SECS = progress._FLICKER_SECS = 0.0  # a second would need a file fifty times as large
 progress._STEP_SECS = 0.001
+progress.Telling.__init__.__defaults__ = (0.0,)  # what runs in the background tells each step
 sys.setswitchinterval(0.0002)  # each step is seen, however quick the machine is
 """
 SERVER = AT_ONCE + "from bpbroker.cli import main\nmain()"
