@@ -162,7 +162,7 @@ locks.encode = lambda queue, index: encode(
 
 PLACE_KEPT = """
 from bpbroker.actors.registry_locks import Locks
-Locks._give_back = lambda _locks, _message, then: then(None)
+Locks._give_back = lambda _locks, _message, then, if_waiting: then(None)
 """
 
 EVENT_LOST = """
