@@ -133,6 +133,8 @@ class Locks:
     def _again(self, message: _Again) -> None:
         """Take a place anew for a call that has lost its own, for the rest of its time."""
         call = message.call
+        if call.reply.cancelled():  # its client has left, and has no use for a place
+            return
         left_secs = max(0.0, call.deadline - time.monotonic())
         asked = replace(call.message, wait_secs=left_secs)
         self._owner.ask_self(asked, partial(self._placed, asked, call.reply))

@@ -106,15 +106,17 @@ def expire(write: Expire, view: View, limits: Limits) -> Done:
     On a shared store it is the store that ends a session, and brokers hear of it, perhaps late. One that is there then
     is a later one of the same name: it lives on, with what it has.
     """
-    opened, later = view.get(PREFIX + write.session), None
+    opened, names = view.get(PREFIX + write.session), view.names_of(write.session)
     if opened is not None and limits.ended_in_parts:
-        later = opened.revision
+        names = [name for name in names if _is_older(view, name, write.session, opened.revision)]
+        if not names:
+            return Done()
     elif opened is not None:
         view.delete(PREFIX + write.session)
     closed = view.get(CLOSED + write.session)
-    names = view.names_of(write.session)[: limits.ended_at_once]
+    names = names[: limits.ended_at_once]
     for name in names:
-        found = _let_go(view, name, write.session, later)
+        found = _let_go(view, name, write.session)
         # What is newer than the end of a session belongs to a later one of its name.
         if found is not None and (closed is None or found.revision > closed.revision):
             lost = {"entry": json.loads(found.json), "when": int(view.now), "session": write.session}
@@ -122,24 +124,26 @@ def expire(write: Expire, view: View, limits: Limits) -> Done:
     return Done(revision=view.index, ended=tuple(names))
 
 
-def _let_go(view: View, name: str, session: str, later: int | None = None) -> Record | None:
-    """Take a session's entry or place away. Return the entry that it was.
+def _is_older(view: View, name: str, session: str, opened: int) -> bool:
+    """Return whether an entry, or a place in a lock, is of a session before the one that was opened at a revision."""
+    found = view.get(name)
+    if found is None:
+        return False
+    if name.startswith(locks.PREFIX):
+        place = locks.parse(found).place_of(session)
+        return place is not None and place.token < opened
+    return found.session == session and found.revision < opened
 
-    Args:
-        view: the state.
-        name: of the entry, or of the lock's record.
-        session: its id.
-        later: the revision from which on it belongs to a later session of the same id; None if there is none.
-    """
+
+def _let_go(view: View, name: str, session: str) -> Record | None:
+    """Take a session's entry or place away. Return the entry that it was."""
     found = view.get(name)
     if found is None:
         return None
     if name.startswith(locks.PREFIX):
-        place = locks.parse(found).place_of(session)
-        if later is None or (place is not None and place.token < later):
-            locks.leave(view, name, session)
+        locks.leave(view, name, session)
         return None
-    if found.session != session or (later is not None and found.revision >= later):
+    if found.session != session:
         return None
     view.delete(name)
     return found

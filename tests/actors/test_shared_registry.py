@@ -432,7 +432,10 @@ def test_news_of_a_sessions_end_that_come_late_do_not_end_the_next_one_of_its_na
     shared_registry(Lock("l", "s", IP))
     quiet.put("stale", b'{"last_write_revision": 1, "last_write_session": "s"}')
     shared_registry(Get("stale"))
-    shared_registry(Expire("s"))  # as a broker sweeps that stood still meanwhile
+    # As a broker sweeps that stood still meanwhile; what it tells, the log has.
+    assert shared_registry(Expire("s")).ended == ("stale",)
+    assert "stale" not in quiet.entries
+    assert shared_registry(Expire("s")).ended == ()
     assert shared_registry(Renew("s")).data["session"] == "s"
     assert own(shared_registry(Get("mine"))) == {}
     assert shared_registry(Lock("l", "s", IP)).data["token"]
