@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from bpbroker.client.api import Client
 from bpbroker.extensions import LockTimeout, NotFound, Registry, SessionLost
 from bpbroker.recipes import session as sessions
+from bpbroker.recipes.coordination import Coordination
 
 NOT_THERE = {"status": 404, "message": "There is no session", "data": None, "failed": None}
 
@@ -79,3 +81,9 @@ def test_a_lock_that_may_take_longer_than_one_wait_is_asked_for_again(monkeypatc
     monkeypatch.setattr("bpbroker.recipes.lock.time.sleep", lambda _: None)
     assert Registry(channel, timeout_secs=3600).lock("l").take(3600) == 7
     assert channel.asked == ["Open", "Lock", "Lock"]
+
+
+@pytest.mark.parametrize("kind", [Client, Registry])
+def test_what_the_recipes_rest_on_is_there(kind: type[Coordination]) -> None:
+    for name in ("calls", "sibling", "close", "register", "replace", "get", "list"):
+        assert getattr(kind, name) is not getattr(Coordination, name), name
