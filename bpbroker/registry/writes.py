@@ -172,7 +172,8 @@ def _get(read: Get, view: View, _limits: Limits) -> Record:
 
 
 def _list(read: List, view: View, _limits: Limits) -> tuple[Record, ...] | Listing:
-    return view.entries(read.prefix)
+    # The registry's own records, such as what was taken, are no entries: a view has them beside these.
+    return () if read.prefix.startswith("_") else view.entries(read.prefix)
 
 
 def _check(write: Check, view: View, _limits: Limits) -> Done:
@@ -192,7 +193,7 @@ def _batch(write: Batch, view: View, limits: Limits) -> BatchDone:
     key = f"_batch/{write.id}"
     done = view.get(key) if write.id else None
     if done is not None:
-        return _repeated(write, view, done)
+        return _repeated(write, view, limits, done)
     results, size_bytes = [], 0
     for number, operation in enumerate(write.operations):
         try:
@@ -248,12 +249,12 @@ def within_reply(operations: Sequence[Any], results: Sequence[Any]) -> tuple[Any
     return tuple(kept)
 
 
-def _repeated(write: Batch, view: View, done: Record) -> BatchDone:
+def _repeated(write: Batch, view: View, limits: Limits, done: Record) -> BatchDone:
     """Return what became of a batch that was carried out before: the state as it is now, no refusals."""
     results: list[Any] = []
     for operation in write.operations:
         if isinstance(operation, List):
-            results.append(view.entries(operation.prefix))
+            results.append(_list(operation, view, limits))
             continue
         name = getattr(operation, "name", "")
         found = view.get(name) if name else None

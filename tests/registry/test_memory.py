@@ -5,11 +5,13 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import Any
 
+import pytest
+
 from bpbroker.errors import AlreadyExists, Overloaded
 from bpbroker.messages import Delete, Deleted, Get, List, Record, Register, Replace, Update
 from bpbroker.registry.changes import ANYTHING
 from bpbroker.registry.memory import Fate, Memory, PendingWrite
-from bpbroker.registry.requests import Batch, CheckEmpty, Close, Open
+from bpbroker.registry.requests import Batch, CheckEmpty, Close, Open, Take
 from bpbroker.registry.writes import Limits, Write
 
 
@@ -139,3 +141,18 @@ def test_the_limit_of_sessions_counts_those_that_are_about_to_be() -> None:
     write = PendingWrite(Open("c", 10, "i"), None)
     memory.decide(write, 7.0, limits)
     assert not isinstance(write.decision, Overloaded)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_batch_lists_no_records_of_the_registry(shared: bool) -> None:
+    memory = Memory()
+    if shared:
+        memory.version = lambda _name: 1
+    for revision, write in enumerate((Open("s", 9.0, "i"), Register("e", {"pass": "word"}, "i"), Take("e", "r")), 1):
+        decide(memory, write)
+        commit(memory, revision)
+    lists = (List("_"), List("_taken/"), List("_session/s"))
+    _, first = decide(memory, Batch("b", lists))
+    commit(memory, 9)
+    _, again = decide(memory, Batch("b", lists))
+    assert first.results == again.results == ((), (), ())
