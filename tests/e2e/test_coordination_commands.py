@@ -221,5 +221,7 @@ def test_a_file_is_rendered_checked_and_left_alone(at: At, tmp_path: Path) -> No
     at.ask("service", "replace", "web/1", "--data", '{"ip": "bad"}')
     at.ask(*render, "--check", "sh -c '! grep -q bad {}'", *note, code=1)
     assert out.read_text().startswith("web/1 '10.0.0.1 x'")  # the old one stays
-    template.write_text("{{ ''.__class__.__mro__ }}")
-    at.ask(*render, code=2)
+    for bad, says in ("{{ ''.__class__.__mro__ }}", "unsafe"), ("{{ 'x' * 10**10 }}", "MiB of memory"):
+        template.write_text(bad)
+        assert says in at.ask(*render, code=2)
+    assert out.read_text().startswith("web/1 '10.0.0.1 x'")

@@ -1,101 +1,27 @@
-"""``render``: files from the registry, by templates of Jinja2 that can do nothing but make text."""
+"""``render``: files from the registry, by templates that can do nothing but make text."""
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from bpbroker.client.cli import output
 from bpbroker.client.cli.keeper import Keeper, end_orderly
+from bpbroker.client.cli.templating import Missing, Template
 from bpbroker.client.cli.words import content, seconds
-from bpbroker.errors import ClientError, CursorExpired, NotFound, NotShown, UsageError, WaitTimeout
+from bpbroker.errors import ClientError, CursorExpired, NotShown, UsageError, WaitTimeout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from bpbroker.client.api import Client
     from bpbroker.client.cli.output import Output
     from bpbroker.client.cli.session import Session
     from bpbroker.recipes.coordination import Entry
-
-
-class Missing(NotFound):
-    """A template names an entry, or a field, that is not there."""
-
-
-class Template:
-    """A template, and what it may ask for.
-
-    Args:
-        source: its text.
-        name: for messages.
-
-    Raises:
-        UsageError: it is none, or Jinja2 is not there.
-    """
-
-    def __init__(self, source: str, name: str) -> None:
-        try:
-            import jinja2
-            import jinja2.sandbox
-        except ImportError:
-            raise UsageError(
-                f"render needs Jinja2, which {sys.executable} does not have: {sys.executable} -m pip install jinja2,"
-                " or the distribution's own (python3-jinja2) where that is its Python"
-            ) from None
-        self._errors = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
-        self._name = name
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False, loader=None
-        )
-        environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False, sort_keys=True)
-        environment.filters["shell"] = lambda value: shlex.quote(value if isinstance(value, str) else json.dumps(value))
-        environment.globals["env"] = lambda key, default="": os.environ.get(str(key), default)
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise UsageError(f"The template {name!r} is wrong in line {error.lineno}: {error.message}") from None
-
-    def text(self, entries: Mapping[str, Entry]) -> str:
-        """Return what the template makes of all entries, which are of one revision.
-
-        Raises:
-            Missing: it names one that is not there.
-            UsageError: it does what it must not, or cannot.
-        """
-
-        def entry(name: str) -> dict[str, Any]:
-            if name not in entries:
-                raise Missing(f"The template {self._name!r} needs the entry '{name}', which does not exist")
-            return entries[name].own
-
-        def under(prefix: str = "") -> dict[str, dict[str, Any]]:
-            return {name: entries[name].own for name in sorted(entries) if name.startswith(prefix)}
-
-        def field(name: str, path: str) -> Any:
-            value: Any = entry(name)
-            for part in path.split("."):
-                if not isinstance(value, Mapping) or part not in value:
-                    raise Missing(f"The template {self._name!r} needs the field '{path}' of entry '{name}'")
-                value = value[part]
-            return value
-
-        try:
-            return self._template.render(entry=entry, entries=under, field=field)
-        except Missing:
-            raise
-        except self._errors as error:
-            raise UsageError(f"The template {self._name!r} cannot be used: {error}") from None
-        except RecursionError:
-            raise UsageError(f"The template {self._name!r} calls itself without an end") from None
 
 
 class Target:
