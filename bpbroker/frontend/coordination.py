@@ -144,28 +144,32 @@ def _allocate(parameters: Parameters, _fields: Mapping[str, str], source: str, l
         raise BadRequest(f"The parameter from must not be larger than to: {low} and {high}")
     if number is not None and not low <= number <= high:
         raise BadRequest(f"The parameter number must be from {low} to {high}")
-    return Ask(Allocate(_pool(parameters, limits), _word(parameters, "owner"), source, low, high, number), _done)
+    pool, owner, held = _pool(parameters, limits), _word(parameters, "owner"), _held(parameters)
+    return Ask(Allocate(pool, owner, source, low, high, number, held), _done)
 
 
 def _release(parameters: Parameters, _fields: Mapping[str, str], source: str, limits: EntryLimits) -> Ask:
     rest = _number(parameters, "quarantine", 0) or 0
     if rest > _YEAR_SECS:
         raise BadRequest(f"The parameter quarantine must be a number of seconds from 0 to {_YEAR_SECS}")
-    return Ask(Release(_pool(parameters, limits), _word(parameters, "owner"), source, float(rest)), _done)
+    pool, owner, held = _pool(parameters, limits), _word(parameters, "owner"), _held(parameters)
+    return Ask(Release(pool, owner, source, float(rest), held), _done)
 
 
 def _next(parameters: Parameters, _fields: Mapping[str, str], source: str, limits: EntryLimits) -> Ask:
     by = _number(parameters, "by", 1, least=-_NUMBER_MAX) or 0
     owner = _word(parameters, "owner") if parameters.text("owner") else ""
-    return Ask(Next(parameters.name(limits.name_bytes), source, by, owner), _done)
+    return Ask(Next(parameters.name(limits.name_bytes), source, by, owner, _held(parameters)), _done)
 
 
 def _take(parameters: Parameters, _fields: Mapping[str, str], _source: str, limits: EntryLimits) -> Ask:
-    return Ask(Take(parameters.name(limits.name_bytes), _word(parameters, "receiver")), response.entry)
+    name, receiver = parameters.name(limits.name_bytes), _word(parameters, "receiver")
+    return Ask(Take(name, receiver, _held(parameters)), response.entry)
 
 
 def _ack(parameters: Parameters, _fields: Mapping[str, str], _source: str, limits: EntryLimits) -> Ask:
-    return Ask(Ack(parameters.name(limits.name_bytes), _word(parameters, "receiver")), _done)
+    name, receiver = parameters.name(limits.name_bytes), _word(parameters, "receiver")
+    return Ask(Ack(name, receiver, _held(parameters)), _done)
 
 
 # --- batches ---
@@ -204,9 +208,13 @@ def _operation(value: object, source: str, limits: EntryLimits) -> Any:
         raise BadRequest("An operation must be an object")
     method = value.get("method")
     decide = OPERATIONS.get(method) if isinstance(method, str) else None
-    if decide is None:
+    if not isinstance(method, str) or decide is None:
         raise BadRequest(f"method must be one of {', '.join(OPERATIONS)}")
     parameters = Parameters({key: item for key, item in value.items() if key != "method"}, ())
+    # A condition with a slip of the pen must not be none at all.
+    unknown = next((key for key in parameters.values if key not in _TAKEN[method]), None)
+    if unknown is not None:
+        raise BadRequest(f"{method} in a batch takes no {unknown!r}; it takes {', '.join(_TAKEN[method])}")
     return decide(parameters, {}, source, limits)
 
 
@@ -240,6 +248,12 @@ def fence(parameters: Parameters) -> tuple[str, int] | None:
     if not name or not (token.isascii() and token.isdigit() and len(token) <= 16):
         raise BadRequest("The parameter lock must be NAME:TOKEN, as Lock answered")
     return name, int(token)
+
+
+def _held(parameters: Parameters) -> Condition:
+    """Return the condition of a write that may name a lock, and nothing else."""
+    lock = fence(parameters)
+    return messages.ALWAYS if lock is None else Condition(lock=lock)
 
 
 def update_of(
@@ -309,6 +323,24 @@ OPERATIONS: Final[Mapping[str, Any]] = {
     "Take": _message_of(_take),
     "Ack": _message_of(_ack),
 }
+
+_EXPECTS: Final = ("if_match", "if_none_match", "lock")
+_TAKEN: Final[Mapping[str, tuple[str, ...]]] = {
+    "Register": ("name", "data", "session", *_EXPECTS),
+    "Replace": ("name", "data", "session", *_EXPECTS),
+    "Update": ("name", "data", "unset", "session", *_EXPECTS),
+    "Delete": ("name", *_EXPECTS),
+    "Get": ("name",),
+    "List": ("prefix",),
+    "Check": ("name", *_EXPECTS),
+    "CheckEmpty": ("prefix",),
+    "Allocate": ("pool", "owner", "from", "to", "number", "lock"),
+    "Release": ("pool", "owner", "quarantine", "lock"),
+    "Next": ("name", "by", "owner", "lock"),
+    "Take": ("name", "receiver", "lock"),
+    "Ack": ("name", "receiver", "lock"),
+}
+"""What each operation of a batch takes."""
 
 
 def _shown(found: Any) -> bytes:

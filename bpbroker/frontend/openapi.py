@@ -27,9 +27,13 @@ _DATA = {
 _WAIT = {"type": "number", "minimum": 0, "maximum": 600, "description": "Seconds to wait for it"}
 _COUNT = {"type": "integer", "minimum": 0, "description": "How many entries to wait for"}
 _SESSION = _text("Id of a session, made by the client", minLength=1, maxLength=128, pattern="^[A-Za-z0-9._:@+-]+$")
+_OF_SESSION = _text(
+    "Id of the session with which the entry ends; empty: with none", maxLength=128, pattern="^[A-Za-z0-9._:@+-]*$"
+)
 _WORD = _text("Who asks, such as a machine's id", minLength=1, maxLength=256)
 _NUMBER = {"type": "integer", "minimum": 0, "maximum": 2**53 - 1}
 _FILTER = {"type": "array", "items": {"type": "string"}, "description": "FIELD=VALUE that an entry must have"}
+_FAILING = {**_FILTER, "description": "FIELD=VALUE: an entry that has one has failed; it is shown, and ends a wait"}
 _UNSET = {
     "type": "array",
     "maxItems": entry.UNSET_MAX,
@@ -40,9 +44,9 @@ _LOCK = _text("NAME:TOKEN of a lock that must be held", pattern="^.+:[0-9]{1,16}
 _CONSISTENCY = _text("local: what this broker knows is enough, with its age", enum=["strong", "local"])
 
 _PARAMETERS: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "Register": ({"name": _NAME, "data": _DATA, "session": _SESSION, "lock": _LOCK}, ["name", "data"]),
-    "Replace": ({"name": _NAME, "data": _DATA, "session": _SESSION, "lock": _LOCK}, ["name", "data"]),
-    "Update": ({"name": _NAME, "data": _DATA, "unset": _UNSET, "session": _SESSION, "lock": _LOCK}, ["name"]),
+    "Register": ({"name": _NAME, "data": _DATA, "session": _OF_SESSION, "lock": _LOCK}, ["name", "data"]),
+    "Replace": ({"name": _NAME, "data": _DATA, "session": _OF_SESSION, "lock": _LOCK}, ["name", "data"]),
+    "Update": ({"name": _NAME, "data": _DATA, "unset": _UNSET, "session": _OF_SESSION, "lock": _LOCK}, ["name"]),
     "Delete": ({"name": _NAME, "lock": _LOCK}, ["name"]),
     "Get": ({"name": _NAME, "wait": _WAIT, "consistency": _CONSISTENCY}, ["name"]),
     "List": (
@@ -52,12 +56,12 @@ _PARAMETERS: dict[str, tuple[dict[str, Any], list[str]]] = {
             "count": _COUNT,
             "consistency": _CONSISTENCY,
             "where": _FILTER,
-            "fail_where": _FILTER,
+            "fail_where": _FAILING,
             "lost": _text("1: what ended with its session lately"),
         },
         [],
     ),
-    "Ping": ({"data": _DATA}, []),
+    "Ping": ({"data": {"description": "It is echoed"}}, []),
     "Open": ({"session": _SESSION, "ttl": {"type": "number", "minimum": 2, "maximum": 86400}}, ["session", "ttl"]),
     "Renew": ({"session": _SESSION}, ["session"]),
     "Close": ({"session": _SESSION}, ["session"]),
@@ -67,20 +71,20 @@ _PARAMETERS: dict[str, tuple[dict[str, Any], list[str]]] = {
             "session": _SESSION,
             "wait": _WAIT,
             "limit": {"type": "integer", "minimum": 1, "description": "How many may hold it"},
-            "data": {"description": "What the holder says of itself"},
+            "data": {"description": "What the holder says of itself: JSON, or text; at most 4096 bytes"},
         },
         ["name", "session"],
     ),
     "Unlock": ({"name": _NAME, "session": _SESSION}, ["name", "session"]),
     "Holder": ({"name": _NAME, "wait": _WAIT, "changed_from": {"type": "integer", "minimum": 0}}, ["name"]),
     "Allocate": (
-        {"pool": _NAME, "owner": _WORD, "from": _NUMBER, "to": _NUMBER, "number": _NUMBER},
+        {"pool": _NAME, "owner": _WORD, "from": _NUMBER, "to": _NUMBER, "number": _NUMBER, "lock": _LOCK},
         ["pool", "owner"],
     ),
-    "Release": ({"pool": _NAME, "owner": _WORD, "quarantine": _NUMBER}, ["pool", "owner"]),
-    "Next": ({"name": _NAME, "by": {"type": "integer"}, "owner": _WORD}, ["name"]),
-    "Take": ({"name": _NAME, "receiver": _WORD}, ["name", "receiver"]),
-    "Ack": ({"name": _NAME, "receiver": _WORD}, ["name", "receiver"]),
+    "Release": ({"pool": _NAME, "owner": _WORD, "quarantine": _NUMBER, "lock": _LOCK}, ["pool", "owner"]),
+    "Next": ({"name": _NAME, "by": {"type": "integer"}, "owner": _WORD, "lock": _LOCK}, ["name"]),
+    "Take": ({"name": _NAME, "receiver": _WORD, "lock": _LOCK}, ["name", "receiver"]),
+    "Ack": ({"name": _NAME, "receiver": _WORD, "lock": _LOCK}, ["name", "receiver"]),
     "Batch": (
         {
             "id": _text("Made by the client: a batch that is sent again is not carried out again", maxLength=256),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any, Final, Self  # novermin: for the type checker alone
 
     from bpbroker.recipes.coordination import Coordination
+    from bpbroker.recipes.lock import Lock
 
 MOST: Final = 100
 """Operations in one batch."""
@@ -24,8 +25,9 @@ MOST_BYTES: Final = 1024 * 1024 - 4096
 class Batch:
     """Collects operations; ``with`` commits them on a clean exit, and does nothing on an exception.
 
-    An operation on an entry takes ``session`` and ``lock`` as :meth:`~bpbroker.client.Client.register` does; of the
-    entry it may expect a tag (``if_match``; ``if_none_match``), or a ``revision`` (0: that there is no entry).
+    What creates or changes an entry takes ``session`` as :meth:`~bpbroker.client.Client.register` does, and every write
+    takes ``lock``. Of the entry that it names it may expect a tag (``if_match``; ``if_none_match``), or a ``revision``
+    (0: that there is no entry).
 
     Args:
         registry: of a client, or of an extension's call.
@@ -75,25 +77,35 @@ class Batch:
         """Read the entries whose names begin so as they are after the batch."""
         self._add("List", prefix=prefix)
 
-    def take(self, name: str, receiver: str) -> None:
+    def take(self, name: str, receiver: str, *, lock: Lock | str | None = None) -> None:
         """Take an entry for one receiver; its value is in the result."""
-        self._add("Take", name=name, receiver=receiver)
+        self._add("Take", name=name, receiver=receiver, lock=lock)
 
-    def ack(self, name: str, receiver: str) -> None:
+    def ack(self, name: str, receiver: str, *, lock: Lock | str | None = None) -> None:
         """Have an entry that the receiver has taken destroyed."""
-        self._add("Ack", name=name, receiver=receiver)
+        self._add("Ack", name=name, receiver=receiver, lock=lock)
 
-    def allocate(self, pool: str, owner: str, *, first: int = 1, last: int = 255, number: int | None = None) -> None:
+    def allocate(
+        self,
+        pool: str,
+        owner: str,
+        *,
+        first: int = 1,
+        last: int = 255,
+        number: int | None = None,
+        lock: Lock | str | None = None,
+    ) -> None:
         """Give the owner a number in a pool; it is in the result, as ``number``."""
-        self._add("Allocate", **{"pool": pool, "owner": owner, "from": first, "to": last, "number": number})
+        sent = {"pool": pool, "owner": owner, "from": first, "to": last, "number": number}
+        self._add("Allocate", **sent, lock=lock)
 
-    def release(self, pool: str, owner: str, *, quarantine_secs: float = 0) -> None:
+    def release(self, pool: str, owner: str, *, quarantine_secs: float = 0, lock: Lock | str | None = None) -> None:
         """Free the owner's number, which is not given away again for ``quarantine_secs``."""
-        self._add("Release", pool=pool, owner=owner, quarantine=round(quarantine_secs))
+        self._add("Release", pool=pool, owner=owner, quarantine=round(quarantine_secs), lock=lock)
 
-    def next(self, name: str, by: int = 1, *, owner: str = "") -> None:
+    def next(self, name: str, by: int = 1, *, owner: str = "", lock: Lock | str | None = None) -> None:
         """Count on; the counter is in the result, as ``number``."""
-        self._add("Next", name=name, by=by, owner=owner or None)
+        self._add("Next", name=name, by=by, owner=owner or None, lock=lock)
 
     def commit(self) -> Sequence[Mapping[str, Any]]:
         """Send the batch and return the results. It may be sent again: its id says that it is the same.

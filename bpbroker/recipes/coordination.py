@@ -232,34 +232,44 @@ class Coordination:
 
         return Batch(self, atomic=atomic)
 
-    def allocate(self, pool: str, owner: str, *, first: int = 1, last: int = 255, number: int | None = None) -> int:
+    def allocate(
+        self,
+        pool: str,
+        owner: str,
+        *,
+        first: int = 1,
+        last: int = 255,
+        number: int | None = None,
+        lock: Lock | str | None = None,
+    ) -> int:
         """Return the owner's number in a pool: the one that it has, else the lowest free one, or ``number``.
 
         Raises:
             AlreadyExists: all are given away, or that one is; ``data`` has the owners.
+            PreconditionFailed: the lock is not held any more; so of all methods that take ``lock``.
         """
-        sent: dict[str, Any] = {"pool": pool, "owner": owner, "from": first, "to": last}
+        sent: dict[str, Any] = {"pool": pool, "owner": owner, "from": first, "to": last, **owned(None, lock)}
         if number is not None:
             sent["number"] = number
         return int(self.calls.registry("Allocate", sent, repeatable=True).data["number"])
 
-    def release(self, pool: str, owner: str, *, quarantine_secs: float = 0) -> None:
+    def release(self, pool: str, owner: str, *, quarantine_secs: float = 0, lock: Lock | str | None = None) -> None:
         """Free the owner's number, which is not given away again for ``quarantine_secs``."""
-        sent = {"pool": pool, "owner": owner, "quarantine": round(quarantine_secs)}
+        sent = {"pool": pool, "owner": owner, "quarantine": round(quarantine_secs), **owned(None, lock)}
         self.calls.registry("Release", sent, repeatable=True)
 
-    def next(self, name: str, by: int = 1, *, owner: str = "") -> int:
+    def next(self, name: str, by: int = 1, *, owner: str = "", lock: Lock | str | None = None) -> int:
         """Return the next value of a counter; with an owner, always the same for that one."""
-        sent: dict[str, Any] = {"name": name, "by": by}
+        sent: dict[str, Any] = {"name": name, "by": by, **owned(None, lock)}
         if owner:
             sent["owner"] = owner
         return int(self.calls.registry("Next", sent, repeatable=bool(owner)).data["number"])
 
-    def take(self, name: str, receiver: str) -> Take:
+    def take(self, name: str, receiver: str, *, lock: Lock | str | None = None) -> Take:
         """Return a taking, to be used in ``with``: the entry is the receiver's, and is destroyed at the end."""
         from bpbroker.recipes.take import Take
 
-        return Take(self, name, receiver)
+        return Take(self, name, receiver, lock)
 
     def _ttl(self, given_secs: float | None, usual_secs: float) -> float:
         return self.calls.ttl_secs(usual_secs) if given_secs is None else given_secs

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from bpbroker.recipes.coordination import owned
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
 
     from bpbroker.recipes.coordination import Coordination, Entry
+    from bpbroker.recipes.lock import Lock
 
 
 class Take:
@@ -16,11 +19,12 @@ class Take:
         registry: of a client, or of an extension's call.
         name: of the entry.
         receiver: who takes it; may take again until it has acknowledged.
+        lock: both are refused when this lock is no longer held. Or ``NAME:TOKEN``.
     """
 
-    def __init__(self, registry: Coordination, name: str, receiver: str) -> None:
+    def __init__(self, registry: Coordination, name: str, receiver: str, lock: Lock | str | None = None) -> None:
         self._calls = registry.calls
-        self._sent = {"name": name, "receiver": receiver}
+        self._sent = {"name": name, "receiver": receiver, **owned(None, lock)}
 
     def take(self) -> Entry:
         """Take the entry.
@@ -28,6 +32,7 @@ class Take:
         Raises:
             AlreadyExists: another receiver has taken it.
             NotFound: there is no such entry, or it was acknowledged.
+            PreconditionFailed: the lock is not held any more.
         """
         answer = self._calls.registry("Take", self._sent, repeatable=True)
         return self._calls.entry(answer.data, answer.etag, answer.revision)

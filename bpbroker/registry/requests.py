@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bpbroker.messages import Record
+from bpbroker.messages import ALWAYS, Condition, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +155,8 @@ class Allocate:
     high: int = 65535
     number: int | None = None
     """The one number that will do."""
+    condition: Condition = ALWAYS
+    """A lock that must be held; here and in what follows nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,7 @@ class Release:
     source: str
     quarantine_secs: float = 0.0
     """For so long the number is given to no other owner."""
+    condition: Condition = ALWAYS
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +179,7 @@ class Next:
     source: str
     by: int = 1
     owner: str = ""
+    condition: Condition = ALWAYS
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +198,7 @@ class Take:
 
     name: str
     receiver: str
+    condition: Condition = ALWAYS
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +207,7 @@ class Ack:
 
     name: str
     receiver: str
+    condition: Condition = ALWAYS
 
 
 # --- batches ---

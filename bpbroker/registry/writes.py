@@ -383,7 +383,7 @@ def decide(write: Any, view: View, limits: Limits, rules: dict[type[Any], Rule] 
         taking.must_be_free(view, write.name)
     condition = getattr(write, "condition", ALWAYS)
     if condition is not ALWAYS and kind is not Check:
-        _check_condition(write.name, condition, view)
+        _check_condition(getattr(write, "name", ""), condition, view)
     return rules[kind](write, view, limits)
 
 

@@ -71,6 +71,24 @@ def test_a_lock_has_a_token_and_fences_writes(fake: FakeBroker, client: Client) 
     assert fake.requests[2].json["lock"] == "n:7"
 
 
+def test_every_write_may_name_a_lock(fake: FakeBroker, client: Client) -> None:
+    fake.answers = [success({"number": 1})]
+    client.allocate("p", "o", lock="n:7")
+    client.release("p", "o", lock="n:7")
+    client.next("c", lock="n:7")
+    with client.take("e", "r", lock="n:7"):
+        pass
+    with client.batch() as batch:
+        batch.allocate("p", "o", lock="n:7")
+        batch.release("p", "o", lock="n:7")
+        batch.next("c", lock="n:7")
+        batch.take("e", "r", lock="n:7")
+        batch.ack("e", "r", lock="n:7")
+    assert paths(fake) == ["Allocate", "Release", "Next", "Take", "Ack", "Batch"]
+    sent = [request.json for request in fake.requests[:-1]] + fake.requests[-1].json["operations"]
+    assert {each["lock"] for each in sent} == {"n:7"}
+
+
 def test_a_lock_that_others_hold(fake: FakeBroker, client: Client) -> None:
     held = answer(409, {"success": False, "message": "Held", "data": {"holders": [{"data": "x"}], "waiting": 1}})
     fake.answers = [OPENED, held, success({})]

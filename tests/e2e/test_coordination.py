@@ -195,6 +195,19 @@ def test_bad_input_is_refused_with_the_reason(broker: RunningBroker) -> None:
         ("Batch", {"operations": [{"method": "Nope"}]}, 400, "method must be"),
         ("Replace", {"name": "a", "data": "x", "lock": "db"}, 400, "NAME:TOKEN"),
         ("Take", {"name": "a", "receiver": ""}, 400, "receiver"),
+        ("Take", {"name": "a", "receiver": "r", "lock": "db:1"}, 412, "is not held"),
+        ("Ack", {"name": "a", "receiver": "r", "lock": "db:1"}, 412, "is not held"),
+        ("Allocate", {"pool": "p", "owner": "o", "lock": "db:1"}, 412, "is not held"),
+        ("Release", {"pool": "p", "owner": "o", "lock": "db:1"}, 412, "is not held"),
+        ("Next", {"name": "c", "lock": "db:1"}, 412, "is not held"),
+        ("Next", {"name": "c", "lock": "db"}, 400, "NAME:TOKEN"),
+        (
+            "Batch",
+            {"operations": [{"method": "Replace", "name": "a", "data": "x", "if-match": "1"}]},
+            400,
+            "'if-match'",
+        ),
+        ("Batch", {"operations": [{"method": "List", "prefix": "a", "where": "x=y"}]}, 400, "takes no 'where'"),
     ):
         found, body = ask(broker, method, **parameters)
         assert (found, says in body["message"]) == (status, True), (method, parameters, body)

@@ -7,11 +7,22 @@ from typing import Any
 
 import pytest
 
-from bpbroker.errors import AlreadyExists, Overloaded
-from bpbroker.messages import Delete, Deleted, Get, List, Record, Register, Replace, Update
+from bpbroker.errors import AlreadyExists, Overloaded, PreconditionFailed
+from bpbroker.messages import Condition, Delete, Deleted, Get, List, Record, Register, Replace, Update
 from bpbroker.registry.changes import ANYTHING
 from bpbroker.registry.memory import Fate, Memory, PendingWrite
-from bpbroker.registry.requests import Batch, CheckEmpty, Close, Open, Take
+from bpbroker.registry.requests import (
+    Ack,
+    Allocate,
+    Batch,
+    CheckEmpty,
+    Close,
+    Lock,
+    Next,
+    Open,
+    Release,
+    Take,
+)
 from bpbroker.registry.writes import Limits, Write
 
 
@@ -148,7 +159,8 @@ def test_a_batch_lists_no_records_of_the_registry(shared: bool) -> None:
     memory = Memory()
     if shared:
         memory.version = lambda _name: 1
-    for revision, write in enumerate((Open("s", 9.0, "i"), Register("e", {"pass": "word"}, "i"), Take("e", "r")), 1):
+    made: list[Write] = [Open("s", 9.0, "i"), Register("e", {"pass": "word"}, "i"), Take("e", "r")]
+    for revision, write in enumerate(made, 1):
         decide(memory, write)
         commit(memory, revision)
     lists = (List("_"), List("_taken/"), List("_session/s"))
@@ -156,3 +168,31 @@ def test_a_batch_lists_no_records_of_the_registry(shared: bool) -> None:
     commit(memory, 9)
     _, again = decide(memory, Batch("b", lists))
     assert first.results == again.results == ((), (), ())
+
+
+def _writes(held: Condition) -> list[Write]:
+    return [
+        Register("new", {}, "i", held),
+        Replace("e", {}, "i", held),
+        Update("e", {}, "i", held),
+        Delete("e", held),
+        Allocate("pool", "o", "i", condition=held),
+        Release("pool", "o", "i", condition=held),
+        Next("count", "i", condition=held),
+        Take("e", "r", held),
+        Ack("e", "r", held),
+    ]
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_every_write_is_refused_without_the_lock_that_it_names(number: int) -> None:
+    memory = Memory()
+    made: list[Write] = [Open("s", 9.0, "i"), Lock("l", "s", "i"), Register("e", {}, "i"), Register("pool", {}, "i")]
+    for revision, write in enumerate(made, 1):
+        decide(memory, write)
+        commit(memory, revision)
+    for stale in (Condition(lock=("l", 1)), Condition(lock=("other", 2))):
+        assert isinstance(decide(memory, _writes(stale)[number])[1], PreconditionFailed)
+        assert isinstance(decide(memory, Batch("", (_writes(stale)[number],)))[1], PreconditionFailed)
+    assert not memory.batch.staged
+    assert not isinstance(decide(memory, _writes(Condition(lock=("l", 2)))[number])[1], Exception)

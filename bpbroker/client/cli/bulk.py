@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from bpbroker.recipes.coordination import Entry
 
 _INPUT_MAX_BYTES: Final = 1024 * 1024 * 1024
+_NEW: Final = ("Register", "Replace", "Update")
+"""Operations of a batch that may name a session."""
+_WRITES: Final = (*_NEW, "Delete", "Allocate", "Release", "Next", "Take", "Ack")
+"""Operations of a batch that may name a lock."""
 
 
 def batch(session: Session, *, file: str, no_atomic: bool) -> Output:
@@ -39,6 +43,10 @@ def batch(session: Session, *, file: str, no_atomic: bool) -> Output:
     for each in value:
         if isinstance(each.get("data"), (dict, list)):
             each["data"] = json.dumps(each["data"], ensure_ascii=False)
+        if each.get("method") in _NEW and session.belongs_to():
+            each.setdefault("session", session.belongs_to())
+        if each.get("method") in _WRITES and session.fenced_by():
+            each.setdefault("lock", session.fenced_by())
     client, _ = session.client()
     with client, session.waiting_for(f"broker {client.address}"):
         made = Batch(client, atomic=atomic, operations=value)
@@ -118,7 +126,7 @@ def _carry_out(
     if dry_run or not operations:
         return
     done = 0
-    fence = session.fence()
+    fence = session.fenced_by()
     fenced = [{**each, "lock": fence} for each in operations] if fence else operations
     with session.waiting_for(f"broker {client.address}") as waiting:
         for piece in pieces(fenced):

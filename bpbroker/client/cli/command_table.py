@@ -345,7 +345,7 @@ def delete(
         raise UsageError("Missing option '--name', or the word without it; or give --prefix, perhaps with --dry-run")
     client, _ = session.client()
     with client, session.waiting_for(f"broker {client.address}"):
-        client.delete(name, if_match=if_match, lock=(session.fence() if fence is None else fence) or None)
+        client.delete(name, if_match=if_match, lock=session.fenced_by(fence))
     return output.of_raw(client.response) if raw else output.of_response(client.response, b"")
 
 
@@ -500,6 +500,7 @@ _elsewhere(
     Option("--quarantine", metavar="TIME", about="With --release: nobody gets it for so long."),
     Option("--counter", metavar="NAME", about="A counter instead; with --for a repeat gives the same."),
     Option("--by", bounds=(1, 1_000_000), about="The counter's step (1)."),
+    LOCK,
     acts=True,
 )
 _elsewhere(
@@ -510,6 +511,7 @@ _elsewhere(
     Option("--for", key="receiver", required=True, metavar="RECEIVER", about="Who takes it."),
     Option("--ack", flag=True, about="Have it destroyed once it was written out (this is so without it, too)."),
     Option("--no-ack", flag=True, about="Leave it: this receiver may take it again."),
+    LOCK,
 )
 _elsewhere(
     "batch",
@@ -601,7 +603,7 @@ def _write(session: Session, method: str, options: dict[str, Any], **how: Any) -
             options["name"],
             data,
             session=session.belongs_to() if options["owner"] is None else options["owner"],
-            lock=(session.fence() if options["fence"] is None else options["fence"]) or None,
+            lock=session.fenced_by(options["fence"]),
             **how,
         )
     return _entry(session, entry, dict(client.response), etag=options["etag"], raw=options["raw"])

@@ -102,9 +102,9 @@ class Session:
         """Whether a person reads the result."""
         return sys.stdout is not None and sys.stdout.isatty()
 
-    def fence(self) -> str:
-        """Return the lock that a surrounding ``bpclient lock`` holds, as ``NAME:TOKEN``; empty if there is none."""
-        return self._environ.get("BPBROKER_LOCK", "")
+    def fenced_by(self, given: str | None = None) -> str | None:
+        """Return the lock that a write names, as ``NAME:TOKEN``: ``--lock``, else that of a surrounding command."""
+        return (self._environ.get("BPBROKER_LOCK", "") if given is None else given) or None
 
     def belongs_to(self) -> str | None:
         """Return the session of a surrounding ``bpclient session run``; None if there is none."""

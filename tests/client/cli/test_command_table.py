@@ -469,3 +469,40 @@ def test_a_word_that_is_mistyped_is_answered_with_what_was_meant(run: Any, words
     assert (code, out) == (2, "")
     assert "did you mean" in err.lower()
     assert meant in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("service", "register", "n", "--data", "x"),
+        ("service", "replace", "n", "--data", "x"),
+        ("service", "update", "n", "--data", "x"),
+        ("service", "delete", "n"),
+        ("number", "p", "--for", "o"),
+        ("number", "p", "--for", "o", "--release"),
+        ("number", "--counter", "c"),
+        ("service", "take", "n", "--for", "r"),
+        ("batch", "--file", "ops.json"),
+    ],
+)
+def test_what_is_written_under_a_lock_names_it(
+    fake: FakeBroker, run: Any, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    methods = ["Register", "Replace", "Update", "Delete", "Allocate", "Release", "Next", "Take", "Ack"]
+    operations = [{"method": method, "name": "n"} for method in (*methods, "Get", "List", "Check", "CheckEmpty")]
+    Path("ops.json").write_text(json.dumps(operations))
+    monkeypatch.setenv("BPBROKER_LOCK", "l:7")
+    monkeypatch.setenv("BPBROKER_SESSION", "s")
+    fake.answers = [success({"number": 1, "results": []})]
+    assert run(*words)[0] == 0
+    sent = fake.requests[0].json
+    if words[0] != "batch":
+        assert all(request.json["lock"] == "l:7" for request in fake.requests)
+        run(*words, "--lock", "m:8")
+        assert fake.requests[-1].json["lock"] == "m:8"
+        run(*words, "--lock", "")
+        assert "lock" not in fake.requests[-1].json
+        return
+    assert [each["method"] for each in sent["operations"] if each.get("lock") == "l:7"] == methods
+    assert [each["method"] for each in sent["operations"] if each.get("session") == "s"] == methods[:3]
