@@ -41,13 +41,13 @@ from bpbroker.messages import (
     List,
     ListKeys,
     Pong,
-    Record,
     Settings,
     SettingsChanged,
     Snapshot,
     fail,
     settle,
 )
+from bpbroker.record import Record
 from bpbroker.registry import named_keys
 from bpbroker.registry.browsing import Browse, Happened, Recent, browse
 from bpbroker.registry.changes import Committed, Conflict, Group, Outcome

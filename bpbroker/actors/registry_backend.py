@@ -13,7 +13,8 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from bpbroker.errors import RequestError, Unavailable
-from bpbroker.messages import Record, SnapshotTaken
+from bpbroker.messages import SnapshotTaken
+from bpbroker.record import Record
 from bpbroker.registry.changes import Committed, Conflict, Group, Outcome
 from bpbroker.registry.memory import Memory
 from bpbroker.registry.reads import Then

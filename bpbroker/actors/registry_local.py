@@ -11,7 +11,8 @@ from bpbroker import progress
 from bpbroker.actors.base import DEFERRED
 from bpbroker.actors.registry_backend import Host
 from bpbroker.errors import RequestError, StorageFailed, Unavailable
-from bpbroker.messages import Record, SnapshotSaved, SnapshotTaken
+from bpbroker.messages import SnapshotSaved, SnapshotTaken
+from bpbroker.record import Record
 from bpbroker.registry.changes import Committed, Conflict, Group, Outcome
 from bpbroker.registry.memory import Memory
 from bpbroker.registry.reads import Then

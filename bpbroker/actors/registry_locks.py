@@ -13,7 +13,8 @@ from bpbroker.actors.base import DEFERRED
 from bpbroker.actors.registry_backend import Owner
 from bpbroker.actors.registry_waiting import Waiting
 from bpbroker.errors import AlreadyExists, Unavailable
-from bpbroker.messages import Record, fail, settle
+from bpbroker.messages import fail, settle
+from bpbroker.record import Record
 from bpbroker.registry import locks
 from bpbroker.registry.parked import ParkedCall
 from bpbroker.registry.requests import Done, Holder, Lock, Unlock

@@ -12,7 +12,7 @@ from typing import Any, Final
 from bpbroker.actors.base import DEFERRED
 from bpbroker.actors.registry_backend import Owner
 from bpbroker.errors import Overloaded
-from bpbroker.messages import Record
+from bpbroker.record import Record
 from bpbroker.registry import numbers, sessions
 from bpbroker.registry.memory import BATCHES
 from bpbroker.registry.replies import send

@@ -19,7 +19,8 @@ from typing import Any, Final
 from bpbroker.actors.registry_backend import Host
 from bpbroker.actors.registry_lanes import Done, Kind, Lanes
 from bpbroker.errors import RequestError, StorageFull, Unavailable
-from bpbroker.messages import INDEX_MAX, Record, ShareSecret, SnapshotTaken
+from bpbroker.messages import ShareSecret, SnapshotTaken
+from bpbroker.record import INDEX_MAX, Record
 from bpbroker.registry import discovery_secret, sessions
 from bpbroker.registry.changes import (
     READ_MAX,

@@ -11,7 +11,8 @@ from typing import Any, Final
 from bpbroker.actors.base import DEFERRED
 from bpbroker.actors.registry_backend import Owner
 from bpbroker.errors import Overloaded, RequestError, Unavailable
-from bpbroker.messages import Get, List, Record, fail, settle
+from bpbroker.messages import Get, List, fail, settle
+from bpbroker.record import Record
 from bpbroker.registry.filters import sort
 from bpbroker.registry.parked import Key, ParkedCall
 from bpbroker.registry.replies import not_found, send

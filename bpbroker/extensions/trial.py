@@ -22,7 +22,8 @@ from bpbroker.extensions.child import Child, Ended, Launch, NoMethod, NotImporta
 from bpbroker.extensions.modules import Status, look_at
 from bpbroker.extensions.registry_calls import Understand, answered, question_of, refused
 from bpbroker.extensions.rh import one_line
-from bpbroker.messages import INDEX_MAX, Call, CallResult, Get, List, Record
+from bpbroker.messages import Call, CallResult, Get, List
+from bpbroker.record import INDEX_MAX, Record
 from bpbroker.registry import entry, locks, sessions, writes
 from bpbroker.registry.filters import sort
 from bpbroker.registry.memory import Memory, PendingWrite

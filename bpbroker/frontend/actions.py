@@ -11,7 +11,8 @@ from bpbroker.errors import BadRequest
 from bpbroker.frontend.ask import Action, Ask, Decide, EntryLimits, a_name, a_prefix, no_name, tags_of
 from bpbroker.frontend.coordination import ACTIONS, fence, lost, session_of, update_of
 from bpbroker.frontend.parameters import Parameters
-from bpbroker.messages import Condition, Known, Record
+from bpbroker.messages import Condition, Known
+from bpbroker.record import Record
 from bpbroker.registry import entry
 from bpbroker.registry.filters import Conditions, sort
 from bpbroker.registry.filters import parse as parse_filters

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from bpbroker import messages
 from bpbroker.errors import BadRequest
 from bpbroker.frontend.ask import Ask
+from bpbroker.record import Record
 from bpbroker.registry import discovery_secret, named_keys
 from bpbroker.server import response
 from bpbroker.server.response import Response
@@ -50,19 +51,19 @@ def _share_secret(document: Mapping[str, Any]) -> tuple[str, Ask]:
     return "registry", Ask(message, _show_secret)
 
 
-def _show_secret(record: messages.Record) -> Response:
+def _show_secret(record: Record) -> Response:
     return response.success_with({"secret": discovery_secret.secret_of(record.json)})
 
 
-def _show_key(record: messages.Record) -> Response:
+def _show_key(record: Record) -> Response:
     return response.success_with(_without_digests(record))
 
 
-def _show_keys(records: tuple[messages.Record, ...]) -> Response:
+def _show_keys(records: tuple[Record, ...]) -> Response:
     return response.success_with([_without_digests(record) for record in records])
 
 
-def _without_digests(record: messages.Record) -> dict[str, Any]:
+def _without_digests(record: Record) -> dict[str, Any]:
     """Return what an operator may see of a key."""
     stored = json.loads(record.json)
     name = record.name.removeprefix(named_keys.PREFIX)

@@ -10,7 +10,8 @@ from bpbroker import messages
 from bpbroker.errors import BadRequest, RequestError, TooLarge
 from bpbroker.frontend.ask import Action, Ask, Decide, EntryLimits, a_name, no_name, tags_of
 from bpbroker.frontend.parameters import Parameters
-from bpbroker.messages import Condition, Deleted, Record
+from bpbroker.messages import Condition, Deleted
+from bpbroker.record import Record
 from bpbroker.registry import entry, sessions
 from bpbroker.registry.requests import (
     Ack,

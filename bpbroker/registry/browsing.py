@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from bpbroker.messages import Record
+from bpbroker.record import Record
 from bpbroker.registry import locks, sessions
 from bpbroker.registry.memory import Memory
 from bpbroker.registry.requests import Event

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Final
 
 from bpbroker.errors import Unavailable
-from bpbroker.messages import Record
+from bpbroker.record import Record
 
 
 class Anything(Enum):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from bpbroker.errors import BadRequest
-from bpbroker.messages import Record
+from bpbroker.record import Record
 
 Conditions = tuple[tuple[str, str], ...]
 """Dotted paths of fields and their values as text."""

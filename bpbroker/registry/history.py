@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from bpbroker.errors import Gone
-from bpbroker.messages import Record
+from bpbroker.record import Record
 from bpbroker.registry.requests import Event, Watch, Watched
 from bpbroker.registry.sessions import LOST
 from bpbroker.registry.taking import PREFIX as TAKEN

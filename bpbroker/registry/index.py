@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 
-from bpbroker.messages import Record
+from bpbroker.record import Record
 from bpbroker.registry.stored import joined
 
 

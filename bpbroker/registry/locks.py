@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from bpbroker.errors import AlreadyExists, Overloaded, PreconditionFailed
-from bpbroker.messages import INDEX_MAX, Record
+from bpbroker.record import INDEX_MAX, Record
 from bpbroker.registry import sessions
 from bpbroker.registry.requests import Done, Lock, Unlock
 

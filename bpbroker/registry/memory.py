@@ -19,7 +19,7 @@ from enum import Enum
 from typing import Any, Final, Protocol
 
 from bpbroker.errors import RequestError, Unavailable
-from bpbroker.messages import INDEX_MAX, Record
+from bpbroker.record import INDEX_MAX, Record
 from bpbroker.registry import discovery_secret, locks, named_keys, numbers, sessions
 from bpbroker.registry.ages import Age, Ages
 from bpbroker.registry.changes import ANYTHING, Change, Group

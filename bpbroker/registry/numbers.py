@@ -19,7 +19,7 @@ from bpbroker.registry.requests import Allocate, Done, Next, Release, Rest
 if TYPE_CHECKING:
     from collections.abc import Container, Hashable
 
-    from bpbroker.messages import Record
+    from bpbroker.record import Record
     from bpbroker.registry.writes import Limits, View
 
 RESTING: Final = "_pool/"

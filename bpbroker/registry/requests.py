@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bpbroker.messages import ALWAYS, Condition, Record
+from bpbroker.messages import ALWAYS, Condition
+from bpbroker.record import Record
 
 
 @dataclass(frozen=True, slots=True)

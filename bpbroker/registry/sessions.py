@@ -13,7 +13,7 @@ from bpbroker.registry import locks
 from bpbroker.registry.requests import Close, Done, Expire, Expired, Open
 
 if TYPE_CHECKING:
-    from bpbroker.messages import Record
+    from bpbroker.record import Record
     from bpbroker.registry.writes import Limits, View
 
 PREFIX: Final = "_session/"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from bpbroker.messages import INDEX_MAX, Record
+from bpbroker.record import INDEX_MAX, Record
 
 _TRAILER: Final = re.compile(
     rb'(?:,? ?"last_write_(revision|index)": (\d{1,19}))?(?:,? ?"last_write_session": "([^"\\]{1,128})")?\}\Z'

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Final
 
 from bpbroker.errors import AlreadyExists, NotFound
-from bpbroker.messages import Record
+from bpbroker.record import Record
 from bpbroker.registry.requests import Ack, Done, Take
 
 if TYPE_CHECKING:

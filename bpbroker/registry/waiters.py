@@ -8,7 +8,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from bpbroker.messages import Get, List, Record, settle
+from bpbroker.messages import Get, List, settle
+from bpbroker.record import Record
 from bpbroker.registry.filters import Conditions, has_all, has_any, sort, value_of
 from bpbroker.registry.index import EntryIndex
 from bpbroker.registry.parked import Places

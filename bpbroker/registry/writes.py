@@ -32,12 +32,12 @@ from bpbroker.messages import (
     Deleted,
     Get,
     List,
-    Record,
     Register,
     Replace,
     ShareSecret,
     Update,
 )
+from bpbroker.record import Record
 from bpbroker.registry import discovery_secret, entry, locks, named_keys, numbers, sessions, taking
 from bpbroker.registry.ages import Age
 from bpbroker.registry.requests import (

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from bpbroker.config import layers, schema
 from bpbroker.errors import ConfigurationError, StartError, Unavailable
-from bpbroker.messages import Record
+from bpbroker.record import Record
 from bpbroker.registry import discovery_secret
 from bpbroker.registry.changes import Change, Committed, Group, State
 from bpbroker.registry.entry import shown_names

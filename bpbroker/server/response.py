@@ -12,7 +12,8 @@ from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
 from bpbroker.errors import MethodNotAllowed, RequestError, TimedOut, Unavailable
-from bpbroker.messages import Deleted, HealthReport, Record, fail
+from bpbroker.messages import Deleted, HealthReport, fail
+from bpbroker.record import Record
 
 JSON_TYPE: Final = "application/json"
 SERVER_NAME: Final = "bpbroker"

@@ -43,7 +43,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from bpbroker.durations import Histogram
-from bpbroker.messages import Record
+from bpbroker.record import Record
 from bpbroker.registry.changes import Group, News, Outcome, Seen, State
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bpbroker.messages import Get, Record
+from bpbroker.messages import Get
+from bpbroker.record import Record
 from bpbroker.registry import writes
 
 if TYPE_CHECKING:

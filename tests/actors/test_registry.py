@@ -35,7 +35,6 @@ from bpbroker.messages import (
     Get,
     List,
     Ping,
-    Record,
     Register,
     Replace,
     SettingsChanged,
@@ -43,6 +42,7 @@ from bpbroker.messages import (
     SnapshotSaved,
     Update,
 )
+from bpbroker.record import Record
 from bpbroker.registry.requests import Watch
 from bpbroker.storage.embedded.store import EmbeddedStore
 

@@ -187,7 +187,7 @@ History.read = again
 
 HALF_A_BATCH = """
 from bpbroker.errors import RequestError
-from bpbroker.messages import Record
+from bpbroker.record import Record
 from bpbroker.registry import memory, writes
 from bpbroker.registry.requests import Batch, BatchDone
 

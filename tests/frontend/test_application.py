@@ -11,7 +11,8 @@ from bpbroker.config import layers
 from bpbroker.errors import AlreadyExists, NotFound, Overloaded, PreconditionFailed
 from bpbroker.frontend import access_log, application
 from bpbroker.frontend.extension_calls import understand
-from bpbroker.messages import Condition, Record
+from bpbroker.messages import Condition
+from bpbroker.record import Record
 from bpbroker.registry.requests import BatchDone
 from bpbroker.server import response
 from bpbroker.server.request import Request, plain_address

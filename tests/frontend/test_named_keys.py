@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from bpbroker import messages
 from bpbroker.errors import Unauthorized
 from bpbroker.frontend.access_keys import NamedKeys
 from bpbroker.frontend.actions import BUILT_IN
 from bpbroker.frontend.coordination import OPERATIONS
 from bpbroker.frontend.openapi import description
 from bpbroker.messages import ChangeKey, Get
+from bpbroker.record import Record
 from bpbroker.registry import named_keys
 from bpbroker.registry.named_keys import digest_of
 from bpbroker.registry.rights import VERBS
@@ -222,7 +222,7 @@ def test_the_last_key_with_all_rights_is_revoked_by_force_only(broker: Broker) -
         body = json.dumps({"name": name, **more}).encode()
         return broker.call("/_control/RevokeKey", body=body, AUTHORIZATION="Bearer control-token").status
 
-    broker.registry.outcome = messages.Record("_keys/adm", b'{"sha256": "", "allow": []}', 5001)
+    broker.registry.outcome = Record("_keys/adm", b'{"sha256": "", "allow": []}', 5001)
     assert revoke("adm") == 412
     assert not broker.registry.asked
     assert revoke("ci") == 200

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from bpbroker.errors import AlreadyExists
-from bpbroker.messages import Record
+from bpbroker.record import Record
 from bpbroker.registry.ages import Age, Ages
 from bpbroker.registry.memory import Memory, PendingWrite
 from bpbroker.registry.requests import Lock

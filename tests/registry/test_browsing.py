@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from bpbroker.messages import Record
+from bpbroker.record import Record
 from bpbroker.registry.browsing import BELONGINGS_MAX, Browse, browse
 from bpbroker.registry.index import EntryIndex
 from bpbroker.registry.memory import Memory

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from bpbroker.errors import RequestError
-from bpbroker.messages import INDEX_MAX, Delete, Register, Replace
+from bpbroker.messages import Delete, Register, Replace
+from bpbroker.record import INDEX_MAX
 from bpbroker.registry import locks
 from bpbroker.registry.memory import Memory, PendingWrite
 from bpbroker.registry.requests import Ack, Allocate, Close, Expire, Lock, Open, Release, Take, Unlock

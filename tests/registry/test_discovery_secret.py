@@ -8,7 +8,8 @@ import logging
 import pytest
 
 from bpbroker.errors import BadRequest
-from bpbroker.messages import Record, ShareSecret
+from bpbroker.messages import ShareSecret
+from bpbroker.record import Record
 from bpbroker.registry.discovery_secret import NAME, DiscoverySecret, secret_of, stored
 from bpbroker.registry.memory import Memory, PendingWrite
 from bpbroker.registry.writes import Limits

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bpbroker.errors import BadRequest
-from bpbroker.messages import Record
+from bpbroker.record import Record
 from bpbroker.registry.filters import Sorted, parse, sort
 
 RECORDS = tuple(

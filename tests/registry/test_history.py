@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bpbroker.messages import Record
+from bpbroker.record import Record
 from bpbroker.registry.history import History, events_of
 from bpbroker.registry.requests import Watch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpbroker.messages import Record
+from bpbroker.record import Record
 from bpbroker.registry.index import EntryIndex, Snapshot
 
 NAMES = st.text("abä/\U0010ffff", min_size=1, max_size=4)

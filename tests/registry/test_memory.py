@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from bpbroker.errors import AlreadyExists, Overloaded, PreconditionFailed
-from bpbroker.messages import Condition, Delete, Deleted, Get, List, Record, Register, Replace, Update
+from bpbroker.messages import Condition, Delete, Deleted, Get, List, Register, Replace, Update
+from bpbroker.record import Record
 from bpbroker.registry.changes import ANYTHING
 from bpbroker.registry.memory import Fate, Memory, PendingWrite
 from bpbroker.registry.requests import (

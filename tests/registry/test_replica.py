@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpbroker.messages import Record
+from bpbroker.record import Record
 from bpbroker.registry.changes import Seen, State
 from bpbroker.registry.memory import Memory
 from bpbroker.registry.replica import Replica, Versions

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpbroker.messages import INDEX_MAX, Record
+from bpbroker.record import INDEX_MAX, Record
 from bpbroker.registry import entry
 from bpbroker.registry.stored import joined, split, unrevised
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpbroker.errors import NotFound
-from bpbroker.messages import Get, List, Record
+from bpbroker.messages import Get, List
+from bpbroker.record import Record
 from bpbroker.registry.index import EntryIndex
 from bpbroker.registry.waiters import Waiter, Waiters
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpbroker.errors import AlreadyExists, NotFound, PreconditionFailed, TooLarge
-from bpbroker.messages import ALWAYS, Condition, Delete, Deleted, Record, Register, Replace, Update
+from bpbroker.messages import ALWAYS, Condition, Delete, Deleted, Register, Replace, Update
+from bpbroker.record import Record
 from bpbroker.registry import entry, writes
 from bpbroker.registry.memory import Memory, PendingWrite
 

@@ -10,7 +10,7 @@ import pytest
 
 from bpbroker.config import layers
 from bpbroker.errors import ConfigurationError, InUse, StartError, Unavailable
-from bpbroker.messages import Record
+from bpbroker.record import Record
 from bpbroker.registry.changes import Change, Group
 from bpbroker.registry.discovery_secret import NAME
 from bpbroker.registry.stored import split

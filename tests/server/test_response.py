@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpbroker.errors import AlreadyExists, MethodNotAllowed, Overloaded, RequestError, Unauthorized, Unavailable
-from bpbroker.messages import Record
+from bpbroker.record import Record
 from bpbroker.server import response
 from bpbroker.server.response import PendingResponse, Response
 

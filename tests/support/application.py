@@ -11,7 +11,7 @@ from bpbroker import messages
 from bpbroker.config import layers
 from bpbroker.frontend.access_keys import NamedKeys
 from bpbroker.frontend.application import Application
-from bpbroker.messages import Record
+from bpbroker.record import Record
 from bpbroker.server.budget import Budget
 from bpbroker.server.request import Request
 from bpbroker.server.response import PendingResponse

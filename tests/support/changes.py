@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bpbroker.messages import Record
+from bpbroker.record import Record
 from bpbroker.registry.changes import Change, Group
 from bpbroker.registry.stored import split
 

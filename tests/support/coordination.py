@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from bpbroker.messages import INDEX_MAX
+from bpbroker.record import INDEX_MAX
 
 State = Mapping[str, Any]
 """Hashable values by keys such as ``session/s1``, ``entry/a``, ``lock/l``; see the functions below."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bpbroker.messages import Record
+from bpbroker.record import Record
 from bpbroker.registry.changes import ANYTHING, Anything, Change, Group, Seen
 from bpbroker.registry.stored import split
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 from bpbroker import messages
 from bpbroker.errors import NotFound, TimedOut
 from bpbroker.frontend.pages.viewer import Viewer, must_see
-from bpbroker.messages import Record
+from bpbroker.record import Record
 from bpbroker.registry import entry, locks, sessions
 from bpbroker.registry.browsing import Browse, Browsed, Happened, Recent
 from bpbroker.registry.requests import Event, Lost

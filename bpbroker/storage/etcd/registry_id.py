@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bpbroker.errors import ConfigurationError
-from bpbroker.messages import INDEX_MAX
+from bpbroker.record import INDEX_MAX
 from bpbroker.storage.etcd.responses import decode, encode
 
 FORMAT: Final = 2

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from bpbroker import progress
 from bpbroker.errors import BpbrokerError, ConfigurationError, StorageFull, Unavailable
-from bpbroker.messages import Record
+from bpbroker.record import Record
 from bpbroker.registry.changes import READ_MAX, Broken, Changes, Committed, Conflict, Group, News, Outcome, Seen, State
 from bpbroker.registry.stored import joined, unrevised
 from bpbroker.storage.etcd import registry_id

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bpbroker.errors import BpbrokerError, Unavailable
-from bpbroker.messages import INDEX_MAX, Record
+from bpbroker.record import INDEX_MAX, Record
 from bpbroker.registry.changes import ANYTHING, Committed, Conflict, Group, Outcome
 from bpbroker.storage.etcd import registry_id
 from bpbroker.storage.etcd.commits import GROUP_MAX, packed
