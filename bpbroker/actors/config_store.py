@@ -44,7 +44,7 @@ from bpbroker.messages import (
     settle,
 )
 from bpbroker.registry import named_keys
-from bpbroker.registry.entry import shown_names
+from bpbroker.registry.entry_values import shown_names
 from bpbroker.storage import backups, config_file
 from bpbroker.storage.embedded.erasing import erase
 from bpbroker.storage.embedded.journal import journal_path

@@ -20,7 +20,7 @@ from bpbroker.client.pins import KnownBrokers
 from bpbroker.client.transport import CONNECT_SECS, Deadline, Transport, Trust
 from bpbroker.errors import AlreadyExists, CannotConnect, RequestError, UsageError
 from bpbroker.recipes.coordination import Coordination, Data, Entry, as_text, owned
-from bpbroker.registry import entry
+from bpbroker.registry import entry_values
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:  # novm
@@ -187,7 +187,7 @@ class Client(Coordination):
         except AlreadyExists:
             if idempotent:
                 there = self.get(name)
-                if there.own == entry.parse(sent["data"], max_bytes=sys.maxsize) and self._is_mine(there):
+                if there.own == entry_values.parse(sent["data"], max_bytes=sys.maxsize) and self._is_mine(there):
                     return there
             raise
 
@@ -318,7 +318,7 @@ class Client(Coordination):
             return entries if len(entries) >= at_least else None
 
         def instead() -> str:
-            return f"{len(there)} of {at_least}: {entry.shown_names(there)}" if there else f"none of {at_least}"
+            return f"{len(there)} of {at_least}: {entry_values.shown_names(there)}" if there else f"none of {at_least}"
 
         failure = f"There were fewer than {at_least} entries '{prefix}…'"
         return self._calls.poll("List", sent, {}, wait_secs, found, failure, instead)

@@ -15,7 +15,7 @@ from bpbroker.client.responders import Broker, Responders
 from bpbroker.discovery.datagram import PLAIN_REPLY, Question, decode_answer, plain_question, signed_question
 from bpbroker.discovery.jointoken import SECRET_DIGITS, canonical_fingerprint, parse_token
 from bpbroker.errors import BadRequest, UsageError, WaitTimeout
-from bpbroker.registry.entry import check_name
+from bpbroker.registry.entry_values import check_name
 from bpbroker.retry import pauses
 
 TIMEOUT_SECS: Final = 3.0

@@ -16,7 +16,7 @@ from bpbroker.commands.scope import FILE, Scope, command, pass_scope
 from bpbroker.config import layers, schema
 from bpbroker.errors import BadRequest, ConfigurationError, InUse, StartError
 from bpbroker.extensions import modules
-from bpbroker.registry import entry, named_keys
+from bpbroker.registry import entry_values, named_keys
 from bpbroker.server import tls
 from bpbroker.storage import config_file, offline
 from bpbroker.storage.lock import FileLock, holder
@@ -128,7 +128,7 @@ def merge(own: Path, extra: Mapping[str, Any], extra_entries: Mapping[str, bytes
     for name, value in extra_entries.items():
         before = {name: json.loads(entries[name])} if name in entries else {}
         after, more_added, more_kept = layers.add(before, {name: json.loads(value)})
-        entries[name] = entry.encode(after[name])
+        entries[name] = entry_values.encode(after[name])
         added += tuple(_shown_path(path) for path in more_added)
         kept += tuple(_shown_path(path) for path in more_kept)
     _check(merged, {}, str(own))
@@ -147,8 +147,8 @@ def _check(settings: Mapping[str, Any], entries: Iterable[str], what: str) -> No
         if name.startswith(named_keys.PREFIX):  # what is wrong with one was found among the settings
             continue
         try:
-            entry.check_name(name)
-            entry.check_new_name(name)
+            entry_values.check_name(name)
+            entry_values.check_new_name(name)
         except BadRequest as error:
             problems.append(f"services.{name}: {error}")
     if problems:

@@ -6,7 +6,7 @@ import click
 
 from bpbroker import progress
 from bpbroker.commands.scope import Scope, command, pass_scope
-from bpbroker.registry.entry import shown_names
+from bpbroker.registry.entry_values import shown_names
 from bpbroker.runtime.migration import migrate as move
 
 

@@ -11,7 +11,7 @@ from bpbroker import progress
 from bpbroker.commands.local import BULK_SECS, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, echo_table, format_option, shown_size, shown_time
-from bpbroker.registry.entry import shown_names
+from bpbroker.registry.entry_values import shown_names
 from bpbroker.runtime.identity_files import IdentityFiles
 from bpbroker.storage import backups as backup_files
 from bpbroker.storage import offline

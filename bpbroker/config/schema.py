@@ -20,7 +20,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from bpbroker.registry import named_keys
-from bpbroker.registry.entry import DATA_MAX_BYTES, DEPTH_MAX, NAME_MAX_BYTES
+from bpbroker.registry.entry_values import DATA_MAX_BYTES, DEPTH_MAX, NAME_MAX_BYTES
 
 _INVISIBLE: Final = frozenset({"Cc", "Cf", "Cs", "Zs", "Zl", "Zp"})
 

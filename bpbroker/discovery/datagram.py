@@ -29,7 +29,7 @@ from typing import Final, NamedTuple
 
 from bpbroker import DEFAULT_PORT
 from bpbroker.errors import BadRequest
-from bpbroker.registry.entry import NAME_MAX_BYTES, RESERVED_NAMES, check_name
+from bpbroker.registry.entry_values import NAME_MAX_BYTES, RESERVED_NAMES, check_name
 
 PLAIN_REPLY: Final = b"Key Exists\n"
 MULTICAST_GROUP: Final = "ff12::6270:6272:6f6b:6572"

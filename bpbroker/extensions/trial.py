@@ -24,7 +24,7 @@ from bpbroker.extensions.registry_calls import Understand, answered, question_of
 from bpbroker.extensions.rh import one_line
 from bpbroker.messages import Call, CallResult, Get, List
 from bpbroker.record import INDEX_MAX, Record
-from bpbroker.registry import entry, locks, sessions, writes
+from bpbroker.registry import entry_values, locks, sessions, writes
 from bpbroker.registry.filters import sort
 from bpbroker.registry.memory import Memory, PendingWrite
 from bpbroker.registry.requests import Done, Holder, Lock, Lost, Renew, Unlock, Watch, Watched
@@ -170,7 +170,7 @@ class _Registry:
         self._understand = understand
         self._settings = settings
         self._revision = INDEX_MAX
-        self._memory.fill(Record(name, entry.encode(value), INDEX_MAX) for name, value in entries.items())
+        self._memory.fill(Record(name, entry_values.encode(value), INDEX_MAX) for name, value in entries.items())
         self._memory.history.begin("trial", INDEX_MAX)
 
     def serve(self, call: Call, asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from bpbroker.frontend.coordination import ACTIONS, fence, lost, session_of, upd
 from bpbroker.frontend.parameters import Parameters
 from bpbroker.messages import Condition, Known
 from bpbroker.record import Record
-from bpbroker.registry import entry
+from bpbroker.registry import entry_values
 from bpbroker.registry.filters import Conditions, sort
 from bpbroker.registry.filters import parse as parse_filters
 from bpbroker.registry.requests import Lost
@@ -133,18 +133,18 @@ def _ping(parameters: Parameters, _fields: Mapping[str, str], source: str, limit
     elif isinstance(value, str):
         echoed = _echo(value, limits)
     else:
-        echoed = {entry.TEXT_KEY: json.dumps(value, ensure_ascii=False)}
+        echoed = {entry_values.TEXT_KEY: json.dumps(value, ensure_ascii=False)}
     return Response(200, json.dumps({"src": source, "data": echoed}, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def _echo(text: str, limits: EntryLimits) -> dict[str, Any]:
     if text.lstrip().startswith("{"):
         try:
-            value = entry.strict_json(text, max_depth=limits.depth)
+            value = entry_values.strict_json(text, max_depth=limits.depth)
         except json.JSONDecodeError:
-            return {entry.TEXT_KEY: text}
+            return {entry_values.TEXT_KEY: text}
         return dict(value)
-    return {entry.TEXT_KEY: text}
+    return {entry_values.TEXT_KEY: text}
 
 
 def _condition(parameters: Parameters, fields: Mapping[str, str]) -> Condition:

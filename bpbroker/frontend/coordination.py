@@ -12,7 +12,7 @@ from bpbroker.frontend.ask import Action, Ask, Decide, EntryLimits, a_name, no_n
 from bpbroker.frontend.parameters import Parameters
 from bpbroker.messages import Condition, Deleted
 from bpbroker.record import Record
-from bpbroker.registry import entry, sessions
+from bpbroker.registry import entry_values, sessions
 from bpbroker.registry.requests import (
     Ack,
     Allocate,
@@ -66,7 +66,7 @@ def _word(parameters: Parameters, name: str) -> str:
         raise BadRequest(f"Missing {name} parameter")
     if not value.strip() or not value.isprintable() or len(value.encode("utf-8", "replace")) > _TEXT_MAX_BYTES:
         raise BadRequest(f"The parameter {name} must be printable text of 1 to {_TEXT_MAX_BYTES} bytes")
-    if value in (*entry.STAMP_KEYS, *entry.STORED_KEYS):
+    if value in (*entry_values.STAMP_KEYS, *entry_values.STORED_KEYS):
         raise BadRequest(f"The parameter {name} must not be {value}: this is a field of the broker's own")
     return value
 
@@ -109,7 +109,7 @@ def _lock(parameters: Parameters, _fields: Mapping[str, str], source: str, limit
     data = parameters.values.get("data")
     if isinstance(data, str):
         try:
-            data = entry.strict_json(data, max_depth=limits.depth)
+            data = entry_values.strict_json(data, max_depth=limits.depth)
         except json.JSONDecodeError:
             pass  # plain text is a fine word about oneself
     if len(json.dumps(data).encode()) > _LOCK_DATA_MAX_BYTES:
@@ -134,7 +134,7 @@ def _pool(parameters: Parameters, limits: EntryLimits) -> str:
     value = parameters.values.get("pool")
     if value is None:
         raise BadRequest("Missing pool parameter")
-    return entry.check_name(value, max_bytes=limits.name_bytes)
+    return entry_values.check_name(value, max_bytes=limits.name_bytes)
 
 
 def _allocate(parameters: Parameters, _fields: Mapping[str, str], source: str, limits: EntryLimits) -> Ask:

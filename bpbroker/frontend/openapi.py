@@ -8,7 +8,7 @@ from typing import Any
 
 from bpbroker import __version__
 from bpbroker.frontend.actions import BUILT_IN
-from bpbroker.registry import entry
+from bpbroker.registry import entry_values
 
 
 def _text(description: str, **more: Any) -> dict[str, Any]:
@@ -36,8 +36,8 @@ _FILTER = {"type": "array", "items": {"type": "string"}, "description": "FIELD=V
 _FAILING = {**_FILTER, "description": "FIELD=VALUE: an entry that has one has failed; it is shown, and ends a wait"}
 _UNSET = {
     "type": "array",
-    "maxItems": entry.UNSET_MAX,
-    "items": {"type": "string", "minLength": 1, "maxLength": entry.UNSET_PATH_MAX},
+    "maxItems": entry_values.UNSET_MAX,
+    "items": {"type": "string", "minLength": 1, "maxLength": entry_values.UNSET_PATH_MAX},
     "description": "Keys to remove first, or paths such as a.b; then data may be left out",
 }
 _LOCK = _text("NAME:TOKEN of a lock that must be held", pattern="^.+:[0-9]{1,16}$")

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 from bpbroker.errors import BadRequest, TooLarge
 from bpbroker.messages import WAIT_MAX_SECS
-from bpbroker.registry import entry
+from bpbroker.registry import entry_values
 
 _FIELDS_MAX: Final = 200
 _KEY_NAMES: Final = ("access_key", "access-key")
@@ -63,7 +63,7 @@ class Parameters:
         """
         if "name" not in self.values:
             raise BadRequest("Missing name parameter")
-        return entry.check_name(self.values["name"], max_bytes=max_bytes)
+        return entry_values.check_name(self.values["name"], max_bytes=max_bytes)
 
     def data(self, max_bytes: int, max_depth: int, *, needed: bool = True) -> dict[str, Any]:
         """Return the entry's own part; empty if it is not there and not needed.
@@ -77,15 +77,15 @@ class Parameters:
             raise BadRequest("Missing data parameter")
         value = self.values["data"]
         if isinstance(value, str):
-            return entry.parse(value, max_bytes=max_bytes, max_depth=max_depth)
+            return entry_values.parse(value, max_bytes=max_bytes, max_depth=max_depth)
         if not isinstance(value, dict):
             text = json.dumps(value, ensure_ascii=False)
             # Text that does not begin as an object is kept as it is, after the same checks.
-            return entry.parse(text, max_bytes=max_bytes, max_depth=max_depth)
-        if entry.too_deep(value, max_depth):
+            return entry_values.parse(text, max_bytes=max_bytes, max_depth=max_depth)
+        if entry_values.too_deep(value, max_depth):
             raise BadRequest(f"The data cannot be used: it is nested deeper than {max_depth}")
-        own = entry.check_object(value)
-        if len(entry.encode(own)) > max_bytes:
+        own = entry_values.check_object(value)
+        if len(entry_values.encode(own)) > max_bytes:
             raise TooLarge(f"The data is larger than {max_bytes} bytes")
         return own
 
@@ -95,7 +95,7 @@ class Parameters:
         Raises:
             BadRequest: one of them cannot be removed.
         """
-        return entry.check_unset(self.several("unset")) if "unset" in self.values else ()
+        return entry_values.check_unset(self.several("unset")) if "unset" in self.values else ()
 
     def seconds(self, name: str) -> float:
         """Return a parameter as seconds, 0 if it is not there.
@@ -184,7 +184,7 @@ def json_object(body: bytes, max_depth: int) -> dict[str, Any]:
         BadRequest: it is not.
     """
     try:
-        value = entry.strict_json(body.decode(), what="The request body", max_depth=max_depth)
+        value = entry_values.strict_json(body.decode(), what="The request body", max_depth=max_depth)
     except UnicodeDecodeError:
         raise BadRequest("The request body is not valid UTF-8") from None
     except json.JSONDecodeError as error:

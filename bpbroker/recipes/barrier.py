@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from bpbroker.errors import CursorExpired
 from bpbroker.recipes.filters import matches, texts
 from bpbroker.recipes.watch import Watch
-from bpbroker.registry.entry import without_stamp
+from bpbroker.registry.entry_values import without_stamp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

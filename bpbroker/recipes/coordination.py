@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 from bpbroker.errors import AlreadyExists, NotFound
-from bpbroker.registry import entry
+from bpbroker.registry import entry_values
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:  # novm
@@ -43,7 +43,7 @@ class Entry(dict[str, "Any"]):
     @property
     def own(self) -> dict[str, Any]:
         """What was registered: without ``last_write_ip`` and ``last_write_ts``."""
-        return entry.without_stamp(self)
+        return entry_values.without_stamp(self)
 
 
 class Coordination:

@@ -1,7 +1,7 @@
 """What the registry does, without a thread: pure functions, and state that only its actor touches.
 
-Read ``entry`` (one entry's value; its tag is made in ``bpbroker.record.Record``), ``writes`` (what each kind
-of write does to it), ``memory`` (the entries, the writes that wait for a commit,
+Read ``entry_values`` (one entry's value; its tag is made in ``bpbroker.record.Record``), ``writes`` (what each
+kind of write does to it), ``memory`` (the entries, the writes that wait for a commit,
 the reads that wait), which stands on ``index`` and ``waiters``, and ``replies``.
 For a store with other writers there are ``replica`` (what is known of it) and
 ``reads``; ``changes`` are the values that pass between the registry and a store.

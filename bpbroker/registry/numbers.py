@@ -13,7 +13,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from bpbroker.errors import AlreadyExists, BadRequest, Overloaded, TooLarge
-from bpbroker.registry import entry, taking
+from bpbroker.registry import entry_values, taking
 from bpbroker.registry.requests import Allocate, Done, Next, Release, Rest
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Pool:
         self.owners = owners
         self.json = b""
         """The entry that this is taken from."""
-        self._body = entry.encode(owners)[:-1]
+        self._body = entry_values.encode(owners)[:-1]
         """The entry up to its stamp."""
         self._times = Counter(owners.values())
         self._numbers = sorted(self._times)
@@ -76,7 +76,7 @@ class Pool:
         """Return the entry, without its stamp and its end, without an owner."""
         item = b"%b: %d" % (_text(owner), self.owners[owner])
         if owner.startswith(":"):  # it would look like the end of another name
-            return entry.encode({each: number for each, number in self.owners.items() if each != owner})[:-1]
+            return entry_values.encode({each: number for each, number in self.owners.items() if each != owner})[:-1]
         if self._body == b"{" + item:
             return b"{"
         if self._body.startswith(b"{%b, " % item):
@@ -127,7 +127,7 @@ class Pools:
 
 def allocate(write: Allocate, view: View, limits: Limits) -> Done:
     """Give an owner its number."""
-    entry.check_new_name(write.pool)
+    entry_values.check_new_name(write.pool)
     taking.must_be_free(view, write.pool)
     current = view.get(write.pool)
     pool = view.pools.of(write.pool, current)
@@ -213,7 +213,7 @@ def _left(view: View, pool: str, number: int, value: _Value) -> float:
 
 def count(write: Next, view: View, limits: Limits) -> Done:
     """Count on."""
-    entry.check_new_name(write.name)
+    entry_values.check_new_name(write.name)
     taking.must_be_free(view, write.name)
     kept = f"{_COUNTED}{write.name}/{write.owner}"
     current = view.get(write.name)
@@ -225,14 +225,14 @@ def count(write: Next, view: View, limits: Limits) -> Done:
         had = json.loads(known.json) if known is not None else {}
         if known is not None and had.get("life") == life:
             return Done({"number": had["number"]}, known.revision)
-    own = entry.without_stamp(json.loads(current.json)) if current else {"value": 0}
+    own = entry_values.without_stamp(json.loads(current.json)) if current else {"value": 0}
     value = own.get("value")
     if not isinstance(value, int) or isinstance(value, bool):
         raise AlreadyExists(f"Entry '{write.name}' is no counter: its field value is no whole number")
     number = own["value"] = value + write.by
     if abs(number) >= 2**53:
         raise BadRequest(f"The counter '{write.name}' would leave the range of exact numbers")
-    stamped = entry.encode(entry.stamp(own, write.source, view.now))
+    stamped = entry_values.encode(entry_values.stamp(own, write.source, view.now))
     if len(stamped) > limits.data_bytes:
         raise TooLarge(f"Entry '{write.name}' would be too large")
     view.put(write.name, stamped, current.session if current else "")
@@ -252,14 +252,14 @@ def _life(view: View, name: str) -> int:
 def _owners(pool: str, current: Record | None) -> dict[str, int]:
     if current is None:
         return {}
-    own: dict[str, Any] = entry.without_stamp(json.loads(current.json))
+    own: dict[str, Any] = entry_values.without_stamp(json.loads(current.json))
     if not all(isinstance(number, int) and not isinstance(number, bool) for number in own.values()):
         raise AlreadyExists(f"Entry '{pool}' is no pool: its fields must be owners with their numbers")
     return own
 
 
 def _put(pool: str, body: bytes, source: str, view: View, limits: Limits, current: Record | None) -> bytes:
-    stamp = entry.encode(entry.stamp({}, source, view.now))
+    stamp = entry_values.encode(entry_values.stamp({}, source, view.now))
     value = b"%b%b%b" % (body, b", " if body != b"{" else b"", stamp[1:])
     if len(value) > limits.data_bytes:
         raise TooLarge(f"The pool '{pool}' would be larger than {limits.data_bytes} bytes; nothing was changed")

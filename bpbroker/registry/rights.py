@@ -25,7 +25,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from bpbroker.errors import BadRequest
-from bpbroker.registry import entry
+from bpbroker.registry import entry_values
 
 REGISTRY: Final = "services"
 """The one namespace whose rules may have verbs and a prefix."""
@@ -208,7 +208,7 @@ def _check_prefix(text: str, at: int, prefix: str) -> None:
         raise _fault(text, at, "there must be a prefix behind @; without one leave it out")
     if prefix.startswith("_"):
         raise _fault(text, at, "names that begin with _ are the broker's own")
-    if prefix in entry.RESERVED_NAMES:
+    if prefix in entry_values.RESERVED_NAMES:
         raise _fault(text, at, f"{prefix!r} cannot be a name")
     control = _CONTROL.search(prefix)
     if control:

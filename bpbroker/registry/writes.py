@@ -38,7 +38,7 @@ from bpbroker.messages import (
     Update,
 )
 from bpbroker.record import Record
-from bpbroker.registry import discovery_secret, entry, locks, named_keys, numbers, sessions, taking
+from bpbroker.registry import discovery_secret, entry_values, locks, named_keys, numbers, sessions, taking
 from bpbroker.registry.ages import Age
 from bpbroker.registry.requests import (
     Ack,
@@ -111,7 +111,7 @@ class View(Protocol):
 class Limits:
     """How much the registry takes."""
 
-    data_bytes: int = entry.DATA_MAX_BYTES
+    data_bytes: int = entry_values.DATA_MAX_BYTES
     sessions: int = 10_000
     places: int = 1000
     """In the queue of one lock."""
@@ -138,11 +138,11 @@ def _update(write: Update, view: View, limits: Limits) -> Record:
     if current is None and write.unset and not own:
         raise NotFound(f"Entry '{write.name}' not found")
     if current is not None:
-        before = entry.without_stamp(json.loads(current.json))
+        before = entry_values.without_stamp(json.loads(current.json))
         for path in write.unset:
-            entry.unset(before, path)
-        own = entry.deep_merge(before, own)
-        if len(entry.encode(own)) > limits.data_bytes:
+            entry_values.unset(before, path)
+        own = entry_values.deep_merge(before, own)
+        if len(entry_values.encode(own)) > limits.data_bytes:
             raise TooLarge(f"The merged entry would be larger than {limits.data_bytes} bytes; nothing was changed")
     return _put(write, view, own, current)
 
@@ -153,7 +153,7 @@ def _put(write: Register | Replace | Update, view: View, own: Any, current: Reco
         sessions.must_live(view, session)
     elif session is None:
         session = current.session if current is not None else ""
-    return view.put(write.name, entry.encode(entry.stamp(own, write.source, view.now)), session)
+    return view.put(write.name, entry_values.encode(entry_values.stamp(own, write.source, view.now)), session)
 
 
 def _delete(write: Delete, view: View, _limits: Limits) -> Deleted:
@@ -184,7 +184,7 @@ def _check(write: Check, view: View, _limits: Limits) -> Done:
 def _check_empty(write: CheckEmpty, view: View, _limits: Limits) -> Done:
     there = [name for name in view.names(write.prefix, _NAMED) if view.get(name) is not None]
     if there:
-        raise PreconditionFailed(f"There are entries '{write.prefix}…': {entry.shown_names(there)}")
+        raise PreconditionFailed(f"There are entries '{write.prefix}…': {entry_values.shown_names(there)}")
     view.must_stay_empty(write.prefix)
     return Done()
 
@@ -275,7 +275,7 @@ def _change_key(write: ChangeKey, view: View, _limits: Limits) -> Record:
     after = named_keys.changed(write.kind, write.name.removeprefix(named_keys.PREFIX), value, write.given, view.now)
     if current is not None and after == value:
         return current
-    return view.put(write.name, entry.encode(after))
+    return view.put(write.name, entry_values.encode(after))
 
 
 def _share_secret(write: ShareSecret, view: View, _limits: Limits) -> Record:
@@ -284,7 +284,7 @@ def _share_secret(write: ShareSecret, view: View, _limits: Limits) -> Record:
     current = view.get(write.name)
     if current is not None and not write.renew and discovery_secret.secret_of(current.json):
         return current
-    return view.put(write.name, entry.encode(discovery_secret.stored(write.secret, view.now)))
+    return view.put(write.name, entry_values.encode(discovery_secret.stored(write.secret, view.now)))
 
 
 Rule = Callable[[Any, View, Limits], Any]
@@ -379,7 +379,7 @@ def decide(write: Any, view: View, limits: Limits, rules: dict[type[Any], Rule] 
     """
     kind = type(write)
     if kind in _NEW:
-        entry.check_new_name(write.name)
+        entry_values.check_new_name(write.name)
         taking.must_be_free(view, write.name)
     condition = getattr(write, "condition", ALWAYS)
     if condition is not ALWAYS and kind is not Check:

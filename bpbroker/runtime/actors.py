@@ -18,7 +18,7 @@ from bpbroker.actors.registry_shared import SharedBackend
 from bpbroker.config import layers
 from bpbroker.errors import Unavailable
 from bpbroker.registry.discovery_secret import DiscoverySecret
-from bpbroker.registry.entry import number_of
+from bpbroker.registry.entry_values import number_of
 from bpbroker.registry.memory import KeyView
 from bpbroker.registry.requests import Expired
 from bpbroker.registry.stored import unrevised

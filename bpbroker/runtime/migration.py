@@ -17,7 +17,7 @@ from bpbroker.errors import ConfigurationError, StartError, Unavailable
 from bpbroker.record import Record
 from bpbroker.registry import discovery_secret
 from bpbroker.registry.changes import Change, Committed, Group, State
-from bpbroker.registry.entry import shown_names
+from bpbroker.registry.entry_values import shown_names
 from bpbroker.registry.stored import joined, outlives_sessions, split
 from bpbroker.storage import offline
 from bpbroker.storage.embedded.revisions import Revisions

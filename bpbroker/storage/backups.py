@@ -21,7 +21,7 @@ from bpbroker import files
 from bpbroker.config import schema
 from bpbroker.errors import BpbrokerError, Unavailable
 from bpbroker.messages import BackupInfo
-from bpbroker.registry.entry import number_of
+from bpbroker.registry.entry_values import number_of
 from bpbroker.storage import config_file
 from bpbroker.text import command_line
 

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 from bpbroker import files, progress
 from bpbroker.config import layers
 from bpbroker.errors import BadRequest, ConfigurationError, DamagedFile
-from bpbroker.registry import entry, named_keys
+from bpbroker.registry import entry_values, named_keys
 from bpbroker.registry.stored import split
 from bpbroker.storage import backup_identity
 from bpbroker.storage.backup_identity import Identity
@@ -222,7 +222,7 @@ def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
 def _take_keys(section: dict[str, Any], entries: dict[str, bytes]) -> dict[str, Any]:
     """Take named keys among the registry's records. Return what is no key: the settings' check says why."""
     good = {name: key for name, key in section.items() if not any(named_keys.problems(name, key))}
-    entries.update((named_keys.stored_name(name), entry.encode(key)) for name, key in good.items())
+    entries.update((named_keys.stored_name(name), entry_values.encode(key)) for name, key in good.items())
     return {name: key for name, key in section.items() if name not in good}
 
 
@@ -290,7 +290,7 @@ class _Reader:
     def check_name(self, name: str, at: int) -> None:
         """Refuse a name that no call could ever reach."""
         try:
-            entry.check_name(name, max_bytes=NAME_MAX_BYTES)
+            entry_values.check_name(name, max_bytes=NAME_MAX_BYTES)
         except BadRequest as error:
             reason = str(error)[:1].lower() + str(error)[1:]
             raise self.fault(f"services.{name[:64]}: {reason}; give the entry another name", at) from None
@@ -303,7 +303,7 @@ class _Reader:
         if _NOT_AS_IT_IS.search(text) is None:
             return text.encode(), end
         try:
-            return entry.encode(value), end
+            return entry_values.encode(value), end
         except UnicodeEncodeError:
             raise self.fault(f"a lone surrogate in services.{name[:64]} is no character", at) from None
 
@@ -316,7 +316,7 @@ class _Reader:
 
     def _decode(self, at: int) -> tuple[Any, int]:
         try:
-            return entry.strict_json_at(self._text, at, what="what begins here", max_depth=DEPTH_MAX)
+            return entry_values.strict_json_at(self._text, at, what="what begins here", max_depth=DEPTH_MAX)
         except JSONDecodeError as error:
             # "Unterminated string starting at" expects a position behind it; ours stands in front.
             message = "there must be a value here" if error.msg == "Expecting value" else _AT.sub("", error.msg)

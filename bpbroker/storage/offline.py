@@ -13,7 +13,7 @@ from bpbroker import files, progress
 from bpbroker.config import layers, schema
 from bpbroker.errors import BpbrokerError, ConfigurationError, DamagedFile, InUse, StartError, Unavailable
 from bpbroker.messages import BackupInfo
-from bpbroker.registry.entry import number_of
+from bpbroker.registry.entry_values import number_of
 from bpbroker.registry.stored import outlives_sessions, split
 from bpbroker.storage import backups, config_file
 from bpbroker.storage.backup_identity import Identity

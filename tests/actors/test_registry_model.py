@@ -31,7 +31,7 @@ from bpbroker.messages import (
     SnapshotSaved,
     Update,
 )
-from bpbroker.registry import entry
+from bpbroker.registry import entry_values
 from bpbroker.storage import config_file
 from bpbroker.storage.embedded.journal import journal_path
 from bpbroker.storage.embedded.store import EmbeddedStore
@@ -138,7 +138,7 @@ class Machine(RuleBasedStateMachine):
                 self.tags.pop(name, None)
             else:
                 record = reply.result()
-                assert entry.without_stamp(json.loads(record.json)) is not None
+                assert entry_values.without_stamp(json.loads(record.json)) is not None
                 self.tags[name] = record.etag
 
     @rule(name=NAMES)
@@ -149,7 +149,7 @@ class Machine(RuleBasedStateMachine):
         except NotFound:
             assert name not in self.model.entries
         else:
-            assert entry.without_stamp(json.loads(record.json)) == self.model.entries[name]
+            assert entry_values.without_stamp(json.loads(record.json)) == self.model.entries[name]
             assert record.etag == self.tags[name]
 
     @rule(prefix=st.sampled_from(["", "a", "ab", "c", "node-"]))
@@ -187,7 +187,7 @@ class Machine(RuleBasedStateMachine):
     def same_names(self) -> None:
         if hasattr(self, "address"):
             found = {record.name: json.loads(record.json) for record in self.ask(List())}
-            assert {name: entry.without_stamp(value) for name, value in found.items()} == self.model.entries
+            assert {name: entry_values.without_stamp(value) for name, value in found.items()} == self.model.entries
 
 
 TestRegistry = Machine.TestCase

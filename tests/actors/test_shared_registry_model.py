@@ -18,7 +18,7 @@ from bpbroker.actors.registry_shared import SharedBackend
 from bpbroker.config import layers
 from bpbroker.errors import NotFound
 from bpbroker.messages import Delete, Deleted, Exists, Get, List, Register, Replace, Snapshot, Update
-from bpbroker.registry import entry
+from bpbroker.registry import entry_values
 from bpbroker.registry.stored import split
 from bpbroker.storage.etcd.gateway import EtcdOptions
 from bpbroker.storage.etcd.store import EtcdStore
@@ -95,7 +95,7 @@ class Machine(RuleBasedStateMachine):
         except NotFound:
             assert name not in self.model.entries
         else:
-            assert entry.without_stamp(json.loads(record.json)) == self.model.entries[name]
+            assert entry_values.without_stamp(json.loads(record.json)) == self.model.entries[name]
             assert record.etag == self.tags[name]
         assert bool(self.ask(broker, Exists(name))) is (name in self.model.entries)  # it has just been looked at
 
@@ -120,7 +120,9 @@ class Machine(RuleBasedStateMachine):
     def same_state(self) -> None:
         if self.addresses:
             found = [split(name, stored) for name, stored in self.ask(0, Snapshot()).entries.items()]
-            assert {each.name: entry.without_stamp(json.loads(each.json)) for each in found} == self.model.entries
+            assert {
+                each.name: entry_values.without_stamp(json.loads(each.json)) for each in found
+            } == self.model.entries
             assert {each.name: each.etag for each in found} == self.tags
 
 

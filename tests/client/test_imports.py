@@ -43,7 +43,7 @@ def test_nothing_that_a_call_may_not_need_is_loaded(module: str) -> None:
     loaded = loaded_by(f"import {module}\n{{end}}")
     assert loaded.isdisjoint({*SERVER, *COSTLY, "ssl"})
     assert not {name for name in ours(loaded) if not name.startswith("client")} - {
-        *("errors", "recipes", "recipes.coordination", "registry", "registry.entry", "retry"),
+        *("errors", "recipes", "recipes.coordination", "registry", "registry.entry_values", "retry"),
     }
 
 
@@ -52,7 +52,7 @@ def test_the_public_names_are_there_and_load_nothing_of_the_server() -> None:
     loaded = loaded_by(f"from bpbroker.client import {names}\nassert callable(discover)\n{{end}}")
     assert loaded.isdisjoint({*SERVER, "click", "ssl", "http", "email"})
     assert {name for name in ours(loaded) if not name.startswith("client")} == {
-        *("errors", "recipes", "recipes.coordination", "registry", "registry.entry", "retry"),
+        *("errors", "recipes", "recipes.coordination", "registry", "registry.entry_values", "retry"),
         *("discovery", "discovery.datagram", "discovery.interfaces", "discovery.jointoken"),
     }
 
@@ -87,7 +87,16 @@ def test_all_that_a_one_shot_call_loads(fake: FakeBroker, known_brokers: Path, w
     assert loaded.isdisjoint({*SERVER, *COSTLY})
     assert "ssl" in loaded
     assert ours(loaded) == {
-        *("errors", "process", "progress", "recipes", "recipes.coordination", "registry", "registry.entry", "retry"),
+        *(
+            "errors",
+            "process",
+            "progress",
+            "recipes",
+            "recipes.coordination",
+            "registry",
+            "registry.entry_values",
+            "retry",
+        ),
         *(f"client.{name}" for name in ("address", "api", "calls", "answers", "http1", "transport", "pins")),
         *("client", "client.cli"),
         *(f"client.cli.{name}" for name in ("main", "parser", "shared_options", "words")),

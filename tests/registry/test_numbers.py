@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bpbroker.errors import AlreadyExists
 from bpbroker.messages import Delete
-from bpbroker.registry import entry
+from bpbroker.registry import entry_values
 from bpbroker.registry.ages import Ages
 from bpbroker.registry.memory import Memory, PendingWrite
 from bpbroker.registry.requests import Allocate, Next, Release, Rest
@@ -144,7 +144,7 @@ def test_a_pool_is_what_its_entry_says(steps: list[tuple[bool, str, int | None]]
             assert found == model.setdefault(owner, wanted)
         record = asked.memory.get("p")
         assert record is not None
-        assert entry.without_stamp(json.loads(record.json)) == model
+        assert entry_values.without_stamp(json.loads(record.json)) == model
 
 
 def test_a_counter_that_was_deleted_begins_anew_for_all_owners(asked: Asked) -> None:

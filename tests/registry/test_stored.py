@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpbroker.record import INDEX_MAX, Record
-from bpbroker.registry import entry
+from bpbroker.registry import entry_values
 from bpbroker.registry.stored import joined, split, unrevised
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -19,7 +19,7 @@ SESSIONS = st.just("") | st.from_regex(r"[A-Za-z0-9._:@+-]{1,128}", fullmatch=Tr
 
 @given(ENTRIES, st.integers(INDEX_MAX, 2**53 - 1), SESSIONS)
 def test_what_is_joined_comes_apart(own: dict[str, object], revision: int, session: str) -> None:
-    record = Record("a", entry.encode(entry.stamp(own, "10.0.0.1", 5)), revision, session)
+    record = Record("a", entry_values.encode(entry_values.stamp(own, "10.0.0.1", 5)), revision, session)
     assert split("a", joined(record)) == record
     assert isinstance(json.loads(joined(record)), dict)
     assert split("a", unrevised(joined(record))) == Record("a", record.json, 0, session)
@@ -37,10 +37,10 @@ def test_an_empty_record_stays_json() -> None:
     assert split("_x", joined(record)) == record
 
 
-@pytest.mark.parametrize("key", entry.STORED_KEYS)
+@pytest.mark.parametrize("key", entry_values.STORED_KEYS)
 def test_clients_cannot_use_its_keys(key: str) -> None:
     with pytest.raises(Exception, match=f"Used reserved data name {key}"):
-        entry.check_object({key: 1})
+        entry_values.check_object({key: 1})
 
 
 def test_a_session_alone_at_the_end_is_one_also_behind_another_key() -> None:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from bpbroker.errors import AlreadyExists, NotFound, PreconditionFailed, TooLarge
 from bpbroker.messages import ALWAYS, Condition, Delete, Deleted, Register, Replace, Update
 from bpbroker.record import Record
-from bpbroker.registry import entry, writes
+from bpbroker.registry import entry_values, writes
 from bpbroker.registry.memory import Memory, PendingWrite
 
-THERE = Record("a", entry.encode(entry.stamp({"x": {"y": 1}}, "10.0.0.9", 5)), 77_000)
+THERE = Record("a", entry_values.encode(entry_values.stamp({"x": {"y": 1}}, "10.0.0.9", 5)), 77_000)
 
 
 def decide(message: writes.Write, current: Record | None, max_bytes: int = 1000) -> Any:
@@ -40,8 +40,8 @@ def test_each_does_what_its_name_says() -> None:
     with pytest.raises(AlreadyExists):
         decide(Register("a", {}, "i"), THERE)
     replaced, updated = decide(Replace("a", {"z": 2}, "i"), THERE), decide(Update("a", {"x": {"z": 2}}, "i"), THERE)
-    assert entry.without_stamp(json.loads(replaced.json)) == {"z": 2}
-    assert entry.without_stamp(json.loads(updated.json)) == {"x": {"y": 1, "z": 2}}
+    assert entry_values.without_stamp(json.loads(replaced.json)) == {"z": 2}
+    assert entry_values.without_stamp(json.loads(updated.json)) == {"x": {"y": 1, "z": 2}}
     assert decide(Delete("a"), THERE) == Deleted(0)
     assert decide(Delete("a"), None) == Deleted()
 
@@ -49,7 +49,7 @@ def test_each_does_what_its_name_says() -> None:
 def test_an_update_removes_keys_before_it_merges() -> None:
     def updated(data: dict[str, Any], *unset: str) -> Any:
         found = decide(Update("a", data, "i", unset=unset), THERE)
-        return entry.without_stamp(json.loads(found.json))
+        return entry_values.without_stamp(json.loads(found.json))
 
     assert updated({}, "x.y") == {"x": {}}
     assert updated({}, "x") == {}

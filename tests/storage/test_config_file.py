@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bpbroker.config import layers
 from bpbroker.errors import BadRequest, ConfigurationError, DamagedFile
-from bpbroker.registry import entry, named_keys
+from bpbroker.registry import entry_values, named_keys
 from bpbroker.storage import config_file
 from tests.support.systems import is_private
 
@@ -82,7 +82,7 @@ def encodable(value: Any) -> bool:
 
 def is_name(name: str) -> bool:
     try:
-        entry.check_name(name)
+        entry_values.check_name(name)
     except BadRequest:
         return False
     return True
@@ -93,7 +93,7 @@ def is_name(name: str) -> bool:
     st.dictionaries(st.text().filter(is_name), OBJECTS, max_size=450).filter(encodable),
 )
 def test_any_state_comes_back_byte_by_byte(settings: dict[str, Any], objects: dict[str, Any]) -> None:
-    entries = {name: entry.encode(value) for name, value in objects.items()}
+    entries = {name: entry_values.encode(value) for name, value in objects.items()}
     assert config_file.parse(text_of(settings, entries).encode(), "it") == ({**settings, "services": {}}, entries)
 
 

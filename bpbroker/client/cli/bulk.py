@@ -9,7 +9,7 @@ from bpbroker.client.cli import output
 from bpbroker.client.cli.words import content
 from bpbroker.errors import BadRequest, BatchFailed, BpbrokerError, RequestError, UsageError, from_status
 from bpbroker.recipes.batch import Batch, pieces
-from bpbroker.registry import entry
+from bpbroker.registry import entry_values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def batch(session: Session, *, file: str, no_atomic: bool) -> Output:
     """Carry out the operations in a file, all or none."""
     text = content(file if file == "-" else f"@{file}", "--file")
     try:
-        value = entry.strict_json(text, what="The batch", max_depth=entry.DEPTH_MAX + 4)
+        value = entry_values.strict_json(text, what="The batch", max_depth=entry_values.DEPTH_MAX + 4)
     except (ValueError, BadRequest) as error:
         raise UsageError(f"The batch is no JSON: {error}") from None
     atomic = not no_atomic
@@ -158,11 +158,11 @@ def _entries(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            value = entry.strict_json(line, what="The line", max_depth=entry.DEPTH_MAX + 1)
+            value = entry_values.strict_json(line, what="The line", max_depth=entry_values.DEPTH_MAX + 1)
             if not isinstance(value, dict) or set(value) != {"name", "data"} or not isinstance(value["data"], dict):
                 raise BadRequest('it must be {"name": …, "data": {…}}')
-            name = entry.check_name(value["name"])
-            own = entry.check_object(value["data"])
+            name = entry_values.check_name(value["name"])
+            own = entry_values.check_object(value["data"])
             if name in seen:
                 raise BadRequest(f"the entry '{name}' is there twice")
         except (ValueError, RequestError) as error:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from bpbroker.client.address import BrokerAddress
 from bpbroker.errors import NotShown
 from bpbroker.recipes.coordination import Entry
-from bpbroker.registry.entry import STAMP_KEYS, TEXT_KEY
+from bpbroker.registry.entry_values import STAMP_KEYS, TEXT_KEY
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:  # novm

@@ -14,7 +14,7 @@ from bpbroker.client.cli.output import Output, of_entry, render
 from bpbroker.client.cli.words import Secrets, seconds, secrets
 from bpbroker.client.transport import CONNECT_SECS, Trust
 from bpbroker.errors import NotShown, RequestError, UsageError
-from bpbroker.registry import entry
+from bpbroker.registry import entry_values
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Session:
         if self._given.get("format") not in ("shell", "powershell"):
             return  # they show whatever a broker takes
         try:
-            self.render(of_entry(entry.stamp(entry.parse(data, max_bytes=sys.maxsize), "", 0)))
+            self.render(of_entry(entry_values.stamp(entry_values.parse(data, max_bytes=sys.maxsize), "", 0)))
         except NotShown as error:
             raise UsageError(f"{error}; nothing was sent") from None
         except RequestError:

@@ -18,7 +18,7 @@ from bpbroker import messages
 from bpbroker.errors import NotFound, TimedOut
 from bpbroker.frontend.pages.viewer import Viewer, must_see
 from bpbroker.record import Record
-from bpbroker.registry import entry, locks, sessions
+from bpbroker.registry import entry_values, locks, sessions
 from bpbroker.registry.browsing import Browse, Browsed, Happened, Recent
 from bpbroker.registry.requests import Event, Lost
 from bpbroker.registry.rights import REGISTRY, Need
@@ -77,7 +77,7 @@ class Shown:
     @property
     def own(self) -> Mapping[str, Any]:
         """Its value without who wrote it and when."""
-        return entry.without_stamp(self.value)
+        return entry_values.without_stamp(self.value)
 
     @property
     def source(self) -> str:

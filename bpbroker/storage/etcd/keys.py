@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from bpbroker.errors import BadRequest
-from bpbroker.registry import entry, stored
+from bpbroker.registry import entry_values, stored
 from bpbroker.registry.changes import Seen
 from bpbroker.storage.etcd.responses import decode, encode
 from bpbroker.storage.etcd.timeline import Moment
@@ -111,7 +111,7 @@ def as_seen(name: str, kv: Mapping[str, Any] | None, as_of: int, moment: Moment)
 def _fault(name: str, value: bytes) -> str:
     try:
         if not name.startswith(_INTERNAL):
-            entry.check_name(name, max_bytes=NAME_MAX_BYTES)
+            entry_values.check_name(name, max_bytes=NAME_MAX_BYTES)
         found = json.loads(value)
     except (ValueError, RecursionError):
         return f"Entry '{name[:64]}' in etcd is no JSON"

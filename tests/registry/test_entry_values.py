@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpbroker.errors import BadRequest, TooLarge
-from bpbroker.registry import entry
+from bpbroker.registry import entry_values
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats(allow_nan=False, allow_infinity=False)
@@ -19,7 +19,7 @@ json_values = st.recursive(
     max_leaves=8,
 )  # fmt: skip
 objects = st.dictionaries(
-    st.text(st.characters(codec="utf-8"), max_size=4).filter(lambda key: key not in entry.STAMP_KEYS),
+    st.text(st.characters(codec="utf-8"), max_size=4).filter(lambda key: key not in entry_values.STAMP_KEYS),
     json_values,
     max_size=4,
 )
@@ -39,7 +39,7 @@ objects = st.dictionaries(
 def test_a_key_or_a_path_is_removed(path: str, left: dict[str, Any]) -> None:
     whole = {"a": {"b": 1}, "a.b": 2, "c": {"d.e": {"f": 3}, "g": [1]}}
     before = copy.deepcopy(whole)
-    assert entry.unset(whole, path) == (whole != before)
+    assert entry_values.unset(whole, path) == (whole != before)
     assert whole == left
 
 
@@ -48,15 +48,15 @@ def test_a_key_or_a_path_is_removed(path: str, left: dict[str, Any]) -> None:
 )
 def test_what_is_to_be_removed_is_bounded(paths: list[str]) -> None:
     with pytest.raises(BadRequest, match="at most"):
-        entry.check_unset(paths)
+        entry_values.check_unset(paths)
 
 
 def test_all_that_may_be_removed_is_removed_quickly() -> None:
     whole: dict[str, Any] = {f"k{number}": number for number in range(30_000)}
-    paths = entry.check_unset([f"{number}{'.x' * 510}" for number in range(entry.UNSET_MAX)])
+    paths = entry_values.check_unset([f"{number}{'.x' * 510}" for number in range(entry_values.UNSET_MAX)])
     begun = time.process_time()
     for path in paths:
-        assert not entry.unset(whole, path)
+        assert not entry_values.unset(whole, path)
     # The registry's thread does nothing else meanwhile; a path of a megabyte took it more than a minute.
     assert time.process_time() - begun < 2.0
 
@@ -64,7 +64,7 @@ def test_all_that_may_be_removed_is_removed_quickly() -> None:
 class TestNames:
     @pytest.mark.parametrize("name", ["foo", "node-7", "a.b", "ünïcode", "with space", "x" * 256, "...", "a_b", "%"])
     def test_fit(self, name: str) -> None:
-        assert entry.check_name(name) == name
+        assert entry_values.check_name(name) == name
 
     @pytest.mark.parametrize(
         ("name", "says"),
@@ -88,7 +88,7 @@ class TestNames:
     )
     def test_do_not_fit(self, name: object, says: str) -> None:
         with pytest.raises(BadRequest, match=says.replace(".", r"\.")):
-            entry.check_name(name)
+            entry_values.check_name(name)
 
 
 class TestParse:
@@ -110,7 +110,7 @@ class TestParse:
         ],
     )
     def test_objects_are_entries_and_all_else_is_text(self, data: str, parsed: dict[str, Any]) -> None:
-        assert entry.parse(data) == parsed
+        assert entry_values.parse(data) == parsed
 
     @pytest.mark.parametrize(
         ("data", "says"),
@@ -133,25 +133,25 @@ class TestParse:
     )
     def test_faults_are_named(self, data: str, says: str) -> None:
         with pytest.raises(BadRequest, match=says):
-            entry.parse(data)
+            entry_values.parse(data)
 
     def test_depth_of_32_is_fine(self) -> None:
-        assert entry.parse('{"a":' * 32 + "1" + "}" * 32)
+        assert entry_values.parse('{"a":' * 32 + "1" + "}" * 32)
 
     def test_size_is_counted_in_bytes(self) -> None:
-        assert entry.parse("x" * entry.DATA_MAX_BYTES)
+        assert entry_values.parse("x" * entry_values.DATA_MAX_BYTES)
         with pytest.raises(TooLarge, match="524288"):
-            entry.parse("ü" * (entry.DATA_MAX_BYTES // 2) + "x")
+            entry_values.parse("ü" * (entry_values.DATA_MAX_BYTES // 2) + "x")
 
     @given(objects)
     def test_any_object_survives(self, value: dict[str, Any]) -> None:
-        assert entry.parse(json.dumps(value)) == value
+        assert entry_values.parse(json.dumps(value)) == value
 
 
 class TestMerge:
     def test_is_deep_and_replaces_lists_and_scalars_whole(self) -> None:
         old = {"a": {"b": 1, "c": [1]}, "d": 1}
-        assert entry.deep_merge(old, {"a": {"c": [2], "e": 3}, "d": {"x": 1}}) == {
+        assert entry_values.deep_merge(old, {"a": {"c": [2], "e": 3}, "d": {"x": 1}}) == {
             "a": {"b": 1, "c": [2], "e": 3},
             "d": {"x": 1},
         }
@@ -159,9 +159,9 @@ class TestMerge:
 
     @given(objects, objects)
     def test_new_values_win_and_nothing_is_lost(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        merged = entry.deep_merge(old, new)
+        merged = entry_values.deep_merge(old, new)
         assert merged.keys() == old.keys() | new.keys()
-        assert entry.deep_merge(merged, new) == merged
+        assert entry_values.deep_merge(merged, new) == merged
         for key, value in new.items():
             if not isinstance(value, dict):
                 assert merged[key] == value
@@ -169,14 +169,14 @@ class TestMerge:
 
 class TestStamp:
     def test_goes_last_and_replaces_an_older_one(self) -> None:
-        first = entry.stamp({"b": 1}, "10.0.0.1", 1420068290.9)
+        first = entry_values.stamp({"b": 1}, "10.0.0.1", 1420068290.9)
         assert list(first.items()) == [("b", 1), ("last_write_ip", "10.0.0.1"), ("last_write_ts", 1420068290)]
-        second = entry.stamp(entry.deep_merge(first, {"c": 2}), "10.0.0.2", 1420068300)
+        second = entry_values.stamp(entry_values.deep_merge(first, {"c": 2}), "10.0.0.2", 1420068300)
         assert list(second) == ["b", "c", "last_write_ip", "last_write_ts"]
         assert second["last_write_ip"] == "10.0.0.2"
-        assert entry.without_stamp(second) == {"b": 1, "c": 2}
+        assert entry_values.without_stamp(second) == {"b": 1, "c": 2}
 
 
 def test_names_of_many_are_cut_short() -> None:
-    assert entry.shown_names(list("abcdefghijk")) == "a, b, c, d, e, f, g, h, i, j, …"
-    assert entry.shown_names(("a", "b")) == "a, b"
+    assert entry_values.shown_names(list("abcdefghijk")) == "a, b, c, d, e, f, g, h, i, j, …"
+    assert entry_values.shown_names(("a", "b")) == "a, b"

@@ -1,4 +1,4 @@
-"""What a registry entry is: names, parsing, stamping, merging, encoding. Pure functions, no state.
+"""Functions on the name and the value of an entry: check, parse, stamp, merge, encode. No state.
 
 An entry is a JSON object. Two of its keys are the broker's: ``last_write_ip``
 (the requesting address) and ``last_write_ts`` (Unix seconds).
@@ -21,11 +21,11 @@ NAME_MAX_BYTES: Final = 256
 DATA_MAX_BYTES: Final = 512 * 1024
 DEPTH_MAX: Final = 32
 DIGITS_MAX: Final = 4300
+"""Longest integer, in digits: what Python itself converts without being told to."""
 UNSET_MAX: Final = 1000
 """Keys that one update removes."""
 UNSET_PATH_MAX: Final = 1024
 """Characters of a path: it may be cut at each of its dots, so its cost grows with the square of its length."""
-"""Longest integer, in digits: what Python itself converts without being told to."""
 
 STAMP_KEYS: Final = ("last_write_ip", "last_write_ts")
 STORED_KEYS: Final = ("last_write_revision", "last_write_index", "last_write_session")
