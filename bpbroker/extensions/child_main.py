@@ -1,6 +1,6 @@
 """Inside the child process of one extension: import its module, run its calls one after the other.
 
-The broker's side is :mod:`bpbroker.extensions.child`. The two speak in frames
+The broker's side is :mod:`bpbroker.extensions.child_process`. The two speak in frames
 (:mod:`bpbroker.extensions.channel`) over what were the standard input and output of this
 process; they are moved out of the module's reach first, and what the module
 prints goes to the broker's log.

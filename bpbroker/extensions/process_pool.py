@@ -15,12 +15,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bpbroker.extensions.child import Child, Ended, Launch, NoMethod, NotImportable, Raised, Serve
+from bpbroker.extensions.child_process import Child, Ended, Launch, NoMethod, NotImportable, Raised, Serve
 from bpbroker.extensions.idempotency import Keyed
 from bpbroker.messages import Call, CallResult
 
 Ending = CallResult | NoMethod | Raised | Ended | ValueError
-"""How a call went, as :meth:`bpbroker.extensions.child.Child.call` says."""
+"""How a call went, as :meth:`bpbroker.extensions.child_process.Child.call` says."""
 
 
 @dataclass(frozen=True, slots=True)

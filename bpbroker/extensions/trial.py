@@ -18,7 +18,7 @@ from typing import Any, Final
 from bpbroker import progress
 from bpbroker.config import layers, schema
 from bpbroker.errors import ExtensionFailed, NotFound, RequestError, TimedOut, Unauthorized, UsageError
-from bpbroker.extensions.child import Child, Ended, Launch, NoMethod, NotImportable, Raised
+from bpbroker.extensions.child_process import Child, Ended, Launch, NoMethod, NotImportable, Raised
 from bpbroker.extensions.modules import Status, look_at
 from bpbroker.extensions.registry_calls import Understand, answered, question_of, refused
 from bpbroker.extensions.rh import one_line

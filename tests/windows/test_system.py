@@ -24,7 +24,7 @@ if sys.platform == "win32":
     from bpbroker import files, windows
     from bpbroker.client.pins import KnownBrokers
     from bpbroker.config import paths, schema
-    from bpbroker.extensions import child
+    from bpbroker.extensions import child_process
     from bpbroker.runtime import log_files, logs
     from bpbroker.server import host_certificate
     from bpbroker.storage import lock, offline
@@ -195,7 +195,7 @@ if sys.platform == "win32":
         (tmp_path / "demo.py").write_text("def A(rh):\n    pass\n")
         grandchild = f"import time\nwhile True:\n open({str(beat)!r}, 'w').write('x'); time.sleep(.05)"
         starts = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {grandchild!r}])\n"
-        monkeypatch.setattr(child, "_BOOT", starts + child._BOOT)
+        monkeypatch.setattr(child_process, "_BOOT", starts + child_process._BOOT)
         take = windows.Job.take
 
         def late(job: windows.Job, process_handle: int) -> None:
@@ -203,7 +203,7 @@ if sys.platform == "win32":
             take(job, process_handle)
 
         monkeypatch.setattr(windows.Job, "take", late)
-        made = child.Child(child.Launch("demo", tmp_path))
+        made = child_process.Child(child_process.Launch("demo", tmp_path))
         try:
             assert made.start() == ("A",)
             until(beat.exists)
