@@ -17,7 +17,7 @@ from bpbroker.registry.filters import sort
 from bpbroker.registry.parked import Key, ParkedCall
 from bpbroker.registry.replies import not_found, send
 from bpbroker.registry.requests import Watch
-from bpbroker.registry.waiters import Waiter
+from bpbroker.registry.waiting_reads import Waiter
 
 _TOLD_AT_ONCE: Final = 64
 """Watches that have their reply before the registry looks at its other messages."""

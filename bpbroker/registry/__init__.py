@@ -2,7 +2,7 @@
 
 Read ``entry_values`` (one entry's value; its tag is made in ``bpbroker.record.Record``), ``writes`` (what each
 kind of write does to it), ``memory`` (the entries, the writes that wait for a commit,
-the reads that wait), which stands on ``index`` and ``waiters``, and ``replies``.
+the reads that wait), which stands on ``index`` and ``waiting_reads``, and ``replies``.
 For a store with other writers there are ``replica`` (what is known of it) and
 ``reads``; ``changes`` are the values that pass between the registry and a store.
 

@@ -29,7 +29,7 @@ from bpbroker.registry.index import EntryIndex, Snapshot, span
 from bpbroker.registry.parked import Parked, ParkedCall, Places
 from bpbroker.registry.replies import send
 from bpbroker.registry.requests import Listing, Watch, Watched
-from bpbroker.registry.waiters import Waiters
+from bpbroker.registry.waiting_reads import Waiters
 from bpbroker.registry.writes import Limits, Write, decide
 
 BATCHES: Final = "_batch/"

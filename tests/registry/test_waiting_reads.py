@@ -14,7 +14,7 @@ from bpbroker.errors import NotFound
 from bpbroker.messages import Get, List
 from bpbroker.record import Record
 from bpbroker.registry.index import EntryIndex
-from bpbroker.registry.waiters import Waiter, Waiters
+from bpbroker.registry.waiting_reads import Waiter, Waiters
 
 
 class State:
