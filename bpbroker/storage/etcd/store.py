@@ -26,7 +26,7 @@ from bpbroker.storage.etcd import registry_id
 from bpbroker.storage.etcd.commits import Commits, clear_left_over, fitting, packed, refusal
 from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway
 from bpbroker.storage.etcd.keys import Keys, as_seen, revision_of
-from bpbroker.storage.etcd.memory import Memory
+from bpbroker.storage.etcd.last_seen import LastSeenFile
 from bpbroker.storage.etcd.registry_id import Identity
 from bpbroker.storage.etcd.responses import Compacted, LeaseExists, LeaseGone, decode, encode
 from bpbroker.storage.etcd.timeline import REPLACED, RESTORED_MEANWHILE, Moment, Restored, Timeline
@@ -56,7 +56,7 @@ class EtcdStore:
     """
 
     def __init__(self, options: EtcdOptions, remembered: Path | None = None) -> None:
-        self._memory = Memory(remembered)
+        self._last_seen = LastSeenFile(remembered)
         self._keys = Keys(options.prefix)
         self._timeline = Timeline(self._follow_anew)
         self._writer, self._reader, self._scanner, self._leaser, self._watcher = (
@@ -264,7 +264,7 @@ class EtcdStore:
         self._closing.set()
         self._again.set()
         self._watcher.close()
-        self._memory.note(self.registry_id, *self._timeline.reached)
+        self._last_seen.note(self.registry_id, *self._timeline.reached)
         self._commits.tidy_up()
         for gateway in (self._writer, self._reader, self._scanner, self._leaser):
             gateway.close()
@@ -375,7 +375,7 @@ class EtcdStore:
             old = kvs[0].get("value", "") if kvs else None
             found = self._identity_in(old) if old is not None else ""
             if isinstance(found, Identity):
-                lost = self._memory.lost(found.registry_id, *self._timeline.reached)
+                lost = self._last_seen.lost(found.registry_id, *self._timeline.reached)
                 if lost:
                     logger.error("%s", RESTORED_MEANWHILE)
                     self._timeline.raise_floor(found.reached(lost))
@@ -383,7 +383,7 @@ class EtcdStore:
                 found.check_room(revision_of(answer))
                 self._timeline.note(key, int(kvs[0]["mod_revision"]), found.value, moment)
                 known = self._timeline.adopt(found, moment)
-                self._memory.note(found.registry_id, *self._timeline.reached)
+                self._last_seen.note(found.registry_id, *self._timeline.reached)
                 return known
             self._replace_identity(gateway, moment, old, registry_id.made(self._timeline.floor, _kept_id(found)))
         raise Unavailable("The registry's etcd cluster does not keep what is written to it")

@@ -1,4 +1,4 @@
-"""What a broker remembers of its etcd cluster while it does not run: a file beside its configuration.
+"""What a broker saw last of its etcd cluster: a file beside its configuration, read at the next start.
 
 A cluster that is restored while no broker runs goes back unseen: there is no
 connection that could notice. So the id of the registry and of the cluster and the revision
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Remembered:
+class LastSeen:
     """How far a registry's history was known to go."""
 
     registry: str
@@ -28,7 +28,7 @@ class Remembered:
     """Of etcd."""
 
 
-class Memory:
+class LastSeenFile:
     """Reads and writes the file.
 
     Args:
@@ -39,12 +39,12 @@ class Memory:
         self._path = path
         self._noted = self._read()
 
-    def _read(self) -> Remembered | None:
+    def _read(self) -> LastSeen | None:
         if self._path is None:
             return None
         try:
             found = json.loads(self._path.read_bytes())
-            return Remembered(str(found["registry"]), str(found["cluster"]), int(found["revision"]))
+            return LastSeen(str(found["registry"]), str(found["cluster"]), int(found["revision"]))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -60,7 +60,7 @@ class Memory:
 
     def note(self, registry: str, cluster: str, revision: int) -> None:
         """Remember how far it goes now; the file is written only if that is further."""
-        now = Remembered(registry, cluster, revision)
+        now = LastSeen(registry, cluster, revision)
         if self._path is None or now == self._noted or not registry or not cluster:
             return
         try:
