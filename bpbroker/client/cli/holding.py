@@ -7,7 +7,7 @@ import socket
 
 from bpbroker.client.cli import output
 from bpbroker.client.cli.keeper import LOST, Keeper, end_orderly, wait_for_signal
-from bpbroker.client.cli.spoken import for_system
+from bpbroker.client.cli.locale_encoding import for_system
 from bpbroker.client.cli.words import content, seconds
 from bpbroker.errors import BpbrokerError, LockLost, NotFound, SessionLost, UsageError
 from bpbroker.recipes.lock import Lock

@@ -85,9 +85,9 @@ def _perform(arguments: list[str]) -> int:
                 raise BrokenPipeError from None
             raise NotShown(f"The help cannot be written to standard output: {error.strerror}") from None
     if sys.getfilesystemencoding() != "utf-8":
-        from bpbroker.client.cli import spoken
+        from bpbroker.client.cli import locale_encoding
 
-        call = spoken.understood(call)
+        call = locale_encoding.understood(call)
     session = Session(call.given)
     result = call.command.action(session, **call.own)
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bpbroker.client.cli import output
 from bpbroker.client.cli.keeper import Keeper, end_orderly
-from bpbroker.client.cli.spoken import for_system
+from bpbroker.client.cli.locale_encoding import for_system
 from bpbroker.client.cli.words import seconds
 from bpbroker.errors import CursorExpired, NotFound, NotShown, UsageError, WaitTimeout
 from bpbroker.process import reader_is_gone
