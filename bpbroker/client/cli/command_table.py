@@ -489,7 +489,7 @@ _elsewhere(
 )
 _elsewhere(
     "number",
-    "giving:number",
+    "number_take:number",
     "Print the owner's number in a pool, always the same one; or the next one of a counter.",
     Option("--pool", positional=True, about="The pool, an entry."),
     Option("--for", key="owner", metavar="OWNER", about="Whose number."),
@@ -505,7 +505,7 @@ _elsewhere(
 )
 _elsewhere(
     "service take",
-    "giving:take",
+    "number_take:take",
     "Print an entry that is for one receiver, and have it destroyed.",
     NAME,
     Option("--for", key="receiver", required=True, metavar="RECEIVER", about="Who takes it."),
