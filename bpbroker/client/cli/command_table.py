@@ -439,7 +439,7 @@ def trust_forget(_session: Session, *, host: str) -> Output:
 
 _elsewhere(
     "session run",
-    "holding:run",
+    "session_lock_once:run",
     "Keep a session, and perhaps an entry, while a command runs, or until a signal. The exit code is the command's. "
     "BPBROKER_SESSION is set for it: what bpclient registers in it belongs to the session. Is the session lost, the "
     "command gets SIGTERM, 10 s later SIGKILL, and the exit code is 111.",
@@ -449,11 +449,13 @@ _elsewhere(
     DATA_RAW,
     runs=True,
 )
-_elsewhere("session renew", "holding:renew", "Renew a session once.", SESSION_ID, acts=True)
-_elsewhere("session close", "holding:close", "End a session; its entries and locks go.", SESSION_ID, acts=True)
+_elsewhere("session renew", "session_lock_once:renew", "Renew a session once.", SESSION_ID, acts=True)
+_elsewhere(
+    "session close", "session_lock_once:close", "End a session; its entries and locks go.", SESSION_ID, acts=True
+)
 _elsewhere(
     "lock",
-    "holding:lock",
+    "session_lock_once:lock",
     "Hold a lock while a command runs; exit codes: the command's, 124 not got in time, 111 lost. BPBROKER_LOCK is set "
     "for the command: what bpclient writes in it is refused (exit code 4) once another may have the lock. Is it "
     "lost, the command gets SIGTERM, and SIGKILL before another can have it.",
@@ -467,7 +469,7 @@ _elsewhere(
 )
 _elsewhere(
     "lock holder",
-    "holding:holder",
+    "session_lock_once:holder",
     "Print what the holder of a lock says of itself; exit code 3 if there is none.",
     LOCK_NAME,
     Option("--wait", metavar="TIME", about="Wait so long for one, or for a change."),
@@ -476,7 +478,7 @@ _elsewhere(
 )
 _elsewhere(
     "once",
-    "holding:once",
+    "session_lock_once:once",
     "Have a command run on one host of all that ask, once and for good; the others wait and end with 0, too. "
     "A crash between the work and the note that it is done repeats the work: write the command so that this does no "
     "harm. `service delete` of the entry makes it run again.",

@@ -232,7 +232,7 @@ def test_a_pin_that_was_spoilt_by_hand_is_listed_and_can_be_forgotten(run: Any, 
 def test_a_name_that_ends_in_a_dash_is_warned_of(
     fake: FakeBroker, run: Any, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bpbroker.client.cli.holding.end_orderly", lambda: None)
+    monkeypatch.setattr("bpbroker.client.cli.session_lock_once.end_orderly", lambda: None)
     fake.answers = [failure(400, "enough")]
     code, _, err = run(*words)
     assert code == 2
@@ -241,7 +241,7 @@ def test_a_name_that_ends_in_a_dash_is_warned_of(
 
 @pytest.mark.parametrize("words", [("lock", "--name", "x"), ("once", "--name", "x")])
 def test_what_waits_for_others_keeps_to_the_timeout(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bpbroker.client.cli.holding.end_orderly", lambda: None)
+    monkeypatch.setattr("bpbroker.client.cli.session_lock_once.end_orderly", lambda: None)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     assert _run(["-b", f"127.0.0.1:{port}", "--timeout", "0.2s", *words, "--", "true"]) == 6
