@@ -242,7 +242,7 @@ def register(session: Session, *, idempotent: bool, or_get: bool, ttl: str | Non
     if ttl is not None:
         if idempotent or or_get:
             raise UsageError("--ttl does not go with --idempotent or --or-get: a new session has no entry yet")
-        from bpbroker.client.cli.leasing import register_for
+        from bpbroker.client.cli.session_entries import register_for
 
         return register_for(session, seconds(ttl), options, lambda own: _write(session, "register", {**options, **own}))
     if or_get:
@@ -372,7 +372,7 @@ def list_(
     if lost:
         if where or consistency != "strong":
             raise UsageError("--lost goes neither with --where nor with --consistency")
-        from bpbroker.client.cli.leasing import lost as list_lost
+        from bpbroker.client.cli.session_entries import lost as list_lost
 
         return list_lost(session, prefix=prefix, keys=keys, raw=raw)
     client, _ = session.client()
