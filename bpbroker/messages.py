@@ -41,6 +41,9 @@ class Address(Protocol):
             Unavailable: the actor is not running.
         """
 
+    def reply_now(self, message: Any) -> Any:
+        """Return the reply to a request if it is known without the actor's turn; None if it has to be asked."""
+
 
 def settle(reply: Future[T], value: T) -> None:
     """Set the value of ``reply``, unless it has one or was cancelled."""

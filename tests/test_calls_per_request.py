@@ -61,6 +61,9 @@ class Registered:
     def tell(self, message: Any) -> None:
         raise AssertionError(message)
 
+    def reply_now(self, message: Any) -> Any:
+        return self._actor.reply_now(message)
+
     def ask(self, message: Any, timeout_secs: float) -> Future[Any]:
         assert timeout_secs > 0
         reply: Future[Any] = Future()

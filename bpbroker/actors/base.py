@@ -88,6 +88,13 @@ class Actor(pykka.ThreadingActor):
         """Return the answer to a ping; it must be quick."""
         return messages.Pong()
 
+    def reply_now(self, message: Any) -> Any:  # noqa: ARG002 - for actors that know some
+        """Return the reply to a message that needs none of this actor's turns; None if it needs one.
+
+        Runs in other threads, while this actor's own is at work. So it may only read what is replaced as a whole.
+        """
+        return None
+
     # --- pykka's side ---
 
     def on_start(self) -> None:
@@ -244,6 +251,9 @@ class ActorAddress:
         self.restarts = 0
         """How often another actor was put there."""
         self._ref = ref
+        self.reply_now: Callable[[Any], Any] = lambda _: None
+        """See :meth:`bpbroker.messages.Address.reply_now`."""
+        self._meet()
 
     def __repr__(self) -> str:
         return f"<ActorAddress {self.name}>"
@@ -251,12 +261,19 @@ class ActorAddress:
     def replace(self, ref: pykka.ActorRef[Any]) -> None:
         """Put another actor behind this name; the one before stops if it ever comes to itself again."""
         before, self._ref = self._ref, ref
+        self._meet()
         if before is not None and before is not ref:
             self.since = time.monotonic()
             self.restarts += 1
             with contextlib.suppress(pykka.ActorDeadError):
                 before.stop(block=False)
             _abandon(before)
+
+    def _meet(self) -> None:
+        """Let the actor behind this name be the one that replies at once."""
+        actor = self._actor
+        if actor is not None:
+            self.reply_now = actor.reply_now
 
     def abandon(self) -> None:
         """Have the actor let go of everything, before another one takes its place; see :meth:`Actor.abandoned`."""

@@ -61,6 +61,10 @@ class Backend(Protocol):
     """How the registry commits and reads. Every method is called in the actor's thread, and none may block for long."""
 
     @property
+    def alone(self) -> bool:
+        """Whether nobody else writes to the store, so that what memory holds is always the newest."""
+
+    @property
     def registry_id(self) -> str:
         """32 hexadecimal digits; the same for all brokers that share one registry."""
 

@@ -43,6 +43,7 @@ class LocalBackend:
     away = ""
     trouble = ""
     leases = False
+    alone = True
 
     def __init__(
         self,

@@ -162,10 +162,19 @@ class Sessions:
         if owner.backend.leases:
             owner.backend.renew_session(message.session, partial(send, owner.reply))
             return DEFERRED
-        ttl = self._times.renew(message.session, time.monotonic())
+        # One that is being ended may not be told that it lives on.
+        ttl = None if message.session in self._expiring else self._times.renew(message.session, time.monotonic())
         if ttl is None:
             raise sessions.over(message.session)
-        return Done({"session": message.session, "ttl": ttl}, self._memory.history.revision)
+        return self._renewed(message.session, ttl)
+
+    def renewed_now(self, session: str) -> Done | None:
+        """Renew a session in another thread; None if the registry has to be asked."""
+        ttl = self._times.hear(session, time.monotonic)
+        return None if ttl is None else self._renewed(session, ttl)
+
+    def _renewed(self, session: str, ttl: float) -> Done:
+        return Done({"session": session, "ttl": ttl}, self._memory.history.revision)
 
     def _lost(self, message: Lost) -> tuple[Record, ...]:
         ages = self._memory.ages
@@ -197,6 +206,7 @@ class Sessions:
         self._tick_at = now + self._times.tick_secs
         if now >= self._tidy_at:
             self._tidy_at = now + _TIDY_SECS
+            self._times.tidy()
             self.tidy()
 
     def tidy(self) -> None:

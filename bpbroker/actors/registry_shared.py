@@ -66,6 +66,7 @@ class SharedBackend:
     """
 
     leases = True
+    alone = False
 
     def __init__(self, open_store: Callable[[], SharedStore]) -> None:
         self.away = "There is no registry yet"

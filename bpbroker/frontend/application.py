@@ -276,7 +276,18 @@ class Application:
             return outcome if key is None else self._key_uses.let_in(key, outcome, call)
         if call.by and isinstance(outcome.message, Open):
             outcome = outcome._replace(message=replace(outcome.message, key=call.by))
-        return self._ask("registry", outcome, call)
+        return self._registered(outcome, call)
+
+    def _registered(self, ask: Ask, call: RequestContext) -> Response | PendingResponse:
+        """Return what the registry says: at once if that is known, else when it has had its turn."""
+        key = call.key
+        if key is None or not key.must_be_counted(network_of(call.source)):
+            reply = self._addresses["registry"].reply_now(ask.message)
+            if reply is not None:
+                if key is not None:
+                    self._key_uses.note(key)
+                return ask.show(reply)
+        return self._ask("registry", ask, call)
 
     def _for_people(self, namespace: str) -> _Page:
         """Return what serves the pages for people; there it is looked who has signed in.

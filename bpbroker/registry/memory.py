@@ -286,6 +286,8 @@ class Memory:
         """Every entry as far as this registry knows; with one writer, as they are."""
         self.own = EntryIndex()
         """The registry's own records, whose names begin with ``_``."""
+        self.whole = True
+        """Whether it shows all changes of each commit; False while one is being put in, entry by entry."""
         self.batch = Batch()
         """The writes that the next commit carries."""
         self.under_way: Batch | None = None

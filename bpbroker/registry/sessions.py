@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from bpbroker.errors import BadRequest, NotFound, Overloaded
@@ -157,6 +157,8 @@ class Times:
 
     def __init__(self) -> None:
         self._ends: dict[str, float] = {}
+        self._heard: dict[str, float] = {}
+        """Session to when it was renewed by :meth:`hear`, in any thread. Looked at before a session ends."""
         self._ttl: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []
         self._shortest = float("inf")
@@ -186,6 +188,29 @@ class Times:
         self._renew(session, now)
         return self._ttl[session]
 
+    def hear(self, session: str, clock: Callable[[], float]) -> float | None:
+        """Renew a session in any thread, unless its time is over. Return its ttl in seconds; None if it may be over.
+
+        It is noted, and no more; :meth:`over` looks at the notes before it ends anything. So a note that is there
+        before the session's end counts. A thread may stand still at any point, so the clock is read again behind the
+        note.
+        """
+        end, ttl = self._end(session), self._ttl.get(session)
+        if end is None or ttl is None:
+            return None
+        now = clock()
+        if now >= end:
+            return None
+        self._heard[session] = now
+        return ttl if clock() < end else None
+
+    def _end(self, session: str) -> float | None:
+        """Return when the time of a session is over; None if there is no such session."""
+        end, heard = self._ends.get(session), self._heard.get(session)
+        if end is None or heard is None:
+            return end
+        return max(end, heard + self._ttl.get(session, 0.0) * self._FACTOR)
+
     def _renew(self, session: str, now: float) -> None:
         first = session not in self._ends
         end = self._ends[session] = now + self._ttl[session] * self._FACTOR
@@ -196,19 +221,26 @@ class Times:
         """Forget a session."""
         self._ends.pop(session, None)
         self._ttl.pop(session, None)
+        self._heard.pop(session, None)
         if not self._ttl:
             self._shortest = float("inf")
 
     def delay(self, secs: float) -> None:
         """Give all sessions more time: for so long nobody could be heard."""
         for session in self._ends:
-            self._ends[session] += secs
+            self._ends[session] = (self._end(session) or 0.0) + secs
+
+    def tidy(self) -> None:
+        """Forget notes of sessions that ended just when they were heard of."""
+        for session in list(self._heard):
+            if session not in self._ttl:
+                self._heard.pop(session, None)
 
     def over(self, now: float) -> Iterator[str]:
         """Yield the sessions whose time is over; each comes again a little later until it is ended."""
         while self._heap and self._heap[0][0] <= now:
             _, session = heapq.heappop(self._heap)
-            end = self._ends.get(session)
+            end = self._end(session)
             if end is None:
                 continue
             if end <= now:

@@ -54,6 +54,9 @@ class MainLoop:
         self._events.put((message, reply))
         return reply
 
+    def reply_now(self, message: Any) -> None:
+        """See :meth:`bpbroker.messages.Address.reply_now`: it has to be asked for everything."""
+
     def watch_signals(self, undo: ExitStack) -> None:
         """Let signals become events; a second one while stopping ends the process at once."""
 

@@ -384,6 +384,9 @@ def test_a_part_that_is_no_actor_is_pinged_but_not_replaced(ward: Ward) -> None:
             assert isinstance(message, Ping), timeout_secs
             raise Unavailable("The loop has ended")
 
+        def reply_now(self, message: Any) -> Any:
+            raise AssertionError(message)
+
     ward.addresses["broker"] = Loop()
     ward.start()
     assert ward.report().parts[0].detail == "The loop has ended"

@@ -187,6 +187,9 @@ class Slow:
         self.replies.append(Future())
         return self.replies[-1]
 
+    def reply_now(self, message: Any) -> Any:
+        raise AssertionError(message)
+
 
 @pytest.fixture
 def made() -> list[Measured | None]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,3 +44,70 @@ def test_the_tick_fits_the_shortest_ttl() -> None:
     times.end("long")
     times.end("short")
     assert times.tick_secs == float("inf")
+
+
+def test_a_session_that_was_heard_of_in_time_is_not_over() -> None:
+    times = Times()
+    times.begin("s", 8, 0)
+    assert times.hear("s", lambda: 9.0) == 8
+    assert list(times.over(10.0)) == []
+    assert list(times.over(18.9)) == []
+    assert list(times.over(19.0)) == ["s"]
+
+
+@pytest.mark.parametrize("moments", [(10.0, 10.0), (9.9, 10.0), (9.9, 500.0)])
+def test_who_is_heard_of_too_late_has_to_ask(moments: tuple[float, float]) -> None:
+    """The second look at the clock is for a thread that stood still before it could make its note."""
+    times = Times()
+    times.begin("s", 8, 0)
+    assert times.hear("s", itertools.chain(moments).__next__) is None
+
+
+def test_no_session_no_note() -> None:
+    times = Times()
+    assert times.hear("s", lambda: 0.0) is None
+    times.begin("s", 8, 0)
+    times.end("s")
+    assert times.hear("s", lambda: 0.0) is None
+    assert not times._heard
+
+
+def test_a_note_that_came_too_late_is_forgotten() -> None:
+    times = Times()
+    times.begin("s", 8, 0)
+    times._heard["gone"] = times._heard["s"] = 1.0
+    times.tidy()
+    assert list(times._heard) == ["s"]
+
+
+@given(
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("hear"), st.floats(0, 5)),
+            st.tuples(st.just("renew"), st.floats(0, 5)),
+            st.tuples(st.just("delay"), st.floats(0, 5)),
+            st.tuples(st.just("look"), st.floats(0, 5)),
+        ),
+        max_size=30,
+    )
+)
+def test_hearing_and_renewing_are_the_same(steps: list[tuple[str, float]]) -> None:
+    """One hears what the other renews: they are over at the same moment."""
+    heard, renewed, now = Times(), Times(), 0.0
+    heard.begin("s", 8, now)
+    renewed.begin("s", 8, now)
+    for what, secs in steps:
+        now += secs
+        if what == "delay":
+            heard.delay(secs)
+            renewed.delay(secs)
+        elif what == "look":
+            over = list(renewed.over(now))
+            assert list(heard.over(now)) == over
+            if over:
+                return
+        elif what == "renew" or heard.hear("s", itertools.repeat(now).__next__) is None:
+            heard.renew("s", now)
+            renewed.renew("s", now)
+        else:
+            renewed.renew("s", now)

@@ -50,6 +50,9 @@ class Address:
             reply.set_result(self.outcome)
         return reply
 
+    def reply_now(self, message: Any) -> None:
+        """Have it asked for everything."""
+
 
 class Answer(NamedTuple):
     status: int

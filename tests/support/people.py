@@ -50,6 +50,9 @@ class Registered:
     def tell(self, message: Any) -> None:
         raise AssertionError(message)
 
+    def reply_now(self, message: Any) -> None:
+        """Have it asked for everything."""
+
     def ask(self, message: Any, timeout_secs: float) -> Future[Any]:
         assert timeout_secs > 0
         if self.is_gone:
