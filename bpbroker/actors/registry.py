@@ -61,7 +61,7 @@ from bpbroker.registry.requests import (
     Expired,
     Renew,
 )
-from bpbroker.registry.writes import WRITES, Limits, Write, within_reply
+from bpbroker.registry.writes import WRITES, Limits, Write, alone, within_reply
 
 _ATTEMPTS: Final = 8
 """How often a write is decided because the store turns out to hold something newer."""
@@ -318,7 +318,11 @@ class Registry(Actor):
         decision = write.decision
         if what is None:
             if not isinstance(decision, BaseException):
-                revision = next((revisions[name] for name in write.names if name in revisions), 0)
+                revision = 0
+                for name in write.names:
+                    if name in revisions:
+                        revision = revisions[name]
+                        break
                 decision = decision.at(revision)
             send(write.reply, decision)
         elif isinstance(what, Conflict):
@@ -386,20 +390,21 @@ class Registry(Actor):
         reply = self.reply
         if message.atomic or reply is None:
             return self.write(message)
-        results: list[Any] = [None] * len(message.operations)
+        operations = message.operations
+        results: list[Any] = [None] * len(operations)
         left = len(results)
 
         def taken(number: int, result: Any) -> None:
             nonlocal left
-            results[number] = result.results[0] if isinstance(result, BatchDone) else result
+            results[number] = result.results[0] if type(result) is BatchDone else result
             left -= 1
             if not left:
-                settle(reply, BatchDone(within_reply(message.operations, results), self.memory.history.revision))
+                settle(reply, BatchDone(within_reply(operations, results), self.memory.history.revision))
 
         if not results:
             return BatchDone(())
-        for number, operation in enumerate(message.operations):
-            self.ask_self(Batch("", (operation,)), partial(taken, number))
+        for number, operation in enumerate(operations):
+            self._decide(PendingWrite(alone(operation), partial(taken, number)))
         return DEFERRED
 
     # --- reads ---

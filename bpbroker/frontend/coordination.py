@@ -44,6 +44,8 @@ _SLACK_SECS: Final = 30.0
 _TEXT_MAX_BYTES: Final = 256
 _BATCH_MAX: Final = 100
 _BATCH_MAX_BYTES: Final = 1024 * 1024
+_BATCH_SMALL_BYTES: Final = _BATCH_MAX_BYTES // 8
+"""A body of this size needs no measuring: escapes and spaces make JSON at most six times as large."""
 _NUMBER_MAX: Final = 2**53 - 1
 _YEAR_SECS: Final = 366 * 86_400
 _LOCK_DATA_MAX_BYTES: Final = 4096
@@ -187,7 +189,8 @@ def _batch(parameters: Parameters, _fields: Mapping[str, str], source: str, limi
         raise BadRequest("atomic must be true or false")
     if not isinstance(batch, str) or (batch and not batch.isprintable()) or len(batch.encode()) > _TEXT_MAX_BYTES:
         raise BadRequest(f"id must be printable text of at most {_TEXT_MAX_BYTES} bytes")
-    if len(json.dumps(operations).encode()) > _BATCH_MAX_BYTES:
+    small = parameters.body_bytes is not None and parameters.body_bytes <= _BATCH_SMALL_BYTES
+    if not small and len(json.dumps(operations).encode()) > _BATCH_MAX_BYTES:
         raise TooLarge(f"The operations of a batch are larger than {_BATCH_MAX_BYTES} bytes together")
     found, names = [], set()
     for number, operation in enumerate(operations):
@@ -211,16 +214,21 @@ def _operation(value: object, source: str, limits: EntryLimits) -> Any:
     decide = OPERATIONS.get(method) if isinstance(method, str) else None
     if not isinstance(method, str) or decide is None:
         raise BadRequest(f"method must be one of {', '.join(OPERATIONS)}")
-    parameters = Parameters({key: item for key, item in value.items() if key != "method"}, ())
-    # A condition with a slip of the pen must not be none at all.
-    unknown = next((key for key in parameters.values if key not in _TAKEN[method]), None)
-    if unknown is not None:
+    if not value.keys() <= _KEYS[method]:  # a condition with a slip of the pen must not be none at all
+        unknown = next(key for key in value if key not in _KEYS[method])
         raise BadRequest(f"{method} in a batch takes no {unknown!r}; it takes {', '.join(_TAKEN[method])}")
-    return decide(parameters, {}, source, limits)
+    return decide(Parameters(value, ()), _NO_FIELDS, source, limits)
+
+
+_NO_FIELDS: Final[Mapping[str, str]] = {}
+_EXPECTS: Final = ("if_match", "if_none_match", "lock")
+_CONDITIONS: Final = frozenset(_EXPECTS)
 
 
 def operation_condition(parameters: Parameters) -> Condition:
     """Return the condition in an operation's own parameters; they name tags as the header fields do."""
+    if _CONDITIONS.isdisjoint(parameters.values):  # as most have none
+        return messages.ALWAYS
     match, none_match = parameters.text("if_match"), parameters.text("if_none_match")
     lock = fence(parameters)
     if match is None and none_match is None and lock is None:
@@ -325,7 +333,6 @@ OPERATIONS: Final[Mapping[str, Any]] = {
     "Ack": _message_of(_ack),
 }
 
-_EXPECTS: Final = ("if_match", "if_none_match", "lock")
 _TAKEN: Final[Mapping[str, tuple[str, ...]]] = {
     "Register": ("name", "data", "session", *_EXPECTS),
     "Replace": ("name", "data", "session", *_EXPECTS),
@@ -342,6 +349,7 @@ _TAKEN: Final[Mapping[str, tuple[str, ...]]] = {
     "Ack": ("name", "receiver", "lock"),
 }
 """What each operation of a batch takes."""
+_KEYS: Final = {method: frozenset({"method", *taken}) for method, taken in _TAKEN.items()}
 
 
 def _shown(found: Any) -> bytes:

@@ -19,13 +19,19 @@ class Parameters:
     """What a request was given, the access key kept apart from everything else."""
 
     def __init__(
-        self, values: Mapping[str, Any], keys: tuple[object, ...], pairs: Sequence[tuple[str, str]] = ()
+        self,
+        values: Mapping[str, Any],
+        keys: tuple[object, ...],
+        pairs: Sequence[tuple[str, str]] = (),
+        body_bytes: int | None = None,
     ) -> None:
         self._pairs = pairs
         self.values = values
         """First value of each parameter; text, or any JSON value from a JSON body."""
         self.keys = keys
         """Every access key that was given and is not empty."""
+        self.body_bytes = body_bytes
+        """Size of the JSON body that they were read from; None if they came otherwise."""
 
     def text(self, name: str) -> str | None:
         """Return a parameter as text; None if it is not there.
@@ -65,7 +71,7 @@ class Parameters:
             raise BadRequest("Missing name parameter")
         return entry_values.check_name(self.values["name"], max_bytes=max_bytes)
 
-    def data(self, max_bytes: int, max_depth: int, *, needed: bool = True) -> dict[str, Any]:
+    def data(self, max_bytes: int, max_depth: int, *, needed: bool = True) -> Mapping[str, Any]:
         """Return the entry's own part; empty if it is not there and not needed.
 
         Raises:
@@ -85,7 +91,7 @@ class Parameters:
         if entry_values.too_deep(value, max_depth):
             raise BadRequest(f"The data cannot be used: it is nested deeper than {max_depth}")
         own = entry_values.check_object(value)
-        if len(entry_values.encode(own)) > max_bytes:
+        if len(own.json) > max_bytes:
             raise TooLarge(f"The data is larger than {max_bytes} bytes")
         return own
 
@@ -174,7 +180,7 @@ def _pairs(text: str) -> Parameters:
 def _json(body: bytes, max_depth: int) -> Parameters:
     value = json_object(body, max_depth + 1)
     keys = tuple(value.pop(name) for name in _KEY_NAMES if name in value)
-    return Parameters(value, tuple(key for key in keys if key != "" and key is not None))
+    return Parameters(value, tuple(key for key in keys if key != "" and key is not None), (), len(body))
 
 
 def json_object(body: bytes, max_depth: int) -> dict[str, Any]:

@@ -16,7 +16,9 @@ TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
     from typing import Any, Final
 
-_as_json: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode  # dumps() makes one at each call
+# dumps() makes one at each call. What was read as JSON is in no circle.
+_as_json: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False).encode
+_quoted: Final = json.encoder.encode_basestring
 NAME_MAX_BYTES: Final = 256
 DATA_MAX_BYTES: Final = 512 * 1024
 DEPTH_MAX: Final = 32
@@ -30,6 +32,7 @@ UNSET_PATH_MAX: Final = 1024
 STAMP_KEYS: Final = ("last_write_ip", "last_write_ts")
 STORED_KEYS: Final = ("last_write_revision", "last_write_index", "last_write_session")
 """Keys that only the stored form of an entry has; see :mod:`bpbroker.registry.stored`."""
+_RESERVED_KEYS: Final = frozenset((*STAMP_KEYS, *STORED_KEYS))
 TEXT_KEY: Final = "_str"
 """The one own key of an entry whose data is no JSON object."""
 
@@ -88,6 +91,13 @@ def check_new_name(name: str) -> None:
     """
     if name in RESERVED_NAMES:
         raise BadRequest(f"'{name}' cannot be a name: it is the text of a reply of discovery")
+
+
+class Own(dict[str, "Any"]):
+    """An entry's own part that was checked, and its JSON: it is written once, however often that is needed."""
+
+    __slots__ = ("json",)
+    json: bytes
 
 
 _JSON_SPACE: Final = " \t\n\r"
@@ -178,7 +188,7 @@ def too_deep(value: object, limit: int = DEPTH_MAX) -> bool:
     return False
 
 
-def parse(data: str, *, max_bytes: int = DATA_MAX_BYTES, max_depth: int = DEPTH_MAX) -> dict[str, Any]:
+def parse(data: str, *, max_bytes: int = DATA_MAX_BYTES, max_depth: int = DEPTH_MAX) -> Own:
     """Return the own part of an entry for what a client sent as ``data``.
 
     A JSON object is the entry; anything else, valid JSON or not, is kept as
@@ -199,26 +209,34 @@ def parse(data: str, *, max_bytes: int = DATA_MAX_BYTES, max_depth: int = DEPTH_
         try:
             value = strict_json(data, max_depth=max_depth)
         except json.JSONDecodeError:
-            return {TEXT_KEY: data}
+            return check_object({TEXT_KEY: data})
         if isinstance(value, dict):
             return check_object(value)
-    return {TEXT_KEY: data}
+    return check_object({TEXT_KEY: data})
 
 
-def check_object(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the object as a dict if it may be stored as an entry's own part.
+def check_object(value: Mapping[str, Any]) -> Own:
+    """Return the object if it may be stored as an entry's own part.
 
     Raises:
         BadRequest: it has one of the broker's own keys, or a lone surrogate somewhere.
     """
-    for key in (*STAMP_KEYS, *STORED_KEYS):
-        if key in value:
-            raise BadRequest(f"Used reserved data name {key}")
+    if not _RESERVED_KEYS.isdisjoint(value):
+        key = next(key for key in (*STAMP_KEYS, *STORED_KEYS) if key in value)
+        raise BadRequest(f"Used reserved data name {key}")
+    own = Own(value)
     try:
-        encode(value)
+        own.json = encode(own)
     except UnicodeEncodeError:
         raise BadRequest("The data cannot be used: it has a lone surrogate") from None
-    return dict(value)
+    return own
+
+
+def stamped(own: Mapping[str, Any], source: str, now: float) -> bytes:
+    """Return the JSON of what :func:`stamp` returns."""
+    json = own.json if isinstance(own, Own) else encode(without_stamp(own))
+    lead = b"" if json == b"{}" else b", "
+    return b'%b%b"last_write_ip": %b, "last_write_ts": %d}' % (json[:-1], lead, _quoted(source).encode(), now)
 
 
 def stamp(own: Mapping[str, Any], source: str, now: float) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Protocol
@@ -27,7 +26,7 @@ from bpbroker.registry.discovery_secret import DiscoverySecret
 from bpbroker.registry.history import History, events_of
 from bpbroker.registry.index import EntryIndex, Snapshot, span
 from bpbroker.registry.parked import Parked, ParkedCall, Places
-from bpbroker.registry.replies import send
+from bpbroker.registry.replies import Reply, send
 from bpbroker.registry.requests import Listing, Watch, Watched
 from bpbroker.registry.waiting_reads import Waiters
 from bpbroker.registry.writes import Limits, Write, decide
@@ -57,7 +56,7 @@ class PendingWrite:
     """A write that has no reply yet."""
 
     message: Write
-    reply: Future[Any] | None
+    reply: Reply | None
     decision: Any = None
     """The reply once the state that it was decided on is durable, or why it was refused."""
     attempt: int = 1

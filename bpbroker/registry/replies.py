@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -43,11 +44,17 @@ def refusal(failure: Unavailable, *, decided: bool) -> Unavailable:
     return result
 
 
-def send(reply: Future[Any] | None, value: Any) -> None:
+Reply = Future[Any] | Callable[[Any], None]
+"""Where a reply goes. A function of the actor's own is called in its thread: a future, which locks, costs more."""
+
+
+def send(reply: Reply | None, value: Any) -> None:
     """Settle a reply with a value, or with an error if ``value`` is one. Does nothing if no reply was wanted (None)."""
     if reply is None:
         return
-    if isinstance(value, BaseException):
+    if not isinstance(reply, Future):
+        reply(value)
+    elif isinstance(value, BaseException):
         fail(reply, value)
     else:
         settle(reply, value)

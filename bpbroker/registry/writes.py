@@ -153,7 +153,7 @@ def _put(write: Register | Replace | Update, view: View, own: Any, current: Reco
         sessions.must_live(view, session)
     elif session is None:
         session = current.session if current is not None else ""
-    return view.put(write.name, entry_values.encode(entry_values.stamp(own, write.source, view.now)), session)
+    return view.put(write.name, entry_values.stamped(own, write.source, view.now), session)
 
 
 def _delete(write: Delete, view: View, _limits: Limits) -> Deleted:
@@ -221,31 +221,40 @@ def _batch(write: Batch, view: View, limits: Limits) -> BatchDone:
 
 def _size_of(found: Any) -> int:
     """Return the bytes of the entries that an operation made or read."""
+    if type(found) is Record:
+        return len(found.json)
     records = found if isinstance(found, tuple) else (found,)
     return sum([len(record.json) for record in records if isinstance(record, Record)])
 
 
 def _check_size(size_bytes: int) -> None:
     if size_bytes > _ENTRIES_MAX_BYTES:
-        raise TooLarge(
-            f"The entries that this batch writes and reads have more than {_ENTRIES_MAX_BYTES} bytes together;"
-            " make several of it, or read with List"
-        )
+        raise _too_large()
+
+
+def _too_large() -> TooLarge:
+    return TooLarge(
+        f"The entries that this batch writes and reads have more than {_ENTRIES_MAX_BYTES} bytes together;"
+        " make several of it, or read with List"
+    )
+
+
+def alone(operation: Any) -> Write:
+    """Return the write that carries out an operation of a batch in which each stands alone.
+
+    Most are writes. A read, a check and what returns an entry that it did not bring need a batch's other rules.
+    """
+    return operation if type(operation) in _PLAIN else Batch("", (operation,))
 
 
 def within_reply(operations: Sequence[Any], results: Sequence[Any]) -> tuple[Any, ...]:
     """Return the results of operations that were carried out each by itself; of reads as many as one reply may hold."""
-    size_bytes, kept = 0, []
-    for operation, found in zip(operations, results, strict=True):
+    kept, size_bytes = list(results), 0
+    for number, found in enumerate(results):
         size_bytes += _size_of(found)
-        try:
-            if type(operation) in _READS:
-                _check_size(size_bytes)
-        except RequestError as error:
-            kept.append(error)
+        if size_bytes > _ENTRIES_MAX_BYTES and type(operations[number]) in _READS:
             size_bytes -= _size_of(found)
-        else:
-            kept.append(found)
+            kept[number] = _too_large()
     return tuple(kept)
 
 
@@ -360,6 +369,9 @@ _OPERATIONS: Final[dict[type[Any], Rule]] = {
     CheckEmpty: _check_empty,
 }
 """What a batch may hold."""
+
+_PLAIN: Final = frozenset({Register, Replace, Delete})
+"""What is the same in a batch as alone: what it returns is no larger than what it brought."""
 
 _READS: Final[dict[type[Any], Rule]] = {Get: _get, List: _list}
 """What a batch may read, once all its writes are carried out."""

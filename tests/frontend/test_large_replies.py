@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bpbroker.frontend import coordination
 from bpbroker.registry import writes
 from bpbroker.registry.browsing import Recent
 from bpbroker.server.request import Request
@@ -53,6 +54,25 @@ def test_of_operations_by_themselves_the_reads_share_that(people: People, monkey
     assert [each["status"] for each in found] == [200, 413, 200, 200]
     assert list(found[0]["data"]) == ["n0", "n1"]
     assert found[3]["data"]["text"] == "x" * 30_000
+
+
+@pytest.mark.parametrize("text", ["\x7f", "é", "€", "\U0001f600", "[1e15,1e15]", '{"":1}'])
+def test_a_batch_too_large_is_found_whatever_its_body_hides(people: People, text: str) -> None:
+    written = text if text[0] in "[{" else json.dumps(text, ensure_ascii=False)
+    room = coordination._BATCH_SMALL_BYTES // len(written.encode()) - 100
+
+    def sent(count: int) -> Any:
+        data = ",".join([written] * count)
+        body = f'{{"operations":[{{"method":"Register","name":"a","data":{{"a":[{data}]}}}}]}}'.encode()
+        answer = people.send("/services/Batch/", "POST", body, content_type="application/json", x_access_key=KEY)
+        return json.loads(answer.body), len(json.dumps(json.loads(body)["operations"]).encode())
+
+    done, measured = sent(room)
+    assert measured <= coordination._BATCH_MAX_BYTES
+    assert done["success"] or "larger than 524288 bytes" in done["message"]
+    refused, measured = sent(9 * room)
+    assert measured > coordination._BATCH_MAX_BYTES
+    assert refused["message"] == "The operations of a batch are larger than 1048576 bytes together"
 
 
 @pytest.mark.parametrize(("changes", "size", "heavy"), [(1, 1, False), (300, 1, True), (2, 20_000, True)])

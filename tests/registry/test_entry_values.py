@@ -180,3 +180,12 @@ class TestStamp:
 def test_names_of_many_are_cut_short() -> None:
     assert entry_values.shown_names(list("abcdefghijk")) == "a, b, c, d, e, f, g, h, i, j, …"
     assert entry_values.shown_names(("a", "b")) == "a, b"
+
+
+@pytest.mark.parametrize("own", [{}, {"a": 1}, {"ä": ["\u2028", None]}, {"last_write_ts": 1}])
+@pytest.mark.parametrize("source", ["192.0.2.1", 'a "host"'])
+def test_what_is_stored_is_the_own_part_and_the_stamp(own: dict[str, Any], source: str) -> None:
+    stored = entry_values.encode(entry_values.stamp(own, source, 1420068290.9))
+    assert entry_values.stamped(own, source, 1420068290.9) == stored
+    if "last_write_ts" not in own:
+        assert entry_values.stamped(entry_values.check_object(own), source, 1420068290.9) == stored
