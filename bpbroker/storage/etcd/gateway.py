@@ -164,7 +164,7 @@ class Gateway:
         return self._in_time(send, check, moment, timeout_secs, sent=sent)
 
     def call_each(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Send several requests of a streaming method in one go; the results are in their order.
+        """Send several requests of a streaming method; the results are in their order.
 
         Errors are those of :meth:`call`.
         """

@@ -117,17 +117,17 @@ def document(body: bytes) -> dict[str, Any]:
 
 
 def results(body: bytes, count: int) -> list[dict[str, Any]]:
-    """Return the results in a successful response of a streaming method, one a line.
+    """Return the results in a successful response of a streaming method, one a line; the last ones may be missing.
 
     Raises:
-        Refused, Failed: there are not ``count`` of them.
+        Refused, Failed: there is none, or there are more than ``count``.
     """
     messages = [document(line) for line in body.splitlines() if line.strip()]
     for message in messages:
         if "error" in message:
             raise error(json.dumps(message["error"]).encode())
     found = [message.get("result") for message in messages]
-    if len(found) != count or not all(isinstance(each, dict) for each in found):
+    if not 0 < len(found) <= count or not all(isinstance(each, dict) for each in found):
         raise _strange()
     return [each for each in found if each is not None]
 

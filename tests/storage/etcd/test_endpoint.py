@@ -255,6 +255,40 @@ def test_a_file_that_the_disk_cannot_read_is_tried_again_by_the_service_manager(
             tls_context(options(**changed))
 
 
+# --- several requests of a streaming method ---
+
+
+def answers(*ids: int) -> bytes:
+    return b"".join(b'{"result": {"ID": "%d"}}\n' % each for each in ids)
+
+
+def test_what_the_gateway_has_not_read_is_sent_again(serve: Serve) -> None:
+    """Go's HTTP/1.1 server drops the rest of a body when the first answer goes out."""
+    got: list[bytes] = []
+    url = serve(respond("200 OK", answers(1, 2)), respond("200 OK", answers(3)), got=got)
+    with closing(connected(url)) as at:
+        found = at.post_each("/lease/keepalive", [{"ID": each} for each in (1, 2, 3)], 30)
+    assert found == [{"ID": "1"}, {"ID": "2"}, {"ID": "3"}]
+    assert [request.rpartition(b"\r\n\r\n")[2] for request in got] == [b'{"ID":1}\n{"ID":2}\n{"ID":3}', b'{"ID":3}']
+
+
+def test_no_more_is_sent_at_once_than_the_gateway_surely_reads(serve: Serve) -> None:
+    got: list[bytes] = []
+    ids = range(10**18, 10**18 + 40)
+    url = serve(*(respond("200 OK", answers(*ids[at : at + 18])) for at in (0, 18, 36)), got=got)
+    with closing(connected(url)) as at:
+        assert [int(each["ID"]) for each in at.post_each("/lease/keepalive", [{"ID": each} for each in ids], 30)] == [
+            *ids
+        ]
+    assert max(len(request.rpartition(b"\r\n\r\n")[2]) for request in got) <= 512
+
+
+@pytest.mark.parametrize("body", [b"", answers(1, 2), b"[1]\n"])
+def test_results_that_cannot_be(serve: Serve, body: bytes) -> None:
+    with closing(connected(serve(respond("200 OK", body)))) as at, pytest.raises(Failed):
+        at.post_each("/lease/keepalive", [{"ID": 1}], 30)
+
+
 # --- streams ---
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import pytest
 
 from bpbroker.errors import BpbrokerError, Unavailable
 from bpbroker.record import INDEX_MAX, Record
-from bpbroker.registry.changes import ANYTHING, Committed, Conflict, Group, Outcome
+from bpbroker.registry.changes import ANYTHING, READ_MAX, Committed, Conflict, Group, Outcome
 from bpbroker.storage.etcd import registry_id
 from bpbroker.storage.etcd.commits import GROUP_MAX, packed
 from bpbroker.storage.etcd.endpoint import Endpoint
@@ -433,6 +434,17 @@ def test_a_session_is_opened_once_and_renewed(store: EtcdStore, make: Callable[[
     again = done(other.open_session("s", 60, session("s", 60)))
     assert again.revision > first.revision
     assert list(other.renew_sessions(["s"])) == [60]
+
+
+def test_very_many_sessions_are_renewed_together(store: EtcdStore, caplog: pytest.LogCaptureFixture) -> None:
+    """The gateway loses requests of a stream that it has not read when it begins to answer."""
+    ids = [f"s{number}" for number in range(READ_MAX)]
+    for each in ids:
+        store._grant(store._lease(each, 600), 600)
+        done(store._put_leased(session(each, 600), store._lease(each, 600), store._timeline.moment()))
+    for _ in range(5):
+        assert list(store.renew_sessions(ids)) == [600] * READ_MAX
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_a_dead_session_is_gone_and_only_its_own_key(store: EtcdStore) -> None:
