@@ -26,7 +26,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "install-extension": "extension",
         "configure": "configuration",
     },
-    "The running broker": {"status": "stop", "top": "top", "reload": "stop", "stop": "stop"},
+    "The running broker": {"status": "status", "top": "top", "reload": "reload", "stop": "stop"},
     "State": {
         "backup": "state",
         "backups": "state",
