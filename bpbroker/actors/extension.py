@@ -29,9 +29,9 @@ from bpbroker.errors import Overloaded, RequestError, TimedOut, Unauthorized, Un
 from bpbroker.extensions import modules
 from bpbroker.extensions.call_results import CallResults, ChildTrace
 from bpbroker.extensions.cgroups import Groups
+from bpbroker.extensions.child_pool import NEVER, Done, Gone, Job, ProcessPool, Ready, Worker
 from bpbroker.extensions.child_process import Ended, Launch
 from bpbroker.extensions.idempotency import Answers, Keyed, Usage
-from bpbroker.extensions.process_pool import NEVER, Done, Gone, Job, ProcessPool, Ready, Worker
 from bpbroker.extensions.registry_calls import Understand
 from bpbroker.messages import Address, Call, CallResult, Pong, Settings, SettingsChanged, fail, settle
 

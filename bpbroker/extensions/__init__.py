@@ -3,7 +3,7 @@
 Authors of extensions import :class:`Request`, :class:`Registry` and the errors
 from here: ``refusals`` has their tree. Readers begin with ``modules`` (where modules are
 and what they offer), then ``child_process`` (the broker's side of one process) and
-``child_main`` (what runs inside it). ``process_pool`` and ``call_results``
+``child_main`` (what runs inside it). ``child_pool`` and ``call_results``
 belong to the extension's actor, ``idempotency`` keeps results of calls that may
 be repeated, ``installing`` and ``trial`` serve the command line.
 """

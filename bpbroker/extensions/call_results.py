@@ -7,8 +7,8 @@ import time
 from typing import Any
 
 from bpbroker.errors import ExtensionFailed, RequestError, TimedOut, TooLarge, Unauthorized
+from bpbroker.extensions.child_pool import Ending
 from bpbroker.extensions.child_process import NoMethod, Raised
-from bpbroker.extensions.process_pool import Ending
 from bpbroker.messages import Call, CallResult
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """The broker's side of one extension's child process: start it, run calls in it, kill it.
 
 Everything here but :meth:`Child.kill` may block and is used by one driving
-thread (:mod:`bpbroker.extensions.process_pool`), never by an actor.
+thread (:mod:`bpbroker.extensions.child_pool`), never by an actor.
 """
 
 from __future__ import annotations
