@@ -29,7 +29,7 @@ from bpbroker.errors import Overloaded, RequestError, TimedOut, Unauthorized, Un
 from bpbroker.extensions import modules
 from bpbroker.extensions.call_results import CallResults, ChildTrace
 from bpbroker.extensions.cgroups import Groups
-from bpbroker.extensions.child_pool import NEVER, Done, Gone, Job, ProcessPool, Ready, Worker
+from bpbroker.extensions.child_pool import NEVER, ChildPool, Done, Gone, Job, PooledChild, Ready
 from bpbroker.extensions.child_process import Ended, Launch
 from bpbroker.extensions.idempotency import Answers, Keyed, Usage
 from bpbroker.extensions.registry_calls import Understand
@@ -67,7 +67,7 @@ class _Trial:
     """A child beside those in service: it shows whether what it was started from can take their place."""
 
     basis: _Basis
-    worker: Worker
+    child: PooledChild
 
 
 class Extension(Actor):
@@ -110,7 +110,7 @@ class Extension(Actor):
         self._usage = Usage(0, 0)
         self._tidy_at = 0.0
         self._judge = CallResults(namespace)
-        self._crew = ProcessPool(
+        self._pool = ChildPool(
             RegistryAccess(registry, understand, lambda: self._settings, changed).serve, self.tell_self
         )
         self._waiting: deque[Job] = deque()
@@ -154,7 +154,7 @@ class Extension(Actor):
             error = Unavailable("The broker is stopping")
             error.outcome_known = not job.begun
             self._answer(job, error)
-        self._crew.end(1.5)
+        self._pool.end(1.5)
         self._close()
 
     def on_failure(self, *fault: Any) -> None:
@@ -169,7 +169,7 @@ class Extension(Actor):
 
     def abandoned(self) -> None:
         """Kill the children and refuse what waits or runs, for this actor will never hear of them again."""
-        self._crew.kill()
+        self._pool.kill()
         self._refuse_asked(Unavailable(f"The broker's part for {self._namespace} is being replaced"))
         for job in self._jobs():
             what = f"{job.call.method} was begun; what it did is not known" if job.begun else "nothing was done"
@@ -184,15 +184,15 @@ class Extension(Actor):
 
     def _jobs(self) -> list[Job]:
         """Return the calls that wait or run."""
-        return [*list(self._waiting), *(worker.job for worker in self._crew if worker.job)]
+        return [*list(self._waiting), *(child.job for child in self._pool if child.job)]
 
     def status(self) -> Pong:
         """Return figures of its calls, and why its module cannot be used if it cannot."""
         figures = {
             **self._judge.figures(),
-            "running": self._crew.running,
+            "running": self._pool.running,
             "waiting": len(self._waiting),
-            "processes": self._crew.processes,
+            "processes": self._pool.processes,
             "keys_kept": self._usage.keys,
             "answers_bytes": self._usage.bytes,
         }
@@ -212,7 +212,7 @@ class Extension(Actor):
         self._adopt(basis)
         self._note_problem(record.problem)
         self._methods = None
-        self._crew.outdate()
+        self._pool.outdate()
         if self._usable and (self._option("_preload") or self._asked):
             self._start_child()
         else:
@@ -239,10 +239,10 @@ class Extension(Actor):
         if self._trial is not None and basis.is_same(self._trial.basis):
             return DEFERRED
         if self._trial is not None:
-            self._crew.dismiss(self._trial.worker)
+            self._pool.dismiss(self._trial.child)
             self._trial = None
         record = modules.look_at(self._namespace, self._lib)
-        if not self._crew.in_service or record.status not in (modules.Status.USABLE, modules.Status.BROKEN):
+        if not self._pool.in_service or record.status not in (modules.Status.USABLE, modules.Status.BROKEN):
             self._take(basis)  # a module that was taken away is not kept in service either
         elif record.status is modules.Status.BROKEN:
             self._hold(record.problem)
@@ -255,7 +255,7 @@ class Extension(Actor):
         """Let what was tried take the place of what was in service."""
         self._trial = None
         self._adopt(trial.basis)
-        self._crew.outdate(but=trial.worker)
+        self._pool.outdate(but=trial.child)
 
     def _hold(self, problem: str, trace: str = "", *, until: float = NEVER) -> None:
         """Stay with the processes in service, and say why; until then no other is put beside them."""
@@ -318,25 +318,25 @@ class Extension(Actor):
         if self._closed is not None and time.monotonic() < self._retry_at:
             kind, text = self._closed
             raise kind(text)
-        soon = max(0, self._workers_max - self._crew.running)
+        soon = max(0, self._workers_max - self._pool.running)
         if len(self._waiting) >= self._option("_queue_max") + soon:
             self._judge.outcomes["refused"] += 1
             raise Overloaded(f"{len(self._waiting)} calls of {self._namespace} wait already; nothing was done")
 
     def _go_on(self) -> None:
         """Hand waiting calls to free children, and start children for those that remain."""
-        for worker in self._crew.free():
+        for child in self._pool.free():
             # One more than `_workers` may be there, not at work: what was tried, beside one that it takes the place of.
-            job = self._next() if self._crew.running < self._workers_max else None
+            job = self._next() if self._pool.running < self._workers_max else None
             if job is None:
                 break
             self._judge.calls += not job.begun
-            self._crew.give(worker, job, self._timeout_secs)
-        alone = self._crew.in_service and time.monotonic() < self._alone_until
-        room = 0 if alone or self._trial is not None else self._workers_max - len(self._crew)
-        for _ in range(min(room, len(self._waiting) - self._crew.starting)):
+            self._pool.give(child, job, self._timeout_secs)
+        alone = self._pool.in_service and time.monotonic() < self._alone_until
+        room = 0 if alone or self._trial is not None else self._workers_max - len(self._pool)
+        for _ in range(min(room, len(self._waiting) - self._pool.starting)):
             self._start_child()
-        soonest = min(self._crew.deadline, self._waiting[0].deadline if self._waiting else NEVER)
+        soonest = min(self._pool.deadline, self._waiting[0].deadline if self._waiting else NEVER)
         if soonest != NEVER:
             self.wake_at(soonest)
 
@@ -358,12 +358,12 @@ class Extension(Actor):
                     return job
         return None
 
-    def _start_child(self, settings: Settings | None = None) -> Worker:
+    def _start_child(self, settings: Settings | None = None) -> PooledChild:
         """Start one by these settings, or by those in force."""
         settings = self._settings if settings is None else settings
         section = settings.get(self._namespace, {})
         workers_max: int = schema.option(settings, self._namespace, "_workers")
-        return self._crew.start(
+        return self._pool.start(
             Launch(
                 self._namespace,
                 self._lib,
@@ -391,16 +391,16 @@ class Extension(Actor):
     # --- what drivers tell ---
 
     def _child_ready(self, message: Ready) -> None:
-        worker = self._crew.get(message.driver)
-        if worker is not None and self._offers_nothing_any_more(worker, message.methods):
+        child = self._pool.get(message.driver)
+        if child is not None and self._offers_nothing_any_more(child, message.methods):
             self._trial = None
-            self._crew.dismiss(worker)
+            self._pool.dismiss(child)
             self._hold("it has no method for clients, as if it were cut off")
             self._go_on()
-        elif worker is not None:
-            worker.ready = True
-            self._crew.rest(worker)
-            if self._trial is not None and worker is self._trial.worker:
+        elif child is not None:
+            child.ready = True
+            self._pool.rest(child)
+            if self._trial is not None and child is self._trial.child:
                 self._switch(self._trial)
             self._methods = frozenset(message.methods)
             self._closed = None
@@ -410,35 +410,35 @@ class Extension(Actor):
                 self._tell_asked("")
             self._go_on()
 
-    def _offers_nothing_any_more(self, worker: Worker, methods: Sequence[str]) -> bool:
+    def _offers_nothing_any_more(self, child: PooledChild, methods: Sequence[str]) -> bool:
         """Return whether a changed module has lost all its methods: a full disk leaves an empty one, which imports."""
-        return self._trial is not None and worker is self._trial.worker and not methods and bool(self._methods)
+        return self._trial is not None and child is self._trial.child and not methods and bool(self._methods)
 
     def _call_done(self, message: Done) -> None:
-        worker = self._crew.get(message.driver)
-        job = self._crew.rest(worker) if worker is not None else None
-        if worker is None or job is None:
+        child = self._pool.get(message.driver)
+        job = self._pool.rest(child) if child is not None else None
+        if child is None or job is None:
             return  # it was answered at its time limit
         self._finish(job, self._judge.judge(job.call, message.outcome))
-        if message.last or not worker.current:
-            self._crew.dismiss(worker)
+        if message.last or not child.current:
+            self._pool.dismiss(child)
         self._go_on()
 
     def _child_gone(self, message: Gone) -> None:
-        worker = self._crew.gone(message.driver)
-        if worker is None:
+        child = self._pool.gone(message.driver)
+        if child is None:
             pass  # it was dismissed
-        elif worker.job is not None and message.idle and worker.job.begun < _TRIES_MAX:
-            self._waiting.appendleft(worker.job)
-        elif worker.job is not None:
-            self._finish(worker.job, self._judge.judge(worker.job.call, Ended("it died again and again")))
+        elif child.job is not None and message.idle and child.job.begun < _TRIES_MAX:
+            self._waiting.appendleft(child.job)
+        elif child.job is not None:
+            self._finish(child.job, self._judge.judge(child.job.call, Ended("it died again and again")))
         elif message.problem is not None:
-            self._not_started(worker, message.problem)
+            self._not_started(child, message.problem)
         self._go_on()
 
-    def _not_started(self, worker: Worker, problem: Exception) -> None:
+    def _not_started(self, child: PooledChild, problem: Exception) -> None:
         """Refuse what waits unless others are in service: the module cannot be imported, or no process be started."""
-        tried = self._trial if self._trial is not None and worker is self._trial.worker else None
+        tried = self._trial if self._trial is not None and child is self._trial.child else None
         if tried is not None:
             self._trial = None
         trace = getattr(problem, "trace", "")
@@ -451,7 +451,7 @@ class Extension(Actor):
             closed = Unauthorized, "Unauthorized method"
             said = f"it cannot be imported: {problem}"
         retry_at = time.monotonic() + RETRY_IMPORT_SECS
-        if self._crew.in_service:
+        if self._pool.in_service:
             self._hold(said, trace, until=retry_at if tried is None else NEVER)
             return
         if tried is not None:  # those that were in service have died meanwhile
@@ -468,12 +468,12 @@ class Extension(Actor):
     def _check_time(self) -> None:
         """Kill what takes too long, refuse what waits too long."""
         now = time.monotonic()
-        for worker in [worker for worker in self._crew if worker.deadline <= now]:
-            self._crew.dismiss(worker, kill=True)
-            if worker.job is not None:
-                self._finish(worker.job, self._judge.too_late(worker.job.call, self._timeout_secs))
+        for child in [child for child in self._pool if child.deadline <= now]:
+            self._pool.dismiss(child, kill=True)
+            if child.job is not None:
+                self._finish(child.job, self._judge.too_late(child.job.call, self._timeout_secs))
             else:
-                self._not_started(worker, RuntimeError(f"that takes longer than {self._import_secs(worker):g} s"))
+                self._not_started(child, RuntimeError(f"that takes longer than {self._import_secs(child):g} s"))
         while self._waiting and self._waiting[0].deadline <= now:
             late = TimedOut(f"{self._namespace} was busy for {2 * self._timeout_secs:g} s; nothing was done")
             self._answer(self._waiting.popleft(), late)
@@ -482,8 +482,8 @@ class Extension(Actor):
             self._tidy()
         self.wake_at(self._tidy_at)
 
-    def _import_secs(self, worker: Worker) -> float:
-        tried = self._trial is not None and worker is self._trial.worker
+    def _import_secs(self, child: PooledChild) -> float:
+        tried = self._trial is not None and child is self._trial.child
         settings = self._trial.basis.settings if self._trial is not None and tried else self._settings
         secs: float = schema.option(settings, self._namespace, "_timeout_secs")
         return secs

@@ -1,7 +1,7 @@
 """The child processes of one namespace as its actor knows them: which is free, which runs what until when.
 
 A :class:`Driver` is the thread that drives one child process, so that the
-extension's actor never waits for it; the :class:`ProcessPool` holds them all.
+extension's actor never waits for it; the :class:`ChildPool` holds them all.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Job:
 
 
 @dataclass(slots=True, eq=False)
-class Worker:
+class PooledChild:
     """One driver, and what it is about."""
 
     driver: Driver
@@ -163,8 +163,8 @@ class Worker:
     job: Job | None = None
 
 
-class ProcessPool:
-    """All workers of one namespace; used by its actor's thread alone.
+class ChildPool:
+    """All children of one namespace; used by its actor's thread alone.
 
     Args:
         serve: serves ``rh.registry``, in a driver's thread.
@@ -174,100 +174,100 @@ class ProcessPool:
     def __init__(self, serve: Serve, tell: Tell) -> None:
         self._serve = serve
         self._tell = tell
-        self._workers: dict[Driver, Worker] = {}
+        self._children: dict[Driver, PooledChild] = {}
         self._dying: set[Driver] = set()
         """Killed or retired; their processes may be there for another moment."""
 
     def __len__(self) -> int:
-        return len(self._workers)
+        return len(self._children)
 
-    def __iter__(self) -> Iterator[Worker]:
-        return iter(list(self._workers.values()))
+    def __iter__(self) -> Iterator[PooledChild]:
+        return iter(list(self._children.values()))
 
-    def get(self, driver: Driver) -> Worker | None:
-        """Return the worker of a driver, None when it is out of use already."""
-        return self._workers.get(driver)
+    def get(self, driver: Driver) -> PooledChild | None:
+        """Return the child of a driver, None when it is out of use already."""
+        return self._children.get(driver)
 
-    def free(self) -> Iterator[Worker]:
-        """Return the workers that can take a call now."""
-        return (worker for worker in self if worker.ready and worker.job is None)
+    def free(self) -> Iterator[PooledChild]:
+        """Return the children that can take a call now."""
+        return (child for child in self if child.ready and child.job is None)
 
     @property
     def starting(self) -> int:
         """How many will take calls in a moment."""
-        return sum(not worker.ready for worker in self)
+        return sum(not child.ready for child in self)
 
     @property
     def running(self) -> int:
         """How many run a call."""
-        return sum(worker.job is not None for worker in self)
+        return sum(child.job is not None for child in self)
 
     @property
     def processes(self) -> int:
         """How many child processes there are, dying ones included."""
-        return len(self._workers) + len(self._dying)
+        return len(self._children) + len(self._dying)
 
     @property
     def deadline(self) -> float:
         """Monotonic time of the next limit."""
-        return min((worker.deadline for worker in self), default=NEVER)
+        return min((child.deadline for child in self), default=NEVER)
 
     @property
     def in_service(self) -> bool:
         """Whether one has imported the module in force and takes calls, now or when it is free."""
-        return any(worker.ready and worker.current for worker in self)
+        return any(child.ready and child.current for child in self)
 
-    def start(self, launch: Launch) -> Worker:
+    def start(self, launch: Launch) -> PooledChild:
         """Start another one; its driver will tell Ready or Gone."""
         driver = Driver(launch, self._serve, self._tell)
-        worker = Worker(driver, True, time.monotonic() + launch.timeout_secs)
-        self._workers[driver] = worker
-        return worker
+        child = PooledChild(driver, True, time.monotonic() + launch.timeout_secs)
+        self._children[driver] = child
+        return child
 
-    def give(self, worker: Worker, job: Job, timeout_secs: float) -> None:
-        """Have a free worker run a call."""
+    def give(self, child: PooledChild, job: Job, timeout_secs: float) -> None:
+        """Have a free child run a call."""
         job.begun += 1
-        worker.job = job
-        worker.deadline = time.monotonic() + timeout_secs
-        worker.driver.run(job.call)
+        child.job = job
+        child.deadline = time.monotonic() + timeout_secs
+        child.driver.run(job.call)
 
-    def rest(self, worker: Worker) -> Job | None:
-        """Note that a worker has nothing to do now; gives what it did."""
-        job, worker.job = worker.job, None
-        worker.deadline = NEVER
+    def rest(self, child: PooledChild) -> Job | None:
+        """Note that a child has nothing to do now; gives what it did."""
+        job, child.job = child.job, None
+        child.deadline = NEVER
         return job
 
-    def dismiss(self, worker: Worker, *, kill: bool = False) -> None:
-        """Take a worker out of use; with ``kill`` its process group ends at once."""
-        del self._workers[worker.driver]
-        self._dying.add(worker.driver)
-        if kill or not worker.ready:
-            worker.driver.kill()
+    def dismiss(self, child: PooledChild, *, kill: bool = False) -> None:
+        """Take a child out of use; with ``kill`` its process group ends at once."""
+        del self._children[child.driver]
+        self._dying.add(child.driver)
+        if kill or not child.ready:
+            child.driver.kill()
         else:
-            worker.driver.retire()
+            child.driver.retire()
 
-    def outdate(self, *, but: Worker | None = None) -> None:
+    def outdate(self, *, but: PooledChild | None = None) -> None:
         """Take all out of use, ``but`` one: idle ones now, others when their call is over."""
-        for worker in self:
-            if worker is not but:
-                worker.current = False
-                if worker.job is None:
-                    self.dismiss(worker)
+        for child in self:
+            if child is not but:
+                child.current = False
+                if child.job is None:
+                    self.dismiss(child)
 
-    def gone(self, driver: Driver) -> Worker | None:
-        """Note that a driver has ended; gives its worker if it was in use."""
+    def gone(self, driver: Driver) -> PooledChild | None:
+        """Note that a driver has ended; gives its child if it was in use."""
         self._dying.discard(driver)
-        return self._workers.pop(driver, None)
+        return self._children.pop(driver, None)
 
     def kill(self) -> None:
         """Kill all process groups; from any thread, while the actor's own is stuck or has ended."""
-        for driver in (*list(self._workers), *list(self._dying)):
+        for driver in (*list(self._children), *list(self._dying)):
             driver.kill()
 
     def end(self, timeout_secs: float) -> None:
         """End all, the idle ones gently, and wait for it."""
-        for worker in self:
-            self.dismiss(worker, kill=worker.job is not None)
+        for child in self:
+            self.dismiss(child, kill=child.job is not None)
         deadline = time.monotonic() + timeout_secs
         for driver in self._dying:
             driver.join(max(0.0, deadline - time.monotonic()))

@@ -52,7 +52,7 @@ def test_no_call_and_no_process_outlives_its_actor(make: Make, tmp_path: Path, h
     waiting = demo.begin("Begin", data=str(note))
     demo.until(lambda pong: pong.figures["waiting"] == 1)
     actor = actor_of(demo)
-    (worker,) = actor._crew
+    (pooled,) = actor._pool
     if harm == "dies":
         actor.actor_inbox._queue.put(Fault())  # past put(), which would open it
         actor.actor_stopped.wait(WAIT_SECS)
@@ -69,7 +69,7 @@ def test_no_call_and_no_process_outlives_its_actor(make: Make, tmp_path: Path, h
         if reply is not None:
             error = refused(reply)
             assert (error.outcome_known, "nothing was done" in str(error)) == (True, True)
-    assert gone(worker.driver.pid)
+    assert gone(pooled.driver.pid)
     assert gone(int(child.read_text()))
     release.set()
     assert demo.address.stop(WAIT_SECS)
