@@ -9,7 +9,7 @@ from typing import Any, Final
 from bpbroker import messages
 from bpbroker.errors import BadRequest
 from bpbroker.frontend.ask import Action, Ask, Decide, EntryLimits, a_name, a_prefix, no_name, tags_of
-from bpbroker.frontend.coordination import ACTIONS, fence, lost, session_of, update_of
+from bpbroker.frontend.coordination import ACTIONS, asks_for_lost, fence, lost, session_of, update_of
 from bpbroker.frontend.parameters import Parameters
 from bpbroker.messages import Condition, Known
 from bpbroker.record import Record
@@ -86,7 +86,7 @@ def _list(parameters: Parameters, _fields: Mapping[str, str], source: str, _limi
         prefix.encode()
     except UnicodeEncodeError:
         raise BadRequest("The prefix is not valid UTF-8") from None
-    if parameters.text("lost"):
+    if asks_for_lost(parameters):
         return Ask(Lost(prefix), lost, heavy=True)
     where = parse_filters(parameters.several("where"), "where") if "where" in parameters.values else ()
     failing = parse_filters(parameters.several("fail_where"), "fail_where") if "fail_where" in parameters.values else ()

@@ -141,7 +141,7 @@ def _pool(parameters: Parameters, limits: EntryLimits) -> str:
 
 def _allocate(parameters: Parameters, _fields: Mapping[str, str], source: str, limits: EntryLimits) -> Ask:
     low = _number(parameters, "from", 1)
-    high = _number(parameters, "to", 65535)
+    high = _number(parameters, "to", 255)
     number = _number(parameters, "number", None)
     if low is None or high is None or low > high:
         raise BadRequest(f"The parameter from must not be larger than to: {low} and {high}")
@@ -357,8 +357,11 @@ def _shown(found: Any) -> bytes:
     if isinstance(found, Record):
         return b'{"status": 200, "data": %b, "revision": %d}' % (found.json, found.revision)
     if isinstance(found, tuple):
-        entries = (b"%b: %b" % (response.as_json(each.name).encode(), each.json) for each in found)
-        return b'{"status": 200, "data": {%b}}' % b", ".join(entries)
+        names = [response.as_json(each.name).encode() for each in found]
+        entries = b", ".join([b"%b: %b" % (name, each.json) for name, each in zip(names, found, strict=True)])
+        revisions = b", ".join([b"%b: %d" % (name, each.revision) for name, each in zip(names, found, strict=True)])
+        newest = max([each.revision for each in found], default=0)
+        return b'{"status": 200, "data": {%b}, "revisions": {%b}, "revision": %d}' % (entries, revisions, newest)
     shown: dict[str, Any]
     if isinstance(found, RequestError):
         shown = {"status": found.status, "message": str(found), "data": dict(found.data or {})}
@@ -421,9 +424,25 @@ def _event(event: Event) -> bytes:
     return head if event.record is None else b'%b, "entry": %b}' % (head[:-1], event.record.json)
 
 
+def asks_for_lost(parameters: Parameters) -> bool:
+    """Return whether a List asks for what ended with its session, instead of what is there.
+
+    Raises:
+        BadRequest: it does not say so clearly, or asks for both.
+    """
+    text = parameters.text("lost") or "0"
+    if text not in ("0", "1"):
+        raise BadRequest("The parameter lost must be 1 or 0")
+    beside = next((name for name in ("where", "fail_where", "count", "wait") if name in parameters.values), None)
+    if text == "1" and beside is not None:
+        raise BadRequest(f"With lost, List takes no {beside}")
+    return text == "1"
+
+
 def lost(records: tuple[Record, ...]) -> Response:
     """Return what expired lately, by name."""
-    return response.success_with({record.name: json.loads(record.json) for record in records})
+    newest = max([record.revision for record in records], default=0)
+    return response.success_with({record.name: json.loads(record.json) for record in records}, newest)
 
 
 _POST: Final = ("POST",)

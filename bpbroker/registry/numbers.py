@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left, insort
 from collections import Counter
+from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
 from bpbroker.errors import AlreadyExists, BadRequest, Overloaded, TooLarge
@@ -144,10 +145,16 @@ def allocate(write: Allocate, view: View, limits: Limits) -> Done:
     if number is None:
         number = pool.lowest_free(write.low, write.high, resting)
         if number is None:
-            span = f"{write.low} to {write.high}"
-            raise _refusal(f"The pool '{write.pool}' is full: all of {span} are in use", pool)
-    elif number in pool or number in resting:
-        raise _refusal(f"The number {number} of '{write.pool}' is in use", pool)
+            raise _full(write, view, pool, {each: value for each, value in rests.items() if each in resting})
+    elif number in pool:
+        owner = next((each for each, other in pool.owners.items() if other == number), "another owner")
+        raise _refusal(f"The number {number} of '{write.pool}' is {owner}'s", pool)
+    elif number in resting:
+        secs = ceil(_left(view, write.pool, number, rests[number]))
+        text = (
+            f"The number {number} of '{write.pool}' was {rests[number]['of']}'s and is in quarantine for {secs} s yet"
+        )
+        raise _refusal(text, pool, {number: secs})
     if number in rests:
         _put_rests(view, write.pool, {each: value for each, value in rests.items() if each != number})
     body = pool.with_owner(write.owner, number)
@@ -271,7 +278,21 @@ def _text(owner: str) -> bytes:
     return json.dumps(owner, ensure_ascii=False).encode()
 
 
-def _refusal(text: str, pool: Pool) -> AlreadyExists:
+def _full(write: Allocate, view: View, pool: Pool, resting: dict[int, _Value]) -> AlreadyExists:
+    within = {
+        number: ceil(_left(view, write.pool, number, value))
+        for number, value in resting.items()
+        if write.low <= number <= write.high
+    }
+    text = f"The pool '{write.pool}' is full: all of {write.low} to {write.high} are in use"
+    if within:
+        text += f", {len(within)} of them in quarantine; the next is free in {min(within.values())} s"
+    return _refusal(text, pool, within)
+
+
+def _refusal(text: str, pool: Pool, resting: dict[int, int] | None = None) -> AlreadyExists:
     error = AlreadyExists(text)
-    error.data = {"owners": dict(list(pool.owners.items())[:_SHOWN])}
+    owners = {"owners": dict(list(pool.owners.items())[:_SHOWN])}
+    left = {str(number): secs for number, secs in sorted((resting or {}).items())[:_SHOWN]}
+    error.data = {**owners, "quarantine": left} if left else owners
     return error

@@ -207,9 +207,9 @@ def _batch(write: Batch, view: View, limits: Limits) -> BatchDone:
     for number, operation in enumerate(write.operations):
         read = _READS.get(type(operation))
         if read is not None:
-            results[number] = read(operation, view, limits)
-            size_bytes += _size_of(results[number])
             try:
+                results[number] = read(operation, view, limits)
+                size_bytes += _size_of(results[number])
                 _check_size(size_bytes)
             except RequestError as error:
                 error.failed = number

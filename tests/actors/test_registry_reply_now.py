@@ -17,7 +17,8 @@ from bpbroker.actors.registry import Flush, Registry
 from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.config import layers
 from bpbroker.errors import NotFound
-from bpbroker.messages import Delete, Get, List, Record, Replace
+from bpbroker.messages import Delete, Get, List, Replace
+from bpbroker.record import Record
 from bpbroker.registry.requests import Batch, Close, Expire, Open, Renew
 from tests.actors.conftest import Ledger
 

@@ -225,7 +225,7 @@ class OnBroker(Node):
             raise Refused(f"the barrier let through with {len(found)}")
 
     async def number(self) -> None:
-        found = await self._services("Allocate", pool="storm", owner=self._name)
+        found = await self._services("Allocate", pool="storm", owner=self._name, to=65535)
         self._course.numbers.append(found["number"])
 
     async def once(self) -> None:

@@ -188,6 +188,9 @@ def test_bad_input_is_refused_with_the_reason(broker: RunningBroker) -> None:
         ("Open", {"session": "a b", "ttl": 5}, 400, "session's id"),
         ("Lock", {"name": "x", "session": "none"}, 404, "no session"),
         ("Allocate", {"pool": "p", "owner": "o", "from": 9, "to": 3}, 400, "from must not"),
+        ("Allocate", {"pool": "p", "owner": "o", "number": 256}, 400, "from 1 to 255"),
+        ("List", {"lost": "x"}, 400, "lost must be 1 or 0"),
+        ("List", {"lost": "1", "where": "a=b"}, 400, "no where"),
         ("Watch", {"since": "x"}, 410, "another registry"),
         ("List", {"where": ["x"], "count": 1, "wait": 1}, 400, "FIELD=VALUE"),
         ("Batch", {"operations": [{"method": "Get", "name": "a"}] * 2}, 400, "occurs twice"),
@@ -201,13 +204,19 @@ def test_bad_input_is_refused_with_the_reason(broker: RunningBroker) -> None:
         ("Release", {"pool": "p", "owner": "o", "lock": "db:1"}, 412, "is not held"),
         ("Next", {"name": "c", "lock": "db:1"}, 412, "is not held"),
         ("Next", {"name": "c", "lock": "db"}, 400, "NAME:TOKEN"),
-        (
-            "Batch",
-            {"operations": [{"method": "Replace", "name": "a", "data": "x", "if-match": "1"}]},
-            400,
-            "'if-match'",
-        ),
+        ("Batch", {"operations": [{"method": "Delete", "name": "a", "if-match": "1"}]}, 400, "takes no 'if-match'"),
         ("Batch", {"operations": [{"method": "List", "prefix": "a", "where": "x=y"}]}, 400, "takes no 'where'"),
     ):
         found, body = ask(broker, method, **parameters)
         assert (found, says in body["message"]) == (status, True), (method, parameters, body)
+
+
+def test_a_list_has_the_same_shape_everywhere(broker: RunningBroker) -> None:
+    data(broker, "Register", name="a", data="x")
+    _, alone = ask(broker, "List", lost="0")
+    listed = {name: alone[name] for name in ("data", "revisions", "revision")}
+    assert listed["revisions"] == {"a": listed["revision"]}
+    (found,) = data(broker, "Batch", operations=[{"method": "List", "prefix": ""}])["results"]
+    assert found == {"status": 200, **listed}
+    _, lost = ask(broker, "List", lost="1")
+    assert (lost["data"], lost["revision"]) == ({}, 0)

@@ -197,3 +197,15 @@ def test_every_write_is_refused_without_the_lock_that_it_names(number: int) -> N
         assert isinstance(decide(memory, Batch("", (_writes(stale)[number],)))[1], PreconditionFailed)
     assert not memory.batch.staged
     assert not isinstance(decide(memory, _writes(Condition(lock=("l", 2)))[number])[1], Exception)
+
+
+def test_a_batch_that_is_refused_says_which_operation_it_was() -> None:
+    memory = Memory()
+    for operations, number in (
+        ((Register("a", {}, "i"), Get("none")), 1),
+        ((Get("none"), Register("a", {}, "i")), 0),
+        ((Register("a", {}, "i"), Take("none", "r")), 1),
+    ):
+        refused = decide(memory, Batch("", operations))[1]
+        assert (refused.status, refused.failed) == (404, number)
+    assert not memory.batch.staged
