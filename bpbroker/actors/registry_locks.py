@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from bpbroker.actors.base import DEFERRED
@@ -16,19 +17,29 @@ from bpbroker.errors import AlreadyExists, Unavailable
 from bpbroker.messages import fail, settle
 from bpbroker.record import Record
 from bpbroker.registry import locks
-from bpbroker.registry.parked import ParkedCall
+from bpbroker.registry.changes import READ_MAX
+from bpbroker.registry.parked import Key, ParkedCall
 from bpbroker.registry.requests import Done, Holder, Lock, Unlock
 
 
 @dataclass(frozen=True, slots=True)
 class _Again:
-    """The registry to itself: a waiting call has lost its place."""
+    """The registry to itself: a waiting call may have lost its place."""
 
     call: ParkedCall
 
 
+@dataclass(frozen=True, slots=True)
+class _Tell:
+    """The registry to itself: reply to the calls that wait for another holder of a lock."""
+
+    name: str
+
+
 class Locks:
     """Replies to calls about locks.
+
+    A change of a lock costs as much as it has holders, and the few places behind them, however many calls wait.
 
     Args:
         owner: the registry.
@@ -40,12 +51,15 @@ class Locks:
         self._memory = owner.memory
         self._waiting = waiting
         self._memory.lock_changed = self._changed
+        self._near: dict[str, frozenset[str]] = {}
+        """Lock to the sessions in its own record, for locks for which calls wait."""
         waiting.expire[Lock] = self._waited
         waiting.expire[Holder] = self._looked
         self.handlers: Mapping[type, Callable[[Any], Any]] = {
             Lock: self._lock,
             Holder: self._holder,
-            _Again: self._again,
+            _Again: lambda message: self._again(message.call),
+            _Tell: lambda message: self._tell(message.name),
         }
 
     def _lock(self, message: Lock) -> Any:
@@ -63,17 +77,25 @@ class Locks:
             settle(reply, _got(message.session, result))
             return
         queue = self._queue(message.name)
-        place = queue.place_of(message.session)
-        if place is None:
+        if self._has_place(message.name, message.session, queue):
+            place = queue.holds(message.session)
+            if place is not None:
+                settle(reply, _granted(message.session, place))
+            elif message.wait_secs <= 0:
+                fail(reply, self._held(message.name))
+            elif self._waiting.park(_key(message), message, reply):
+                self._near.setdefault(message.name, _sessions(queue))
+            else:
+                self._give_back(message, lambda _: None, if_waiting=False)
+        else:
             # Another call gave it back, or the session is over; or memory has lost a shared store's history and reads
             # it anew. What is decided once more is decided on what the store has.
             self._owner.ask_self(message, partial(self._placed, message, reply))
-        elif queue.holds(message.session) is not None:
-            settle(reply, _granted(message.session, place))
-        elif message.wait_secs <= 0:
-            fail(reply, self._held(message.name))
-        elif not self._waiting.park(("lock", message.name), message, reply):
-            self._give_back(message, lambda _: None, if_waiting=False)
+
+    def _has_place(self, name: str, session: str, queue: locks.Queue) -> bool:
+        return queue.place_of(session) is not None or (
+            queue.far is not None and self._memory.get(locks.far_name(name, session)) is not None
+        )
 
     def _give_back(self, message: Lock, then: Callable[[Any], None], *, if_waiting: bool) -> None:
         """Give a place back, unless another call of its session waits for it.
@@ -83,28 +105,53 @@ class Locks:
             then: gets the reply, or its error; None if nothing was given back.
             if_waiting: see :class:`~bpbroker.registry.requests.Unlock`.
         """
-        if any(call.message.session == message.session for call in self._memory.parked.at(("lock", message.name))):
+        if self._memory.parked.first(_key(message)) is not None:
             then(None)
         else:
             self._owner.ask_self(Unlock(message.name, message.session, if_waiting), then)
 
     def _changed(self, name: str, record: Record | None) -> None:
-        """Reply to the calls that waited for this change of a lock."""
+        """Reply to the calls that waited for this change of a lock. This may be the middle of a commit.
+
+        Args:
+            name: of the record, without what all of locks begin with.
+            record: what it is now.
+        """
         parked = self._memory.parked
-        waiting, looking = parked.at(("lock", name)), parked.at(("holder", name))
-        if not waiting and not looking:
+        stored_name = locks.PREFIX + name
+        if stored_name.startswith(locks.FAR):
+            if record is None:
+                self._look_again(("lock", name.removeprefix(" ")))
+            return
+        near, looking = self._near.get(name), parked.first(("holder", name))
+        if near is None and looking is None:
             return
         queue = locks.parse(record)
-        for call in waiting:
-            place = queue.holds(call.message.session)
-            if place is not None and parked.remove(call):
-                settle(call.reply, _granted(call.message.session, place))
-            elif queue.place_of(call.message.session) is None and parked.remove(call):
-                # Its session is over, or an earlier call of it has given the place back late. Not decided here: this
-                # may be the middle of a commit.
-                self._owner.tell_self(_Again(call))
-        for call in looking:
-            shown = queue.shown()
+        if near is not None:
+            for place in queue.holders:
+                for call in parked.at(("lock", f"{name}/{place.session}")):
+                    if parked.remove(call):
+                        settle(call.reply, _granted(place.session, place))
+            now = _sessions(queue)
+            for session in near - now:
+                self._look_again(("lock", f"{name}/{session}"))
+            if record is None:
+                del self._near[name]
+            else:
+                self._near[name] = now
+        # All of them wait for another token than there was; who came after that changed is told with the others.
+        if looking is not None and queue.token != looking.message.unless_token:
+            self._owner.tell_self(_Tell(name))  # the other places may not be known yet
+
+    def _look_again(self, key: Key) -> None:
+        """See later what became of the place of calls: the session is over, or an earlier call of it gave it back."""
+        for call in self._memory.parked.at(key):
+            self._owner.tell_self(_Again(call))
+
+    def _tell(self, name: str) -> None:
+        parked, record = self._memory.parked, self._memory.get(locks.PREFIX + name)
+        shown = self._shown(name)
+        for call in parked.at(("holder", name)):
             if shown["token"] != call.message.unless_token and parked.remove(call):
                 settle(call.reply, Done(shown, record.revision if record is not None else 0))
 
@@ -114,16 +161,33 @@ class Locks:
     def _queue(self, name: str) -> locks.Queue:
         return locks.parse(self._memory.get(locks.PREFIX + name))
 
+    def _shown(self, name: str) -> dict[str, Any]:
+        queue = self._queue(name)
+        return queue.shown(tuple(locks.far_places(name, queue, self._memory.get)))
+
     def _holder(self, message: Holder) -> Any:
         reply = self._owner.reply
         if reply is not None:
             name = locks.PREFIX + message.name
-            self._owner.backend.read((name,), partial(self._look_at_holder, message, reply))
+            self._owner.backend.read((name,), partial(self._look_at_far, message, reply))
         return DEFERRED
+
+    def _look_at_far(self, message: Holder, reply: Future[Any], failure: Unavailable | None) -> None:
+        """Bring also the next of those up to date that are not in the lock's own record, where others may change it.
+
+        A longer queue is told as this broker knows it: at each moment some join and leave it.
+        """
+        queue = self._queue(message.name)
+        if failure is not None or queue.far is None or not self._owner.backend.leases:
+            self._look_at_holder(message, reply, failure)
+            return
+        far = islice(locks.far_places(message.name, queue, self._memory.get), READ_MAX - 1)
+        names = (locks.PREFIX + message.name, *(locks.far_name(message.name, place.session) for place in far))
+        self._owner.backend.read(names, partial(self._look_at_holder, message, reply))
 
     def _look_at_holder(self, message: Holder, reply: Future[Any], failure: Unavailable | None) -> None:
         record = self._memory.get(locks.PREFIX + message.name)
-        shown = locks.parse(record).shown()
+        shown = self._shown(message.name)
         if failure is not None:
             fail(reply, Unavailable(str(failure)))
         elif message.wait_secs > 0 and shown["token"] == message.unless_token:
@@ -131,9 +195,18 @@ class Locks:
         else:
             settle(reply, Done(shown, record.revision if record is not None else 0))
 
-    def _again(self, message: _Again) -> None:
+    def _again(self, call: ParkedCall) -> None:
         """Take a place anew for a call that has lost its own, for the rest of its time."""
-        call = message.call
+        name, session = call.message.name, call.message.session
+        queue = self._queue(name)
+        if self._has_place(name, session, queue):
+            self._near.setdefault(name, _sessions(queue))
+            place = queue.holds(session)
+            if place is not None and self._memory.parked.remove(call):
+                settle(call.reply, _granted(session, place))
+            return
+        if not self._memory.parked.remove(call):
+            return
         if call.reply.cancelled():  # its client has left, and has no use for a place
             return
         left_secs = max(0.0, call.deadline - time.monotonic())
@@ -163,7 +236,16 @@ class Locks:
         self._give_back(call.message, given_back, if_waiting=True)
 
     def _looked(self, call: ParkedCall) -> None:
-        settle(call.reply, Done(self._queue(call.message.name).shown(), self._memory.history.revision))
+        settle(call.reply, Done(self._shown(call.message.name), self._memory.history.revision))
+
+
+def _key(message: Lock) -> Key:
+    """Return what a call waits for: the turn of its session."""
+    return "lock", f"{message.name}/{message.session}"
+
+
+def _sessions(queue: locks.Queue) -> frozenset[str]:
+    return frozenset([place.session for place in queue.places])
 
 
 def _got(session: str, result: Done) -> Done:

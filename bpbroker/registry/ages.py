@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from typing import Any, Final, NamedTuple
+
+from bpbroker.registry.locks import FAR, PREFIX
 
 
 class Age(NamedTuple):
@@ -32,19 +34,29 @@ class Ages:
         self._clock = clock or time.monotonic
         self._seen: dict[str, dict[Any, Age]] = {}
         """Name to its parts and when each was first seen."""
+        self._far: dict[Hashable, str] = {}
+        """Token of a place that has a record of its own, to that record's name."""
         self._kept: dict[str, dict[str, float]] = {}
         """Kind to the names of that kind in the order in which they came, and when."""
         self.starting = False
         """Whether what is seen now may have been there for long."""
 
-    def parts(self, name: str, parts: Iterable[Hashable]) -> None:
+    def parts(self, name: str, parts: Collection[Hashable]) -> None:
         """Note what a record consists of now; a part that was in it before keeps its age."""
         known, now = self._seen.get(name, {}), self._clock()
-        there = {part: known.get(part) or Age(now, not self.starting) for part in parts}
+        if name.startswith(FAR):
+            for part in known:
+                self._far.pop(part, None)
+            self._far.update(dict.fromkeys(parts, name))
+        there = {part: known.get(part) or self._before(name, part) or Age(now, not self.starting) for part in parts}
         if there:
             self._seen[name] = there
         else:
             self._seen.pop(name, None)
+
+    def _before(self, name: str, part: Hashable) -> Age | None:
+        """Return the age of a place of a lock that is taken into the lock's record from one of its own."""
+        return self._seen.get(self._far.get(part, ""), {}).get(part) if name.startswith(PREFIX) else None
 
     def of(self, name: str, part: Hashable) -> Age:
         """Return the age of a part; what was never seen is new."""

@@ -70,6 +70,8 @@ def browse(memory: Memory, message: Browse, age_secs: float) -> Browsed:
     for prefix in message.prefixes:
         index = memory.own if prefix.startswith("_") else memory.entries
         places = index.span(prefix)
+        if prefix == locks.PREFIX:  # the records of single places come first; a lock's own tells how many there are
+            places = range(index.span(locks.FAR).stop, places.stop)
         part = places[offset : offset + left]
         found += index.at(part)
         count += len(places)
@@ -89,7 +91,9 @@ def _waiting(memory: Memory, belongings: Mapping[str, tuple[int, tuple[str, ...]
     queues: dict[str, Mapping[str, bool]] = {}
     for session, (_, names) in belongings.items():
         for name in names:
-            if name.startswith(locks.PREFIX):
+            if name.startswith(locks.FAR):
+                yield session, name
+            elif name.startswith(locks.PREFIX):
                 if name not in queues:
                     queue = locks.parse(memory.own.get(name))
                     queues[name] = {place.session: number >= queue.limit for number, place in enumerate(queue.places)}

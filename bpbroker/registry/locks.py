@@ -1,4 +1,8 @@
-"""What is in a lock's record: a queue of places, the first ``limit`` of which hold the lock. Pure.
+"""The queue of a lock: its places in their order, the first ``limit`` of which hold the lock. Pure.
+
+A lock's record has the places that hold the lock and the next few. Those behind them
+have a record each, linked with those beside it. So a change costs the same however many
+wait: the lock's record, the place, and what is linked with it.
 
 A place's token is the revision of the change that made it, so tokens grow with
 every place, whatever happens to the record. While the place's commit is not
@@ -9,8 +13,8 @@ is stored as its distance from the record's own revision.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 from bpbroker.errors import AlreadyExists, Overloaded, PreconditionFailed
@@ -19,12 +23,21 @@ from bpbroker.registry import sessions
 from bpbroker.registry.requests import Done, Lock, Unlock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from bpbroker.registry.ages import Age
     from bpbroker.registry.writes import Limits, View
 
 PREFIX: Final = "_lock/"
+FAR: Final = "_lock/ "
+"""Before the lock's name, a slash and the session: the record of a place that waits far behind.
+
+No lock's name begins with a blank, so these are before all locks in the order of names.
+"""
+NEAR = 8
+"""So many of the places that wait are in the lock's own record."""
+PIECE = 4
+"""So many are taken into it together, when there is room for them."""
 _LOOKED_AT: Final = 10
 """Holders of which it is looked whether their sessions live, when one more wants the lock."""
 
@@ -45,71 +58,174 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Far:
+    """The places that have records of their own."""
+
+    count: int
+    first: str
+    """Session of the first one."""
+    last: str
+    """Session of the last one."""
+
+
+@dataclass(frozen=True, slots=True)
+class FarPlace:
+    """A place that has a record of its own."""
+
+    place: Place
+    before: str
+    """Session of the one before it; without meaning in the first one."""
+    after: str
+    """Session of the one behind it; empty in the last one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Queue:
     """A lock: how many may hold it, and its places in their order."""
 
     limit: int = 1
     places: tuple[Place, ...] = ()
+    """Those in the lock's own record: all that hold it, and the next few."""
+    far: Far | None = None
+    """Those behind them; None if there are none."""
 
     @property
     def holders(self) -> tuple[Place, ...]:
         """The places that hold the lock."""
         return self.places[: self.limit]
 
+    @property
+    def size(self) -> int:
+        """How many places there are."""
+        return len(self.places) + (self.far.count if self.far is not None else 0)
+
+    @property
+    def token(self) -> int | None:
+        """The newest holder's token."""
+        return max((place.token for place in self.holders), default=None)
+
     def place_of(self, session: str) -> Place | None:
-        """Return a session's place."""
+        """Return a session's place, unless that is far."""
         return next((place for place in self.places if place.session == session), None)
 
     def without(self, session: str) -> Queue:
         """Return the queue without a session's place."""
-        return Queue(self.limit, tuple(place for place in self.places if place.session != session))
+        return replace(self, places=tuple(place for place in self.places if place.session != session))
 
     def holds(self, session: str) -> Place | None:
         """Return a session's place if it holds the lock."""
         return next((place for place in self.holders if place.session == session), None)
 
-    def shown(self) -> dict[str, Any]:
-        """Return it as clients see it."""
-        holders, waiting = self.holders, self.places[self.limit :]
+    def shown(self, far: tuple[Place, ...] = ()) -> dict[str, Any]:
+        """Return it as clients see it.
+
+        Args:
+            far: the places that are not in the lock's own record.
+        """
+        waiting = (*self.places[self.limit :], *far)
         return {
-            "holders": [place.shown() for place in holders],
+            "holders": [place.shown() for place in self.holders],
             "waiting": [{"session": each.session, "since": each.since, "data": each.data} for each in waiting],
-            "token": max((place.token for place in holders), default=None),
+            "token": self.token,
+            "limit": self.limit,
+        }
+
+    def counted(self) -> dict[str, Any]:
+        """Return it as a refusal shows it: of those that wait only how many there are."""
+        return {
+            "holders": [place.shown() for place in self.holders],
+            "waiting": max(0, self.size - self.limit),
+            "token": self.token,
             "limit": self.limit,
         }
 
 
+def far_name(name: str, session: str) -> str:
+    """Return the name of a place's own record."""
+    return f"{FAR}{name}/{session}"
+
+
+def lock_of(stored_name: str) -> str:
+    """Return the lock to which a record belongs."""
+    if stored_name.startswith(FAR):
+        return stored_name[len(FAR) : stored_name.rindex("/")]
+    return stored_name.removeprefix(PREFIX)
+
+
 def parse(record: Record | None) -> Queue:
-    """Return the queue in a lock's record."""
+    """Return the queue in a lock's record; of a far place's record that place alone, which holds nothing."""
     if record is None:
         return Queue()
-    value = json.loads(record.json)
-    places = tuple(
-        Place(
-            one["session"], one["token"] if "token" in one else record.revision - one["back"], one["since"], one["data"]
-        )
-        for one in value["places"]
+    if record.name.startswith(FAR):
+        return Queue(0, (far_place(record).place,))
+    return _queue(record.json, record.revision)
+
+
+@lru_cache(64)  # what was changed is looked at several times
+def _queue(stored: bytes, revision: int) -> Queue:
+    value = json.loads(stored)
+    far = value.get("far")
+    return Queue(
+        value["limit"],
+        tuple(_place(one, revision) for one in value["places"]),
+        None if far is None else Far(far["count"], far["first"], far["last"]),
     )
-    return Queue(value["limit"], places)
 
 
-def _token(place: dict[str, Any], revision: int) -> int:
-    token: int = place["token"] if "token" in place else revision - place["back"]
-    return token
+def far_place(record: Record) -> FarPlace:
+    """Return what is in the record of a far place."""
+    return _far_place(record.json, record.revision)
+
+
+@lru_cache(1024)
+def _far_place(stored: bytes, revision: int) -> FarPlace:
+    value = json.loads(stored)
+    return FarPlace(_place(value["place"], revision), value["before"], value["after"])
+
+
+def _place(one: dict[str, Any], revision: int) -> Place:
+    token = one["token"] if "token" in one else revision - one["back"]
+    return Place(one["session"], token, one["since"], one["data"])
 
 
 def encode(queue: Queue, index: int) -> bytes:
     """Return a lock's record for a write whose place in its commit is ``index``."""
-    places = [
-        {
-            "session": place.session,
-            **({"token": place.token} if place.token >= INDEX_MAX else {"back": index - place.token}),
-            "since": place.since,
-            "data": place.data,
-        }
-        for place in queue.places
-    ]
-    return json.dumps({"limit": queue.limit, "places": places}, ensure_ascii=False).encode()
+    value: dict[str, Any] = {"limit": queue.limit, "places": [_encoded(place, index) for place in queue.places]}
+    if queue.far is not None:
+        value["far"] = {"count": queue.far.count, "first": queue.far.first, "last": queue.far.last}
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
+def _encode_far(far: FarPlace, index: int) -> bytes:
+    value = {"place": _encoded(far.place, index), "before": far.before, "after": far.after}
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
+def _encoded(place: Place, index: int) -> dict[str, Any]:
+    return {
+        "session": place.session,
+        **({"token": place.token} if place.token >= INDEX_MAX else {"back": index - place.token}),
+        "since": place.since,
+        "data": place.data,
+    }
+
+
+def far_places(name: str, queue: Queue, get: Callable[[str], Record | None]) -> Iterator[Place]:
+    """Yield the places that are not in the lock's own record, in their order.
+
+    Args:
+        name: the lock's.
+        queue: what is in the lock's own record.
+        get: returns a record.
+    """
+    session, left = (queue.far.first, queue.far.count) if queue.far is not None else ("", 0)
+    while session and left:
+        record = get(far_name(name, session))
+        if record is None:
+            return
+        far = far_place(record)
+        yield far.place
+        session, left = far.after, left - 1
 
 
 def lock(write: Lock, view: View, limits: Limits) -> Done:
@@ -123,19 +239,74 @@ def lock(write: Lock, view: View, limits: Limits) -> Done:
     if queue.place_of(write.session) is not None:
         mine = queue.holds(write.session)
         return Done() if mine is None or mine.token < INDEX_MAX else _held_by(mine)
+    if queue.far is not None and view.get(far_name(write.name, write.session)) is not None:
+        return Done()
+    taken: tuple[str, ...] = ()
     if len(queue.holders) >= queue.limit:
-        queue = _without_dead(queue, view)
+        queue, taken = _filled(_without_dead(queue, view), write.name, view)
     if not queue.places:
         queue = Queue(write.limit)
     elif queue.limit != write.limit:
         raise _refusal(f"The lock '{write.name}' is in use with limit={queue.limit}", queue)
     if len(queue.places) >= queue.limit and write.wait_secs <= 0:
         raise held(write.name, queue, partial(view.age, name))
-    if len(queue.places) >= limits.places:
+    if queue.size >= limits.places:
         raise Overloaded(f"{limits.places} wait for the lock '{write.name}' already (_registry.max_places)")
     place = Place(write.session, view.index, int(view.now), write.data)
-    view.put(name, encode(Queue(queue.limit, (*queue.places, place)), view.index))
+    if queue.far is None and len(queue.places) < queue.limit + NEAR:
+        _put(replace(queue, places=(*queue.places, place)), write.name, view, taken)
+    else:
+        _append(queue, place, write.name, view, taken)
     return Done({"since": place.since} if len(queue.places) < queue.limit else {}, view.index)
+
+
+def _append(queue: Queue, place: Place, name: str, view: View, taken: tuple[str, ...]) -> None:
+    """Put a place behind all others, in a record of its own."""
+    far = queue.far or Far(0, place.session, "")
+    _put(replace(queue, far=Far(far.count + 1, far.first, place.session)), name, view, taken)
+    view.put(far_name(name, place.session), _encode_far(FarPlace(place, far.last, ""), view.index))
+    if far.last:
+        _link(name, far.last, view, after=place.session)
+
+
+def _link(name: str, session: str, view: View, *, before: str | None = None, after: str | None = None) -> None:
+    """Let a far place know which one is beside it now."""
+    record = view.get(far_name(name, session))
+    if record is not None:
+        far = far_place(record)
+        linked = FarPlace(far.place, far.before if before is None else before, far.after if after is None else after)
+        view.put(record.name, _encode_far(linked, view.index))
+
+
+def _put(queue: Queue, name: str, view: View, taken: tuple[str, ...] = ()) -> None:
+    """Put a lock's record, before those of far places; these were taken into it.
+
+    In this order whoever follows knows a place in the lock's record before its own record is gone.
+    """
+    if queue.size:
+        view.put(PREFIX + name, encode(queue, view.index))
+    else:
+        view.delete(PREFIX + name)
+    for session in taken:
+        view.delete(far_name(name, session))
+
+
+def _filled(queue: Queue, name: str, view: View) -> tuple[Queue, tuple[str, ...]]:
+    """Return the queue with the next far places in the lock's own record, if there is room; and whose these are."""
+    most, far = queue.limit + NEAR, queue.far
+    if far is None or len(queue.places) > most - PIECE:
+        return queue, ()
+    places, taken, session = list(queue.places), [], far.first
+    while session and len(places) < most:
+        record = view.get(far_name(name, session))
+        if record is None:  # seen on what memory has of a shared store: a look at that follows
+            break
+        found = far_place(record)
+        places.append(found.place)
+        taken.append(session)
+        session = found.after
+    left = Far(far.count - len(taken), session, far.last) if session else None
+    return Queue(queue.limit, tuple(places), left), tuple(taken)
 
 
 def _without_dead(queue: Queue, view: View) -> Queue:
@@ -162,17 +333,42 @@ def unlock(write: Unlock, view: View, _limits: Limits) -> Done:
     return Done(revision=view.index) if leave(view, PREFIX + write.name, write.session) else Done()
 
 
-def leave(view: View, name: str, session: str) -> bool:
-    """Take a session's place out of a lock's record; return whether there was one."""
-    queue = parse(view.get(name))
-    if queue.place_of(session) is None:
+def leave(view: View, stored_name: str, session: str) -> bool:
+    """Take a session's place out of a lock's queue; return whether there was one.
+
+    Args:
+        view: the state.
+        stored_name: of the lock's record, or of the place's.
+        session: whose place.
+    """
+    name = lock_of(stored_name)
+    queue = parse(view.get(PREFIX + name))
+    if queue.place_of(session) is not None:
+        left, taken = _filled(queue.without(session), name, view)
+        _put(left, name, view, taken)
+        return True
+    record = view.get(far_name(name, session)) if queue.far is not None or stored_name.startswith(FAR) else None
+    if record is None:
         return False
-    left = queue.without(session)
-    if left.places:
-        view.put(name, encode(left, view.index))
-    else:
-        view.delete(name)
+    if queue.far is not None:
+        _unlink(queue, queue.far, far_place(record), name, view)
+    view.delete(record.name)
     return True
+
+
+def _unlink(queue: Queue, far: Far, gone: FarPlace, name: str, view: View) -> None:
+    """Let the places beside a far one be beside each other."""
+    session = gone.place.session
+    before, after = gone.before if session != far.first else "", gone.after
+    if far.count > 1:
+        left = Far(far.count - 1, far.first if before else after, far.last if after else before)
+        _put(replace(queue, far=left), name, view)
+    else:
+        _put(replace(queue, far=None), name, view)
+    if before:
+        _link(name, before, view, after=after)
+        if after:
+            _link(name, after, view, before=before)
 
 
 def must_hold(view: View, name: str, token: int) -> None:
@@ -184,7 +380,7 @@ def must_hold(view: View, name: str, token: int) -> None:
     queue = parse(view.get(PREFIX + name))
     if not any(place.token == token for place in queue.holders):
         error = PreconditionFailed(f"The lock '{name}' is not held with token {token} any more; nothing was changed")
-        error.data = queue.shown()
+        error.data = queue.counted()
         raise error
 
 
@@ -208,6 +404,5 @@ def _called(place: Place) -> str:
 
 def _refusal(text: str, queue: Queue) -> AlreadyExists:
     error = AlreadyExists(text)
-    shown = queue.shown()
-    error.data = {**shown, "waiting": len(shown["waiting"])}
+    error.data = queue.counted()
     return error

@@ -50,7 +50,8 @@ class Places:
 
 
 Key = tuple[str, str]
-"""What is waited for: a kind (``lock``, ``holder``, ``prefix``, ``name``) and a name."""
+"""What is waited for: a kind (``lock``, ``holder``, ``prefix``, ``name``) and a name; for ``lock`` that of the lock, a
+slash and the session."""
 
 
 @dataclass(slots=True, eq=False)
@@ -98,6 +99,10 @@ class Parked:
     def at(self, key: Key) -> list[ParkedCall]:
         """Return the calls that wait for this, in the order in which they came."""
         return list(self._by_key.get(key, ()))
+
+    def first(self, key: Key) -> ParkedCall | None:
+        """Return the call that has waited longest for this; None if none does."""
+        return next(iter(self._by_key.get(key, ())), None)
 
     def watching(self, name: str) -> Iterator[ParkedCall]:
         """Yield the watches that a change of an entry concerns."""

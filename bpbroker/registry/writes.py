@@ -358,7 +358,7 @@ def ended_with(names: Iterable[str], revision: int) -> Iterator[Change]:
     """Yield what ended with a session: an entry is deleted, a place in a lock given up."""
     for name in names:
         is_lock = name.startswith(locks.PREFIX)
-        yield Change("Unlock" if is_lock else "Delete", name.removeprefix(locks.PREFIX), 200, revision)
+        yield Change("Unlock" if is_lock else "Delete", locks.lock_of(name) if is_lock else name, 200, revision)
 
 
 _OPERATIONS: Final[dict[type[Any], Rule]] = {

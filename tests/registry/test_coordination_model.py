@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -17,7 +18,7 @@ from bpbroker.registry.requests import Ack, Allocate, Close, Expire, Lock, Open,
 from bpbroker.registry.writes import Limits
 from tests.support.extent import examples
 
-SESSIONS = st.sampled_from(["s1", "s2", "s3"])
+SESSIONS = st.sampled_from(["s1", "s2", "s3", "s4", "s5"])
 NAMES = st.sampled_from(["a", "b", "c"])
 LOCKS = st.sampled_from(["l", "m"])
 
@@ -25,6 +26,7 @@ LOCKS = st.sampled_from(["l", "m"])
 class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
+        self.patch = pytest.MonkeyPatch()
         self.memory = Memory()
         self.revision = 2 * INDEX_MAX
         self.pending: list[tuple[PendingWrite, Any]] = []
@@ -34,10 +36,16 @@ class Machine(RuleBasedStateMachine):
         self.receivers: dict[str, str] = {}
         self.numbers: dict[str, int] = {}
 
-    @initialize()
-    def begin(self) -> None:
-        for session in ("s1", "s2", "s3"):
+    @initialize(near=st.sampled_from([1, 1, 2, 8]))
+    def begin(self, near: int) -> None:
+        """With a few places in the lock's own record the others have records of their own."""
+        self.patch.setattr(locks, "NEAR", near)
+        self.patch.setattr(locks, "PIECE", max(1, near // 2))
+        for session in ("s1", "s2", "s3", "s4", "s5"):
             self.write(Open(session, 10, "i"))
+
+    def teardown(self) -> None:
+        self.patch.undo()
 
     def write(self, message: Any) -> PendingWrite:
         write = PendingWrite(message, None)
@@ -104,7 +112,7 @@ class Machine(RuleBasedStateMachine):
             elif isinstance(message, (Ack, Delete)):
                 taken.pop(message.name, None)
         for name, seen in self.tokens.items():
-            places = locks.parse(self.memory.get(f"_lock/{name}")).places
+            places = self.queue(name)
             tokens = [place.token for place in places]
             assert tokens == sorted(set(tokens))
             for place in places:
@@ -112,9 +120,18 @@ class Machine(RuleBasedStateMachine):
                 known = self.places.get((name, place.session))
                 assert place.token == known or place.token > max(seen, default=0)
                 self.places[name, place.session] = place.token
-            there = {place.session for place in locks.parse(self.memory.get(f"_lock/{name}")).places}
+            there = {place.session for place in places}
             self.places = {key: token for key, token in self.places.items() if key[0] != name or key[1] in there}
             seen |= {token for key, token in self.places.items() if key[0] == name}
+
+    def queue(self, name: str) -> list[locks.Place]:
+        """Return the places in a lock's queue, those with records of their own too."""
+        queue = locks.parse(self.memory.get(f"_lock/{name}"))
+        far = list(locks.far_places(name, queue, self.memory.get))
+        assert len(far) == (queue.far.count if queue.far is not None else 0)
+        assert len(list(self.memory.names(f"{locks.FAR}{name}/"))) == len(far)
+        assert not far or len(queue.places) > queue.limit
+        return [*queue.places, *far]
 
     @invariant()
     def nothing_is_left_of_a_session_that_is_over(self) -> None:

@@ -299,14 +299,14 @@ def _session(found: Browsed, record: Record, may_see: Callable[[str], bool] | No
         **json.loads(record.json),
         "count": count,
         "entries": [name for name in names if not name.startswith("_")],
-        "locks": [name.removeprefix(locks.PREFIX) for name in queued if (session, name) not in found.waiting],
-        "waits": [name.removeprefix(locks.PREFIX) for name in queued if (session, name) in found.waiting],
+        "locks": [locks.lock_of(name) for name in queued if (session, name) not in found.waiting],
+        "waits": [locks.lock_of(name) for name in queued if (session, name) in found.waiting],
     }
 
 
 def _may_see(viewer: Viewer, name: str) -> bool:
     if name.startswith(locks.PREFIX):
-        return viewer.sees("Holder", name.removeprefix(locks.PREFIX))
+        return viewer.sees("Holder", locks.lock_of(name))
     return viewer.sees("Get", name)
 
 
