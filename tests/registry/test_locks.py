@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from bpbroker.errors import AlreadyExists, NotFound, PreconditionFailed
-from bpbroker.messages import INDEX_MAX, Condition, Replace
+from bpbroker.messages import Condition, Replace
+from bpbroker.record import INDEX_MAX
 from bpbroker.registry import locks
 from bpbroker.registry.memory import PendingWrite
 from bpbroker.registry.requests import Close, Lock, Open, Unlock
@@ -184,13 +185,13 @@ class Cost:
     def of(self, message: Any) -> tuple[int, int, int]:
         """Return how many records a change writes, their bytes, and the function calls until it is durable."""
         self.records = self.size_bytes = self.calls = 0
-        self._asked.memory.put = self._counted  # type: ignore[method-assign]
+        self._asked.memory.put = self._counted  # type: ignore[method-assign]  # looked at on its way
         sys.setprofile(self._called)
         try:
             self._asked(message)
         finally:
             sys.setprofile(None)
-            self._asked.memory.put = self._put  # type: ignore[method-assign]
+            self._asked.memory.put = self._put  # type: ignore[method-assign]  # as it was
         return self.records, self.size_bytes, self.calls
 
     def _counted(self, name: str, after: Any) -> None:
