@@ -22,7 +22,8 @@ from bpbroker.config.paths import Home
 from bpbroker.runtime.identity_files import IdentityFiles
 from bpbroker.storage import config_file, offline
 from tests.support import power_cut, power_driver
-from tests.support.coming_up import Found, come_up
+from tests.support.coming_up import Found, come_up, is_state, plain, records_of, secrets_in, state_of
+from tests.support.coordination import UNKNOWN, State, outcomes
 from tests.support.power_cut import Crash, Note, Recording
 
 pytestmark = [pytest.mark.system, pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")]
@@ -32,6 +33,38 @@ LONG: Final = os.environ.get("BPBROKER_LONG") == "1"
 
 
 # --- what was promised ---
+
+
+@dataclass
+class Node:
+    """What was said to a node that coordinates: what may be so, and the call that has no answer yet."""
+
+    states: list[State] = field(default_factory=lambda: [{}])
+    call: tuple[str, Mapping[str, Any]] | None = None
+    losing: str = ""
+    """The entry that is lost if the call happens."""
+    secrets: dict[str, str] = field(default_factory=dict)
+    """Name to what was written there for one receiver."""
+
+    def begin(self, note: Mapping[str, Any]) -> None:
+        self.call = note["call"], note["args"]
+        self.losing = note.get("lost", "")
+        if str(note["args"].get("value", "")).startswith(power_driver.SECRET):
+            self.secrets[note["args"]["name"]] = note["args"]["value"]
+
+    def end(self, answer: tuple[int, Any]) -> None:
+        assert self.call is not None
+        kind, args = self.call
+        self.states = [after for state in self.states for after in outcomes(state, kind, args, answer)]
+        assert self.states, (kind, args, answer)  # the broker was wrong before the power went
+        self.call = None
+
+    @property
+    def possible(self) -> list[State]:
+        """What may be found."""
+        if self.call is None:
+            return self.states
+        return [*self.states, *(after for state in self.states for after in outcomes(state, *self.call, UNKNOWN))]
 
 
 @dataclass
@@ -48,6 +81,15 @@ class Promises:
     package: str = ""
     keyed: set[str] = field(default_factory=set)
     fingerprint: str = ""
+    nodes: dict[str, Node] = field(default_factory=dict)
+    revision: int = 0
+    """The highest one that was told, tokens of locks included."""
+    destroyed: set[str] = field(default_factory=set)
+    """Secrets that were acknowledged."""
+    erased: set[str] = field(default_factory=set)
+    """Of these the ones that were overwritten."""
+    once: dict[str, str] = field(default_factory=dict)
+    """Name of what was done once to its output."""
     gone: frozenset[str] = frozenset()
     """Sections that a restore takes away."""
     restoring: str = ""
@@ -62,6 +104,14 @@ class Promises:
         elif "ok" in note:
             values = self.entries[str(name)]
             del values[: values.index(note["value"])]
+        if "call" in note:
+            self.nodes.setdefault(note["client"], Node()).begin(note)
+        elif "answer" in note:
+            self._answered(self.nodes[note["client"]], tuple(note["answer"]), note["revision"])
+        if "erased" in note:
+            self.erased |= self.destroyed
+        if "once" in note:
+            self.once[note["once"]] = note["output"]
         self.package = note.get("package", self.package)
         if "keyed" in note:
             self.keyed.add(note["keyed"])
@@ -80,6 +130,14 @@ class Promises:
             self.sections, self.gone = set(kept), frozenset(self.sections - kept)
         elif note.get("done") == "restore":
             self.before, self.restoring = None, ""
+
+    def _answered(self, node: Node, answer: tuple[int, Any], revision: int) -> None:
+        assert node.call is not None
+        kind, args = node.call
+        if kind == "Ack":
+            self.destroyed.add(node.secrets[args["name"]])
+        self.revision = max(self.revision, revision, answer[1] if kind == "Lock" and answer[0] == 200 else 0)
+        node.end(answer)
 
 
 def broken(found: Found, promises: Promises, later: Mapping[str, Any]) -> Iterator[str]:
@@ -104,15 +162,36 @@ def broken(found: Found, promises: Promises, later: Mapping[str, Any]) -> Iterat
         yield "the package is missing or half"
     if not promises.keyed <= found.answered:
         yield f"a call was answered, but not its repeat: {promises.keyed - found.answered}"
+    yield from broken_to_nodes(found, promises)
     if promises.backup and not (promises.backup in found.backups or len(found.backups) >= 2):
         yield f"the backup {promises.backup} is missing"
+
+
+def broken_to_nodes(found: Found, promises: Promises) -> Iterator[str]:
+    """Yield each promise to nodes that coordinate that does not hold."""
+    if found.problem:
+        return
+    for client, node in promises.nodes.items():
+        now = state_of(found.records, client)
+        if not any(is_state(now, each) for each in node.possible):
+            yield f"{client} finds {now}, which is none of {node.possible}"
+        if node.losing and (node.losing in found.records) is (f"_lost/{node.losing}" in found.records):
+            yield f"{client}: nothing tells of the entry that is lost"
+    if found.revision < promises.revision:
+        yield f"revision {promises.revision} was given out, and will be again after {found.revision}"
+    if promises.destroyed & found.secrets:
+        yield f"what was acknowledged is in a file: {promises.destroyed & found.secrets}"
+    for name, output in promises.once.items():
+        told = json.loads(found.records[name].json) if name in found.records else {}
+        if (told.get("state"), told.get("output")) != ("done", output):
+            yield f"{name} was done, and is {told} now"
 
 
 class Trial:
     """Starts on every state of a recording; the same state is started on once."""
 
     def __init__(self, recording: Recording, home: Path, earlier: Sequence[Note] = ()) -> None:
-        self._home = home
+        self.home = home
         self._earlier = earlier
         self._notes = recording.notes
         self._known: dict[bytes, Found] = {}
@@ -133,16 +212,19 @@ class Trial:
         for note in reversed(self._notes):
             if note.at >= crash.at:
                 later.update(note.value)
+        contents = (content for content in crash.tree.values() if content is not None)
+        if promises.erased and promises.erased & (left := secrets_in(contents)):
+            return [f"what was overwritten is in a file: {promises.erased & left}"]
         found = self.found(crash)
         self.warnings |= found.warnings
         if promises.restoring and found.problem:
             # Cut off in the middle: the same command again is what helps, and the start says so.
             if "was cut off; do it again" not in found.problem:
                 return [found.problem]
-            power_cut.put(crash.tree, self._home)
-            own = self._home / "etc" / "bpbroker.json"
-            offline.restore(own, Path(promises.restoring), identity=IdentityFiles(own, Home(self._home)))
-            found = come_up(self._home)
+            power_cut.put(crash.tree, self.home)
+            own = self.home / "etc" / "bpbroker.json"
+            offline.restore(own, Path(promises.restoring), identity=IdentityFiles(own, Home(self.home)))
+            found = come_up(self.home)
         reasons = list(broken(found, promises, later))
         # A restore that is under way: all of what was there before is as good, a mixture is not.
         return reasons if promises.before is None else reasons and list(broken(found, promises.before, later))
@@ -158,8 +240,8 @@ class Trial:
             digest.update(f"{name} {None if content is None else len(content)}\0".encode() + (content or b""))
         key = digest.digest()
         if key not in self._known:
-            power_cut.put(crash.tree, self._home)
-            self._known[key] = come_up(self._home)
+            power_cut.put(crash.tree, self.home)
+            self._known[key] = come_up(self.home)
         return self._known[key]
 
 
@@ -196,10 +278,31 @@ def test_killed_or_without_power_at_any_moment_nothing_promised_is_lost(scenario
     trial = Trial(recording, place / "home")
     try_all(trial, recording)
     assert trial.started > 3 * len(recording.syncs) ** 0.5
+    see_real_starts(trial, recording)
+
+
+def see_real_starts(trial: Trial, recording: Recording) -> None:
+    """See that a real broker finds on some states what a start in this process does."""
     for crash in some(recording, REAL):
         found = trial.found(crash)
         if not found.problem:
-            assert really_started(crash, place / "home") == found.entries
+            entries = really_started(crash, trial.home)
+            assert plain(entries) == found.entries
+            records = records_of(entries, found.revision)
+            for client in {note.value["client"] for note in recording.notes if "client" in note.value}:
+                assert state_of(records, client) == state_of(found.records, client)
+
+
+def test_what_nodes_were_told_holds_whenever_the_power_goes(place: Path) -> None:
+    """Sessions, locks and their tokens, numbers, what was taken and erased, batches, what was done once."""
+    config = place / "home" / "etc" / "bpbroker.json"
+    config.parent.mkdir(parents=True)
+    config.write_text(json.dumps(power_driver.SETTINGS))
+    recording = recorded("together", place)
+    trial = Trial(recording, place / "home")
+    try_all(trial, recording, (4, 10, 1, 1) if LONG else (1, 0, 1, 8))
+    assert trial.started > len(recording.syncs)
+    see_real_starts(trial, recording)
 
 
 def test_the_power_goes_again_while_a_start_recovers(place: Path) -> None:
@@ -217,20 +320,21 @@ def some(recording: Recording, count: int) -> list[Crash]:
     return random.Random(0).sample(crashes, count)  # noqa: S311 - not for secrets
 
 
-def try_all(trial: Trial, recording: Recording) -> None:
+def try_all(trial: Trial, recording: Recording, extent: tuple[int, int, int, int] = (NEAR, MORE, SEEDS, KILLS)) -> None:
     """Start on every state and see that every promise holds, and that nothing alarming is said."""
+    near, more, seeds, nth_kill = extent
     failures: dict[str, Crash] = {}
-    for seed in range(1, SEEDS + 1):
-        kills = islice(power_cut.kills(recording), seed % KILLS, None, KILLS)
-        for crash in chain(kills, power_cut.states(recording, seed, NEAR, MORE)):
+    for seed in range(1, seeds + 1):
+        kills = islice(power_cut.kills(recording), seed % nth_kill, None, nth_kill)
+        for crash in chain(kills, power_cut.states(recording, seed, near, more)):
             for reason in trial.broken(crash):
                 failures.setdefault(reason.partition("\n")[0], crash)
     assert not failures, _shown(failures)
     assert not {warning for warning in trial.warnings if "was cut off" not in warning}
 
 
-def really_started(crash: Crash, home: Path) -> Mapping[str, str]:
-    """Start and stop a real broker on a state; return the entries that it leaves."""
+def really_started(crash: Crash, home: Path) -> Mapping[str, bytes]:
+    """Start and stop a real broker on a state; return the entries and records that it leaves."""
     power_cut.put(crash.tree, home)
     broker = power_driver.BareBroker(home)
     try:
@@ -238,8 +342,7 @@ def really_started(crash: Crash, home: Path) -> Mapping[str, str]:
         assert broker.stop() == 0, broker.text
     finally:
         broker.kill()
-    entries = config_file.read(broker.config)[1]
-    return {name: json.loads(value)["v"] for name, value in entries.items()}
+    return config_file.read(broker.config)[1]
 
 
 def _shown(failures: Mapping[str, Crash]) -> str:

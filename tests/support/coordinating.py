@@ -37,7 +37,7 @@ def parameters_of(kind: str, args: Mapping[str, Any]) -> tuple[str, dict[str, An
     """Return the method of a call and its parameters as HTTP takes them."""
     if kind == "Batch":
         operations = [{"method": each, **parameters_of(each, own_args)[1]} for each, own_args in args["operations"]]
-        return "Batch", {"operations": operations}
+        return "Batch", {"operations": operations, **({"id": args["id"]} if "id" in args else {})}
     if kind == "Together":
         return "Batch", {"operations": [{"method": "Get", "name": name} for name in args["names"]]}
     sent = {key: value for key, value in args.items() if key not in ("value", "id")}
@@ -46,7 +46,7 @@ def parameters_of(kind: str, args: Mapping[str, Any]) -> tuple[str, dict[str, An
     if "value" in args:
         sent["data"] = {"v": args["value"]}
     if kind == "Open":
-        sent["ttl"] = 300
+        sent.setdefault("ttl", 300)
     return kind, sent
 
 

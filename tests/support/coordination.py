@@ -276,7 +276,8 @@ def _allocate(state: dict[str, Any], args: Mapping[str, Any], _: Answer) -> Foun
     owners = dict(state.get(key, ()))
     number = owners.get(args["owner"])
     if number is None:
-        number = next((n for n in range(args["from"], args["to"] + 1) if n not in owners.values()), None)
+        used = {*owners.values(), *state.get(f"rests/{args['pool']}", ())}
+        number = next((n for n in range(args["from"], args["to"] + 1) if n not in used), None)
         if number is None:
             yield (409, None), state
             return
@@ -286,8 +287,11 @@ def _allocate(state: dict[str, Any], args: Mapping[str, Any], _: Answer) -> Foun
 
 
 def _release(state: dict[str, Any], args: Mapping[str, Any], _: Answer) -> Found:
-    key = f"pool/{args['pool']}"
-    owners = tuple(item for item in state.get(key, ()) if item[0] != args["owner"])
+    key, resting = f"pool/{args['pool']}", f"rests/{args['pool']}"
+    had = state.get(key, ())
+    owners = tuple(item for item in had if item[0] != args["owner"])
+    if args.get("quarantine"):  # for longer than any test
+        state[resting] = tuple(sorted({*state.get(resting, ()), *(item[1] for item in had if item not in owners)}))
     if owners:
         state[key] = owners
     else:
@@ -329,14 +333,18 @@ def _ack(state: dict[str, Any], args: Mapping[str, Any], _: Answer) -> Found:
 
 
 def _batch(state: dict[str, Any], args: Mapping[str, Any], answer: Answer) -> Found:
-    """Carry out writes of several entries, all or none."""
+    """Carry out writes of several entries, all or none; those of one id once."""
+    done = f"batch/{args['id']}" if "id" in args else ""
+    if done in state:
+        yield (200, None), state
+        return
     after: State = dict(state)
     for kind, own in args["operations"]:
         ((expected, after),) = _RULES[kind](dict(after), own, answer)
         if expected[0] != 200:
             yield (expected[0], None), state
             return
-    yield (200, None), dict(after)
+    yield (200, None), {**after, done: True} if done else dict(after)
 
 
 def _together(state: dict[str, Any], args: Mapping[str, Any], _: Answer) -> Found:

@@ -10,6 +10,11 @@ Usage: ``python power_driver.py HOME SCENARIO``. Runs real brokers and commands 
   certificate's ``fingerprint``
 * ``{"keyed": KEY, "port": PORT}``, when a call with an idempotency key was answered
 * ``{"restoring": PATH, "entries": {NAME: VALUE, …}}``, before a backup takes the place of everything
+* ``{"client": C, "call": KIND, "args": …}``, before a call of :mod:`tests.support.coordination`; client C makes one
+  after the other, with names of its own: ``of/C/…``, and sessions ``C-…``
+* ``{"client": C, "answer": [STATUS, WHAT COUNTS], "revision": R, "port": PORT}``, when it was answered
+* ``{"once": NAME, "output": TEXT}``, when a host was told that this was done
+* ``{"erased": true}``, when this broker had overwritten what was acknowledged
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -26,9 +32,12 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.support.coordinating import meaning, parameters_of
 from tests.support.running import RunningBroker
 
 LONG: Final = os.environ.get("BPBROKER_LONG") == "1"
+SECRET: Final = "SECRET"
+"""What a value that nobody but its receiver may see begins with."""
 SETTINGS: dict[str, Any] = {
     "api": {"listen_ip": "127.0.0.1", "listen_port": 0},
     "services": {"_access_key": "key"},
@@ -92,6 +101,48 @@ class Driver:
         for thread in threads:
             thread.join()
 
+    def crowd_of(self, *works: Callable[[Node], None]) -> None:
+        """Let nodes work at once."""
+        nodes = [Node(self, f"c{number}") for number in range(len(works))]
+        failed: list[BaseException] = []
+
+        def work(node: Node, each: Callable[[Node], None]) -> None:
+            try:
+                each(node)
+            except BaseException as error:  # for the main thread
+                failed.append(error)
+                raise
+
+        threads = [threading.Thread(target=work, args=pair) for pair in zip(nodes, works, strict=True)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failed:
+            raise failed[0]
+
+    def once(self, name: str, output: str, script: str) -> None:
+        """Have something done once."""
+        made = self.broker.bpclient(
+            "-q", "--access-key", "key", "once", "--name", name, "--ttl", "60s", "--output", "--", "sh", "-c", script
+        )
+        if (made.returncode, made.stdout) != (0, output):
+            raise AssertionError(made)
+        self.note(once=name, output=output)
+
+    def await_erased(self, *secrets: str) -> None:
+        """Wait until this broker has overwritten what was taken."""
+        end = time.monotonic() + 60
+        while any(secret in self.text_of_all() for secret in secrets):
+            if time.monotonic() > end:
+                raise AssertionError("not erased")
+            time.sleep(0.02)
+        self.run("reload")  # behind it: by the same thread
+        self.note(erased=True)
+
+    def text_of_all(self) -> str:
+        return "".join(path.read_text("latin-1") for path in self.home.rglob("*") if path.is_file())
+
     # --- an operator ---
 
     def run(self, *words: str, stdin: str = "", **promised: Any) -> str:
@@ -149,6 +200,148 @@ class Driver:
         if shown.returncode != 0:
             raise AssertionError(shown)
         self.note(done="certificate", fingerprint=json.loads(shown.stdout)["fingerprint"])
+
+
+class Node:
+    """A client that coordinates: one call after the other, on one connection, with names of its own."""
+
+    def __init__(self, driver: Driver, client: str) -> None:
+        self._driver = driver
+        self._client = client
+        self._connection = driver.broker.connect()
+        self._connection.connect()
+
+    def secret(self, name: str) -> str:
+        """Return what is registered for one receiver."""
+        return f"{SECRET}-{self._client}-{name}-{'x' * 24}"
+
+    def name(self, name: str) -> str:
+        return f"of/{self._client}/{name}"
+
+    def session(self, name: str) -> str:
+        return f"{self._client}-{name}"
+
+    def ask(self, kind: str, expected: int = 200, **args: Any) -> Any:
+        """Call, see that the status is the expected one, and return what counts of the answer."""
+        self._driver.note(client=self._client, call=kind, args=args)
+        method, sent = parameters_of(kind, args)
+        self._connection.request(
+            "POST",
+            f"/services/{method}",
+            json.dumps({**sent, "access_key": "key"}),
+            {"Content-Type": "application/json"},
+        )
+        response = self._connection.getresponse()
+        document = json.loads(response.read())
+        if response.status != expected:
+            raise AssertionError((kind, args, response.status, document))
+        answer = meaning(kind, response.status, document)
+        port = self._connection.sock.getsockname()[1]
+        self._driver.note(client=self._client, answer=answer, revision=document.get("revision") or 0, port=port)
+        return answer[1]
+
+    def expired(self, session: str, name: str) -> None:
+        """Wait until the broker has ended a session, which is as if it were closed, and noted what its entry was."""
+        self._driver.note(client=self._client, call="Close", args={"session": session}, lost=name)
+        what = json.dumps({"name": name, "access_key": "key"})
+        while True:
+            self._connection.request("POST", "/services/Get", what, {"Content-Type": "application/json"})
+            response = self._connection.getresponse()
+            response.read()
+            if response.status == 404:
+                break
+            time.sleep(0.1)
+        port = self._connection.sock.getsockname()[1]
+        self._driver.note(client=self._client, answer=[200, None], revision=0, port=port)
+
+    def fenced(self, lock: str, token: int) -> None:
+        """Write what a lock protects."""
+        self.ask("Replace", name=self.name("a"), value=token, lock=f"{lock}:{token}")
+
+    def allocate(self, owner: str) -> int:
+        number: int = self.ask("Allocate", pool=self.name("pool"), owner=owner, **{"from": 1, "to": 9})
+        return number
+
+    def pair(self, value: int) -> None:
+        """Write two entries, and take a number, together."""
+        operations = [["Replace", {"name": self.name(each), "value": value}] for each in "xy"]
+        pool = {"pool": self.name("pool"), "owner": f"of{value}", "from": 1, "to": 9}
+        self.ask("Batch", id=f"{self._client}-{value}", operations=[*operations, ["Allocate", pool]])
+
+
+def begin(node: Node) -> None:
+    """Sessions, a lock, numbers, a secret that is taken, a batch."""
+    lock, secret = node.name("lock"), node.name("secret")
+    node.ask("Open", session=node.session("s1"))
+    node.ask("Open", session=node.session("s2"))
+    node.fenced(lock, node.ask("Lock", name=lock, session=node.session("s1")))
+    node.ask("Lock", 409, name=lock, session=node.session("s2"))
+    node.ask("Register", name=node.name("mine"), value=1, session=node.session("s1"))
+    node.ask("Register", name=secret, value=node.secret("early"))
+    for owner in ("o1", "o2", "o3"):
+        node.allocate(owner)
+    node.ask("Release", pool=node.name("pool"), owner="o2", quarantine=3600)
+    node.pair(1)
+    node.ask("Next", name=node.name("count"), owner="x")
+    node.ask("Next", name=node.name("count"))
+    node.ask("Take", name=secret, receiver="r1")
+
+
+def go_on(node: Node) -> None:
+    """What was begun is still so; the secret is destroyed, the session ends, the other one gets the lock."""
+    lock, secret = node.name("lock"), node.name("secret")
+    token = node.ask("Lock", name=lock, session=node.session("s1"))
+    node.pair(1)  # again: nothing happens
+    node.ask("Take", 409, name=secret, receiver="r2")
+    node.ask("Take", name=secret, receiver="r1")
+    node.ask("Ack", name=secret, receiver="r1")
+    node.ask("Register", name=secret, value=node.secret("late"))
+    node.ask("Take", name=secret, receiver="r2")
+    node.ask("Next", name=node.name("count"), owner="x")
+    node.ask("Close", session=node.session("s1"))
+    node.ask("Replace", 412, name=node.name("a"), value=0, lock=f"{lock}:{token}")
+    node.fenced(lock, node.ask("Lock", name=lock, session=node.session("s2")))
+    node.allocate("o2")  # its number rests
+    node.ask("Ack", name=secret, receiver="r2")
+    node.pair(2)
+    operations = [["Replace", {"name": node.name("x"), "value": 3}], ["Register", {"name": node.name("y"), "value": 3}]]
+    node.ask("Batch", 409, operations=operations)
+
+
+def end(node: Node) -> None:
+    """Locks and numbers once more."""
+    lock = node.name("lock")
+    node.ask("Unlock", name=lock, session=node.session("s2"))
+    node.fenced(lock, node.ask("Lock", name=lock, session=node.session("s2")))
+    node.ask("Release", pool=node.name("pool"), owner="o1")
+    node.allocate("o5")
+    node.ask("Next", name=node.name("count"))
+
+
+def expire(node: Node) -> None:
+    """A session ends by itself, and its entry with it."""
+    session, name = node.session("dying"), node.name("dying")
+    node.ask("Open", session=session, ttl=2)
+    node.ask("Register", name=name, value=1, session=session)
+    node.expired(session, name)
+
+
+def together(driver: Driver) -> None:
+    """Nodes coordinate: two at once, before and after a kill; what was taken is erased."""
+    broker, many = driver.broker, 4 if LONG else 2
+    broker.start()
+    driver.crowd_of(*[begin] * many)
+    driver.once("of/once", "made\n", "echo made")
+    broker.kill()
+    broker.start()
+    driver.crowd_of(*[go_on] * many)
+    driver.await_erased(*(f"{SECRET}-c{number}-" for number in range(many)))
+    if LONG:
+        driver.once("of/once", "made\n", "echo again")
+        assert broker.stop() == 0
+        broker.start()
+    driver.crowd_of(*[end] * many, *[expire] * LONG)
+    assert broker.stop() == 0
 
 
 def life(driver: Driver) -> None:
@@ -235,7 +428,9 @@ def commands(driver: Driver) -> None:
     assert broker.stop() == 0
 
 
-SCENARIOS: dict[str, Callable[[Driver], None]] = {each.__name__: each for each in (again, bare, cut, life, commands)}
+SCENARIOS: dict[str, Callable[[Driver], None]] = {
+    each.__name__: each for each in (again, bare, cut, life, commands, together)
+}
 
 
 if __name__ == "__main__":
