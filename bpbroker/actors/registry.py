@@ -61,7 +61,7 @@ from bpbroker.registry.requests import (
     Expired,
     Renew,
 )
-from bpbroker.registry.writes import WRITES, Limits, Write, alone, within_reply
+from bpbroker.registry.writes import WRITES, Limits, Write, within_reply
 
 _ATTEMPTS: Final = 8
 """How often a write is decided because the store turns out to hold something newer."""
@@ -327,8 +327,12 @@ class Registry(Actor):
             send(write.reply, decision)
         elif isinstance(what, Conflict):
             self._decide_again(write)
+        elif type(write.message) is Batch and not write.message.atomic:
+            results, sure = decision.results, decision.sure
+            results = tuple(each if n in sure else _refused(each, what) for n, each in enumerate(results))
+            send(write.reply, BatchDone(results))
         else:
-            send(write.reply, refusal(what, decided=not isinstance(decision, BaseException)))
+            send(write.reply, _refused(decision, what))
 
     def _list_after(self, write: PendingWrite, version: int, revisions: dict[str, int]) -> None:
         """Reply to a batch that was committed, with the entries that there were just then."""
@@ -386,25 +390,33 @@ class Registry(Actor):
     # --- batches ---
 
     def _batch(self, message: Batch) -> Any:
-        """Decide a batch as one write, or each of its operations by itself."""
-        reply = self.reply
-        if message.atomic or reply is None:
+        """Decide a batch as one write; operations that stand alone too, where nothing can stand in the way of some."""
+        if message.atomic:
             return self.write(message)
-        operations = message.operations
+        reply, operations = self.reply, message.operations
+        if not operations:
+            return BatchDone(())
         results: list[Any] = [None] * len(operations)
         left = len(results)
 
         def taken(number: int, result: Any) -> None:
             nonlocal left
-            results[number] = result.results[0] if type(result) is BatchDone else result
+            results[number] = result.results[0] if isinstance(result, BatchDone) else result
             left -= 1
             if not left:
-                settle(reply, BatchDone(within_reply(operations, results), self.memory.history.revision))
+                all_taken(results)
 
-        if not results:
-            return BatchDone(())
-        for number, operation in enumerate(operations):
-            self._decide(PendingWrite(alone(operation), partial(taken, number)))
+        def all_taken(results: Sequence[Any]) -> None:
+            send(reply, BatchDone(within_reply(operations, results), self.memory.history.revision))
+
+        def each_taken(result: BatchDone | BaseException) -> None:
+            all_taken(result.results if isinstance(result, BatchDone) else [result] * len(operations))
+
+        if self.backend.alone:
+            self._decide(PendingWrite(message, each_taken, places=len(operations)))
+        else:
+            for number, operation in enumerate(operations):
+                self._decide(PendingWrite(Batch("", (operation,)), partial(taken, number)))
         return DEFERRED
 
     # --- reads ---
@@ -503,3 +515,8 @@ class Registry(Actor):
         self._alarm = moment
         if moment < float("inf"):
             self.wake_at(moment)
+
+
+def _refused(decision: Any, what: Unavailable) -> Unavailable:
+    """Return what a failed commit means for a decision that rested on it."""
+    return refusal(what, decided=not isinstance(decision, BaseException))

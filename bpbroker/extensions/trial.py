@@ -191,15 +191,14 @@ class _Registry:
         memory.decide(write, time.time(), writes.Limits())
         if isinstance(write.decision, RequestError):
             raise write.decision
-        self._revision += 1
-        changes = {
-            name: after.at(self._revision) if after is not None else None
-            for name, after in memory.take_batch().staged.items()
-        }
+        batch, base = memory.take_batch(), self._revision + 1
+        self._revision += max(1, batch.places)
+        changes = {name: None if after is None else after.at(base) for name, after in batch.staged.items()}
         for name, changed in changes.items():
             memory.put(name, changed)
-        memory.announce(((name, changed, self._revision) for name, changed in changes.items()), self._revision)
-        return self._placed(message) if isinstance(message, Lock) else write.decision.at(self._revision)
+        told = ((name, changed, base + batch.indexes[name]) for name, changed in changes.items())
+        memory.announce(told, self._revision)
+        return self._placed(message) if isinstance(message, Lock) else write.decision.at(base)
 
     def _placed(self, message: Lock) -> Done:
         queue = self._queue(message.name)

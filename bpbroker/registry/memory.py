@@ -65,6 +65,8 @@ class PendingWrite:
     """Names of which memory holds the newest state now, because the store was asked for them together."""
     names: tuple[str, ...] = ()
     """What it read and changed."""
+    places: int = 1
+    """How many changes that follow each other it may make, each with a revision of its own."""
     lists: tuple[str, ...] = ()
     """Prefixes of which the store has to be asked for all entries, as of the write's commit."""
 
@@ -72,11 +74,15 @@ class PendingWrite:
 class Batch:
     """What one commit carries."""
 
-    __slots__ = ("_empty", "_links", "_ordered", "expects", "indexes", "listing", "looking", "staged", "writes")
+    __slots__ = (
+        "_empty", "_links", "_ordered", "expects", "indexes", "listing", "looking", "places", "staged", "writes",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.writes: list[PendingWrite] = []
         """In the order in which they were decided, refusals that rest on others among them."""
+        self.places = 0
+        """How many revisions the commit takes: one for each write, for several that stand alone one each."""
         self.staged: dict[str, Record | None] = {}
         """Name to the record as it will be, None for no record."""
         self._ordered: list[str] | None = None
@@ -139,7 +145,8 @@ class Batch:
             name: Change(name, after, expects.get(name, ANYTHING), indexes[name]) for name, after in self.staged.items()
         }
         if not self._links and not self._empty and not self.looking:
-            return [Group((change,)) for change in changes.values()]
+            # Where nothing is expected nothing stands in the way of a part: all of it happens, or nothing.
+            return [Group((change,)) for change in changes.values()] if expects else [Group(tuple(changes.values()))]
         looking = {self.group_of(name) for name in self.looking}
         found: dict[str, list[str]] = {}
         for name in {**self.staged, **self.expects}:
@@ -162,7 +169,7 @@ class _UnderWay(Exception):
 class _View:
     """Implements :class:`bpbroker.registry.writes.View`."""
 
-    __slots__ = ("_memory", "changes", "empty", "index", "lists", "looks", "now", "pools", "reads")
+    __slots__ = ("_memory", "changes", "empty", "index", "kept", "lists", "looks", "now", "pools", "reads")
 
     def __init__(self, memory: Memory, index: int, now: float) -> None:
         self._memory = memory
@@ -170,6 +177,8 @@ class _View:
         self.now = now
         self.changes: dict[str, Record | None] = {}
         self.reads: dict[str, None] = {}
+        self.kept: dict[str, None] = {}
+        """What was read before the last :meth:`keep`."""
         self.empty: list[str] = []
         self.lists: list[str] = []
         self.looks = ""
@@ -202,6 +211,16 @@ class _View:
     def delete(self, name: str) -> None:
         self.reads[name] = None
         self.changes[name] = None
+
+    def keep(self) -> bool:
+        batch, changes = self._memory.batch, self.changes
+        sure = not changes and not any(name in batch.staged for name in self.reads)
+        for name, after in changes.items():
+            batch.stage(name, after, self.index)
+        self.kept.update(self.reads)
+        self.changes, self.reads = {}, {}
+        self.index += 1
+        return sure
 
     def names(self, prefix: str, most: int | None = None) -> list[str]:
         memory, batch = self._memory, self._memory.batch
@@ -374,8 +393,8 @@ class Memory:
     def decide(self, write: PendingWrite, now: float, limits: Limits) -> Fate:
         """Decide a write on the staged state, and stage what it changes."""
         batch = self.batch
-        index = len(batch.writes)
-        if index >= INDEX_MAX - 1:
+        index = batch.places
+        if index + write.places >= INDEX_MAX:
             return Fate.LATER
         view = _View(self, index, now)
         try:
@@ -389,7 +408,7 @@ class Memory:
             view.looks = ""
         if view.lists and batch.listing:
             return Fate.LATER  # each would be shown what the other one does, and none of them could be the first
-        staged, names = batch.staged, tuple(view.reads)
+        staged, names = batch.staged, (*view.kept, *view.reads)
         write.names, write.lists = names, tuple(view.lists)
         if not view.changes and not view.looks and not any(name in staged for name in names):
             return Fate.NOW
@@ -401,8 +420,8 @@ class Memory:
             if len(names) > 1 or view.empty:
                 batch.link(names, view.empty)
             batch.look(view.looks, lists=bool(view.lists))
-        for name, after in view.changes.items():
-            batch.stage(name, after, index)
+        view.keep()
+        batch.places = view.index
         batch.writes.append(write)
         return Fate.STAGED
 

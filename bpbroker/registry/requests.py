@@ -243,6 +243,8 @@ class BatchDone:
     results: tuple[Any, ...]
     """For each operation its reply; in a batch that is not atomic a refusal, too."""
     revision: int = 0
+    sure: frozenset[int] = frozenset()
+    """Places of the results of such a batch that are so whatever becomes of its commit."""
 
     def with_lists(self, found: Mapping[str, tuple[Record, ...]]) -> BatchDone:
         """Return it with what there is for each prefix."""
@@ -251,8 +253,12 @@ class BatchDone:
 
     def at(self, revision: int) -> BatchDone:
         """Return it as it is when its commit is durable at a revision."""
-        results = tuple(found.at(revision) if hasattr(found, "at") else found for found in self.results)
-        return BatchDone(results, revision + self.revision)
+        sure = self.sure
+        results = [
+            found.at(revision) if number not in sure and hasattr(found, "at") else found
+            for number, found in enumerate(self.results)
+        ]
+        return BatchDone(tuple(results), revision + self.revision)
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,8 @@ class View(Protocol):
     index: int
     """The write's place in its commit."""
     pools: numbers.Pools
+    changes: dict[str, Record | None]
+    """What the write changes; without them it changes nothing."""
 
     def age(self, name: str, part: Hashable) -> Age:
         """Return for how long a part of one of the registry's own records has been there, whatever clocks say."""
@@ -90,6 +92,15 @@ class View(Protocol):
 
     def delete(self, name: str) -> None:
         """Remove a record."""
+
+    def keep(self) -> bool:
+        """Let what was changed since the last time happen, whatever becomes of the rest. What follows stands alone.
+
+        Only where the store has no other writers.
+
+        Returns:
+            Whether nothing was changed, and nothing was read that is not durable yet.
+        """
 
     def names(self, prefix: str, most: int | None = None) -> list[str]:
         """Return the names of all entries that begin with ``prefix``, sorted; at most so many."""
@@ -190,6 +201,27 @@ def _check_empty(write: CheckEmpty, view: View, _limits: Limits) -> Done:
 
 
 def _batch(write: Batch, view: View, limits: Limits) -> BatchDone:
+    return _together(write, view, limits) if write.atomic else _each(write, view, limits)
+
+
+def _each(write: Batch, view: View, limits: Limits) -> BatchDone:
+    """Carry out operations that stand alone: each is done or refused by itself, and meets those before it."""
+    results: list[Any] = []
+    sure = set()
+    for number, operation in enumerate(write.operations):
+        try:
+            found = decide(operation, view, limits, _ALONE)
+            _check_size(_size_of(found))
+        except RequestError as refused:
+            found = refused
+            view.changes.clear()
+        results.append(found)
+        if view.keep():
+            sure.add(number)
+    return BatchDone(tuple(results), sure=frozenset(sure))
+
+
+def _together(write: Batch, view: View, limits: Limits) -> BatchDone:
     key = f"_batch/{write.id}"
     done = view.get(key) if write.id else None
     if done is not None:
@@ -237,14 +269,6 @@ def _too_large() -> TooLarge:
         f"The entries that this batch writes and reads have more than {_ENTRIES_MAX_BYTES} bytes together;"
         " make several of it, or read with List"
     )
-
-
-def alone(operation: Any) -> Write:
-    """Return the write that carries out an operation of a batch in which each stands alone.
-
-    Most are writes. A read, a check and what returns an entry that it did not bring need a batch's other rules.
-    """
-    return operation if type(operation) in _PLAIN else Batch("", (operation,))
 
 
 def within_reply(operations: Sequence[Any], results: Sequence[Any]) -> tuple[Any, ...]:
@@ -370,11 +394,11 @@ _OPERATIONS: Final[dict[type[Any], Rule]] = {
 }
 """What a batch may hold."""
 
-_PLAIN: Final = frozenset({Register, Replace, Delete})
-"""What is the same in a batch as alone: what it returns is no larger than what it brought."""
-
 _READS: Final[dict[type[Any], Rule]] = {Get: _get, List: _list}
 """What a batch may read, once all its writes are carried out."""
+
+_ALONE: Final[dict[type[Any], Rule]] = {**_OPERATIONS, **_READS}
+"""What a batch may hold whose operations stand alone."""
 
 _ENTRIES_MAX_BYTES: Final = 8 * 1024 * 1024
 """Entries that one batch may write and read, all together: the registry's thread does nothing else meanwhile."""

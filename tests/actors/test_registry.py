@@ -43,7 +43,7 @@ from bpbroker.messages import (
     Update,
 )
 from bpbroker.record import Record
-from bpbroker.registry.requests import Watch
+from bpbroker.registry.requests import Batch, Watch
 from bpbroker.storage.embedded.store import EmbeddedStore
 
 if TYPE_CHECKING:
@@ -313,6 +313,35 @@ def test_a_refusal_changed_nothing_even_if_the_commit_before_it_is_uncertain(
         error = reply.exception(10)
         assert isinstance(error, StorageFailed)
         assert error.outcome_known is known
+
+
+def test_of_operations_that_stand_alone_each_hears_what_a_failed_commit_means_to_it(
+    registry: Asked, ledger: Ledger, held: Future[Any]
+) -> None:
+    operations = (register("a"), replace("held", x=1), register("b"), Get("c"))
+    ledger.failures = [StorageFull("full"), unknown()]
+    first, second = (registry.send(Batch("", operations, atomic=False)) for _ in range(2))
+    ledger.release()
+    assert isinstance(held.exception(10), StorageFull)
+    written = first.result(10).results
+    assert [type(each) for each in written] == [StorageFailed, StorageFailed, StorageFailed, NotFound]
+    assert [each.outcome_known for each in written[:3]] == [False] * 3
+    refused = second.result(10).results
+    assert [type(each) for each in refused] == [StorageFailed, StorageFailed, StorageFailed, NotFound]
+    assert [each.outcome_known for each in refused[:3]] == [True, False, True]
+    assert [record.name for record in registry(List())] == []
+
+
+def test_each_operation_that_stands_alone_has_a_revision_of_its_own(registry: Asked) -> None:
+    old = registry(register("old"))
+    operations = (Get("old"), register("a"), Delete("none"), register("old"), replace("b"), Delete("old"), List())
+    done = registry(Batch("", operations, atomic=False))
+    before, a, none, refused, b, deleted, listed = done.results
+    assert before == old
+    assert old.revision < a.revision < b.revision < deleted.revision <= done.revision
+    assert (none, type(refused)) == (Deleted(), AlreadyExists)
+    assert [each.json for each in listed] == [a.json, b.json]
+    assert registry(List()) == (a, b)
 
 
 def test_health_says_that_the_disk_is_full_until_it_is_not(registry: Asked, ledger: Ledger) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bpbroker.errors import AlreadyExists, Overloaded, PreconditionFailed
 from bpbroker.messages import Condition, Delete, Deleted, Get, List, Register, Replace, Update
@@ -16,6 +20,8 @@ from bpbroker.registry.requests import (
     Ack,
     Allocate,
     Batch,
+    BatchDone,
+    Check,
     CheckEmpty,
     Close,
     Lock,
@@ -209,3 +215,60 @@ def test_a_batch_that_is_refused_says_which_operation_it_was() -> None:
         refused = decide(memory, Batch("", operations))[1]
         assert (refused.status, refused.failed) == (404, number)
     assert not memory.batch.staged
+
+
+_NAMES = st.sampled_from(["a", "b", "_c"])
+_TAGS = st.sampled_from([Condition(), Condition(match=("*",)), Condition(none_match=("*",))])
+_DATA = st.sampled_from([{}, {"x": 1}, {"big": "x" * 900}])
+_ALONE = st.one_of(
+    st.builds(Register, _NAMES, _DATA, st.just("i"), _TAGS, st.sampled_from([None, "", "s", "none"])),
+    st.builds(Replace, _NAMES, _DATA, st.just("i"), _TAGS, st.sampled_from([None, "s"])),
+    st.builds(Update, _NAMES, _DATA, st.just("i"), _TAGS),
+    st.builds(Delete, _NAMES, _TAGS),
+    st.builds(Get, _NAMES),
+    st.builds(List, st.sampled_from(["", "a", "_"])),
+    st.builds(Check, _NAMES, _TAGS),
+    st.builds(CheckEmpty, _NAMES),
+    st.builds(Allocate, st.just("p"), st.sampled_from(["o", "q"]), st.just("i"), st.just(1), st.just(1)),
+    st.builds(Next, st.sampled_from(["a", "n"]), st.just("i")),
+    st.builds(Take, _NAMES, st.sampled_from(["r", "z"])),
+    st.builds(Ack, _NAMES, st.sampled_from(["r", "z"])),
+)
+
+
+def _at(found: Any, *, changed: bool) -> Any:
+    """Return what a write's reply is; of its revision only whether it is one of the commit."""
+    if isinstance(found, Exception):
+        return type(found), re.sub(r"tag \"\d+\"", "tag", str(found))  # of what is staged it is its place
+    if isinstance(found, tuple):
+        return [(record.name, record.json) for record in found]
+    found = found.at(20_000) if changed and hasattr(found, "at") else found
+    return dataclasses.replace(found, revision=min(found.revision, 20_000)) if hasattr(found, "revision") else found
+
+
+@given(st.lists(_ALONE, max_size=8))
+def test_operations_that_stand_alone_are_as_if_each_came_by_itself(operations: list[Any]) -> None:
+    alone, together = Memory(), Memory()
+    for memory in (alone, together):
+        decide(memory, Open("s", 10, "i"))
+        decide(memory, Replace("a", {"y": 1}, "i"))
+        commit(memory, 10_000)
+    expected, sure = [], set()
+    for number, operation in enumerate(operations):
+        fate, result = decide(alone, Batch("", (operation,)))
+        expected.append(result.results[0] if isinstance(result, BatchDone) else result)
+        if fate is Fate.NOW:
+            sure.add(number)
+    fate, done = decide(together, Batch("", tuple(operations), atomic=False))
+    assert done.sure == sure
+    assert fate is (Fate.NOW if len(sure) == len(operations) else Fate.STAGED)
+    for number, found in enumerate(done.at(20_000).results):
+        assert _at(found, changed=False) == _at(expected[number], changed=number not in sure)
+    assert _staged(together) == _staged(alone)
+
+
+def _staged(memory: Memory) -> dict[str, tuple[bytes | None, int]]:
+    """Return what is staged: name to JSON and to which of the changes it is."""
+    indexes = memory.batch.indexes
+    order = sorted(set(indexes.values()))
+    return {name: (r.json if r else None, order.index(indexes[name])) for name, r in memory.batch.staged.items()}
