@@ -45,7 +45,9 @@ def _delete(parameters: Parameters, fields: Mapping[str, str], _source: str, lim
 
 def _get(parameters: Parameters, fields: Mapping[str, str], source: str, limits: EntryLimits) -> Ask:
     name = parameters.name(limits.name_bytes)
-    wait, local = parameters.seconds("wait"), _is_local(parameters)
+    wait, local = 0.0, False
+    if len(parameters.values) > 1:  # most reads say the name and no more
+        wait, local = parameters.seconds("wait"), _is_local(parameters)
     header = fields.get("if-none-match")
     if header is None:
         message = messages.Get(name, wait, local=local, client=network_of(source))
@@ -168,9 +170,9 @@ BUILT_IN: Final[Mapping[str, Mapping[str, Action]]] = {
         "Replace": Action(_write(messages.Replace), _CHANGE, a_name),
         "Update": Action(_update, _CHANGE, a_name),
         "Delete": Action(_delete, ("POST", "DELETE"), a_name),
-        "Get": Action(_get, _READ, a_name),
-        "List": Action(_list, _READ, a_prefix),
+        "Get": Action(_get, _READ, a_name, keeps_source=False),
+        "List": Action(_list, _READ, a_prefix, keeps_source=False),
         **ACTIONS,
     },
-    "ping": {"Ping": Action(_ping, _READ, no_name)},
+    "ping": {"Ping": Action(_ping, _READ, no_name, keeps_source=False)},
 }

@@ -267,9 +267,8 @@ class Application:
             access_keys.check(key, action.touches(namespace, method, parameters))
         if request.method not in action.allow:
             raise MethodNotAllowed(f"{namespace}/{method} is called with {' or '.join(action.allow)}", action.allow)
-        call.name = next((parameters.values[name] for name in _ABOUT if name in parameters.values), None)
-        source = call.source
-        if "GET" not in action.allow and is_loopback(source):  # it writes: its address is noted for other hosts
+        call.name, source = _about(parameters.values), call.source
+        if action.keeps_source and is_loopback(source):
             source = for_loopback(source, derived.loopback_writer)
         outcome = action.decide(parameters, request.fields, source, derived.limits)
         if isinstance(outcome, Response):
@@ -643,6 +642,14 @@ def _own_names(names: Collection[str], settings: messages.Settings) -> frozenset
     """Return every name by which a browser may reach this broker, in lower case."""
     more = schema.option(settings, "api", "host_names")
     return frozenset(name.lower().removesuffix(".") for name in ("localhost", *names, *more))
+
+
+def _about(values: Mapping[str, Any]) -> Any:
+    """Return what a call with these parameters is about; None if nothing of it has a name."""
+    for name in _ABOUT:
+        if name in values:
+            return values[name]
+    return None
 
 
 def _in_header(fields: Mapping[str, str]) -> list[str]:

@@ -97,6 +97,8 @@ class Action:
     """HTTP methods that it is called with."""
     touches: Touches
     """Returns what a call with these parameters does, for the rights of a named key."""
+    keeps_source: bool = True
+    """Whether the caller's address is kept where other hosts see it."""
 
 
 def tags_of(field: str, header: str) -> tuple[str, ...]:

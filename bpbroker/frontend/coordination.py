@@ -98,7 +98,13 @@ def _open(parameters: Parameters, _fields: Mapping[str, str], source: str, _limi
 
 
 def _renew(parameters: Parameters, _fields: Mapping[str, str], _source: str, _limits: EntryLimits) -> Ask:
-    return Ask(Renew(_session(parameters)), _done)
+    return Ask(Renew(_session(parameters)), _renewed)
+
+
+def _renewed(done: Done) -> Response:
+    # Nothing is asked as often, and neither value needs an escape.
+    data = b'{"session": "%b", "ttl": %b}' % (done.data["session"].encode(), str(done.data["ttl"]).encode())
+    return response.success(data, revision=done.revision)
 
 
 def _close(parameters: Parameters, _fields: Mapping[str, str], _source: str, _limits: EntryLimits) -> Ask:
@@ -477,16 +483,16 @@ def _operations(namespace: str, _method: str, parameters: Parameters) -> Iterato
 
 ACTIONS: Final[Mapping[str, Action]] = {
     "Open": Action(_open, _POST, no_name),
-    "Renew": Action(_renew, _POST, no_name),
+    "Renew": Action(_renew, _POST, no_name, keeps_source=False),
     "Close": Action(_close, _POST, no_name),
     "Lock": Action(_lock, _POST, a_name),
     "Unlock": Action(_unlock, _POST, a_name),
-    "Holder": Action(_holder, _READ, a_name),
+    "Holder": Action(_holder, _READ, a_name, keeps_source=False),
     "Allocate": Action(_allocate, _POST, _a_pool),
     "Release": Action(_release, _POST, _a_pool),
     "Next": Action(_next, _POST, a_name),
     "Take": Action(_take, _POST, a_name),
     "Ack": Action(_ack, _POST, a_name),
     "Batch": Action(_batch, _POST, _operations),
-    "Watch": Action(_watch, _READ, _a_name_or_prefix),
+    "Watch": Action(_watch, _READ, _a_name_or_prefix, keeps_source=False),
 }
