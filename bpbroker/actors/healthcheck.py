@@ -1,30 +1,25 @@
-"""The healthcheck actor: owns what is known of every part's health, and puts fresh actors in the place of bad ones.
+"""The healthcheck actor: owns what is known of every part's health, and has dead or stuck actors replaced.
 
 It never waits. Pings are all on their way at once and a fresh actor is made in
-a thread of its own. Who asks for the health gets what new pings say, or what is
+a thread of its own. A request for the health gets what new pings say, or what is
 known when not all have been answered a moment later.
 
-Slow is not stuck. An actor that has not come to its ping yet but works through
-what came before is left alone, however long that takes; so is one whose worker
-makes steps. Only an actor that makes no progress is taken for stuck.
+:mod:`bpbroker.actors.supervisor` tells which actor is dead or stuck, and replaces it.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-import pykka
-
 from bpbroker.actors.base import DEFERRED, Actor, ActorAddress
 from bpbroker.actors.inbox import INBOX_MAX, Wake
-from bpbroker.actors.restart_pauses import RESTARTS_MAX, Restarts
+from bpbroker.actors.supervisor import STUCK_SECS, Restart, Restarted, Supervised, Supervisor, is_dead
 from bpbroker.config import schema
 from bpbroker.errors import BpbrokerError, Unavailable
 from bpbroker.messages import (
@@ -34,7 +29,6 @@ from bpbroker.messages import (
     Measure,
     Measured,
     PartHealth,
-    Ping,
     Pong,
     Settings,
     SettingsChanged,
@@ -44,11 +38,6 @@ from bpbroker.messages import (
 
 logger = logging.getLogger(__name__)
 
-LATE_SECS: Final = 1.0
-"""A ping unanswered for this long, and for a whole period, without any progress, is told in health."""
-STUCK_SECS: Final = 10.0
-"""After this long, and a whole period, the actor is replaced: replacing a slow one costs more than its slowness."""
-
 FRESH_SECS: Final = 0.25
 """How long a reply with the health waits for pings."""
 
@@ -56,7 +45,6 @@ _FOLDERS: Final = re.compile(r"""(?:(?<![^\s'"(=])/|\b[A-Za-z]:[\\/])(?:[^:;"'\n
 """An absolute path up to its last part."""
 
 Probe = Callable[[], Pong]
-Restart = Callable[[str], pykka.ActorRef[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +52,6 @@ class _Heard:
     """The actor to itself: a ping was answered."""
 
     name: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Restarted:
-    """A thread to the actor: how making a fresh actor went."""
-
-    name: str
-    ref: pykka.ActorRef[Any] | None
-    problem: str = ""
 
 
 @dataclass(slots=True)
@@ -87,26 +66,9 @@ class _Part:
     counts: Mapping[str, Any] = field(default_factory=dict)
     last_error: str = ""
     last_error_at: float = 0.0
-    ping: Future[Any] | None = None
-    pinged_at: float = 0.0
-    """Monotonic."""
-    progress: object = None
-    """See :attr:`ActorAddress.progress`, when it was looked at last."""
-    moved_at: float = 0.0
-    """Monotonic time at which it was found to have changed."""
+    actor: Supervised = field(default_factory=Supervised)
     silent: bool = False
     """Whether it is dead or does not answer: then the broker is not well, whatever the part does."""
-    restarts: Restarts = field(default_factory=Restarts)
-    restarting: bool = False
-    problem: str = ""
-    """Why the last try to start it again failed."""
-
-    def silent_secs(self, address: Address, now: float) -> float:
-        """Return for how long a ping has been unanswered and the actor has made no progress; 0 without a ping."""
-        progress = getattr(address, "progress", None)
-        if progress != self.progress:
-            self.progress, self.moved_at = progress, now
-        return 0.0 if self.ping is None else now - max(self.pinged_at, self.moved_at)
 
     def take(self, pong: Pong) -> None:
         """Note what the part says of itself."""
@@ -129,7 +91,7 @@ class _Part:
         figures = dict(self.figures)
         if self.last_error and "last_error" not in figures:
             figures.update(last_error=self.last_error, last_error_at=self.last_error_at)
-        return PartHealth(self.name, self.ok, self.since, self.detail, self.restarts.count, figures)
+        return PartHealth(self.name, self.ok, self.since, self.detail, self.actor.restarts.count, figures)
 
 
 def _without_folders(report: HealthReport) -> HealthReport:
@@ -153,10 +115,10 @@ class Healthcheck(Actor):
     Args:
         addresses: all parts by name; looked at anew in each round. Those that
             are no :class:`ActorAddress` are pinged but cannot be replaced.
-        restart: makes a fresh actor of that name, in a thread of its own; raises when it cannot.
+        restart: see :data:`bpbroker.actors.supervisor.Restart`; called in a thread of its own.
         settings: the settings in force.
         probes: parts without an address, by name; each says at once how it is. Looked at anew in each round.
-        stuck_secs: see :data:`STUCK_SECS`.
+        stuck_secs: see :data:`bpbroker.actors.supervisor.STUCK_SECS`.
         said: hears in one line what is not well each time that this changes; empty when all is well.
     """
 
@@ -174,7 +136,7 @@ class Healthcheck(Actor):
         self._trouble_said: str | None = None
         """None at first: the healthcheck before this one may have said something else."""
         self._addresses = addresses
-        self._restart = restart
+        self._supervisor = Supervisor(restart, self.tell_self)
         self._probes: Mapping[str, Probe] = probes if probes is not None else {}
         self._stuck_secs = stuck_secs
         self._parts: dict[str, _Part] = {}
@@ -189,7 +151,7 @@ class Healthcheck(Actor):
             SettingsChanged: self._settings_changed,
             Wake: lambda _: self._wake(),
             _Heard: self._heard,
-            _Restarted: self._replaced,
+            Restarted: self._replaced,
         }
 
     def started(self) -> None:
@@ -215,7 +177,12 @@ class Healthcheck(Actor):
             self._asked_until = now + FRESH_SECS
             for name, part in self._parts.items():
                 address = self._addresses.get(name)
-                if address is not None and part.ping is None and not part.restarting and not _is_dead(address):
+                if (
+                    address is not None
+                    and part.actor.ping is None
+                    and not part.actor.restarting
+                    and not is_dead(address)
+                ):
                     self._send_ping(part, address, now)
             self.wake_at(self._asked_until)
         self._asking.append((self.reply, message))
@@ -232,7 +199,7 @@ class Healthcheck(Actor):
     def _tell_if_known(self) -> None:
         """Reply to the requests for the health when all pings are answered, or after a moment."""
         late = time.monotonic() >= self._asked_until
-        if self._asking and (late or all(part.ping is None for part in self._parts.values())):
+        if self._asking and (late or all(part.actor.ping is None for part in self._parts.values())):
             report = self._report()
             public = _without_folders(report)
             for reply, message in self._asking:
@@ -250,7 +217,7 @@ class Healthcheck(Actor):
             found[name] = dict(part.counts)
             address = self._addresses.get(name)
             if isinstance(address, ActorAddress):
-                found[name].update(_seen_outside(address, now), silent_secs=part.silent_secs(address, now))
+                found[name].update(_seen_outside(address, now), silent_secs=part.actor.silent_secs(address, now))
         own = self._addresses.get("healthcheck")
         if isinstance(own, ActorAddress):
             found["healthcheck"] = {**_seen_outside(own, now), "silent_secs": 0.0}
@@ -260,7 +227,9 @@ class Healthcheck(Actor):
         now = time.monotonic()
         for part in self._parts.values():
             address = self._addresses.get(part.name)
-            trouble = "" if address is None or part.restarting else self._trouble(part, address, now)
+            trouble = (
+                "" if address is None or part.actor.restarting else part.actor.trouble(address, now, self._every_secs)
+            )
             if trouble:
                 part.silent = True
                 part.learn(ok=False, detail=trouble)
@@ -285,6 +254,7 @@ class Healthcheck(Actor):
         """Hear the answers to earlier pings, mend what is dead or stuck, ping again."""
         now = time.monotonic()
         self._next_round = now + self._every_secs
+        stuck_secs = max(self._stuck_secs, 0.9 * self._every_secs)
         self.wake_at(self._next_round)
         addresses = {name: address for name, address in self._addresses.items() if name != "healthcheck"}
         for name in [name for name in self._parts if name not in addresses and name not in self._probes]:
@@ -292,19 +262,19 @@ class Healthcheck(Actor):
         for name, address in addresses.items():
             part = self._parts.setdefault(name, _Part(name))
             self._hear(part)
-            if part.restarting:
+            if part.actor.restarting:
                 continue
-            trouble = self._trouble(part, address, now)
+            trouble = part.actor.trouble(address, now, self._every_secs)
             if trouble:
                 part.silent = True
                 part.learn(ok=False, detail=trouble)
             if (
                 trouble
                 and isinstance(address, ActorAddress)
-                and (not address.alive or self._is_stuck(part, address, now))
+                and (not address.alive or part.actor.is_stuck(address, now, stuck_secs))
             ):
                 self._replace(part, now)
-            elif part.ping is None:
+            elif part.actor.ping is None:
                 self._send_ping(part, address, now)
         self._probe()
         self._say_trouble()
@@ -317,10 +287,10 @@ class Healthcheck(Actor):
 
     def _hear(self, part: _Part) -> None:
         """Take the answer to a ping if it is there."""
-        ping = part.ping
+        ping = part.actor.ping
         if ping is None or not ping.done():
             return
-        part.ping = None
+        part.actor.ping = None
         part.silent = False
         try:
             answer = ping.result(0)
@@ -330,34 +300,14 @@ class Healthcheck(Actor):
         else:
             part.take(answer if isinstance(answer, Pong) else Pong())
 
-    def _trouble(self, part: _Part, address: Address, now: float) -> str:
-        """Say why an actor has to be replaced sooner or later; empty when it has not."""
-        silent_secs = part.silent_secs(address, now)
-        if _is_dead(address):
-            trouble = "it has died"
-        elif part.ping is not None and silent_secs >= max(LATE_SECS, 0.9 * self._every_secs):
-            trouble = "it does not answer"
-        else:
-            return ""
-        if part.problem:
-            trouble += f" and could not be started again: {part.problem}"
-        if part.restarts.pause_secs(now) > 0 and part.restarts.too_many:
-            trouble += f"; it was replaced {RESTARTS_MAX} times and rests for a while"
-        return trouble
-
-    def _is_stuck(self, part: _Part, address: Address, now: float) -> bool:
-        return part.ping is not None and part.silent_secs(address, now) >= max(self._stuck_secs, 0.9 * self._every_secs)
-
     def _send_ping(self, part: _Part, address: Address, now: float) -> None:
         try:
-            # It is to be answered however late: an actor that is only slow becomes well again by it.
-            part.ping = address.ask(Ping(), 3600.0)
+            ping = part.actor.send_ping(address, now)
         except BpbrokerError as error:
             part.learn(ok=False, detail=str(error))
         else:
-            part.pinged_at = now
             heard = _Heard(part.name)
-            part.ping.add_done_callback(lambda _: self.tell_self(heard))
+            ping.add_done_callback(lambda _: self.tell_self(heard))
 
     def _probe(self) -> None:
         for name, probe in list(self._probes.items()):
@@ -367,45 +317,19 @@ class Healthcheck(Actor):
                 pong = Pong(ok=False, detail=f"it cannot be looked at: {type(error).__name__}")
             self._parts.setdefault(name, _Part(name)).take(pong)
 
-    # --- replacing ---
-
     def _replace(self, part: _Part, now: float) -> None:
-        """Have a fresh actor made, unless that was done too often lately."""
-        pause = part.restarts.pause_secs(now)
+        pause = self._supervisor.replace(part.name, part.actor, part.detail, now)
         if pause > 0:
             self.wake_at(now + pause)
-            return
-        part.restarts.note(now)
-        part.restarting = True
-        logger.warning("The %s is being replaced: %s", part.name, part.detail)
-        threading.Thread(target=self._make, args=(part.name,), name=f"restart {part.name}", daemon=True).start()
 
-    def _make(self, name: str) -> None:
-        """Make a fresh actor; runs in a thread of its own, for the registry has to read its journal first."""
-        try:
-            ref = self._restart(name)
-        except Exception as error:
-            logger.exception("The %s could not be started again", name)
-            said = str(error) if isinstance(error, BpbrokerError) else type(error).__name__
-            self.tell_self(_Restarted(name, None, said))
-        else:
-            self.tell_self(_Restarted(name, ref))
-
-    def _replaced(self, message: _Restarted) -> None:
+    def _replaced(self, message: Restarted) -> None:
         part = self._parts.get(message.name)
         address = self._addresses.get(message.name)
         if part is None or not isinstance(address, ActorAddress):
             if message.ref is not None:
                 message.ref.stop(block=False)
-            return
-        part.restarting = False
-        part.ping = None
-        part.problem = message.problem
-        if message.ref is None:
-            return
-        address.replace(message.ref)
-        logger.warning("The %s was replaced", part.name)
-        self._send_ping(part, address, time.monotonic())
+        elif self._supervisor.put(address, part.actor, message):
+            self._send_ping(part, address, time.monotonic())
 
 
 def _seen_outside(address: ActorAddress, now: float) -> dict[str, Any]:
@@ -420,7 +344,3 @@ def _seen_outside(address: ActorAddress, now: float) -> dict[str, Any]:
 
 def _is_apart(name: str) -> bool:
     return name in ("log", "certificate") or name.startswith("extension ")
-
-
-def _is_dead(address: Address) -> bool:
-    return isinstance(address, ActorAddress) and not address.alive

@@ -1,4 +1,4 @@
-"""The guard looks after the healthcheck only; the healthcheck replaces all other actors.
+"""The guard supervises the healthcheck only; the healthcheck supervises all other actors.
 
 It pings the healthcheck and puts a new one in its place when it is dead or
 stuck. The main thread calls it between two events.
@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any, Final
 
 import pykka
 
 from bpbroker.actors.base import ActorAddress
-from bpbroker.actors.restart_pauses import Restarts
+from bpbroker.actors.supervisor import Supervised
 from bpbroker.errors import BpbrokerError
-from bpbroker.messages import Ping
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +37,8 @@ class HealthcheckGuard:
         self._address = address
         self._restart = restart
         self._stuck_secs = stuck_secs
-        self._ping: Future[Any] | None = None
-        self._pinged_at = 0.0
-        self._progress: object = None
+        self._actor = Supervised()
         self._next = 0.0
-        self._restarts = Restarts()
 
     def look(self, now: float, every_secs: float) -> float:
         """Look how it is if that was not done in the last ``every_secs``; return the seconds until the next time.
@@ -56,30 +51,24 @@ class HealthcheckGuard:
         return self._next - now
 
     def _look(self, now: float) -> None:
-        if self._ping is not None and self._ping.done():
-            self._ping = None
-        progress = self._address.progress
-        if progress != self._progress:
-            self._progress, self._pinged_at = progress, now
+        actor = self._actor
+        if actor.ping is not None and actor.ping.done():
+            actor.ping = None
+        stuck = actor.is_stuck(self._address, now, self._stuck_secs)
         if not self._address.alive:
             self._replace(now, "it has died")
-        elif self._ping is None:
-            self._send_ping(now)
-        elif now - self._pinged_at >= self._stuck_secs:
+        elif actor.ping is None:
+            try:
+                actor.send_ping(self._address, now)
+            except BpbrokerError:
+                pass  # it died a moment ago, or its inbox is full: the next look tells
+        elif stuck:
             self._replace(now, "it does not answer")
 
-    def _send_ping(self, now: float) -> None:
-        try:
-            self._ping = self._address.ask(Ping(), 3600.0)
-        except BpbrokerError:
-            pass  # it died a moment ago, or its inbox is full: the next look tells
-        else:
-            self._pinged_at = now
-
     def _replace(self, now: float, why: str) -> None:
-        if self._restarts.pause_secs(now) > 0:
+        if self._actor.restarts.pause_secs(now) > 0:
             return
-        self._restarts.note(now)
+        self._actor.restarts.note(now)
         logger.warning("The %s is being replaced: %s", self._address.name, why)
         try:
             ref = self._restart()
@@ -87,5 +76,5 @@ class HealthcheckGuard:
             logger.exception("The %s could not be started again", self._address.name)
             return
         self._address.replace(ref)
-        self._ping = None
+        self._actor.ping = None
         logger.warning("The %s was replaced", self._address.name)
