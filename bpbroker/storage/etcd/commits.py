@@ -28,9 +28,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from bpbroker.errors import BpbrokerError, StorageFull, Unavailable
-from bpbroker.registry.changes import ANYTHING, Change, Committed, Conflict, Group, Outcome, Seen
+from bpbroker.registry.changes import ANYTHING, Committed, Conflict, Group, Outcome, Seen
 from bpbroker.registry.stored import joined
 from bpbroker.registry.taking import PREFIX as TAKEN
+from bpbroker.storage.etcd.decoded import Decoded
 from bpbroker.storage.etcd.gateway import Gateway
 from bpbroker.storage.etcd.keys import Keys, as_seen, revision_of
 from bpbroker.storage.etcd.responses import decode, encode
@@ -74,8 +75,9 @@ class Fitted(Group):
 class Commits:
     """Makes commits, each of them once, whatever happens on the way to the cluster."""
 
-    def __init__(self, keys: Keys, gateway: Gateway, timeout_secs: float) -> None:
+    def __init__(self, keys: Keys, decoded: Decoded, gateway: Gateway, timeout_secs: float) -> None:
         self._keys = keys
+        self._decoded = decoded
         self._gateway = gateway
         self._timeout_secs = timeout_secs
         self._key = keys.commit(secrets.token_hex(16))
@@ -124,7 +126,7 @@ class Commits:
         sent = False
         while (remaining := deadline - time.monotonic()) > 0:
             try:
-                body = self._together(parts, mark, moment) if flat else self._one_by_one(parts, mark, moment)
+                body = self._together(parts, mark, moment) if flat else self._one_by_one(groups, parts, mark, moment)
                 answer = self._gateway.call("/kv/txn", body, remaining, before=moment, sent=sent)
             except StorageFull:
                 # The very transaction that fills etcd up is carried out, and refused all the same.
@@ -184,10 +186,15 @@ class Commits:
             success += part["success"]
         return {"compare": compare, "success": success}
 
-    def _one_by_one(self, parts: Sequence[Mapping[str, Any]], mark: str, moment: Moment) -> dict[str, Any]:
+    def _one_by_one(
+        self, groups: Sequence[Group], parts: Sequence[Mapping[str, Any]], mark: str, moment: Moment
+    ) -> dict[str, Any]:
         """Return the transaction in which each group happens or tells what stood in its way."""
         compare, success = self._ours(mark, moment)
-        success += ({"request_txn": part} for part in parts)
+        success += (
+            {"request_txn": {**part, "failure": self._in_the_way(group)}}
+            for group, part in zip(groups, parts, strict=True)
+        )
         failure = [{"request_range": {"key": self._key}}, {"request_range": {"key": self._keys.registry}}]
         return {"compare": compare, "success": success, "failure": failure}
 
@@ -201,14 +208,21 @@ class Commits:
         return compare, [{"request_put": {"key": key, "value": encode(mark.encode())}}]
 
     def _nested(self, group: Group, moment: Moment) -> dict[str, Any]:
+        """Return what a group compares, and its changes."""
         keys = self._keys
-        compare: list[dict[str, Any]] = [
-            {
-                "key": keys.entry(name), "target": "MOD", "result": "EQUAL",
-                "mod_revision": str(moment.revision_of(expected)),
-            }
-            for name, expected in _expected(group)
-        ]  # fmt: skip
+        compare: list[dict[str, Any]] = []
+        success: list[dict[str, Any]] = []
+        for change in group.changes:
+            key, expected, after = keys.entry(change.name), change.expects, change.after
+            if expected is not ANYTHING:
+                compare.append(_is_at(key, moment.revision_of(expected)))
+            if after is None:
+                success.append({"request_delete_range": {"key": key}})
+            else:
+                value = encode(joined(after))
+                self._decoded.written(key, value, after)
+                success.append({"request_put": {"key": key, "value": value}})
+        compare += (_is_at(keys.entry(name), moment.revision_of(expected)) for name, expected in group.compared)
         for prefix in group.empty:  # no key in the range was ever made: it has none
             for begin, end in keys.clients(prefix):
                 compare.append(
@@ -217,24 +231,18 @@ class Commits:
         if isinstance(group, Fitted):  # holds also if there is nothing in the range
             newer = {"target": "MOD", "result": "LESS", "mod_revision": str(group.as_of + 1)}
             compare.append({**group.range(keys), **newer})
-        return {
-            "compare": compare,
-            "success": [self._operation(change) for change in group.changes],
-            "failure": [
-                *({"request_range": {"key": keys.entry(name)}} for name in group.names),
-                *({"request_range": each} for prefix in group.empty for each in self._some_in(prefix)),
-            ],
-        }
+        return {"compare": compare, "success": success}
+
+    def _in_the_way(self, group: Group) -> list[dict[str, Any]]:
+        """Return the ranges that show why a group did not happen."""
+        return [
+            *({"request_range": {"key": self._keys.entry(name)}} for name in group.names),
+            *({"request_range": each} for prefix in group.empty for each in self._some_in(prefix)),
+        ]
 
     def _some_in(self, prefix: str) -> list[dict[str, Any]]:
         """Return the ranges that show a few of the entries with a prefix, enough for who wants none."""
         return [{"key": begin, "range_end": end, "limit": _SHOWN} for begin, end in self._keys.clients(prefix)]
-
-    def _operation(self, change: Change) -> dict[str, Any]:
-        key = self._keys.entry(change.name)
-        if change.after is None:
-            return {"request_delete_range": {"key": key}}
-        return {"request_put": {"key": key, "value": encode(joined(change.after))}}
 
     def _outcome(self, group: Group, part: Mapping[str, Any], revision: int, moment: Moment) -> Outcome:
         if part.get("succeeded"):
@@ -312,6 +320,11 @@ def _expected(group: Group) -> Iterator[tuple[str, int]]:
         if change.expects is not ANYTHING:
             yield change.name, change.expects
     yield from group.compared
+
+
+def _is_at(key: str, revision: int) -> dict[str, Any]:
+    """Return the comparison that a key was last changed at a revision; 0: it is not there."""
+    return {"key": key, "target": "MOD", "result": "EQUAL", "mod_revision": str(revision)}
 
 
 def _committed(revision: int, moment: Moment) -> Committed:

@@ -24,6 +24,7 @@ from bpbroker.registry.changes import READ_MAX, Broken, Changes, Committed, Conf
 from bpbroker.registry.stored import joined, unrevised
 from bpbroker.storage.etcd import registry_id
 from bpbroker.storage.etcd.commits import Commits, clear_left_over, fitting, packed, refusal
+from bpbroker.storage.etcd.decoded import Decoded
 from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway
 from bpbroker.storage.etcd.keys import Keys, as_seen, revision_of
 from bpbroker.storage.etcd.last_seen import LastSeenFile
@@ -58,11 +59,12 @@ class EtcdStore:
     def __init__(self, options: EtcdOptions, remembered: Path | None = None) -> None:
         self._last_seen = LastSeenFile(remembered)
         self._keys = Keys(options.prefix)
+        self._decoded = Decoded(self._keys)
         self._timeline = Timeline(self._follow_anew)
         self._writer, self._reader, self._scanner, self._leaser, self._watcher = (
             Gateway(options, self._timeline) for _ in range(5)
         )
-        self._commits = Commits(self._keys, self._writer, options.timeout_secs)
+        self._commits = Commits(self._keys, self._decoded, self._writer, options.timeout_secs)
         self._closing = threading.Event()
         self._again = threading.Event()
 
@@ -118,17 +120,18 @@ class EtcdStore:
         """See :meth:`bpbroker.storage.base.SharedStore.read`."""
         try:
             moment = self._known(self._reader)
-            found, as_of = self._read(self._reader, names[:READ_MAX], moment)
+            keys = [self._keys.entry(name) for name in names[:READ_MAX]]
+            found, as_of = self._read(self._reader, keys, moment)
         except ConfigurationError as error:
             raise _as_unavailable(error) from None
         self._note([kv for kv in found if kv is not None], moment)
-        return [as_seen(name, kv, as_of, moment) for name, kv in zip(names, found, strict=True)]
+        return [self._decoded.seen(key, kv, as_of, moment) for key, kv in zip(keys, found, strict=True)]
 
     def _read(
-        self, gateway: Gateway, names: Sequence[str], moment: Moment
+        self, gateway: Gateway, keys: Sequence[str], moment: Moment
     ) -> tuple[list[Mapping[str, Any] | None], int]:
-        """Return what etcd has for each name, None for nothing, and its revision."""
-        ranges = [{"key": self._keys.entry(name)} for name in names]
+        """Return what etcd has under each key, None for nothing, and its revision."""
+        ranges = [{"key": key} for key in keys]
         if len(ranges) == 1:  # without a transaction it takes less time, there and here
             answer = gateway.call("/kv/range", ranges[0], before=moment)
             found = [answer.get("kvs", ())]
@@ -245,8 +248,8 @@ class EtcdStore:
     def renew_sessions(self, session_ids: Sequence[str]) -> Sequence[int | None]:
         """See :meth:`bpbroker.storage.base.SharedStore.renew_sessions`."""
         try:
-            names = [SESSION + each for each in session_ids[:READ_MAX]]
-            found, _ = self._read(self._leaser, names, self._known(self._leaser))
+            keys = [self._keys.entry(SESSION + each) for each in session_ids[:READ_MAX]]
+            found, _ = self._read(self._leaser, keys, self._known(self._leaser))
             leases = ["" if kv is None else str(kv.get("lease", "")) for kv in found]
             known = [lease for lease in leases if lease]
             ttls = dict(zip(known, self._keep_alive(known), strict=True)) if known else {}
@@ -332,23 +335,30 @@ class EtcdStore:
                 if result.get("fragment"):  # more of the same revision may follow
                     continue
                 for revision, some in groupby(events, key=lambda event: int(event["kv"]["mod_revision"])):
-                    seen = tuple(self._events(some, moment))
+                    seen = self._events(some, moment)
                     after = moment.version(revision)
                     if seen:
-                        yield Changes(seen, moment.registry.reached(revision)), after
+                        yield Changes(tuple(seen), moment.registry.reached(revision)), after
                 events = []
 
-    def _events(self, events: Iterable[Mapping[str, Any]], moment: Moment) -> Iterator[Seen]:
+    def _events(self, events: Iterable[Mapping[str, Any]], moment: Moment) -> list[Seen]:
+        """Return what one revision has changed."""
+        found: list[Seen] = []
+        newest: tuple[str, int, str | None] | None = None
         for event in events:
             kv = event["kv"]
             key, revision = kv["key"], int(kv["mod_revision"])
             present = None if event.get("type") == "DELETE" else kv
             value = None if present is None else kv.get("value", "")
-            if key == self._keys.registry and value != moment.registry.value:
-                self._timeline.begin(moment, REPLACED)
-            if self._keys.is_entry(key):
-                self._timeline.note(key, revision, value, moment)
-                yield as_seen(self._keys.name(key), present, revision, moment)
+            if key == self._keys.registry:
+                if value != moment.registry.value:
+                    self._timeline.begin(moment, REPLACED)
+            elif self._keys.is_entry(key):
+                newest = key, revision, value
+                found.append(self._decoded.seen(key, present, revision, moment))
+        if newest is not None:
+            self._timeline.note(*newest, moment)
+        return found
 
     # --- what is there ---
 
