@@ -50,7 +50,7 @@ from bpbroker.messages import (
 from bpbroker.record import Record
 from bpbroker.registry import locks, named_keys
 from bpbroker.registry.browsing import Browse, Happened, Recent, browse
-from bpbroker.registry.changes import Committed, Conflict, Group, Outcome
+from bpbroker.registry.changes import READ_MAX, Committed, Conflict, Group, Outcome
 from bpbroker.registry.discovery_secret import DiscoverySecret
 from bpbroker.registry.filters import sort
 from bpbroker.registry.memory import Fate, KeyView, Memory, PendingWrite
@@ -61,13 +61,14 @@ from bpbroker.registry.requests import (
     Expired,
     Renew,
 )
+from bpbroker.registry.room import NAMES_OF_ONE_END, Room
 from bpbroker.registry.writes import WRITES, Limits, Write, within_reply
 
 _ATTEMPTS: Final = 8
 """How often a write is decided because the store turns out to hold something newer."""
 
-_ENDED_AT_ONCE: Final = 50
-"""Names that one commit of a shared store takes away when a session ends; each may be two operations of it."""
+_ENDED_AT_ONCE: Final = READ_MAX // NAMES_OF_ONE_END
+"""Names that one commit of a shared store takes away when a session ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,8 @@ class Registry(Actor):
         """What the commit under way carries."""
         self._postponed: list[PendingWrite] = []
         """Writes to names whose commit is under way."""
+        self._room = Room(self._ending_at_once) if backend.leases else None
+        """Where the store takes no group of any size: how much may yet go into the next commit."""
         self._problem: Unavailable | None = None
         """Why writes cannot be stored, as far as the last one showed."""
         self._commits = Durations(STORAGE_SECS)
@@ -232,9 +235,15 @@ class Registry(Actor):
         if backend.away:
             send(write.reply, Unavailable(f"Nothing was changed: {backend.away}"))
             return
-        first = not memory.batch.writes
+        batch, room = memory.batch, self._room
+        first = not batch.writes
+        if room is not None and not room.for_another(write.message, batch):
+            self._postponed.append(write)
+            return
         fate = memory.decide(write, time.time(), self.limits)
         if fate is Fate.STAGED:
+            if room is not None:
+                room.take(write.names)
             if first:
                 self.tell_self(Flush())
         elif fate is Fate.LATER:
@@ -246,6 +255,9 @@ class Registry(Actor):
             # All together: what was seen before of some of them may not go with the others.
             names = tuple({*write.looked, *write.names})
             backend.read(names, partial(self._decide_surely, write, names))
+
+    def _ending_at_once(self, session: str) -> int:
+        return min(len(self.memory.belongings.get(session, ())), _ENDED_AT_ONCE)
 
     def _decide_surely(self, write: PendingWrite, names: Sequence[str], failure: Unavailable | None) -> None:
         """Decide a write again after a look at the store. It may turn out to rest on other names now."""
@@ -376,7 +388,10 @@ class Registry(Actor):
             for write in (*self.memory.take_batch().writes, *postponed):
                 send(write.reply, refusal(Unavailable(f"Nothing was changed: {trouble}"), decided=True))
             return
-        for write in postponed:
+        for number, write in enumerate(postponed):
+            if self._room is not None and not self._room.for_another(write.message, self.memory.batch):
+                self._postponed += postponed[number:]  # without a look at each: they may be very many
+                break
             self._decide(write)
         if self.memory.batch.writes:
             self.tell_self(Flush())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +14,11 @@ from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.actors.registry_shared import SharedBackend
 from bpbroker.config import layers
 from bpbroker.errors import AlreadyExists, PreconditionFailed
-from bpbroker.messages import Condition, Ping, Replace
+from bpbroker.messages import ALWAYS, Condition, Ping, Replace
 from bpbroker.registry import locks
+from bpbroker.registry.changes import Group
 from bpbroker.registry.requests import Close, Holder, Lock, Open, Unlock
+from bpbroker.storage.etcd import commits
 from tests.actors.test_shared_registry import until
 
 if TYPE_CHECKING:
@@ -150,12 +154,96 @@ def test_two_brokers_have_one_queue_also_if_they_do_not_hear_of_each_other(
     assert tokens == sorted(set(tokens))
 
 
-def places(ledger: SharedLedger) -> list[locks.Place]:
+def places(ledger: SharedLedger, name: str = "db") -> list[locks.Place]:
     """Return the places in a store, in their order."""
     with ledger.lock:
-        queue = locks.parse(ledger._seen("_lock/db").record)
-        return [*queue.places, *locks.far_places("db", queue, lambda name: ledger._seen(name).record)]
+        queue = locks.parse(ledger._seen(f"_lock/{name}").record)
+        return [*queue.places, *locks.far_places(name, queue, lambda stored: ledger._seen(stored).record)]
 
 
-def stored(ledger: SharedLedger) -> list[str]:
-    return [place.session for place in places(ledger)]
+def stored(ledger: SharedLedger, name: str = "db") -> list[str]:
+    return [place.session for place in places(ledger, name)]
+
+
+@pytest.fixture
+def narrow(shared_ledger: SharedLedger) -> SharedLedger:
+    """A store that takes no more at once than etcd does."""
+    plain = shared_ledger.commit
+
+    def commit(groups: Sequence[Group]) -> Sequence[Any]:
+        refused = [commits.refusal(group) for group in groups]
+        taken = iter(plain([group for group, why in zip(groups, refused, strict=True) if why is None]))
+        return [why if why is not None else next(taken) for why in refused]
+
+    shared_ledger.commit = commit  # type: ignore[method-assign]  # with the limits of the real one
+    return shared_ledger
+
+
+def at_once(ledger: SharedLedger, asked: Asked, messages: Sequence[Any]) -> list[Future[Any]]:
+    """Send messages while a commit is under way, so that all of them are decided when it ends."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        ledger.before_commit = lambda: None
+        begun.set()
+        assert go_on.wait(10)
+
+    ledger.before_commit = wait
+    first = asked.send(Replace("under way", {}, IP))
+    assert begun.wait(10)
+    calls = [asked.send(message) for message in messages]
+    asked(Ping())
+    go_on.set()
+    first.result(10)
+    return calls
+
+
+def test_very_many_come_at_once_to_a_store_that_takes_few_at_once(narrow: SharedLedger, shared_registry: Asked) -> None:
+    sessions = [f"c{number}" for number in range(300)]
+    for session in sessions:
+        shared_registry(Open(session, 60, IP))
+    clients = (f"client-{number}" for number in range(300))
+    calls = at_once(
+        narrow,
+        shared_registry,
+        [Lock("db", session, IP, wait_secs=60, client=next(clients)) for session in sessions],
+    )
+    until(lambda: waiting(shared_registry) == 299)
+    assert stored(narrow) == sessions
+    for session, call in zip(sessions, calls, strict=True):
+        assert call.result(10).data["session"] == session
+        if session in ("c0", "c100"):
+            others = [f"c{number}" for number in range(101, 250)] if session == "c100" else []
+            for done in at_once(narrow, shared_registry, [Close(other) for other in others]):
+                done.result(10)
+            sessions_left = [each for each in sessions if each not in others]
+        shared_registry(Close(session))
+        if session == "c100":
+            break
+    assert calls[250].result(10).data["session"] == "c250"
+    assert stored(narrow) == sessions_left[101:]
+
+
+@pytest.mark.parametrize("fenced", [False, True])
+def test_very_many_writes_of_one_session_or_lock_at_once_are_all_made(
+    narrow: SharedLedger, shared_registry: Asked, fenced: bool
+) -> None:
+    shared_registry(Open("s", 60, IP))
+    token = shared_registry(Lock("db", "s", IP)).data["token"]
+    condition = Condition(lock=("db", token)) if fenced else ALWAYS
+    writes = [Replace(f"e{number}", {}, IP, condition, session=None if fenced else "s") for number in range(200)]
+    for call in at_once(narrow, shared_registry, writes):
+        call.result(10)
+
+
+def test_a_session_with_places_in_very_many_queues_ends(narrow: SharedLedger, shared_registry: Asked) -> None:
+    for number in range(12):
+        shared_registry(Open(f"c{number}", 60, IP))
+    for name in (f"lock-{number}" for number in range(40)):
+        for number in range(12):
+            call = shared_registry.send(Lock(name, f"c{number}", IP, wait_secs=60, client=f"{name} {number}"))
+            until(lambda: f"c{number}" in stored(narrow, name))  # noqa: B023 - called at once
+            call.cancel()
+    shared_registry(Close("c10"))
+    until(lambda: not any("c10" in stored(narrow, f"lock-{number}") for number in range(40)))
+    assert stored(narrow, "lock-7") == [f"c{number}" for number in range(12) if number != 10]
