@@ -6,6 +6,7 @@ options; only the registry is made up and forgotten.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -221,9 +222,10 @@ class _Registry:
         return sort(self._memory.entries.matching(message.prefix), message.where, message.fail_where).listed
 
     def _renew(self, message: Renew) -> Done:
-        if self._memory.get(sessions.PREFIX + message.session) is None:
+        found = self._memory.get(sessions.PREFIX + message.session)
+        if found is None:
             raise sessions.over(message.session)
-        return Done({"session": message.session})
+        return Done({"session": message.session, "ttl": json.loads(found.json)["ttl"]})
 
     def _watch(self, message: Watch) -> Watched:
         found = self._memory.history.read(message)
