@@ -218,11 +218,8 @@ class Actor(pykka.ThreadingActor):
         return not self.actor_inbox.ending and not self.actor_stopped.is_set()
 
     def tell_self(self, message: Any) -> None:
-        """Queue a message to this actor behind what is in its inbox already."""
-        try:  # contextlib.suppress would cost more than the rest
-            self.actor_ref.tell(Envelope(message))
-        except pykka.ActorDeadError:
-            pass
+        """Queue a message to this actor behind what is in its inbox already; one that has ended takes it up no more."""
+        self.actor_inbox.put_own(message)
 
     def wake_at(self, moment: float) -> None:
         """Get a :class:`Wake` at this monotonic time, or earlier if an earlier one is set already.

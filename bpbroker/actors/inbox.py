@@ -42,6 +42,16 @@ class _WakeEnvelope:
 _WAKE = _WakeEnvelope()
 
 
+class _OwnEnvelope:
+    """As above, for what an actor tells itself: many writes bring a message of this kind along."""
+
+    __slots__ = ("message",)
+    reply_to = None
+
+    def __init__(self, message: Envelope) -> None:
+        self.message = message
+
+
 class Inbox:
     """A queue that refuses requests beyond its limit but always takes what has no asker.
 
@@ -84,6 +94,10 @@ class Inbox:
         elif inner.reply is not None and self._queue.qsize() >= self._limit:
             raise Overloaded("The broker has too many requests waiting; try again in a moment")
         self._queue.put(envelope)
+
+    def put_own(self, message: Any) -> None:
+        """Add what the actor tells itself."""
+        self._queue.put(_OwnEnvelope(Envelope(message)))
 
     def refuse(self, error: Exception) -> None:
         """Answer all requests in it with an error; from any thread. What has no asker stays, in its order."""

@@ -167,12 +167,14 @@ class LocalBackend:
         for group, outcome in committed:
             base = outcome.revision
             for change in group.changes:
+                name, revision = change.name, base + change.index
                 after = change.after.at(base) if change.after is not None else None
-                put(change.name, after)
-                told.append((change.name, after, base + change.index))
-                upto = max(upto, base + change.index)
-                if after is None and change.name.startswith(TAKEN):
-                    destroyed.append(change.name.removeprefix(TAKEN))
+                put(name, after)
+                told.append((name, after, revision))
+                if revision > upto:
+                    upto = revision
+                if after is None and name.startswith(TAKEN):
+                    destroyed.append(name.removeprefix(TAKEN))
         self._memory.announce(told, upto)
         if destroyed:
             self._erase(tuple(destroyed))

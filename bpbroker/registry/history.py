@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import replace
+from operator import attrgetter
 from typing import Final
 
 from bpbroker.errors import Gone
@@ -27,16 +28,19 @@ def events_of(changes: Iterable[tuple[str, Record | None, int]]) -> list[Event]:
     How an entry went is told by what the same commit noted beside it.
     """
     changes = list(changes)
-    noted = {name for name, after, _ in changes if after is not None and name.startswith("_")}
+    noted: set[str] | None = None
     events = []
     for name, after, revision in changes:
         if name.startswith("_"):
             continue
         kind = "put"
         if after is None:
+            if noted is None:
+                noted = {own for own, there, _ in changes if there is not None and own.startswith("_")}
             kind = "expire" if LOST + name in noted else "take" if TAKEN + name in noted else "delete"
         events.append(Event(kind, name, revision, after))
-    events.sort(key=lambda event: event.revision)
+    if len(events) > 1:
+        events.sort(key=attrgetter("revision"))
     return events
 
 
@@ -77,7 +81,8 @@ class History:
             self._events.append(event)
             self._revisions.append(event.revision)
             self._bytes += _size(event)
-            upto = max(upto, event.revision)
+            if event.revision > upto:
+                upto = event.revision
         self.revision = max(self.revision, upto)
         if self._bytes > self.limit_bytes:
             self._drop()

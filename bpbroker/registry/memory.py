@@ -494,7 +494,7 @@ class Memory:
         self.history.add(events, upto)
         concerned, watching = self._concerned, self.parked.watching
         before = len(concerned)
-        for event in events:
+        for event in events if self.parked.size else ():
             concerned.update(dict.fromkeys(watching(event.name)))
         self._told.clear()
         if concerned and not before:

@@ -17,6 +17,7 @@ class Places:
 
     def __init__(self) -> None:
         self.size = 0
+        """How many calls wait."""
         self._by_client: dict[str, int] = {}
 
     def of(self, client: str) -> int:
@@ -73,7 +74,8 @@ class Parked:
         self._by_key: dict[Key, dict[ParkedCall, None]] = {}
         self._deadlines: list[tuple[float, int, ParkedCall]] = []
         self._number = 0
-        self._size = 0
+        self.size = 0
+        """How many calls wait."""
         self.kinds = {"lock": 0, "holder": 0, "prefix": 0, "name": 0}
         """How many wait for each kind."""
         self.lengths: tuple[int, ...] = ()
@@ -87,11 +89,11 @@ class Parked:
         if len(there) == 1 and key[0] == "prefix":
             self._measure()
         self._places.take(message.client)
-        self._size += 1
+        self.size += 1
         self.kinds[key[0]] = self.kinds.get(key[0], 0) + 1
         self._number += 1
         heapq.heappush(self._deadlines, (deadline, self._number, call))
-        if len(self._deadlines) > 2 * self._size + 64:
+        if len(self._deadlines) > 2 * self.size + 64:
             self._deadlines = [item for item in self._deadlines if item[2] in self._by_key.get(item[2].key, ())]
             heapq.heapify(self._deadlines)
         return call
@@ -122,7 +124,7 @@ class Parked:
             if call.key[0] == "prefix":
                 self._measure()
         self._places.give(call.message.client)
-        self._size -= 1
+        self.size -= 1
         self.kinds[call.key[0]] -= 1
         return True
 

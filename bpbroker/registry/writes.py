@@ -367,15 +367,18 @@ def changes_of(write: Any, outcome: Any) -> Iterator[Change]:
         outcome: its reply, or the error that refused it.
     """
     if isinstance(write, Batch) and isinstance(outcome, BatchDone):
-        for operation, result in zip(write.operations, outcome.results, strict=True):
-            if type(operation) in WRITES:
-                yield from changes_of(operation, result)
-        return
-    about = next((value for name in ("name", "pool", "session") if (value := getattr(write, name, None))), "")
-    status = int(outcome.status) if isinstance(outcome, RequestError) else 200
-    yield Change(type(write).__name__, about, status, getattr(outcome, "revision", 0))
-    if isinstance(outcome, Done):
-        yield from ended_with(outcome.ended, outcome.revision)
+        pairs: Iterable[tuple[Any, Any]] = zip(write.operations, outcome.results, strict=True)
+    else:
+        pairs = ((write, outcome),)
+    for message, result in pairs:
+        kind = type(message)
+        if kind not in WRITES:
+            continue
+        about = getattr(message, "name", None) or getattr(message, "pool", None) or getattr(message, "session", "")
+        status = int(result.status) if isinstance(result, RequestError) else 200
+        yield Change(kind.__name__, about or "", status, getattr(result, "revision", 0))
+        if type(result) is Done:
+            yield from ended_with(result.ended, result.revision)
 
 
 def ended_with(names: Iterable[str], revision: int) -> Iterator[Change]:

@@ -16,10 +16,11 @@ import sqlite3
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from bpbroker import files
 from bpbroker.durations import STORAGE_SECS, Durations, Histogram
@@ -48,6 +49,9 @@ logger = logging.getLogger(__name__)
 _FORGET_AT_ONCE: Final = 500
 """Rows that one call of forget() looks at: two milliseconds, in which no write can be served."""
 
+T = TypeVar("T")
+
+_WRITE: Final = "INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?)"
 _BUSY_TIMEOUT_SECS: Final = 5.0
 _LOG_LIMIT_BYTES: Final = 16 * 1024 * 1024
 
@@ -201,40 +205,44 @@ class EmbeddedStore:
                 last = max(last, sequence)
                 value = None if change.after is None else joined(change.after, revision)
                 rows.append((change.name, sequence, value, row_checksum(change.name, sequence, value)))
-        with self._transaction() as connection:
-            connection.executemany("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?)", rows)
+        self._transact(lambda connection: connection.executemany(_WRITE, rows))
         self._sequence = last
         self._acknowledged()
         return [Committed(revision, revision)] * len(groups)
 
     def probe(self) -> None:
         """See :meth:`bpbroker.storage.base.Store.probe`."""
-        with self._transaction() as connection:
-            self._write_owner(connection)
+        self._transact(self._write_owner)
 
     def forget(self, sequence: int) -> bool:
         """See :meth:`bpbroker.storage.base.LocalStore.forget`."""
         if sequence >= self._sequence:
-            with self._transaction() as connection:
-                self._write_owner(connection)  # the number must not start again at 0 when the rows are gone
-                note_origin(connection, self._registry, sequence)
-                connection.execute("DELETE FROM journal")
+            self._transact(partial(self._forget_all, sequence))
             self._forget_from = None
             return False
         after = self._forget_from[1] if self._forget_from and self._forget_from[0] == sequence else ""
-        with self._transaction() as connection:
-            self._write_owner(connection)
-            note_origin(connection, self._registry, sequence)
-            found = connection.execute(
-                "SELECT name FROM journal WHERE name > ? ORDER BY name LIMIT 1 OFFSET ?", (after, _FORGET_AT_ONCE - 1)
-            ).fetchone()
-            upto = "AND name <= ?" if found else ""
-            connection.execute(
-                f"DELETE FROM journal WHERE name > ? AND sequence <= ? {upto}",  # noqa: S608 - of two constants
-                (after, sequence, *(found or ())),
-            )
-        self._forget_from = (sequence, found[0]) if found else None
-        return found is not None
+        last = self._transact(partial(self._forget_some, sequence, after))
+        self._forget_from = None if last is None else (sequence, last)
+        return last is not None
+
+    def _forget_all(self, sequence: int, connection: sqlite3.Connection) -> None:
+        self._write_owner(connection)  # the number must not start again at 0 when the rows are gone
+        note_origin(connection, self._registry, sequence)
+        connection.execute("DELETE FROM journal")
+
+    def _forget_some(self, sequence: int, after: str, connection: sqlite3.Connection) -> str | None:
+        """Forget the next rows behind a name; return the last name that was looked at, None if that was all."""
+        self._write_owner(connection)
+        note_origin(connection, self._registry, sequence)
+        found = connection.execute(
+            "SELECT name FROM journal WHERE name > ? ORDER BY name LIMIT 1 OFFSET ?", (after, _FORGET_AT_ONCE - 1)
+        ).fetchone()
+        upto = "AND name <= ?" if found else ""
+        connection.execute(
+            f"DELETE FROM journal WHERE name > ? AND sequence <= ? {upto}",  # noqa: S608 - of two constants
+            (after, sequence, *(found or ())),
+        )
+        return found[0] if found else None
 
     def close(self) -> None:
         """Fold the log into the journal and let go of it."""
@@ -265,9 +273,8 @@ class EmbeddedStore:
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 self._untidy = False
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Run the body in one transaction that only the newest store on this journal may commit."""
+    def _transact(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a change in one transaction that only the newest store on this journal may commit."""
         connection = self._connection
         if self._failed or connection is None:
             raise StorageFailed(f"Nothing was changed; no write is accepted until a restart: {self._failed}")
@@ -278,7 +285,7 @@ class EmbeddedStore:
                 connection.execute("ROLLBACK")
                 self._failed = "another registry has taken this one's place"
                 raise StorageFailed(f"Nothing was changed; no write is accepted here: {self._failed}")
-            yield connection
+            result = change(connection)
             committing = True
             began = time.monotonic()
             connection.execute("COMMIT")
@@ -288,6 +295,7 @@ class EmbeddedStore:
             syncs.total_secs += secs
         except sqlite3.Error as error:
             raise self._failure(connection, error, committing=committing) from None
+        return result
 
     def _failure(self, connection: sqlite3.Connection, error: sqlite3.Error, *, committing: bool) -> Unavailable:
         """Decide what a failed transaction means for its writes and for all later ones."""
