@@ -115,7 +115,7 @@ class Registry(Actor):
         self._alarm = float("inf")
         self._sessions = Sessions(self)
         self._waiting = Waiting(self)
-        self._locks = Locks(self, self._waiting)
+        self._locks = Locks(self, self._waiting, self._sessions)
         self._apply_settings(settings)
         self.handlers = {
             **dict.fromkeys(WRITES, self.write),
@@ -211,10 +211,11 @@ class Registry(Actor):
     def _apply_settings(self, settings: Settings) -> None:
         self._waiting.max_waiting = schema.option(settings, "api", "max_waiting")
         self._sessions.most = schema.option(settings, "_registry", "max_sessions")
+        self._locks.most_places = schema.option(settings, "_registry", "max_places")
         self.limits = Limits(
             data_bytes=schema.option(settings, "api", "max_data_bytes"),
             sessions=with_reserve(self._sessions.most),
-            places=schema.option(settings, "_registry", "max_places"),
+            places=with_reserve(self._locks.most_places),
             numbers=schema.option(settings, "_registry", "max_numbers"),
             ended_at_once=_ENDED_AT_ONCE if self.backend.leases else sys.maxsize,
             ended_in_parts=self.backend.leases,

@@ -12,8 +12,9 @@ from typing import Any
 
 from bpbroker.actors.base import DEFERRED
 from bpbroker.actors.registry_backend import Owner
+from bpbroker.actors.registry_sessions import Sessions, share_of
 from bpbroker.actors.registry_waiting import Waiting
-from bpbroker.errors import AlreadyExists, Unavailable
+from bpbroker.errors import AlreadyExists, Overloaded, Unavailable
 from bpbroker.messages import fail, settle
 from bpbroker.record import Record
 from bpbroker.registry import locks
@@ -44,12 +45,16 @@ class Locks:
     Args:
         owner: the registry.
         waiting: where calls wait.
+        sessions: the sessions, and which client has which.
     """
 
-    def __init__(self, owner: Owner, waiting: Waiting) -> None:
+    def __init__(self, owner: Owner, waiting: Waiting, sessions: Sessions) -> None:
         self._owner = owner
         self._memory = owner.memory
         self._waiting = waiting
+        self._sessions = sessions
+        self.most_places = 0
+        """``_registry.max_places``."""
         self._memory.lock_changed = self._changed
         self._near: dict[str, frozenset[str]] = {}
         """Lock to the sessions in its own record, for locks for which calls wait."""
@@ -63,10 +68,28 @@ class Locks:
         }
 
     def _lock(self, message: Lock) -> Any:
+        self._check_share(message)
         reply = self._owner.reply
         if reply is not None:
             self._owner.ask_self(message, partial(self._placed, message, reply))
         return DEFERRED
+
+    def _check_share(self, message: Lock) -> None:
+        """See that no client takes all places of a queue: beyond the limit, those who have few find room yet.
+
+        Raises:
+            Overloaded: there are so many places, and this client has its share of them.
+        """
+        queue = self._queue(message.name)
+        if queue.size < self.most_places or self._has_place(message.name, message.session, queue):
+            return
+        share = share_of(self.most_places)
+        held = (each for each in self._sessions.of(message.source) if self._has_place(message.name, each, queue))
+        if sum(1 for _ in islice(held, share)) == share:
+            raise Overloaded(
+                f"{queue.size} have a place in the queue of the lock '{message.name}' already"
+                f" (_registry.max_places), {share} or more of them of this client; nothing was changed"
+            )
 
     def _placed(self, message: Lock, reply: Future[Any], result: Any) -> None:
         """Reply if the place holds the lock, else let the call wait."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from bpbroker.registry.requests import Done, Expire, Forget, Lost, Open, Renew, 
 from bpbroker.server.request import network_of
 
 _RESERVE: Final = 4
-"""A part of the limit: so many sessions more there may be, of clients that have few."""
+"""A part of the limit: so many more there may be, of clients that have few."""
 _FEW: Final = 100
 """A part of the limit: who has so many has not few any more."""
 _TIDY_SECS: Final = 60.0
@@ -32,8 +32,13 @@ _BATCHES_KEPT_SECS: Final = 3600
 
 
 def with_reserve(most: int) -> int:
-    """Return how many sessions there may be at all, if ``most`` is the limit for a client that has many."""
+    """Return how many of something there may be at all, if ``most`` is the limit for a client that has many."""
     return most + -(-most // _RESERVE)
+
+
+def share_of(most: int) -> int:
+    """Return with how many a client has many, if ``most`` is the limit for such a one."""
+    return max(1, most // _FEW)
 
 
 class Sessions:
@@ -151,11 +156,16 @@ class Sessions:
             return
         client = network_of(message.source)
         held = self._by_client[client]
-        if held >= max(1, self.most // _FEW):
+        if held >= share_of(self.most):
             raise Overloaded(
                 f"There are {there} sessions already ({sessions.COUNT}), {held} of them of {client};"
                 " nothing was changed"
             )
+
+    def of(self, source: str) -> Iterator[str]:
+        """Yield the sessions of the client that has an address."""
+        client = network_of(source)
+        return (session for session, opener in self._clients.items() if opener == client)
 
     def _renew(self, message: Renew) -> Any:
         owner = self._owner
