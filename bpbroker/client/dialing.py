@@ -25,8 +25,9 @@ from bpbroker.errors import BpbrokerError, CannotConnect, NotTrusted, UsageError
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
-    import ssl
     from typing import Any, Final
+
+    from bpbroker.client.tls import TlsSocket
 
 STEP_SECS: Final = 0.25
 """How long an attempt is alone before the next one begins (RFC 8305, section 5)."""
@@ -78,7 +79,7 @@ class _Attempt:
     def __init__(self, broker: _Broker, sock: socket.socket) -> None:
         self.broker = broker
         self.sock = sock
-        self.secure: ssl.SSLSocket | None = None
+        self.secure: TlsSocket | None = None
         self.waits_for = selectors.EVENT_WRITE
 
     def close(self) -> None:
@@ -98,8 +99,8 @@ class Dialing:
     def __init__(
         self,
         addresses: Sequence[BrokerAddress],
-        wrap: Callable[[socket.socket, BrokerAddress], ssl.SSLSocket],
-        check: Callable[[ssl.SSLSocket, BrokerAddress], None],
+        wrap: Callable[[socket.socket, BrokerAddress], TlsSocket],
+        check: Callable[[TlsSocket, BrokerAddress], None],
         failed: Callable[[OSError, BrokerAddress], BpbrokerError],
     ) -> None:
         self._brokers = [_Broker(address) for address in addresses]
@@ -109,7 +110,7 @@ class Dialing:
         self._selector = selectors.DefaultSelector()
         self._attempts: list[_Attempt] = []
 
-    def first(self, secs: float) -> tuple[BrokerAddress, ssl.SSLSocket]:
+    def first(self, secs: float) -> tuple[BrokerAddress, TlsSocket]:
         """Return the first connection to a trusted broker, not blocking, with the address that led there.
 
         Args:
@@ -225,7 +226,7 @@ class Dialing:
 
     def _goes_on(self, attempt: _Attempt) -> bool:
         """Take an attempt a step further; whether it has succeeded."""
-        import ssl
+        from bpbroker.client import tls
 
         broker = attempt.broker
         self._selector.unregister(attempt.secure or attempt.sock)
@@ -238,9 +239,9 @@ class Dialing:
                 attempt.secure = self._wrap(attempt.sock, broker.address)
             attempt.secure.do_handshake()
             self._check(attempt.secure, broker.address)
-        except ssl.SSLWantReadError:
+        except tls.WantRead:
             attempt.waits_for = selectors.EVENT_READ
-        except ssl.SSLWantWriteError:
+        except tls.WantWrite:
             attempt.waits_for = selectors.EVENT_WRITE
         except NotTrusted as error:
             self._give_up(attempt, error)

@@ -17,8 +17,9 @@ from bpbroker.errors import BpbrokerError, CannotConnect, NotTrusted, UsageError
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
-    import ssl
     from typing import Any, Final
+
+    from bpbroker.client.tls import Settings, TlsSocket
 
 CONNECT_SECS: Final = 10.0
 """For one attempt to reach one address."""
@@ -115,8 +116,8 @@ class Transport:
         self._dial_otherwise = dial
         self._trust = trust
         self._pins = pins
-        self._context: ssl.SSLContext | None = None
-        self._sock: ssl.SSLSocket | None = None
+        self._settings: Settings | None = None
+        self._sock: TlsSocket | None = None
         self.own_ip = ""
         """This host's address on the last connection."""
 
@@ -180,29 +181,29 @@ class Transport:
     def _host_header(self) -> str:
         return str(BrokerAddress(self.address.host.partition("%")[0], self.address.port))
 
-    def _connect(self, deadline: Deadline) -> ssl.SSLSocket:
-        context = self._context = self._context or self._make_context()
+    def _connect(self, deadline: Deadline) -> TlsSocket:
+        settings = self._settings = self._settings or self._make_settings()
         raw = self._dial_otherwise(min(CONNECT_SECS, deadline.remaining()))
         if raw is None:
             place = None if self._others else _numeric(self.address)
             if place is None:
-                return self._connect_to_any(context, deadline)
+                return self._connect_to_any(settings, deadline)
             raw = self._dial(place, deadline)
         try:
-            return self._secure(raw, context, deadline)
+            return self._secure(raw, settings, deadline)
         except BaseException:  # interrupted, too, the socket is closed
             raw.close()
             raise
 
-    def _connect_to_any(self, context: ssl.SSLContext, deadline: Deadline) -> ssl.SSLSocket:
+    def _connect_to_any(self, settings: Settings, deadline: Deadline) -> TlsSocket:
         """Connect to one of several addresses; the one that was used last is tried first."""
         from bpbroker.client.dialing import Dialing
 
         addresses = [self.address, *self._others]
         dialing = Dialing(
             addresses,
-            lambda raw, address: _wrapped(raw, context, address),
-            lambda sock, address: self._check(sock.getpeercert(binary_form=True), address),
+            lambda raw, address: _wrapped(raw, settings, address),
+            lambda sock, address: self._check(sock.getpeercert(True), address),
             self._handshake_failure,
         )
         self.address, sock = dialing.first(min(CONNECT_SECS, deadline.remaining()))
@@ -232,14 +233,14 @@ class Transport:
             raise unreached(self.address, why) from None
         return sock
 
-    def _secure(self, raw: socket.socket, context: ssl.SSLContext, deadline: Deadline) -> ssl.SSLSocket:
+    def _secure(self, raw: socket.socket, settings: Settings, deadline: Deadline) -> TlsSocket:
         """Begin TLS on a TCP connection and check the broker's certificate."""
         raw.settimeout(deadline.remaining())
-        sock: ssl.SSLSocket | None = None
+        sock: TlsSocket | None = None
         try:
-            sock = _wrapped(raw, context, self.address)
+            sock = _wrapped(raw, settings, self.address)
             sock.do_handshake()
-            self._check(sock.getpeercert(binary_form=True), self.address)
+            self._check(sock.getpeercert(True), self.address)
         except BaseException as error:  # interrupted, too, the socket is closed
             if sock is not None:
                 sock.close()
@@ -255,37 +256,34 @@ class Transport:
 
     def _handshake_failure(self, error: OSError, address: BrokerAddress) -> CannotConnect:
         """Return what an error during the handshake means."""
-        import ssl
+        from bpbroker.client import tls
 
-        if isinstance(error, ssl.SSLCertVerificationError):
+        if isinstance(error, tls.CertificateRefused):
             return NotTrusted(
                 f"The certificate of {address} is not good by {self._trust.cacert}: "
                 f"{error.verify_message}; nothing was sent"
             )
-        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+        if isinstance(error, tls.Error) and not isinstance(error, tls.CutOff):
             return CannotConnect(
                 f"{address} is not a bpbroker: it does not speak TLS as one does ({error.reason or error})"
             )
         return NotReached(f"{address} ended the connection before it said who it is")
 
-    def _make_context(self) -> ssl.SSLContext:
-        import ssl  # here, because it is half of what a client loads, and `bpclient discover` needs none of it
+    def _make_settings(self) -> Settings:
+        from bpbroker.client import tls  # here: `bpclient discover` needs none of it
 
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if self._trust.cacert:
+        cacert = self._trust.cacert
+        # Without it the certificate is compared with the one expected, byte for byte, before anything is sent.
+        settings = tls.new_settings(checks=bool(cacert))
+        if cacert:
             try:
-                context.load_verify_locations(cadata=_bundle(self._trust.cacert))
+                settings.load_verify_locations(cadata=_bundle(cacert))
             except (OSError, ValueError) as error:
                 why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-                if isinstance(error, ssl.SSLError):
+                if isinstance(error, tls.Error):
                     why = "it holds no certificate in PEM form"
-                raise UsageError(f"The file {self._trust.cacert!r} of --cacert cannot be used: {why}") from None
-        else:
-            # The certificate is compared with the one expected, byte for byte, before anything is sent.
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        return context
+                raise UsageError(f"The file {cacert!r} of --cacert cannot be used: {why}") from None
+        return settings
 
     def _check(self, certificate: bytes | None, address: BrokerAddress) -> None:
         """See that the server is the expected one.
@@ -293,9 +291,9 @@ class Transport:
         Raises:
             NotTrusted: it is not.
         """
-        import hashlib
+        from bpbroker.client.tls import fingerprint
 
-        found = hashlib.sha256(certificate or b"").hexdigest()
+        found = fingerprint(certificate or b"")
         expected = self._trust.fingerprints
         if expected and found not in expected:
             from bpbroker.discovery.jointoken import shown_fingerprint
@@ -374,20 +372,21 @@ def _numeric(address: BrokerAddress) -> tuple[Any, ...] | None:
         return None
 
 
-def _wrapped(raw: socket.socket, context: ssl.SSLContext, address: BrokerAddress) -> ssl.SSLSocket:
+def _wrapped(raw: socket.socket, settings: Settings, address: BrokerAddress) -> TlsSocket:
     """Return a connected socket with TLS on it, before the handshake."""
+    from bpbroker.client import tls
+
     if raw.family in (socket.AF_INET, socket.AF_INET6):
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    host = host_bytes(address.host.partition("%")[0])
-    return context.wrap_socket(raw, server_hostname=host, do_handshake_on_connect=False)
+    return tls.wrap(raw, settings, host_bytes(address.host.partition("%")[0]))
 
 
-def _own_ip(sock: socket.socket) -> str:
+def _own_ip(sock: TlsSocket) -> str:
     name = sock.getsockname()
     return str(name[0]).partition("%")[0] if isinstance(name, tuple) else ""  # a Unix socket has a path
 
 
-def _receiver(sock: ssl.SSLSocket, deadline: Deadline) -> Callable[[int], bytes]:
+def _receiver(sock: TlsSocket, deadline: Deadline) -> Callable[[int], bytes]:
     def receive(size: int) -> bytes:
         sock.settimeout(deadline.remaining())
         return sock.recv(size)
@@ -395,7 +394,7 @@ def _receiver(sock: ssl.SSLSocket, deadline: Deadline) -> Callable[[int], bytes]
     return receive
 
 
-def _send(sock: ssl.SSLSocket, data: bytes, deadline: Deadline) -> OSError | None:
+def _send(sock: TlsSocket, data: bytes, deadline: Deadline) -> OSError | None:
     """Send all; gives the error of a server that stopped reading, which may have answered all the same."""
     rest = memoryview(data)
     while rest:
@@ -409,14 +408,14 @@ def _send(sock: ssl.SSLSocket, data: bytes, deadline: Deadline) -> OSError | Non
     return None
 
 
-def _is_stale(sock: ssl.SSLSocket) -> bool:
+def _is_stale(sock: TlsSocket) -> bool:
     """Whether an idle connection has ended, or holds bytes that are no response to a request."""
-    import ssl
+    from bpbroker.client import tls
 
     sock.settimeout(0)
     try:
         sock.recv(1)
-    except ssl.SSLWantReadError:
+    except tls.WantRead:
         return False
     except OSError:
         return True

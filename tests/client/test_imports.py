@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bpbroker.client.tls import BARE
 from tests.support.fake_broker import FakeBroker, success
 
 ROOT = Path(__file__).parents[2]
@@ -16,6 +17,7 @@ SERVER = {"pykka", "cherrypy", "cheroot", "OpenSSL", "cryptography", "sqlite3"}
 COSTLY = {
     *("click", "typing", "dataclasses", "contextlib", "pathlib", "ipaddress", "inspect", "threading", "logging"),
     *("http.client", "email", "urllib", "asyncio", "tempfile", "random", "csv", "ctypes", "datetime", "encodings.idna"),
+    *("signal", *(("ssl", "hashlib") if BARE else ())),
 }
 
 
@@ -41,7 +43,7 @@ def ours(loaded: set[str]) -> set[str]:
 @pytest.mark.parametrize("module", ["bpbroker.client", "bpbroker.client.api", "bpbroker.client.cli.parser"])
 def test_nothing_that_a_call_may_not_need_is_loaded(module: str) -> None:
     loaded = loaded_by(f"import {module}\n{{end}}")
-    assert loaded.isdisjoint({*SERVER, *COSTLY, "ssl"})
+    assert loaded.isdisjoint({*SERVER, *COSTLY, "_ssl"})
     assert not {name for name in ours(loaded) if not name.startswith("client")} - {
         *("errors", "recipes", "recipes.coordination", "registry", "registry.entry_values", "retry"),
     }
@@ -50,7 +52,7 @@ def test_nothing_that_a_call_may_not_need_is_loaded(module: str) -> None:
 def test_the_public_names_are_there_and_load_nothing_of_the_server() -> None:
     names = "Broker, Client, Entry, Result, discover, discover_all"
     loaded = loaded_by(f"from bpbroker.client import {names}\nassert callable(discover)\n{{end}}")
-    assert loaded.isdisjoint({*SERVER, "click", "ssl", "http", "email"})
+    assert loaded.isdisjoint({*SERVER, "click", "_ssl", "http", "email"})
     assert {name for name in ours(loaded) if not name.startswith("client")} == {
         *("errors", "recipes", "recipes.coordination", "registry", "registry.entry_values", "retry"),
         *("discovery", "discovery.datagram", "discovery.interfaces", "discovery.jointoken"),
@@ -85,19 +87,11 @@ def test_all_that_a_one_shot_call_loads(fake: FakeBroker, known_brokers: Path, w
     known_brokers.write_text(f"{fake.address} SHA256:{fake.fingerprint}\n")
     loaded = loaded_by(ONE_SHOT, "-b", fake.address, *words)
     assert loaded.isdisjoint({*SERVER, *COSTLY})
-    assert "ssl" in loaded
+    assert "_ssl" in loaded
     assert ours(loaded) == {
-        *(
-            "errors",
-            "process",
-            "progress",
-            "recipes",
-            "recipes.coordination",
-            "registry",
-            "registry.entry_values",
-            "retry",
-        ),
-        *(f"client.{name}" for name in ("address", "api", "calls", "answers", "http1", "transport", "pins")),
+        *("errors", "process", "progress", "recipes", "recipes.coordination"),
+        *("registry", "registry.entry_values", "retry"),
+        *(f"client.{name}" for name in ("address", "api", "calls", "answers", "http1", "transport", "tls", "pins")),
         *("client", "client.cli"),
         *(f"client.cli.{name}" for name in ("main", "parser", "shared_options", "words")),
         *(f"client.cli.{name}" for name in ("command_table", "session", "output")),
