@@ -9,8 +9,13 @@ from __future__ import annotations
 import errno
 import io
 import os
-import signal
 import sys
+
+TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
+if TYPE_CHECKING:  # novm
+    import signal
+else:
+    import _signal as signal  # without the enumerations that signal makes of it, 0.7 ms of a one-shot call
 
 _PR_SET_DUMPABLE = 4
 
@@ -28,7 +33,7 @@ def settle() -> None:
         except OSError:
             _open_null(number)
     if sys.platform != "win32":
-        if signal.getsignal(signal.SIGCHLD) is not signal.SIG_DFL:
+        if signal.getsignal(signal.SIGCHLD) != signal.SIG_DFL:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
