@@ -12,6 +12,9 @@ An example::
 The errors are here too. What took too long is also a ``TimeoutError``, trouble
 with the connection also a ``ConnectionError``; :mod:`bpbroker.errors` has the tree.
 
+Read ``api`` first, then ``calls`` (one call, and its repetitions), ``transport`` (the connection) and
+``dialing`` (which of several brokers or addresses to take).
+
 Nothing of the server is loaded, and nothing of the client before it is needed:
 what a process loads is most of what a one-shot call of ``bpclient`` costs. That
 is why modules on its way do without ``typing``, ``pathlib``, ``dataclasses``

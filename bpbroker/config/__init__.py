@@ -1,4 +1,7 @@
-"""The configuration: defaults and layers (``layers``), what may stand in it (``schema``), where it is (``paths``).
+"""The configuration: its sections, and what they may have.
+
+Read ``layers`` first (defaults, and how files and options lie over each other), then ``schema`` (what may stand in
+it) and ``paths`` (where it is).
 
 The config store actor owns the settings in force. :data:`data` and
 :data:`rlock` are for extensions, which know them as ``bpbroker.config.data``

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 IN_CODE = re.compile(r"`([^`\n]+)`")
-FILE = re.compile(r"\.?[\w-]+(/[\w.-]+)*(\.(py|md|toml|yaml|sh)|/)|\.ci/run")
+FILE = re.compile(r"\.?[\w-]+(/[\w.-]+)*(\.(py|md|toml|yaml|sh|service)|/)|\.ci/run")
+WINGS = sorted((ROOT / "bpbroker").glob("*/**/__init__.py"))
 OF_USERS = {"conftest.py", "hello.py", "inventory.py", "NAME.py", "etc/", "lib/", "backups/"}
 
 
@@ -38,6 +40,27 @@ def test_every_link_leads_to_a_file(document: Path) -> None:
 def test_files_are_found_in_the_documents() -> None:
     assert len(named_files(ROOT / "docs" / "architecture.md")) > 40
     assert len(named_files(ROOT / "CONTRIBUTING.md")) > 15
+
+
+def test_every_line_of_where_is_names_a_file() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    table = text.partition("## Where is …")[2].partition("\n## ")[0]
+    lines = [line for line in table.splitlines() if line.startswith("| ") and line != "| what | file |"]
+    assert len(lines) >= 20
+    for line in lines:
+        _, answer = line.strip("|").split("|")
+        named = [word for code in IN_CODE.findall(answer) for word in code.split() if FILE.fullmatch(word)]
+        assert named, line
+        assert all(map(exists, named)), line
+
+
+@pytest.mark.parametrize("wing", WINGS, ids=lambda path: path.parent.name)
+def test_every_module_that_a_wing_tells_to_read_is_there(wing: Path) -> None:
+    said = ast.get_docstring(ast.parse(wing.read_text())) or ""
+    told = " ".join(part for part in said.split("\n\n") if re.search(r"\b[Rr]ead(ers begin)?\b", part))
+    named = set(re.findall(r"``([a-z_0-9]+)``", told))
+    assert named
+    assert not [name for name in named if not {f"{name}.py", name} & {path.name for path in wing.parent.iterdir()}]
 
 
 def test_every_wing_is_in_the_architecture() -> None:

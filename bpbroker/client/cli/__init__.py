@@ -1,5 +1,6 @@
 """``bpclient``: the client on a command line.
 
-Read ``main`` first, then ``parser`` (fast, without click), ``options`` and
-``commands``; ``click_tree`` is the same command line as click's, for help and errors.
+Read ``main`` first, then ``parser`` (fast, without click), ``shared_options`` and
+``command_table``; ``click_tree`` is the same command line as click's, for help and errors.
+What ``command_table`` does not do itself is in a module named after its commands, such as ``session_lock_once``.
 """
