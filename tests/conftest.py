@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import signal
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,10 @@ from tests.support.systems import is_wine
 # Who starts the tests in the background of a script has interrupts ignored, and every child would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Without bytecode each worker would compile all tests, and each program that a test starts the whole product.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Shared machines are up to five times slower from one minute to the next: no test may fail for that.
 settings.register_profile(
@@ -77,7 +83,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if _fast_tier(config) and _is_below(collection_path, left_out) else None
 
 
-def _is_below(path: Path, folders: Iterable[str]) -> bool:
+@functools.cache
+def _is_below(path: Path, folders: tuple[str, ...]) -> bool:
     return any(path.is_relative_to(TESTS / folder) for folder in folders)
 
 
