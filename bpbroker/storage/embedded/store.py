@@ -51,7 +51,6 @@ _FORGET_AT_ONCE: Final = 500
 
 T = TypeVar("T")
 
-_WRITE: Final = "INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?)"
 _BUSY_TIMEOUT_SECS: Final = 5.0
 _LOG_LIMIT_BYTES: Final = 16 * 1024 * 1024
 
@@ -205,7 +204,7 @@ class EmbeddedStore:
                 last = max(last, sequence)
                 value = None if change.after is None else joined(change.after, revision)
                 rows.append((change.name, sequence, value, row_checksum(change.name, sequence, value)))
-        self._transact(lambda connection: connection.executemany(_WRITE, rows))
+        self._transact(partial(_write, rows))
         self._sequence = last
         self._acknowledged()
         return [Committed(revision, revision)] * len(groups)
@@ -274,7 +273,11 @@ class EmbeddedStore:
                 self._untidy = False
 
     def _transact(self, change: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a change in one transaction that only the newest store on this journal may commit."""
+        """Run a change in one transaction that only the newest store on this journal may commit.
+
+        The change must hand no cursor on: an error keeps what was at hand when it was raised, and a connection that
+        is closed while a cursor is kept neither folds its log into the journal nor lets go of it.
+        """
         connection = self._connection
         if self._failed or connection is None:
             raise StorageFailed(f"Nothing was changed; no write is accepted until a restart: {self._failed}")
@@ -320,6 +323,10 @@ class EmbeddedStore:
         )
         failure.outcome_known = not committing
         return failure
+
+
+def _write(rows: Sequence[tuple[str, int, bytes | None, int]], connection: sqlite3.Connection) -> None:
+    connection.executemany("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?)", rows)
 
 
 def forget_all(journal: Path, registry: str) -> None:

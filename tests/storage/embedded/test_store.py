@@ -224,6 +224,19 @@ def test_after_a_failed_sync_the_outcome_is_unknown_and_nothing_more_is_taken(op
     assert store.sequence == 0
 
 
+def test_an_error_that_is_kept_keeps_no_journal_open(journal: Path, opened: Opened) -> None:
+    store = opened()
+    store.commit([change("a", b'{"v": 1}')])
+    (log,) = (path for path in files_of(journal) if path.name.endswith("-wal"))
+    break_at(store, "COMMIT", sqlite3.SQLITE_IOERR_FSYNC)
+    with pytest.raises(StorageFailed) as caught:
+        store.commit([change("a", b'{"v": 2}')])
+    assert log.exists()
+    store.close()
+    assert caught.value.__traceback__ is not None
+    assert not log.exists()  # or what stands in it and was never known to be durable would come back at the next start
+
+
 def test_a_failure_before_the_commit_changed_nothing(journal: Path, opened: Opened) -> None:
     store = opened()
     break_at(store, "BEGIN", sqlite3.SQLITE_IOERR_READ)
