@@ -1,4 +1,4 @@
-"""``bpbroker certificate`` and ``token``: what clients trust the broker by."""
+"""``bpbroker certificate``, ``token`` and ``join-command``: what clients trust the broker by."""
 
 from __future__ import annotations
 

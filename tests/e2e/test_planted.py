@@ -24,7 +24,7 @@ RUN_ALL = """
 import json, os, sys
 import _strptime, encodings.ascii, encodings.idna, encodings.utf_8_sig, encodings.latin_1, zoneinfo
 import bpbroker.broker, bpbroker.storage.offline, bpbroker.extensions.trial
-import bpbroker.commands.trust, bpbroker.commands.state, bpbroker.commands.extension
+import bpbroker.commands.trust, bpbroker.commands.backups, bpbroker.commands.check, bpbroker.commands.extension
 import bpbroker.commands.stop, bpbroker.commands.reload, bpbroker.commands.status
 from bpbroker.server.own_pair import *
 from bpbroker.cli import main

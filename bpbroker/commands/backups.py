@@ -1,4 +1,4 @@
-"""``bpbroker backup``, ``backups``, ``restore`` and ``check``: what is done with a broker's state."""
+"""``bpbroker backup``, ``backups`` and ``restore``: make, list and put back copies of a broker's state."""
 
 from __future__ import annotations
 
@@ -127,20 +127,3 @@ def restore(scope: Scope, *, backup: Path, data_only: bool, dry_run: bool) -> No
     for sentence in done.identity.missing:
         click.echo(f"bpbroker: {sentence}", err=True)
     sys.exit(1 if done.identity.missing else 0)
-
-
-@command("check", short_help="Check file, journal and backups")
-@format_option
-@pass_scope
-def check(scope: Scope, *, form: str) -> None:
-    """Check whether the configuration file, its journal and its backups can be trusted; changes nothing.
-
-    Exit code 0 when a start would work, 78 when not.
-    """
-    findings = offline.check(scope.own)
-    if form == "json":
-        echo_json([{"what": each.what, "level": each.level, "detail": each.detail} for each in findings])
-    else:
-        for each in findings:
-            click.echo(f"{each.level:<8} {each.what}: {each.detail}")
-    sys.exit(78 if any(each.level == "fail" for each in findings) else 0)
