@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,18 @@ def test_every_wing_is_in_the_architecture() -> None:
     wings = [f"{path.parent.name}/" for path in package.glob("*/__init__.py")]
     modules = [path.name for path in package.glob("[a-z]*.py")]
     assert not [name for name in (*wings, *modules) if f"`{name}`" not in text]
+
+
+def test_the_floors_are_those_of_the_contract() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["name"].startswith("Floors"))
+    floors = {wing: number for number, layer in enumerate(layers, 1) for wing in layer.split(" | ")}
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    shown = {
+        name.strip("/").removesuffix(".py"): int(number)
+        for number, name in re.findall(r"^\| (\d+) \| `([a-z_]+(?:/|\.py))`", text, re.MULTILINE)
+    }
+    assert shown == floors
 
 
 def test_every_actor_is_in_the_architecture() -> None:
