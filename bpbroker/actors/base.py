@@ -250,15 +250,15 @@ class ActorAddress:
         self._ref = ref
         self.reply_now: Callable[[Any], Any] = lambda _: None
         """See :meth:`bpbroker.messages.Address.reply_now`."""
-        self._meet()
+        self._meet(ref)
 
     def __repr__(self) -> str:
         return f"<ActorAddress {self.name}>"
 
     def replace(self, ref: pykka.ActorRef[Any]) -> None:
         """Put another actor behind this name; the one before stops if it ever comes to itself again."""
+        self._meet(ref)  # first: what the new one has acknowledged is never read from the one before
         before, self._ref = self._ref, ref
-        self._meet()
         if before is not None and before is not ref:
             self.since = time.monotonic()
             self.restarts += 1
@@ -266,9 +266,9 @@ class ActorAddress:
                 before.stop(block=False)
             _abandon(before)
 
-    def _meet(self) -> None:
-        """Let the actor behind this name be the one that replies at once."""
-        actor = self._actor
+    def _meet(self, ref: pykka.ActorRef[Any] | None) -> None:
+        """Let an actor be the one that replies without a turn."""
+        actor = None if ref is None else _actors.get(ref.actor_urn)
         if actor is not None:
             self.reply_now = actor.reply_now
 
