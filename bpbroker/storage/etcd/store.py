@@ -11,6 +11,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from itertools import groupby
@@ -41,6 +42,8 @@ _PAGE: Final = 1000
 """Entries in one answer of a scan."""
 _RETRY_SECS: Final = 1.0
 _PAUSE_SECS: Final = 0.1
+_LEASES_MAX: Final = 100_000
+"""Of so many sessions it is kept which lease they had."""
 _TRIES: Final = 5
 """How often something is tried that other brokers may come between."""
 
@@ -61,9 +64,12 @@ class EtcdStore:
         self._keys = Keys(options.prefix)
         self._decoded = Decoded(self._keys)
         self._timeline = Timeline(self._follow_anew)
-        self._writer, self._reader, self._scanner, self._leaser, self._watcher = (
-            Gateway(options, self._timeline) for _ in range(5)
+        self._writer, self._reader, self._scanner, self._leaser, self._keeper, self._watcher = (
+            Gateway(options, self._timeline) for _ in range(6)
         )
+        self._beside = ThreadPoolExecutor(1, "registry keep-alive")
+        self._leases: dict[str, str] = {}
+        """Key of a session to the lease that it was seen with last; it may have another one by now."""
         self._commits = Commits(self._keys, self._decoded, self._writer, options.timeout_secs)
         self._closing = threading.Event()
         self._again = threading.Event()
@@ -193,9 +199,12 @@ class EtcdStore:
                 lease = self._lease(session_id, ttl_secs)
                 self._grant(lease, ttl_secs)
                 try:
-                    return self._put_leased(record, lease, moment)
+                    outcome = self._put_leased(record, lease, moment)
                 except LeaseGone:  # it was an old one's, and has run out just now
                     continue
+                if isinstance(outcome, Committed):
+                    self._note_lease(self._keys.entry(record.name), lease)
+                return outcome
         except ConfigurationError as error:
             raise _as_unavailable(error) from None
         raise Unavailable("Nothing was changed: the registry's etcd cluster is too slow")
@@ -246,20 +255,45 @@ class EtcdStore:
         return Conflict((as_seen(record.name, kv, at, moment),))
 
     def renew_sessions(self, session_ids: Sequence[str]) -> Sequence[int | None]:
-        """See :meth:`bpbroker.storage.base.SharedStore.renew_sessions`."""
+        """See :meth:`bpbroker.storage.base.SharedStore.renew_sessions`.
+
+        A lease that is filled up says nothing of its session, which any broker may have closed: so the cluster is asked
+        for each session as well. Both are asked at the same time, for a session nearly always has the lease that it had
+        before. Which of them comes first does not matter. The session was there with this very lease at one moment of
+        this call, and the lease was filled up at another one: it lives for its ttl from then on. A lease that was gone
+        took its session along. If the session turns out to have another lease, that one is filled up then.
+
+        No renewal is left out because there was one just before. Clients renew after a third of the ttl, so it would
+        save nothing, and this host's clock may have stood still since.
+        """
+        keys = [self._keys.entry(SESSION + each) for each in session_ids[:READ_MAX]]
+        hoped = list({lease: None for key in keys if (lease := self._leases.get(key))})
         try:
-            keys = [self._keys.entry(SESSION + each) for each in session_ids[:READ_MAX]]
-            found, _ = self._read(self._leaser, keys, self._known(self._leaser))
+            moment = self._known(self._leaser)
+            keeping = self._beside.submit(self._keep_alive, hoped) if hoped else None
+            found, _ = self._read(self._leaser, keys, moment)
             leases = ["" if kv is None else str(kv.get("lease", "")) for kv in found]
-            known = [lease for lease in leases if lease]
-            ttls = dict(zip(known, self._keep_alive(known), strict=True)) if known else {}
+            ttls = dict(zip(hoped, keeping.result(), strict=True)) if keeping is not None else {}
+            left = list(dict.fromkeys(lease for lease in leases if lease and lease not in ttls))
+            ttls.update(zip(left, self._keep_alive(left), strict=True))
         except ConfigurationError as error:
             raise _as_unavailable(error) from None
+        for key, lease in zip(keys, leases, strict=True):
+            self._note_lease(key, lease if ttls.get(lease) else "")
         return [ttls.get(lease) for lease in leases]
+
+    def _note_lease(self, key: str, lease: str) -> None:
+        """Remember which lease a session has; empty: none, as far as is known."""
+        if not lease:
+            self._leases.pop(key, None)
+        elif len(self._leases) < _LEASES_MAX:
+            self._leases[key] = lease
 
     def _keep_alive(self, leases: Sequence[str]) -> list[int | None]:
         """Fill leases up; return the ttl of each in seconds, None for one that is gone."""
-        answers = self._leaser.call_each("/lease/keepalive", [{"ID": lease} for lease in leases])
+        if not leases:
+            return []
+        answers = self._keeper.call_each("/lease/keepalive", [{"ID": lease} for lease in leases])
         return [int(answer.get("TTL", 0)) or None for answer in answers]
 
     def close(self) -> None:
@@ -269,8 +303,9 @@ class EtcdStore:
         self._watcher.close()
         self._last_seen.note(self.registry_id, *self._timeline.reached)
         self._commits.tidy_up()
-        for gateway in (self._writer, self._reader, self._scanner, self._leaser):
+        for gateway in (self._writer, self._reader, self._scanner, self._leaser, self._keeper):
             gateway.close()
+        self._beside.shutdown(wait=False, cancel_futures=True)
 
     # --- following ---
 

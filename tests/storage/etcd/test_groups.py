@@ -436,6 +436,44 @@ def test_a_session_is_opened_once_and_renewed(store: EtcdStore, make: Callable[[
     assert list(other.renew_sessions(["s"])) == [60]
 
 
+def ttl_left(store: EtcdStore, session_id: str, ttl: int) -> int:
+    answer = store._scanner.call("/lease/timetolive", {"ID": store._lease(session_id, ttl)})
+    return int(answer["TTL"])
+
+
+def test_a_session_that_was_opened_anew_elsewhere_is_renewed_with_the_lease_that_it_has_now(
+    store: EtcdStore, make: Callable[[], EtcdStore]
+) -> None:
+    """The lease that it had when it was renewed last is filled up in vain."""
+    first = done(store.open_session("s", 60, session("s", 60)))
+    assert list(store.renew_sessions(["s"])) == [60]
+    other = make()
+    done(other.commit([one("_session/s", None, first.version)])[0])
+    again = done(other.open_session("s", 5, session("s", 5)))
+    while ttl_left(other, "s", 5) > 3:
+        time.sleep(0.1)
+    assert list(store.renew_sessions(["s"])) == [5]
+    assert ttl_left(other, "s", 5) > 3
+    assert store._leases == {store._keys.entry("_session/s"): store._lease("s", 5)}
+    done(other.commit([one("_session/s", None, again.version)])[0])
+    assert list(store.renew_sessions(["s"])) == [None]  # its lease is there, and filled up
+    assert store._leases == {}
+
+
+def test_what_goes_wrong_beside_is_told(store: EtcdStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    done(store.open_session("s", 60, session("s", 60)))
+    real = Endpoint.post_each
+
+    def fail(*_: Any) -> Any:
+        raise Failed("it broke off", sent=True)
+
+    monkeypatch.setattr(Endpoint, "post_each", fail)
+    with pytest.raises(Unavailable):
+        store.renew_sessions(["s"])
+    monkeypatch.setattr(Endpoint, "post_each", real)
+    assert list(store.renew_sessions(["s"])) == [60]
+
+
 def test_very_many_sessions_are_renewed_together(store: EtcdStore, caplog: pytest.LogCaptureFixture) -> None:
     """The gateway loses requests of a stream that it has not read when it begins to answer."""
     ids = [f"s{number}" for number in range(READ_MAX)]
