@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, TextIO
 
+from tests.benchmarks import arguments
 from tests.benchmarks.client import Beside, Job, Outcome, outcome_of, run
 from tests.benchmarks.coordination import watching
 from tests.benchmarks.peers import DATA, Ours, https_post
@@ -107,14 +108,16 @@ def table(found: Sequence[Growth]) -> Iterator[str]:
         yield f"- {met}: {step} at most {most} times as much ({worst.what}: {worst.steps[number]:.2f})"
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(words: Sequence[str]) -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks growth", description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="N")
     parser.add_argument("--rounds", type=int, default=_ROUNDS, metavar="N")
-    parser.add_argument("--folder", type=Path, help="where the brokers keep their data: on the disk that counts")
-    chosen: Any = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=chosen.folder and chosen.folder.absolute()) as folder:
+    parser.add_argument(
+        "--folder", type=arguments.folder, help="where the brokers keep their data: on the disk that counts"
+    )
+    chosen: Any = parser.parse_args(words)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=chosen.folder) as folder:
         found = measure(Path(folder), chosen.sizes, chosen.rounds, lambda text: _line(sys.stderr, text))
     for line in table(found):
         _line(sys.stdout, line)

@@ -71,13 +71,13 @@ class Extent:
     pace_secs: float = 2.0
     """How long one of the watched writers waits between two writes."""
     part: str = ""
-    """Only rows whose name has this in it are taken."""
+    """Only rows whose name has this in it, in any case, are taken."""
     bpclient: Path | None = None
     """The client of the shell that is timed; by default the one beside this Python."""
 
     def takes(self, row: str) -> bool:
         """Whether a row is to be taken."""
-        return self.part in row
+        return self.part.lower() in row.lower()
 
 
 FULL: Final = Extent(3, 2.0, (1, 16, 64), (10, 1_000, 100_000), 15)
@@ -115,6 +115,17 @@ class Results:
 def at_entries(entries: int) -> str:
     """Return the name of the row of writes with so many entries."""
     return f"durable writes at {entries:,} entries"
+
+
+def names(extent: Extent) -> list[str]:
+    """Return the names of all rows of a run of this extent, in its order."""
+    return [
+        *(row.name for row in ROWS),
+        *coordination.AGAINST_EACH_OTHER,
+        *(CALM, HANGING, ONE_SHOT, DISCOVERY),
+        *map(at_entries, extent.entries),
+        *coordination.BESIDE,
+    ]
 
 
 def measure(folder: Path, extent: Extent, say: Callable[[str], None]) -> Results:

@@ -21,7 +21,7 @@ from typing import Any, Final, Self
 import psutil
 
 from bpbroker.discovery.jointoken import parse_token
-from tests.benchmarks import report
+from tests.benchmarks import arguments, report
 from tests.benchmarks.peers import ROOT, Absent, Etcd
 from tests.benchmarks.storm_driver import STEPS, Storm
 from tests.support.running import RunningBroker
@@ -230,13 +230,15 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--nodes", type=int, default=1000)
     parser.add_argument("--arrival", type=float, default=0.0, metavar="SECS", help="time over which they come")
     parser.add_argument("--only-ours", action="store_true", help="leave etcd out")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep all figures there")
-    parser.add_argument("--folder", type=Path, help="where the servers keep their data: on the disk that counts")
+    parser.add_argument("--json", type=arguments.new_file, metavar="FILE", help="keep all figures there")
+    parser.add_argument(
+        "--folder", type=arguments.folder, help="where the servers keep their data: on the disk that counts"
+    )
     chosen = parser.parse_args(words)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard) if soft != hard else (soft, hard))
     outcomes: list[Outcome] = []
-    with tempfile.TemporaryDirectory(prefix="storm-", dir=chosen.folder and chosen.folder.absolute()) as name:
+    with tempfile.TemporaryDirectory(prefix="storm-", dir=chosen.folder) as name:
         folder = Path(name)
         of = report.machine(folder)
         for kind in (_broker,) if chosen.only_ours else (_broker, _etcd):

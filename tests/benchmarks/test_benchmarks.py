@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.benchmarks import coordination, growth
+from tests.benchmarks import __main__ as program
+from tests.benchmarks import coordination, growth, rows
 from tests.benchmarks.client import (
     Failed,
     http_complete,
@@ -42,8 +44,9 @@ def test_quick_run_fills_every_row_of_ours(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     document = json.loads(kept.read_text())
     assert [failure for failure in document["failures"] if failure["peer"] in OWN] == []
-    rows = {cell["row"] for cell in document["cells"] if cell["peer"] == "bpbroker"}
-    assert rows == {
+    measured = {cell["row"] for cell in document["cells"] if cell["peer"] == "bpbroker"}
+    assert measured == set(rows.names(rows.QUICK))
+    assert measured == {
         "durable writes, keep-alive",
         "reads, keep-alive",
         "one read per new TLS connection",
@@ -57,7 +60,7 @@ def test_quick_run_fills_every_row_of_ours(tmp_path: Path) -> None:
         *coordination.AGAINST_EACH_OTHER,
         *coordination.BESIDE,
     }
-    for row in rows:
+    for row in measured:
         assert row in done.stdout
         assert f"{row}, " in done.stderr  # as soon as it was taken
     assert all(cell["median"]["per_second"] > 0 for cell in document["cells"])
@@ -70,6 +73,44 @@ def test_quick_run_fills_every_row_of_ours(tmp_path: Path) -> None:
     shown = page(document)
     for cell in document["cells"]:
         assert f"## {cell['row'][0].upper()}{cell['row'][1:]}" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--folder", "absent"], "argument --folder: there is no folder {here}/absent"),
+        (["storm", "--folder", "absent"], "argument --folder: there is no folder {here}/absent"),
+        (["growth", "--folder", "absent"], "argument --folder: there is no folder {here}/absent"),
+        (["--json", "absent/figures.json"], "argument --json: there is no folder {here}/absent"),
+        (["storm", "--json", "."], "argument --json: . is a folder"),
+        (["--from", "absent.json"], "argument --from: there is no file absent.json"),
+        (["--bpclient", "absent"], "argument --bpclient: there is no file absent"),
+        (["--table", "--section", "Title", "absent.txt"], "argument --section: there is no file absent.txt"),
+        (["--rows", "wriets"], "--rows 'wriets' is in no row's name; the rows are\n  durable writes, keep-alive\n"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_measured_is_said_before_anything_is(
+    words: list[str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tests.benchmarks", *words])
+    monkeypatch.setattr(rows, "measure", None)
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert ended.value.code == 2
+    assert f"error: {expected.format(here=tmp_path)}" in capsys.readouterr().err
+
+
+def test_a_part_of_a_rows_name_is_taken_in_any_case() -> None:
+    extent = replace(rows.FULL, part="Durable WRITES at")
+    assert [name for name in rows.names(extent) if extent.takes(name)] == [
+        *(f"durable writes at {entries} entries" for entries in ("10", "1,000", "100,000")),
+    ]
 
 
 def test_growth_tells_each_calls_cost_and_what_is_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
