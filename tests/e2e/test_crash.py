@@ -31,16 +31,17 @@ KINDS = ("Register", "Replace", "Replace", "Update", "Update", "Delete", "Get")
 STAMP = ("last_write_ip", "last_write_ts")
 
 ANSWERS_TOO_EARLY = """
-from bpbroker.registry.changes import Committed
+from bpbroker.registry.changes import Committed, Group
 from bpbroker.storage.embedded.store import EmbeddedStore
 
 commit = EmbeddedStore.commit
 late = {}
 
 def early(store, groups):
-    late.update((group.names, group) for group in groups)
+    changes = [change for group in groups for change in group.changes]
+    late.update((change.name, Group((change,))) for change in changes)
     revision = store._revisions.next(store._sequence)
-    store._sequence = revision + len(groups)
+    store._sequence = revision + max(change.index for change in changes)
     if len(late) >= 8:
         commit(store, list(late.values()))
         late.clear()
