@@ -14,7 +14,7 @@ from typing import Any
 import pykka
 import pytest
 
-from bpbroker.actors import restart_pauses
+from bpbroker.actors import restart_pauses, supervisor
 from bpbroker.actors.base import Actor, ActorAddress, launch, wait_for
 from bpbroker.actors.healthcheck import Healthcheck, Probe
 from bpbroker.actors.registry import Registry
@@ -214,10 +214,16 @@ def test_an_extension_that_is_not_well_makes_the_broker_not_unwell(ward: Ward) -
     assert not report.parts[1].ok
 
 
+@pytest.fixture
+def told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "LATE_SECS", 0.2)
+
+
+@pytest.mark.usefixtures("told_soon")
 def test_an_extensions_actor_that_is_dead_or_stuck_makes_the_broker_unwell(ward: Ward) -> None:
     dead, stuck = ward.add("extension dead"), ward.add("extension stuck")
-    ward.start(every_secs=1.0, stuck_secs=3600)
-    assert ward.report().ok
+    ward.start(every_secs=0.2, stuck_secs=3600)
+    ward.until(lambda report: report.ok)
     ward.hold(stuck)
     ward.until(lambda report: not report.ok and report.parts[0].ok)
     ward.held.set()
@@ -250,17 +256,18 @@ def test_a_dead_actor_is_logged_once_however_often_somebody_asks(ward: Ward, cap
     assert caplog.text.count("is not well") == 1
 
 
+@pytest.mark.usefixtures("told_soon")
 def test_a_stuck_actor_is_replaced_and_ends_when_it_comes_to_itself(ward: Ward) -> None:
     address = ward.add("worker")
     other = ward.add("other")
-    # Told after 1 s and replaced after 4: even a slow poll sees the broker unwell in between.
-    ward.start(every_secs=1.0, stuck_secs=4.0)
+    ward.start(every_secs=0.2, stuck_secs=0.8)
     ward.report()
     stuck = address._ref
     assert stuck is not None
     ward.hold(address)
     begin = time.monotonic()
-    ward.until(lambda report: not report.ok)
+    while "worker: it does not answer" not in ward.said.get(timeout=WAIT_SECS):
+        pass
     assert time.monotonic() - begin < 10  # two periods on a quiet machine
     assert wait_for(other.ask(Ping(), WAIT_SECS), WAIT_SECS).ok
     ward.until(lambda report: report.ok)
@@ -273,6 +280,7 @@ def test_a_stuck_actor_is_replaced_and_ends_when_it_comes_to_itself(ward: Ward) 
         time.sleep(0.01)
 
 
+@pytest.mark.usefixtures("told_soon")
 def test_a_slow_actor_is_told_but_not_replaced(ward: Ward) -> None:
     address = ward.add("worker")
     ward.start(every_secs=0.1, stuck_secs=3600)
@@ -285,11 +293,11 @@ def test_a_slow_actor_is_told_but_not_replaced(ward: Ward) -> None:
 
 
 def test_an_actor_that_works_through_much_is_well_and_not_replaced(ward: Ward) -> None:
-    """A ping waits behind 40 messages of 50 ms each, six times as long as a stuck actor would be left alone."""
+    """A ping waits behind 20 messages of 50 ms each, three times as long as a stuck actor would be left alone."""
     address = ward.add("worker")
     ward.start(every_secs=0.1, stuck_secs=0.3)
     ward.report()
-    for _ in range(40):
+    for _ in range(20):
         address.tell(_Busy(0.05))
     done = address.ask(Ping(), WAIT_SECS)
     while not done.done():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bpbroker.actors import registry_shared
 from bpbroker.errors import AlreadyExists, NotFound, Overloaded, PreconditionFailed, StorageFull, Unavailable
 from bpbroker.messages import Condition, Delete, Exists, Get, List, Ping, Register, Replace, Snapshot, Update
 from bpbroker.record import Record
@@ -624,7 +625,10 @@ def test_it_starts_without_its_store_and_serves_when_it_comes(
     assert own(registry(Get("a"))) == {}
 
 
-def test_a_broker_that_is_cut_off_says_so_and_is_not_discovered(quiet: SharedLedger, shared_registry: Asked) -> None:
+def test_a_broker_that_is_cut_off_says_so_and_is_not_discovered(
+    quiet: SharedLedger, shared_registry: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_shared, "CHECK_SECS", 0.1)
     shared_registry(Register("a", {}, IP))
     assert shared_registry(Exists("a")) == quiet.registry_id
     quiet.away = Unavailable("cut off")

@@ -10,7 +10,7 @@ import pytest
 import trustme
 
 from bpbroker.client import Client
-from tests.support.fake_broker import FakeBroker
+from tests.support.fake_broker import FakeBroker, Identity
 
 
 @pytest.fixture(scope="session")
@@ -18,9 +18,15 @@ def authority() -> trustme.CA:
     return trustme.CA()
 
 
+@pytest.fixture(scope="session")
+def identity(authority: trustme.CA) -> Identity:
+    """Return what :func:`fake` shows; a broker of a test's own shows another one."""
+    return Identity.issued(authority)
+
+
 @pytest.fixture
-def fake(authority: trustme.CA) -> Iterator[FakeBroker]:
-    broker = FakeBroker(authority)
+def fake(identity: Identity) -> Iterator[FakeBroker]:
+    broker = FakeBroker(identity)
     yield broker
     broker.close()
 

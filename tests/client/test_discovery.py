@@ -1,16 +1,16 @@
-"""Discovery against real sockets on loopback; over real networks it is tested end to end."""
+"""Discovery against real sockets on loopback, in a made-up time; over real networks it is tested end to end."""
 
 from __future__ import annotations
 
 import selectors
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from bpbroker.client import discover, discover_all
+from bpbroker.client import discover, discover_all, discovery
+from bpbroker.client.outlets import Outlets
 from bpbroker.discovery.datagram import PLAIN_REPLY, Question, Reply, decode, signed_answer
 from bpbroker.discovery.jointoken import JoinToken, make_token
 from bpbroker.errors import UsageError, WaitTimeout
@@ -20,10 +20,33 @@ ANSWER = Reply("ab" * 16, "cd" * 32, 20443, "127.0.0.1")
 Answerer = Callable[[Question], list[bytes]]
 
 
+class Clock:
+    """Time that passes only while the client waits and everything that was sent is answered."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.asked = 0
+        """How many datagrams were sent to responders that hear them."""
+        self.heard = threading.Semaphore(0)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, secs: float) -> None:
+        self.now += secs
+
+    def await_answers(self) -> None:
+        """Wait until the responder has answered all that it was asked."""
+        while self.asked:
+            assert self.heard.acquire(timeout=30)
+            self.asked -= 1
+
+
 class Responder:
     """Answers on a loopback port as a test likes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.sock.bind(("127.0.0.1", 0))
         self.port: int = self.sock.getsockname()[1]
@@ -37,11 +60,12 @@ class Responder:
             payload, sender = self.sock.recvfrom(65535)
             if payload == b"stop":
                 return
-            self.heard.append((time.monotonic(), payload))
+            self.heard.append((self.clock.now, payload))
             question = decode(payload)
             if isinstance(question, Question):
                 for reply in self.reply(question):
                     self.sock.sendto(reply, sender)
+            self.clock.heard.release()
 
     def close(self) -> None:
         self.sock.sendto(b"stop", self.sock.getsockname())
@@ -50,8 +74,32 @@ class Responder:
 
 
 @pytest.fixture
-def responder() -> Iterator[Responder]:
-    each = Responder()
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Return the time that the client goes by."""
+    clock = Clock()
+
+    class Selector(selectors.DefaultSelector):
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            clock.await_answers()
+            found: list[tuple[selectors.SelectorKey, int]] = super().select(0)
+            if not found and timeout is not None:
+                clock.now += timeout
+            return found
+
+    class Counted(Outlets):
+        def send(self, payloads: list[bytes]) -> None:
+            super().send(payloads)
+            clock.asked += len(payloads)
+
+    monkeypatch.setattr(discovery, "time", clock)
+    monkeypatch.setattr("bpbroker.client.discovery.selectors.DefaultSelector", Selector)
+    monkeypatch.setattr(discovery, "Outlets", Counted)
+    return clock
+
+
+@pytest.fixture
+def responder(clock: Clock) -> Iterator[Responder]:
+    each = Responder(clock)
     yield each
     each.close()
 
@@ -132,16 +180,16 @@ def test_a_lost_question_does_no_harm(responder: Responder) -> None:
 
 def test_the_first_answer_ends_it_at_once(responder: Responder) -> None:
     responder.reply = plain
-    began = time.monotonic()
+    began = responder.clock.now
     discover("foo", port=responder.port, first=True, timeout_secs=60)
-    assert time.monotonic() - began < 10
+    assert responder.clock.now == began
 
 
 def test_everybody_is_waited_for(responder: Responder) -> None:
     responder.reply = plain
-    began = time.monotonic()
+    began = responder.clock.now
     assert [broker.address for broker in discover_all("foo", port=responder.port, timeout_secs=0.5)] == ["127.0.0.1"]
-    assert time.monotonic() - began >= 0.5
+    assert responder.clock.now - began >= 0.5
 
 
 @pytest.mark.parametrize("name", ["", " ", "_x", "a\nb", "..", "\udcff"])
@@ -166,11 +214,15 @@ class WindowsSelector(selectors.SelectSelector):
         return super().select(timeout)
 
 
-def test_a_host_without_any_interface_waits_for_one_on_windows_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_without_any_interface_waits_for_one_on_windows_too(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = clock.now
     monkeypatch.setattr("bpbroker.client.discovery.selectors.DefaultSelector", WindowsSelector)
     monkeypatch.setattr("bpbroker.client.outlets.interfaces", list)
     with pytest.raises(WaitTimeout, match="no network"):
         discover("foo", timeout_secs=0.3)
+    assert clock.now - began == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("secret", ["\udcff", "key", "AB" * 32, "ab" * 31])

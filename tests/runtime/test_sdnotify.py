@@ -63,7 +63,7 @@ def test_more_time_is_asked_for_as_long_as_there_is_progress(tmp_path: Path, mon
     path, numbers = str(tmp_path / "s"), itertools.count()
     stuck = threading.Event()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.settimeout(1.0)
+        manager.settimeout(0.5)
         manager.bind(path)
         asked = sdnotify.Patience(
             lambda: "Starting: 5 %", lambda: stuck.is_set() or next(numbers), {"NOTIFY_SOCKET": path}

@@ -283,7 +283,8 @@ def test_an_owed_answer_that_does_not_come_is_given_up(serve: Serve, app: App) -
     assert app.owed[0].cancelled()
 
 
-def test_a_client_that_leaves_frees_its_place(serve: Serve, app: App) -> None:
+def test_a_client_that_leaves_frees_its_place(serve: Serve, app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bpbroker.server.connection._HALF_CLOSED_SECS", 0.1)
     server = serve()
     with client(server) as sock:
         sock.sendall(GET % b"patient")

@@ -9,7 +9,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import trustme
 
@@ -62,16 +62,30 @@ def failure(status: int, message: str, **headers: str) -> bytes:
 Handler = Callable[[ssl.SSLSocket], None]
 
 
+class Identity(NamedTuple):
+    """A certificate with its key, ready for connections; making one takes longer than many tests."""
+
+    context: ssl.SSLContext
+    fingerprint: str
+
+    @classmethod
+    def issued(cls, authority: trustme.CA, *names: str) -> Identity:
+        made = authority.issue_cert(*(names or ("127.0.0.1", "localhost")))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        made.configure_cert(context)
+        der = ssl.PEM_cert_to_DER_cert(made.cert_chain_pems[0].bytes().decode())
+        return cls(context, hashlib.sha256(der).hexdigest())
+
+
 class FakeBroker:
     """Returns ``answers`` in order, one a request, the last one for ever; or does what ``handler`` does."""
 
-    def __init__(self, authority: trustme.CA) -> None:
+    def __init__(self, shown: trustme.CA | Identity) -> None:
         self.answers: list[bytes] = [success({})]
         self.requests: list[Request] = []
         self.connections = 0
         self.handler: Handler = self._serve
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.show(authority)
+        self._identity = shown if isinstance(shown, Identity) else Identity.issued(shown)
         self._sock = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._sock.getsockname()[1]
         self.address = f"127.0.0.1:{self.port}"
@@ -82,11 +96,12 @@ class FakeBroker:
 
     def show(self, authority: trustme.CA, *names: str) -> None:
         """Show another certificate from now on."""
-        issued = authority.issue_cert(*(names or ("127.0.0.1", "localhost")))
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        issued.configure_cert(self._context)
-        der = ssl.PEM_cert_to_DER_cert(issued.cert_chain_pems[0].bytes().decode())
-        self.fingerprint = hashlib.sha256(der).hexdigest()
+        self._identity = Identity.issued(authority, *names)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the certificate that it shows now."""
+        return self._identity.fingerprint
 
     def close(self) -> None:
         end_listening(self._sock)
@@ -112,7 +127,7 @@ class FakeBroker:
 
     def _connection(self, raw: socket.socket) -> None:
         with contextlib.suppress(OSError), raw:
-            sock = self._context.wrap_socket(raw, server_side=True)
+            sock = self._identity.context.wrap_socket(raw, server_side=True)
             self._open.append(sock)
             with sock:
                 self.handler(sock)

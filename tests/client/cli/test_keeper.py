@@ -84,7 +84,7 @@ def test_it_is_ended_with_its_whole_group_when_the_session_is_lost(tmp_path: Pat
 
 def test_one_that_ignores_it_is_killed_before_the_session_ends(tmp_path: Path) -> None:
     note = tmp_path / "pid"
-    session = held(3.0)
+    session = held(1.5)
     kept = Keeper(["sh", "-c", f"trap '' TERM; sleep 1000 & echo $! > {note}; wait; wait"], {})
     assert kept.run(session) == LOST
     assert boottime() < session.ends_at + 1.0
