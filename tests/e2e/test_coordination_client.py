@@ -7,13 +7,15 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 import pytest
 
 from tests.support.running import RunningBroker
+from tests.support.set_clock import CLOCK, TEN_YEARS
 
 
 @pytest.fixture
@@ -21,11 +23,16 @@ def coordinating(broker: RunningBroker) -> RunningBroker:
     return broker
 
 
-def started(broker: RunningBroker, *words: str, stdout: int | IO[str] = subprocess.PIPE) -> subprocess.Popen[str]:
+def started(
+    broker: RunningBroker,
+    *words: str,
+    stdout: int | IO[str] = subprocess.PIPE,
+    environ: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.Popen[str]:
     command = broker.command("bpbroker.client", "-q", "-b", f"127.0.0.1:{broker.port}", *words)
     return subprocess.Popen(
         command,
-        env={**broker.environ, "BPBROKER": f"127.0.0.1:{broker.port}"},
+        env={**broker.environ, "BPBROKER": f"127.0.0.1:{broker.port}", **environ},
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
@@ -68,12 +75,18 @@ def test_once_goes_on_when_the_host_that_does_it_dies(coordinating: RunningBroke
 
 def _children(pid: int) -> str:
     """Return the commands that a process has started, and those below."""
+    return "".join(f"{command}\n" for command in _below(pid).values())
+
+
+def _below(pid: int) -> dict[int, str]:
+    """Return the processes that a process has started, and those below, with their commands."""
     listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()]
-    found, parents = "", {str(pid)}
+    found: dict[int, str] = {}
+    parents = {str(pid)}
     while parents:  # not in the order of their numbers, which begin again at 1 some time
         children = [row for row in rows if row[1] in parents]
-        found += "".join(f"{row[2]}\n" for row in children)
+        found |= {int(row[0]): row[2] for row in children}
         parents = {row[0] for row in children}
     return found
 
@@ -88,28 +101,76 @@ def test_numbers_are_given_once(coordinating: RunningBroker) -> None:
     assert numbers() == first
 
 
+class Holder:
+    """A command that has a lock for 2 seconds at a time, and writes with its token when it is told to."""
+
+    def __init__(self, broker: RunningBroker, folder: Path, environ: Mapping[str, str] = MappingProxyType({})) -> None:
+        self._broker = broker
+        self._note, self._go = folder / "holder", folder / "go"
+        self.write = " ".join(broker.command("bpbroker.client", "-q", "service", "replace", "e", "--data"))
+        script = f"while ! [ -e {self._go} ]; do sleep 0.1; done; {self.write} old; echo $? >> {self._note}; sleep 1000"
+        self.process = started(
+            broker, "lock", "--name", "l", "--ttl", "2s", "--", "sh", "-c",
+            f"trap '' TERM; echo $BPBROKER_LOCK > {self._note}; {script}", environ=environ,
+        )  # fmt: skip
+        await_true(lambda: self._note.exists() and self._note.read_text().endswith("\n"))
+        self.token = int(self._note.read_text().rpartition(":")[2])
+
+    def go_on(self) -> int:
+        """Let the command write; return with what that ended."""
+        self._go.touch()
+        await_true(lambda: self._note.read_text().count("\n") == 2)
+        return int(self._note.read_text().split()[1])
+
+    def await_next(self) -> int:
+        """Let another one have the lock, and write; return its token."""
+        second = started(
+            self._broker, "lock", "--name", "l", "--ttl", "2s", "--", "sh", "-c",
+            f"{self.write} new > /dev/null && echo $BPBROKER_LOCK",
+        )  # fmt: skip
+        printed, complaint = second.communicate(timeout=60)
+        assert second.returncode == 0, complaint
+        return int(printed.rpartition(":")[2])
+
+    def is_lost(self) -> None:
+        """See that it has ended, and that what the next one wrote is there."""
+        assert self.process.wait(60) == 111
+        self.process.communicate()
+        assert json.loads(self._broker.bpclient("service", "get", "e", "--raw").stdout)["data"]["_str"] == "new"
+
+
 def test_a_stopped_holder_is_fenced_and_the_next_token_is_larger(coordinating: RunningBroker, tmp_path: Path) -> None:
-    notes = [tmp_path / "first", tmp_path / "second"]
-    write = " ".join(coordinating.command("bpbroker.client", "-q", "service", "replace", "e", "--data"))
-    first = started(
-        coordinating, "lock", "--name", "l", "--ttl", "2s", "--", "sh", "-c",
-        f"echo $BPBROKER_LOCK > {notes[0]}; trap '' TERM; sleep 8; {write} old; echo $? >> {notes[0]}",
-    )  # fmt: skip
-    await_true(lambda: notes[0].exists() and notes[0].read_text().endswith("\n"))
-    first.send_signal(signal.SIGSTOP)
-    second = started(
-        coordinating, "lock", "--name", "l", "--ttl", "2s", "--", "sh", "-c",
-        f"{write} new; echo $BPBROKER_LOCK > {notes[1]}",
-    )  # fmt: skip
-    assert second.wait(60) == 0, second.communicate()
-    second.communicate()
-    await_true(lambda: notes[0].read_text().endswith("\n4\n"))
-    first.send_signal(signal.SIGCONT)
-    assert first.wait(60) == 111
-    first.communicate()
-    tokens = [int(note.read_text().split()[0].rpartition(":")[2]) for note in notes]
-    assert tokens[0] < tokens[1]
-    assert json.loads(coordinating.bpclient("service", "get", "e", "--raw").stdout)["data"]["_str"] == "new"
+    """Its command goes on."""
+    holder = Holder(coordinating, tmp_path)
+    holder.process.send_signal(signal.SIGSTOP)
+    assert holder.await_next() > holder.token
+    assert holder.go_on() == 4
+    holder.process.send_signal(signal.SIGCONT)
+    holder.is_lost()
+
+
+def test_a_suspended_host_is_fenced_and_clocks_that_are_set_end_nothing(
+    coordinating: RunningBroker, tmp_path: Path
+) -> None:
+    clock = tmp_path / "clock"
+    (tmp_path / "sitecustomize.py").write_text(CLOCK)
+    holder = Holder(coordinating, tmp_path, {"PYTHONPATH": str(tmp_path), "CLOCK": str(clock)})
+    for secs in (TEN_YEARS, -TEN_YEARS):
+        clock.write_text(str(secs))
+        time.sleep(2.6)  # not renewed, the session is over by then; so would be a wait that reckons with this clock
+        held = json.loads(coordinating.bpclient("lock", "holder", "--name", "l", "--raw").stdout)
+        assert held["data"]["token"] == holder.token
+        assert holder.process.poll() is None
+    whole = [holder.process.pid, *_below(holder.process.pid)]
+    assert len(whole) > 2
+    for pid in whole:
+        os.kill(pid, signal.SIGSTOP)
+    assert holder.await_next() > holder.token
+    for pid in reversed(whole[1:]):
+        os.kill(pid, signal.SIGCONT)
+    assert holder.go_on() == 4
+    holder.process.send_signal(signal.SIGCONT)
+    holder.is_lost()
 
 
 def test_an_entry_goes_with_the_command_that_kept_it(coordinating: RunningBroker, tmp_path: Path) -> None:
