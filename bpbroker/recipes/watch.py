@@ -71,6 +71,16 @@ class Watch:
             self.cursor = str(self._registry.calls.registry("Watch", self._what, repeatable=True).data["cursor"])
         return self.cursor
 
+    def skip(self, revision: int) -> None:
+        """Go on behind a revision up to which all is known; never back, so that nothing is told twice.
+
+        Args:
+            revision: such as a list's, which is that of its newest entry: what was deleted later may be beyond it.
+        """
+        registry, _, known = self.cursor.rpartition(":")
+        if known.isdigit() and int(known) < revision:
+            self.cursor = f"{registry}:{revision}"
+
     def poll(self, wait_secs: float) -> list[Event]:
         """Return the next events; none if there were none in time. The cursor is the caller's to move.
 

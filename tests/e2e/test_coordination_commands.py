@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -225,3 +226,29 @@ def test_a_file_is_rendered_checked_and_left_alone(at: At, tmp_path: Path) -> No
         template.write_text(bad)
         assert says in at.ask(*render, code=2)
     assert out.read_text().startswith("web/1 '10.0.0.1 x'")
+
+
+@pytest.mark.parametrize(("number", "end", "code"), [("SIGTERM", "exit 1", 143), ("SIGINT", "exit 0", 130)])
+def test_a_watch_whose_command_is_at_work_ends_by_a_signal(
+    at: At, tmp_path: Path, number: str, end: str, code: int
+) -> None:
+    name, note, cursor = f"ends/{number}", tmp_path / "note", tmp_path / "cursor"
+    at.ask("service", "register", name, "--data", "x")
+    script = f"trap '{end}' TERM INT; echo r >> {note}; while :; do sleep 0.05; done"
+    watching = at.begin("watch", "--name", name, "--initial", "--cursor-file", str(cursor), "--", "sh", "-c", script)
+    await_true(lambda: note.exists() and note.read_text())
+    watching.send_signal(signal.Signals[number])
+    assert watching.wait(30) == code
+    assert note.read_text() == "r\n"
+    watching.communicate()
+
+
+def test_a_file_that_is_watched_ends_by_a_signal_to_its_command(at: At, tmp_path: Path) -> None:
+    note, template = tmp_path / "note", tmp_path / "template"
+    template.write_text("x")
+    words = ("render", "--template", str(template), "--out", str(tmp_path / "out"), "--watch")
+    rendering = at.begin(*words, "--", "sh", "-c", f"echo r >> {note}; sleep 100")
+    await_true(lambda: note.exists() and note.read_text())
+    rendering.send_signal(signal.SIGTERM)
+    assert rendering.wait(30) == 143
+    rendering.communicate()

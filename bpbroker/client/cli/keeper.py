@@ -104,6 +104,8 @@ class Keeper:
         """Windows: holds the command and all that it starts."""
         self.lost = False
         """Whether the command was ended because the session was lost."""
+        self.asked = 0
+        """The signal by which this process was asked to end while the command ran; 0 for none."""
 
     @property
     def output(self) -> str:
@@ -157,7 +159,10 @@ class Keeper:
             forwarding.begin(process.pid)
             try:
                 self._give_terminal(process.pid)
-                return self._keep(process, session, read_end)
+                code = self._keep(process, session, read_end)
+                # At a terminal Ctrl-C goes to the command alone, and is meant for both.
+                self.asked = forwarding.asked or (signal.SIGINT if process.returncode == -signal.SIGINT else 0)
+                return code
             finally:
                 if process.poll() is None:
                     _signal_group(process, signal.SIGKILL)
@@ -189,6 +194,7 @@ class Keeper:
                 for number in (signal.SIGINT, signal.SIGBREAK):
                     handlers[number] = signal.signal(number, forward)
                 code = self._keep(process, session, -1)
+                self.asked = asked[0] if asked else 0
                 if not self.lost:
                     with suppress(OSError):  # then it ends with the job
                         self._job.let_go()  # what it left running was meant so
@@ -372,6 +378,8 @@ class _Forwarding:
     """Hands signals on to a process group; those that come before it is there wait for it."""
 
     def __init__(self) -> None:
+        self.asked = 0
+        """The first one that ends a process; 0 if there was none."""
         self._group = 0
         self._early: list[int] = []
 
@@ -383,6 +391,8 @@ class _Forwarding:
 
     def forward(self, number: int, _frame: FrameType | None) -> None:
         """Handle a signal."""
+        if not self.asked and signal.Signals(number).name in (*_ENDING, "SIGINT"):
+            self.asked = number
         if self._group:
             self._send(number)
         else:

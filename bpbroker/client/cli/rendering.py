@@ -135,7 +135,10 @@ class _ReloadFailed(ClientError):
 
 def _put(target: Target, text: str, command: tuple[str, ...]) -> None:
     if target.put(text) and command:
-        code = Keeper(command, {}).run()
+        keeper = Keeper(command, {})
+        code = keeper.run()
+        if keeper.asked:
+            raise SystemExit(128 + keeper.asked)
         if code:
             raise _ReloadFailed(f"The command {command[0]!r} ended with {code}; the new file is in place", code)
 
@@ -143,10 +146,11 @@ def _put(target: Target, text: str, command: tuple[str, ...]) -> None:
 def _state(client: Client) -> tuple[dict[str, Entry], str]:
     """Return all entries, of one revision, and the cursor behind it."""
     with client.watch() as watching:
-        registry = watching.cursor.rpartition(":")[0]
-    entries = client.list()
-    revision = client.response.get("revision")
-    return entries, f"{registry}:{revision}" if isinstance(revision, int) else ""
+        entries = client.list()
+        revision = client.response.get("revision")
+        if isinstance(revision, int):
+            watching.skip(revision)
+        return entries, watching.cursor
 
 
 def _changed(client: Client, cursor: str, end: float) -> bool:

@@ -104,7 +104,7 @@ def watch(
     end = time.monotonic() + session.timeout(float("inf"))
     position = Position(cursor_file)
     position.load()
-    handle = _runner(command, end, session.tell, keep_going=keep_going) if command else _print
+    handle = _Runner(command, end, session.tell, keep_going=keep_going) if command else _print
     first, _ = session.client()
     with first.sibling() as client, client.watch(prefix or "", name=name or "", since=position.cursor) as watching:
         _Watching(client, watching, position, handle, prefix, name, count).run(end, initial=initial)
@@ -181,7 +181,6 @@ class _Watching:
         Args:
             after: what was not changed after this revision was handed on before.
         """
-        registry = self._watch.cursor.rpartition(":")[0]
         if self._name is None:
             entries = dict(self._client.list(self._prefix or ""))
         else:
@@ -191,7 +190,7 @@ class _Watching:
                 entries = {}
         known = self._client.response.get("revision")
         if self._name is None and isinstance(known, int):
-            self._watch.cursor = f"{registry}:{known}"
+            self._watch.skip(known)
         for name, found in sorted(entries.items(), key=lambda item: item[1].revision):
             if not found.revision or found.revision > after:  # a broker of before does not say it
                 self._check()
@@ -202,7 +201,13 @@ class _Watching:
         self._seen += 1
 
     def _check(self) -> None:
-        """End when there were enough events."""
+        """End when there were enough events, or a signal asked for it.
+
+        Raises:
+            _Enough, SystemExit: so it is.
+        """
+        if isinstance(self._handle, _Runner) and self._handle.asked:
+            raise SystemExit(128 + self._handle.asked)
         if self._count is not None and self._seen >= self._count:
             raise _Enough
 
@@ -219,12 +224,31 @@ def _print(event: Event) -> None:
         raise NotShown(f"The event cannot be written to standard output: {error.strerror}") from None
 
 
-def _runner(
-    command: tuple[str, ...], end: float, tell: Callable[[str], None], *, keep_going: bool
-) -> Callable[[Event], None]:
-    """Return what runs a command for an event, until it ends well."""
+class _Runner:
+    """Runs a command for an event, until it ends well.
 
-    def handle(event: Event) -> None:
+    Args:
+        command: its words.
+        end: on the clock of :func:`time.monotonic`; it is not tried again after that.
+        tell: says something to the person.
+        keep_going: go on when it fails.
+    """
+
+    def __init__(self, command: tuple[str, ...], end: float, tell: Callable[[str], None], *, keep_going: bool) -> None:
+        self._command = command
+        self._end = end
+        self._tell = tell
+        self._keep_going = keep_going
+        self.asked = 0
+        """The signal that asked for the watch's end while the command for an event ran that ended well."""
+
+    def __call__(self, event: Event) -> None:
+        """Handle an event.
+
+        Raises:
+            SystemExit: a signal asked for the end, and the command did not end well.
+            WaitTimeout: nor did it before, and the time is over.
+        """
         text = json.dumps(event.json(), ensure_ascii=False)
         entry = "" if event.entry is None else for_system(json.dumps(event.entry, ensure_ascii=False))
         more = {
@@ -235,20 +259,22 @@ def _runner(
         }
         pause = pauses()
         while True:
-            code = Keeper(command, more, stdin=f"{text}\n".encode("utf-8", "replace")).run()
+            keeper = Keeper(self._command, more, stdin=f"{text}\n".encode("utf-8", "replace"))
+            code = keeper.run()
             if code == 0:
+                self.asked = keeper.asked
                 return
+            if keeper.asked:
+                raise SystemExit(128 + keeper.asked)
             what = f"The command ended with {code} for {event.type} {event.name}"
-            if keep_going:
-                tell(f"{what}; going on")
+            if self._keep_going:
+                self._tell(f"{what}; going on")
                 return
             secs = next(pause)
-            if time.monotonic() + secs >= end:
+            if time.monotonic() + secs >= self._end:
                 raise WaitTimeout(f"{what}, and the time is over")
-            tell(f"{what}; it is tried again")
+            self._tell(f"{what}; it is tried again")
             time.sleep(secs)
-
-    return handle
 
 
 def gone(session: Session, *, name: str, wait: str | None) -> Output:

@@ -506,3 +506,32 @@ def test_what_is_written_under_a_lock_names_it(
         return
     assert [each["method"] for each in sent["operations"] if each.get("lock") == "l:7"] == methods
     assert [each["method"] for each in sent["operations"] if each.get("session") == "s"] == methods[:3]
+
+
+def listed(revision: int) -> bytes:
+    return answer(200, {"success": True, "message": "Success", "data": {}, "revisions": {}, "revision": revision})
+
+
+def watched(cursor: str, *events: dict[str, Any]) -> bytes:
+    return success({"events": list(events), "cursor": cursor})
+
+
+@pytest.mark.parametrize(("newest", "since"), [(0, "r:9"), (5, "r:9"), (12, "r:12")])
+def test_a_watch_never_goes_back_behind_its_list(fake: FakeBroker, run: Any, newest: int, since: str) -> None:
+    put = {"type": "put", "name": "a", "revision": 20, "entry": {}}
+    fake.answers = [watched("r:9"), listed(newest), watched("r:20", put)]
+    assert run("watch", "--prefix", "a", "--initial", "--count", "1")[0] == 0
+    assert [each.json.get("since") for each in fake.requests] == [None, None, since]
+
+
+@pytest.mark.parametrize(("newest", "since"), [(0, "r:9"), (5, "r:9"), (12, "r:12")])
+def test_a_file_is_made_anew_only_after_a_change(
+    fake: FakeBroker, run: Any, newest: int, since: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("jinja2")
+    template = tmp_path / "t"
+    template.write_text("{{ entry('a') }}")
+    fake.answers = [watched("r:9"), listed(newest), watched("r:30")]
+    words = ("render", "--template", str(template), "--out", str(tmp_path / "out"), "--wait", "1s")
+    assert run(*words)[0] == 124
+    assert fake.requests[2].json["since"] == since
