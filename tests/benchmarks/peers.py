@@ -13,7 +13,6 @@ import importlib.util
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ import psutil
 from bpbroker import __version__
 from bpbroker.server import host_certificate
 from tests.benchmarks.client import Failed, Job, Outcome, run, warm_up_secs
+from tests.support.ports import free_port
 from tests.support.running import RunningBroker
 
 NAMES: Final = tuple(f"node-{number:04}" for number in range(1000))
@@ -43,14 +43,6 @@ _HANGING: Final = "import time\n\n\ndef Hang(rh):\n    while True:\n        time
 
 class Absent(Exception):
     """A peer cannot take part; ``str()`` says why."""
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def https_post(path: str, document: Mapping[str, Any]) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bpbroker import __file__ as package
+from tests.support.ports import free_port
 
 HOME = Path("/usr/local/bpbroker")
 SCRIPT = Path("/etc/init.d/bpbroker")
@@ -46,13 +47,6 @@ def service(action: str) -> int:
 def traces() -> set[str]:
     found = {str(path) for folder in Path("/etc").glob("rc?.d") for path in folder.glob("*bpbroker*")}
     return found | {str(path) for path in (HOME, SCRIPT, PID_FILE.parent, LOGS) if path.exists()}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture

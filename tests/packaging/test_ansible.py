@@ -16,9 +16,10 @@ import pytest
 import yaml
 
 from tests.packaging.conftest import LONG, TOP, Packages, build
-from tests.packaging.test_deb import CONFIG, free_port
+from tests.packaging.test_deb import CONFIG
 from tests.support import debian_root
 from tests.support.debian_root import Root
+from tests.support.ports import free_port
 
 PLAYBOOK = TOP / "deploy/ansible/site.yml"
 # Ansible's own way, of ssh: here it leads into the root. Its last word is the command.

@@ -22,7 +22,7 @@ import yaml
 
 from bpbroker.config import schema
 from tests.packaging.conftest import LONG, TOP
-from tests.packaging.test_deb import free_port
+from tests.support.ports import free_port
 from tests.support.running import RunningBroker
 from tests.support.systems import is_root
 

@@ -24,19 +24,13 @@ from bpbroker import __version__
 from bpbroker.service.templates import MARK
 from tests.packaging.conftest import LONG, Packages
 from tests.support.debian_root import Root
+from tests.support.ports import free_port
 
 CONFIG = "/usr/local/bpbroker/etc/bpbroker.json"
 LOG = "/var/log/bpbroker/bpbroker.log"
 
 
 long = pytest.mark.skipif(not LONG, reason="takes its time: with BPBROKER_LONG=1")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def control(package: Path, *names: str) -> list[str]:

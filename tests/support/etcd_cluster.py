@@ -10,10 +10,8 @@ import http.client
 import itertools
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import time
@@ -25,6 +23,8 @@ from typing import Any, Final
 
 import pytest
 import trustme
+
+from tests.support.ports import free_port
 
 needs_etcd: Final = pytest.mark.skipif(
     shutil.which("etcd") is None or shutil.which("etcdctl") is None,
@@ -337,11 +337,5 @@ class EtcdCluster:
 
 
 def _free_port(place: Place) -> int:
-    """Return a port below those that the system hands out, so that nobody gets it while the member is dead."""
-    chance = random.SystemRandom()
     with place.inside():
-        while True:
-            port = chance.randrange(20000, 30000)
-            with closing(socket.socket()) as sock, suppress(OSError):
-                sock.bind((place.address, port))
-                return port
+        return free_port(place.address)

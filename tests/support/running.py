@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
+from tests.support.ports import free_port
+
 START_SECS = 60.0
 """Wide: shared machines are five times slower from one minute to the next."""
 
@@ -85,6 +87,7 @@ class RunningBroker:
 
     def start(self, *, wait: bool = True) -> RunningBroker:
         """Start it, and wait until it says that it is ready."""
+        self.port = self.port or free_port()  # it may be started again
         notify = self.home / "notify"
         notify.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, self.log.open("ab") as log:

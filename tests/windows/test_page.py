@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.systems import is_wine, windows_only
 
 PAGE = Path(__file__).parents[2] / "docs" / "windows.md"
@@ -60,11 +60,7 @@ class Cmd:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-        tcp.bind(("127.0.0.1", 0))
-        found: int = tcp.getsockname()[1]
-        udp.bind(("127.0.0.1", found))
-        return found
+    return free_port()
 
 
 @pytest.fixture
