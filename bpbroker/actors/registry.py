@@ -406,34 +406,39 @@ class Registry(Actor):
     # --- batches ---
 
     def _batch(self, message: Batch) -> Any:
-        """Decide a batch as one write; operations that stand alone too, where nothing can stand in the way of some."""
+        """Decide a batch as one write; where others write to the store, each operation that stands alone as one."""
         if message.atomic:
             return self.write(message)
         reply, operations = self.reply, message.operations
         if not operations:
             return BatchDone(())
+
+        def reply_with(results: Sequence[Any]) -> None:
+            send(reply, BatchDone(within_reply(operations, results), self.memory.history.revision))
+
+        def decided(result: BatchDone | BaseException) -> None:
+            reply_with(result.results if isinstance(result, BatchDone) else [result] * len(operations))
+
+        if self.backend.alone:
+            self._decide(PendingWrite(message, decided, places=len(operations)))
+        else:
+            self._decide_each(operations, reply_with)
+        return DEFERRED
+
+    def _decide_each(self, operations: Sequence[Any], then: Callable[[Sequence[Any]], None]) -> None:
+        """Decide operations as a write each, for each may meet a conflict; ``then`` gets what became of all of them."""
         results: list[Any] = [None] * len(operations)
         left = len(results)
 
-        def taken(number: int, result: Any) -> None:
+        def decided(number: int, result: Any) -> None:
             nonlocal left
             results[number] = result.results[0] if isinstance(result, BatchDone) else result
             left -= 1
             if not left:
-                all_taken(results)
+                then(results)
 
-        def all_taken(results: Sequence[Any]) -> None:
-            send(reply, BatchDone(within_reply(operations, results), self.memory.history.revision))
-
-        def each_taken(result: BatchDone | BaseException) -> None:
-            all_taken(result.results if isinstance(result, BatchDone) else [result] * len(operations))
-
-        if self.backend.alone:
-            self._decide(PendingWrite(message, each_taken, places=len(operations)))
-        else:
-            for number, operation in enumerate(operations):
-                self._decide(PendingWrite(Batch("", (operation,)), partial(taken, number)))
-        return DEFERRED
+        for number, operation in enumerate(operations):
+            self._decide(PendingWrite(Batch("", (operation,)), partial(decided, number)))
 
     # --- reads ---
 

@@ -11,7 +11,7 @@ import pytest
 
 from bpbroker.actors import registry_shared
 from bpbroker.errors import AlreadyExists, NotFound, Overloaded, PreconditionFailed, StorageFull, Unavailable
-from bpbroker.messages import Condition, Delete, Exists, Get, List, Ping, Register, Replace, Snapshot, Update
+from bpbroker.messages import Condition, Delete, Deleted, Exists, Get, List, Ping, Register, Replace, Snapshot, Update
 from bpbroker.record import Record
 from bpbroker.registry.browsing import Browse, Recent
 from bpbroker.registry.changes import Broken, Changes, Group, Seen
@@ -238,6 +238,15 @@ def test_a_batch_lists_what_is_there_and_not_what_is_known(quiet: SharedLedger, 
     assert own(both[1]) == {"x": 1}
     (alone,) = shared_registry(Batch("", (List("n/"),), atomic=False)).results
     assert len(alone) == 3
+
+
+def test_operations_that_stand_alone_are_done_or_refused_by_themselves(shared_registry: Asked) -> None:
+    shared_registry(Register("n/old", {}, IP))
+    operations = (Register("n/a", {}, IP), Register("n/old", {}, IP), Delete("n/none"), Replace("n/b", {}, IP))
+    made, refused, none, replaced = shared_registry(Batch("", operations, atomic=False)).results
+    assert (type(refused), none) == (AlreadyExists, Deleted())
+    assert shared_registry(List("n/a")) == (made,)
+    assert shared_registry(List("n/b")) == (replaced,)
 
 
 def test_a_batch_lists_as_of_its_own_commit(quiet: SharedLedger, shared_registry: Asked) -> None:
