@@ -224,7 +224,7 @@ KNOWN: Final[Mapping[str, Mapping[str, Key]]] = {
         "password": Key(_optional(_text), None, "that user's password", secret=True),
         "timeout_secs": Key(_number(0.5, 20, whole=False), 5, "time for one change or read, all endpoints together"),
         "max_sessions": Key(_number(0, 1_000_000), 10_000, "sessions at one time"),
-        "max_places": Key(_number(1, 100_000), 1000, "places in the queue of one lock"),
+        "max_places": Key(_number(1, 100_000), 10_000, "places in the queue of one lock"),
         "max_numbers": Key(_number(1, 100_000), 10_000, "owners in one pool of numbers"),
         "keep_lost_secs": Key(_number(0, 31_536_000), 3600, "how long it is told what ended with its session"),
         "history_bytes": Key(_number(0, 1 << 32), 8 * _MIB, "room for the changes that watches may still read"),

@@ -124,7 +124,7 @@ class Limits:
 
     data_bytes: int = entry_values.DATA_MAX_BYTES
     sessions: int = 10_000
-    places: int = 1000
+    places: int = 10_000
     """In the queue of one lock."""
     numbers: int = 10_000
     """In one pool."""

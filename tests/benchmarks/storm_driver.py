@@ -13,8 +13,7 @@ register  Register with the session                       put with the lease, if
 barrier   List, which waits for so many; above 1,000 a      count; the last one puts a key that the others watch
           counter, and an entry that the others wait for
 number    Allocate from a pool                            put one key and read its version
-once      the lock; the winner writes what it has done;   the lock of its gateway; the same
-          above 1,000 the others wait for what it writes
+once      the lock; the winner writes what it has done    the lock of its gateway; the same
 read      ten entries                                     ten keys
 leave     Close                                           lease revoke
 ========  ==============================================  ==========================================================
@@ -40,7 +39,8 @@ from typing import Any, Final
 from bpbroker.discovery import datagram
 
 _STEP_SECS: Final = 300.0
-_TTL_SECS: Final = 120
+_TTL_SECS: Final = 900
+"""Longer than the whole storm: these nodes renew nothing."""
 _READS: Final = 10
 _TRIES: Final = 5
 _LISTED_MAX: Final = 1000
@@ -232,16 +232,7 @@ class OnBroker(Node):
         work = "storm/once"
         if await self._services("Get", name=work, allowed=(404,)):
             return
-        if self._storm.nodes > _LISTED_MAX:
-            # Each change of a lock costs as much as its queue is long (``_registry.max_places``): so many wait for what
-            # the winner writes, as nobody of them has to do it again.
-            taken = await self._services("Lock", name=work, session=self._session, allowed=(409,))
-            if not taken:
-                await self._services("Get", name=work, wait=_STEP_SECS)
-                return
-            token = taken["token"]
-        else:
-            token = (await self._services("Lock", name=work, session=self._session, wait=_STEP_SECS))["token"]
+        token = (await self._services("Lock", name=work, session=self._session, wait=_STEP_SECS))["token"]
         if not await self._services("Get", name=work, allowed=(404,)):
             self._course.won += 1
             await self._services("Replace", name=work, data='{"state": "done"}', lock=f"{work}:{token}")
