@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ settings.load_profile("bpbroker")
 ON_WINDOWS = os.name == "nt"
 """There is no system tier there: what starts a process is run with the rest."""
 TESTS = Path(__file__).parent
+MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of the test's own is made there
 SYSTEM_FOLDERS = ("e2e", "benchmarks", "docs", "machine", "packaging", "support")
 PROGRAM_FOLDERS = ("actors/extension",)
 """Each test here starts a process of its own, as those with the mark ``program`` do."""
@@ -53,10 +56,29 @@ def _fast_tier(config: pytest.Config) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Run the fast tier on all cores."""
+    """Run the fast tier on all cores, with its files in memory."""
     # A worker of xdist has the same command line: it must not start workers of its own.
-    if _fast_tier(config) and not hasattr(config, "workerinput") and getattr(config.option, "numprocesses", 0) is None:
+    if not _fast_tier(config) or hasattr(config, "workerinput"):
+        return
+    if getattr(config.option, "numprocesses", 0) is None:
         config.option.numprocesses = "auto"
+    if config.option.basetemp is None and "TMPDIR" not in os.environ and _holds_files(MEMORY):
+        # What lasts is the system tier's, on real disks: here each sync of a file would only be waited for.
+        folder = tempfile.mkdtemp(prefix="bpbroker-", dir=MEMORY)
+        Path(folder).chmod(0o711)  # tests become other users
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        config.option.basetemp = f"{folder}/t"
+        os.environ["TMPDIR"] = folder
+        tempfile.tempdir = None  # looked up anew
+
+
+def _holds_files(folder: Path) -> bool:
+    """Whether the tests find room there, and may run what they write: containers often have neither."""
+    try:
+        found = os.statvfs(folder)
+    except (OSError, AttributeError):
+        return False
+    return not found.f_flag & os.ST_NOEXEC and found.f_bavail * found.f_frsize > 1 << 30
 
 
 def pytest_configure(config: pytest.Config) -> None:
