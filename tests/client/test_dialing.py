@@ -17,6 +17,7 @@ from bpbroker.client import Client
 from bpbroker.client.dialing import STEP_SECS, _interleaved
 from bpbroker.errors import CannotConnect, NotTrusted, UsageError, WaitTimeout
 from tests.support.fake_broker import FakeBroker, answer, failure, success
+from tests.support.ports import refusing_port
 
 AF_INET6 = socket.AF_INET6
 PONG = answer(200, {"src": "127.0.0.1", "data": {"_str": ""}})
@@ -45,11 +46,6 @@ def _silent() -> Iterator[str]:
     """Yield an address that takes connections and says nothing, as a broker that is stopped."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield f"127.0.0.1:{listening.getsockname()[1]}"
-
-
-def _refusing() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return f"127.0.0.1:{sock.getsockname()[1]}"
 
 
 @pytest.fixture
@@ -108,7 +104,10 @@ def test_of_several_addresses_the_one_that_answers_is_used_and_tried_first_from_
 
 
 def test_a_refused_connection_has_the_next_address_tried_at_once(fake: FakeBroker) -> None:
-    with Client([_refusing(), fake.address], fingerprint=fake.fingerprint) as client:
+    with (
+        refusing_port() as port,
+        Client([f"127.0.0.1:{port}", fake.address], fingerprint=fake.fingerprint) as client,
+    ):
         client.ping()
         assert str(client.address) == fake.address
 
@@ -123,7 +122,8 @@ def test_a_broker_with_the_wrong_certificate_is_passed_over_and_named(fake: Fake
         assert len(said) == 1
         assert other.address in said[0]
         with (
-            Client([other.address, _refusing()], fingerprint=fake.fingerprint, retries=0) as client,
+            refusing_port() as port,
+            Client([other.address, f"127.0.0.1:{port}"], fingerprint=fake.fingerprint, retries=0) as client,
             pytest.raises(CannotConnect, match=f"certificate of {other.address} is not.*; Cannot connect to 127"),
         ):
             client.ping()

@@ -20,6 +20,7 @@ from bpbroker.client.doctor import Finding, examine, validity
 from bpbroker.client.pins import KnownBrokers
 from bpbroker.client.transport import Trust
 from bpbroker.discovery.jointoken import canonical_fingerprint
+from tests.support.ports import refusing_port
 from tests.support.running import RunningBroker
 
 
@@ -77,9 +78,8 @@ def test_a_key_goes_only_where_the_certificate_is_known(make_broker: object, tmp
 
 
 def test_nobody_there(tmp_path: Path) -> None:
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        target = BrokerAddress("127.0.0.1", closed.getsockname()[1])
+    with refusing_port() as port:
+        target = BrokerAddress("127.0.0.1", port)
         (found,) = examine(target, Trust(), KnownBrokers(tmp_path / "pins"))
     assert (found.what, found.level) == ("TCP", "fail")
     assert "firewall" in found.advice

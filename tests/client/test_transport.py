@@ -14,6 +14,7 @@ import trustme
 from bpbroker.client import Client
 from bpbroker.errors import CannotConnect, ClientError, NotTrusted, UsageError, WaitTimeout
 from tests.support.fake_broker import FakeBroker, answer, failure, success
+from tests.support.ports import refusing_port
 from tests.support.systems import end_listening
 
 
@@ -147,9 +148,11 @@ def test_insecure_takes_anything_and_remembers_nothing(make_client: Callable[...
 
 
 def test_nobody_there() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
-    with Client(f"127.0.0.1:{port}", retries=0) as client, pytest.raises(CannotConnect, match="refused") as caught:
+    with (
+        refusing_port() as port,
+        Client(f"127.0.0.1:{port}", retries=0) as client,
+        pytest.raises(CannotConnect, match="refused") as caught,
+    ):
         client.ping()
     assert f"127.0.0.1:{port}" in str(caught.value)
     assert caught.value.exit_code == 6

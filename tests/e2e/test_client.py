@@ -17,6 +17,7 @@ import pytest
 
 from bpbroker.discovery.interfaces import own_address
 from bpbroker.discovery.jointoken import JoinToken, make_token, parse_token
+from tests.support.ports import refusing_port
 from tests.support.running import RunningBroker
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -244,9 +245,8 @@ def test_3_and_4_what_is_and_what_is_not_there(broker: RunningBroker) -> None:
 
 
 def test_5_and_6_nobody_there_and_somebody_else(broker: RunningBroker, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
-    fails(run(broker, "-b", f"127.0.0.1:{port}", "--retry", "0", "ping"), 6, "Cannot connect")
+    with refusing_port() as port:
+        fails(run(broker, "-b", f"127.0.0.1:{port}", "--retry", "0", "ping"), 6, "Cannot connect")
     fails(run(broker, "-b", "no.such.host.invalid", "--retry", "0", "ping"), 6, "looked up")
     fails(broker.bpclient("--fingerprint", "00" * 32, "ping"), 6, "nothing was sent")
     known = tmp_path / "known"

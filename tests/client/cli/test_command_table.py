@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from bpbroker.client.cli.main import _run
 from bpbroker.client.cli.session import Session
 from tests.support.fake_broker import FakeBroker, answer, failure, success
+from tests.support.ports import refusing_port
 from tests.support.systems import is_private
 
 ENTRY = {"role": "master"}
@@ -242,9 +242,8 @@ def test_a_name_that_ends_in_a_dash_is_warned_of(
 @pytest.mark.parametrize("words", [("lock", "--name", "x"), ("once", "--name", "x")])
 def test_what_waits_for_others_keeps_to_the_timeout(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bpbroker.client.cli.session_lock_once.end_orderly", lambda: None)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    assert _run(["-b", f"127.0.0.1:{port}", "--timeout", "0.2s", *words, "--", "true"]) == 6
+    with refusing_port() as port:
+        assert _run(["-b", f"127.0.0.1:{port}", "--timeout", "0.2s", *words, "--", "true"]) == 6
 
 
 def test_data_that_is_too_large_is_data_that_is_refused(fake: FakeBroker, run: Any) -> None:

@@ -20,6 +20,7 @@ from bpbroker.storage.etcd.endpoint import Endpoint, tls_context
 from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway
 from bpbroker.storage.etcd.responses import Failed, Refused
 from bpbroker.storage.etcd.timeline import Timeline
+from tests.support.ports import refusing_port
 from tests.support.systems import end_listening, posix_only
 
 Serve = Callable[..., str]
@@ -167,16 +168,15 @@ def test_what_every_member_would_refuse(serve: Serve, body: bytes, *, stale: boo
 
 
 def test_what_was_not_sent() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        port = bound.getsockname()[1]
-    for url, why in (
-        (f"http://127.0.0.1:{port}", "nothing listens there"),
-        (f"https://127.0.0.1:{port}", "nothing listens there"),
-        ("https://no-such-name.invalid:2379", "its name is not known"),
-    ):
-        failed = failure(endpoint(url))
-        assert str(failed) == why
-        assert not failed.sent
+    with refusing_port() as port:
+        for url, why in (
+            (f"http://127.0.0.1:{port}", "nothing listens there"),
+            (f"https://127.0.0.1:{port}", "nothing listens there"),
+            ("https://no-such-name.invalid:2379", "its name is not known"),
+        ):
+            failed = failure(endpoint(url))
+            assert str(failed) == why
+            assert not failed.sent
 
 
 def test_certificates_that_are_not_accepted(serve: Serve, tmp_path: Path) -> None:
