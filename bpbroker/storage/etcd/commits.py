@@ -35,7 +35,7 @@ from bpbroker.storage.etcd.decoded import Decoded
 from bpbroker.storage.etcd.gateway import Gateway
 from bpbroker.storage.etcd.keys import Keys, as_seen, revision_of
 from bpbroker.storage.etcd.responses import decode, encode
-from bpbroker.storage.etcd.timeline import REPLACED, Moment
+from bpbroker.storage.etcd.restore_detection import REPLACED, Moment
 
 OPERATIONS_MAX: Final = 128
 """etcd's limit. It counts the longest list of a transaction, and to that the largest such count inside it."""

@@ -15,7 +15,7 @@ from typing import Any, Final
 from bpbroker.record import Record
 from bpbroker.registry.changes import Seen
 from bpbroker.storage.etcd.keys import Keys, as_seen
-from bpbroker.storage.etcd.timeline import Moment
+from bpbroker.storage.etcd.restore_detection import Moment
 
 KEPT_BYTES: Final = 4 * 1024 * 1024
 """Of keys and values that are kept, about; beyond it all are dropped at once."""

@@ -3,7 +3,7 @@
 :mod:`bpbroker.storage.etcd.endpoint` sends one request to one endpoint. Here is
 what goes beyond one: the deadline, the token of a user, which endpoint is next,
 and whether a new connection leads to the history that we know
-(:mod:`bpbroker.storage.etcd.timeline`).
+(:mod:`bpbroker.storage.etcd.restore_detection`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 from bpbroker.config import schema
 from bpbroker.errors import ConfigurationError
 from bpbroker.storage.etcd.responses import AWAY, Failed, Refused, Unreachable
-from bpbroker.storage.etcd.timeline import FORGOTTEN, WENT_BACK, Moment, Restored, Timeline
+from bpbroker.storage.etcd.restore_detection import FORGOTTEN, WENT_BACK, Moment, Restored, Timeline
 
 if TYPE_CHECKING:
     from bpbroker.storage.etcd.endpoint import Endpoint

@@ -18,7 +18,7 @@ from bpbroker.errors import BadRequest
 from bpbroker.registry import entry_values, stored
 from bpbroker.registry.changes import Seen
 from bpbroker.storage.etcd.responses import decode, encode
-from bpbroker.storage.etcd.timeline import Moment
+from bpbroker.storage.etcd.restore_detection import Moment
 
 NAME_MAX_BYTES: Final = 4096
 """Longest name that any broker may allow."""

@@ -2,7 +2,7 @@
 
 What is under which key is in :mod:`bpbroker.storage.etcd.keys`, how commits happen
 once in :mod:`bpbroker.storage.etcd.commits`, and how a restored cluster is noticed in
-:mod:`bpbroker.storage.etcd.timeline`; here is what a registry asks of them.
+:mod:`bpbroker.storage.etcd.restore_detection`; here is what a registry asks of them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from bpbroker.storage.etcd.keys import Keys, as_seen, revision_of
 from bpbroker.storage.etcd.last_seen import LastSeenFile
 from bpbroker.storage.etcd.registry_id import Identity
 from bpbroker.storage.etcd.responses import Compacted, LeaseExists, LeaseGone, decode, encode
-from bpbroker.storage.etcd.timeline import REPLACED, RESTORED_MEANWHILE, Moment, Restored, Timeline
+from bpbroker.storage.etcd.restore_detection import REPLACED, RESTORED_MEANWHILE, Moment, Restored, Timeline
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from bpbroker.storage.etcd.decoded import Decoded
 from bpbroker.storage.etcd.keys import Keys, as_seen
 from bpbroker.storage.etcd.registry_id import made
 from bpbroker.storage.etcd.responses import encode
-from bpbroker.storage.etcd.timeline import Moment
+from bpbroker.storage.etcd.restore_detection import Moment
 
 KEYS = Keys("/x")
 KEY = KEYS.entry("a")

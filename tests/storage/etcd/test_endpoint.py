@@ -19,7 +19,7 @@ from bpbroker.errors import ConfigurationError, StartError
 from bpbroker.storage.etcd.endpoint import Endpoint, tls_context
 from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway
 from bpbroker.storage.etcd.responses import Failed, Refused
-from bpbroker.storage.etcd.timeline import Timeline
+from bpbroker.storage.etcd.restore_detection import Timeline
 from tests.support.ports import refusing_port
 from tests.support.systems import end_listening, posix_only
 

@@ -19,8 +19,8 @@ from bpbroker.storage.etcd.endpoint import Endpoint
 from bpbroker.storage.etcd.gateway import EtcdOptions
 from bpbroker.storage.etcd.registry_id import Identity, made
 from bpbroker.storage.etcd.responses import Failed, decode, encode
+from bpbroker.storage.etcd.restore_detection import WENT_BACK, Restored, Timeline
 from bpbroker.storage.etcd.store import EtcdStore
-from bpbroker.storage.etcd.timeline import WENT_BACK, Restored, Timeline
 from tests.support.etcd_cluster import needs_etcd
 from tests.support.groups import change, one, peeked, value
 

@@ -10,7 +10,7 @@ import pytest
 from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway
 from bpbroker.storage.etcd.keys import Keys
 from bpbroker.storage.etcd.responses import Failed, encode
-from bpbroker.storage.etcd.timeline import ANOTHER, FORGOTTEN, WENT_BACK, Restored, Timeline
+from bpbroker.storage.etcd.restore_detection import ANOTHER, FORGOTTEN, WENT_BACK, Restored, Timeline
 from tests.support.etcd_cluster import needs_etcd
 
 if TYPE_CHECKING:
