@@ -84,17 +84,13 @@ class LockTimeout(AlreadyExists, errors.LockTimeout):
     Each is a mapping with ``data``, ``token``, ``since``, ``session``.
     """
 
-    def __init__(self, message: str, holders: list[Mapping[str, Any]] | None = None) -> None:
-        AlreadyExists.__init__(self, message)
-        self.holders = holders or []
+    __init__ = errors.LockTimeout.__init__
 
 
 class CursorExpired(_Named, errors.CursorExpired):
     """Changes behind a watch's cursor are forgotten; ``cursor`` is from where to go on after a new list."""
 
-    def __init__(self, message: str, cursor: str = "") -> None:
-        _Named.__init__(self, message)
-        self.cursor = cursor
+    __init__ = errors.CursorExpired.__init__
 
 
 class PreconditionFailed(_Named, errors.PreconditionFailed):
@@ -145,9 +141,7 @@ class BatchFailed(_Named, errors.BatchFailed):
     """
 
     def __init__(self, message: str, index: int, error: errors.RequestError) -> None:
-        _Named.__init__(self, message)
-        self.index = index
-        self.error = error
+        errors.BatchFailed.__init__(self, message, index, error)
         self.status = error.status  # that of what was refused
 
 
@@ -156,17 +150,7 @@ class BarrierBroken(Error, errors.BarrierBroken):
 
     status = 500  # type: ignore[misc]  # as the classes of bpbroker.errors say theirs
 
-    def __init__(
-        self,
-        message: str,
-        missing: Mapping[str, Mapping[str, Any]],
-        failed: Mapping[str, Mapping[str, Any]],
-        lost: Mapping[str, Mapping[str, Any]],
-    ) -> None:
-        Exception.__init__(self, message)
-        self.missing = missing
-        self.failed = failed
-        self.lost = lost
+    __init__ = errors.BarrierBroken.__init__
 
 
 class BarrierTimeout(BarrierBroken, errors.BarrierTimeout):
