@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
@@ -64,7 +63,8 @@ class Sessions:
         """``_registry.max_sessions``."""
         self._clients: dict[str, str] = {}
         """Session to the client that opened it, see :func:`network_of`."""
-        self._by_client: Counter[str] = Counter()
+        self._by_client: dict[str, dict[str, None]] = {}
+        """Client to its sessions."""
         self._memory.session_began = self._began
         self._memory.session_ended = self._ended
         self.handlers: Mapping[type, Callable[[Any], Any]] = {
@@ -77,7 +77,7 @@ class Sessions:
         value = json.loads(record.json)
         if session not in self._clients:
             client = self._clients[session] = network_of(str(value.get("source", "")))
-            self._by_client[client] += 1
+            self._by_client.setdefault(client, {})[session] = None
         if self._owner.backend.leases:  # the store sees to its end
             return
         now = time.monotonic()
@@ -89,7 +89,7 @@ class Sessions:
         self._times.end(session)
         client = self._clients.pop(session, None)
         if client is not None:
-            self._by_client[client] -= 1
+            del self._by_client[client][session]
             if not self._by_client[client]:
                 del self._by_client[client]
         if self._owner.backend.leases:
@@ -155,7 +155,7 @@ class Sessions:
         if there < self.most or self._memory.get(sessions.PREFIX + message.session) is not None:
             return
         client = network_of(message.source)
-        held = self._by_client[client]
+        held = len(self._by_client.get(client, ()))
         if held >= share_of(self.most):
             raise Overloaded(
                 f"There are {there} sessions already ({sessions.COUNT}), {held} of them of {client};"
@@ -164,8 +164,7 @@ class Sessions:
 
     def of(self, source: str) -> Iterator[str]:
         """Yield the sessions of the client that has an address."""
-        client = network_of(source)
-        return (session for session, opener in self._clients.items() if opener == client)
+        return iter(self._by_client.get(network_of(source), ()))
 
     def _renew(self, message: Renew) -> Any:
         owner = self._owner
