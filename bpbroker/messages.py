@@ -285,7 +285,7 @@ class SnapshotTaken:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotSaved:
-    """News to the registry: the configuration file holds all up to this commit, the journal may forget it."""
+    """The configuration file holds all up to this commit, so the journal may forget it. Reply: None, when it has."""
 
     sequence: int
 
