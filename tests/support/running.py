@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -88,9 +89,12 @@ class RunningBroker:
     def start(self, *, wait: bool = True) -> RunningBroker:
         """Start it, and wait until it says that it is ready."""
         self.port = self.port or free_port()  # it may be started again
-        notify = self.home / "notify"
-        notify.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, self.log.open("ab") as log:
+        with (
+            tempfile.TemporaryDirectory(prefix="notify-") as folder,  # a socket's path is short, a home's may be long
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready,
+            self.log.open("ab") as log,
+        ):
+            notify = Path(folder, "notify")
             ready.bind(str(notify))
             self.process = subprocess.Popen(
                 [*self.prefix, *self.program, "start", "--listen-port", str(self.port), *self.options],
