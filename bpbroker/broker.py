@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,35 +103,6 @@ def run(options: RunOptions, tell: Callable[[str], None]) -> int:
 
     tell(f"bpbroker runs in the background: {in_background(serve, log_file)}, log {log_file}")
     return 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Answered:
-    """To the main loop: what it asked for was answered."""
-
-    asked: Future[Any]
-    then: Callable[[Future[Any]], Any]
-    outcome: Future[Any]
-
-    def go_on(self) -> None:
-        """Do what comes next, and settle the outcome."""
-        try:
-            result = self.then(self.asked)
-        except Exception as error:  # noqa: BLE001 - handed to who asked, and logged there
-            messages.fail(self.outcome, error)
-        else:
-            if isinstance(result, Future):
-                result.add_done_callback(lambda done: _pass_on(done, self.outcome))
-            else:
-                messages.settle(self.outcome, result)
-
-
-def _pass_on(done: Future[Any], outcome: Future[Any]) -> None:
-    error = done.exception()
-    if error is None:
-        messages.settle(outcome, done.result())
-    else:
-        messages.fail(outcome, error)
 
 
 class Broker:
@@ -495,27 +466,14 @@ class Broker:
             return self._disable(event)
         if isinstance(event, messages.Reload):
             return self._reload()
-        if isinstance(event, _Answered):
-            event.go_on()
-        elif isinstance(event, messages.SettingsChanged):
+        if isinstance(event, messages.SettingsChanged):
             self._log_access(event.settings)
             self._apply(event.settings)
         return None
 
     def _then(self, message: Any, go_on: Callable[[Future[Any]], Any]) -> Future[Any]:
-        """Ask the config store, which may take long, and go on in the main thread when it has answered.
-
-        The main thread waits for nothing: it has to hear signals and to tell the watchdog that it is alive.
-
-        Args:
-            message: what to ask.
-            go_on: given the answer; what it returns or raises becomes the outcome, or if it returns a future, what
-                that comes to.
-        """
-        outcome: Future[Any] = Future()
-        asked = self._addresses["config store"].ask(message, float("inf"))
-        asked.add_done_callback(lambda done: self._loop.tell(_Answered(done, go_on, outcome)))
-        return outcome
+        """Ask the config store, which may take long; see :meth:`MainLoop.after`."""
+        return self._loop.after(self._addresses["config store"].ask(message, float("inf")), go_on)
 
     def _add(self, message: messages.ApplyConfiguration) -> Future[Any]:
         """Have settings added; when this is over clients can call the extensions that are enabled by it."""
@@ -594,13 +552,8 @@ class Broker:
             sdnotify.notify(sdnotify.READY, self._status())
             messages.settle(outcome, messages.Reloaded(tuple(sorted(problems))))
 
-        def hear(name: str, reply: Future[Any]) -> None:
-            # The callback may run in an extension's thread: only the main one goes on.
-            go_on = partial(told, name)
-            reply.add_done_callback(lambda done: self._loop.tell(_Answered(done, go_on, Future())))
-
         for name, reply in extensions:
-            hear(name, reply)
+            self._loop.after(reply, partial(told, name))
         if not extensions:
             finish()
         return outcome

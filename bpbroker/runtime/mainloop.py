@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -56,6 +58,20 @@ class MainLoop:
 
     def reply_now(self, message: Any) -> None:
         """See :meth:`bpbroker.messages.Address.reply_now`: it has to be asked for everything."""
+
+    def after(self, asked: Future[Any], go_on: Callable[[Future[Any]], Any]) -> Future[Any]:
+        """Go on in the main thread when a question has been answered; return the outcome.
+
+        The main thread waits for nothing: it has to hear signals and to tell the watchdog that it is alive.
+
+        Args:
+            asked: the future of the answer.
+            go_on: gets the answered future; what it returns or raises becomes the outcome. If it returns a future, its
+                result does.
+        """
+        outcome: Future[Any] = Future()
+        asked.add_done_callback(lambda done: self._events.put((_Answered(done, go_on), outcome)))
+        return outcome
 
     def watch_signals(self, undo: ExitStack) -> None:
         """Let signals become events; a second one while stopping ends the process at once."""
@@ -103,32 +119,47 @@ class MainLoop:
             if isinstance(event, messages.Stop):
                 messages.settle(reply, None)
                 return
-            self._take(event, reply, take)
-
-    @staticmethod
-    def _take(event: Any, reply: Future[Any], take: Callable[[Any], Any]) -> None:
-        outcome: Future[Any]
-        try:
-            result = take(event)
-        except Exception as error:  # noqa: BLE001 - told and logged below
-            outcome = Future()
-            outcome.set_exception(error)
-        else:
-            if isinstance(result, Future):
-                outcome = result
+            if isinstance(event, _Answered):
+                outcome = _outcome_of(event.go_on, event.asked)
             else:
-                outcome = Future()
-                outcome.set_result(result)
-        outcome.add_done_callback(lambda done: _pass_on(done, reply))
+                outcome = _outcome_of(take, event)
+                outcome.add_done_callback(_log_error)
+            outcome.add_done_callback(partial(_pass_on, reply))
 
 
-def _pass_on(outcome: Future[Any], reply: Future[Any]) -> None:
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """The loop to itself: what was asked for was answered."""
+
+    asked: Future[Any]
+    go_on: Callable[[Future[Any]], Any]
+
+
+def _outcome_of(act: Callable[[Any], Any], given: Any) -> Future[Any]:
+    """Return the future of what a function returns or raises, or the future that it returns."""
+    outcome: Future[Any] = Future()
+    try:
+        result = act(given)
+    except Exception as error:  # noqa: BLE001 - told to the caller, and logged
+        outcome.set_exception(error)
+        return outcome
+    if isinstance(result, Future):
+        return result
+    outcome.set_result(result)
+    return outcome
+
+
+def _log_error(outcome: Future[Any]) -> None:
+    error = outcome.exception()
+    if isinstance(error, BpbrokerError):
+        logger.error("%s", error)  # meant for the operator, who needs no traceback
+    elif error is not None:
+        logger.error("Error in the main loop", exc_info=error)
+
+
+def _pass_on(reply: Future[Any], outcome: Future[Any]) -> None:
     error = outcome.exception()
     if error is None:
         messages.settle(reply, outcome.result())
-        return
-    if isinstance(error, BpbrokerError):
-        logger.error("%s", error)  # meant for the operator, who needs no traceback
     else:
-        logger.error("Error in the main loop", exc_info=error)
-    messages.fail(reply, error)
+        messages.fail(reply, error)
