@@ -10,10 +10,7 @@ Loaded when a connection is made: ``bpclient discover`` needs none of it.
 
 from __future__ import annotations
 
-import sys
-
-BARE = sys.implementation.name == "cpython" and sys.version_info < (3, 14)
-"""Whether the C module is used without :mod:`ssl`. Before a version is added, run ``tests/client`` with it."""
+from bpbroker.client.sockets import BARE
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:  # novm

@@ -6,13 +6,13 @@ expected one.
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 from bpbroker.client.address import BrokerAddress
 from bpbroker.client.http1 import CutOff, NotHttp, Response, ResponseReader, request_bytes
 from bpbroker.client.pins import KnownBrokers
+from bpbroker.client.sockets import Socket, native
 from bpbroker.errors import BpbrokerError, CannotConnect, NotTrusted, UsageError, WaitTimeout
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
@@ -25,7 +25,7 @@ CONNECT_SECS: Final = 10.0
 """For one attempt to reach one address."""
 _SEND_BYTES: Final = 64 * 1024
 # Two classes before Python 3.10.
-_TIMED_OUT: Final = (TimeoutError, socket.timeout)
+_TIMED_OUT: Final = (TimeoutError, native.timeout)
 _BUNDLE_MAX_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -107,7 +107,7 @@ class Transport:
         pins: KnownBrokers,
         others: Sequence[BrokerAddress] = (),
         tell: Callable[[str], None] = lambda _: None,
-        dial: Callable[[float], socket.socket | None] = lambda _: None,
+        dial: Callable[[float], Socket | None] = lambda _: None,
     ) -> None:
         self.address = address
         """The one that is used: of several, the last one that was good."""
@@ -219,9 +219,9 @@ class Transport:
         if self._others:
             self.address, *self._others = [*self._others, self.address]
 
-    def _dial(self, place: tuple[Any, ...], deadline: Deadline) -> socket.socket:
+    def _dial(self, place: tuple[Any, ...], deadline: Deadline) -> Socket:
         family, kind, protocol, _, where = place
-        sock = socket.socket(family, kind, protocol)
+        sock = Socket(family, kind, protocol)
         try:
             sock.settimeout(min(CONNECT_SECS, deadline.remaining()))
             sock.connect(where)
@@ -233,7 +233,7 @@ class Transport:
             raise unreached(self.address, why) from None
         return sock
 
-    def _secure(self, raw: socket.socket, settings: Settings, deadline: Deadline) -> TlsSocket:
+    def _secure(self, raw: Socket, settings: Settings, deadline: Deadline) -> TlsSocket:
         """Begin TLS on a TCP connection and check the broker's certificate."""
         raw.settimeout(deadline.remaining())
         sock: TlsSocket | None = None
@@ -358,7 +358,7 @@ def not_known(host: str, error: Exception) -> CannotConnect:
     if "%" in host:
         interface = host.partition("%")[2]
         return CannotConnect(f"The address {host!r} cannot be used: is there an interface {interface!r} on this host?")
-    kind = NotReached if isinstance(error, OSError) and error.errno == socket.EAI_AGAIN else CannotConnect
+    kind = NotReached if isinstance(error, OSError) and error.errno == native.EAI_AGAIN else CannotConnect
     why = (error.strerror if isinstance(error, OSError) else None) or error
     return kind(f"The host name {host!r} cannot be looked up: {why}; check the address")
 
@@ -367,17 +367,17 @@ def _numeric(address: BrokerAddress) -> tuple[Any, ...] | None:
     """Return how to reach a numeric address; None for a name, which takes a lookup."""
     try:
         host = host_bytes(address.host)
-        return socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0]
-    except (socket.gaierror, UnicodeError):
+        return native.getaddrinfo(host, address.port, type=native.SOCK_STREAM, flags=native.AI_NUMERICHOST)[0]
+    except (native.gaierror, UnicodeError):
         return None
 
 
-def _wrapped(raw: socket.socket, settings: Settings, address: BrokerAddress) -> TlsSocket:
+def _wrapped(raw: Socket, settings: Settings, address: BrokerAddress) -> TlsSocket:
     """Return a connected socket with TLS on it, before the handshake."""
     from bpbroker.client import tls
 
-    if raw.family in (socket.AF_INET, socket.AF_INET6):
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if raw.family in (native.AF_INET, native.AF_INET6):
+        raw.setsockopt(native.IPPROTO_TCP, native.TCP_NODELAY, 1)
     return tls.wrap(raw, settings, host_bytes(address.host.partition("%")[0]))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bpbroker.client.tls import BARE
+from bpbroker.client.sockets import BARE
 from tests.support.fake_broker import FakeBroker, success
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +17,7 @@ SERVER = {"pykka", "cherrypy", "cheroot", "OpenSSL", "cryptography", "sqlite3"}
 COSTLY = {
     *("click", "typing", "dataclasses", "contextlib", "pathlib", "ipaddress", "inspect", "threading", "logging"),
     *("http.client", "email", "urllib", "asyncio", "tempfile", "random", "csv", "ctypes", "datetime", "encodings.idna"),
-    *("signal", *(("ssl", "hashlib") if BARE else ())),
+    *("signal", *(("ssl", "socket", "hashlib") if BARE else ())),
 }
 
 
@@ -91,7 +91,10 @@ def test_all_that_a_one_shot_call_loads(fake: FakeBroker, known_brokers: Path, w
     assert ours(loaded) == {
         *("errors", "process", "progress", "recipes", "recipes.coordination"),
         *("registry", "registry.entry_values", "retry"),
-        *(f"client.{name}" for name in ("address", "api", "calls", "answers", "http1", "transport", "tls", "pins")),
+        *(
+            f"client.{name}"
+            for name in ("address", "api", "calls", "answers", "http1", "transport", "sockets", "tls", "pins")
+        ),
         *("client", "client.cli"),
         *(f"client.cli.{name}" for name in ("main", "parser", "shared_options", "words")),
         *(f"client.cli.{name}" for name in ("command_table", "session", "output")),

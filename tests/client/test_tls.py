@@ -8,18 +8,18 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
 import trustme
 
 from bpbroker import client as package
-from bpbroker.client import Client, tls
+from bpbroker.client import Client, sockets, tls
 from bpbroker.errors import BpbrokerError
 from tests.support.fake_broker import FakeBroker, success
 
-pytestmark = pytest.mark.skipif(not tls.BARE, reason="this Python takes ssl anyway")
+pytestmark = pytest.mark.skipif(not sockets.BARE, reason="this Python takes ssl anyway")
 
 Use = Callable[[str], ModuleType]
 KINDS = ("bare", "ssl")
@@ -37,9 +37,9 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Use:
             assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
             with monkeypatch.context() as patch:
-                patch.setattr(sys, "implementation", SimpleNamespace(**{**vars(sys.implementation), "name": "another"}))
+                patch.setattr(sockets, "BARE", False)
                 spec.loader.exec_module(module)
-        assert (kind == "bare") == module.BARE
+        assert (kind == "bare") == vars(module)["BARE"]
         monkeypatch.setitem(sys.modules, "bpbroker.client.tls", module)
         monkeypatch.setattr(package, "tls", module)
         return module
