@@ -100,7 +100,7 @@ def reach(results: Results) -> Iterator[Reach]:
     ]
     wanted += [(rows.CONNECTIONS, number, Etcd.name, 1.0) for number in clients]
     wanted += [(rows.READS, number, StockHello.name, 0.7) for number in clients]
-    wanted += [(rows.ONE_SHOT, 1, Etcd.name, 1 / 2.5)]
+    wanted += [(rows.ONE_SHOT, 1, Etcd.name, 1 / 2.0)]
     for row, number, peer, at_least in wanted:
         found = ratio(results, Cell(row, ours, number), Cell(row, peer, number))
         if found is not None:
