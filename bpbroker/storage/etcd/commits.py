@@ -46,6 +46,10 @@ _BYTES_MAX: Final = 1200 * 1024
 _GROUP_BYTES_MAX: Final = 1400 * 1024
 _OVERHEAD_BYTES: Final = 160
 """What a change takes beside its value and three times its key, at most."""
+_CHARACTER_BYTES: Final = 3 * 4
+"""What a character of a name takes in UTF-8 at most, three times."""
+_MORE_BYTES: Final = _OVERHEAD_BYTES + 128
+"""The same as above with a session's id."""
 _RANGES_MAX: Final = 100
 _SHOWN: Final = 11
 """So many entries that should not be there are told."""
@@ -329,6 +333,25 @@ def _is_at(key: str, revision: int) -> dict[str, Any]:
 
 def _committed(revision: int, moment: Moment) -> Committed:
     return Committed(moment.version(revision), moment.registry.revision(revision))
+
+
+def fit_all(groups: Sequence[Group]) -> bool:
+    """Return whether etcd surely takes all groups as one flat transaction, as they are: so it is nearly always.
+
+    Then :func:`fitting`, :func:`refusal` and :func:`packed` change nothing, and this takes a quarter of their time.
+    """
+    operations, size = 2, 0
+    for group in groups:
+        if group.empty:
+            return False
+        operations += len(group.changes) + len(group.compared) or 1
+        for change in group.changes:
+            size += _CHARACTER_BYTES * len(change.name)
+            if change.after is not None:
+                size += len(change.after.json)
+        for name, _ in group.compared:
+            size += _CHARACTER_BYTES * len(name)
+    return 2 < operations <= OPERATIONS_MAX and size + _MORE_BYTES * operations <= _BYTES_MAX
 
 
 def fitting(group: Group) -> Group:

@@ -24,7 +24,7 @@ from bpbroker.record import Record
 from bpbroker.registry.changes import READ_MAX, Broken, Changes, Committed, Conflict, Group, News, Outcome, Seen, State
 from bpbroker.registry.stored import joined, unrevised
 from bpbroker.storage.etcd import registry_id
-from bpbroker.storage.etcd.commits import Commits, clear_left_over, fitting, packed, refusal
+from bpbroker.storage.etcd.commits import Commits, clear_left_over, fit_all, fitting, packed, refusal
 from bpbroker.storage.etcd.decoded import Decoded
 from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway
 from bpbroker.storage.etcd.keys import Keys, as_seen, revision_of
@@ -98,25 +98,26 @@ class EtcdStore:
 
     def commit(self, groups: Sequence[Group]) -> Sequence[Outcome]:
         """See :meth:`bpbroker.storage.base.Store.commit`; an outcome may be an error when others were committed."""
-        groups = [fitting(group) for group in groups]
-        outcomes: list[Outcome | None] = [refusal(group) for group in groups]
-        places = [place for place, refused in enumerate(outcomes) if refused is None]
+        outcomes: list[Outcome | None] = [None] * len(groups)
+        packs: Iterable[Sequence[int]] = [range(len(groups))]
+        if not fit_all(groups):
+            groups = [fitting(group) for group in groups]
+            packs = _packs(groups, outcomes)
         failure: Unavailable | None = None
         moment: Moment | None = None
-        for pack in packed([groups[place] for place in places]):
-            some = [places[each] for each in pack]
+        for pack in packs:
             if failure is None:
                 try:
                     # Decided on what was known before: one moment for all.
                     moment = moment or self._known(self._writer)
-                    done = self._commits.commit([groups[place] for place in some], moment)
+                    done = self._commits.commit([groups[place] for place in pack], moment)
                 except BpbrokerError as error:
                     failure = _as_unavailable(error)
                 else:
-                    for place, outcome in zip(some, done, strict=True):
+                    for place, outcome in zip(pack, done, strict=True):
                         outcomes[place] = outcome
                     continue
-            for place in some:
+            for place in pack:
                 outcomes[place] = failure
         if failure is not None and not any(isinstance(outcome, (Committed, Conflict)) for outcome in outcomes):
             raise failure
@@ -504,6 +505,14 @@ class EtcdStore:
             else:
                 registry = moment.registry
                 return State(tuple(found), moment.version(revision), registry.registry_id, registry.reached(revision))
+
+
+def _packs(groups: Sequence[Group], outcomes: list[Outcome | None]) -> list[list[int]]:
+    """Return the places of groups that go into one transaction together; note those that no transaction can take."""
+    for place, group in enumerate(groups):
+        outcomes[place] = refusal(group)
+    places = [place for place, refused in enumerate(outcomes) if refused is None]
+    return [[places[each] for each in pack] for pack in packed([groups[place] for place in places])]
 
 
 def _kept_id(found: Identity | str) -> str:

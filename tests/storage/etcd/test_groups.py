@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bpbroker.errors import BpbrokerError, Unavailable
 from bpbroker.record import INDEX_MAX, Record
 from bpbroker.registry.changes import ANYTHING, READ_MAX, Committed, Conflict, Group, Outcome
 from bpbroker.storage.etcd import registry_id
-from bpbroker.storage.etcd.commits import GROUP_MAX, packed
+from bpbroker.storage.etcd.commits import GROUP_MAX, fit_all, fitting, packed, refusal
 from bpbroker.storage.etcd.endpoint import Endpoint
 from bpbroker.storage.etcd.gateway import EtcdOptions
 from bpbroker.storage.etcd.registry_id import Identity, made
@@ -411,6 +413,34 @@ def test_a_base_that_cannot_be(base: Any) -> None:
 def test_revisions_never_leave_what_json_can_count() -> None:
     with pytest.raises(BpbrokerError):
         Identity("a", (1 << 53) - 1, "").check_room(5)
+
+
+@given(
+    st.lists(
+        st.builds(
+            lambda name, changes, compared, size, empty: Group(
+                tuple(change(f"{name}{n}", b"x" * size, 0) for n in range(changes)),
+                tuple((f"{name}-{n}", 1) for n in range(compared)),
+                ("p/",) * empty,
+            ),
+            st.text(min_size=1, max_size=40), st.integers(0, 9), st.integers(0, 9),
+            st.sampled_from([2, 500, 20_000, 300_000]), st.booleans(),
+        ),
+        max_size=40,
+    )
+)  # fmt: skip
+def test_groups_that_surely_fit_go_together_as_they_are(groups: list[Group]) -> None:
+    if fit_all(groups):
+        assert list(packed(groups)) == [list(range(len(groups)))]
+        assert all(refusal(group) is None and fitting(group) is group for group in groups)
+
+
+def test_ordinary_groups_surely_fit() -> None:
+    some = [one(f"node-{number:04}", b"x" * 2000, 7) for number in range(126)]
+    assert fit_all(some)
+    assert not fit_all([*some, one("more", b"{}", 7)])
+    assert not fit_all([one("big", b"x" * 1024 * 1200, 7)])
+    assert not fit_all([])
 
 
 # --- sessions ---
