@@ -136,7 +136,7 @@ def test_a_killed_part_is_told_and_replaced(sabotaged: Sabotaged, actor: str) ->
 @contextmanager
 def heard(broker: RunningBroker) -> Iterator[list[float]]:
     """Gives the times at which the service manager hears a ping of the watchdog."""
-    times, path, over = [time.monotonic()], broker.home / "notify", threading.Event()
+    times, path, over = [time.monotonic()], broker.notify, threading.Event()
     path.unlink()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(path))

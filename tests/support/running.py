@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
@@ -22,6 +24,8 @@ from tests.support.ports import free_port
 
 START_SECS = 60.0
 """Wide: shared machines are five times slower from one minute to the next."""
+_SOCKET_PATH_MAX = 100
+"""Longer ones some systems do not take."""
 
 
 class Answer(NamedTuple):
@@ -76,6 +80,12 @@ class RunningBroker:
         self.program: tuple[str, ...] = tuple(self.command("bpbroker"))
         """What is started; a test may name a program of its own that runs the broker's command line."""
         self.port = 0
+        self.notify = home / "notify"
+        """The socket on which it tells how it is."""
+        if len(str(self.notify)) > _SOCKET_PATH_MAX:
+            folder = tempfile.mkdtemp(prefix="notify-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self.notify = Path(folder, "notify")
         self.process: subprocess.Popen[bytes] | None = None
         self.environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith("BPBROKER")},
@@ -89,16 +99,12 @@ class RunningBroker:
     def start(self, *, wait: bool = True) -> RunningBroker:
         """Start it, and wait until it says that it is ready."""
         self.port = self.port or free_port()  # it may be started again
-        with (
-            tempfile.TemporaryDirectory(prefix="notify-") as folder,  # a socket's path is short, a home's may be long
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready,
-            self.log.open("ab") as log,
-        ):
-            notify = Path(folder, "notify")
-            ready.bind(str(notify))
+        self.notify.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, self.log.open("ab") as log:
+            ready.bind(str(self.notify))
             self.process = subprocess.Popen(
                 [*self.prefix, *self.program, "start", "--listen-port", str(self.port), *self.options],
-                env={**self.environ, "NOTIFY_SOCKET": str(notify)},
+                env={**self.environ, "NOTIFY_SOCKET": str(self.notify)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
