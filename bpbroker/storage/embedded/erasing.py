@@ -36,6 +36,7 @@ def erase(journal: Path) -> None:
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA secure_delete=ON")
             if packed:
+                connection.execute("PRAGMA temp_store=MEMORY")  # not in a file elsewhere, which nothing overwrites
                 connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # most of the work, while others may write
             (busy, *_) = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,3 +61,31 @@ def test_it_says_why_not(journal: Path, opened: Callable[[], EmbeddedStore], mon
     monkeypatch.setattr(erasing, "_PACKED_BYTES", 0)
     with pytest.raises(Unavailable, match="too large"):
         erase(journal)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_what_is_not_deleted_goes_into_no_file_elsewhere(
+    journal: Path, opened: Callable[[], EmbeddedStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite packs in a temporary file, when a journal is larger than its cache."""
+    store = opened()
+    for number in range(150):
+        store.commit([change(f"n{number}", b'{"v": "%b"}' % (b"x" * 30_000))])
+    files: set[str] = set()
+    connect = sqlite3.connect
+
+    def watched(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(*arguments, **options)
+        connection.set_progress_handler(lambda: files.update(_open_files()), 100)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", watched)
+    erase(journal)
+    assert str(journal) in files
+    assert {path for path in files if "etilqs" in path} == set()
+
+
+def _open_files() -> Iterator[str]:
+    for each in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            yield str(each.readlink())
