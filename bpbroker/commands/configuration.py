@@ -82,14 +82,14 @@ def add_offline(scope: Scope, extra: Mapping[str, Any], extra_entries: Mapping[s
             if merged.added:
                 offline.save(own, merged.settings, merged.entries, merged.origin)
             else:
-                files.sync_folder(own.parent)  # whoever added it may have been killed before this
+                files.sync_folder(own.parent)  # the one that added it may have been killed before this
     except InUse:
         raise _in_use(scope, holder(own) or {}) from None
     return merged
 
 
 def disable_offline(scope: Scope, namespace: str) -> tuple[str, ...]:
-    """Take an extension's sections out of the configuration file of a stopped broker; gives those that were there.
+    """Take an extension's sections out of the configuration file of a stopped broker; return those that were there.
 
     Raises:
         InUse: a broker runs.
@@ -106,7 +106,7 @@ def disable_offline(scope: Scope, namespace: str) -> tuple[str, ...]:
             if gone:
                 offline.save(own, layers.without_sections(settings, gone), entries, origin)
             else:
-                files.sync_folder(own.parent)  # whoever took it out may have been killed before this
+                files.sync_folder(own.parent)  # the one that took it out may have been killed before this
     except InUse:
         raise _in_use(scope, holder(own) or {}) from None
     return gone

@@ -117,7 +117,7 @@ def _files(scope: Scope) -> Iterator[Finding]:
 
 
 def _open_files(own: Path) -> Iterator[Finding]:
-    """See whether other users can read what is theirs alone who run the broker: entries, keys, the control token."""
+    """See whether other users can read what only the broker's user may: entries, keys, the control token."""
     for path in (own, *files_of(journal_path(own)), lock_path(own), backups.folder_for(own)):
         with suppress(OSError):  # it is not there
             if files.open_to_others(path):
@@ -226,7 +226,7 @@ def _code(scope: Scope, loaded: Loaded) -> Iterator[Finding]:
 
 
 def _pair(scope: Scope, loaded: Loaded, broker: LocalBroker | None) -> Iterator[Finding]:
-    """Look at the files of certificate and key: what the next start or reload finds, whatever the broker has now."""
+    """Check the files of certificate and key, which the next start or reload reads."""
     what = "certificate file"
     cert, key = layers.named_pair(loaded.effective)
     renew = f"{scope.command_line('certificate')} --renew, or put the right files there"

@@ -165,7 +165,7 @@ def uninstall_extension(scope: Scope, *, name: str, disable: bool) -> None:
 
 
 def _disable(scope: Scope, name: str) -> tuple[str, ...]:
-    """Take the sections of an extension, or of a package's modules, out of the configuration; gives which.
+    """Take the sections of an extension, or of a package's modules, out of the configuration; return which.
 
     Raises:
         UsageError: it is a module of a package, or no extension.

@@ -96,8 +96,8 @@ def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> Non
 def shared_options(*, environment: bool) -> list[click.Option]:
     """Return the options that every command takes.
 
-    Only those of the group read the environment: one behind the command would
-    otherwise beat a flag in front of it.
+    Only those before the command's name read the environment: else a variable,
+    read again behind it, would beat a flag in front of it.
     """
     return [
         click.Option(

@@ -90,5 +90,5 @@ def start(
 
 
 def _tell(line: str) -> None:
-    with suppress(OSError):  # that nobody listens does not change what is the case
+    with suppress(OSError):  # a closed output is no reason not to start
         click.echo(line, err=True)

@@ -63,7 +63,7 @@ class _Change:
         return {key: self._grown(value, before.get(key, 0.0)) / self.secs for key, value in after.items()}
 
     def quantile(self, part: float, name: str, **labels: str) -> float | None:
-        """Return the duration in seconds that this part of those between the readings did not exceed; None for none."""
+        """Return in seconds how long this share of the calls between the readings took at most; None without calls."""
         before = self.before.by(f"{name}_bucket", "le", **labels)
         after = self.after.by(f"{name}_bucket", "le", **labels)
         upto = sorted((float(bound), self._grown(number, before.get(bound, 0.0))) for bound, number in after.items())

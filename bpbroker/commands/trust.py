@@ -256,10 +256,10 @@ def _discovery_secret(scope: Scope, loaded: Loaded, *, renew: bool) -> str:
     Args:
         scope: whose broker.
         loaded: its configuration.
-        renew: whether it becomes another one first.
+        renew: whether to replace it by a new one first.
 
     Raises:
-        ConfigurationError, RequestError: it is to be renewed, and that cannot be.
+        ConfigurationError, RequestError: it cannot be renewed.
     """
     proposed = secrets.token_hex(SECRET_DIGITS // 2)
     if not layers.shares_registry(loaded.effective):

@@ -216,7 +216,7 @@ class Tree:
             kill_one_by_one(self._folder)
 
     def close(self) -> None:
-        """Give the group back, when the child has been reaped."""
+        """Remove the group, when the child has been reaped."""
         self._groups.give_back(self._folder)
 
 
@@ -260,7 +260,7 @@ def _is_given(folder: Path, *, topmost: bool) -> bool:
     there. systemd marks what it delegates; what this user can write below
     something that he cannot was given to him as well.
     """
-    if not (folder / "cgroup.type").exists():  # the root of them all has no type, and is nobody's own
+    if not (folder / "cgroup.type").exists():  # the root of the tree has no type, and belongs to the system
         return False
     if not _writable(folder) or not _writable(folder / "cgroup.procs"):
         return False

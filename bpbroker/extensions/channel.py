@@ -46,7 +46,7 @@ def write(descriptor: int, frame: bytes) -> None:
 
 
 def read(some: Callable[[int], bytes], body_max_bytes: int) -> tuple[dict[str, Any], bytes] | None:
-    """Read one frame; ``some(n)`` gives 1 to n bytes, or none at the end. None when there is no further frame.
+    """Read one frame; ``some(n)`` returns 1 to n bytes, or none at the end. Return None when there is no further frame.
 
     Raises:
         ChannelBroken: it is not a whole frame within the limits.

@@ -115,7 +115,7 @@ class _PriorityFormatter(logging.Formatter):
 
 
 def log_to_broker(namespace: str) -> logging.Logger:
-    """Send what the module logs, by whatever logger, to standard error; gives the one for ``rh.log``."""
+    """Send what the module logs, by whatever logger, to standard error; return the logger for ``rh.log``."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_PriorityFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

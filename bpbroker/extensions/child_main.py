@@ -100,7 +100,7 @@ class _Broker:
         return frame
 
     def answer(self, head: Mapping[str, Any], body: bytes = b"") -> None:
-        """Return the final word on what :meth:`next` gave."""
+        """Send the answer to what :meth:`next` returned."""
         with self._turn:
             self._open = False
             channel.write(self._answers, channel.pack(head, body))

@@ -46,7 +46,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """The process and its group are gone, and the thread ends; the last word of a driver."""
+    """The process and its group are gone, and the driver's thread ends."""
 
     driver: Driver
     problem: NotImportable | OSError | None
@@ -152,7 +152,7 @@ class Job:
 
 @dataclass(slots=True, eq=False)
 class PooledChild:
-    """One driver, and what it is about."""
+    """One driver, and what it does now."""
 
     driver: Driver
     current: bool
@@ -232,7 +232,7 @@ class ChildPool:
         child.driver.run(job.call)
 
     def rest(self, child: PooledChild) -> Job | None:
-        """Note that a child has nothing to do now; gives what it did."""
+        """Note that a child has nothing to do now; return what it did."""
         job, child.job = child.job, None
         child.deadline = NEVER
         return job
@@ -247,7 +247,7 @@ class ChildPool:
             child.driver.retire()
 
     def outdate(self, *, but: PooledChild | None = None) -> None:
-        """Take all out of use, ``but`` one: idle ones now, others when their call is over."""
+        """Take all children but one (``but``) out of use: idle ones now, others when their call is over."""
         for child in self:
             if child is not but:
                 child.current = False
@@ -255,7 +255,7 @@ class ChildPool:
                     self.dismiss(child)
 
     def gone(self, driver: Driver) -> PooledChild | None:
-        """Note that a driver has ended; gives its child if it was in use."""
+        """Note that a driver has ended; return its child if it was in use."""
         self._dying.discard(driver)
         return self._children.pop(driver, None)
 

@@ -28,7 +28,7 @@ from bpbroker.extensions.rh import ANSWER_MAX_BYTES, Unsendable, checked, one_li
 from bpbroker.messages import Call, CallResult
 
 Serve = Callable[[Call, Mapping[str, Any]], dict[str, Any]]
-"""Serves what a method asks of ``rh.registry``; gives the frame to answer with, never raises."""
+"""Serves what a method asks of ``rh.registry``; returns the frame of the answer, never raises."""
 
 _PACKAGES: Final = str(Path(__file__).parents[2])
 _BOOT: Final = f"import sys; sys.path.append({_PACKAGES!r}); from bpbroker.extensions.child_main import main; main()"
@@ -106,7 +106,7 @@ class Child:
         return self._process.pid if self._process else 0
 
     def start(self) -> tuple[str, ...]:
-        """Start the process and have it import the module; gives the methods that it offers.
+        """Start the process and have it import the module; return the methods that it offers.
 
         Raises:
             NotImportable: it raised, or ended the process.
@@ -250,7 +250,7 @@ class Child:
         self._exited(grace_secs)
         self.kill(tree=False)
         with self._killing:
-            self._reaped = True  # from here on its id may belong to somebody else
+            self._reaped = True  # from here on its id may be another process's
         process.wait()
         if self._tree is not None:
             self._tree.close()

@@ -123,7 +123,7 @@ class Now:
         return cls(_boot(), uptime, time.time())
 
     def reading(self, connection: sqlite3.Connection) -> float:
-        """Return what the file's clock shows, in seconds."""
+        """Return the file's time in seconds."""
         row = connection.execute("SELECT boot, uptime, wall, reading FROM clock").fetchone()
         if row is None:
             (newest,) = connection.execute("SELECT max(begun) FROM answers").fetchone()
@@ -325,7 +325,7 @@ class Answers:
             return Usage(_count(connection), _used_bytes(connection))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._connection is not None:
             with suppress(sqlite3.Error):
                 self._connection.close()

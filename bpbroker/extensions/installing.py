@@ -77,7 +77,7 @@ def install(script: Path, lib: Path, check: Check | None = None, *, force: bool 
             check(lib, list(_brought(namespace, files, lib)))
         # Installed again, say with --enable: the older version that is kept must not be lost to a copy of this one.
         with suppress(OSError):
-            sync_folder(lib)  # whoever installed it may have been killed before this
+            sync_folder(lib)  # the one that installed it may have been killed before this
         return Installed(namespace, there, False, tuple(_brought(namespace, files, lib)), None)
 
     def see(folder: Path) -> None:
@@ -94,7 +94,7 @@ def install(script: Path, lib: Path, check: Check | None = None, *, force: bool 
 
 
 def uninstall(namespace: str, lib: Path) -> tuple[Path, ...]:
-    """Remove a module or package from the lib folder, the older version that was kept included; gives what is gone.
+    """Remove a module or package from the lib folder, with the older version that was kept; return what is gone.
 
     Raises:
         UsageError: it is a module of a package.
@@ -283,7 +283,7 @@ def _is_same(source: Path, files: list[Path], target: Path) -> bool:
 
 
 def _content(source: Path) -> bytes:
-    """Return what is to be in the lib folder of a file that is being installed."""
+    """Return a file's content as it is installed."""
     return _in_utf8(read_source(source)) if source.suffix == ".py" else source.read_bytes()
 
 
@@ -316,7 +316,7 @@ def _heal(lib: Path) -> None:
 
 
 def _cut_off(lib: Path) -> list[Path]:
-    """Return the older versions that nothing has taken the place of."""
+    """Return the older versions whose places are free."""
     kept = sorted(lib.glob(f"*{_KEPT}")) if lib.is_dir() else []
     return [path for path in kept if not any(map(os.path.lexists, _both_kinds(path.name.removesuffix(_KEPT), lib)))]
 
@@ -330,9 +330,9 @@ def _both_kinds(name: str, lib: Path) -> tuple[Path, Path]:
 def _put(
     source: Path, files: list[Path], lib: Path, name: str, see: Callable[[Path], None]
 ) -> tuple[Path, Path | None]:
-    """Copy beside the target, then let it take the target's place; gives its path and where the older version is.
+    """Copy beside the target, then move it to the target's place; return its path and that of the older version.
 
-    Before that ``see`` is given the folder of the copy; what it raises ends it.
+    Before that ``see`` gets the folder of the copy; what it raises ends the installing.
     """
     make_folder(lib, mode=0o755)
     target = lib / name
@@ -365,7 +365,7 @@ def _put(
 
 
 def _keep_older(target: Path) -> tuple[Path, Path] | None:
-    """Keep what ``target`` will replace; gives where it was and where it is now.
+    """Keep what ``target`` will replace; return where it was and where it is now.
 
     A package would go before a module of the same name, so the other kind is
     out of the way afterwards too.
@@ -401,7 +401,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a module or package at once: killed in the middle, what is left of it is no package any more."""
+    """Remove a module or package: if this is cut off in the middle, what is left cannot be imported."""
     if path.is_dir() and not path.is_symlink():
         gone = path.with_name(temporary_name(path.name))
         rename(path, gone)

@@ -1,7 +1,7 @@
 """All that a child process has started: also what left its process group for a session of its own.
 
 Linux alone tells: a process that is a subreaper (prctl(2)) stays an ancestor of
-all its descendants, however often they fork and whoever of them dies. So they
+all its descendants, however often they fork and whichever of them dies. So they
 can be found from it, as long as it lives. Elsewhere the process group has to do.
 """
 

@@ -27,7 +27,7 @@ class Question(Protocol):
 
     @property
     def show(self) -> Callable[[Any], Shown]:
-        """What makes the answer of the reply."""
+        """Makes the answer from the reply."""
 
 
 Understand = Callable[[str, Mapping[str, Any], Mapping[str, str], str, Mapping[str, Any]], Question]

@@ -59,11 +59,11 @@ class _Calls:
 
     @property
     def patience_secs(self) -> float:
-        """How long a recipe waits that was not told how long: no longer than the call may take."""
+        """How long a recipe waits when its caller says nothing: as long as the call may take."""
         return self._registry.timeout_secs
 
     def ttl_secs(self, usual_secs: float) -> float:  # noqa: ARG002 - a client's
-        """Return how long a session lives that was not told how long: as long as the call may take."""
+        """Return how long a session lives when its caller says nothing: as long as the call may take."""
         return min(_TTL_MAX_SECS, max(_TTL_MIN_SECS, self._registry.timeout_secs))
 
     def entry(self, content: Mapping[str, Any], etag: str, revision: int) -> Entry:  # noqa: ARG002 - of a client's list

@@ -41,7 +41,7 @@ def run_extension(
     understand: Understand,
     entries: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> CallResult:
-    """Run ``namespace.Method`` of a module in ``lib`` once and give its answer.
+    """Run ``namespace.Method`` of a module in ``lib`` once and return its answer.
 
     What the module prints and logs goes to the logger ``bpbroker.extension.<namespace>``.
 
@@ -52,7 +52,7 @@ def run_extension(
         lib: the folder of the module.
         settings: the configuration; the namespace's section may be missing.
         understand: makes messages of the method's calls of the registry.
-        entries: what the made-up registry holds; taken as empty.
+        entries: what the made-up registry holds at first.
 
     Raises:
         UsageError: there is no such module, or it does not parse.

@@ -61,7 +61,7 @@ def _make_folder(path: Path, mode: int, owner: str, root: Path) -> bool:
 
 
 def _ids(owner: str, root: Path) -> tuple[int, int]:
-    """Look a user up in the machine's own ``/etc/passwd``, or, on the running one, wherever it knows users from."""
+    """Look a user up: on the running machine as it does itself, in a tree in its ``/etc/passwd``."""
     if owner == "root":
         return 0, 0
     if root == Path("/"):
@@ -77,7 +77,7 @@ def _ids(owner: str, root: Path) -> tuple[int, int]:
 
 
 def others_files(paths: Iterable[Path], owner: str, root: Path) -> list[Path]:
-    """Return those that belong to another user than ``owner``; none where there are no such users."""
+    """Return the files that belong to another user than ``owner``; none where the system has no such users."""
     if sys.platform == "win32":
         return []
     uid, _ = _ids(owner, root)
@@ -85,13 +85,13 @@ def others_files(paths: Iterable[Path], owner: str, root: Path) -> list[Path]:
 
 
 def _adopt(path: Path, owner: str, root: Path) -> bool:
-    """Give a file away, but no link: the folder's owner may have put it there."""
+    """Make another user the owner of a file, but of no link: the folder's owner may have put one there."""
     return os.geteuid() == 0 and foreign_folders.give_file(path, _ids(owner, root))
 
 
 def _write(path: Path, content: bytes, mode: int) -> bool:
     if path.is_file() and not path.is_symlink() and path.read_bytes() == content:
-        files.sync_folder(path.parent)  # whoever wrote it may have been killed before this
+        files.sync_folder(path.parent)  # the one that wrote it may have been killed before this
         if path.stat().st_mode & 0o7777 == mode:
             return False
         path.chmod(mode)  # its folder is root's: /etc

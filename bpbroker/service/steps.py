@@ -58,7 +58,7 @@ class WriteFile:
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """Move a file that we did not make out of the way."""
+    """Rename a file that we did not make, so that its place is free."""
 
     path: PurePath
     to: PurePath

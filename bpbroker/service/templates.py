@@ -72,7 +72,7 @@ def unit(service: Service) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What an installed service was told, as its own file says."""
+    """The options that a service was installed with, as its own file says."""
 
     config: PurePath
     user: str
@@ -80,7 +80,7 @@ class Recorded:
 
 
 def recorded(content: str) -> Recorded | None:
-    """Read it from an init script or a unit; None when it is not ours or of a version that did not write it."""
+    """Read them from an init script or a unit; None when it is not ours, or an earlier version did not write them."""
     found = _RECORD.search(content) if MARK in content else None
     if found is None:
         return None

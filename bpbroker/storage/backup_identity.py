@@ -46,7 +46,7 @@ class Identity:
 
     @property
     def digest(self) -> str:
-        """What differs when anything in it does."""
+        """Return a digest of all of it: another one when anything in it is another."""
         return hashlib.blake2b(json.dumps(self.encode()).encode()).hexdigest()
 
 

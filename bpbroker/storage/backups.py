@@ -51,7 +51,7 @@ def folder_for(own: Path) -> Path:
 def make(own: Path, chunks: Iterable[bytes], renaming: AbstractContextManager[Any] | None = None) -> BackupInfo:
     """Write a backup with this content; makes the folder when it is not there.
 
-    It is always the newest one by name, also when the clock was set back.
+    Its name is always later than those of all other backups, also when the clock was set back.
 
     Args:
         own: the configuration file whose state it is.
@@ -107,7 +107,7 @@ def found(own: Path) -> list[BackupInfo]:
 
 
 def sweep(own: Path) -> None:
-    """Remove what a crash left half written of a configuration file, its journal and its backups; under its lock."""
+    """Remove the half-written files that a crash left; the caller holds the configuration file's lock."""
     files.sweep(
         own.parent, lambda name: name in (own.name, f"{own.name}.journal", f"{own.name}.revisions", f"{own.name}.etcd")
     )
@@ -154,7 +154,7 @@ def keep_aside(
         file: what to copy.
         why: such as ``damaged`` or ``edited``.
         folder_of: the configuration file whose backups folder it is, when it is not ``file`` itself.
-        follow: given the content in pieces, returns the pieces to write.
+        follow: gets the content in pieces and returns the pieces to write.
 
     Raises:
         StorageFull, StorageFailed: it cannot be copied.
@@ -190,11 +190,11 @@ def newest_good(own: Path) -> Checked | None:
 
 
 def advice(own: Path, *, of_backup: bool = False) -> str:
-    """Return what goes with the message about a damaged file: the newest good backup and how to restore it.
+    """Return what to add to the message about a damaged file: the newest good backup and how to restore it.
 
     Args:
         own: the configuration file.
-        of_backup: whether what is damaged is a backup that was to be restored.
+        of_backup: whether the damaged file is a backup that was to be restored.
     """
     try:
         good = newest_good(own)

@@ -128,11 +128,11 @@ class SharedStore(Store, Protocol):
         """
 
     def scan(self, prefix: str = "", *, entries: bool = False, at: int | None = None) -> State:
-        """Return all records whose names begin with ``prefix``; of all, ``entries`` leaves the registry's own out.
+        """Return all records whose names begin with ``prefix``.
 
         Args:
             prefix: of names.
-            entries: see above.
+            entries: only entries, without the registry's own records.
             at: return them as they were at this version; None: as they are.
 
         Raises:
@@ -161,11 +161,11 @@ class SharedStore(Store, Protocol):
     def renew_sessions(self, session_ids: Sequence[str]) -> Sequence[int | None]:
         """Let at most :data:`~bpbroker.registry.changes.READ_MAX` sessions live on; return the ttl of each in seconds.
 
-        None is for a session that is over. It costs no commit.
+        None stands for a session that is over. A renewal costs no commit.
 
         Raises:
             Unavailable: it does not answer; some of them may have been renewed.
         """
 
     def hurry(self) -> None:
-        """Begin a watch that broke off again at once: the store answers again."""
+        """Begin a watch again at once if it broke off: the store answers again."""

@@ -92,7 +92,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def read_content(path: Path) -> Content:
-    """Return everything that is in a file but what only backups have; nothing when there is no such file.
+    """Return the content of a file without what only backups have; an empty one when there is no such file.
 
     Raises:
         DamagedFile: it is there but is no configuration; the message says where and why.
@@ -148,7 +148,7 @@ def parse(content: bytes, where: str) -> tuple[dict[str, Any], dict[str, bytes]]
 
 
 def _content(content: bytes, where: str) -> tuple[Content, Any]:
-    """Return what is in a file, and the section that only backups have or None."""
+    """Return the content of a file, and the section that only backups have, or None."""
     try:
         settings, entries = _parse(content)
     except _Fault as fault:
@@ -178,7 +178,7 @@ def _decoded(raw: bytes) -> str:
 
 
 def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Take the entries one by one, so that 100,000 of them never exist as objects at the same time."""
+    """Parse the entries one by one: never are 100,000 of them objects at the same time."""
     text = _decoded(raw)
     reader = _Reader(text)
     settings: dict[str, Any] = {}
@@ -220,7 +220,7 @@ def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def _take_keys(section: dict[str, Any], entries: dict[str, bytes]) -> dict[str, Any]:
-    """Take named keys among the registry's records. Return what is no key: the settings' check says why."""
+    """Move named keys to the registry's records. Return what is no key: the check of the settings says why."""
     good = {name: key for name, key in section.items() if not any(named_keys.problems(name, key))}
     entries.update((named_keys.stored_name(name), entry_values.encode(key)) for name, key in good.items())
     return {name: key for name, key in section.items() if name not in good}
@@ -345,7 +345,7 @@ def write(
         path: the file.
         settings: everything but entries and origin.
         entries: name to entry, JSON in UTF-8.
-        origin: whose state it is; with None nothing is noted.
+        origin: whose state it is; None writes no origin.
         follow: given the content in pieces and about how many there are; returns the pieces to write.
             What it raises ends the writing.
         renaming: see :func:`bpbroker.files.write_whole`.
@@ -360,7 +360,7 @@ def write(
 
 
 def mentions(path: Path, names: Sequence[str]) -> bool:
-    """Return whether a file may have one of these entries, taken or not; one that is not there has none.
+    """Return whether a file may have one of these entries, taken or not; False when there is no such file.
 
     Raises:
         Unavailable: it cannot be read.
@@ -394,7 +394,7 @@ def chunks(
     *,
     backed_up: Identity | None = None,
 ) -> Iterator[bytes]:
-    """Yield a file's content piece by piece; that of a backup with its identity."""
+    """Yield a file's content piece by piece; with an identity it is a backup's."""
     digest = _hash()
     for chunk in _sections(settings, entries):
         digest.update(chunk)

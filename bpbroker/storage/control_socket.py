@@ -66,7 +66,7 @@ def remove(config_file: Path) -> None:
 
 
 def connect(config_file: Path, timeout_secs: float) -> socket.socket | None:
-    """Return a connection to the broker; None where it has no socket, or does not take connections there."""
+    """Return a connection to the broker; None where it has no socket or accepts no connection."""
     if sys.platform == "win32":
         return None
     path = socket_path(config_file)

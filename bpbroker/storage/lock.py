@@ -81,7 +81,7 @@ class FileLock:
         os.write(self._descriptor, text)  # in one piece and always as long: a reader sees no half of it
 
     def release(self) -> None:
-        """Let go; doing it twice does no harm."""
+        """Release the lock; to do so twice does no harm."""
         if self._descriptor is not None:
             with suppress(OSError):
                 os.ftruncate(self._descriptor, 0)
@@ -103,7 +103,7 @@ def machine_secs() -> float:
 
 
 def process_note() -> dict[str, Any]:
-    """Return what a note says of this process: its id, and what shows later that the id is still this process's."""
+    """Return what a note says of this process: its id, and what tells it later from another process with that id."""
     return {"pid": os.getpid(), "process": _identity(os.getpid())}
 
 

@@ -218,7 +218,7 @@ def _held(own: Path, *, dry_run: bool) -> AbstractContextManager[object]:
 
 @contextmanager
 def _missing_too(own: Path, backup: Path) -> Iterator[None]:
-    """Say to who has to stop a broker first, if so, that there is no such backup either."""
+    """Add to the error that a broker runs that there is no such backup either, if so."""
     try:
         yield
     except InUse as error:
@@ -290,7 +290,7 @@ def _keep(own: Path, old: State | None, identity: IdentityFiles | None = None) -
 
 
 def _origin_left(own: Path) -> Origin:
-    """Return whose state damaged files were, as far as one of them still tells; else a new registry's."""
+    """Return the origin of damaged files, if one of them still has it; else a new registry's."""
     origin, journal = None, JournalState({}, 0)
     with suppress(BpbrokerError):
         origin = config_file.read_content(own).origin
@@ -412,7 +412,7 @@ def _of_file(own: Path, good: backups.Checked | None, journal: JournalState | No
 
 
 def _of_both(own: Path, origin: Origin | None, journal: JournalState) -> Iterator[CheckResult]:
-    """Say whether file and journal belong together, if that is not as it should be."""
+    """Say that file and journal do not belong together, if so."""
     if holder(own) is not None:
         return  # a broker is at work on both
     try:

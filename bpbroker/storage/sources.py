@@ -51,7 +51,7 @@ class Sources:
     """Whether there is an extension module of this name: then a section of that name is not called a typing error."""
 
     def load(self) -> Loaded:
-        """Read, check and lay over each other.
+        """Read and check all files, and lay them over each other.
 
         Raises:
             ConfigurationError: a file cannot be read or used; ``problems`` has every fault of all of them.
@@ -85,7 +85,7 @@ class Sources:
         return layers.override(layers.layered(layers.DEFAULTS, lower, saved), self.overrides)
 
     def _laid(self, lower: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return what is to be saved, and what is in force.
+        """Return the settings to save, and those in force.
 
         A default for which the global file has a value is not saved: at the next start it would hide that value.
         """
@@ -115,7 +115,7 @@ def _lower(below: Path | None) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     try:
         below.open("rb").close()
     except PermissionError:
-        # It is somebody else's: a broker of root's, and this one runs as another user.
+        # It is another user's, such as a broker's that runs as root.
         return {}, (f"{below} may not be read by this user; its settings are left out",)
     except OSError:
         pass  # not there; or reading it says better what is wrong
@@ -152,7 +152,7 @@ def _left_behind(settings: Mapping[str, Any], own: Path) -> Path | None:
 
 
 def _lost(own: Path, *, named: bool) -> tuple[str, ...]:
-    """Warn when the file is not there although it was once: a start would begin with nothing."""
+    """Warn when the file is gone: a start would begin with an empty registry."""
     if own.exists():
         return ()
     new = (f"{own} is not there: a start makes it, with new settings and no entries",) if named else ()

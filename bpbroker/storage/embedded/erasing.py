@@ -24,10 +24,10 @@ _BUSY_SECS: Final = 5.0
 
 
 def erase(journal: Path) -> None:
-    """Overwrite what is deleted. The registry may write meanwhile; it waits at most for packing 32 MiB.
+    """Overwrite what is deleted. The registry may write meanwhile; it waits at most until 32 MiB are packed.
 
     Raises:
-        Unavailable: it cannot be done now, or not wholly.
+        Unavailable: it cannot be done now, or only a part of it.
     """
     log = next(path for path in files_of(journal) if path.name.endswith("-wal"))
     try:

@@ -92,7 +92,7 @@ def config_path(journal: Path) -> Path:
 
 
 def files_of(journal: Path) -> tuple[Path, ...]:
-    """Return the files that may hold something of a journal: itself, its log, its mark."""
+    """Return the files of a journal: the database, its log, its mark."""
     return journal, _beside(journal, "wal"), _beside(journal, "mark")
 
 
@@ -117,7 +117,7 @@ def origin_checksum(registry: str, base: int) -> int:
 
 
 def create(journal: Path, registry: str, commit: int = 0) -> None:
-    """Make an empty journal, under another name first: one that exists is always a whole one.
+    """Make an empty journal, under another name first, so that no half of one ever has its name.
 
     Args:
         journal: its path.
@@ -324,7 +324,7 @@ def _fits(checksum: Callable[..., int], row: tuple[Any, ...]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """What a mark says."""
+    """The content of a mark."""
 
     commit: int
     """Number of the last acknowledged commit."""
@@ -353,7 +353,7 @@ class Mark:
         self._descriptor: int | None = None
 
     def read(self) -> Noted | None:
-        """Return what it says, or None when there is none yet, as when a power cut left it empty, short or zeros.
+        """Return its content; None when there is none yet, or when a power cut left it empty, short or full of zeros.
 
         Raises:
             DamagedFile: it is not what the broker wrote.
@@ -376,7 +376,7 @@ class Mark:
         raise DamagedFile(f"{self._path} is damaged (to go on without it, remove it)")
 
     def open(self, sequence: int) -> None:
-        """Make it, or take up the one that is there, durably.
+        """Make the file, or open the one that is there, durably.
 
         Raises:
             OSError: it cannot be written.
@@ -390,7 +390,7 @@ class Mark:
         files.sync_folder(self._path.parent)
 
     def write(self, sequence: int) -> None:
-        """Put it forward: two microseconds, nothing is synced.
+        """Write a later commit's number: two microseconds, nothing is synced.
 
         Raises:
             OSError: it cannot be written.
@@ -401,7 +401,7 @@ class Mark:
             os.write(self._descriptor, content + zlib.crc32(content).to_bytes(4, "big"))
 
     def block(self) -> None:
-        """Let nothing start until :meth:`close` removes it, also after a crash.
+        """Let no broker start until :meth:`close` removes the mark, also after a crash.
 
         Raises:
             OSError: it cannot be written.
@@ -419,7 +419,7 @@ class Mark:
             os.fsync(self._descriptor)
 
     def close(self, *, remove: bool) -> None:
-        """Let go of it; ``remove`` when the journal is empty for good and nothing can be missing any more."""
+        """Close the file; ``remove`` it when the journal stays empty, so that nothing can be missing any more."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

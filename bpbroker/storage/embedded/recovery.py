@@ -78,7 +78,7 @@ def match(own: Path, origin: Origin | None, journal: JournalState) -> Match:
 
 
 def _alone(own: Path, origin: Origin | None, journal: JournalState) -> Match:
-    """Match a file with a journal that has no changes: whatever the file says counts."""
+    """Match a file with a journal that has no changes: the file alone counts."""
     if origin is None:
         return Match({}, journal.sequence, 0)
     if journal.registry not in ("", origin.registry):

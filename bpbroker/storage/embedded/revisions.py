@@ -52,7 +52,7 @@ class Revisions:
         return revision
 
     def close(self, last: int) -> None:
-        """Note the last one exactly."""
+        """Write the last revision exactly."""
         self._write(last + 1)
 
     def _reserve(self, last: int) -> None:

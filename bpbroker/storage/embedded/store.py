@@ -139,7 +139,7 @@ class EmbeddedStore:
             ) from None
         except sqlite3.Error as error:
             raise cannot("write", self._journal, error) from None
-        entries = dict(self._base())  # after the fence: nobody else makes the journal forget any more
+        entries = dict(self._base())  # after the fence: no other process drops anything from the journal any more
         for name, value in changes.items():
             if value is None:
                 entries.pop(name, None)
@@ -244,7 +244,7 @@ class EmbeddedStore:
         return found[0] if found else None
 
     def close(self) -> None:
-        """Fold the log into the journal and let go of it."""
+        """Fold the log into the journal, and close both."""
         connection, self._connection = self._connection, None
         if connection is None:
             return
@@ -261,7 +261,7 @@ class EmbeddedStore:
         self._failed = self._failed or "the store is closed"
 
     def _acknowledged(self) -> None:
-        """Note what is about to be answered, and clear up after a full disk."""
+        """Write the mark before clients get their answers, and make room again after a full disk."""
         try:
             self._mark.write(self._sequence)
         except OSError as error:

@@ -27,7 +27,7 @@ _PAGE_BYTES: Final = frozenset(1 << power for power in range(9, 17))
 
 @dataclass(frozen=True, slots=True)
 class LogState:
-    """What the log is worth."""
+    """Whether a log is whole, torn at its end, or damaged."""
 
     torn_bytes: int = 0
     """Bytes of an unfinished transaction at the end, which SQLite will drop."""

@@ -109,7 +109,7 @@ class Commits:
         return [next(done) if isinstance(each, Group) else each for each in looked]
 
     def _look_for_taken(self, group: Fitted, moment: Moment) -> Fitted | Conflict:
-        """Return the group as of a revision at which none of its new entries was taken, or what was."""
+        """Return the group for a revision at which none of its new entries was there; else those that were."""
         try:
             answer = self._gateway.call("/kv/range", {**group.range(self._keys), "keys_only": True}, before=moment)
             as_of = revision_of(answer)
@@ -177,7 +177,7 @@ class Commits:
             raise _not_known() from None
 
     def _mark_in(self, found: Mapping[str, Any]) -> str:
-        """Take our key as the cluster has it, and return its mark."""
+        """Return the mark in our key as the cluster has it."""
         kvs = found.get("kvs", ())
         self._revision = int(kvs[0]["mod_revision"]) if kvs else 0
         return decode(kvs[0]["value"]).decode() if kvs else ""
@@ -193,7 +193,7 @@ class Commits:
     def _one_by_one(
         self, groups: Sequence[Group], parts: Sequence[Mapping[str, Any]], mark: str, moment: Moment
     ) -> dict[str, Any]:
-        """Return the transaction in which each group happens or tells what stood in its way."""
+        """Return the transaction in which each group happens or returns what is there instead."""
         compare, success = self._ours(mark, moment)
         success += (
             {"request_txn": {**part, "failure": self._in_the_way(group)}}
@@ -245,7 +245,7 @@ class Commits:
         ]
 
     def _some_in(self, prefix: str) -> list[dict[str, Any]]:
-        """Return the ranges that show a few of the entries with a prefix, enough for who wants none."""
+        """Return the ranges that show a few of the entries with a prefix, enough to see that there are any."""
         return [{"key": begin, "range_end": end, "limit": _SHOWN} for begin, end in self._keys.clients(prefix)]
 
     def _outcome(self, group: Group, part: Mapping[str, Any], revision: int, moment: Moment) -> Outcome:

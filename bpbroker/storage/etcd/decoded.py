@@ -38,7 +38,7 @@ class Decoded:
         self._bytes = 0
 
     def written(self, key: str, value: str, record: Record) -> None:
-        """Take what is about to be written; the record's revision is its place in the commit."""
+        """Remember what is about to be written; the record's revision is its place in the commit."""
         self._keep(key, value, 0, record)
 
     def seen(self, key: str, kv: Mapping[str, Any] | None, as_of: int, moment: Moment) -> Seen:

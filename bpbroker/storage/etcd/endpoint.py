@@ -119,7 +119,7 @@ class Endpoint:
         self._head = self._head_of(self._headers)
 
     def _head_of(self, headers: Mapping[str, str]) -> str:
-        """Return what follows the request line, but for the length."""
+        """Return the head of a request without its first line and its length."""
         return f"Host: {self._host}\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
 
     @property
@@ -279,7 +279,7 @@ def _messages(sock: socket.socket) -> Generator[dict[str, Any], None, bool]:
 
 
 def _failed(fault: Exception) -> Failed:
-    """Return what an error of the connection means."""
+    """Return our error for one of the connection."""
     unsent = isinstance(fault, ConnectTimeoutError)  # a kind of it are those of names and addresses
     for cause in _causes(fault):
         for kind, meaning in _REASONS:

@@ -74,7 +74,7 @@ class _Patience:
 
     @property
     def secs(self) -> float:
-        """For the next request."""
+        """How long the next request may take."""
         return max(0.05, min(self.step_secs, self.deadline - time.monotonic()))
 
 
@@ -128,7 +128,7 @@ class Gateway:
         self._timeline.begin(before, why)
 
     def note(self, key: str, revision: int, value: str | None, before: Moment) -> None:
-        """Remember a change that an answer had: new connections are held against the newest one."""
+        """Remember a change in an answer: new connections are compared with the newest one."""
         self._timeline.note(key, revision, value, before)
 
     def call(

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LastSeen:
-    """How far a registry's history was known to go."""
+    """The latest revision of a registry that was seen."""
 
     registry: str
     cluster: str

@@ -30,7 +30,7 @@ REVISION_END: Final = 1 << 53
 """Revisions are below: JSON's numbers are exact up to here everywhere."""
 
 _MARGIN: Final = 1_000_000 * INDEX_MAX
-"""How much other brokers may know more of a lost history than the one that gives the registry its new base."""
+"""How many more revisions of a lost history other brokers may know than the one that sets the new base."""
 _TIME_STEPS: Final = 1024
 _TIME_MAX: Final = 1 << 52
 """Highest base that comes from the clock alone: it may be wrong by centuries."""

@@ -92,11 +92,11 @@ class Moment:
         return self.identity
 
     def of(self, identity: Identity) -> Moment:
-        """Return it with the registry that was found since."""
+        """Return the same moment with the registry that was found since."""
         return replace(self, identity=identity)
 
     def version(self, revision: int) -> int:
-        """Return the version that a revision is."""
+        """Return the version that stands for a revision of this timeline."""
         return self.timeline * _SPAN + revision
 
     def revision_of(self, version: int) -> int:
@@ -132,16 +132,16 @@ class Timeline:
 
     @property
     def floor(self) -> int:
-        """The highest revision that a history had which is lost; a registry with a lower base must get another."""
+        """The highest revision of all lost histories; a registry with a lower base must get a higher one."""
         return self._floor
 
     @property
     def number(self) -> int:
-        """How often the history that was known turned out not to hold any more."""
+        """How often a new timeline has begun."""
         return self._number
 
     def raise_floor(self, reached: int) -> None:
-        """Note that a history which is lost had revisions up to this one."""
+        """Note that a lost history had revisions up to this one."""
         with self._lock:
             self._floor = max(self._floor, reached)
 

@@ -87,7 +87,7 @@ class EtcdStore:
         faults = [seen.fault for seen in state.entries if seen.fault]
         if faults:
             more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-            raise ConfigurationError(f"{faults[0]}{more}; somebody else wrote it, and nothing was changed")
+            raise ConfigurationError(f"{faults[0]}{more}; another program wrote it, and nothing was changed")
         return state
 
     def _open(self, gateway: Gateway) -> State:
