@@ -33,17 +33,23 @@ class Batch:
         registry: of a client, or of an extension's call.
         atomic: all or none; otherwise each has its own result.
         operations: the first ones, as the broker takes them.
+        batch_id: one that was carried out under this id is not carried out again; by default it is a new one.
     """
 
     def __init__(
-        self, registry: Coordination, *, atomic: bool = True, operations: Sequence[Mapping[str, Any]] = ()
+        self,
+        registry: Coordination,
+        *,
+        atomic: bool = True,
+        operations: Sequence[Mapping[str, Any]] = (),
+        batch_id: str = "",
     ) -> None:
         self.results: Sequence[Mapping[str, Any]] = []
         """What became of each operation, in order: ``status``, ``data``, ``revision``, ``message``."""
         self.operations: list[dict[str, Any]] = [dict(each) for each in operations]
         self._registry = registry
         self._atomic = atomic
-        self._id = os.urandom(16).hex()
+        self._id = batch_id or os.urandom(16).hex()
 
     def register(self, name: str, data: Any, **how: Any) -> None:
         """Create an entry that must not exist."""

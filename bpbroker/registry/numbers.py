@@ -151,10 +151,8 @@ def allocate(write: Allocate, view: View, limits: Limits) -> Done:
         raise _refusal(f"The number {number} of '{write.pool}' is {owner}'s", pool)
     elif number in resting:
         secs = ceil(_left(view, write.pool, number, rests[number]))
-        text = (
-            f"The number {number} of '{write.pool}' was {rests[number]['of']}'s and is in quarantine for {secs} s yet"
-        )
-        raise _refusal(text, pool, {number: secs})
+        text = f"The number {number} of '{write.pool}' was {rests[number]['of']}'s"
+        raise _refusal(f"{text} and is in quarantine for another {secs} s", pool, {number: secs})
     if number in rests:
         _put_rests(view, write.pool, {each: value for each, value in rests.items() if each != number})
     body = pool.with_owner(write.owner, number)

@@ -252,3 +252,29 @@ def test_a_file_that_is_watched_ends_by_a_signal_to_its_command(at: At, tmp_path
     rendering.send_signal(signal.SIGTERM)
     assert rendering.wait(30) == 143
     rendering.communicate()
+
+
+def test_what_cannot_be_run_is_not_left_running(at: At) -> None:
+    for attempt in (1, 2):
+        assert "cannot be run" in at.ask("once", "--name", "no-such", "--attempts", "2", "--", "./no-such", code=127)
+        state = json.loads(at.ask("service", "get", "no-such"))
+        assert (state["state"], state["exit"], state["attempt"]) == ("failed", 127, attempt)
+    assert at.ask("once", "--name", "no-such", "--attempts", "2", "--", "./no-such", code=127) == ""
+
+
+def test_a_batch_of_an_id_is_carried_out_once(at: At, tmp_path: Path) -> None:
+    file = tmp_path / "batch.json"
+    file.write_text(json.dumps({"id": "first", "operations": [{"method": "Next", "name": "batch/count"}]}))
+    for _ in range(2):
+        at.ask("batch", "--file", str(file))
+    assert at.ask("service", "get", "batch/count", "--field", "value").strip() == "1"
+
+
+def test_a_command_without_a_result_prints_none_in_any_form(at: At, tmp_path: Path) -> None:
+    template = tmp_path / "t"
+    template.write_text("x")
+    at.ask("service", "register", "form/a", "--data", "x")
+    for form in ("json", "csv", "shell"):
+        assert at.ask("-f", form, "render", "--template", str(template), "--out", str(tmp_path / "out")) == ""
+        event = at.ask("-f", form, "watch", "--name", "form/a", "--initial", "--count", "1")
+        assert json.loads(event)["name"] == "form/a"

@@ -73,7 +73,7 @@ def test_a_number_rests_for_its_quarantine_whatever_the_clock_says(asked: Asked)
     assert asked.number(Allocate("p", "b", "i")) == 2
     uptime += 59
     for asked.now in (10**10, -(10**9), 1000):
-        with pytest.raises(AlreadyExists, match="was a's and is in quarantine for 1 s yet") as caught:
+        with pytest.raises(AlreadyExists, match="was a's and is in quarantine for another 1 s") as caught:
             asked(Allocate("p", "c", "i", number=1))
         assert caught.value.data == {"owners": {"b": 2}, "quarantine": {"1": 1}}
         with pytest.raises(AlreadyExists, match="1 to 2 are in use, 1 of them in quarantine; the next is free in 1 s"):

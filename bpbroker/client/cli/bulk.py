@@ -34,9 +34,12 @@ def batch(session: Session, *, file: str, no_atomic: bool) -> Output:
         value = entry_values.strict_json(text, what="The batch", max_depth=entry_values.DEPTH_MAX + 4)
     except (ValueError, BadRequest) as error:
         raise UsageError(f"The batch is no JSON: {error}") from None
-    atomic = not no_atomic
+    atomic, batch_id = not no_atomic, ""
     if isinstance(value, dict):
         atomic = atomic and value.get("atomic", True) is True
+        batch_id = value.get("id", "")
+        if not isinstance(batch_id, str):
+            raise UsageError("The batch's id must be text")
         value = value.get("operations")
     if not isinstance(value, list) or not value or not all(isinstance(each, dict) for each in value):
         raise UsageError('The batch must be a list of operations, such as [{"method": "Register", "name": …}]')
@@ -49,7 +52,7 @@ def batch(session: Session, *, file: str, no_atomic: bool) -> Output:
             each.setdefault("lock", session.fenced_by())
     client, _ = session.client()
     with client, session.waiting_for(f"broker {client.address}"):
-        made = Batch(client, atomic=atomic, operations=value)
+        made = Batch(client, atomic=atomic, operations=value, batch_id=batch_id)
         try:
             results = made.commit()
         except BatchFailed as error:

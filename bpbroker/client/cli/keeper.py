@@ -219,15 +219,15 @@ class Keeper:
         try:
             process = subprocess.Popen(self._words, env=self._environ, **how)  # noqa: S603 - what the user asks for
         except FileNotFoundError as error:
-            raise _CannotRun(f"The command {self._words[0]!r} cannot be run: {error.strerror}", 127) from None
+            raise CannotRun(f"The command {self._words[0]!r} cannot be run: {error.strerror}", 127) from None
         except (OSError, ValueError) as error:
-            raise _CannotRun(f"The command {self._words[0]!r} cannot be run: {error}", 126) from None
+            raise CannotRun(f"The command {self._words[0]!r} cannot be run: {error}", 126) from None
         if sys.platform == "win32":
             try:
                 self._job.take(int(process._handle))  # noqa: SLF001 - subprocess has no name for it
             except OSError as error:
                 process.kill()
-                raise _CannotRun(f"The command {self._words[0]!r} cannot be kept: {error}", 126) from None
+                raise CannotRun(f"The command {self._words[0]!r} cannot be kept: {error}", 126) from None
         if process.stdin is not None:
             threading.Thread(target=_feed, args=(process.stdin, self._stdin or b""), daemon=True).start()
         if process.stdout is not None:
@@ -353,7 +353,7 @@ class Keeper:
         os.killpg(pid, signal.SIGCONT)
 
 
-class _CannotRun(UsageError):
+class CannotRun(UsageError):
     """The command cannot be run; the exit code is a shell's: 127 if it is not there, else 126."""
 
     def __init__(self, message: str, exit_code: int) -> None:

@@ -122,7 +122,7 @@ def render(
                 _put(target, made.text(entries), command)
             except (Missing, NotShown, _ReloadFailed) as error:
                 session.tell(f"{error}; the next change is waited for")
-    return output.Output(b"", None, [])
+    return output.NOTHING
 
 
 class _ReloadFailed(ClientError):

@@ -6,7 +6,7 @@ import json
 import socket
 
 from bpbroker.client.cli import output
-from bpbroker.client.cli.keeper import LOST, Keeper, end_orderly, wait_for_signal
+from bpbroker.client.cli.keeper import LOST, CannotRun, Keeper, end_orderly, wait_for_signal
 from bpbroker.client.cli.locale_encoding import for_system
 from bpbroker.client.cli.words import content, seconds
 from bpbroker.errors import BpbrokerError, LockLost, NotFound, SessionLost, UsageError
@@ -132,14 +132,19 @@ def once(
         all_of_it = Once(
             client, name, by=_host(), ttl_secs=seconds(ttl), wait_secs=_until(session, wait), attempts=attempts or 3
         )
-        mine = []
+        mine: list[int] = []
+        cannot: list[CannotRun] = []
 
         def work() -> Mapping[str, Any]:
             held = all_of_it.lock.session
             assert held is not None  # noqa: S101 - work runs under the lock
             keeper = Keeper(command, {"BPBROKER_LOCK": all_of_it.lock.fence}, keep_output=keep_output)
             held.told = keeper.wake
-            code = keeper.run(held)
+            try:
+                code = keeper.run(held)
+            except CannotRun as error:
+                cannot.append(error)
+                return {"exit": error.exit_code}
             if keeper.lost:
                 raise LockLost(f"The lock '{name}' is lost: {held.reason or 'it was not renewed in time'}")
             mine.append(code)
@@ -147,6 +152,8 @@ def once(
 
         with session.waiting_for(f"'{name}' on {client.address}"):
             state = all_of_it.run(work)
+    if cannot:  # the entry says that it failed: it is not at work any more
+        raise cannot[-1]
     if mine:
         raise SystemExit(mine[-1])
     code = state.get("exit")

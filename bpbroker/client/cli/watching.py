@@ -108,7 +108,7 @@ def watch(
     first, _ = session.client()
     with first.sibling() as client, client.watch(prefix or "", name=name or "", since=position.cursor) as watching:
         _Watching(client, watching, position, handle, prefix, name, count).run(end, initial=initial)
-    return output.Output(b"", None, [], many=True)
+    return output.NOTHING
 
 
 class _Enough(Exception):
