@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.coordinating import Coordinating
+from tests.support.crowd import BLIND
 from tests.support.etcd_cluster import PREFIX, EtcdCluster, needs_etcd
 from tests.support.etcd_network import EtcdNetwork
 from tests.support.network import needs_namespaces
@@ -236,20 +237,6 @@ def forgetful(write, view, limits):
 from bpbroker.registry import writes
 from bpbroker.registry.requests import Next
 writes.WRITES[Next] = forgetful
-"""
-
-BLIND = """
-from dataclasses import replace
-from bpbroker.registry.changes import ANYTHING
-from bpbroker.storage.etcd.store import EtcdStore
-
-commit = EtcdStore.commit
-
-def blind(group):
-    changes = tuple(replace(change, expects=ANYTHING) for change in group.changes)
-    return replace(group, changes=changes, compared=(), empty=())
-
-EtcdStore.commit = lambda store, groups: commit(store, [blind(group) for group in groups])
 """
 
 FAULTS = {

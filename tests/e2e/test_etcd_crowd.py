@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.crowd import Crowd, await_that, health, own
+from tests.support.crowd import BLIND, Crowd, await_that, health, own
 from tests.support.etcd_cluster import PREFIX, EtcdCluster, needs_etcd
 from tests.support.etcd_network import EtcdNetwork
 from tests.support.network import needs_namespaces
@@ -148,20 +148,6 @@ def test_of_many_who_register_one_name_one_wins(etcd: EtcdCluster, make_broker: 
         for broker in brokers:
             assert own(broker.get(name).json["data"]) == {"by": winners[0]}
 
-
-BLIND = """
-from bpbroker.registry.changes import ANYTHING
-from bpbroker.storage.etcd.store import EtcdStore
-from dataclasses import replace
-
-commit = EtcdStore.commit
-
-def blind(group):
-    changes = tuple(replace(change, expects=ANYTHING) for change in group.changes)
-    return replace(group, changes=changes, compared=(), empty=())
-
-EtcdStore.commit = lambda store, groups: commit(store, [blind(group) for group in groups])
-"""
 
 STALE = """
 import time

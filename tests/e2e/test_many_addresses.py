@@ -17,7 +17,7 @@ from contextlib import ExitStack, closing, suppress
 import pytest
 
 from tests.support.network import Network, needs_namespaces, wired
-from tests.support.running import RunningBroker, untrusting
+from tests.support.running import RunningBroker, is_closed, untrusting
 from tests.support.witness import CANARY, LONG, Attacked, Witness, eventually
 
 logger = logging.getLogger(__name__)
@@ -48,27 +48,15 @@ def test_a_new_client_is_served_while_many_addresses_each_hold_half_a_request(at
             client.sendall(b"GET /services/List/ HTTP/1.1\r\nHo")
             clients.append(client)
         time.sleep(1.0)  # everything is full
-        gone = sum(map(_is_closed, clients))
+        gone = sum(map(is_closed, clients))
         assert gone >= attackers - most
         # It is the oldest that went, and it goes on like that.
-        assert all(map(_is_closed, clients[: (attackers - most) // 2]))
-        assert not any(map(_is_closed, clients[-most // 4 :]))
+        assert all(map(is_closed, clients[: (attackers - most) // 2]))
+        assert not any(map(is_closed, clients[-most // 4 :]))
     logger.info("%d addresses: %s", attackers, witness.figures)
     if LONG:  # on a machine that does nothing else
         assert witness.figures.slowest_secs <= 1.0
     attacked.memory_bytes = attacked.process.memory_info().rss  # malloc keeps some of it for the next time
-
-
-def _is_closed(client: ssl.SSLSocket) -> bool:
-    client.setblocking(False)
-    try:
-        while client.recv(65536):
-            pass
-    except (BlockingIOError, ssl.SSLWantReadError):
-        return False
-    except OSError:
-        pass
-    return True
 
 
 @pytest.fixture(scope="module")

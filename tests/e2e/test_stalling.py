@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from tests.benchmarks import client as load
-from tests.support.running import RunningBroker, untrusting
+from tests.support.running import RunningBroker, is_closed, untrusting
 from tests.support.witness import CANARY, KEY, LONG, SLOWEST_SECS, Attacked, Witness, eventually
 
 logger = logging.getLogger(__name__)
@@ -37,19 +37,6 @@ def witnessed(attacked: Attacked, during: str) -> Iterator[Witness]:
     with Witness(attacked.broker) as witness:
         yield witness
     logger.info("%s: %s", during, witness.figures)
-
-
-def is_closed(client: socket.socket) -> bool:
-    """Whether the broker has closed a connection; anything that it said before is dropped."""
-    client.setblocking(False)
-    try:
-        while client.recv(65536):
-            pass
-    except (BlockingIOError, ssl.SSLWantReadError):
-        return False
-    except OSError:
-        pass
-    return True
 
 
 def test_two_hundred_clients_that_keep_their_connections(attack: Callable[..., Attacked]) -> None:

@@ -362,13 +362,9 @@ class _Client(threading.Thread):
 
     def _connect(self, at: int) -> http.client.HTTPSConnection | None:
         if at not in self._connections:
-            connection = self._crowd.brokers[at].connect()
-            try:
-                connection.connect()
-            except (OSError, ssl.SSLError):
-                connection.close()
+            connection = self._crowd.brokers[at].connected()
+            if connection is None:
                 return None
-            connection.auto_open = 0
             self._connections[at] = connection
         return self._connections[at]
 

@@ -17,6 +17,21 @@ from typing import Any, Final
 from tests.support.history import ABSENT, ANYTHING, NOTHING, REFUSED, UNKNOWN, UNMATCHED, Call, History, State
 from tests.support.running import RunningBroker
 
+BLIND = """
+from bpbroker.registry.changes import ANYTHING
+from bpbroker.storage.etcd.store import EtcdStore
+from dataclasses import replace
+
+commit = EtcdStore.commit
+
+def blind(group):
+    changes = tuple(replace(change, expects=ANYTHING) for change in group.changes)
+    return replace(group, changes=changes, compared=(), empty=())
+
+EtcdStore.commit = lambda store, groups: commit(store, [blind(group) for group in groups])
+"""
+"""A fault for ``sitecustomize``: commits to etcd that compare nothing."""
+
 NAMES: Final = tuple(f"n{number}" for number in range(8))
 KINDS: Final = ("Register", "Replace", "Replace", "Update", "Update", "Delete", "Get", "Get", "Get")
 STAMP: Final = ("last_write_ip", "last_write_ts")
@@ -123,15 +138,10 @@ class Client(threading.Thread):
         return {}, ANYTHING
 
     def _connect(self, at: int) -> http.client.HTTPSConnection | None:
-        """Return a connection that is there, so that a call that was begun was sent."""
         if at not in self._connections:
-            connection = self._crowd.brokers[at].connect()
-            try:
-                connection.connect()
-            except (OSError, ssl.SSLError):
-                connection.close()
+            connection = self._crowd.brokers[at].connected()
+            if connection is None:
                 return None
-            connection.auto_open = 0
             self._connections[at] = connection
         return self._connections[at]
 

@@ -181,6 +181,17 @@ class RunningBroker:
     def connect(self, timeout_secs: float = 30.0) -> http.client.HTTPSConnection:
         return Connection(self.port, timeout_secs, self.inside)
 
+    def connected(self) -> http.client.HTTPSConnection | None:
+        """Return a connection that is there, so that a call that was begun was sent; None when there can be none."""
+        connection = self.connect()
+        try:
+            connection.connect()
+        except (OSError, ssl.SSLError):
+            connection.close()
+            return None
+        connection.auto_open = 0
+        return connection
+
     def request(
         self,
         path: str,
@@ -245,3 +256,16 @@ class RunningBroker:
             timeout=60,
             check=False,
         )
+
+
+def is_closed(client: socket.socket) -> bool:
+    """Whether the broker has closed a connection; anything that it said before is dropped."""
+    client.setblocking(False)
+    try:
+        while client.recv(65536):
+            pass
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return False
+    except OSError:
+        pass
+    return True
