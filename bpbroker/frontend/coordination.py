@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -210,7 +211,8 @@ def _batch(parameters: Parameters, _fields: Mapping[str, str], source: str, limi
             raise
         names.add(name)
         found.append(message)
-    return Ask(Batch(batch, tuple(found), atomic), _show_batch, heavy=True)
+    digest = hashlib.sha256(json.dumps(operations, sort_keys=True).encode()).hexdigest() if batch else ""
+    return Ask(Batch(batch, tuple(found), atomic, digest), _show_batch, heavy=True)
 
 
 def _operation(value: object, source: str, limits: EntryLimits) -> Any:

@@ -263,12 +263,17 @@ class BatchDone:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Carry out several operations in one commit, all or none. Reply: :class:`BatchDone`; errors: of an operation."""
+    """Carry out several operations in one commit, all or none. Reply: :class:`BatchDone`.
+
+    Errors: of an operation; AlreadyExists: another batch has this id.
+    """
 
     id: str
     """Made by the client: a repeated batch of this id is not carried out again. Empty: it may be."""
     operations: tuple[Any, ...]
     atomic: bool = True
+    digest: str = ""
+    """Of the operations as the client gave them: another batch of the same id is refused. Empty: it is not compared."""
 
 
 # --- watching ---

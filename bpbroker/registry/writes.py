@@ -247,7 +247,8 @@ def _together(write: Batch, view: View, limits: Limits) -> BatchDone:
                 error.failed = number
                 raise
     if write.id:
-        view.put(key, json.dumps({"when": int(view.now), "operations": len(results)}).encode())
+        noted = {"when": int(view.now), "operations": len(results), "digest": write.digest}
+        view.put(key, json.dumps(noted).encode())
     return BatchDone(tuple(results), view.index)
 
 
@@ -283,7 +284,15 @@ def within_reply(operations: Sequence[Any], results: Sequence[Any]) -> tuple[Any
 
 
 def _repeated(write: Batch, view: View, limits: Limits, done: Record) -> BatchDone:
-    """Return what became of a batch that was carried out before: the state as it is now, no refusals."""
+    """Return what became of a batch that was carried out before: the state as it is now, no refusals.
+
+    Raises:
+        AlreadyExists: it was another one.
+    """
+    if json.loads(done.json).get("digest", write.digest) != write.digest:
+        raise AlreadyExists(
+            f"Another batch of the id '{write.id}' was carried out; nothing was changed: each batch needs an id of its own"
+        )
     results: list[Any] = []
     for operation in write.operations:
         if isinstance(operation, List):

@@ -96,6 +96,13 @@ def test_of_two_batches_that_race_for_what_is_absent_one_wins(broker: RunningBro
     data(broker, "Delete", name=f"lead/{winner}")
     assert race(winner) == 200
     assert data(broker, "List", prefix="lead/") == {}
+    # Under its id nothing else is taken for it.
+    status, refused = ask(
+        broker, "Batch", id=f"b{winner}", operations=[{"method": "Register", "name": "lead/x", "data": {}}]
+    )
+    assert status == 409
+    assert f"'b{winner}'" in refused["message"]
+    assert data(broker, "List", prefix="lead/") == {}
 
 
 def test_a_watch_hears_of_each_change_in_order(broker: RunningBroker) -> None:
