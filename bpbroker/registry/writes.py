@@ -291,7 +291,7 @@ def _repeated(write: Batch, view: View, limits: Limits, done: Record) -> BatchDo
     """
     if json.loads(done.json).get("digest", write.digest) != write.digest:
         raise AlreadyExists(
-            f"Another batch of the id '{write.id}' was carried out; nothing was changed: each batch needs an id of its own"
+            f"Another batch of the id '{write.id}' was carried out, so nothing was changed: give each an id of its own"
         )
     results: list[Any] = []
     for operation in write.operations:
