@@ -16,20 +16,29 @@ _REAL: Final = (Etcd.name, OnEtcd.name, Redis.name)
 
 _REDIS: Final = (
     "Redis is one C program that reads a few bytes of a protocol of its own. A request of ours is HTTP and JSON, "
-    "and is read, decided and logged in Python; what that costs without the registry, *hello on ours* shows."
+    "and is read, decided and logged in Python; what that costs without the registry, *hello on ours* shows, and that "
+    "alone is slower than Redis. Of a read's CPU time about half is TLS by pyOpenSSL, system calls and the loop, two "
+    "fifths are the parsing, the application and the response, the rest is the log. Of a durable write's, with 16 at a "
+    "time, a fifth is the registry and SQLite."
 )
 _ON_ETCD: Final = (
     "Each call is one call of the same gateway, and TLS, HTTP and JSON of our own besides. A write is a transaction: "
     "it compares the version that it rests on, and says which commit it is, so that it happens once. That alone takes "
-    "etcd a quarter longer than the plain put that it is compared with, and etcd tells each change to every broker. "
-    "Calls that wait together share requests, so with more clients we lose less."
+    "etcd a quarter longer than the plain put that it is compared with, and etcd tells each change to every broker: "
+    "from one Python thread a put takes 1.2 ms, our transaction 1.45 ms, and 1.75 ms while a watch is open. The rest "
+    "is our own TLS and HTTP, and three threads that wake each other. Calls that wait together share requests, so with "
+    "more clients we lose less."
 )
 WHY: Final[Mapping[tuple[str, str], str]] = {
     (rows.ONE_SHOT, Etcd.name): (
         "`etcdctl` is a compiled program; *python -c pass* shows what starting Python alone takes."
     ),
     (rows.CONNECTIONS, Redis.name): "The handshake is OpenSSL's on both sides; what drives it here is Python.",
-    (coordination.BATCHES, Redis.name): "Each entry is checked, encoded and handed to SQLite in Python.",
+    (coordination.BATCHES, Redis.name): (
+        "Each entry is checked, encoded and handed to SQLite in Python: 26 µs, of which decoding takes 9, the registry "
+        "8, SQLite 5, the response and the log 4. Redis takes its pipeline in C."
+    ),
+    (coordination.BATCHES, Etcd.name): "As against Redis: etcd decodes its transaction of 100 puts in compiled code.",
 }
 """Why we lose a row against a peer; for a whole peer in :data:`WHY_PEER`."""
 WHY_PEER: Final[Mapping[str, str]] = {Redis.name: _REDIS, OnEtcd.name: _ON_ETCD}
@@ -105,7 +114,7 @@ def losses(document: Document) -> Iterator[tuple[str, str, Sequence[tuple[int, f
 
 def _lost(document: Document) -> Iterator[str]:
     yield "\n## Where we lose, and why\n"
-    yield "The reasons are what the CPU times suggest; they are not profiled.\n"
+    yield "The reasons are from profiles of one process, and from the CPU times of its threads.\n"
     for row, peer, found in losses(document):
         against = f"{peer} against etcd itself" if peer == OnEtcd.name else f"against {peer}"
         ratios = ", ".join(f"{ratio:.2f} at {clients}" for clients, ratio in found)
