@@ -1,6 +1,6 @@
 """Which keys the configuration knows, what they may be, and what they are when absent.
 
-Only the defaults that 0.22 had are written into the file (``config.DEFAULTS``); every
+Only the defaults that 0.22 had are written into the file (``config.layers.DEFAULTS``); every
 other key is optional and has its default here. Unknown keys are kept and only
 warned about when they look like a typing error.
 """
