@@ -53,8 +53,6 @@ class Sessions:
         self._times = sessions.Times()
         self._tick_at = float("inf")
         self._tidy_at = time.monotonic() + _TIDY_SECS
-        self._expiring: set[str] = set()
-        """Sessions whose time is over and that have not ended yet."""
         self.ended = dict.fromkeys(("ended",) if owner.backend.leases else ("closed", "lost"), 0)
         """How many ended how."""
         self.keep_lost_secs = 0
@@ -86,6 +84,7 @@ class Sessions:
         self._owner.set_alarm()
 
     def _ended(self, session: str, opened: Record | None) -> None:
+        was_over = session in self._times.ending
         self._times.end(session)
         client = self._clients.pop(session, None)
         if client is not None:
@@ -94,23 +93,21 @@ class Sessions:
                 del self._by_client[client]
         if self._owner.backend.leases:
             how = "ended"
-        elif session in self._expiring:
+        elif was_over:
             how = "lost"
         else:
             how = "closed"
         self.ended[how] += 1
-        self._expiring.discard(session)
         if self._owner.backend.leases:  # a lease ended, and what belonged to it goes now; any broker may do it
             self._sweep(session, opened)
 
     def _expire(self, session: str) -> None:
         """End a session whose time is over."""
-        self._expiring.add(session)
         opened = self._memory.get(sessions.PREFIX + session)
 
         def ended(result: Any) -> None:
             if isinstance(result, BaseException):  # it lives on, may be renewed, and then be closed
-                self._expiring.discard(session)
+                self._times.ending.discard(session)
             else:
                 self._owner.expired(sessions.expired(session, opened, result))
 
@@ -172,7 +169,7 @@ class Sessions:
             owner.backend.renew_session(message.session, partial(send, owner.reply))
             return DEFERRED
         # One that is being ended may not be told that it lives on.
-        ttl = None if message.session in self._expiring else self._times.renew(message.session, time.monotonic())
+        ttl = None if message.session in self._times.ending else self._times.renew(message.session, time.monotonic())
         if ttl is None:
             raise sessions.over(message.session)
         return self._renewed(message.session, ttl)

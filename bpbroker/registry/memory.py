@@ -452,9 +452,11 @@ class Memory:
         elif name.startswith(sessions.PREFIX):
             session = name.removeprefix(sessions.PREFIX)
             self.sessions += (after is not None) - (before is not None)
-            if after is None:
+            # One that was ended and opened anew in the same commit is another one.
+            other = before is None or after is None or before.revision != after.revision
+            if before is not None and other:
                 self.session_ended(session, before)
-            elif before is None:
+            if after is not None and other:
                 self.session_began(session, after)
         elif name.startswith(sessions.LOST):
             self.entries_lost += after is not None and (before is None or before.revision < after.revision)

@@ -161,7 +161,11 @@ class Times:
         """Session to when it was renewed by :meth:`hear`, in any thread. Looked at before a session ends."""
         self._ttl: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []
+        self._due: dict[str, float] = {}
+        """Session to its place in the heap; other places are left of earlier ones of its name."""
         self._shortest = float("inf")
+        self.ending: set[str] = set()
+        """Those whose time is over and that have not ended yet. Who ends one takes it out if that failed."""
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -193,7 +197,7 @@ class Times:
 
         It is noted, and no more; :meth:`over` looks at the notes before it ends anything. So a note that is there
         before the session's end counts. A thread may stand still at any point, so the clock is read again behind the
-        note.
+        note. A note that came too late would let the next one look early: that one sees that the session is ending.
         """
         end, ttl = self._end(session), self._ttl.get(session)
         if end is None or ttl is None:
@@ -202,7 +206,7 @@ class Times:
         if now >= end:
             return None
         self._heard[session] = now
-        return ttl if clock() < end else None
+        return ttl if clock() < end and session not in self.ending else None
 
     def _end(self, session: str) -> float | None:
         """Return when the time of a session is over; None if there is no such session."""
@@ -215,13 +219,19 @@ class Times:
         first = session not in self._ends
         end = self._ends[session] = now + self._ttl[session] * self._FACTOR
         if first:  # a later end is seen when the earlier one comes up
-            heapq.heappush(self._heap, (end, session))
+            self._push(session, end)
+
+    def _push(self, session: str, due: float) -> None:
+        self._due[session] = due
+        heapq.heappush(self._heap, (due, session))
 
     def end(self, session: str) -> None:
         """Forget a session."""
         self._ends.pop(session, None)
         self._ttl.pop(session, None)
         self._heard.pop(session, None)
+        self._due.pop(session, None)
+        self.ending.discard(session)
         if not self._ttl:
             self._shortest = float("inf")
 
@@ -239,12 +249,16 @@ class Times:
     def over(self, now: float) -> Iterator[str]:
         """Yield the sessions whose time is over; each comes again a little later until it is ended."""
         while self._heap and self._heap[0][0] <= now:
-            _, session = heapq.heappop(self._heap)
-            end = self._end(session)
-            if end is None:
+            due, session = heapq.heappop(self._heap)
+            if self._due.get(session) != due:
                 continue
-            if end <= now:
-                heapq.heappush(self._heap, (now + 1.0, session))
+            if session not in self.ending:
+                self.ending.add(session)  # before the notes are looked at: who makes one later sees this
+                self._ends[session] = self._end(session) or 0.0
+                if self._ends[session] > now:
+                    self.ending.discard(session)
+            if self._ends[session] <= now:
+                self._push(session, now + 1.0)
                 yield session
             else:
-                heapq.heappush(self._heap, (end, session))
+                self._push(session, self._ends[session])

@@ -149,3 +149,23 @@ def test_a_session_that_is_being_ended_is_not_told_that_it_lives(still: Registry
         ask(still, Renew("s")).result(0)
     still.on_receive(Envelope(Flush()))
     assert still.memory.sessions == 0
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_session_opened_again_in_the_commit_of_its_end_lives(
+    still: Registry, monkeypatch: pytest.MonkeyPatch, *, closed: bool
+) -> None:
+    began = time.monotonic()
+    if closed:
+        ask(still, Close("s"))
+    else:
+        still._sessions.pass_time(began + 2.0 * 1.25, 0.0)
+    opened = ask(still, Open("s", 60.0, IP))
+    still.on_receive(Envelope(Flush()))
+    assert opened.result(0).data["ttl"] == 60.0
+    assert ask(still, Renew("s")).result(0).data["ttl"] == 60.0
+    assert still._sessions.ended == {"closed": int(closed), "lost": int(not closed)}
+    monkeypatch.setattr(registry_sessions, "time", SimpleNamespace(monotonic=lambda: began + 59.0))
+    found = still.reply_now(Renew("s"))
+    assert found is not None
+    assert found.data["ttl"] == 60.0

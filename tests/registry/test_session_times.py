@@ -111,3 +111,34 @@ def test_hearing_and_renewing_are_the_same(steps: list[tuple[str, float]]) -> No
             renewed.renew("s", now)
         else:
             renewed.renew("s", now)
+
+
+def test_a_note_that_came_too_late_lets_nobody_be_told_that_it_lives() -> None:
+    times = Times()
+    over: list[str] = []
+    times.begin("s", 8, 0)
+
+    def clock() -> float:
+        """Stand still between the look at the clock and the note, and let the session end meanwhile."""
+        if over:
+            return 10.0
+        over.extend(times.over(10.0))
+        return 9.9
+
+    assert times.hear("s", clock) is None
+    assert over == ["s"]
+    assert times.hear("s", lambda: 10.1) is None
+    assert list(times.over(11.0)) == ["s"]
+    times.ending.discard("s")  # it could not be ended
+    assert times.hear("s", lambda: 11.1) == 8
+
+
+def test_a_session_that_was_opened_again_is_over_once() -> None:
+    times = Times()
+    for began in range(3):
+        times.begin("s", 8, began)
+        times.end("s")
+    times.begin("s", 8, 3)
+    assert list(times.over(12.9)) == []
+    assert list(times.over(13.0)) == ["s"]
+    assert len(times._heap) == 1
