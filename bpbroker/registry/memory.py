@@ -227,6 +227,8 @@ class _View:
         if memory.under_way is not None and memory.under_way.beginning(prefix):
             raise _UnderWay
         staged = {name: batch.staged[name] for name in batch.beginning(prefix)}
+        if memory.version is None:  # else the store itself is asked, as of the commit
+            self.reads.update(dict.fromkeys(staged))  # what they will be counts here, and is not durable yet
         staged |= {name: after for name, after in self.changes.items() if name.startswith(prefix)}
         index = memory.own if prefix.startswith("_") else memory.entries
         found = set(index.beginning(prefix, None if most is None else most + len(staged)))

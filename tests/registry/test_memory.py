@@ -267,6 +267,35 @@ def test_operations_that_stand_alone_are_as_if_each_came_by_itself(operations: l
     assert _staged(together) == _staged(alone)
 
 
+@pytest.mark.parametrize("atomic", [True, False])
+def test_what_a_batch_finds_by_a_prefix_is_told_when_it_is_durable(*, atomic: bool) -> None:
+    memory = Memory()
+    decide(memory, Register("a/x", {}, "i"))
+    fate, done = decide(memory, Batch("", (List("a/"),), atomic))
+    assert fate is Fate.STAGED
+    assert not done.sure
+    assert decide(memory, Batch("", (List("b/"), CheckEmpty("b/")), atomic))[0] is Fate.NOW
+    commit(memory, 10_000)
+    decide(memory, Delete("a/x"))
+    fate, done = decide(memory, Batch("", (CheckEmpty("a/"),), atomic))
+    assert fate is Fate.STAGED
+    assert not done.sure
+
+
+def test_a_session_that_was_opened_anew_in_one_commit_is_another_one() -> None:
+    memory = Memory()
+    heard: list[tuple[str, int | None]] = []
+    memory.session_began = lambda session, record: heard.append((session, record.revision))
+    memory.session_ended = lambda session, before: heard.append((session, before.revision if before else None))
+    decide(memory, Open("s", 9.0, "i"))
+    commit(memory, 10_000)
+    decide(memory, Close("s"))
+    decide(memory, Open("s", 60.0, "i"))
+    commit(memory, 20_000)
+    assert heard == [("s", 10_000), ("s", 10_000), ("s", 20_001)]
+    assert memory.sessions == 1
+
+
 def _staged(memory: Memory) -> dict[str, tuple[bytes | None, int]]:
     """Return what is staged: name to JSON and to which of the changes it is."""
     indexes = memory.batch.indexes
