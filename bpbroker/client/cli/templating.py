@@ -78,7 +78,8 @@ class Template:
         context = multiprocessing.get_context("fork" if "fork" in ways else None)
         ours, its = context.Pipe(duplex=False)
         # A process of multiprocessing keeps standard output and error, where it says what must not happen.
-        process = context.Process(target=_work, args=(its, self._source, self._name, entries, limits), daemon=True)
+        given = ours, its, self._source, self._name, entries, limits
+        process = context.Process(target=_work, args=given, daemon=True)
         process.start()
         its.close()
         try:
@@ -109,8 +110,16 @@ class Template:
 # --- in the other process ---
 
 
-def _work(pipe: Connection, source: str, name: str, entries: Own | None, limits: tuple[int, int, int]) -> None:
+def _work(
+    read_end: Connection,
+    pipe: Connection,
+    source: str,
+    name: str,
+    entries: Own | None,
+    limits: tuple[int, int, int],
+) -> None:
     """Read and use a template. Send what became of it: ``text``, ``missing`` or ``wrong``, and the text or message."""
+    read_end.close()  # held here, it would have this process wait for ever when the one that reads was killed
     cpu_secs, output_bytes, memory_bytes = limits
     kept = _limit(cpu_secs, memory_bytes)
     answer: tuple[str, str]
@@ -125,7 +134,8 @@ def _work(pipe: Connection, source: str, name: str, entries: Own | None, limits:
         answer = "wrong", f"The template {name!r} cannot be used: {needs}"
     except RecursionError:
         answer = "wrong", f"The template {name!r} calls itself without an end"
-    pipe.send_bytes(json.dumps(answer).encode())
+    with suppress(BrokenPipeError):
+        pipe.send_bytes(json.dumps(answer).encode())
     pipe.close()
     del kept
 
@@ -140,14 +150,17 @@ def _limit(cpu_secs: int, memory_bytes: int) -> object:
         return job
     import resource
 
+    def within(most: int, hard: int) -> int:
+        return most if hard == resource.RLIM_INFINITY else min(most, hard)
+
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     # One second more: then the system kills what the first signal did not end.
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_secs, cpu_secs + 1))
+    resource.setrlimit(resource.RLIMIT_CPU, (within(cpu_secs, hard), within(cpu_secs + 1, hard)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError, ValueError):  # not Linux: no such file, and no such limit that works
         used = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        most = used + memory_bytes
-        resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+        resource.setrlimit(resource.RLIMIT_AS, (within(used + memory_bytes, hard), hard))
     return None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ from bpbroker.client.cli import templating
 from bpbroker.client.cli.templating import Missing, Template
 from bpbroker.errors import UsageError
 from bpbroker.recipes.coordination import Entry
+from tests.support.systems import posix_only
 
 pytest.importorskip("jinja2")
 
@@ -91,3 +94,37 @@ def test_it_has_no_limit_of_its_own_in_this_process(text: Callable[[str], str]) 
     before = resource.getrlimit(resource.RLIMIT_AS), resource.getrlimit(resource.RLIMIT_CPU)
     text("x")
     assert (resource.getrlimit(resource.RLIMIT_AS), resource.getrlimit(resource.RLIMIT_CPU)) == before
+
+
+WITH_LITTLE_TIME = """
+import resource
+resource.setrlimit(resource.RLIMIT_CPU, (5, 5))
+from bpbroker.client.cli.templating import Template
+print(Template("x{{ 1 }}", "mine").text({}), end="")
+"""
+
+KILLED_BEFORE_IT_READS = """
+import os, signal
+from multiprocessing.connection import Connection
+from bpbroker.client.cli.templating import Template
+template = Template("{{ 'x' * 500000 }}", "mine")
+Connection.poll = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+template.text({})
+"""
+
+
+def run(code: str) -> tuple[int, str, str]:
+    """Run code in another process; return its exit code and what it wrote, once all that had its streams have ended."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
+@posix_only("limits of the system")
+def test_a_lower_limit_of_the_system_is_kept() -> None:
+    assert run(WITH_LITTLE_TIME) == (0, "x1", "")
+
+
+@posix_only("signals")
+def test_no_process_is_left_when_this_one_is_killed() -> None:
+    """What is written to a pipe that is full waits until it is read, or nobody has its other end any more."""
+    assert run(KILLED_BEFORE_IT_READS) == (-9, "", "")
