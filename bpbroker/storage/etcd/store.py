@@ -11,9 +11,9 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +32,7 @@ from bpbroker.storage.etcd.last_seen import LastSeenFile
 from bpbroker.storage.etcd.registry_id import Identity
 from bpbroker.storage.etcd.responses import Compacted, LeaseExists, LeaseGone, decode, encode
 from bpbroker.storage.etcd.restore_detection import REPLACED, RESTORED_MEANWHILE, Moment, Restored, Timeline
+from bpbroker.storage.etcd.side_thread import SideThread
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ _PAGE: Final = 1000
 _RETRY_SECS: Final = 1.0
 _PAUSE_SECS: Final = 0.1
 _LEASES_MAX: Final = 100_000
-"""Of so many sessions it is kept which lease they had."""
+"""Of so many sessions it is kept which lease they had; then all are forgotten at once, for most ended long ago."""
 _TRIES: Final = 5
 """How often something is tried that other brokers may come between."""
 
@@ -67,7 +68,7 @@ class EtcdStore:
         self._writer, self._reader, self._scanner, self._leaser, self._keeper, self._watcher = (
             Gateway(options, self._timeline) for _ in range(6)
         )
-        self._beside = ThreadPoolExecutor(1, "registry keep-alive")
+        self._beside = SideThread("registry keep-alive")
         self._leases: dict[str, str] = {}
         """Key of a session to the lease that it was seen with last; it may have another one by now."""
         self._commits = Commits(self._keys, self._decoded, self._writer, options.timeout_secs)
@@ -271,7 +272,7 @@ class EtcdStore:
         hoped = list({lease: None for key in keys if (lease := self._leases.get(key))})
         try:
             moment = self._known(self._leaser)
-            keeping = self._beside.submit(self._keep_alive, hoped) if hoped else None
+            keeping = self._beside.call(partial(self._keep_alive, hoped)) if hoped else None
             found, _ = self._read(self._leaser, keys, moment)
             leases = ["" if kv is None else str(kv.get("lease", "")) for kv in found]
             ttls = dict(zip(hoped, keeping.result(), strict=True)) if keeping is not None else {}
@@ -287,8 +288,10 @@ class EtcdStore:
         """Remember which lease a session has; empty: none, as far as is known."""
         if not lease:
             self._leases.pop(key, None)
-        elif len(self._leases) < _LEASES_MAX:
-            self._leases[key] = lease
+            return
+        if len(self._leases) >= _LEASES_MAX:
+            self._leases.clear()
+        self._leases[key] = lease
 
     def _keep_alive(self, leases: Sequence[str]) -> list[int | None]:
         """Fill leases up; return the ttl of each in seconds, None for one that is gone."""
@@ -306,7 +309,7 @@ class EtcdStore:
         self._commits.tidy_up()
         for gateway in (self._writer, self._reader, self._scanner, self._leaser, self._keeper):
             gateway.close()
-        self._beside.shutdown(wait=False, cancel_futures=True)
+        self._beside.end()
 
     # --- following ---
 
