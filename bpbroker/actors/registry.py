@@ -294,7 +294,7 @@ class Registry(Actor):
         if isinstance(result, BaseException):
             self._failed_commits += 1
             failure = write_failure(result)
-            failed = dict.fromkeys(batch.staged, failure)
+            failed = dict.fromkeys((*batch.staged, *batch.expects), failure)  # some change nothing, and look
         else:
             committed = []
             for group, outcome in zip(self._groups, result, strict=True):

@@ -372,6 +372,19 @@ def test_a_list_that_cannot_be_read_after_its_commit(quiet: SharedLedger, shared
     assert own(shared_registry(Get("n/a"))) == {}
 
 
+@pytest.mark.parametrize("operation", [List("n/"), CheckEmpty("n/")])
+@pytest.mark.parametrize("atomic", [True, False])
+def test_who_only_looks_is_told_that_the_commit_failed(
+    shared_ledger: SharedLedger, shared_registry: Asked, operation: Any, *, atomic: bool
+) -> None:
+    shared_ledger.failures.append(Unavailable("away"))
+    with pytest.raises(Unavailable, match="away"):
+        for found in shared_registry(Batch("", (operation,), atomic)).results:
+            if isinstance(found, Unavailable):
+                raise found
+    assert own(shared_registry(Replace("n/a", {}, IP))) == {}
+
+
 def test_a_lock_was_held_whatever_another_broker_did_then(quiet: SharedLedger, shared_registry: Asked) -> None:
     """It is given back elsewhere before this broker comes to its answer."""
     shared_registry(Open("s1", 60, IP))
