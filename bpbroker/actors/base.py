@@ -116,6 +116,7 @@ class Actor(pykka.ThreadingActor):
         self._end_workers(Unavailable("The broker is stopping"))
         for worker in self.workers:
             worker.join(_LAST_STEP_SECS)  # it removes the half that it was writing
+        self.actor_inbox.ended = True
         while not self.actor_inbox.empty():
             envelope = self.actor_inbox.get()
             inner = envelope.message
@@ -126,6 +127,7 @@ class Actor(pykka.ThreadingActor):
 
     def on_failure(self, *_: Any) -> None:
         """Let go of everything after a fault that ended the actor's thread, for :meth:`on_stop` is not called then."""
+        self.actor_inbox.ended = True
         self.abandon()
 
     def abandon(self) -> None:
@@ -218,7 +220,7 @@ class Actor(pykka.ThreadingActor):
         return not self.actor_inbox.ending and not self.actor_stopped.is_set()
 
     def tell_self(self, message: Any) -> None:
-        """Queue a message to this actor behind what is in its inbox already; one that has ended takes it up no more."""
+        """Queue a message to this actor behind what is in its inbox already; one that has ended takes none."""
         self.actor_inbox.put_own(message)
 
     def wake_at(self, moment: float) -> None:

@@ -68,6 +68,8 @@ class Inbox:
         """Monotonic time at which :meth:`get` gives a :class:`Wake` if nothing else; set by the actor itself."""
         self.ending = False
         """Whether the actor was told to stop, if it does not know it yet: it may be stuck."""
+        self.ended = False
+        """Whether the actor has ended, so that nothing is read any more; set by the actor itself."""
 
     def get(self) -> Any:
         """Return the next pykka envelope, or :data:`_WAKE` when the time for it has come."""
@@ -96,8 +98,9 @@ class Inbox:
         self._queue.put(envelope)
 
     def put_own(self, message: Any) -> None:
-        """Add what the actor tells itself."""
-        self._queue.put(_OwnEnvelope(Envelope(message)))
+        """Add what the actor tells itself; nothing when it has ended, for its threads may go on for long."""
+        if not self.ended:
+            self._queue.put(_OwnEnvelope(Envelope(message)))
 
     def refuse(self, error: Exception) -> None:
         """Answer all requests in it with an error; from any thread. What has no asker stays, in its order."""

@@ -176,3 +176,18 @@ def test_who_asked_it_to_stop_twice_does_not_wait_in_vain() -> None:
     stopping.join(30)
     assert second == [True]
     assert time.monotonic() - begun < 30
+
+
+def test_what_an_actor_tells_itself_after_its_end_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread of it that goes on, such as one that follows a store, would fill the memory."""
+    stopped, failed = (base.ActorAddress(name, base.launch(Worker)) for name in ("stopped", "failed"))
+    actors = [actor for actor in (stopped._actor, failed._actor) if actor is not None]
+    assert stopped.stop(5)
+    let_go = threading.Event()
+    monkeypatch.setattr(Worker, "on_receive", lambda *_: 1 / 0)
+    monkeypatch.setattr(Worker, "abandoned", lambda _: let_go.set())
+    failed.tell(Do(1))
+    assert let_go.wait(5)
+    for actor in actors:
+        actor.tell_self(Do(2))
+    assert [actor.actor_inbox.qsize() for actor in actors] == [0, 0]
