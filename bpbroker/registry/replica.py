@@ -39,6 +39,10 @@ class Versions:
         """Return the version to expect; 0 for no entry."""
         return self._known.get(name, 0)
 
+    def know_all(self, version: int) -> None:
+        """Note that all entries of a version are known: every other name was absent."""
+        self._floor = max(self._floor, version)
+
     def take(self, seen: Seen) -> bool | None:
         """Note what was seen. Return whether it is news; None if that cannot be told and it must be read again."""
         known = self._known.get(seen.name)
@@ -128,7 +132,10 @@ class Replica:
                 if name not in present:
                     self._memory.put(name, None)
             self.registry_id = state.registry_id
-        return self.learn_all(state, "")
+        unsure = self.learn_all(state, "")
+        # Of what was deleted before this no change will be told any more: an older answer that is yet to come may have it.
+        self.versions.know_all(state.version)
+        return unsure
 
     def abandoned(self) -> list[str]:
         """Return the sessions that are over, and still have something."""

@@ -98,3 +98,17 @@ def test_what_another_registry_has_as_well_is_never_seen_to_be_gone() -> None:
     memory.put = note  # type: ignore[method-assign]  # a spy
     replica.take_state(State((Seen("a", Record("a", b"{}", 9000), 2, 3),), 3, "2" * 32))
     assert told == [("a", False)]
+
+
+def test_an_answer_from_before_all_was_read_brings_back_nothing_that_was_deleted_meanwhile() -> None:
+    memory = Memory()
+    replica = Replica(memory)
+    late = Seen("_session/s", Record("_session/s", b'{"ttl": 9}'), 90, 100)
+    assert replica.take_state(State((Seen("a", Record("a", b"{}"), 95, 110),), 110, "1" * 32)) == []
+    assert not replica.learn(late)  # it has to be read again
+    assert memory.get("_session/s") is None
+    assert replica.learn(Seen("_session/s", late.record, 112, 112))
+    other = State((), 210, "2" * 32)
+    replica.take_state(other)
+    assert not replica.learn(late)
+    assert memory.get("_session/s") is None
