@@ -133,7 +133,7 @@ class Replica:
                     self._memory.put(name, None)
             self.registry_id = state.registry_id
         unsure = self.learn_all(state, "")
-        # Of what was deleted before this no change will be told any more: an older answer that is yet to come may have it.
+        # What was deleted before this is told by no change any more, and an older answer may be yet to come.
         self.versions.know_all(state.version)
         return unsure
 
