@@ -70,7 +70,7 @@ def test_a_restored_cluster_is_read_anew(
         await_that(lambda broker=broker: SAID in json.dumps(health(broker)[1]), "health says so")  # type: ignore[misc]  # mypy knows no type of a default
         await_that(lambda broker=broker: health(broker)[0] == 200, "it is well again")  # type: ignore[misc]  # mypy knows no type of a default
         said = [line for line in broker.text.splitlines() if SAID in line]
-        assert len([line for line in said if "ERROR" in line and "timeline" in line]) == 1
+        assert len([line for line in said if "ERROR" in line and "restore_detection" in line]) == 1
         assert len([line for line in said if "ERROR" in line and "healthcheck" in line]) == 1
     for number, broker in enumerate(both):
         assert broker.request("/services/Update/", name="changed", data=f'{{"by": {number}}}').status == 200
