@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 import ssl
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import closing, suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -158,6 +162,68 @@ def test_a_call_ends_the_same_with_both(
             ends.append(said(partial(client.get, "a")))
     assert ends[0] == ends[1]
     assert ends[0].startswith(expected)
+
+
+def _handshake(module: ModuleType, authority: trustme.CA, made: trustme.LeafCert, host: bytes) -> str:
+    """Return what comes of a handshake with a server that has this certificate: nothing, or what is wrong with it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.configure_cert(context)
+    settings = module.new_settings(checks=True)
+    settings.load_verify_locations(cadata=authority.cert_pem.bytes().decode())
+    ours, theirs = socket.socketpair()
+
+    def serve() -> None:
+        with closing(theirs), suppress(OSError), context.wrap_socket(theirs, server_side=True) as taken:
+            taken.recv(1)
+
+    server = threading.Thread(target=serve)
+    server.start()
+    ours.settimeout(30)
+    sock = module.wrap(ours, settings, host)
+    try:
+        sock.do_handshake()
+    except module.CertificateRefused as error:
+        return str(error.verify_message)
+    finally:
+        sock.close()
+        server.join(30)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        (b"127.0.0.1", ""),
+        (b"127.0.0.2", "IP address mismatch"),
+        (b"::1", ""),
+        (b"0:0::1", ""),
+        (b"fe80::1", "IP address mismatch"),
+        (b"LOCALHOST", ""),
+        (b"xn--mnchen-3ya.example", ""),
+        (b"a.wild.example", ""),
+        (b"a.b.wild.example", "Hostname mismatch"),
+        (b"wild.example", "Hostname mismatch"),
+    ],
+)
+def test_a_certificate_is_for_the_same_names_with_both(
+    authority: trustme.CA, use: Use, host: bytes, expected: str
+) -> None:
+    made = authority.issue_cert("127.0.0.1", "::1", "localhost", "m\u00fcnchen.example", "*.wild.example")
+    ends = [_handshake(use(kind), authority, made, host) for kind in KINDS]
+    assert ends[0] == ends[1]
+    assert ends[0].startswith(expected) if expected else not ends[0]
+
+
+def test_a_certificate_whose_time_is_over_is_refused_with_both(authority: trustme.CA, use: Use) -> None:
+    made = authority.issue_cert("localhost", not_after=datetime.now(UTC) - timedelta(days=1))
+    assert {_handshake(use(kind), authority, made, b"localhost") for kind in KINDS} == {"certificate has expired"}
+
+
+def test_a_name_that_is_only_the_subject_of_a_certificate_counts_with_neither(authority: trustme.CA, use: Use) -> None:
+    made = authority.issue_cert("other.example", common_name="localhost")
+    ends = [_handshake(use(kind), authority, made, b"localhost") for kind in KINDS]
+    assert ends[0] == ends[1]
+    assert ends[0].startswith("Hostname mismatch")
 
 
 @pytest.mark.parametrize("kind", KINDS)
