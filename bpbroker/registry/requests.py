@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bpbroker.messages import ALWAYS, Condition
-from bpbroker.record import Record
+from bpbroker.record import INDEX_MAX, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,12 @@ class Done:
 
     def at(self, revision: int) -> Done:
         """Return it as it is when its commit is durable at a revision."""
-        return Done(self.data, revision + self.revision, self.ended)
+        return Done(self.data, _durable(self.revision, revision), self.ended)
+
+
+def _durable(own: int, commit: int) -> int:
+    """Return the revision of a change when its commit is durable; one of an earlier commit stays as it is."""
+    return own if own >= INDEX_MAX else commit + own
 
 
 # --- sessions ---
@@ -254,11 +259,14 @@ class BatchDone:
     def at(self, revision: int) -> BatchDone:
         """Return it as it is when its commit is durable at a revision."""
         sure = self.sure
-        results = [
-            found.at(revision) if number not in sure and hasattr(found, "at") else found
-            for number, found in enumerate(self.results)
-        ]
-        return BatchDone(tuple(results), revision + self.revision)
+        results = [found if number in sure else _at(found, revision) for number, found in enumerate(self.results)]
+        return BatchDone(tuple(results), _durable(self.revision, revision))
+
+
+def _at(found: Any, revision: int) -> Any:
+    if isinstance(found, tuple):  # the entries that a List found
+        return tuple([record.at(revision) for record in found])
+    return found.at(revision) if hasattr(found, "at") else found
 
 
 @dataclass(frozen=True, slots=True)

@@ -282,6 +282,31 @@ def test_what_a_batch_finds_by_a_prefix_is_told_when_it_is_durable(*, atomic: bo
     assert not done.sure
 
 
+@pytest.mark.parametrize("atomic", [True, False])
+def test_what_a_batch_lists_has_the_revisions_that_it_is_stored_with(*, atomic: bool) -> None:
+    memory = Memory()
+    decide(memory, Register("a", {}, "i"))
+    commit(memory, 10_000)
+    decide(memory, Register("b", {}, "i"))
+    done = decide(memory, Batch("", (Register("c", {}, "i"), List("")), atomic))[1].at(20_000)
+    listed = {record.name: record.revision for record in done.results[1]}
+    assert listed == {"a": 10_000, "b": 20_000, "c": 20_001}
+
+
+def test_what_was_done_before_keeps_its_revision_beside_a_commit() -> None:
+    memory, batch = Memory(), Batch("id", (Register("a", {}, "i"), CheckEmpty("b")))
+    first = [decide(memory, write)[1] for write in (Next("n", "i", owner="o"), batch, Allocate("p", "o", "i"))]
+    commit(memory, 10_000)
+    first = [done.at(10_000).revision for done in first]
+    for write in (Next("n", "i"), Replace("a", {}, "i"), Allocate("p", "q", "i")):
+        decide(memory, write)
+    fate, counted = decide(memory, Next("n", "i", owner="o"))
+    assert (fate, counted.at(20_000).revision) == (Fate.STAGED, first[0])
+    fate, repeated = decide(memory, batch)
+    assert (fate, repeated.at(20_000).revision) == (Fate.STAGED, first[1])
+    assert repeated.at(20_000).results[1].revision == first[1]
+
+
 def test_a_session_that_was_opened_anew_in_one_commit_is_another_one() -> None:
     memory = Memory()
     heard: list[tuple[str, int | None]] = []
