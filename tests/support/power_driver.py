@@ -244,12 +244,15 @@ class Node:
         """Wait until the broker has ended a session, which is as if it were closed, and noted what its entry was."""
         self._driver.note(client=self._client, call="Close", args={"session": session}, lost=name)
         what = json.dumps({"name": name, "access_key": "key"})
+        end = time.monotonic() + 60
         while True:
             self._connection.request("POST", "/services/Get", what, {"Content-Type": "application/json"})
             response = self._connection.getresponse()
             response.read()
             if response.status == 404:
                 break
+            if time.monotonic() > end:
+                raise AssertionError(f"{name} did not end with its session")
             time.sleep(0.1)
         port = self._connection.sock.getsockname()[1]
         self._driver.note(client=self._client, answer=[200, None], revision=0, port=port)
