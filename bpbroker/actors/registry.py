@@ -48,7 +48,7 @@ from bpbroker.messages import (
     settle,
 )
 from bpbroker.record import Record
-from bpbroker.registry import locks, named_keys
+from bpbroker.registry import named_keys
 from bpbroker.registry.browsing import Browse, Happened, Recent, browse
 from bpbroker.registry.changes import READ_MAX, Committed, Conflict, Group, Outcome
 from bpbroker.registry.discovery_secret import DiscoverySecret
@@ -177,7 +177,7 @@ class Registry(Actor):
             "sessions_max": self._sessions.most,
             "ended_sessions": dict(self._sessions.ended),
             "entries_lost": memory.entries_lost,
-            "locks": memory.locks - len(memory.own.span(locks.FAR)),
+            "locks": memory.locks,
             "commits": self._commits.shown(),
             "failed_commits": self._failed_commits,
             "storage_ok": self._problem is None and not self.backend.trouble,

@@ -145,6 +145,11 @@ def far_name(name: str, session: str) -> str:
     return f"{FAR}{name}/{session}"
 
 
+def is_lock(stored_name: str) -> bool:
+    """Return whether a record is a lock's own, and not that of a place far behind in its queue."""
+    return stored_name.startswith(PREFIX) and not stored_name.startswith(FAR)
+
+
 def lock_of(stored_name: str) -> str:
     """Return the lock to which a record belongs."""
     if stored_name.startswith(FAR):

@@ -359,7 +359,7 @@ class Memory:
             if record.name.startswith(sessions.PREFIX):
                 self.sessions += 1
                 self.session_began(record.name.removeprefix(sessions.PREFIX), record)
-            elif record.name.startswith(locks.PREFIX):
+            elif locks.is_lock(record.name):
                 self.locks += 1
             elif record.name.startswith(named_keys.PREFIX) and self.key_view is not None:
                 self.key_view.take(record.name, record.json)
@@ -449,7 +449,8 @@ class Memory:
         self._note_age(name, after)
         if name.startswith(locks.PREFIX):
             self._belongs(name, before, after)
-            self.locks += (after is not None) - (before is not None)
+            if locks.is_lock(name):
+                self.locks += (after is not None) - (before is not None)
             self.lock_changed(name.removeprefix(locks.PREFIX), after)
         elif name.startswith(sessions.PREFIX):
             session = name.removeprefix(sessions.PREFIX)
