@@ -363,6 +363,7 @@ class Broker:
         self._undo.callback(access_log.flush)
         adapter = ServerAdapter(cherrypy.engine, self._server)
         adapter.subscribe()
+        self._server.prepare()  # the bus looks whether it is ready only ten times a second
         cherrypy.engine.start()
         self._undo.callback(cherrypy.engine.exit)
 
@@ -391,9 +392,9 @@ class Broker:
             __version__, "ready" if pong.ok else "up, but not ready yet",
             listen, self._prepared.port, host_certificate.fingerprint(self._cert), self._own,
         )  # fmt: skip
-        _spare_collector()
         sdnotify.notify(sdnotify.READY, self._status())
         self._ready(f"process {os.getpid()}, port {self._prepared.port}")
+        _spare_collector()
 
     def _share_keys(self) -> None:
         """Give the shared registry the named keys of this file that it does not have; again until it has answered."""
@@ -644,3 +645,4 @@ def _spare_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
+    gc.enable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -65,6 +66,7 @@ def start(
     writes the configuration and ends. Every option can be given by an
     environment variable too, such as BPBROKER_LISTEN_PORT.
     """
+    gc.disable()  # what a start makes stays; the broker looks for cycles once it is ready
     progress.show_on(None)  # the log is there, and the background is another process
     if not daemon:
         process.leave_first_process()

@@ -26,8 +26,6 @@ from bpbroker.storage import config_file
 from bpbroker.storage.config_file import Origin
 from bpbroker.storage.embedded.journal import journal_path
 from bpbroker.storage.embedded.store import EmbeddedStore
-from bpbroker.storage.etcd.gateway import EtcdOptions
-from bpbroker.storage.etcd.store import EtcdStore
 from bpbroker.storage.sources import Loaded
 
 logger = logging.getLogger("bpbroker")
@@ -129,6 +127,9 @@ def registry_factory(
     """
     entries, origin = loaded.entries, loaded.origin or Origin("", 0)
     if layers.shares_registry(settings_now()):
+        from bpbroker.storage.etcd.gateway import EtcdOptions
+        from bpbroker.storage.etcd.store import EtcdStore
+
         unused = number_of(entries)
         if unused:
             logger.warning(

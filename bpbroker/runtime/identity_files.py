@@ -12,8 +12,7 @@ from bpbroker.config.paths import Home
 from bpbroker.errors import ConfigurationError
 from bpbroker.extensions import installing
 from bpbroker.server import own_pair
-from bpbroker.storage.backup_identity import MODULES_MAX_BYTES, Identity
-from bpbroker.storage.offline import PutBack
+from bpbroker.storage.backup_identity import MODULES_MAX_BYTES, Identity, PutBack
 
 
 class IdentityFiles:

@@ -175,11 +175,12 @@ class BrokerServer:
 
     def start(self) -> None:
         """Serve until :meth:`stop`."""
-        self.prepare()
+        if not self.ready:
+            self.prepare()
         self.serve()
 
     def prepare(self) -> None:
-        """Start the workers."""
+        """Start the workers; from here on the server counts as ready, as its socket has listened before."""
         self._workers.start(self.loop.hand_back)
         self.ready = True
 

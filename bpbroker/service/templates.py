@@ -7,10 +7,13 @@ import shlex
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePath, PurePosixPath
+from typing import TYPE_CHECKING
 
 import bpbroker
 from bpbroker.errors import ConfigurationError
-from bpbroker.service.steps import Service
+
+if TYPE_CHECKING:
+    from bpbroker.service.steps import Service
 
 MARK = "Written by `bpbroker install-service`"
 """A file with this in it is ours: it may be overwritten or removed."""

@@ -50,6 +50,16 @@ class Identity:
         return hashlib.blake2b(json.dumps(self.encode()).encode()).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class PutBack:
+    """What of a backup's certificate and extensions was put back, or would be."""
+
+    changed: tuple[str, ...] = ()
+    """What differs from what is there, a line each."""
+    missing: tuple[str, ...] = ()
+    """What the broker will have to do without, a sentence each."""
+
+
 def decode(section: object, where: str) -> Identity:
     """Read what :meth:`Identity.encode` made.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -16,7 +16,7 @@ from bpbroker.messages import BackupInfo
 from bpbroker.registry.entry_values import number_of
 from bpbroker.registry.stored import outlives_sessions, split
 from bpbroker.storage import backups, config_file
-from bpbroker.storage.backup_identity import Identity
+from bpbroker.storage.backup_identity import Identity, PutBack
 from bpbroker.storage.config_file import Origin
 from bpbroker.storage.embedded.journal import JournalState, Mark, files_of, journal_path, read_journal
 from bpbroker.storage.embedded.recovery import match, merged, registry_of
@@ -59,16 +59,6 @@ def save(own: Path, settings: Mapping[str, Any], entries: Mapping[str, bytes], o
     """
     config_file.write(own, settings, entries, origin=origin)
     forget_all(journal_path(own), origin.registry if origin else "")
-
-
-@dataclass(frozen=True, slots=True)
-class PutBack:
-    """What of a backup's certificate and extensions was put back, or would be."""
-
-    changed: tuple[str, ...] = ()
-    """What differs from what is there, a line each."""
-    missing: tuple[str, ...] = ()
-    """What the broker will have to do without, a sentence each."""
 
 
 class IdentityFiles(Protocol):
@@ -144,7 +134,7 @@ class Restored:
     """Where the replaced state is kept: one backup, or copies of the damaged files."""
     unused: int = 0
     """Entries of the backup that no broker uses, because its settings say that the registry is in etcd."""
-    identity: PutBack = PutBack()
+    identity: PutBack = field(default_factory=PutBack)
     has_identity: bool = False
     """Whether the backup has certificate, key and extensions; those of earlier versions have not."""
 

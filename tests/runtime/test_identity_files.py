@@ -14,7 +14,7 @@ from bpbroker.extensions import installing
 from bpbroker.runtime.identity_files import IdentityFiles
 from bpbroker.server import host_certificate
 from bpbroker.storage import config_file, offline
-from bpbroker.storage.backup_identity import Identity
+from bpbroker.storage.backup_identity import Identity, PutBack
 from tests.support.systems import is_private, posix_only
 
 MODULE = "def Hello(rh):\n    rh.data = 'hello'\n"
@@ -102,7 +102,7 @@ def test_all_of_it_comes_back_on_a_new_machine(home: Home, tmp_path: Path) -> No
     assert not is_private(cert)
     assert not is_private(new.lib / "one.py")
     assert sorted(path.name for path in new.lib.iterdir()) == ["one.py", "pkg"]
-    assert of(new).put_back(backup, dry_run=False) == offline.PutBack()
+    assert of(new).put_back(backup, dry_run=False) == PutBack()
 
 
 def _parts(identity: Identity) -> dict[str, Any]:
