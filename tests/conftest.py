@@ -56,12 +56,13 @@ def _fast_tier(config: pytest.Config) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Run the fast tier on all cores, with its files in memory."""
+    """Run the fast tier with two workers on each core, with its files in memory."""
     # A worker of xdist has the same command line: it must not start workers of its own.
     if not _fast_tier(config) or hasattr(config, "workerinput"):
         return
-    if getattr(config.option, "numprocesses", 0) is None:
-        config.option.numprocesses = "auto"
+    if getattr(config.option, "numprocesses", 0) is None and not config.option.usepdb:
+        # Half of a test's time is waiting, for a thread or an end of time.
+        config.option.numprocesses = 2 * config.hook.pytest_xdist_auto_num_workers(config=config)
     if config.option.basetemp is None and "TMPDIR" not in os.environ and _holds_files(MEMORY):
         # What lasts is the system tier's, on real disks: here each sync of a file would only be waited for.
         folder = tempfile.mkdtemp(prefix="bpbroker-", dir=MEMORY)
