@@ -18,7 +18,6 @@ from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import cherrypy
@@ -56,9 +55,10 @@ from bpbroker.runtime.mainloop import MainLoop
 from bpbroker.runtime.plan import Plan, RunOptions
 from bpbroker.runtime.prepare import prepare
 from bpbroker.runtime.watchdog import Watchdog
-from bpbroker.server import host_certificate, tls
+from bpbroker.server import host_certificate
 from bpbroker.server.budget import Budget
 from bpbroker.server.certificate_watch import CertificateWatch
+from bpbroker.server.host_certificate import Certificate
 from bpbroker.server.listener import BrokerServer
 from bpbroker.storage.lock import machine_secs, process_note
 
@@ -174,6 +174,7 @@ class Broker:
         self._settings: messages.Settings = loaded.effective
         set_access_log(schema.option(loaded.effective, "api", "access_log"))
         self._cert, self._context = prepared.cert, prepared.context
+        self._served = host_certificate.read_certificate(prepared.cert)
         # Its entries are the registry's from here on: held here, too, they would never be freed.
         without = loaded if layers.shares_registry(loaded.effective) else replace(loaded, entries={})
         self._prepared = replace(prepared, loaded=without)
@@ -234,7 +235,7 @@ class Broker:
                 self._prepared.udp,
                 registry,
                 self._settings,
-                host_certificate.fingerprint(self._cert),
+                self._served.fingerprint,
                 self._wrong_key,
                 shared,
             ),
@@ -343,7 +344,7 @@ class Broker:
             self._addresses, self._named_keys, schema.option(self._settings, "api", "workers"), self._prepared.port
         )
         self._application = Application(
-            self._settings, self._addresses, self._prepared.token, _names(self._cert), memory, self._named_keys, pages
+            self._settings, self._addresses, self._prepared.token, _names(self._served), memory, self._named_keys, pages
         )
         access_log.count_with(self._application.request_counts.take)
         self._undo.callback(access_log.count_with, None)
@@ -384,16 +385,16 @@ class Broker:
         logger.info("%s entries; extensions: %s", pong.figures["entries"] if pong.ok else "no", extensions)
         if not pong.ok:
             logger.warning("Not ready yet: %s", pong.detail)
-        for sentence in exposed_code(self._plan.home.lib, layers.namespaces(self._settings)):
-            logger.warning("%s", sentence)
         listen = self._settings["api"]["listen_ip"] or "all interfaces"
         logger.info(
             "bpbroker %s is %s: listening on %s, port %d (TCP and UDP); certificate SHA-256 %s; configuration %s",
             __version__, "ready" if pong.ok else "up, but not ready yet",
-            listen, self._prepared.port, host_certificate.fingerprint(self._cert), self._own,
+            listen, self._prepared.port, self._served.fingerprint, self._own,
         )  # fmt: skip
         sdnotify.notify(sdnotify.READY, self._status())
         self._ready(f"process {os.getpid()}, port {self._prepared.port}")
+        for sentence in exposed_code(self._plan.home.lib, layers.namespaces(self._settings)):
+            logger.warning("%s", sentence)
         _spare_collector()
 
     def _share_keys(self) -> None:
@@ -444,7 +445,7 @@ class Broker:
             "port": self._prepared.port,
             "address": self._prepared.local_address,
             "token": self._prepared.token,
-            "fingerprint": host_certificate.fingerprint(self._cert),
+            "fingerprint": self._served.fingerprint,
             "started": self._started,
             "uptime_from": self._uptime_from,
             "version": __version__,
@@ -577,17 +578,16 @@ class Broker:
         try:
             if (cert, key) == layers.own_pair(self._own):
                 host_certificate.heal_pair(cert, key)
-            host_certificate.check_pair(cert, key)
-            context = tls.context(cert, key)
+            context, served = host_certificate.check_pair(cert, key), host_certificate.read_certificate(cert)
         except (ConfigurationError, StartError) as error:
             return ConfigurationError(f"The certificate was not reloaded, the one before stays in use: {error}")
-        self._cert, self._context = cert, context
+        self._cert, self._context, self._served = cert, context, served
         if self._application is not None:
-            self._application.names_changed(_names(cert))
+            self._application.names_changed(_names(served))
         self._certificate.look()
         self._describe()
-        self._addresses["discovery"].tell(messages.CertificateChanged(host_certificate.fingerprint(cert)))
-        logger.info("The certificate in use is %s, SHA-256 %s", cert, host_certificate.fingerprint(cert))
+        self._addresses["discovery"].tell(messages.CertificateChanged(served.fingerprint))
+        logger.info("The certificate in use is %s, SHA-256 %s", cert, served.fingerprint)
         return None
 
     def _apply(self, settings: messages.Settings, *, again: bool = False) -> list[tuple[str, Future[Any]]]:
@@ -635,9 +635,9 @@ def _probe_log() -> messages.Pong:
     return messages.Pong(not trouble, trouble)
 
 
-def _names(cert: Path) -> tuple[str, ...]:
+def _names(certificate: Certificate) -> tuple[str, ...]:
     """Return the names of this host: its own, without asking the network, and those in its certificate."""
-    return (socket.gethostname(), *host_certificate.read_certificate(cert).names)
+    return (socket.gethostname(), *certificate.names)
 
 
 def _spare_collector() -> None:

@@ -20,7 +20,7 @@ from bpbroker.errors import ConfigurationError, DamagedFile, InUse
 from bpbroker.extensions import idempotency, installing
 from bpbroker.runtime.pidfile import remove_pid, write_pid
 from bpbroker.runtime.plan import Plan
-from bpbroker.server import host_certificate, tls
+from bpbroker.server import host_certificate
 from bpbroker.server.listener import bind_tcp, raise_descriptor_limit
 from bpbroker.storage import backups, control_socket
 from bpbroker.storage.config_file import Origin
@@ -104,8 +104,7 @@ def prepare(plan: Plan, undo: ExitStack) -> Prepared:
     if (cert, key) == layers.own_pair(own):
         host_certificate.heal_pair(cert, key)
     try:
-        host_certificate.check_pair(cert, key)
-        context = tls.context(cert, key)
+        context = host_certificate.check_pair(cert, key)
     except ConfigurationError as error:
         if (cert, key) != layers.own_pair(own):
             raise ConfigurationError(

@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from OpenSSL import SSL
 
 from bpbroker import files
 from bpbroker.discovery.interfaces import interfaces
@@ -245,19 +246,23 @@ def fingerprint(cert: Path) -> str:
     return read_certificate(cert).fingerprint
 
 
-def check_pair(cert: Path, key: Path) -> None:
+def check_pair(cert: Path, key: Path) -> SSL.Context:
     """See that certificate and key can be used together; warn of a key that others can read.
+
+    Returns:
+        The TLS context that serves with them.
 
     Raises:
         ConfigurationError: one is missing, unreadable, or they do not belong together.
     """
-    tls.context(cert, key)
+    context = tls.context(cert, key)
     certificate = read_certificate(cert)
     problem = certificate.problem(datetime.datetime.now(datetime.UTC))
     if problem:
         logger.warning("The certificate %s %s; `bpbroker certificate --renew` makes a new one", cert, problem)
     if is_open(key):
         logger.warning("The private key %s can be read by others than its owner; %s", key, how_to_close(key))
+    return context
 
 
 def how_to_close(path: Path) -> str:

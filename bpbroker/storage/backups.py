@@ -77,7 +77,7 @@ def make(own: Path, chunks: Iterable[bytes], renaming: AbstractContextManager[An
 
 def _time_of(path: Path) -> datetime:
     stamp = _STAMP.search(path.name)
-    return datetime.strptime(stamp[1] if stamp else "", _TIME_FORM).replace(tzinfo=UTC)
+    return datetime.fromisoformat(stamp[1] if stamp else "")
 
 
 def found(own: Path) -> list[BackupInfo]:
