@@ -82,7 +82,7 @@ class Lines:
 
     def as_text(self) -> list[tuple[float, str]]:
         """Return the Unix time and the text of each."""
-        return [(each[0], as_text(*each[1:])) for each in self._answered]
+        return [(answered, as_text(monotonic, line)) for answered, monotonic, line in self._answered]
 
     def __str__(self) -> str:
         return "\n".join(self.as_json())
@@ -116,9 +116,8 @@ class _Book:
     def collect(self) -> None:
         """Count what came, and put it to what is to be logged."""
         with self._counting:
-            answered = []
-            while self._lines:
-                answered.append(self._lines.popleft())
+            take = self._lines.popleft
+            answered = [take() for _ in range(len(self._lines))]
             if not answered:
                 return
             if logger.isEnabledFor(logging.INFO):
@@ -134,11 +133,10 @@ class _Book:
             self._some.clear()
             self._woken = False
             self.collect()
-            answered = []
-            while self._counted:
-                answered.append(self._counted.popleft())
+            take = self._counted.popleft
+            answered = [take() for _ in range(len(self._counted))]
             if answered:
-                self.recent.extend(each for each in answered if each[2].namespace != "ui")
+                self.recent.extend([each for each in answered if each[2].namespace != "ui"])
                 lines = Lines(answered)
                 logger.info("%s", lines, extra={"lines": lines})
 
@@ -213,13 +211,21 @@ def as_text(monotonic: float, line: Line) -> str:
     """Return ``key=value`` pairs for a request that was answered at this monotonic time."""
     address, status, sent_bytes, request_id, namespace, method, name, started, key, revision, _ = line
     millis = 0.0 if started is None else (monotonic - started) * 1000
-    called = f" method={_word(f'{namespace[:_TEXT_MAX]}.{method[:_TEXT_MAX]}')}" if namespace or method else ""
     named = "" if name is None else f" name={_word(name[:_TEXT_MAX])}"
-    marked = f" id={_word(request_id)}" if request_id else ""
-    by = "" if key is None else f" key={_word(key)}"
     changed = f" revision={revision}" if revision else ""
-    figures = f"status={status}{changed} ms={millis:.2f} bytes={sent_bytes}"
-    return f"address={_word(address)}{by}{called}{named} {figures}{marked}"
+    marked = f" id={_word(request_id)}" if request_id else ""
+    return (
+        f"{_caller(address, key, namespace, method)}{named}"
+        f" status={status}{changed} ms={millis:.2f} bytes={sent_bytes}{marked}"
+    )
+
+
+@lru_cache(maxsize=1024)  # what one client calls again and again is of one kind
+def _caller(address: str, key: str | None, namespace: str, method: str) -> str:
+    """Return the pairs that say who called what."""
+    by = "" if key is None else f" key={_word(key)}"
+    called = f" method={_word(f'{namespace[:_TEXT_MAX]}.{method[:_TEXT_MAX]}')}" if namespace or method else ""
+    return f"address={_word(address)}{by}{called}"
 
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.:%/+-]+")

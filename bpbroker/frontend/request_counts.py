@@ -7,6 +7,7 @@ decides how many numbers there are.
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from http import HTTPStatus
 from typing import Final, NamedTuple
@@ -47,6 +48,18 @@ class Counted(NamedTuple):
     durations: Mapping[Labels, Histogram]
 
 
+class _Counts:
+    """What is counted under one pair of labels."""
+
+    __slots__ = ("durations", "statuses")
+
+    def __init__(self) -> None:
+        self.statuses: dict[int, int] = {}
+        """Status to how many answers had it."""
+        self.durations: Durations | None = None
+        """Of those requests that were taken up."""
+
+
 class RequestCounts:
     """Counts requests; any thread may call it.
 
@@ -57,35 +70,54 @@ class RequestCounts:
     def __init__(self, namespaces: Collection[str] = ()) -> None:
         self.namespaces = namespaces
         self._lock = threading.Lock()
-        self._known: dict[Labels, Labels] = {}
-        """Namespace and method to their labels, as far as they are there."""
+        self._known: dict[Labels, _Counts] = {}
+        """By namespace and method, as far as they are there."""
+        self._counts: dict[Labels, _Counts] = {}
+        """By labels."""
         self._methods: dict[str, int] = {}
         """Extension to how many of its methods are known."""
-        self._requests: dict[tuple[str, str, str], int] = {}
-        self._durations: dict[Labels, Durations] = {}
 
     def take(self, answered: Sequence[Answered]) -> None:
         """Count requests."""
-        requests, durations, known = self._requests, self._durations, self._known
+        known = self._known
         with self._lock:
             for _, at, (_, status, _, request_id, namespace, method, _, started, _, _, within) in answered:
                 if within:
                     continue
-                labels = known.get((namespace, method)) or self._labels(status, request_id, namespace, method)
-                key = (*labels, _STATUSES.get(status, _OTHER))
-                requests[key] = requests.get(key, 0) + 1
+                counts = known.get((namespace, method)) or self._counts_of(status, request_id, namespace, method)
+                statuses = counts.statuses
+                statuses[status] = statuses.get(status, 0) + 1
                 if started is not None:
-                    if labels not in durations:
-                        durations[labels] = Durations(REQUEST_SECS)
-                    durations[labels].add(at - started)
+                    durations = counts.durations
+                    if durations is None:
+                        durations = counts.durations = Durations(REQUEST_SECS)
+                    secs = at - started  # Durations.add, written out
+                    durations.counts[bisect_left(REQUEST_SECS, secs)] += 1
+                    durations.total_secs += secs
 
     def counted(self) -> Counted:
         """Return what was counted so far."""
+        requests: dict[tuple[str, str, str], int] = {}
+        durations: dict[Labels, Histogram] = {}
         with self._lock:
-            return Counted(dict(self._requests), {labels: each.shown() for labels, each in self._durations.items()})
+            for labels, counts in self._counts.items():
+                for status, number in counts.statuses.items():
+                    key = (*labels, _STATUSES.get(status, _OTHER))
+                    requests[key] = requests.get(key, 0) + number
+                if counts.durations is not None:
+                    durations[labels] = counts.durations.shown()
+        return Counted(requests, durations)
+
+    def _counts_of(self, status: int, request_id: str, namespace: str, method: str) -> _Counts:
+        """Return where a request counts whose namespace and method were not seen before, or are not there."""
+        labels = self._labels(status, request_id, namespace, method)
+        counts = self._counts.get(labels)
+        if counts is None:
+            counts = self._counts[labels] = _Counts()
+        return counts
 
     def _labels(self, status: int, request_id: str, namespace: str, method: str) -> Labels:
-        """Return the labels of a request whose namespace and method were not seen before, or are not there."""
+        """Return the labels of a request, and keep what it counts under for the next one if its method is there."""
         if not namespace:
             return (NONE if request_id else REJECTED, NONE)
         own = _OWN.get(namespace)
@@ -98,7 +130,7 @@ class RequestCounts:
             return (namespace, UNKNOWN)
         if own is None:
             self._methods[namespace] = learned + 1
-        self._known[labels] = labels
+        self._known[labels] = self._counts.setdefault(labels, _Counts())
         return labels
 
 

@@ -222,7 +222,8 @@ class TextFormatter(logging.Formatter):
         level = f"{record.levelname:<7}"
         requests = _requests(record)
         if requests is not None:
-            return "\n".join(f"{_moment(at)} {level} {record.name}: {text}" for at, text in requests.as_text())
+            head = f" {level} {record.name}: "
+            return "\n".join([f"{_moment(at)}{head}{text}" for at, text in requests.as_text()])
         if self._colour and record.levelname in _COLOURS:
             level = f"\x1b[{_COLOURS[record.levelname]}m{level}\x1b[0m"
         return self.with_trace(f"{_time(record)} {level} {record.name}: {escaped(record.getMessage())}", record)
