@@ -17,7 +17,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from OpenSSL import SSL
 
 from bpbroker import files
 from bpbroker.discovery.interfaces import interfaces
@@ -246,7 +245,7 @@ def fingerprint(cert: Path) -> str:
     return read_certificate(cert).fingerprint
 
 
-def check_pair(cert: Path, key: Path) -> SSL.Context:
+def check_pair(cert: Path, key: Path) -> tls.Context:
     """See that certificate and key can be used together; warn of a key that others can read.
 
     Returns:

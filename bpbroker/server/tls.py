@@ -45,9 +45,11 @@ _EMPTY_BYTES_PER_SEC: Final = 8 * 1024
 """What a client may send without data in it: KeyUpdates, empty records, attempts to renegotiate."""
 _RELEASE_BUFFERS: Final = 0x10
 """SSL_MODE_RELEASE_BUFFERS, which pyOpenSSL has no name for: saves 34 KiB for each idle connection."""
+Context = SSL.Context
+"""What each connection's TLS is made with; other modules do not name OpenSSL."""
 
 
-def context(cert: Path, key: Path) -> SSL.Context:
+def context(cert: Path, key: Path) -> Context:
     """Create the server's TLS context: TLS 1.2 or newer, forward secrecy, AEAD, the whole chain, session tickets.
 
     Raises:
@@ -112,7 +114,7 @@ class Stream:
         "_tls", "_unread", "ended",
     )  # fmt: skip
 
-    def __init__(self, server_context: SSL.Context, sock: socket.socket) -> None:
+    def __init__(self, server_context: Context, sock: socket.socket) -> None:
         self.ended = False
         """Whether the client has said that it sends no more (close_notify)."""
         self._socket = sock
