@@ -1,9 +1,14 @@
-"""Broker addresses as people write them. Pure."""
+"""Broker addresses as people write them, and the errors for one that cannot be reached. Pure."""
 
 from __future__ import annotations
 
 from bpbroker import DEFAULT_PORT
-from bpbroker.errors import UsageError
+from bpbroker.client.sockets import native
+from bpbroker.errors import CannotConnect, UsageError
+
+
+class NotReached(CannotConnect):
+    """Nothing was sent: whatever was asked for may be tried again."""
 
 
 class BrokerAddress:
@@ -95,3 +100,40 @@ def _fault(text: str, why: str) -> UsageError:
     return UsageError(
         f"The broker address {text[:200]!r} cannot be used: {why}; write HOST:PORT, such as 10.0.0.5:20443"
     )
+
+
+def host_bytes(host: str) -> bytes:
+    """Return a host as the resolver and TLS take it. As text it would load the IDNA tables, 3 ms.
+
+    Raises:
+        UnicodeError: it is no name, such as with two dots in a row.
+    """
+    if not all(0 < len(label) < 64 for label in host.removesuffix(".").split(".")):
+        raise UnicodeError("label empty or too long")
+    return host.encode("ascii")
+
+
+def unreached(address: BrokerAddress, why: str) -> NotReached:
+    """Return the error for a connection that could not be made."""
+    hint = "is the broker running, and is this its address?"
+    if lacks_interface(address):
+        hint = f"a link-local address needs the interface that leads there: {address.host}%INTERFACE, such as %eth0"
+    return NotReached(f"Cannot connect to {address}: {why}; {hint}")
+
+
+def lacks_interface(address: BrokerAddress) -> bool:
+    """Return whether it is link-local, which is good on one interface only, and does not say on which."""
+    host = address.host
+    return ":" in host and "%" not in host and host.startswith(("fe8", "fe9", "fea", "feb"))
+
+
+def not_known(host: str, error: Exception) -> CannotConnect:
+    """Return the error for a host that cannot be looked up."""
+    if isinstance(error, UnicodeError):
+        return CannotConnect(f"The host name {host[:200]!r} cannot be looked up: check the address")
+    if "%" in host:
+        interface = host.partition("%")[2]
+        return CannotConnect(f"The address {host!r} cannot be used: is there an interface {interface!r} on this host?")
+    kind = NotReached if isinstance(error, OSError) and error.errno == native.EAI_AGAIN else CannotConnect
+    why = (error.strerror if isinstance(error, OSError) else None) or error
+    return kind(f"The host name {host!r} cannot be looked up: {why}; check the address")

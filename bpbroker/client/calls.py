@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Mapping
 
 from bpbroker import errors
+from bpbroker.client.address import NotReached
 from bpbroker.client.answers import Registered, refusal, registered
 from bpbroker.client.http1 import Response
-from bpbroker.client.transport import Deadline, Interrupted, NotReached, Transport
+from bpbroker.client.transport import Deadline, Interrupted, Transport
 from bpbroker.errors import (
     BpbrokerError,
     CannotConnect,

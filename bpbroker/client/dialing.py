@@ -19,8 +19,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
-from bpbroker.client.address import BrokerAddress
-from bpbroker.client.transport import NotReached, host_bytes, not_known, unreached
+from bpbroker.client.address import BrokerAddress, NotReached, host_bytes, not_known, unreached
 from bpbroker.errors import BpbrokerError, CannotConnect, NotTrusted, UsageError
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms

@@ -20,12 +20,12 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
-from bpbroker.client.address import BrokerAddress
+from bpbroker.client.address import BrokerAddress, host_bytes, lacks_interface, not_known
 from bpbroker.client.answers import refusal
 from bpbroker.client.dialing import Lookup
 from bpbroker.client.http1 import Response
 from bpbroker.client.pins import KnownBrokers
-from bpbroker.client.transport import Deadline, Transport, Trust, host_bytes, lacks_interface, not_known
+from bpbroker.client.transport import Deadline, Transport, Trust
 from bpbroker.discovery.interfaces import interfaces
 from bpbroker.discovery.jointoken import shown_fingerprint
 from bpbroker.errors import ClientError, NotTrusted

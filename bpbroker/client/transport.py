@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from bpbroker.client.address import BrokerAddress
+from bpbroker.client.address import BrokerAddress, NotReached, host_bytes, unreached
 from bpbroker.client.http1 import CutOff, NotHttp, Response, ResponseReader, request_bytes
 from bpbroker.client.pins import KnownBrokers
 from bpbroker.client.sockets import Socket, native
@@ -27,10 +27,6 @@ _SEND_BYTES: Final = 64 * 1024
 # Two classes before Python 3.10.
 _TIMED_OUT: Final = (TimeoutError, native.timeout)
 _BUNDLE_MAX_BYTES: Final = 16 * 1024 * 1024
-
-
-class NotReached(CannotConnect):
-    """Nothing was sent: whatever was asked for may be tried again."""
 
 
 class Interrupted(CannotConnect):
@@ -324,43 +320,6 @@ def _bundle(path: str) -> str:
 
         data = decode(data, "replace").encode()
     return data.decode("ascii", "replace").replace("\ufffd", "?")  # comments may be in any encoding
-
-
-def host_bytes(host: str) -> bytes:
-    """Return a host as the resolver and TLS take it. As text it would load the IDNA tables, 3 ms.
-
-    Raises:
-        UnicodeError: it is no name, such as with two dots in a row.
-    """
-    if not all(0 < len(label) < 64 for label in host.removesuffix(".").split(".")):
-        raise UnicodeError("label empty or too long")
-    return host.encode("ascii")
-
-
-def unreached(address: BrokerAddress, why: str) -> NotReached:
-    """Return the error for a connection that could not be made."""
-    hint = "is the broker running, and is this its address?"
-    if lacks_interface(address):
-        hint = f"a link-local address needs the interface that leads there: {address.host}%INTERFACE, such as %eth0"
-    return NotReached(f"Cannot connect to {address}: {why}; {hint}")
-
-
-def lacks_interface(address: BrokerAddress) -> bool:
-    """Return whether it is link-local, which is good on one interface only, and does not say on which."""
-    host = address.host
-    return ":" in host and "%" not in host and host.startswith(("fe8", "fe9", "fea", "feb"))
-
-
-def not_known(host: str, error: Exception) -> CannotConnect:
-    """Return the error for a host that cannot be looked up."""
-    if isinstance(error, UnicodeError):
-        return CannotConnect(f"The host name {host[:200]!r} cannot be looked up: check the address")
-    if "%" in host:
-        interface = host.partition("%")[2]
-        return CannotConnect(f"The address {host!r} cannot be used: is there an interface {interface!r} on this host?")
-    kind = NotReached if isinstance(error, OSError) and error.errno == native.EAI_AGAIN else CannotConnect
-    why = (error.strerror if isinstance(error, OSError) else None) or error
-    return kind(f"The host name {host!r} cannot be looked up: {why}; check the address")
 
 
 def _numeric(address: BrokerAddress) -> tuple[Any, ...] | None:
