@@ -127,7 +127,7 @@ def registry_factory(
     """
     entries, origin = loaded.entries, loaded.origin or Origin("", 0)
     if layers.shares_registry(settings_now()):
-        from bpbroker.storage.etcd.gateway import EtcdOptions
+        from bpbroker.storage.etcd.options import EtcdOptions
         from bpbroker.storage.etcd.store import EtcdStore
 
         unused = number_of(entries)

@@ -21,7 +21,7 @@ from bpbroker.registry.entry_values import shown_names
 from bpbroker.registry.stored import joined, outlives_sessions, split
 from bpbroker.storage import offline
 from bpbroker.storage.embedded.revisions import Revisions
-from bpbroker.storage.etcd.gateway import EtcdOptions
+from bpbroker.storage.etcd.options import EtcdOptions
 from bpbroker.storage.etcd.store import EtcdStore
 from bpbroker.storage.lock import FileLock
 from bpbroker.storage.sources import Sources

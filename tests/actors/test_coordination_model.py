@@ -51,7 +51,7 @@ from bpbroker.storage import config_file
 from bpbroker.storage.embedded import revisions
 from bpbroker.storage.embedded.journal import journal_path
 from bpbroker.storage.embedded.store import EmbeddedStore
-from bpbroker.storage.etcd.gateway import EtcdOptions
+from bpbroker.storage.etcd.options import EtcdOptions
 from bpbroker.storage.etcd.store import EtcdStore
 from tests.support.coordination import Answer, answers, outcomes, without_session
 from tests.support.etcd_cluster import PREFIX, EtcdCluster, needs_etcd

@@ -20,7 +20,7 @@ from bpbroker.errors import NotFound
 from bpbroker.messages import Delete, Deleted, Exists, Get, List, Register, Replace, Snapshot, Update
 from bpbroker.registry import entry_values
 from bpbroker.registry.stored import split
-from bpbroker.storage.etcd.gateway import EtcdOptions
+from bpbroker.storage.etcd.options import EtcdOptions
 from bpbroker.storage.etcd.store import EtcdStore
 from tests.actors.test_registry_model import CONDITIONS, DATA, NAMES, Model, condition
 from tests.support.etcd_cluster import PREFIX, needs_etcd

@@ -18,7 +18,7 @@ from bpbroker.runtime.migration import Migrated, migrate
 from bpbroker.storage import config_file, offline
 from bpbroker.storage.embedded.journal import journal_path
 from bpbroker.storage.embedded.store import EmbeddedStore
-from bpbroker.storage.etcd.gateway import EtcdOptions
+from bpbroker.storage.etcd.options import EtcdOptions
 from bpbroker.storage.etcd.store import EtcdStore
 from bpbroker.storage.lock import FileLock
 from bpbroker.storage.sources import Sources

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.client import HTTPException, NotConnected
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -30,11 +30,9 @@ from urllib3.exceptions import TimeoutError as UrllibTimeoutError
 from bpbroker import files
 from bpbroker.errors import ConfigurationError
 from bpbroker.storage.etcd.incoming import BrokeOff, Incoming
+from bpbroker.storage.etcd.options import EtcdOptions
 from bpbroker.storage.etcd.responses import Failed, document, error, results
 from bpbroker.text import mark_fault
-
-if TYPE_CHECKING:
-    from bpbroker.storage.etcd.gateway import EtcdOptions
 
 _CONNECT_SECS: Final = 1.0
 _RECEIVE_BYTES: Final = 64 * 1024

@@ -13,11 +13,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
-from bpbroker.config import schema
 from bpbroker.errors import ConfigurationError
+from bpbroker.storage.etcd.options import EtcdOptions
 from bpbroker.storage.etcd.responses import AWAY, Failed, Refused, Unreachable
 from bpbroker.storage.etcd.restore_detection import FORGOTTEN, WENT_BACK, Moment, Restored, Timeline
 
@@ -32,35 +32,6 @@ _PAUSE_SECS: Final = 0.1
 """Between two rounds over all endpoints."""
 SILENT_SECS: Final = 10.0
 """A watch that hears nothing for so long is begun anew: a link that is cut tells nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class EtcdOptions:
-    """How the cluster is reached: the section ``_registry`` of the configuration."""
-
-    endpoints: tuple[str, ...]
-    """Such as ``https://10.0.0.5:2379``."""
-    prefix: str
-    """Every key begins with it and a slash."""
-    ca_cert: str | None = None
-    """File with the authorities that count; None for those of the system."""
-    client_cert: str | None = None
-    client_key: str | None = None
-    user: str | None = None
-    password: str | None = field(default=None, repr=False)
-    timeout_secs: float = 5.0
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> EtcdOptions:
-        """Return what the settings say."""
-
-        def option(key: str) -> Any:
-            return schema.option(settings, "_registry", key)
-
-        return cls(
-            tuple(option("endpoints")), option("prefix"), option("ca_cert"), option("client_cert"),
-            option("client_key"), option("user"), option("password"), option("timeout_secs"),
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

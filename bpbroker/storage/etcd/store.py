@@ -26,9 +26,10 @@ from bpbroker.registry.stored import joined, unrevised
 from bpbroker.storage.etcd import registry_id
 from bpbroker.storage.etcd.commits import Commits, clear_left_over, fit_all, fitting, packed, refusal
 from bpbroker.storage.etcd.decoded import Decoded
-from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway
+from bpbroker.storage.etcd.gateway import Gateway
 from bpbroker.storage.etcd.keys import Keys, as_seen, revision_of
 from bpbroker.storage.etcd.last_seen import LastSeenFile
+from bpbroker.storage.etcd.options import EtcdOptions
 from bpbroker.storage.etcd.registry_id import Identity
 from bpbroker.storage.etcd.responses import Compacted, LeaseExists, LeaseGone, decode, encode
 from bpbroker.storage.etcd.restore_detection import REPLACED, RESTORED_MEANWHILE, Moment, Restored, Timeline

@@ -17,7 +17,8 @@ import trustme
 
 from bpbroker.errors import ConfigurationError, StartError
 from bpbroker.storage.etcd.endpoint import Endpoint, tls_context
-from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway
+from bpbroker.storage.etcd.gateway import Gateway
+from bpbroker.storage.etcd.options import EtcdOptions
 from bpbroker.storage.etcd.responses import Failed, Refused
 from bpbroker.storage.etcd.restore_detection import Timeline
 from tests.support.ports import refusing_port

@@ -18,7 +18,7 @@ from bpbroker.registry.changes import ANYTHING, READ_MAX, Committed, Conflict, G
 from bpbroker.storage.etcd import registry_id
 from bpbroker.storage.etcd.commits import GROUP_MAX, fit_all, fitting, packed, refusal
 from bpbroker.storage.etcd.endpoint import Endpoint
-from bpbroker.storage.etcd.gateway import EtcdOptions
+from bpbroker.storage.etcd.options import EtcdOptions
 from bpbroker.storage.etcd.registry_id import Identity, made
 from bpbroker.storage.etcd.responses import Failed, decode, encode
 from bpbroker.storage.etcd.restore_detection import WENT_BACK, Restored, Timeline

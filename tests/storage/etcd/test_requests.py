@@ -16,7 +16,7 @@ from bpbroker.errors import AlreadyExists, NotFound
 from bpbroker.messages import Delete, Get, Register, Replace, Update
 from bpbroker.registry.requests import Lock, Open, Renew, Unlock
 from bpbroker.storage.etcd.endpoint import Endpoint
-from bpbroker.storage.etcd.gateway import EtcdOptions
+from bpbroker.storage.etcd.options import EtcdOptions
 from bpbroker.storage.etcd.store import EtcdStore
 from tests.support.etcd_cluster import needs_etcd
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway
+from bpbroker.storage.etcd.gateway import Gateway
 from bpbroker.storage.etcd.keys import Keys
+from bpbroker.storage.etcd.options import EtcdOptions
 from bpbroker.storage.etcd.responses import Failed, encode
 from bpbroker.storage.etcd.restore_detection import ANOTHER, FORGOTTEN, WENT_BACK, Restored, Timeline
 from tests.support.etcd_cluster import needs_etcd

@@ -16,7 +16,8 @@ from bpbroker.registry.changes import ANYTHING, Broken, Changes, Committed, Conf
 from bpbroker.storage.etcd import gateway as gateways
 from bpbroker.storage.etcd import store as etcd_store
 from bpbroker.storage.etcd.endpoint import Endpoint
-from bpbroker.storage.etcd.gateway import EtcdOptions, Gateway
+from bpbroker.storage.etcd.gateway import Gateway
+from bpbroker.storage.etcd.options import EtcdOptions
 from bpbroker.storage.etcd.responses import Compacted, Failed, Refused, encode
 from bpbroker.storage.etcd.store import EtcdStore
 from tests.support.etcd_cluster import needs_etcd

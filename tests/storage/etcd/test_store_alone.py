@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import pytest
 
 from bpbroker.storage.etcd import store as etcd_store
-from bpbroker.storage.etcd.gateway import EtcdOptions
+from bpbroker.storage.etcd.options import EtcdOptions
 from bpbroker.storage.etcd.store import EtcdStore
 
 HANGING = """
 import threading
-from bpbroker.storage.etcd.gateway import EtcdOptions
+from bpbroker.storage.etcd.options import EtcdOptions
 from bpbroker.storage.etcd.registry_id import made
 from bpbroker.storage.etcd.restore_detection import Moment
 from bpbroker.storage.etcd.store import EtcdStore
