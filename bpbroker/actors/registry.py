@@ -62,7 +62,8 @@ from bpbroker.registry.requests import (
     Renew,
 )
 from bpbroker.registry.room import NAMES_OF_ONE_END, Room
-from bpbroker.registry.writes import WRITES, Limits, Write, within_reply
+from bpbroker.registry.view import Limits
+from bpbroker.registry.writes import WRITES, Write, within_reply
 
 _ATTEMPTS: Final = 8
 """How often a write is decided because the store turns out to hold something newer."""

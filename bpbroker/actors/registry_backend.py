@@ -19,7 +19,8 @@ from bpbroker.registry.changes import Committed, Conflict, Group, Outcome
 from bpbroker.registry.memory import Memory
 from bpbroker.registry.reads import Then
 from bpbroker.registry.requests import Done, Expired, Open
-from bpbroker.registry.writes import Limits, Write
+from bpbroker.registry.view import Limits
+from bpbroker.registry.writes import Write
 
 
 class Host(Protocol):

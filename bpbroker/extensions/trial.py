@@ -29,6 +29,7 @@ from bpbroker.registry import entry_values, locks, sessions, writes
 from bpbroker.registry.filters import sort
 from bpbroker.registry.memory import Memory, PendingWrite
 from bpbroker.registry.requests import Done, Holder, Lock, Lost, Renew, Unlock, Watch, Watched
+from bpbroker.registry.view import Limits
 
 
 def run_extension(
@@ -189,7 +190,7 @@ class _Registry:
     def _write(self, message: writes.Write) -> Any:
         memory = self._memory
         write = PendingWrite(message, None)
-        memory.decide(write, time.time(), writes.Limits())
+        memory.decide(write, time.time(), Limits())
         if isinstance(write.decision, RequestError):
             raise write.decision
         batch, base = memory.take_batch(), self._revision + 1

@@ -4,21 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from bpbroker.registry.locks import FAR, PREFIX
-
-
-class Age(NamedTuple):
-    """How long something has been there."""
-
-    secs: float
-    whole: bool
-    """Whether that is all of it; else it was there before this broker started."""
-
-    def __str__(self) -> str:
-        return f"{'' if self.whole else 'more than '}{int(self.secs)} s"
-
+from bpbroker.registry.view import Age
 
 NEW: Final = Age(0.0, whole=True)
 

@@ -25,8 +25,7 @@ from bpbroker.registry.requests import Done, Lock, Unlock
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from bpbroker.registry.ages import Age
-    from bpbroker.registry.writes import Limits, View
+    from bpbroker.registry.view import Age, Limits, View
 
 PREFIX: Final = "_lock/"
 FAR: Final = "_lock/ "

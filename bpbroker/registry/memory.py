@@ -20,16 +20,18 @@ from typing import Any, Final, Protocol
 from bpbroker.errors import RequestError, Unavailable
 from bpbroker.record import INDEX_MAX, Record
 from bpbroker.registry import discovery_secret, locks, named_keys, numbers, sessions
-from bpbroker.registry.ages import Age, Ages
+from bpbroker.registry.ages import Ages
 from bpbroker.registry.changes import ANYTHING, Change, Group
 from bpbroker.registry.discovery_secret import DiscoverySecret
 from bpbroker.registry.history import History, events_of
 from bpbroker.registry.index import EntryIndex, Snapshot, span
 from bpbroker.registry.parked import Parked, ParkedCall, Places
+from bpbroker.registry.pools import Pools
 from bpbroker.registry.replies import Reply, send
 from bpbroker.registry.requests import Listing, Watch, Watched
+from bpbroker.registry.view import Age, Limits
 from bpbroker.registry.waiting_reads import Waiters
-from bpbroker.registry.writes import Limits, Write, decide
+from bpbroker.registry.writes import Write, decide
 
 BATCHES: Final = "_batch/"
 KEPT: Final = (sessions.LOST, sessions.CLOSED, BATCHES)
@@ -167,7 +169,7 @@ class _UnderWay(Exception):
 
 
 class _View:
-    """Implements :class:`bpbroker.registry.writes.View`."""
+    """Implements :class:`bpbroker.registry.view.View`."""
 
     __slots__ = ("_memory", "changes", "empty", "index", "kept", "lists", "looks", "now", "pools", "reads")
 
@@ -317,7 +319,7 @@ class Memory:
         self.parked = Parked(self.places)
         self.history = History()
         self.ages = Ages()
-        self.pools = numbers.Pools()
+        self.pools = Pools()
         self.belongings: dict[str, set[str]] = {}
         """Session to the names of its entries and of the locks in which it has a place."""
         self.sessions = 0

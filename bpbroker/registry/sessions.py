@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from bpbroker.errors import BadRequest, NotFound, Overloaded
-from bpbroker.registry import locks
-from bpbroker.registry.requests import Close, Done, Expire, Expired, Open
+from bpbroker.registry.requests import Done, Expired, Open
 
 if TYPE_CHECKING:
     from bpbroker.record import Record
-    from bpbroker.registry.writes import Limits, View
+    from bpbroker.registry.view import Limits, View
 
 PREFIX: Final = "_session/"
 LOST: Final = "_lost/"
@@ -85,68 +84,6 @@ def expired(session: str, opened: Record | None, end: Done) -> Expired:
     """
     known = {} if opened is None else json.loads(opened.json)
     return Expired(session, known.get("source", ""), known.get("key", ""), end.ended, end.revision)
-
-
-def close(write: Close, view: View, limits: Limits) -> Done:
-    """End a session."""
-    if view.get(PREFIX + write.session) is None:
-        return Done()
-    view.delete(PREFIX + write.session)
-    names = view.names_of(write.session)[: limits.ended_at_once]
-    for name in names:
-        _let_go(view, name, write.session)
-    if limits.ended_in_parts:  # others may know of more names than this broker
-        view.put(CLOSED + write.session, b"{}")
-    return Done(revision=view.index, ended=tuple(names))
-
-
-def expire(write: Expire, view: View, limits: Limits) -> Done:
-    """Remove what belongs to a session whose time is over, and note what its entries were.
-
-    On a shared store it is the store that ends a session, and brokers hear of it, perhaps late. One that is there then
-    is a later one of the same name: it lives on, with what it has.
-    """
-    opened, names = view.get(PREFIX + write.session), view.names_of(write.session)
-    if opened is not None and limits.ended_in_parts:
-        names = [name for name in names if _is_older(view, name, write.session, opened.revision)]
-        if not names:
-            return Done()
-    elif opened is not None:
-        view.delete(PREFIX + write.session)
-    closed = view.get(CLOSED + write.session)
-    names = names[: limits.ended_at_once]
-    for name in names:
-        found = _let_go(view, name, write.session)
-        # What is newer than the end of a session belongs to a later one of its name.
-        if found is not None and (closed is None or found.revision > closed.revision):
-            lost = {"entry": json.loads(found.json), "when": int(view.now), "session": write.session}
-            view.put(LOST + name, json.dumps(lost, ensure_ascii=False).encode())
-    return Done(revision=view.index, ended=tuple(names))
-
-
-def _is_older(view: View, name: str, session: str, opened: int) -> bool:
-    """Return whether an entry, or a place in a lock, is of a session before the one that was opened at a revision."""
-    found = view.get(name)
-    if found is None:
-        return False
-    if name.startswith(locks.PREFIX):
-        place = locks.parse(found).place_of(session)
-        return place is not None and place.token < opened
-    return found.session == session and found.revision < opened
-
-
-def _let_go(view: View, name: str, session: str) -> Record | None:
-    """Take a session's entry or place away. Return the entry that it was."""
-    found = view.get(name)
-    if found is None:
-        return None
-    if name.startswith(locks.PREFIX):
-        locks.leave(view, name, session)
-        return None
-    if found.session != session:
-        return None
-    view.delete(name)
-    return found
 
 
 class Times:

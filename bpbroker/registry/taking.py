@@ -10,7 +10,7 @@ from bpbroker.record import Record
 from bpbroker.registry.requests import Ack, Done, Take
 
 if TYPE_CHECKING:
-    from bpbroker.registry.writes import Limits, View
+    from bpbroker.registry.view import Limits, View
 
 PREFIX: Final = "_taken/"
 

@@ -1,6 +1,6 @@
 """What each kind of write does to the registry. Pure functions of the state that they meet.
 
-A write sees the state through a :class:`View` and changes it there. What it read and
+A write sees the state through a :class:`~bpbroker.registry.view.View` and changes it there. What it read and
 what it changed belongs together: it is committed when all of that is still so.
 
 To add a kind of write:
@@ -19,9 +19,8 @@ and a method in ``client/api.py``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 from bpbroker.errors import AlreadyExists, BadRequest, NotFound, PreconditionFailed, RequestError, TooLarge
 from bpbroker.messages import (
@@ -38,8 +37,7 @@ from bpbroker.messages import (
     Update,
 )
 from bpbroker.record import Record
-from bpbroker.registry import discovery_secret, entry_values, locks, named_keys, numbers, sessions, taking
-from bpbroker.registry.ages import Age
+from bpbroker.registry import discovery_secret, entry_values, locks, named_keys, numbers, session_end, sessions, taking
 from bpbroker.registry.requests import (
     Ack,
     Allocate,
@@ -60,78 +58,12 @@ from bpbroker.registry.requests import (
     Take,
     Unlock,
 )
+from bpbroker.registry.view import Limits, View
 
 Write = (
     Register | Replace | Update | Delete | Open | Close | Expire | Forget | Lock | Unlock | Allocate | Release | Next
     | Rest | Take | Ack | Batch | ChangeKey | ShareSecret
 )  # fmt: skip
-
-
-class View(Protocol):
-    """The state that one write meets, changes of writes before it included, and what it does to it."""
-
-    now: float
-    """Unix time in seconds."""
-    index: int
-    """The write's place in its commit."""
-    pools: numbers.Pools
-    changes: dict[str, Record | None]
-    """What the write changes; without them it changes nothing."""
-
-    def age(self, name: str, part: Hashable) -> Age:
-        """Return for how long a part of one of the registry's own records has been there, whatever clocks say."""
-
-    def get(self, name: str) -> Record | None:
-        """Return a record; the write happens only if it is still so."""
-
-    def peek(self, name: str) -> Record | None:
-        """Return a record as far as it is known; the write happens also if that has changed."""
-
-    def put(self, name: str, json: bytes, session: str = "") -> Record:
-        """Change a record, and return it as it will be."""
-
-    def delete(self, name: str) -> None:
-        """Remove a record."""
-
-    def keep(self) -> bool:
-        """Let what was changed since the last time happen, whatever becomes of the rest. What follows stands alone.
-
-        Only where the store has no other writers.
-
-        Returns:
-            Whether nothing was changed, and nothing was read that is not durable yet.
-        """
-
-    def names(self, prefix: str, most: int | None = None) -> list[str]:
-        """Return the names of all entries that begin with ``prefix``, sorted; at most so many."""
-
-    def entries(self, prefix: str) -> tuple[Record, ...] | Listing:
-        """Return all entries that begin with ``prefix``, sorted, or what stands for them until the commit."""
-
-    def must_stay_empty(self, prefix: str) -> None:
-        """Let the write happen only if there is no entry whose name begins with ``prefix``."""
-
-    def sessions(self) -> int:
-        """Return how many sessions there are; costs the same however many."""
-
-    def names_of(self, session: str) -> list[str]:
-        """Return the names of a session's entries, and of the locks in which it has a place."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much the registry takes."""
-
-    data_bytes: int = entry_values.DATA_MAX_BYTES
-    sessions: int = 10_000
-    places: int = 10_000
-    """In the queue of one lock."""
-    numbers: int = 10_000
-    """In one pool."""
-    ended_at_once: int = 1_000_000
-    """Names that one commit takes away when a session ends; a shared store takes no commit of any size."""
-    ended_in_parts: bool = False
-    """Whether there may be more of them, known to this broker or not."""
 
 
 def _register(write: Register, view: View, _limits: Limits) -> Record:
@@ -337,8 +269,8 @@ WRITES: Final[dict[type[Any], Rule]] = {
     Update: _update,
     Delete: _delete,
     Open: sessions.open_session,
-    Close: sessions.close,
-    Expire: sessions.expire,
+    Close: session_end.close,
+    Expire: session_end.expire,
     Forget: _forget,
     Lock: locks.lock,
     Unlock: locks.unlock,

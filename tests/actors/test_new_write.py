@@ -11,6 +11,7 @@ import pytest
 from bpbroker.messages import Get
 from bpbroker.record import Record
 from bpbroker.registry import writes
+from bpbroker.registry.view import Limits, View
 
 if TYPE_CHECKING:
     from tests.actors.conftest import Asked, Ledger, SharedLedger
@@ -23,7 +24,7 @@ class CountUp:
     name: str
 
 
-def count_up(write: CountUp, view: writes.View, _limits: writes.Limits) -> Record:
+def count_up(write: CountUp, view: View, _limits: Limits) -> Record:
     current = view.get(write.name)
     number = json.loads(current.json)["n"] if current else 0
     return view.put(write.name, b'{"n": %d}' % (number + 1))

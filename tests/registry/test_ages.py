@@ -8,10 +8,10 @@ import pytest
 
 from bpbroker.errors import AlreadyExists
 from bpbroker.record import Record
-from bpbroker.registry.ages import Age, Ages
+from bpbroker.registry.ages import Ages
 from bpbroker.registry.memory import Memory, PendingWrite
 from bpbroker.registry.requests import Lock
-from bpbroker.registry.writes import Limits
+from bpbroker.registry.view import Age, Limits
 
 
 def test_parts_keep_their_age_and_kinds_are_in_order() -> None:

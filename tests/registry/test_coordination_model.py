@@ -15,7 +15,7 @@ from bpbroker.record import INDEX_MAX
 from bpbroker.registry import locks
 from bpbroker.registry.memory import Memory, PendingWrite
 from bpbroker.registry.requests import Ack, Allocate, Close, Expire, Lock, Open, Release, Take, Unlock
-from bpbroker.registry.writes import Limits
+from bpbroker.registry.view import Limits
 from tests.support.extent import examples
 
 SESSIONS = st.sampled_from(["s1", "s2", "s3", "s4", "s5"])

@@ -12,7 +12,7 @@ from bpbroker.messages import ShareSecret
 from bpbroker.record import Record
 from bpbroker.registry.discovery_secret import NAME, DiscoverySecret, secret_of, stored
 from bpbroker.registry.memory import Memory, PendingWrite
-from bpbroker.registry.writes import Limits
+from bpbroker.registry.view import Limits
 
 ONE, OTHER = "5e" * 32, "07" * 32
 BROKEN = (b"{}", b"[]", b"x", b'{"secret": 7}', b'{"secret": "5e"}', b'{"secret": "%s"}' % (b"5E" * 32))

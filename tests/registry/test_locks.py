@@ -15,7 +15,7 @@ from bpbroker.record import INDEX_MAX
 from bpbroker.registry import locks
 from bpbroker.registry.memory import PendingWrite
 from bpbroker.registry.requests import Close, Lock, Open, Unlock
-from bpbroker.registry.writes import Limits
+from bpbroker.registry.view import Limits
 from tests.registry.test_numbers import Asked
 
 

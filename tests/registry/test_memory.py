@@ -30,7 +30,8 @@ from bpbroker.registry.requests import (
     Release,
     Take,
 )
-from bpbroker.registry.writes import Limits, Write
+from bpbroker.registry.view import Limits
+from bpbroker.registry.writes import Write
 
 
 def decide(memory: Memory, message: Write) -> tuple[Fate, Any]:

@@ -17,7 +17,7 @@ from bpbroker.registry import entry_values
 from bpbroker.registry.ages import Ages
 from bpbroker.registry.memory import Memory, PendingWrite
 from bpbroker.registry.requests import Allocate, Next, Release, Rest
-from bpbroker.registry.writes import Limits
+from bpbroker.registry.view import Limits
 
 
 class Asked:

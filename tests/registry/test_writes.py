@@ -14,6 +14,7 @@ from bpbroker.messages import ALWAYS, Condition, Delete, Deleted, Register, Repl
 from bpbroker.record import Record
 from bpbroker.registry import entry_values, writes
 from bpbroker.registry.memory import Memory, PendingWrite
+from bpbroker.registry.view import Limits
 
 THERE = Record("a", entry_values.encode(entry_values.stamp({"x": {"y": 1}}, "10.0.0.9", 5)), 77_000)
 
@@ -22,7 +23,7 @@ def decide(message: writes.Write, current: Record | None, max_bytes: int = 1000)
     memory = Memory()
     memory.fill([current] if current else [])
     write = PendingWrite(message, None)
-    memory.decide(write, 7.9, writes.Limits(max_bytes))
+    memory.decide(write, 7.9, Limits(max_bytes))
     if isinstance(write.decision, BaseException):
         raise write.decision
     return write.decision
