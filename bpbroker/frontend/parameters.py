@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
-from urllib.parse import parse_qsl
+from urllib.parse import unquote_to_bytes
 
 from bpbroker.errors import BadRequest, TooLarge
 from bpbroker.messages import WAIT_MAX_SECS
@@ -160,21 +160,42 @@ def parse(query: str, content_type: str, body: bytes, max_depth: int) -> Paramet
 
 
 def _pairs(text: str) -> Parameters:
-    if "%" not in text and "+" not in text and "&" not in text:  # one plain parameter, as most reads have
-        name, equals, value = text.partition("=")
-        if equals and name not in _KEY_NAMES:
-            return Parameters({name: value}, ())
     try:
-        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_FIELDS_MAX)
+        pairs = split(text)
     except UnicodeDecodeError:
         raise BadRequest("The parameters are not valid UTF-8") from None
-    except ValueError:
-        raise BadRequest(f"There are more than {_FIELDS_MAX} parameters") from None
     values: dict[str, Any] = {}
+    keys: list[str] = []
     for name, value in pairs:
         if name not in _KEY_NAMES:
             values.setdefault(name, value)
-    return Parameters(values, tuple(value for name, value in pairs if name in _KEY_NAMES and value), pairs)
+        elif value:
+            keys.append(value)
+    return Parameters(values, tuple(keys), pairs)
+
+
+def split(text: str) -> list[tuple[str, str]]:
+    """Return the names and values of a query or form, as :func:`urllib.parse.parse_qsl` does in twice the time.
+
+    Raises:
+        UnicodeDecodeError: what is escaped is not valid UTF-8.
+        BadRequest: there are too many.
+    """
+    parts = text.split("&")
+    if len(parts) > _FIELDS_MAX:
+        raise BadRequest(f"There are more than {_FIELDS_MAX} parameters")
+    pairs = []
+    for part in parts:
+        name, _, value = part.partition("=")
+        if "%" in part or "+" in part:
+            name, value = _unescaped(name), _unescaped(value)
+        if part:
+            pairs.append((name, value))
+    return pairs
+
+
+def _unescaped(text: str) -> str:
+    return unquote_to_bytes(text.replace("+", " ")).decode() if "%" in text else text.replace("+", " ")
 
 
 def _json(body: bytes, max_depth: int) -> Parameters:

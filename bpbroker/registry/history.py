@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
-from dataclasses import replace
 from operator import attrgetter
 from typing import Final
 
@@ -88,9 +87,9 @@ class History:
             self._drop()
 
     def _drop(self) -> None:
-        """Forget the oldest events until a quarter of the room is free: rarely, and then many at once."""
+        """Forget the oldest events until a sixteenth of the room is free: rarely, and not too many at once."""
         count = 0
-        while self._bytes > self.limit_bytes * 3 // 4 and count < len(self._events):
+        while self._bytes > self.limit_bytes * 15 // 16 and count < len(self._events):
             self._bytes -= _size(self._events[count])
             count += 1
         # A revision is forgotten as a whole.
@@ -99,12 +98,14 @@ class History:
             count += 1
         if count:
             self._floor = self._revisions[count - 1]
-            for event in self._events[:count]:
-                places = self._names[event.name]
-                del places[0]
-                if not places:
-                    del self._names[event.name]
             self._dropped += count
+            # Once for each name: one that changes all the time has most of the events.
+            for name in {event.name for event in self._events[:count]}:
+                left = self._names[name][bisect_left(self._names[name], self._dropped) :]
+                if left:
+                    self._names[name] = left
+                else:
+                    del self._names[name]
             del self._events[:count], self._revisions[:count]
 
     def _forget_value(self, name: str) -> None:
@@ -113,7 +114,7 @@ class History:
             event = self._events[place - self._dropped]
             if event.record is not None:
                 self._bytes -= len(event.record.json)
-                self._events[place - self._dropped] = replace(event, type=_TAKEN_BACK, record=None)
+                self._events[place - self._dropped] = event._replace(type=_TAKEN_BACK, record=None)
 
     @property
     def events(self) -> tuple[Event, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from bpbroker.messages import ALWAYS, Condition
 from bpbroker.record import INDEX_MAX, Record
@@ -305,9 +305,8 @@ class Watch:
     client: str = field(default="", compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One change of an entry."""
+class Event(NamedTuple):
+    """One change of an entry; a named tuple, as each write makes one, and a frozen dataclass takes longer to make."""
 
     type: str
     """``put``, ``delete``, ``expire`` or ``take``."""

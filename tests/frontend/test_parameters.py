@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from bpbroker.errors import BadRequest, TooLarge
-from bpbroker.frontend.parameters import Parameters, parse
+from bpbroker.frontend.parameters import Parameters, parse, split
 
 JSON = "application/json; charset=utf-8"
 FORM = "application/x-www-form-urlencoded"
@@ -25,6 +28,21 @@ def test_the_query_string_wins_then_the_form_then_json() -> None:
     assert of("", FORM, b"name=b&data=%7B%7D").values == {"name": "b", "data": "{}"}
     assert of_json({"name": "c"}).values == {"name": "c"}
     assert of().values == {}
+
+
+@given(st.lists(st.sampled_from([*"&=+;%a7Fß\x80 ", "%C3%9F", "%C3", "%26", "%3d"])).map("".join))
+@example("a=1&&b&=c&a=%zz%4")
+@example("%C3ß")
+def test_a_query_is_read_as_the_standard_library_reads_it(text: str) -> None:
+    try:
+        expected: object = parse_qsl(text, keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError:
+        expected = UnicodeDecodeError
+    try:
+        found: object = split(text)
+    except UnicodeDecodeError:
+        found = UnicodeDecodeError
+    assert found == expected
 
 
 def test_keys_are_kept_apart_in_every_spelling() -> None:
