@@ -28,15 +28,11 @@ class HealthcheckGuard:
     Args:
         address: the actor's.
         restart: makes a fresh one; must be quick.
-        stuck_secs: see :data:`STUCK_SECS`.
     """
 
-    def __init__(
-        self, address: ActorAddress, restart: Callable[[], pykka.ActorRef[Any]], stuck_secs: float = STUCK_SECS
-    ) -> None:
+    def __init__(self, address: ActorAddress, restart: Callable[[], pykka.ActorRef[Any]]) -> None:
         self._address = address
         self._restart = restart
-        self._stuck_secs = stuck_secs
         self._actor = Supervised()
         self._next = 0.0
 
@@ -54,7 +50,7 @@ class HealthcheckGuard:
         actor = self._actor
         if actor.ping is not None and actor.ping.done():
             actor.ping = None
-        stuck = actor.is_stuck(self._address, now, self._stuck_secs)
+        stuck = actor.is_stuck(self._address, now, STUCK_SECS)
         if not self._address.alive:
             self._replace(now, "it has died")
         elif actor.ping is None:

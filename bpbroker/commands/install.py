@@ -142,7 +142,7 @@ def _service(scope: Scope, name: str, user: str) -> Service:
         raise UsageError(f"{name!r} cannot be a service's name: letters, digits, - and _, a letter first")
     if user and not _NAME.match(user):
         raise UsageError(f"{user!r} cannot be a user's name")
-    home = Home(Path(system_home(os.environ)))  # never a plain user's own: services are the system's
+    home = Home(system_home(os.environ))  # never a plain user's own: services are the system's
     program = _program()
     folders = [Path(word).resolve() for word in program if word.startswith("/")] + [Path(sys.prefix)]
     return Service(

@@ -29,6 +29,10 @@ from bpbroker.storage.sources import Loaded
 
 _REGISTRY_SECS = 10.0
 _ADDRESSES_MAX = 8
+_ADDRESS = click.option(
+    "--address", "addresses", multiple=True, metavar="HOST:PORT",
+    help="Where clients reach the broker, instead of all addresses of this host; may be given again.",
+)  # fmt: skip
 """A token has 2048 characters; a host with containers may have hundreds of addresses."""
 
 
@@ -118,10 +122,7 @@ def _renew(scope: Scope, cert: Path, key: Path, hosts: tuple[str, ...]) -> None:
 
 @command("token", short_help="Print a join token for clients")
 @click.option("--namespace", default="services", show_default=True, metavar="NAME", help="Whose access key it holds.")
-@click.option(
-    "--address", "addresses", multiple=True, metavar="HOST:PORT",
-    help="Where clients reach the broker, instead of all addresses of this host; may be given again.",
-)  # fmt: skip
+@_ADDRESS
 @click.option(
     "--fingerprint", "fingerprints", multiple=True, metavar="SHA256",
     help="Certificate of a further broker that shares the registry; may be given again.",
@@ -147,10 +148,7 @@ def token(scope: Scope, /, *, renew_secret: bool, **options: Any) -> None:
 
 
 @command("join-command", short_help="Print the line that lets a bare machine join")
-@click.option(
-    "--address", "addresses", multiple=True, metavar="HOST:PORT",
-    help="Where clients reach the broker, instead of all addresses of this host; may be given again.",
-)  # fmt: skip
+@_ADDRESS
 @ALLOW
 @TTL
 @USES

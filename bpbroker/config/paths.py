@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePath, PureWindowsPath
+from pathlib import Path
 
 from bpbroker import windows
 
@@ -52,12 +52,12 @@ class Home:
         return self.folder / "backups"
 
 
-def system_home(environ: Mapping[str, str], *, on_windows: bool = sys.platform == "win32") -> PurePath:
+def system_home(environ: Mapping[str, str]) -> Path:
     """Return the system-wide home of this platform, ``BPBROKER_HOME`` first."""
     if environ.get("BPBROKER_HOME"):
-        return PureWindowsPath(environ["BPBROKER_HOME"]) if on_windows else Path(environ["BPBROKER_HOME"])
-    if on_windows:
-        return PureWindowsPath(environ.get("ProgramFiles", r"C:\Program Files")) / "bpbroker"
+        return Path(environ["BPBROKER_HOME"])
+    if sys.platform == "win32":
+        return Path(environ.get("ProgramFiles", r"C:\Program Files")) / "bpbroker"
     return Path("/usr/local/bpbroker")
 
 
@@ -80,7 +80,7 @@ def find_home(environ: Mapping[str, str] = os.environ, *, for_file: bool = False
         for_file: whether the configuration file is named by ``--config``: then only its global file and its extension
             modules are read there, and a home that is there will do.
     """
-    system = Path(system_home(environ))
+    system = system_home(environ)
     there = os.path.lexists(system)
     if environ.get("BPBROKER_HOME") or (there and (for_file or not _is_shut(system))):
         return Home(system)

@@ -53,8 +53,8 @@ def _text(value: Any) -> str | None:
     return None if isinstance(value, str) else "must be text"
 
 
-def _user(value: Any, *, on_windows: bool = sys.platform == "win32") -> str | None:
-    if on_windows:
+def _user(value: Any) -> str | None:
+    if sys.platform == "win32":
         return "must not be there on Windows: a process of another user needs that user's password"
     return _text(value)
 

@@ -33,7 +33,6 @@ class Once:
         ttl_secs: of the session: so long, at least, after its host's death the next one begins.
         wait_secs: how long to wait for others; None: until they are done, or as long as an extension's call may take.
         attempts: how often it is tried, at most, by all together.
-        told: called, in another thread, when the lock is lost while the work runs.
     """
 
     def __init__(
@@ -45,7 +44,6 @@ class Once:
         ttl_secs: float = 60.0,
         wait_secs: float | None = None,
         attempts: int = 3,
-        told: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self.attempts = attempts
@@ -54,7 +52,7 @@ class Once:
         self._by = by
         self._registry = registry
         self._wait = wait_secs
-        self._lock = Lock(registry, name, ttl_secs=ttl_secs, data=by or None, told=told)
+        self._lock = Lock(registry, name, ttl_secs=ttl_secs, data=by or None)
 
     @property
     def lock(self) -> Lock:

@@ -37,7 +37,6 @@ class Session:
     Args:
         registry: of a client, or of an extension's call.
         ttl_secs: it dies between once and twice this long after its last renewal.
-        session_id: its id; a new one if empty. One that is kept may be renewed by another object, too.
         told: called, perhaps in another thread, when the session is lost.
     """
 
@@ -45,10 +44,9 @@ class Session:
         self,
         registry: Coordination,
         ttl_secs: float = 60.0,
-        session_id: str = "",
         told: Callable[[], None] = lambda: None,
     ) -> None:
-        self.id = session_id or new_id()
+        self.id = new_id()
         self.ttl_secs = ttl_secs
         self.lost = threading.Event()
         """Set when the session is over, or may be before it could be stopped."""
@@ -158,10 +156,9 @@ class RenewedSession(Session):
         self,
         registry: Coordination,
         ttl_secs: float = 60.0,
-        session_id: str = "",
         told: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(registry, ttl_secs, session_id, told)
+        super().__init__(registry, ttl_secs, told)
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -214,9 +211,7 @@ class RenewedSession(Session):
                     pause = pauses()
 
 
-def session_of(
-    registry: Coordination, ttl_secs: float, session_id: str = "", told: Callable[[], None] = lambda: None
-) -> Session:
+def session_of(registry: Coordination, ttl_secs: float, told: Callable[[], None] = lambda: None) -> Session:
     """Create a session, not yet open, that is renewed where the calls allow that; arguments as of :class:`Session`."""
     kind = RenewedSession if registry.calls.renews else Session
-    return kind(registry, ttl_secs, session_id, told)
+    return kind(registry, ttl_secs, told)

@@ -49,8 +49,6 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}\Z")
 _NETWORKS_MAX: Final = 64
 _TIMES: Final = ("until", "made", "last_used", "revoked")
-_GIVEN: Final = ("sha256", "allow", "until", "uses", "from", "bare")
-"""The members that who adds a key chooses."""
 _MEMBERS: Final = (
     "sha256",
     "allow",

@@ -91,10 +91,10 @@ def reason_phrase(text: str) -> str:
     return _UNSAFE.sub(" ", text[: 4 * _REASON_MAX]).strip()[:_REASON_MAX] or "Error"
 
 
-def success(data: bytes, etag: str | None = None, *, revision: int | None = None) -> Response:
+def success(data: bytes, *, revision: int | None = None) -> Response:
     """Return a registry's success; ``data`` is JSON."""
     more = b"" if revision is None else b', "revision": %d' % revision
-    return Response(200, b"%b%b%b}" % (_SUCCESS, data, more), "", JSON_TYPE, (("ETag", etag),) if etag else ())
+    return Response(200, b"%b%b%b}" % (_SUCCESS, data, more), "", JSON_TYPE)
 
 
 def success_with(data: Any, revision: int | None = None) -> Response:

@@ -28,7 +28,6 @@ class Revisions:
 
     def __init__(self, config_file: Path) -> None:
         self._path = config_file.with_name(f"{config_file.name}.revisions")
-        self._owner_of = config_file
         self._reserved = 0
         self._tried = 0.0
 
