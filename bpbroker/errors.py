@@ -56,7 +56,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any, ClassVar
 
 
@@ -86,6 +86,20 @@ class RequestError(BpbrokerError):
 
     failed: int | None = None
     """Which operation of a batch was refused, from 0."""
+
+    entry_revision: int | None = None
+    """Of the entry that is there, where the refusal is about one."""
+
+    when_durable: Callable[[int], RequestError] | None = None
+    """Returns the refusal for the revision of a commit; None: it tells nothing that this commit gives its number."""
+
+    def at(self, revision: int) -> RequestError:
+        """Return it as it is when the commit that it rests on is durable at a revision."""
+        if self.when_durable is None:
+            return self
+        refusal = self.when_durable(revision)
+        refusal.failed = self.failed
+        return refusal
 
 
 class BadRequest(RequestError):

@@ -9,6 +9,11 @@ INDEX_MAX: Final = 4096
 """A commit carries fewer writes than this. A lower revision is a place in a commit that is not durable yet."""
 
 
+def when(revision: int) -> tuple[bool, int]:
+    """Return what sorts revisions as they come: a place in a commit that is not durable yet is behind all that are."""
+    return revision < INDEX_MAX, revision
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One entry as it is stored and answered, or something that the registry keeps beside the entries."""

@@ -331,14 +331,12 @@ class Registry(Actor):
         what = next((failed[name] for name in write.names if name in failed), None) if failed else None
         decision = write.decision
         if what is None:
-            if not isinstance(decision, BaseException):
-                revision = 0
-                for name in write.names:
-                    if name in revisions:
-                        revision = revisions[name]
-                        break
-                decision = decision.at(revision)
-            send(write.reply, decision)
+            revision = 0
+            for name in write.names:
+                if name in revisions:
+                    revision = revisions[name]
+                    break
+            send(write.reply, decision.at(revision))
         elif isinstance(what, Conflict):
             self._decide_again(write)
         elif type(write.message) is Batch and not write.message.atomic:

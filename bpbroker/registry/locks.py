@@ -15,9 +15,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from bpbroker.errors import AlreadyExists, Overloaded, PreconditionFailed
+from bpbroker.errors import AlreadyExists, Overloaded, PreconditionFailed, RequestError
 from bpbroker.record import INDEX_MAX, Record
 from bpbroker.registry import sessions
 from bpbroker.registry.requests import Done, Lock, Unlock
@@ -37,6 +37,7 @@ NEAR = 8
 """So many of the places that wait are in the lock's own record."""
 PIECE = 4
 """So many are taken into it together, when there is room for them."""
+_Kind = TypeVar("_Kind", bound=RequestError)
 _LOOKED_AT: Final = 10
 """Holders of which it is looked whether their sessions live, when one more wants the lock."""
 
@@ -50,6 +51,10 @@ class Place:
     since: int
     """Unix time in seconds."""
     data: Any = None
+
+    def at(self, revision: int) -> Place:
+        """Return it as it is when its commit is durable at a revision."""
+        return self if self.token >= INDEX_MAX else replace(self, token=revision + self.token)
 
     def shown(self) -> dict[str, Any]:
         """Return it as clients see it."""
@@ -128,6 +133,10 @@ class Queue:
             "token": self.token,
             "limit": self.limit,
         }
+
+    def at(self, revision: int) -> Queue:
+        """Return it as it is when its commit is durable at a revision."""
+        return replace(self, places=tuple([place.at(revision) for place in self.places]))
 
     def counted(self) -> dict[str, Any]:
         """Return it as a refusal shows it: of those that wait only how many there are."""
@@ -251,7 +260,7 @@ def lock(write: Lock, view: View, limits: Limits) -> Done:
     if not queue.places:
         queue = Queue(write.limit)
     elif queue.limit != write.limit:
-        raise _refusal(f"The lock '{write.name}' is in use with limit={queue.limit}", queue)
+        raise _refusal(AlreadyExists, f"The lock '{write.name}' is in use with limit={queue.limit}", queue)
     if len(queue.places) >= queue.limit and write.wait_secs <= 0:
         raise held(write.name, queue, partial(view.age, name))
     if queue.size >= limits.places:
@@ -382,10 +391,10 @@ def must_hold(view: View, name: str, token: int) -> None:
         PreconditionFailed: it does not.
     """
     queue = parse(view.get(PREFIX + name))
-    if not any(place.token == token for place in queue.holders):
-        error = PreconditionFailed(f"The lock '{name}' is not held with token {token} any more; nothing was changed")
-        error.data = queue.counted()
-        raise error
+    # A place that is not durable yet has no token that a client could know.
+    if token < INDEX_MAX or not any(place.token == token for place in queue.holders):
+        text = f"The lock '{name}' is not held with token {token} any more; nothing was changed"
+        raise _refusal(PreconditionFailed, text, queue)
 
 
 def held(name: str, queue: Queue, age: Callable[[int], Age]) -> AlreadyExists:
@@ -397,7 +406,7 @@ def held(name: str, queue: Queue, age: Callable[[int], Age]) -> AlreadyExists:
         age: returns for how long a place with a token has been there.
     """
     who = ", ".join(f"{_called(place)} (for {age(place.token)})" for place in queue.holders[:5])
-    return _refusal(f"The lock '{name}' is held by {who}", queue)
+    return _refusal(AlreadyExists, f"The lock '{name}' is held by {who}", queue)
 
 
 def _called(place: Place) -> str:
@@ -406,7 +415,10 @@ def _called(place: Place) -> str:
     return data if isinstance(data, str) and data.isprintable() and 0 < len(data) <= 100 else place.session
 
 
-def _refusal(text: str, queue: Queue) -> AlreadyExists:
-    error = AlreadyExists(text)
+def _refusal(kind: type[_Kind], text: str, queue: Queue) -> _Kind:
+    """Return a refusal that shows a lock; the tokens are there when their commit is durable."""
+    error = kind(text)
     error.data = queue.counted()
+    if any(place.token < INDEX_MAX for place in queue.holders):
+        error.when_durable = lambda revision: _refusal(kind, text, queue.at(revision))
     return error

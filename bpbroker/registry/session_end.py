@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from bpbroker.record import when
 from bpbroker.registry import locks, sessions
 from bpbroker.registry.requests import Close, Done, Expire
 
@@ -44,7 +45,7 @@ def expire(write: Expire, view: View, limits: Limits) -> Done:
     for name in names:
         found = _let_go(view, name, write.session)
         # What is newer than the end of a session belongs to a later one of its name.
-        if found is not None and (closed is None or found.revision > closed.revision):
+        if found is not None and (closed is None or when(found.revision) > when(closed.revision)):
             lost = {"entry": json.loads(found.json), "when": int(view.now), "session": write.session}
             view.put(sessions.LOST + name, json.dumps(lost, ensure_ascii=False).encode())
     return Done(revision=view.index, ended=tuple(names))
@@ -57,8 +58,8 @@ def _is_older(view: View, name: str, session: str, opened: int) -> bool:
         return False
     if name.startswith(locks.PREFIX):
         place = locks.parse(found).place_of(session)
-        return place is not None and place.token < opened
-    return found.session == session and found.revision < opened
+        return place is not None and when(place.token) < when(opened)
+    return found.session == session and when(found.revision) < when(opened)
 
 
 def _let_go(view: View, name: str, session: str) -> Record | None:

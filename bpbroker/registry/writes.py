@@ -36,7 +36,7 @@ from bpbroker.messages import (
     ShareSecret,
     Update,
 )
-from bpbroker.record import Record
+from bpbroker.record import INDEX_MAX, Record
 from bpbroker.registry import discovery_secret, entry_values, locks, named_keys, numbers, session_end, sessions, taking
 from bpbroker.registry.requests import (
     Ack,
@@ -67,8 +67,9 @@ Write = (
 
 
 def _register(write: Register, view: View, _limits: Limits) -> Record:
-    if view.get(write.name) is not None:
-        raise AlreadyExists(f"Entry '{write.name}' already exists")
+    current = view.get(write.name)
+    if current is not None:
+        raise _about(current, AlreadyExists, lambda _: f"Entry '{write.name}' already exists")
     return _put(write, view, write.data, None)
 
 
@@ -374,14 +375,32 @@ def _check_condition(name: str, condition: Condition, view: View) -> None:
     if condition.match is None and condition.none_match is None:
         return
     current = view.get(name)
-    if condition.match is not None and not _tagged(condition.match, current):
-        found = "it does not exist" if current is None else f"its tag is {current.etag}"
-        raise PreconditionFailed(f"Entry '{name}' is not as expected: {found}")
+    if condition.match is not None and (current is None or not _tagged(condition.match, current)):
+        if current is None:
+            raise PreconditionFailed(f"Entry '{name}' is not as expected: it does not exist")
+        raise _about(
+            current, PreconditionFailed, lambda there: f"Entry '{name}' is not as expected: its tag is {there.etag}"
+        )
     # Weak comparison here, strong above: a weak tag must never let a write through.
-    if condition.none_match is not None and _tagged((tag.removeprefix("W/") for tag in condition.none_match), current):
-        tag = current.etag if current else ""
-        raise PreconditionFailed(f"Entry '{name}' is not as expected: it exists with tag {tag}")
+    none_match = condition.none_match
+    if none_match is not None and current is not None and _tagged((t.removeprefix("W/") for t in none_match), current):
+        raise _about(
+            current,
+            PreconditionFailed,
+            lambda there: f"Entry '{name}' is not as expected: it exists with tag {there.etag}",
+        )
 
 
-def _tagged(tags: Iterable[str], current: Record | None) -> bool:
-    return current is not None and any(tag in ("*", current.etag) for tag in tags)
+def _tagged(tags: Iterable[str], current: Record) -> bool:
+    # What is not durable yet has no tag that a client could know.
+    known = ("*", current.etag) if current.revision >= INDEX_MAX else ("*",)
+    return any(tag in known for tag in tags)
+
+
+def _about(current: Record, kind: type[RequestError], text: Callable[[Record], str]) -> RequestError:
+    """Return a refusal for the state of an entry; it has the revision when its commit is durable."""
+    error = kind(text(current))
+    error.entry_revision = current.revision
+    if current.revision < INDEX_MAX:
+        error.when_durable = lambda revision: _about(current.at(revision), kind, text)
+    return error

@@ -454,7 +454,7 @@ def test_news_of_a_sessions_end_that_come_late_do_not_end_the_next_one_of_its_na
     shared_registry(Open("s", 60, IP))
     shared_registry(Register("mine", {}, IP, session="s"))
     shared_registry(Lock("l", "s", IP))
-    quiet.put("stale", b'{"last_write_revision": 1, "last_write_session": "s"}')
+    quiet.put("stale", b'{"last_write_revision": 4096, "last_write_session": "s"}')
     shared_registry(Get("stale"))
     # As a broker sweeps that stood still meanwhile; what it tells, the log has.
     assert shared_registry(Expire("s")).ended == ("stale",)

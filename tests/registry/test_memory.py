@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bpbroker.errors import AlreadyExists, Overloaded, PreconditionFailed
 from bpbroker.messages import Condition, Delete, Deleted, Get, List, Register, Replace, Update
-from bpbroker.record import Record
+from bpbroker.record import INDEX_MAX, Record
 from bpbroker.registry.changes import ANYTHING
 from bpbroker.registry.memory import Fate, Memory, PendingWrite
 from bpbroker.registry.requests import (
@@ -196,14 +196,14 @@ def _writes(held: Condition) -> list[Write]:
 def test_every_write_is_refused_without_the_lock_that_it_names(number: int) -> None:
     memory = Memory()
     made: list[Write] = [Open("s", 9.0, "i"), Lock("l", "s", "i"), Register("e", {}, "i"), Register("pool", {}, "i")]
-    for revision, write in enumerate(made, 1):
+    for revision, write in enumerate(made, INDEX_MAX):
         decide(memory, write)
         commit(memory, revision)
-    for stale in (Condition(lock=("l", 1)), Condition(lock=("other", 2))):
+    for stale in (Condition(lock=("l", INDEX_MAX)), Condition(lock=("other", INDEX_MAX + 1))):
         assert isinstance(decide(memory, _writes(stale)[number])[1], PreconditionFailed)
         assert isinstance(decide(memory, Batch("", (_writes(stale)[number],)))[1], PreconditionFailed)
     assert not memory.batch.staged
-    assert not isinstance(decide(memory, _writes(Condition(lock=("l", 2)))[number])[1], Exception)
+    assert not isinstance(decide(memory, _writes(Condition(lock=("l", INDEX_MAX + 1)))[number])[1], Exception)
 
 
 def test_a_batch_that_is_refused_says_which_operation_it_was() -> None:

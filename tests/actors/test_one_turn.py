@@ -1,0 +1,159 @@
+"""Calls that come together, so that one is decided on what another is about to change, on both stores."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bpbroker.errors import AlreadyExists, PreconditionFailed, RequestError
+from bpbroker.messages import Condition, Get, Ping, Register, Replace
+from bpbroker.record import INDEX_MAX
+from bpbroker.registry.requests import Allocate, Batch, Check, Expire, Holder, Lock, Open
+
+if TYPE_CHECKING:
+    from tests.actors.conftest import Asked, SharedLedger
+
+IP = "10.0.0.1"
+
+Turn = Callable[[Sequence[Any]], "list[Future[Any]]"]
+"""Sends messages that are decided together, in this order, and committed together."""
+
+
+@pytest.fixture(params=["local", "shared"])
+def asked(request: pytest.FixtureRequest) -> Asked:
+    """A registry on each kind of store."""
+    found: Asked = request.getfixturevalue("registry" if request.param == "local" else "shared_registry")
+    return found
+
+
+@pytest.fixture
+def turn(request: pytest.FixtureRequest, asked: Asked) -> Turn:
+    ledger: Any = request.getfixturevalue("ledger")
+    shared: Any = request.getfixturevalue("shared_ledger")
+    is_local = "[local]" in request.node.name
+
+    def send(messages: Sequence[Any]) -> list[Future[Any]]:
+        begun, go_on = threading.Event(), threading.Event()
+
+        def wait() -> None:
+            shared.before_commit = lambda: None
+            begun.set()
+            assert go_on.wait(10)
+
+        if is_local:
+            ledger.hold()
+        else:
+            shared.before_commit = wait
+        first = asked.send(Replace("under way", {}, IP))
+        if is_local:
+            ledger.await_commit()
+        else:
+            assert begun.wait(10)
+        calls = [asked.send(message) for message in messages]
+        if not is_local:
+            asked(Ping())
+        ledger.release()
+        go_on.set()
+        first.result(10)
+        return calls
+
+    return send
+
+
+def refusal(call: Future[Any]) -> RequestError:
+    error = call.exception(10)
+    assert isinstance(error, RequestError)
+    return error
+
+
+def test_a_refusal_tells_the_token_of_a_place_of_the_same_commit(asked: Asked, turn: Turn) -> None:
+    for session in "abc":
+        asked(Open(session, 60, IP))
+    calls = turn(
+        [
+            Replace("x", {}, IP),
+            Lock("db", "a", IP),
+            Lock("db", "b", IP),
+            Lock("db", "b", IP, limit=2),
+            Replace("y", {}, IP, Condition(lock=("db", 5))),
+            Batch("", (Register("z", {}, IP), Allocate("p", "o", IP, condition=Condition(lock=("db", 5))))),
+            Batch("", (Check("z", Condition(lock=("db", 5))), Register("z", {}, IP)), atomic=False),
+        ]
+    )
+    token = calls[1].result(10).data["token"]
+    holders = asked(Holder("db")).data["holders"]
+    assert token == holders[0]["token"] > INDEX_MAX
+    errors = [*map(refusal, calls[2:6]), calls[6].result(10).results[0]]
+    assert [type(each) for each in errors] == [AlreadyExists] * 2 + [PreconditionFailed] * 3
+    for each in errors:
+        assert each.data == {"holders": holders, "waiting": 0, "token": token, "limit": 1}
+    assert errors[3].failed == 1
+
+
+def test_a_refusal_tells_the_tokens_of_earlier_and_new_places(asked: Asked, turn: Turn) -> None:
+    for session in "abc":
+        asked(Open(session, 60, IP))
+    first = asked(Lock("db", "a", IP, limit=2)).data["token"]
+    calls = turn([Lock("db", "b", IP, limit=2), Lock("db", "c", IP, limit=2)])
+    second = calls[0].result(10).data["token"]
+    data = refusal(calls[1]).data
+    assert data is not None
+    assert [each["token"] for each in data["holders"]] == [first, second]
+    assert data["token"] == second > first
+
+
+def test_a_refusal_tells_the_tag_of_a_state_of_the_same_commit(asked: Asked, turn: Turn) -> None:
+    old = asked(Replace("x", {}, IP))
+    stale = Condition(match=(old.etag,))
+    calls = turn(
+        [
+            Replace("before", {}, IP),
+            Replace("x", {"y": 1}, IP, stale),
+            Replace("x", {"y": 2}, IP, stale),
+            Replace("x", {"y": 3}, IP, Condition(none_match=("*",))),
+            Register("x", {}, IP),
+            Batch("", (Register("z", {}, IP), Check("x", stale))),
+            Batch("", (Check("x", stale), Register("z", {}, IP)), atomic=False),
+        ]
+    )
+    new = calls[1].result(10)
+    assert asked(Get("x")).etag == new.etag != old.etag
+    errors = [*map(refusal, calls[2:6]), calls[6].result(10).results[0]]
+    differs, there = f"Entry 'x' is not as expected: its tag is {new.etag}", "Entry 'x' already exists"
+    exists = f"Entry 'x' is not as expected: it exists with tag {new.etag}"
+    assert [str(each) for each in errors] == [differs, exists, there, differs, differs]
+    assert [each.entry_revision for each in errors] == [new.revision] * 5
+    assert errors[3].failed == 1
+
+
+def test_no_number_fits_what_is_not_durable_yet(asked: Asked, turn: Turn) -> None:
+    """The place in the commit stands for the number until then; a client that says it has not been told it."""
+    asked(Open("a", 60, IP))
+    tags = tuple(f'"{number}"' for number in range(20))
+    calls = turn(
+        [
+            Register("x", {}, IP),
+            Lock("db", "a", IP),
+            Replace("x", {"by": "tag"}, IP, Condition(match=tags)),
+            *(Replace("x", {"by": "token"}, IP, Condition(lock=("db", number))) for number in range(20)),
+        ]
+    )
+    assert [refusal(each).status for each in calls[2:]] == [412] * 21
+    assert asked(Replace("x", {"by": "other"}, IP, Condition(none_match=tags))).revision > INDEX_MAX
+
+
+@pytest.mark.parametrize("asked", ["shared"], indirect=True)
+def test_late_news_of_a_sessions_end_leave_what_the_next_one_of_its_name_is_just_given(
+    asked: Asked, turn: Turn, shared_ledger: SharedLedger
+) -> None:
+    asked(Open("s", 60, IP))
+    shared_ledger.put("stale", b'{"last_write_revision": 4096, "last_write_session": "s"}')
+    asked(Get("stale"))
+    mine, place, end = turn([Register("mine", {}, IP, session="s"), Lock("db", "s", IP), Expire("s")])
+    assert end.result(10).ended == ("stale",)
+    assert asked(Get("mine")).revision == mine.result(10).revision
+    assert asked(Holder("db")).data["token"] == place.result(10).data["token"]
