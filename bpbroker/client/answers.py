@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 HTTP_NOT_MODIFIED: Final = 304
 _MESSAGE_MAX: Final = 1000
 _RETRY_AFTER_MAX_SECS: Final = 30
+_DIGITS_MAX: Final = 16
 
 # 0.22 answers 200 with "success": false; what it means is known from the method.
 _STATUS_OF_NO_SUCCESS: Final = {"services/Register": 409, "services/Get": 404}
@@ -45,13 +46,19 @@ def refusal(answer: Response, status: int = 0) -> RequestError:
     text = printable(message if isinstance(message, str) else "") or printable(answer.reason)
     error = from_status(status or answer.status, text or f"The broker answered with HTTP status {answer.status}")
     if isinstance(value, dict):
-        data, failed = value.get("data"), value.get("failed")
+        data, failed, revision = value.get("data"), value.get("failed"), value.get("revision")
         error.data = data if isinstance(data, dict) else None
         error.failed = failed if isinstance(failed, int) else None
+        error.entry_revision = revision if isinstance(revision, int) else _revision_of(answer.headers.get("etag", ""))
     after = answer.headers.get("retry-after", "")
     if after.isascii() and after.isdigit():
         error.retry_after_secs = min(int(after[:6]), _RETRY_AFTER_MAX_SECS)
     return error
+
+
+def _revision_of(etag: str) -> int | None:
+    number = etag.strip('"')
+    return int(number) if number.isascii() and number.isdigit() and len(number) <= _DIGITS_MAX else None
 
 
 class Registered:

@@ -168,7 +168,13 @@ _BY_STATUS: Final[Mapping[int, type[_Named]]] = {
 }  # fmt: skip
 
 
-def refusal_of(status: int, message: str, data: Mapping[str, Any] | None = None, failed: int | None = None) -> Error:
+def refusal_of(
+    status: int,
+    message: str,
+    data: Mapping[str, Any] | None = None,
+    failed: int | None = None,
+    revision: int | None = None,
+) -> Error:
     """Return the error that the registry's refusal means to a method.
 
     Args:
@@ -176,6 +182,7 @@ def refusal_of(status: int, message: str, data: Mapping[str, Any] | None = None,
         message: one sentence.
         data: what is there.
         failed: which operation of a batch it is about.
+        revision: of the entry that is there.
     """
     kind = _BY_STATUS.get(status)
     if kind is None:
@@ -183,6 +190,7 @@ def refusal_of(status: int, message: str, data: Mapping[str, Any] | None = None,
     error = kind(message)
     error.data = data
     error.failed = failed
+    error.entry_revision = revision
     if isinstance(error, CursorExpired):
         error.cursor = str((data or {}).get("cursor", ""))
     return error

@@ -57,4 +57,5 @@ def answered(question: Question, value: Any) -> dict[str, Any]:
 def refused(error: RequestError) -> dict[str, Any]:
     """Return the frame for a refusal."""
     data = None if error.data is None else dict(error.data)
-    return {"status": error.status, "message": str(error), "data": data, "failed": error.failed}
+    told = {"data": data, "failed": error.failed, "revision": error.entry_revision}
+    return {"status": error.status, "message": str(error), **told}

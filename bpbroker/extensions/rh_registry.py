@@ -260,7 +260,8 @@ class Registry(Coordination):
             {"kind": "registry", "method": method, "parameters": dict(parameters), "fields": dict(fields or {})}
         )
         if reply["status"] >= 400:
-            raise refusal_of(reply["status"], reply["message"], reply.get("data"), reply.get("failed"))
+            about = reply.get("data"), reply.get("failed"), reply.get("revision")
+            raise refusal_of(reply["status"], reply["message"], *about)
         answer: Mapping[str, Any] = reply["answer"]
         return answer
 

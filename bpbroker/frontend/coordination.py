@@ -373,6 +373,8 @@ def _shown(found: Any) -> bytes:
     shown: dict[str, Any]
     if isinstance(found, RequestError):
         shown = {"status": found.status, "message": str(found), "data": dict(found.data or {})}
+        if found.entry_revision is not None:
+            shown["revision"] = found.entry_revision
     elif isinstance(found, Deleted):
         shown = {"status": 200, "data": {}, "revision": found.revision}
     elif isinstance(found, Done):

@@ -152,9 +152,12 @@ def failure(
     headers: tuple[tuple[str, str], ...] = (),
     data: Mapping[str, Any] | None = None,
     failed: int | None = None,
+    revision: int | None = None,
 ) -> Response:
     """Return an error in the shape that every error of the broker has."""
     shown: dict[str, Any] = {"success": False, "message": message, "data": dict(data or {})}
+    if revision is not None:
+        shown["revision"] = revision
     if failed is not None:
         shown["failed"] = failed
     body = json.dumps(shown, ensure_ascii=False)
@@ -170,7 +173,12 @@ def of_error(error: RequestError) -> Response:
         headers.append(("Allow", ", ".join(error.allow)))
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers.append(("WWW-Authenticate", "Bearer"))
-    return failure(error.status, str(error), tuple(headers), error.data, error.failed)
+    revision = error.entry_revision
+    if revision is not None:
+        headers.append(("ETag", f'"{revision}"'))
+        if error.status == HTTPStatus.CONFLICT and error.failed is None:
+            revision = None  # this body stays as clients of 0.22 know it
+    return failure(error.status, str(error), tuple(headers), error.data, error.failed, revision)
 
 
 class PendingResponse:
