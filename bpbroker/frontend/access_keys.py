@@ -29,7 +29,8 @@ _DELAY_SECS: Final = 0.1
 _DELAY_MAX_SECS: Final = 20.0
 _LOOKS_AT_ONCE: Final = 0.05
 _LOOKS_LATER: Final = 0.1
-"""Parts of the limit: so many keys are looked at at once while an address has to pause, and later in a minute."""
+"""Shares of the limit: how many keys are compared although an address has to pause; in all at once, and in each minute
+after that."""
 _LOOKS_LEAST: Final = 3
 _RIGHT_MAX: Final = 10_000
 _GENERATED: Final = 43
@@ -76,11 +77,11 @@ def check(key: NamedKey | None, needs: Iterable[Need]) -> None:
 
 
 _NO_KEY: Final = NamedKey("", b"\0" * 32, (), Rights(()))
-"""What a key of an unknown name is compared with: that takes as long as with a known one."""
+"""A key of an unknown name is compared with this, so that it takes as long as with a known name."""
 
 
 class _Everything:
-    """Holds whatever it is asked for."""
+    """Contains every item."""
 
     def __contains__(self, item: object) -> bool:
         return True
@@ -96,19 +97,19 @@ class NamedKeys:
     def __init__(self) -> None:
         self.by_name: dict[str, NamedKey] = {}
         self.closed: Container[str] = _Everything()
-        """The namespaces that keys are about, those that ended too: what they were made for stays closed."""
+        """The namespaces that keys are about. Keys that have ended count too: their namespace stays closed."""
         self.known = False
-        """Whether the registry has told its keys; before, nothing is open but what says so."""
+        """Whether the registry has sent its keys. Until then only namespaces whose section says so are open."""
         self.registry_id = ""
-        """Whose keys these are; empty before that is known."""
+        """Id of the registry whose keys these are; empty until it is known."""
         self.ended: Callable[[NamedKey], None] = lambda _: None
-        """Told a key that was revoked or is gone; in the registry's thread."""
+        """Called in the registry's thread with each key that was revoked or removed."""
         self._about: dict[str, int] = {}
         """Namespace to how many keys are about it."""
         self._bare: dict[str, NamedKey] = {}
 
     def take(self, stored_name: str, value: bytes | None) -> None:
-        """Take what is stored of a key now; None when it is gone."""
+        """Set the stored form of a key; None removes the key."""
         name = stored_name.removeprefix(named_keys.PREFIX)
         before, after = self.by_name.get(name), None
         if value is not None:
@@ -116,7 +117,7 @@ class NamedKeys:
                 after = named_keys.of(name, json.loads(value))
             except (BadRequest, ValueError) as error:
                 logger.error("An access key in the registry cannot be used: %s", error)  # noqa: TRY400 - the sentence says it
-        for key, step in ((after, 1), (before, -1)):  # in this order: nothing is open for a moment
+        for key, step in ((after, 1), (before, -1)):  # in this order, so that the namespace is open at no moment
             for namespace in key.rights.namespaces if key is not None else ():
                 self._about[namespace] = self._about.get(namespace, 0) + step
                 if not self._about[namespace]:
@@ -132,11 +133,11 @@ class NamedKeys:
             self.ended(before)
 
     def complete(self) -> None:
-        """Hear that the registry has told all its keys."""
+        """Note that the registry has sent all its keys."""
         self.known, self.closed = True, self._about
 
     def registry_is(self, registry_id: str) -> None:
-        """Hear whose keys these are."""
+        """Note the id of the registry whose keys these are."""
         self.registry_id = registry_id
 
     def find(self, candidates: Sequence[object], now: float) -> NamedKey | None:
@@ -165,34 +166,31 @@ class NamedKeys:
 
 
 class _Counted:
-    """Wrong keys of one address."""
+    """The wrong keys of one address."""
 
     __slots__ = ("looked_at", "looks", "over", "proven_at", "times")
 
     def __init__(self, limit: int, looks: int) -> None:
         self.over = 0
-        """How many came in a row while it had to pause."""
+        """How many wrong keys came in a row during its pause."""
         self.times: deque[float] = deque(maxlen=limit)
         self.proven_at = -math.inf
         """When the last one came over a connection, which proves the address."""
         self.looks = float(looks)
-        """How many keys are looked at although it has to pause; as of ``looked_at``."""
+        """How many keys may still be compared although it has to pause; as of ``looked_at``."""
         self.looked_at = -math.inf
 
 
 class WrongKeys:
     """Counts wrong keys by address over the last minute, in bounded memory.
 
-    The source of a datagram can be forged. So wrong keys that came in datagrams
-    count, but do not shut an address out that has brought none over a
-    connection: else one host could shut out another.
+    The source of a datagram can be forged. Wrong keys in datagrams therefore count, but an address has to pause only
+    if it has also sent a wrong key over a connection. Otherwise one host could shut out another.
 
-    Only wrong keys are held up: behind one address there may be other clients
-    whose key is right. But who guesses must not learn more for that. So of an
-    address beyond its limit a key is looked at only if nobody can guess it, as it
-    is as long as a generated one; if it was right from there before; or if very few
-    were looked at lately. Of a limit of 100 that makes at most 115 looks in the
-    first minute of an attack, and 10 a minute later.
+    Only wrong keys are delayed: other clients at the same address may have the right key. An attacker must not learn
+    more by that. So beyond the limit of its address, a key is compared in three cases only: it is as long as a
+    generated key and so cannot be guessed; it was right from this address before; very few keys were compared lately.
+    With a limit of 100, at most 115 keys are compared in the first minute of an attack, and 10 in each later one.
 
     Called by several threads without a lock: each step is atomic in CPython,
     and a race can miscount by one, no more.
@@ -202,19 +200,19 @@ class WrongKeys:
         self._set(limit)
         self._counted: dict[str, _Counted] = {}
         self._right: dict[tuple[str, str], None] = {}
-        """Addresses and the keys that were right from there, the newest last; only keys that could be guessed."""
+        """Addresses with the keys that were right from there, the newest last; without keys that nobody can guess."""
         self.totals = {"https": 0, "udp": 0}
         """How many there were since the start."""
 
     def _set(self, limit: int) -> None:
-        """Note the limit, and how many keys are looked at beyond it."""
+        """Set the limit, and how many keys are compared beyond it."""
         self._limit = limit
         self._at_once = max(_LOOKS_LEAST, int(limit * _LOOKS_AT_ONCE))
         self._later = max(2 * _LOOKS_LEAST, int(limit * _LOOKS_LATER))
 
     @property
     def limit(self) -> int:
-        """How many an address may bring in a minute; a new limit begins to count afresh."""
+        """How many wrong keys an address may send in a minute. With a new limit, counting begins at 0."""
         return self._limit
 
     @limit.setter
@@ -224,7 +222,7 @@ class WrongKeys:
             self._counted = {}
 
     def pause_secs(self, address: str, now: float) -> int | None:
-        """Return the seconds that an address has to pause: too many wrong keys came in the last minute; None if not."""
+        """Return the seconds that an address has to pause, after too many wrong keys in the last minute, or None."""
         counted = self._counted.get(address)
         if counted is None or len(counted.times) < self._limit or counted.proven_at <= now - _WINDOW_SECS:
             return None
@@ -232,11 +230,11 @@ class WrongKeys:
         return max(1, math.ceil(left)) if left > 0 else None
 
     def may_look(self, address: str, candidates: Sequence[object], now: float) -> bool:
-        """Whether what a request brings is to be compared with any key.
+        """Whether the keys of a request are to be compared with the configured ones.
 
         Args:
-            address: whence it comes.
-            candidates: what it brings.
+            address: of the client.
+            candidates: the keys in the request.
             now: monotonic time in seconds.
         """
         if self.pause_secs(address, now) is None or not self._could_be_guessed(candidates):
@@ -255,7 +253,7 @@ class WrongKeys:
         return True
 
     def was_right(self, address: str, candidates: Sequence[object]) -> None:
-        """Hear that a key was right, so that it passes from this address whoever else guesses there."""
+        """Note that a key was right, so that it passes from this address while another client there guesses keys."""
         if self._could_be_guessed(candidates):
             known = (address, str(candidates[0]))
             if known not in self._right:
@@ -265,13 +263,13 @@ class WrongKeys:
 
     @staticmethod
     def _could_be_guessed(candidates: Sequence[object]) -> bool:
-        """Whether this is one key that is shorter than what is generated; several keys are none."""
+        """Whether this is a single key that is shorter than a generated one."""
         if len(candidates) != 1 or not isinstance(candidates[0], str):
             return False
         return len(candidates[0].rpartition(".")[2]) < _GENERATED
 
     def delay_secs(self, address: str) -> float:
-        """Return how long the answer to a wrong key is held back in a pause: it grows with each."""
+        """Return the delay in seconds of the response to a wrong key during a pause: it grows with each one."""
         counted = self._counted.get(address)
         if counted is None:
             return _DELAY_SECS
@@ -284,7 +282,7 @@ class WrongKeys:
         Args:
             address: as text.
             now: monotonic time in seconds.
-            proven: whether it came over a connection, so that it is surely this address's.
+            proven: whether the key came over a connection, so that the address is not forged.
         """
         self.totals["https" if proven else "udp"] += 1
         counted = self._counted.get(address)
@@ -304,7 +302,7 @@ class WrongKeys:
             for address, counted in list(self._counted.items())
             if counted.times[-1] > now - _WINDOW_SECS
         }
-        # More addresses than that in one minute: the half that came first gets away. Forged ones go before others.
+        # Too many addresses in one minute: the older half is forgotten, addresses that may be forged first.
         surplus = max(0, len(fresh) - _ADDRESSES_MAX // 2)
         for address in sorted(fresh, key=lambda address: fresh[address].proven_at > now - _WINDOW_SECS)[:surplus]:
             del fresh[address]

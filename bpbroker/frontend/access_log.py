@@ -7,13 +7,13 @@ made in it, and the end of a session for each entry and lock that ended with it;
 all have the request's id. A session that ends by itself has a line ``Expire``,
 with the key that opened it.
 
-Lines are collected and given to the logger ``bpbroker.access`` every
+Lines are collected and passed to the logger ``bpbroker.access`` every
 twentieth of a second by a thread of its own: logging each one on its own cost
 a third of a small request (measured: 30 of 90 µs), and a log that cannot be
 written for a moment must not hold up clients.
 
-What counts requests for metrics gets the same batches, whether they are logged
-or not, and before they are: a log that cannot be written holds up no count.
+The counts for metrics are made from the same batches, before they are logged and also if nothing is logged. So a log
+that cannot be written delays no count.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _LINES_MAX: Final = 100_000
 """Lines kept while the log cannot be written; beyond that the oldest are lost."""
 _TEXT_MAX: Final = 256
 _RECENT_MAX: Final = 500
-"""Lines that are kept for who looks at the broker's pages, without those of the pages: there would be little else."""
+"""How many lines are kept for the broker's pages. Requests for pages are not among them: there would be little
+else."""
 
 _quoted = json.encoder.encode_basestring_ascii
 
@@ -46,7 +47,7 @@ class Line(NamedTuple):
     address: str
     status: int
     sent_bytes: int
-    """Of the answer's body."""
+    """Size of the response's body."""
     request_id: str = ""
     namespace: str = ""
     method: str = ""
@@ -57,13 +58,14 @@ class Line(NamedTuple):
     key: str | None = None
     """The name of the access key, when it has one."""
     revision: int = 0
-    """Of what was changed; 0 if nothing was."""
+    """Revision of the change; 0 if nothing was changed."""
     within: bool = False
-    """Whether this is no request: a change within one, which has a line of its own, or one by a session's end."""
+    """Whether the line is about a change, not about a request: a change within a request, or by the end of a
+    session."""
 
 
 Answered = tuple[float, float, Line]
-"""Of a request the Unix and the monotonic time of its answer, and what is logged."""
+"""Unix time and monotonic time of a response, and the request's line."""
 
 
 class Lines:
@@ -77,11 +79,11 @@ class Lines:
         self._answered = answered
 
     def as_json(self) -> list[str]:
-        """Return a JSON object for each."""
+        """Return a JSON object for each request."""
         return [as_json(*each) for each in self._answered]
 
     def as_text(self) -> list[tuple[float, str]]:
-        """Return the Unix time and the text of each."""
+        """Return the Unix time and the text of each line."""
         return [(answered, as_text(monotonic, line)) for answered, monotonic, line in self._answered]
 
     def __str__(self) -> str:
@@ -93,9 +95,9 @@ class _Book:
 
     def __init__(self) -> None:
         self._lines: deque[Answered] = deque(maxlen=_LINES_MAX)
-        """What was not counted yet."""
+        """Lines that are not counted yet."""
         self._counted: deque[Answered] = deque(maxlen=_LINES_MAX)
-        """What was counted and is to be logged."""
+        """Lines that are counted and not logged yet."""
         self.count: Callable[[Sequence[Answered]], object] | None = None
         self._woken = False
         self._some = threading.Event()
@@ -114,7 +116,7 @@ class _Book:
                 self._thread.start()
 
     def collect(self) -> None:
-        """Count what came, and put it to what is to be logged."""
+        """Count the new lines, and move them to those that are to be logged."""
         with self._counting:
             take = self._lines.popleft
             answered = [take() for _ in range(len(self._lines))]
@@ -151,13 +153,13 @@ _book: Final = _Book()
 
 
 def write(line: Line) -> None:
-    """Log and count a request that was just answered."""
+    """Log and count a request whose response is ready."""
     if _book.count is not None or logger.isEnabledFor(logging.INFO):
         _book.add(_short(line))
 
 
 def _short(line: Line) -> Line:
-    """Return a line without the text that is never shown: lines are kept for a while, and a name may have megabytes."""
+    """Return a line without text that is never shown: lines are kept for a while, and a name may be megabytes long."""
     name = line.name
     if len(line.namespace) + len(line.method) + (0 if name is None else len(name)) <= _TEXT_MAX:
         return line
@@ -169,17 +171,17 @@ def _short(line: Line) -> Line:
 
 
 def count_with(count: Callable[[Sequence[Answered]], object] | None) -> None:
-    """Have this count all requests from now on, in any thread, one batch at a time; None ends that."""
+    """Set the function that counts all requests from now on, a batch at a time, in any thread; None: no function."""
     _book.count = count
 
 
 def collect() -> None:
-    """Have all requests counted that were answered before this call."""
+    """Count all requests that had a response before this call."""
     _book.collect()
 
 
 def recent() -> tuple[tuple[float, Line], ...] | None:
-    """Return the last requests, oldest first, each with the Unix time of its answer; None while none are logged."""
+    """Return the last requests, oldest first, each with the Unix time of its response; None while the log is off."""
     if not logger.isEnabledFor(logging.INFO):
         return None
     return tuple((answered, line) for answered, _, line in tuple(_book.recent))
@@ -191,7 +193,7 @@ def flush() -> None:
 
 
 def as_json(now: float, monotonic: float, line: Line) -> str:
-    """Return the line for a request that was answered at this Unix and monotonic time."""
+    """Return the JSON line of a request; the times are the Unix time and the monotonic time of the response."""
     address, status, sent_bytes, request_id, namespace, method, name, started, key, revision, _ = line
     seconds = int(now)
     shown = "null" if name is None else _quoted(name[:_TEXT_MAX])
@@ -208,7 +210,7 @@ def as_json(now: float, monotonic: float, line: Line) -> str:
 
 
 def as_text(monotonic: float, line: Line) -> str:
-    """Return ``key=value`` pairs for a request that was answered at this monotonic time."""
+    """Return the ``key=value`` pairs of a request; the time is the monotonic time of the response."""
     address, status, sent_bytes, request_id, namespace, method, name, started, key, revision, _ = line
     millis = 0.0 if started is None else (monotonic - started) * 1000
     named = "" if name is None else f" name={_word(name[:_TEXT_MAX])}"
@@ -220,9 +222,9 @@ def as_text(monotonic: float, line: Line) -> str:
     )
 
 
-@lru_cache(maxsize=1024)  # what one client calls again and again is of one kind
+@lru_cache(maxsize=1024)  # a client that repeats a call makes the same text each time
 def _caller(address: str, key: str | None, namespace: str, method: str) -> str:
-    """Return the pairs that say who called what."""
+    """Return the pairs with client, namespace and method."""
     by = "" if key is None else f" key={_word(key)}"
     called = f" method={_word(f'{namespace[:_TEXT_MAX]}.{method[:_TEXT_MAX]}')}" if namespace or method else ""
     return f"address={_word(address)}{by}{called}"
@@ -232,7 +234,7 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9_.:%/+-]+")
 
 
 def _word(text: str) -> str:
-    """Return text as it is when it is one plain word, otherwise in quotes and escaped."""
+    """Return text unchanged if it is one plain word, otherwise escaped in quotes."""
     return text if _PLAIN.fullmatch(text) else _quoted(text)
 
 

@@ -1,4 +1,4 @@
-"""The built-in namespaces: what ``services`` and ``ping`` offer, as requests to messages. Pure."""
+"""The methods of the built-in namespaces ``services`` and ``ping``: each makes a message of a request. Pure."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def _get(parameters: Parameters, fields: Mapping[str, str], source: str, limits:
 
 
 def _is_local(parameters: Parameters) -> bool:
-    """Whether what this broker knows is enough; by default a read asks a shared registry.
+    """Whether a read may be answered from this broker's memory; by default a shared registry is asked.
 
     Raises:
-        BadRequest: the parameter is something else, or goes with ``wait``.
+        BadRequest: the parameter has another value, or comes together with ``wait``.
     """
     consistency = parameters.text("consistency") or "strong"
     if consistency not in ("strong", "local"):
@@ -104,10 +104,10 @@ def _list(parameters: Parameters, _fields: Mapping[str, str], source: str, _limi
 
 
 class _Fitting:
-    """What a List that does not wait shows of the entries that were found.
+    """Show the entries that a List found; for a List that does not wait.
 
-    The conditions are looked at here, in a worker's thread: all entries have to be parsed for that, which would hold up
-    the registry for everybody.
+    The conditions are checked here, in a worker's thread: all entries have to be parsed for that, and in the
+    registry's thread all other calls would wait.
     """
 
     def __init__(self, where: Conditions, fail_where: Conditions) -> None:
@@ -131,7 +131,7 @@ class _Fitting:
 def _ping(parameters: Parameters, _fields: Mapping[str, str], source: str, limits: EntryLimits) -> Response:
     value = parameters.values.get("data", "")
     if isinstance(value, dict):
-        echoed: dict[str, Any] = value  # it holds no entry, so the keys reserved in entries are fine here
+        echoed: dict[str, Any] = value  # the body is no entry, so keys that are reserved in entries are allowed
     elif isinstance(value, str):
         echoed = _echo(value, limits)
     else:

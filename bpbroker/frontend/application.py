@@ -63,23 +63,23 @@ _CONTROL_DEPTH_MAX: Final = 200
 _READ_WITH: Final = ("GET", "HEAD")
 _CALL_WITH: Final = ("POST", "GET", "DELETE")
 _ABOUT: Final = ("name", "pool", "session")
-"""The parameter that says what a call is about."""
+"""Parameters that name the subject of a call."""
 _METHOD_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}\Z")
 _SHOWN_ID: Final = 8
-"""So many digits of a registry's id tell it from another one."""
+"""How many digits of a registry's id are enough to tell it from another one."""
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class _Derived:
-    """What every request needs of the settings, worked out once for all requests."""
+    """The values that every request needs of the settings, computed once."""
 
     settings: messages.Settings
     limits: EntryLimits
     keys: Mapping[str, tuple[str, ...]]
     """Namespace to its access keys, for each section that is a namespace."""
     metrics: str
-    """Who may read the metrics, see ``api.metrics``."""
+    """The setting ``api.metrics``: which clients may read the metrics."""
     loopback_writer: str | None
     """See :func:`~bpbroker.frontend.ask.loopback_writer`."""
     opened: frozenset[str]
@@ -87,7 +87,7 @@ class _Derived:
 
     @classmethod
     def of(cls, settings: messages.Settings) -> _Derived:
-        """Return it for these settings."""
+        """Return the values for these settings."""
         namespaces = (*BUILT_IN, *layers.namespaces(settings))
         keys = {name: layers.access_keys(settings, name) for name in namespaces}
         opened = {name for name in namespaces if name == "ping" or "_access_key" in settings.get(name, {})}
@@ -99,14 +99,14 @@ class _Derived:
 
 
 class Application:
-    """What decides what each request means.
+    """Decides what each request means, and returns its response.
 
     Args:
         settings: the settings in force.
         addresses: the broker's actors by name; looked up at each use.
         control_token: what the local ``bpbroker`` command brings to ``/_control``.
-        names: the names by which browsers may reach this broker, beside those in the settings.
-        memory: what the server keeps for clients, so that no response is made that it has no room for.
+        names: further names by which browsers may reach this broker; the settings have the others.
+        memory: the server's bound on what it keeps for clients: a response that does not fit in it is not made.
         named: the named access keys, which the registry keeps up to date; None where there are none.
         pages: the pages for people; None where there are none.
     """
@@ -138,14 +138,14 @@ class Application:
         self._tell_pages(settings)
         self._wrong_keys = access_keys.WrongKeys(schema.option(settings, "api", "wrong_keys_per_minute"))
         self.request_counts = RequestCounts(self._derived.keys)
-        """Gets the requests that were answered, by whoever has them."""
+        """Counts the requests that have a response."""
         self._scrapes = Scrapes(self._seen)
         self._began = time.monotonic()
         self._id_prefix = os.urandom(6).hex()
         self._id_numbers = itertools.count(1)
 
     def settings_changed(self, settings: messages.Settings) -> None:
-        """Serve by these settings from the next request on."""
+        """Use these settings from the next request on."""
         self._derived = _Derived.of(settings)
         self.request_counts.namespaces = self._derived.keys
         self._own_names = _own_names(self._names, settings)
@@ -153,7 +153,7 @@ class Application:
         self._tell_pages(settings)
 
     def _tell_pages(self, settings: messages.Settings) -> None:
-        """Let the pages go by these settings; an extension that is called as they are has the path for itself."""
+        """Pass the settings to the pages. An extension of their name takes their path instead."""
         if self._pages is not None:
             derived = self._derived
             hsts_secs = schema.option(settings, "_ui", "hsts_secs")
@@ -162,7 +162,7 @@ class Application:
             self._pages.settings_changed(derived.keys, derived.opened, enabled=enabled)
 
     def names_changed(self, names: Collection[str]) -> None:
-        """Be known by these names, beside those in the settings."""
+        """Set the names of this broker; those in the settings count too."""
         self._names = names
         self._own_names = _own_names(names, self._derived.settings)
 
@@ -191,7 +191,7 @@ class Application:
         return call.finish(result) if isinstance(result, Response) else result
 
     def _refusal(self, request: Request, error: RequestError) -> Response:
-        """Return the response that an error means: who asked for a page gets a page."""
+        """Return the response to an error; for a page's request it is a page."""
         pages = self._pages
         if pages is not None and pages.enabled and request.path.startswith("/ui"):
             return pages.refusal(error)
@@ -210,9 +210,9 @@ class Application:
         return self._control(request, call) if call.namespace == "_control" else self._call(request, call)
 
     def _check_head(self, request: Request, call: RequestContext, *, early: bool = False) -> None:
-        """Refuse what can be refused before the body is there; note whose method is called.
+        """Refuse a request by its head, if that is possible; note namespace and method in the call.
 
-        With ``early`` the body is not there, so it is worth while to look into the query, too.
+        ``early``: the body is not there yet, so the query is checked as well.
         """
         origins.check(request.fields, self._own_names)
         namespace, _, method = request.path.removeprefix("/").removesuffix("/").partition("/")
@@ -241,11 +241,11 @@ class Application:
             given = _in_header(request.fields)
             if given:
                 self._check_key(keys, given, call)
-            elif early and request.query:  # then the body is not looked at for parameters
+            elif early and request.query:  # then the body has no parameters
                 self._check_key(keys, parse(request.query, "", b"", 1).keys, call)
 
     def _call(self, request: Request, call: RequestContext) -> Response | PendingResponse:
-        """Serve a call of a namespace's method: section, key and method are looked at in this order."""
+        """Serve a call of a namespace's method: section, key and method are checked in this order."""
         derived = self._derived
         namespace, method = call.namespace, call.method
         keys = derived.keys[namespace]
@@ -278,7 +278,7 @@ class Application:
         return self._registered(outcome, call)
 
     def _registered(self, ask: Ask, call: RequestContext) -> Response | PendingResponse:
-        """Return what the registry says: at once if that is known, else when it has had its turn."""
+        """Return the registry's response: at once if its reply is known here, else a PendingResponse."""
         key = call.key
         if key is None or not key.must_be_counted(network_of(call.source)):
             reply = self._addresses["registry"].reply_now(ask.message)
@@ -289,23 +289,23 @@ class Application:
         return self._ask("registry", ask, call)
 
     def _for_people(self, namespace: str) -> _Page:
-        """Return what serves the pages for people; there it is looked who has signed in.
+        """Return the part that serves the pages; it checks the sign-in itself.
 
         Raises:
-            Unauthorized: the namespace, which is none that can be called, is not theirs, or they are off.
+            Unauthorized: the path is not one of the pages, or the pages are turned off.
         """
         if namespace != "ui" or self._pages is None or not self._pages.enabled:
             raise Unauthorized("Unauthorized package")
         return Application._page
 
     def _page(self, request: Request, call: RequestContext) -> Response | PendingResponse:
-        """Serve a page for people; only who signs in there brings a key."""
+        """Serve a page for people; only a sign-in brings a key."""
         assert self._pages is not None  # noqa: S101 - looked at with the head
 
         def came_with(name: str, *, signs_in: bool) -> None:
             call.by = name
             key = self._named.by_name.get(name)
-            if key is not None and signs_in:  # pages that are only looked at write nothing, not even this
+            if key is not None and signs_in:  # reading a page writes nothing, not even the use of a key
                 self._key_uses.note(key)
 
         def sent(answer: Response) -> Response:
@@ -320,7 +320,7 @@ class Application:
         return namespace in self._named.closed and namespace not in self._derived.opened
 
     def _check_key(self, keys: tuple[str, ...], candidates: Sequence[object], call: RequestContext) -> None:
-        """See that a request brings the namespace's own key, or a named one, which is noted in ``call``."""
+        """Check that a request brings the namespace's own key, or a named key, which is noted in ``call``."""
         self._check_guessing(candidates, call.source)
         if keys and access_keys.matches(candidates, keys):
             self._wrong_keys.was_right(network_of(call.source), candidates)
@@ -342,7 +342,7 @@ class Application:
         self._wrong_keys.was_right(network_of(call.source), candidates)
 
     def _check_registry(self, meant: str) -> None:
-        """See that a key that is wrong here is meant for this registry.
+        """Check that a wrong key was meant for this registry.
 
         Args:
             meant: the id of the registry that a join token is for; empty where no token says one.
@@ -358,16 +358,16 @@ class Application:
             )
 
     def _note_caller(self, candidates: Sequence[object], call: RequestContext) -> None:
-        """Note whose key comes with a call of an open namespace. It opens nothing there and limits nothing."""
+        """Note the name of the key that comes with a call of an open namespace. The key changes nothing there."""
         key = self._named.find(candidates, time.time()) if candidates else None
         if key is not None and not key.why_not(call.source, network_of(call.source), time.time()):
             call.by = key.name
 
     def _check_guessing(self, candidates: Sequence[object], source: str) -> None:
-        """See that what a request brings may be looked at.
+        """Check that the keys of a request may be compared.
 
         Raises:
-            _HeldBack: too many wrong ones came from there.
+            _HeldBack: too many wrong keys came from its address.
         """
         if candidates and not self._wrong_keys.may_look(network_of(source), candidates, time.monotonic()):
             self._count_wrong(source)
@@ -388,7 +388,7 @@ class Application:
             raise error
 
     def _whoami(self, request: Request, call: RequestContext) -> Response:
-        """Tell what the key that a request brings may do."""
+        """Return the response that says what the request's key may do."""
         given = _in_header(request.fields)
         derived, named = self._derived, self._named
         namespaces = sorted(name for name, keys in derived.keys.items() if not keys and not self._is_closed(name))
@@ -408,10 +408,10 @@ class Application:
         return response.success_with({**shown, "address": call.source})
 
     def _check_revocation(self, document: Mapping[str, Any]) -> None:
-        """See that somebody can still do everything when a key is revoked.
+        """Check that one key with all rights is left when a key is revoked.
 
         Raises:
-            PreconditionFailed: it is the last key that may do anything in a namespace.
+            PreconditionFailed: the key is the last one with all rights in a namespace.
         """
         name = str(document.get("name", ""))
         key, now = self._named.by_name.get(name), time.time()
@@ -500,7 +500,7 @@ class Application:
         message = messages.Call(method, parameters.texts(), call.source, call.id, key, call.by or "")
         limit: float = schema.option(self._derived.settings, namespace, "_timeout_secs")
         waits: int = schema.option(self._derived.settings, namespace, "_queue_max")
-        # The actor replies to each call, however it ends; this is only for an actor that broke.
+        # The actor replies to each call in time; this limit is only for an actor that is broken.
         return self._ask(name, Ask(message, _called, limit * (waits + 2) + ASK_TIMEOUT_SECS), call)
 
     def _control(self, request: Request, call: RequestContext) -> Response | PendingResponse:
@@ -525,7 +525,7 @@ class Application:
         return self._ask(name, ask, call, call.unusable)
 
     def _registry(self, _call: RequestContext) -> Response:
-        """Tell the local command which registry this broker serves."""
+        """Return the id of the registry that this broker serves, for the local command."""
         return response.success_with({"id": self._named.registry_id})
 
     # --- pages ---
@@ -551,14 +551,14 @@ class Application:
         return Response(200, client_file.content(), "", "application/zip", headers)
 
     def _check_metrics(self, request: Request, call: RequestContext) -> None:
-        """See that a request brings a key that may read the metrics."""
+        """Check that a request brings a key that may read the metrics."""
         call.namespace = "metrics"
         given = _in_header(request.fields)
         if not given:
             raise Unauthorized(
                 "metrics needs an access key (api.metrics); bpbroker key add NAME --allow metrics makes one"
             )
-        # Who may read all entries may read how many there are.
+        # A key that may read all entries may also read how many there are.
         self._check_key(self._derived.keys["services"], given, call)
         access_keys.check(call.key, (Need("metrics", "Read"),))
 
@@ -568,7 +568,7 @@ class Application:
         return self._scrape(scrape, lambda: Response(200, scrape.text(form), "", form), call)
 
     def _scrape(self, scrape: Scrape, show: Callable[[], Response], call: RequestContext) -> PendingResponse:
-        """Return the response that shows a scrape; parts that do not answer in time are left out."""
+        """Return the response with the metrics; parts that do not reply in time are left out."""
 
         def ask() -> Future[Any]:
             return scrape.ask(self._addresses["healthcheck"])
@@ -581,7 +581,7 @@ class Application:
         return PendingResponse(begin, finish, SCRAPE_SECS, heavy=True)
 
     def _seen(self, measured: messages.Measured | None) -> metrics.Seen:
-        """Return what is known for metrics now; in a worker's thread."""
+        """Return the current values of all metrics; called in a worker's thread."""
         access_log.collect()
         return metrics.Seen(
             measured,
@@ -608,17 +608,17 @@ _PAGES: Final[Mapping[str, _Page]] = {
     "metrics": Application._metrics,  # noqa: SLF001 - as above
     "whoami": Application._whoami,  # noqa: SLF001 - as above
 }
-"""What is no call of a method; the methods of a namespace of such a name are below it."""
+"""Paths that are no calls of a method. A namespace of the same name has its methods below such a path."""
 
 
 class _HeldBack(TooManyRequests):
-    """Too many wrong keys came from an address: the answer to another one comes late."""
+    """Too many wrong keys came from an address: the response to another wrong key is delayed."""
 
     delay_secs: float = 0.0
 
 
 def _held_back(refusal: Response, delay_secs: float, call: RequestContext) -> PendingResponse:
-    """Return an answer that comes late; no thread waits for it."""
+    """Return a response that is sent later; no thread waits meanwhile."""
 
     def finish(_reply: Future[Any]) -> Response:
         return call.finish(refusal)
@@ -627,7 +627,7 @@ def _held_back(refusal: Response, delay_secs: float, call: RequestContext) -> Pe
 
 
 def _shown_key(key: NamedKey) -> dict[str, Any]:
-    """Return what the holder of a key may know of it."""
+    """Return what the holder of a key may know about the key."""
     return {
         "name": key.name,
         "allow": list(key.allow),
@@ -645,7 +645,7 @@ def _own_names(names: Collection[str], settings: messages.Settings) -> frozenset
 
 
 def _about(values: Mapping[str, Any]) -> Any:
-    """Return what a call with these parameters is about; None if nothing of it has a name."""
+    """Return the name of the entry, lock or other thing that a call is about; None if it has no name."""
     for name in _ABOUT:
         if name in values:
             return values[name]
@@ -665,7 +665,7 @@ def _in_header(fields: Mapping[str, str]) -> list[str]:
 
 
 def _utf8(header: str) -> str:
-    """Return a header's bytes, which are shown as Latin-1, as the UTF-8 text that they are."""
+    """Decode a header as UTF-8; the server passes its bytes as Latin-1 text."""
     return header.encode("latin-1", "replace").decode("utf-8", "replace")
 
 

@@ -1,4 +1,4 @@
-"""What a method of a built-in namespace is: parameters to a message, and its reply to a response."""
+"""How a method of a built-in namespace is described: from parameters to a message, from its reply to a response."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TAG: Final = re.compile(r'[ \t]*((?:W/)?"[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?:,|
 
 @dataclass(frozen=True, slots=True)
 class EntryLimits:
-    """How large parts of an entry may be."""
+    """The largest sizes of an entry's parts."""
 
     name_bytes: int
     data_bytes: int
@@ -28,7 +28,7 @@ class EntryLimits:
 
 
 def loopback_writer(settings: Mapping[str, Any]) -> str | None:
-    """Return what settings say of writers over loopback; see ``api.loopback_as`` and :func:`for_loopback`."""
+    """Return the address that is noted for writers over loopback; see ``api.loopback_as`` and :func:`for_loopback`."""
     listen_ip: str = settings.get("api", {}).get("listen_ip", "")
     return fixed_for_loopback(schema.option(settings, "api", "loopback_as"), listen_ip)
 
@@ -56,31 +56,31 @@ class Ask(NamedTuple):
     heavy: bool = False
     """Whether ``show`` may take more than a millisecond."""
     patient: bool = False
-    """Whether the client means to wait."""
+    """Whether the client asked to wait."""
     late: RequestError = response.LATE
     """The error when there was no reply in time."""
     heavy_if: Callable[[Any], bool] | None = None
     """Whether ``show`` may take more than a millisecond for this reply; asked when that is not known before."""
     size_of: Callable[[Any], int] | None = None
-    """The size of what ``show`` makes of the reply, about, in bytes; None if it is small."""
+    """About how many bytes ``show`` makes of the reply; None if it is small."""
 
 
 Touches = Callable[[str, str, Parameters], Iterable[Need]]
-"""Function of namespace, method and parameters to what that call does."""
+"""Returns what a call does, by namespace, method and parameters."""
 
 
 def a_name(namespace: str, method: str, parameters: Parameters) -> tuple[Need, ...]:
-    """Return what a method does that is about the name in its parameters."""
+    """Return the needs of a method that is about one name."""
     return (Need(namespace, method, str(parameters.values.get("name", ""))),)
 
 
 def a_prefix(namespace: str, method: str, parameters: Parameters) -> tuple[Need, ...]:
-    """Return what a method does that is about all names with the prefix in its parameters."""
+    """Return the needs of a method that is about all names with a prefix."""
     return (Need(namespace, method, str(parameters.values.get("prefix", ""))),)
 
 
 def no_name(namespace: str, method: str, _parameters: Parameters) -> tuple[Need, ...]:
-    """Return what a method does that is about no names."""
+    """Return the needs of a method that is about no name."""
     return (Need(namespace, method),)
 
 
@@ -102,7 +102,7 @@ class Action:
 
 
 def tags_of(field: str, header: str) -> tuple[str, ...]:
-    """Return the entity tags in a header field; never none: a condition that was meant must not be lost.
+    """Return the entity tags in a header field, at least one: a condition must not get lost by a mistake in it.
 
     Raises:
         BadRequest: there is something else in it.

@@ -1,4 +1,4 @@
-"""``bpclient.pyz``: the client in one file, made of what is installed here and served without a key."""
+"""``bpclient.pyz``: the client in one file, made of the installed modules and served without a key."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from bpbroker.service.templates import template
 
 _BEGIN: Final = b"#!/usr/bin/env python3\n"
 _LIBRARIES: Final = ("click", "colorama", "ifaddr")
-"""What is not our own; click uses colorama on Windows only."""
+"""Libraries in the file; click uses colorama on Windows only."""
 _MOMENT: Final = (1980, 1, 1, 0, 0, 0)
-"""The same for every file, so that the same installation makes the same bytes."""
+"""The time of all files in it, so that one installation always makes the same bytes."""
 
-# Of a syntax that every Python reads. click is needed for help and for usage errors only, and newer ones do not
-# compile on Python 3.9.
+# Written so that each Python can read it. click is needed for help and usage errors only, and newer versions of it do
+# not compile on Python 3.9.
 _MAIN: Final = b"""import sys
 
 if sys.version_info < (3, 9):
@@ -78,7 +78,7 @@ def _modules() -> Iterator[tuple[str, Path]]:
 
 
 def _licences() -> Iterator[tuple[str, str]]:
-    """Yield the name in the file and the text of the licences of what is not our own."""
+    """Yield the name in the file and the text of each library's licences."""
     for library in _LIBRARIES:
         try:
             distribution = importlib.metadata.distribution(library)

@@ -1,4 +1,4 @@
-"""What the local ``bpbroker`` command may ask of the running broker under ``/_control``. Pure."""
+"""The requests under ``/_control``, from the local ``bpbroker`` command to the running broker. Pure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from bpbroker.server.response import Response
 
 METRICS: Final = "Metrics"
 REGISTRY: Final = "Registry"
-"""Two methods that are not in :data:`CONTROL`: no actor alone can answer them."""
+"""Two methods that are not in :data:`CONTROL`: several parts have to reply to them."""
 BULK_SECS: Final = 3600.0
-"""What writes or reads a file takes as long as that takes on this disk. The broker looks whether it goes on."""
+"""Time limit of methods that read or write a file, which may take long on a slow disk. The broker checks that they go
+on."""
 
 
 def _show(value: Any) -> Response:
@@ -33,7 +34,7 @@ _Action = Callable[[Mapping[str, Any]], tuple[str, Ask]]
 
 
 def _key(kind: Literal["add", "rotate", "revoke"]) -> _Action:
-    """Return what changes the named key whose name is in the document."""
+    """Return the message that changes a named key; ``document`` has its name."""
 
     def decide(document: Mapping[str, Any]) -> tuple[str, Ask]:
         name = document.get("name")
@@ -46,7 +47,7 @@ def _key(kind: Literal["add", "rotate", "revoke"]) -> _Action:
 
 
 def _share_secret(document: Mapping[str, Any]) -> tuple[str, Ask]:
-    """Return what reads or renews the discovery secret of a shared registry; one that has none gets the given one."""
+    """Return the message that reads, renews or, if there is none, sets a shared registry's discovery secret."""
     message = messages.ShareSecret(str(document.get("secret")), document.get("renew") is True)
     return "registry", Ask(message, _show_secret)
 
@@ -68,7 +69,7 @@ def _without_digests(record: Record) -> dict[str, Any]:
     stored = json.loads(record.json)
     name = record.name.removeprefix(named_keys.PREFIX)
     if not any(named_keys.problems(name, stored)) and named_keys.is_common(named_keys.of(name, stored)):
-        # Without its digest, the operator's command cannot tell.
+        # Here, because the operator's command does not get the digest.
         stored["weak"] = "its secret is a common word"
     del stored["sha256"]
     if "previous" in stored:
@@ -102,8 +103,8 @@ CONTROL: Final[Mapping[str, _Action]] = {
     "Reload": _simple("broker", messages.Reload, BULK_SECS),
     "Stop": _simple("broker", messages.Stop),
     "ApplyConfiguration": lambda document: (
-        "broker",  # which asks the config store, and answers when all parts work by it
+        "broker",  # which asks the config store, and replies when all parts use the new settings
         Ask(messages.ApplyConfiguration(document), _show, BULK_SECS, heavy=True),
     ),
 }
-"""Method to what it asks of which actor; each takes the request's JSON object."""
+"""Method to the actor that it asks and the function that makes the message of the request's JSON object."""

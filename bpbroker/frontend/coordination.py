@@ -46,7 +46,7 @@ _TEXT_MAX_BYTES: Final = 256
 _BATCH_MAX: Final = 100
 _BATCH_MAX_BYTES: Final = 1024 * 1024
 _BATCH_SMALL_BYTES: Final = _BATCH_MAX_BYTES // 8
-"""A body of this size needs no measuring: escapes and spaces make JSON at most six times as large."""
+"""A smaller body need not be measured: escapes and spaces make JSON at most six times as large."""
 _NUMBER_MAX: Final = 2**53 - 1
 _YEAR_SECS: Final = 366 * 86_400
 _LOCK_DATA_MAX_BYTES: Final = 4096
@@ -120,7 +120,7 @@ def _lock(parameters: Parameters, _fields: Mapping[str, str], source: str, limit
         try:
             data = entry_values.strict_json(data, max_depth=limits.depth)
         except json.JSONDecodeError:
-            pass  # plain text is a fine word about oneself
+            pass  # plain text is allowed, too
     if len(json.dumps(data).encode()) > _LOCK_DATA_MAX_BYTES:
         raise TooLarge(f"The data of a lock is larger than {_LOCK_DATA_MAX_BYTES} bytes")
     most = _number(parameters, "limit", 1, least=1) or 1
@@ -222,7 +222,7 @@ def _operation(value: object, source: str, limits: EntryLimits) -> Any:
     decide = OPERATIONS.get(method) if isinstance(method, str) else None
     if not isinstance(method, str) or decide is None:
         raise BadRequest(f"method must be one of {', '.join(OPERATIONS)}")
-    if not value.keys() <= _KEYS[method]:  # a condition with a slip of the pen must not be none at all
+    if not value.keys() <= _KEYS[method]:  # a condition with a typing error must not be ignored
         unknown = next(key for key in value if key not in _KEYS[method])
         raise BadRequest(f"{method} in a batch takes no {unknown!r}; it takes {', '.join(_TAKEN[method])}")
     return decide(Parameters(value, ()), _NO_FIELDS, source, limits)
@@ -234,7 +234,7 @@ _CONDITIONS: Final = frozenset(_EXPECTS)
 
 
 def operation_condition(parameters: Parameters) -> Condition:
-    """Return the condition in an operation's own parameters; they name tags as the header fields do."""
+    """Return the condition in an operation's parameters, which have the tags in the form of the header fields."""
     if _CONDITIONS.isdisjoint(parameters.values):  # as most have none
         return messages.ALWAYS
     match, none_match = parameters.text("if_match"), parameters.text("if_none_match")
@@ -253,7 +253,7 @@ def _quoted(tag: str) -> str:
 
 
 def fence(parameters: Parameters) -> tuple[str, int] | None:
-    """Return the lock and the token that a write has to hold; None if it names none.
+    """Return the lock and the token that a write depends on; None if it names no lock.
 
     Raises:
         BadRequest: it is not NAME:TOKEN.
@@ -268,7 +268,7 @@ def fence(parameters: Parameters) -> tuple[str, int] | None:
 
 
 def _held(parameters: Parameters) -> Condition:
-    """Return the condition of a write that may name a lock, and nothing else."""
+    """Return the condition of a write that may depend on a lock, but on nothing else."""
     lock = fence(parameters)
     return messages.ALWAYS if lock is None else Condition(lock=lock)
 
@@ -294,7 +294,7 @@ def _written(kind: type[messages.Register | messages.Replace]) -> Any:
 
 
 def session_of(parameters: Parameters) -> str | None:
-    """Return the session that a write names: None for none, empty to take the entry out of its session."""
+    """Return the session that a write names; None: no word of it; empty: take the entry out of its session."""
     session = parameters.text("session")
     return sessions.check_id(session) if session else session
 
@@ -356,12 +356,12 @@ _TAKEN: Final[Mapping[str, tuple[str, ...]]] = {
     "Take": ("name", "receiver", "lock"),
     "Ack": ("name", "receiver", "lock"),
 }
-"""What each operation of a batch takes."""
+"""The parameters of each operation of a batch."""
 _KEYS: Final = {method: frozenset({"method", *taken}) for method, taken in _TAKEN.items()}
 
 
 def _shown(found: Any) -> bytes:
-    """Return what a batch tells of one operation; entries are shown as they are stored, without parsing them."""
+    """Return the result of one operation of a batch as JSON; entries are copied as they are stored, not parsed."""
     if isinstance(found, Record):
         return b'{"status": 200, "data": %b, "revision": %d}' % (found.json, found.revision)
     if isinstance(found, tuple):
@@ -416,7 +416,7 @@ _last_shown: tuple[Watched | None, Response | None] = (None, None)
 
 
 def _show_watched(watched: Watched) -> Response:
-    """Return the answer to a watch. Many watches are told the same thing at once: it is written once."""
+    """Return the response to a watch. Many watches get the same one at the same time, so it is made once."""
     global _last_shown  # noqa: PLW0603 - a cache of one value, replaced as a whole
     known, shown = _last_shown
     if known is watched and shown is not None:
@@ -435,10 +435,10 @@ def _event(event: Event) -> bytes:
 
 
 def asks_for_lost(parameters: Parameters) -> bool:
-    """Return whether a List asks for what ended with its session, instead of what is there.
+    """Return whether a List asks for entries that ended with their session, instead of those that exist.
 
     Raises:
-        BadRequest: it does not say so clearly, or asks for both.
+        BadRequest: the parameter is neither 0 nor 1, or the call asks for both.
     """
     text = parameters.text("lost") or "0"
     if text not in ("0", "1"):
@@ -450,7 +450,7 @@ def asks_for_lost(parameters: Parameters) -> bool:
 
 
 def lost(records: tuple[Record, ...]) -> Response:
-    """Return what expired lately, by name."""
+    """Return the entries that ended with their session lately, by name."""
     newest = max([record.revision for record in records], default=0)
     return response.success_with({record.name: json.loads(record.json) for record in records}, newest)
 
@@ -469,14 +469,14 @@ def _a_name_or_prefix(namespace: str, method: str, parameters: Parameters) -> tu
 
 
 _CHECKS: Final = {"Check": "Get", "CheckEmpty": "List"}
-"""What an operation of a batch tells is what these methods tell."""
+"""The results of a batch's operations are shown as these methods show theirs."""
 
 _ABOUT: Final = {"Allocate": "pool", "Release": "pool", "List": "prefix", "CheckEmpty": "prefix"}
-"""Which parameter says what an operation is about, where it is not the name."""
+"""The parameter with the subject of an operation, where that is not ``name``."""
 
 
 def _operations(namespace: str, _method: str, parameters: Parameters) -> Iterator[Need]:
-    """Yield what the operations of a batch do; what is none is refused later."""
+    """Yield the needs of a batch's operations; a value that is no operation is refused later."""
     operations = parameters.values.get("operations")
     for operation in operations if isinstance(operations, list) else ():
         method = operation.get("method") if isinstance(operation, dict) else None

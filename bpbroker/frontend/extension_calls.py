@@ -1,4 +1,4 @@
-"""Calls of the registry that come from an extension's method: understood as those of a client are."""
+"""Calls of the registry by an extension's method: read in the same way as a client's requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def understand(
         settings: those in force.
 
     Raises:
-        BadRequest, TooLarge: it is not what a client might ask.
+        BadRequest, TooLarge: a client's request like this would be refused, too.
     """
     action = BUILT_IN["services"].get(method)
     writer = writer_of(settings, source)

@@ -1,4 +1,4 @@
-"""The use of named access keys: noted or counted, and what callers wait for ends with their key."""
+"""The use of named access keys: it is noted or counted. A wait ends when its key is revoked."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from bpbroker.server.response import PendingResponse, Response
 
 _ASK_TIMEOUT_SECS: Final = 30.0
 _NOTED_AGAIN_SECS: Final = 60.0
-"""A use that could not be noted is tried again after so long."""
+"""After how long a use that could not be noted is tried again."""
 
 
 class KeyUses:
-    """What is done when a request comes with a named key.
+    """Notes and counts the uses of named keys.
 
     Args:
         addresses: the broker's actors by name; the registry is told of uses.
@@ -41,7 +41,7 @@ class KeyUses:
         """Named key to the replies that its callers wait for."""
 
     def let_in(self, key: NamedKey, answer: Response, call: RequestContext) -> Response | PendingResponse:
-        """Return a response that is there already, after the use of the key was counted if it has to be."""
+        """Return a finished response; if the use of the key has to be counted, only after that."""
         if not key.must_be_counted(network_of(call.source)):
             self.note(key)
             return answer
@@ -54,7 +54,7 @@ class KeyUses:
         return PendingResponse(lambda: registry.ask(message, _ASK_TIMEOUT_SECS), finish, _ASK_TIMEOUT_SECS)
 
     def note(self, key: NamedKey) -> None:
-        """Have the day of a key's use noted; nothing waits for that."""
+        """Tell the registry to note the day of a key's use; nothing waits for that."""
         now = time.monotonic()
         if key.is_to_be_noted(time.time()) and now - self._noted.get(key.name, -math.inf) > _NOTED_AGAIN_SECS:
             self._noted[key.name] = now
@@ -65,9 +65,9 @@ class KeyUses:
     def counted_first(
         self, key: NamedKey, ask: Callable[[], Future[Any]], call: RequestContext, *, patient: bool
     ) -> Callable[[], Future[Any]]:
-        """Return how an actor is asked for a caller with a named key.
+        """Return the function that asks an actor for a client with a named key.
 
-        A use that counts is stored first. A wait ends when the key is revoked.
+        If the use has to be counted, it is stored first. A wait ends when the key is revoked.
         """
 
         def begin() -> Future[Any]:
@@ -85,16 +85,16 @@ class KeyUses:
         return begin
 
     def end_with_key(self, key: NamedKey, reply: Future[Any]) -> None:
-        """End a reply when its key is revoked, until it is there."""
+        """Let a reply end when its key is revoked before it is there."""
         waits = self._waits.setdefault(key.name, set())
         waits.add(reply)
         reply.add_done_callback(waits.discard)
         now = self._named.by_name.get(key.name)
-        if now is None or now.revoked is not None:  # just before it was in the set
+        if now is None or now.revoked is not None:  # just before the reply was added to the set
             self.end_waits(key)
 
     def end_waits(self, key: NamedKey) -> None:
-        """End what callers with this key wait for: it was revoked."""
+        """End all waits of clients with this key: it was revoked."""
         for reply in tuple(self._waits.get(key.name, ())):
             messages.fail(reply, Unauthorized(f"The access key '{key.name}' was revoked"))
 
@@ -106,7 +106,7 @@ def _counted(key: NamedKey, source: str) -> messages.ChangeKey:
 
 
 def _go_on(counted: Future[Any] | None, ask: Callable[[], Future[Any]], outer: Future[Any]) -> None:
-    """Ask an actor for ``outer`` once the use of the key is counted; None if it need not be."""
+    """Ask an actor, once the use of the key is counted if it has to be, and pass its reply to ``outer``."""
     try:
         if counted is not None:
             counted.result(0)

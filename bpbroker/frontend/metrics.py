@@ -1,7 +1,7 @@
-"""What ``/metrics`` shows: one table of all metrics, their values from what the parts count, and the text. Pure.
+"""The metrics: one table of them all, their values from the counts of the parts, and the text of ``/metrics``. Pure.
 
-No metric has a name of an entry, an address or an access key among its labels;
-what labels there are is bounded by the broker's configuration.
+No label has the name of an entry, an address or an access key as its value; the broker's configuration bounds how many
+values there are.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _EXTENSION: Final = "extension "
 
 
 class Seen(NamedTuple):
-    """What is known at one scrape."""
+    """The values that one scrape shows."""
 
     measured: Measured | None
     """None if the healthcheck did not answer in time."""
     requests: Counted
     wrong_keys: Mapping[str, int]
-    """Way on which they came to how many there were."""
+    """How many requests came, by the way on which they came."""
     held_bytes: int
     """What is kept for clients."""
     held_max_bytes: int
@@ -53,7 +53,7 @@ class Seen(NamedTuple):
             yield from self.measured.health.parts
 
     def counts(self, part: str) -> Mapping[str, Any]:
-        """Return what a part counts; empty if that is not known."""
+        """Return the counts of a part; empty if they are not known."""
         return {} if self.measured is None else self.measured.counts.get(part, {})
 
     def figures(self, part: str) -> Mapping[str, Any]:
@@ -75,7 +75,7 @@ class Spec(NamedTuple):
 
 
 def _one(value: Any) -> Values:
-    """Return the only value of a metric without labels; nothing if it is not known."""
+    """Return the only sample of a metric without labels; no sample if the value is not known."""
     return () if value is None else (((), value),)
 
 
@@ -88,12 +88,12 @@ def _count(part: str, name: str) -> Callable[[Seen], Values]:
 
 
 def _counts(part: str, name: str) -> Callable[[Seen], Values]:
-    """Return what shows a mapping, its keys as the one label."""
+    """Return a function that makes samples of a mapping; its keys are the values of the one label."""
     return lambda seen: (((label,), value) for label, value in seen.counts(part).get(name, {}).items())
 
 
 def _actors(name: str) -> Callable[[Seen], Values]:
-    """Return what shows a count of every actor."""
+    """Return a function that makes a sample of each actor's count."""
 
     def values(seen: Seen) -> Values:
         measured = seen.measured
@@ -106,7 +106,7 @@ def _actors(name: str) -> Callable[[Seen], Values]:
 
 
 def _extensions(look: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]) -> Callable[[Seen], Values]:
-    """Return what shows values of every extension.
+    """Return a function that makes samples of each extension.
 
     Args:
         look: returns a further label's values, or "" for none, to values, for an extension's figures and counts.

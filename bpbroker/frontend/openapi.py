@@ -182,7 +182,7 @@ def description() -> dict[str, Any]:
 
 
 def _metrics(error: dict[str, Any]) -> dict[str, Any]:
-    """Return what is no call of a method, and needs a key all the same."""
+    """Return the paths that are no calls of a method and still need a key."""
     text = {"schema": {"type": "string"}}
     responses: dict[str, Any] = {
         "200": {
@@ -202,5 +202,5 @@ def _content(schema: dict[str, Any], status: str) -> dict[str, Any]:
 
 @cache
 def document() -> bytes:
-    """Return the description as JSON. It is written once: everybody may ask for it, and it has 190 KB."""
+    """Return the description as JSON. It is made once, because it has 190 KB and needs no key."""
     return json.dumps(description()).encode()

@@ -1,7 +1,7 @@
-"""Requests that a web page makes a browser send: which of them are served. Pure.
+"""Requests that a browser sends for a web page: which of them are served. Pure.
 
-A browser that can reach the broker is a way past the network's borders for
-every page that it shows. Three things stop that:
+Each page in a browser that can reach the broker could use this browser to send requests from inside the network. Three
+things prevent that:
 
 - *Cross-site requests*: a request from a page of another origin has an
   ``Origin``, or ``Sec-Fetch-Site: cross-site`` or ``same-site``.
@@ -10,10 +10,9 @@ every page that it shows. Three things stop that:
   IP address in ``Host`` is always right: no name was looked up.
 - Methods that change something are not called with GET (:mod:`bpbroker.frontend.actions`).
 
-A program is no such way, and people reach a broker by names that it cannot know
-(an alias in DNS, a load balancer), so ``Host`` is checked only where a browser
-shows itself: every browser sends ``Sec-Fetch-*`` headers, which no page can
-change, or at least names itself Mozilla.
+Programs are not led by web pages, and clients may use names that the broker cannot know (an alias in DNS, a load
+balancer). So ``Host`` is checked only in requests of browsers: every browser sends ``Sec-Fetch-*`` headers, which no
+page can change, or at least calls itself Mozilla.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from bpbroker.errors import Forbidden, Misdirected
 
 
 def check(fields: Mapping[str, str], names: Collection[str]) -> None:
-    """Refuse what a web page of another origin makes a browser send.
+    """Refuse a request that a browser sends for a web page of another origin.
 
     Args:
         fields: the request's header fields.

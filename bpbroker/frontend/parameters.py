@@ -16,7 +16,7 @@ _KEY_NAMES: Final = ("access_key", "access-key")
 
 
 class Parameters:
-    """What a request was given, the access key kept apart from everything else."""
+    """The parameters of a request, with the access keys apart from all others."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Parameters:
         """Return the keys that an update removes; none if it says nothing of them.
 
         Raises:
-            BadRequest: one of them cannot be removed.
+            BadRequest: one of the keys cannot be removed.
         """
         return entry_values.check_unset(self.several("unset")) if "unset" in self.values else ()
 

@@ -1,4 +1,4 @@
-"""One request on its way: what its response and its line in the access log need."""
+"""One request on its way: the values that its response and its line in the access log need."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NO_STORE: Final = ("Cache-Control", "no-store")
 
 
 class RequestContext:
-    """One request on its way: what its answer and its line in the access log need."""
+    """One request on its way: the values that its response and its line in the access log need."""
 
     __slots__ = (
         "_started", "by", "id", "key", "method", "name", "namespace", "page", "registry", "revision", "source",
@@ -36,21 +36,21 @@ class RequestContext:
         self.id = request_id
         self.source = request.address
         self.registry = request.fields.get("x-registry", "")
-        """The registry that the join token of the client is for; empty if it did not say."""
+        """Id of the registry that the client's join token is for; empty if the request does not name one."""
         self.namespace = ""
         self.method = ""
         self.page: Callable[..., Response | PendingResponse] | None = None
-        """What serves it, if it is no call of a method."""
+        """What serves the request, if it is no call of a method."""
         self.name: Any = None
         self.key: NamedKey | None = None
         """The named key that let the call in."""
         self.by: str | None = None
-        """The name of the key that came with it."""
+        """The name of the key that came with the request."""
         self.revision = 0
-        """Of what it changed."""
+        """Revision of its change."""
 
     def noting(self, message: Any, show: Callable[[Any], Response]) -> Callable[[Any], Response]:
-        """Return what shows the reply to a write, and notes for the access log what was changed."""
+        """Return a function that makes the response of a write's reply, and notes the changes for the access log."""
 
         def shown(value: Any) -> Response:
             self.revision = getattr(value, "revision", 0)
@@ -65,7 +65,7 @@ class RequestContext:
         return shown
 
     def finish(self, answer: Response) -> Response:
-        """Write the access log; return the response with the headers that all have."""
+        """Write the access log; return the response with the headers that all responses have."""
         status, body, reason, content_type, headers = answer
         name = self.name
         access_log.write(
@@ -85,26 +85,26 @@ class RequestContext:
         return Response(status, body, reason, content_type, (("X-Request-Id", self.id), _NO_STORE, *headers))
 
     def sent(self, answer: Response) -> Response:
-        """Finish a page; it may say itself how long it is kept, as static files do."""
+        """Finish a page; a page, such as a static file, may say for how long browsers keep it."""
         finished = self.finish(answer)
         if any(name == "Cache-Control" for name, _ in answer.headers):
             return finished._replace(headers=tuple(header for header in finished.headers if header != _NO_STORE))
         return finished
 
     def unusable(self, error: BaseException) -> Response:
-        """Return the response for the operator on this host, who may read what is wrong with the configuration."""
+        """Return the response for the operator on this host, with all that is wrong with the configuration."""
         if isinstance(error, (ConfigurationError, StartError)):
             return response.failure(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
         return self.broken(error)
 
     def broken(self, error: BaseException) -> Response:
-        """Return the response to an unexpected error: the client gets an id, the log has everything."""
+        """Return the response to an unexpected error: it has an id, and the log has the details under this id."""
         logger.error("Request %s failed", self.id, exc_info=error)
         return response.failure(500, f"Internal error; the broker's log has it under id {self.id}")
 
 
 def changed_by_extension(call: messages.Call, change: Change) -> None:
-    """Write the access log for a change that an extension asked the registry for; any thread may call it."""
+    """Write the access log for a change that an extension made; any thread may call it."""
     _write_change(change, call.source, call.request_id, call.caller or None)
 
 
@@ -122,5 +122,5 @@ def _write_change(change: Change, source: str, request_id: str, by: str | None) 
 
 
 def rejected(address: str, refusal: Response) -> None:
-    """Write the access log for what the server refused by itself."""
+    """Write the access log for a request that the server refused before it reached the application."""
     access_log.write(access_log.Line(address=address, status=refusal.status, sent_bytes=len(refusal.body)))

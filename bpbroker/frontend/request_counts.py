@@ -1,7 +1,6 @@
-"""How many requests were answered how, and how long they took: counted from the batches of the access log.
+"""How many requests had which status, and how long they took: counted from the batches of the access log.
 
-Namespaces and methods that a client made up count together, so that no client
-decides how many numbers there are.
+Namespaces and methods that do not exist count together, so that no client can make more and more numbers.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from bpbroker.frontend.actions import BUILT_IN
 from bpbroker.frontend.control import CONTROL, METRICS, REGISTRY
 
 NONE: Final = "(none)"
-"""The label of requests that are about no namespace, such as of ``/health``."""
+"""The label of requests without a namespace, such as ``/health``."""
 REJECTED: Final = "(rejected)"
-"""The label of what was refused before it was a request."""
+"""The label of refusals before a request was complete."""
 UNKNOWN: Final = "(unknown)"
-"""The label of namespaces and methods that there are not."""
+"""The label of namespaces and methods that do not exist."""
 METHODS_MAX: Final = 64
-"""Methods of one extension that are counted each by itself."""
+"""How many methods of one extension are counted separately."""
 LABELS_MAX: Final = 512
-"""Pairs of namespace and method that are counted each by itself, in all."""
+"""How many pairs of namespace and method are counted separately, in all."""
 
 _OTHER: Final = "other"
 _STATUSES: Final = {status.value: str(status.value) for status in HTTPStatus}
@@ -34,44 +33,45 @@ _OWN: Final = {
     name: frozenset(found) for name, found in (*BUILT_IN.items(), ("_control", (*CONTROL, METRICS, REGISTRY)))
 }
 _THERE: Final = (200, 500)
-"""Statuses of calls whose method an extension has: for others it may not have been asked."""
+"""Statuses that only an existing method of an extension leads to. With other statuses the extension may not have been
+asked."""
 
 Labels = tuple[str, str]
 """Namespace and method."""
 
 
 class Counted(NamedTuple):
-    """What was counted up to one moment."""
+    """The counts at one moment."""
 
     requests: Mapping[tuple[str, str, str], int]
-    """Namespace, method and status to how many there were."""
+    """Number of requests by namespace, method and status."""
     durations: Mapping[Labels, Histogram]
 
 
 class _Counts:
-    """What is counted under one pair of labels."""
+    """The counts under one pair of labels."""
 
     __slots__ = ("durations", "statuses")
 
     def __init__(self) -> None:
         self.statuses: dict[int, int] = {}
-        """Status to how many answers had it."""
+        """Number of responses by status."""
         self.durations: Durations | None = None
-        """Of those requests that were taken up."""
+        """Durations of the requests that reached the application."""
 
 
 class RequestCounts:
     """Counts requests; any thread may call it.
 
     Args:
-        namespaces: the namespaces that there are.
+        namespaces: those that exist.
     """
 
     def __init__(self, namespaces: Collection[str] = ()) -> None:
         self.namespaces = namespaces
         self._lock = threading.Lock()
         self._known: dict[Labels, _Counts] = {}
-        """By namespace and method, as far as they are there."""
+        """Counts by namespace and method, for those that exist."""
         self._counts: dict[Labels, _Counts] = {}
         """By labels."""
         self._methods: dict[str, int] = {}
@@ -96,7 +96,7 @@ class RequestCounts:
                     durations.total_secs += secs
 
     def counted(self) -> Counted:
-        """Return what was counted so far."""
+        """Return the counts so far."""
         requests: dict[tuple[str, str, str], int] = {}
         durations: dict[Labels, Histogram] = {}
         with self._lock:
@@ -109,7 +109,7 @@ class RequestCounts:
         return Counted(requests, durations)
 
     def _counts_of(self, status: int, request_id: str, namespace: str, method: str) -> _Counts:
-        """Return where a request counts whose namespace and method were not seen before, or are not there."""
+        """Return the counts for a namespace and method that are new here, or do not exist."""
         labels = self._labels(status, request_id, namespace, method)
         counts = self._counts.get(labels)
         if counts is None:
@@ -117,7 +117,7 @@ class RequestCounts:
         return counts
 
     def _labels(self, status: int, request_id: str, namespace: str, method: str) -> Labels:
-        """Return the labels of a request, and keep what it counts under for the next one if its method is there."""
+        """Return the labels of a request, and keep its counts for the next request if its method exists."""
         if not namespace:
             return (NONE if request_id else REJECTED, NONE)
         own = _OWN.get(namespace)
@@ -135,4 +135,4 @@ class RequestCounts:
 
 
 _PAGES: Final = frozenset({"whoami", "metrics", "ui"})
-"""What the access log shows as a namespace, because a key may come with it, and is none."""
+"""Paths that the access log shows as a namespace, because a key may come with them, and that are no namespace."""

@@ -1,8 +1,8 @@
-"""Scrapes of ``/metrics``: those that come together share one, and none waits for a part that is stuck.
+"""Scrapes of ``/metrics``: those that come together share one result, and none waits for a part that is stuck.
 
-The healthcheck asks all parts at one time and answers a quarter of a second later at
-most. If it is stuck itself, its own numbers and those of all parts are left
-out, and the scrape ends in :data:`SCRAPE_SECS`. No thread waits meanwhile.
+The healthcheck asks all parts at one time and replies a quarter of a second
+later at most. If it is stuck itself, its own numbers and those of all parts are
+left out, and the scrape ends after :data:`SCRAPE_SECS`. No thread waits meanwhile.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from bpbroker.messages import Address, Measure, Measured, settle
 SCRAPE_SECS: Final = 2.0
 """How long a scrape waits for the healthcheck."""
 KEPT_SECS: Final = 0.25
-"""So long what one scrape has shown is shown to the next ones, at least."""
+"""For how long, at least, the next scrapes get the result of one."""
 _SHARE: Final = 0.05
-"""However many scrapes come, this part of a processor is all that they cost together."""
+"""The largest share of a processor that all scrapes together may take."""
 
 
 class Scrape:
-    """What is shown to all who ask at about the same time.
+    """The result for all scrapes that come at about the same time.
 
     Args:
-        look: returns what is known, given what the healthcheck said.
+        look: returns the values, given the reply of the healthcheck.
     """
 
     def __init__(self, look: Callable[[Measured | None], metrics.Seen]) -> None:
@@ -39,18 +39,18 @@ class Scrape:
         self._texts: dict[str, bytes] = {}
         self._began = time.monotonic()
         self._cost_secs = 0.0
-        """Of the processor's time."""
+        """Processor time that it took."""
         self._asked = False
         self._heard: Future[Measured | None] = Future()
 
     @property
     def is_fresh(self) -> bool:
-        """Whether who comes now may have it, too."""
+        """Whether a scrape that comes now may share it."""
         kept_secs = max(KEPT_SECS, self._cost_secs / _SHARE)
         return time.monotonic() - self._began < (kept_secs if self._heard.done() else SCRAPE_SECS)
 
     def ask(self, healthcheck: Address) -> Future[Any]:
-        """Have the parts asked, once. Return what is done when they have answered; who cancels it disturbs no other."""
+        """Ask the parts, once. Return a future that is done when they have replied; each scrape may cancel its own."""
         with self._one_at_a_time:
             first, self._asked = not self._asked, True
         if first:
@@ -78,7 +78,7 @@ class Scrape:
             return self._texts[form]
 
     def seen(self) -> metrics.Seen:
-        """Return what is known now."""
+        """Return the current values."""
         measured = None
         if self._heard.done():
             with contextlib.suppress(Exception):
@@ -87,7 +87,7 @@ class Scrape:
 
 
 class Scrapes:
-    """Where scrapes come from.
+    """Makes scrapes.
 
     Args:
         look: as for :class:`Scrape`.
@@ -99,7 +99,7 @@ class Scrapes:
         self._choosing = threading.Lock()
 
     def current(self) -> Scrape:
-        """Return the scrape to take part in."""
+        """Return the scrape to share."""
         with self._choosing:
             if self._newest is None or not self._newest.is_fresh:
                 self._newest = Scrape(self._look)

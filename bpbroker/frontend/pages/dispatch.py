@@ -1,8 +1,7 @@
-"""Where requests for pages come in. In the loop's thread, so it is quick and waits for nothing.
+"""Where requests for pages come in. This runs in the loop's thread, so it is quick and waits for nothing.
 
-What it can tell by itself is told here: whether a key that was brought counts,
-so that wrong ones are counted with all others, and what is new, which must not
-hold a thread while nothing is. All else goes to the pages' own threads.
+Two things are done here. A key in the request is checked, so that wrong keys count with those of all other requests. A
+page that waits for news is parked, so that it needs no thread. All else goes to the pages' own threads.
 """
 
 from __future__ import annotations
@@ -47,10 +46,10 @@ _LATE: Final = TimedOut("The page took too long to make; try again")
 
 
 class CameWith(Protocol):
-    """Hears whose key a request came with."""
+    """Called with the name of the key in a request."""
 
     def __call__(self, name: str, *, signs_in: bool) -> None:
-        """Hear the name of a named key, and whether the request signs in by it."""
+        """Note the name of a named key, and whether the request signs in with it."""
 
 
 class Pages:
@@ -78,7 +77,7 @@ class Pages:
         self._sessions: Sessions | None = None
 
     def settings_changed(self, keys: Mapping[str, tuple[str, ...]], opened: Container[str], *, enabled: bool) -> None:
-        """Go by these settings from now on; see :meth:`Gate.settings_changed`."""
+        """Use these settings from now on; see :meth:`Gate.settings_changed`."""
         self._gate.settings_changed(keys, opened)
         self.enabled = enabled
 
@@ -98,14 +97,15 @@ class Pages:
             request: its path begins with ``/ui``.
             request_id: for the log.
             finish: makes a response ready to be sent.
-            check_guessing: given what may be a key, and the address; raises that it is not to be looked at.
-            wrong_key: told the address of a wrong key; may raise that there were too many.
+            check_guessing: called with a possible key and the address; raises an error if the key must not be
+            compared.
+            wrong_key: called with the address of a wrong key; may raise an error if there were too many.
             watch: ends a reply when a key is revoked.
-            came_with: told the name of the key by which the session was signed in, or is now.
+            came_with: called with the name of the key by which the session was signed in, or is now.
 
         Raises:
             BadRequest, MethodNotAllowed, TooLarge: the request is none for a page.
-            Unavailable: which keys there are is not known yet.
+            Unavailable: the named keys are not known yet.
         """
         path = request.path
         if request.method not in ("GET", "HEAD") and not (request.method == "POST" and path in (SIGN_IN, SIGN_OUT)):
@@ -169,7 +169,7 @@ class Pages:
         check_guessing: Callable[[Sequence[object], str], None],
         wrong_key: Callable[[str], None],
     ) -> Visit:
-        """Look at the key that a request brings."""
+        """Check the key in a request."""
         if len(request.body) > _FORM_MAX_BYTES:
             raise TooLarge("An access key is shorter than that")
         try:
@@ -197,7 +197,7 @@ class Pages:
         finish: Callable[[Response], Response],
         watch: Callable[[NamedKey, Future[Any]], None],
     ) -> Response | PendingResponse:
-        """Return what happened after a page's cursor, as soon as there is something."""
+        """Return the changes after a page's cursor, as soon as there are some."""
         try:
             if credential is None:
                 raise Unauthorized("Signed out")
@@ -223,7 +223,7 @@ class Pages:
         return PendingResponse(ask, made, live.WAIT_SECS, patient=True)
 
     def _told(self, news: News) -> Response:
-        """Return news as a response. Many pages are told the same at once: it is written once."""
+        """Return news as a response. Many pages get the same news at once, so it is made once."""
         known, shown = self._last_told
         if known is not news:
             shown = _json(live.shown(news))

@@ -1,10 +1,8 @@
 """Changes as they happen, for all open pages together.
 
-One watch of the registry feeds all of them: it costs the registry the same with
-twenty pages as with one. A page asks for what came after its cursor, and its
-request is parked, without a thread, until there is something. A cursor that is
-older than what is kept here is answered by the registry's own history, so a page
-that was asleep catches up.
+One watch of the registry serves all of them, so twenty pages cost the registry no more than one. A page asks for the
+changes after its cursor, and its request is parked, without a thread, until there are some. For a cursor that is older
+than the changes kept here, the registry is asked for its history, so a page that was asleep catches up.
 """
 
 from __future__ import annotations
@@ -26,22 +24,23 @@ from bpbroker.registry.requests import Event, Watch, Watched
 logger = logging.getLogger(__name__)
 
 WAIT_SECS: Final = 25.0
-"""So long a page's request waits for something to happen."""
+"""How long a page's request waits for a change."""
 GATHER_SECS: Final = 0.25
-"""Changes are told together: a page is to be read, and a busy registry must not be asked all the time."""
+"""Changes are collected for so long and sent together: people have to read them, and a busy registry must not be asked
+all the time."""
 KEPT_MAX: Final = 1000
 TOLD_MAX: Final = 100
-"""Changes in one reply; of more than that the newest are told, and how many are left out."""
+"""Largest number of changes in one reply. If there are more, it has the newest, and how many are left out."""
 _KNOWN_MAX: Final = 200
-"""What is told to pages that are alike is remembered for so many kinds of them."""
+"""For how many kinds of viewers the news of the moment is kept."""
 _AT_ONCE: Final = 5000
 _ASLEEP_SECS: Final = 60.0
-"""The watch ends when no page has asked for so long."""
+"""The watch ends when no page has asked for this time."""
 _AGAIN_SECS: Final = 1.0
 
 
 class Told(NamedTuple):
-    """A change as pages are told it."""
+    """A change as pages get it."""
 
     type: str
     name: str
@@ -51,21 +50,21 @@ class Told(NamedTuple):
 
     @classmethod
     def of(cls, event: Event) -> Told:
-        """Return it without the entry, which may be large."""
+        """Return the change without the entry, which may be large."""
         source, when = stamp_of(event)
         return cls(event.type, event.name, event.revision, source, time.time() if when is None else when)
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What a page is told."""
+    """The news for a page."""
 
     events: tuple[Told, ...]
     cursor: str
     left_out: int = 0
-    """Changes that are not among the events, because there were too many."""
+    """How many changes are left out of the events, because there were too many."""
     missed: bool = False
-    """Whether an unknown number of changes is lost to the page: it has to be loaded anew."""
+    """Whether an unknown number of changes is missing: the page has to be loaded again."""
 
 
 class _Waiting(NamedTuple):
@@ -76,7 +75,7 @@ class _Waiting(NamedTuple):
 
 
 class Feed:
-    """The changes of the last moment, and the requests that wait for the next.
+    """The newest changes, and the requests that wait for the next ones.
 
     Args:
         registry: returns the registry's address.
@@ -88,29 +87,29 @@ class Feed:
         self._kept: deque[Told] = deque(maxlen=KEPT_MAX)
         self._registry_id = ""
         self._floor = self._upto = 0
-        """All changes above the one revision and up to the other are kept here."""
+        """All changes after the first revision and up to the second are kept here."""
         self._waiting: dict[Future[News], _Waiting] = {}
         self._known: dict[object, News] = {}
-        """What was told since the last changes came, for those who ask alike."""
+        """The news since the last changes came, by what its viewers may see."""
         self._asked_at = 0.0
         self._runs = False
 
     def ask(self, cursor: str, sees: Callable[[str], bool], alike: object = None) -> Future[News]:
-        """Return what came after a cursor, of the names that someone may see; the future comes when there is something.
+        """Return a future that is done when there are changes, after a cursor, to names that a viewer may see.
 
         Any thread may call this; it never waits.
 
         Args:
             cursor: from the news before, or as a watch has it.
-            sees: whether someone may see a name.
-            alike: equal for those who may see the same: they are told one and the same thing.
+            sees: whether the viewer may see a name.
+            alike: equal for all viewers who may see the same: they get the same news.
         """
         reply: Future[News] = Future()
         registry_id, _, number = cursor.rpartition(":")
         after = int(number) if number.isascii() and number.isdigit() and len(number) < 20 else -1
         with self._lock:
             self._asked_at = time.monotonic()
-            # A cursor may be ahead of what is known here: it waits, too.
+            # A cursor may be ahead of the changes that are known here: it waits, too.
             if self._runs and registry_id == self._registry_id and self._floor <= after:
                 news = self._told(_Waiting(after, sees, alike, reply))
                 if news.events:
@@ -126,7 +125,7 @@ class Feed:
         return reply
 
     def present(self) -> str:
-        """Return the cursor behind all that is kept."""
+        """Return the cursor after all changes that are kept."""
         return f"{self._registry_id}:{self._upto}"
 
     def _begin(self, cursor: str, after: int) -> None:
@@ -140,7 +139,7 @@ class Feed:
         waiting.reply.add_done_callback(lambda reply: self._waiting.pop(reply, None))
 
     def _news(self, after: int, sees: Callable[[str], bool]) -> News:
-        """Return what is kept of the changes after a revision."""
+        """Return the kept changes after a revision."""
         found: list[Told] = []
         for told in reversed(self._kept):
             if told.revision <= after:
@@ -150,7 +149,7 @@ class Feed:
         left_out = max(0, len(found) - TOLD_MAX)
         return News(tuple(reversed(found[:TOLD_MAX])), self.present(), left_out)
 
-    # --- a cursor that is older than what is kept ---
+    # --- a cursor that is older than the changes kept ---
 
     def _ask_registry(self, cursor: str, sees: Callable[[str], bool], reply: Future[News]) -> None:
         def taken(done: Future[Watched]) -> None:
@@ -210,7 +209,7 @@ class Feed:
                 news = self._told(waiting)
                 if news.events:
                     ready.append((reply, news))
-                else:  # nothing of that is for this one: the next time only what is new is looked at
+                else:  # none of these changes is for this request: next time only newer ones are checked
                     self._waiting[reply] = waiting._replace(after=self._upto)
                     if reply.done():  # it was given up meanwhile
                         self._waiting.pop(reply, None)
@@ -218,8 +217,8 @@ class Feed:
             settle(reply, news)
 
     def _told(self, waiting: _Waiting) -> News:
-        """Return what one who waits is told; those who are alike are told the same, and it is written once."""
-        if waiting.after >= self._upto:  # any number may be asked for: nothing is kept for it
+        """Return the news for one waiting request; requests that are alike get the same news, made once."""
+        if waiting.after >= self._upto:  # a client may ask for any cursor: nothing is kept for it
             return News((), self.present())
         like = waiting.after, waiting.alike
         found = None if waiting.alike is None else self._known.get(like)
@@ -232,7 +231,7 @@ class Feed:
         return found
 
     def _lost(self, cursor: str) -> None:
-        """Begin anew at a cursor: what was before it is not known any more."""
+        """Begin again at a cursor: the changes before it are forgotten."""
         with self._lock:
             self._kept.clear()
             self._known.clear()
@@ -256,7 +255,7 @@ def _cursor_in(error: Gone) -> str:
 
 
 def _caught_up(watched: Watched, sees: Callable[[str], bool]) -> News:
-    """Return what a page that was asleep is told: the newest part of it, and how many it is not told."""
+    """Return the news for a page that was asleep: the newest changes, and how many are left out."""
     found = [event for event in watched.events if sees(event.name)]
     return News(tuple(map(Told.of, found[-TOLD_MAX:])), watched.cursor, max(0, len(found) - TOLD_MAX))
 

@@ -1,4 +1,4 @@
-"""A page that needs nothing but a sentence: errors, also those of requests that never get to the pages. Pure."""
+"""A page with one sentence: for errors, also of requests that are refused before they reach the pages. Pure."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def page(status: int, message: str) -> bytes:
         phrase = HTTPStatus(status).phrase
     except ValueError:
         phrase = "Error"
-    # By a name that is not the broker's the overview is refused as well.
+    # Under a name that is not the broker's, the overview would be refused as well.
     lost = status == HTTPStatus.MISDIRECTED_REQUEST
     way_on = "" if lost else '<p><a class="button" href="/ui/">To the overview</a></p>\n'
     return (

@@ -1,7 +1,6 @@
-"""What the pages read: questions to the actors, each with a time limit, and what the broker itself remembers.
+"""What the pages read: questions to the actors, each with a time limit, and values that the broker keeps.
 
-Nothing here changes anything. A page's thread waits for the reply; the actor
-that is asked takes only what a part of a list costs.
+Nothing is changed here. A page's thread waits for the reply; the actor does only the work for one part of a list.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ PAGE: Final = 50
 """Lines of one page of a list."""
 _ASK_SECS: Final = 10.0
 _PIECE: Final = 1000
-"""Records that are read at one time where all must be looked at."""
+"""How many records are read at one time where all have to be read."""
 _LOOKED_AT_MAX: Final = 300_000
 _POOL_SECS: Final = 5.0
-"""So long the pools that were found are told again without another look."""
+"""For how long the pools that were found are kept."""
 _NUMBERS_ONLY: Final = re.compile(rb'\{(?:"(?:[^"\\]|\\.)*": -?\d+(?:, )?)+\}')
 _STAMP: Final = re.compile(rb'(?:, )?"last_write_ip": "[^"]*", "last_write_ts": \d+\}\Z')
 _STAMP_MAX: Final = 300
@@ -45,9 +44,9 @@ class Part:
     count: int
     """Lines of the whole list."""
     page: int
-    """Counts from 1."""
+    """The page's number, from 1."""
     age_secs: float = 0.0
-    """How old this may be: with a shared registry a broker may be behind."""
+    """How old the page may be, in seconds: with a shared registry a broker may be behind."""
 
     @property
     def pages(self) -> int:
@@ -67,7 +66,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """An entry, or what is like one."""
+    """An entry, or a record that is shown like one."""
 
     name: str
     value: Mapping[str, Any]
@@ -76,7 +75,7 @@ class Shown:
 
     @property
     def own(self) -> Mapping[str, Any]:
-        """Its value without who wrote it and when."""
+        """Its value without the stamp."""
         return entry_values.without_stamp(self.value)
 
     @property
@@ -123,7 +122,7 @@ class Reading:
     # --- the broker ---
 
     def health(self) -> messages.HealthReport:
-        """Return how the broker is."""
+        """Return the broker's health."""
         report: messages.HealthReport = self._ask("healthcheck", messages.Health())
         return report
 
@@ -135,7 +134,7 @@ class Reading:
     # --- entries ---
 
     def entries(self, viewer: Viewer, wanted: str, page: int) -> Part:
-        """Return a page of the entries whose names begin so, those that may be seen."""
+        """Return a page of the entries with a prefix that may be seen."""
         prefixes = viewer.prefixes("List", wanted)
         if not prefixes or wanted.startswith("_"):
             return Part((), 0, 1)
@@ -157,12 +156,12 @@ class Reading:
         return found[0], _shown(found[0])
 
     def history(self, name: str) -> tuple[Event, ...]:
-        """Return what happened to an entry, as far as that is kept, newest first."""
+        """Return the kept history of an entry, newest first."""
         happened: Happened = self._ask("registry", Recent())
         return tuple(event for event in reversed(happened.events) if event.name == name)[:PAGE]
 
     def happened(self, viewer: Viewer) -> tuple[tuple[Event, ...], str]:
-        """Return the last changes that someone may see, newest first, and the cursor behind them."""
+        """Return the last changes that the viewer may see, newest first, and the cursor after them."""
         happened: Happened = self._ask("registry", Recent())
         found: list[Event] = []
         for event in reversed(happened.events):
@@ -175,7 +174,7 @@ class Reading:
     # --- nodes ---
 
     def nodes(self, viewer: Viewer, page: int) -> Part:
-        """Return a page of the sessions: all, or those to which something belongs that may be seen."""
+        """Return a page of the sessions: all, or those with entries or locks that may be seen."""
         if REGISTRY in viewer.whole:
             found, page = self._part((sessions.PREFIX,), page)
             rows = [_session(found, record) for record in found.records]
@@ -189,7 +188,7 @@ class Reading:
         return _paged(mine, page)
 
     def lost(self, viewer: Viewer, page: int) -> Part:
-        """Return a page of what ended with its session lately."""
+        """Return a page of the entries that ended with their session lately."""
         found: tuple[Record, ...] = self._ask("registry", Lost())
         rows = [
             {"name": record.name, **json.loads(record.json)} for record in found if viewer.sees("List", record.name)
@@ -199,7 +198,7 @@ class Reading:
     # --- locks and numbers ---
 
     def locks(self, viewer: Viewer, wanted: str, page: int) -> Part:
-        """Return a page of the locks: who holds them and who waits."""
+        """Return a page of the locks, with holders and waiting sessions."""
         prefixes = tuple(locks.PREFIX + prefix for prefix in viewer.prefixes("Holder", wanted))
         if not prefixes:
             return Part((), 0, 1)
@@ -210,8 +209,8 @@ class Reading:
     def numbers(self, viewer: Viewer, wanted: str, page: int) -> tuple[Part, Part]:
         """Return a page of the pools and one of the counters.
 
-        A pool is an entry whose fields are all whole numbers, so all entries with the prefix are looked at, a piece
-        at a time; what was found is told again for a few seconds.
+        A pool is an entry whose fields are all whole numbers, so all entries with the prefix are read, a piece at a
+        time. The result is kept for a few seconds.
         """
         prefixes = viewer.prefixes("List", wanted)
         made, known, found = self._numbers
@@ -239,7 +238,7 @@ class Reading:
         return pools, counters
 
     def _pieces(self, prefixes: tuple[str, ...]) -> Iterator[Browsed]:
-        """Yield all records with some prefixes, a piece at a time, each a moment of its own."""
+        """Yield all records with some prefixes in pieces; each piece shows a moment of its own."""
         page = 1
         while (page - 1) * _PIECE < _LOOKED_AT_MAX:
             found = self._browse(prefixes, page, _PIECE)
@@ -250,7 +249,7 @@ class Reading:
 
 
 def paged(rows: list[Any], page: int) -> Part:
-    """Return one page of a list that is all there."""
+    """Return one page of a complete list."""
     return _paged(rows, page)
 
 
@@ -276,18 +275,18 @@ def _split(stored: bytes) -> tuple[bytes, bytes]:
 
 
 def own_of(stored: bytes) -> bytes:
-    """Return an entry's own JSON: without who wrote it and when."""
+    """Return an entry's own JSON, without the stamp."""
     return _split(stored)[0]
 
 
 def _shown_briefly(record: Record) -> tuple[Shown, bytes]:
-    """Return an entry for a list: who wrote it and when, and its own JSON. A large one is not parsed."""
+    """Return an entry for a list: its stamp and its own JSON. A large one is not parsed."""
     own, stamp = _split(record.json)
     return Shown(record.name, json.loads(stamp), record.revision, record.session), own
 
 
 def _session(found: Browsed, record: Record, may_see: Callable[[str], bool] | None = None) -> dict[str, Any]:
-    """Return what is shown of a session; with ``may_see`` only what belongs to it and may be seen."""
+    """Return a session as it is shown; with ``may_see``, only those of its entries and locks that may be seen."""
     session = _without(record, sessions.PREFIX)
     count, names = found.belongings.get(session, (0, ()))
     if may_see is not None:

@@ -1,7 +1,7 @@
 """The sessions of people who have signed in: in memory, bounded, ended after twelve hours.
 
 CherryPy's own session in memory is never bounded, is made for every visitor
-and lives for as long as it is used. This one is made by signing in alone.
+and lives for as long as it is used. A session here is made only by signing in.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from bpbroker.server.request import network_of
 SESSION_SECS: Final = 12 * 3600
 SESSIONS_MAX: Final = 1000
 PER_CLIENT_MAX: Final = 50
-"""Sessions of one key at one address: nobody shall be able to sign out those who have another key, or come from another
-address; without a key all have the same one."""
+"""Largest number of sessions of one key at one address, so that a client cannot sign out people with another key or at
+another address. All people without a key count as one key."""
 CREDENTIAL: Final = "credential"
-"""What a session holds: the one thing that it remembers."""
+"""The key of the one value that a session holds."""
 
 
 class Sessions:
@@ -34,13 +34,13 @@ class Sessions:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: dict[str, tuple[Credential, float, str]] = {}
-        """Id to by what it was signed in, the monotonic time at which it ends, and the client that signed in."""
+        """Session id to the sign-in, the monotonic time at which the session ends, and the client."""
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def find(self, session: str) -> Credential | None:
-        """Return by what a session was signed in; None if there is none, or its time is over."""
+        """Return the sign-in of a session; None if there is no such session, or its time is over."""
         found = self._kept.get(session)
         return found[0] if found is not None and time.monotonic() < found[1] else None
 
@@ -50,7 +50,7 @@ class Sessions:
         return 0.0 if found is None else max(0.0, found[1] - time.monotonic())
 
     def begin(self, session: str, credential: Credential, client: str = "") -> None:
-        """Begin a session; the oldest of who has most make room. One that is there already goes on as it is."""
+        """Begin a session, unless it exists. Without room, the client with the most sessions loses its oldest."""
         now = time.monotonic()
         with self._lock:
             kept = self._kept
@@ -103,7 +103,7 @@ class PageSession(Session):  # type: ignore[misc]  # CherryPy has no annotations
         self.store.end(self.id)
 
     def acquire_lock(self) -> None:
-        """Do nothing: what a session holds never changes, it is only replaced."""
+        """Do nothing: the value of a session never changes, it is only replaced."""
         self.locked = True
 
     def release_lock(self) -> None:

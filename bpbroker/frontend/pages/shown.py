@@ -1,4 +1,4 @@
-"""How values are shown to people: ages, sizes, texts with what cannot be seen in them, entries as trees. Pure."""
+"""How values are shown to people: ages, sizes, texts with invisible characters, entries as trees. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode's categories of characters that cannot be seen, or that change how others are seen."""
 _JOINERS: Final = frozenset("\u200d\ufe0f")
 _JOINED: Final = frozenset({"So", "Sk", "Mn"})
-"""What a zero-width joiner may stand behind: parts of an emoji."""
+"""Categories after which a zero-width joiner is allowed: parts of an emoji."""
 _STEPS: Final = ((86_400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 _KEYWORDS: Final = {None: "null", True: "true", False: "false"}
 
@@ -30,8 +30,8 @@ _KEYWORDS: Final = {None: "null", True: "true", False: "false"}
 def text(value: object, most: int = TEXT_MAX) -> Markup:
     """Return a text as HTML that shows each character of it as it is.
 
-    Control characters, marks of direction and whatever else cannot be seen are shown by their number: none of them
-    may change what is around the text, nor make two names look alike.
+    Control characters, marks of direction and other invisible characters are shown by their number, so that they can
+    neither change what is around the text nor make two names look alike.
     """
     whole = str(value)
     shown = whole[:most]
@@ -127,17 +127,17 @@ class Node(NamedTuple):
     """One line of an entry's tree."""
 
     kind: str
-    """``open`` and ``close`` of what has parts, a ``leaf``, or ``more``: so many lines are left out."""
+    """``open`` and ``close`` of an object or list, a ``leaf``, or ``more`` for lines that are left out."""
     key: str = ""
-    """The member's name, or the number of a list's part."""
+    """The member's name, or the index in a list."""
     value: Any = None
-    """A leaf's value as text; of what has parts how many they are; of ``more`` the number of lines."""
+    """A leaf's value as text; the length of an object or list; of ``more`` the number of lines."""
     type: str = ""
-    """Of a leaf: ``text``, ``number`` or ``word``; of others ``object`` or ``list``."""
+    """``text``, ``number`` or ``word`` for a leaf; ``object`` or ``list`` for others."""
 
 
 def tree(value: Mapping[str, Any], most: int = NODES_MAX) -> Iterator[Node]:
-    """Yield an entry's lines in order. However deep it is, this does not call itself."""
+    """Yield an entry's lines in order, without recursion: an entry may be nested deep."""
     stack: list[Iterator[tuple[str, Any]]] = [iter(value.items())]
     lines = left_out = 0
     while stack:

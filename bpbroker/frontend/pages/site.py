@@ -35,11 +35,11 @@ PREFIX: Final = "/ui"
 _HERE: Final = Path(__file__).parent
 _ROWS_MAX_PAGE: Final = 10_000_000
 _OWN_HEADERS: Final = frozenset({"content-type", "content-length", "date", "server"})
-"""The server writes these."""
+"""Headers that the server writes itself."""
 _DATE_MAX: Final = 40
 """A date in a header has 29 characters, of an old form 33."""
 _STATES: Final = ("fail", "warning", "ok")
-"""In the order in which one wants to see them."""
+"""In the order in which they are shown."""
 _COMPRESSED: Final = ("text/html", "text/css", "text/javascript", "application/javascript", "image/svg+xml")
 
 logger = logging.getLogger(__name__)
@@ -60,12 +60,12 @@ def _viewer() -> Viewer:
 
 
 def _exposed(handler: Callable[P, T]) -> Callable[P, T]:
-    """Let CherryPy call a method for the path of its name."""
+    """Mark a method that CherryPy calls for the path of its name."""
     return cast("Callable[P, T]", cherrypy.expose(handler))
 
 
 def _page(template: str) -> Callable[[Callable[P, Context]], Callable[P, str]]:
-    """Return what makes a handler of a method: its context is shown by a template, its errors by an error page."""
+    """Return a decorator that makes a handler: a template shows the method's result, an error page its errors."""
 
     def decorate(read: Callable[P, Context]) -> Callable[P, str]:
         @functools.wraps(read)
@@ -85,14 +85,14 @@ def _page(template: str) -> Callable[[Callable[P, Context]], Callable[P, str]]:
 
 
 class _OnePage(cherrypy.dispatch.Dispatcher):  # type: ignore[misc]  # CherryPy has no types
-    """Finds a page by the one name that its path has.
+    """Finds a page by its path, which is one name.
 
-    CherryPy's own goes on from attribute to attribute, also to those that
-    Python gives every object (``/ui/__class__/``), and calls methods without their object.
+    CherryPy's own dispatcher follows attributes of attributes, also those that every Python object has
+    (``/ui/__class__/``), and calls methods without their object.
     """
 
     def find_handler(self, path: str) -> tuple[Callable[..., Any] | None, list[str]]:
-        """Return the method for a path; none unless it is one of this site, named by the whole path."""
+        """Return the method of this site whose name is the whole path, or None."""
         handler, rest = super().find_handler(path)
         request = cherrypy.serving.request
         if getattr(handler, "__self__", None) is request.app.root and "/" not in path.strip("/"):
@@ -106,8 +106,8 @@ class Site:
 
     Args:
         reading: asks the broker.
-        gate: tells who may look.
-        sessions: those who have signed in.
+        gate: says who may see which page.
+        sessions: of the people who have signed in.
         requests: returns the last requests.
         cookie: the name of the session's cookie.
     """
@@ -149,7 +149,7 @@ class Site:
         finally:
             body.close()
         status, headers = started
-        # What broke in CherryPy's hands comes without our headers, and with its own cookie.
+        # A response to an error inside of CherryPy has its cookie and lacks our headers.
         fields = tuple((name, value) for name, value in headers if name.lower() not in _OWN_HEADERS)
         fields = tuple((name, value) for name, value in fields if name != "Set-Cookie" or "SameSite=Strict" in value)
         there = {name.lower() for name, _ in fields}
@@ -167,11 +167,11 @@ class Site:
         )
 
     def _error_page(self, status: str, message: str, **_others: object) -> str:
-        """Return the page for what CherryPy refuses, and for what broke; never a traceback."""
+        """Return the page for a refusal by CherryPy or for an unexpected error; never a traceback."""
         code = int(status.partition(" ")[0])
         cherrypy.response.headers["Content-Type"] = plain.HTML
         if code >= 500 and code != HTTPStatus.SERVICE_UNAVAILABLE and code != HTTPStatus.GATEWAY_TIMEOUT:
-            # By no template: one may be what broke.
+            # Without a template: the error may be in one.
             return plain.page(code, f"Internal error; the broker's log has it under id {_visit().request_id}").decode()
         if getattr(cherrypy.request, "viewer", None) is None:
             return plain.page(code, message).decode()
@@ -180,7 +180,7 @@ class Site:
     # --- signing in and out ---
 
     def _must_be_signed_in(self) -> None:
-        """Note who looks, or lead them to where one signs in."""
+        """Note the viewer, or redirect to the sign-in page."""
         session = cherrypy.serving.session
         credential = session.get(CREDENTIAL)
         if credential is not None:
@@ -200,7 +200,7 @@ class Site:
         raise cherrypy.HTTPRedirect(f"{PREFIX}/sign-in{to}", 303)
 
     def _finish_cookie(self) -> None:
-        """Let the cookie be sent to this site alone; let there be none before someone has signed in."""
+        """Limit the cookie to this site; send none before the sign-in."""
         cookie = cherrypy.response.cookie
         if self._cookie not in cookie:
             return
@@ -209,7 +209,7 @@ class Site:
         morsel = cookie[self._cookie]
         if not left:
             del cookie[self._cookie]
-            if self._cookie in cherrypy.request.cookie:  # it is of no use any more
+            if self._cookie in cherrypy.request.cookie:  # the session is over
                 cookie[self._cookie] = ""
                 morsel = cookie[self._cookie]
                 morsel["max-age"] = 0
@@ -217,7 +217,7 @@ class Site:
             return
         brought = cherrypy.request.cookie.get(self._cookie)
         if brought is not None and brought.value == session.id:
-            del cookie[self._cookie]  # the browser has it
+            del cookie[self._cookie]  # the browser has the cookie
             return
         morsel["max-age"] = int(left)
         morsel["expires"] = ""
@@ -228,12 +228,12 @@ class Site:
 
     @_exposed
     def sign_in(self, /, *, to: object = "", **_others: object) -> str:
-        """Show where one signs in; or, when the request brought a key that counts, begin a session."""
+        """Show the sign-in page; or, if the request has a key that counts, begin a session."""
         visit = _visit()
         target = _own_path(visit.to or to)
         if visit.credential is not None:
             session = cherrypy.serving.session
-            session.regenerate()  # whatever id the browser came with is not the one that is signed in
+            session.regenerate()  # a new id: the one that came from the browser may be known to others
             session[CREDENTIAL] = visit.credential
             session.save()
             raise cherrypy.HTTPRedirect(target, 303)
@@ -255,7 +255,7 @@ class Site:
 
     @_page("overview.html")
     def index(self, /, **_others: object) -> Context:
-        """Read how the broker is."""
+        """Read the broker's health."""
         report = self._reading.health()
         viewer = _viewer()
         entries = sum(self._reading.entries(viewer, prefix, 1).count for prefix in viewer.prefixes("List"))
@@ -270,7 +270,7 @@ class Site:
 
     @_page("entries.html")
     def entries(self, /, *, prefix: object = "", page: object = "1", **_others: object) -> Context:
-        """Read a page of the entries whose names begin so."""
+        """Read a page of the entries with a prefix."""
         viewer, wanted = _viewer(), _text(prefix)
         return {
             "prefix": wanted,
@@ -280,7 +280,7 @@ class Site:
 
     @_page("entry.html")
     def entry(self, /, *, name: object = "", **_others: object) -> Context:
-        """Read one entry, and what happened to it."""
+        """Read one entry and its history."""
         wanted = _text(name)
         record, found = self._reading.entry(_viewer(), wanted)
         return {
@@ -303,7 +303,7 @@ class Site:
 
     @_page("nodes.html")
     def nodes(self, /, *, page: object = "1", lost: object = "1", **_others: object) -> Context:
-        """Read the sessions, and what ended with one lately."""
+        """Read the sessions, and the entries that ended with one lately."""
         viewer = _viewer()
         return {
             "part": self._reading.nodes(viewer, _number(page)),
@@ -312,7 +312,7 @@ class Site:
 
     @_page("locks.html")
     def locks(self, /, *, prefix: object = "", page: object = "1", **_others: object) -> Context:
-        """Read the locks: who holds them, and who waits."""
+        """Read the locks, with holders and waiting sessions."""
         wanted = _text(prefix)
         return {"prefix": wanted, "part": self._reading.locks(_viewer(), wanted, _number(page))}
 
@@ -332,7 +332,7 @@ class Site:
 
     @_page("extensions.html")
     def extensions(self, /, *, page: object = "1", **_others: object) -> Context:
-        """Read how the extensions are, each with its last error."""
+        """Read the health of the extensions, each with its last error."""
         viewer = _viewer()
         found = [
             (part.name.removeprefix("extension "), part)
@@ -358,13 +358,13 @@ class Site:
 
     @_page("live.html")
     def live(self, /, **_others: object) -> Context:
-        """Read the last changes; a script adds the next ones as they happen."""
+        """Read the last changes; a script in the page adds the next ones."""
         events, cursor = self._reading.happened(_viewer())
         return {"events": [(event, *stamp_of(event)) for event in events], "cursor": cursor}
 
 
 def _configuration(sessions: Sessions, cookie: str, error_page: Callable[..., str]) -> dict[str, dict[str, Any]]:
-    """Return which of CherryPy's tools are at work where."""
+    """Return the settings of CherryPy's tools, by path."""
     return {
         "/": {
             "error_page.default": error_page,
@@ -395,7 +395,7 @@ def _configuration(sessions: Sessions, cookie: str, error_page: Callable[..., st
         "/static": {
             "tools.encode.on": False,
             "tools.staticdir.on": True,
-            # Windows has these in its registry, where any program may have changed them.
+            # On Windows these types come from the system's registry, where programs may have changed them.
             "tools.staticdir.content_types": {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"},
             "tools.staticdir.dir": str(_HERE / "static"),
             "tools.sessions.on": False,
@@ -431,10 +431,10 @@ def _templates() -> jinja2.Environment:
 
 
 def _environ(request: Request, visit: Visit, cookie: str) -> dict[str, Any]:
-    """Return a request as WSGI has it (PEP 3333). Its body stays outside: it may hold a key.
+    """Return a request as a WSGI environ (PEP 3333), without its body, which may hold a key.
 
-    Of its header only what pages need, in the one form that they need: CherryPy takes seconds for a long header of
-    commas or quotes, and makes of a small header of many ranges an answer of megabytes.
+    It has only the header fields that pages need, in the one form that they need: CherryPy takes seconds for a long
+    header of commas or quotes, and answers a small header of many ranges with megabytes.
     """
     host = request.fields.get("host", "")
     fields = {"HTTP_HOST": host}
@@ -473,20 +473,20 @@ def _host() -> str:
 
 
 def _text(value: object) -> str:
-    """Return a parameter that was given once; of several the first."""
+    """Return a parameter's value; if it was given several times, the first one."""
     if isinstance(value, list):
         value = value[0] if value else ""
     return value if isinstance(value, str) else ""
 
 
 def _number(value: object) -> int:
-    """Return the number of a page; what is none is the first."""
+    """Return a page's number; 1 if the text is no number."""
     text = _text(value)
     return max(1, min(int(text), _ROWS_MAX_PAGE)) if text.isascii() and text.isdigit() and len(text) < 10 else 1
 
 
 def _own_path(value: object) -> str:
-    """Return a path of these pages; what leads elsewhere leads to the first one."""
+    """Return a path of these pages; the overview for any other path."""
     path = _text(value)
     try:
         parts = urlsplit(path)
@@ -502,7 +502,7 @@ def _must_be_operator(what: str) -> None:
 
 
 def _concerns(viewer: Viewer, part: str) -> bool:
-    """Whether someone may see how a part is: health is open, an extension is for those who may call it."""
+    """Whether the viewer may see the health of a part: of an extension only if they may call it."""
     return not part.startswith("extension ") or viewer.knows(part.removeprefix("extension "))
 
 

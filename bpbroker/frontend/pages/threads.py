@@ -1,7 +1,7 @@
 """The threads that make pages.
 
-They are apart from the server's workers, and half as many: a page that hangs, or
-a list that takes long to make, takes nothing from anything but other pages.
+They are not the server's workers, and half as many: a page that hangs, or a list that takes long, delays only other
+pages.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from bpbroker.server.response import Response
 logger = logging.getLogger(__name__)
 
 WAITING_MAX: Final = 64
-"""Pages that may wait to be made; beyond that a browser is told to try again."""
+"""How many pages may wait to be made; further ones are refused, to be tried again."""
 
 WAITING_OF_ONE_MAX: Final = WAITING_MAX // 4
-"""Of these so many of one client: the sign-in needs no key, and nobody shall keep all others from it."""
+"""How many of these may be one client's: the sign-in needs no key, and one client must not block it for all others."""
 
 _Work = tuple[Callable[[], Response], "Future[Response]", str]
 
 
 class PageThreads:
-    """A few threads and a bounded queue. They begin with the first page, and are daemons: no page can hold up an exit.
+    """A few threads and a bounded queue.
+
+    The threads start with the first page. They are daemon threads, so that no page can delay an exit.
 
     Args:
         count: how many there are.
@@ -39,17 +41,17 @@ class PageThreads:
         self._count = count
         self._queue: queue.SimpleQueue[_Work] = queue.SimpleQueue()
         self._by_client: dict[str, int] = {}
-        """Client to how many pages wait or are made for it."""
+        """Client to the number of its pages that wait or are made."""
         self._counting = threading.Lock()
         self._begun = threading.Lock()
         self._threads: list[threading.Thread] = []
 
     def ask(self, work: Callable[[], Response], client: str = "") -> Future[Response]:
-        """Have a page made; the future is what ``work`` returns or raises. Only the loop's thread calls it.
+        """Queue a page; return a future of what ``work`` returns or raises. Only the loop's thread calls this.
 
         Args:
-            work: makes it.
-            client: for whom, see :func:`bpbroker.server.request.network_of`.
+            work: makes the page.
+            client: see :func:`bpbroker.server.request.network_of`.
 
         Raises:
             Overloaded: too many wait already.

@@ -1,8 +1,7 @@
-"""Who looks at the pages: by which key they signed in, and what that key may see.
+"""The person who looks at the pages: by which key they signed in, and what that key may see.
 
-A session remembers the digest of a key, never the key. Each request looks anew
-whether that key still counts, so a key that is revoked or taken out of the
-configuration signs its sessions out.
+A session remembers the digest of a key, never the key. With each request it is checked whether that key still counts.
+So the sessions of a key that is revoked or removed from the configuration are signed out.
 """
 
 from __future__ import annotations
@@ -29,26 +28,27 @@ _TOKENS: Final = ("bpb1:", "bpb2:")
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """By what a session was signed in."""
+    """How a session was signed in."""
 
     kind: Literal["named", "section", "open"]
-    """A named key, a section's ``_access_key``, or no key: what is open to everybody."""
+    """By a named key, by a section's ``_access_key``, or without a key, to see what needs none."""
     name: str = ""
-    """The named key's."""
+    """Name of the named key."""
     digest: bytes = field(default=b"", repr=False)
     """SHA-256 of the named key's secret, or of the section's key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """What someone who signed in may see."""
+    """A person who has signed in, and what they may see."""
 
     label: str
-    """What the pages call them."""
+    """Their name on the pages."""
     whole: frozenset[str]
     """Namespaces in which they may do everything."""
     operator: bool = False
-    """Whether their own key has all rights in the registry: then they see keys, backups and everybody's requests."""
+    """Whether their own key has all rights in the registry: then they see keys, backups and the requests of all
+    clients."""
     key: NamedKey | None = None
 
     def may(self, need: Need) -> bool:
@@ -71,7 +71,7 @@ class Viewer:
         return _NO_RIGHTS if self.key is None else self.key.rights
 
     def prefixes(self, method: str, wanted: str = "") -> tuple[str, ...]:
-        """Return what the names with the prefix ``wanted`` begin with that they may see; in order, none within another.
+        """Return the prefixes of all names with the prefix ``wanted`` that they may see; sorted, none within another.
 
         The empty prefix is every name.
         """
@@ -96,7 +96,7 @@ class Viewer:
 
 
 class Gate:
-    """Tells who may look, by the keys as they are now.
+    """Decides who may see the pages, by the current keys.
 
     Args:
         named: the named keys; the registry keeps them up to date.
@@ -108,7 +108,7 @@ class Gate:
         self._opened: Container[str] = ()
 
     def settings_changed(self, keys: Mapping[str, tuple[str, ...]], opened: Container[str]) -> None:
-        """Go by these settings from now on.
+        """Use these settings from now on.
 
         Args:
             keys: namespace to its access keys.
@@ -121,10 +121,10 @@ class Gate:
         return REGISTRY in self._open()
 
     def credential(self, given: str, source: str) -> Credential | None:
-        """Return by what a key, or a whole join token, signs in; None if it is wrong. Empty: by what is open.
+        """Return the sign-in by a key or a join token; None if it is wrong. Empty text signs in without a key.
 
         Raises:
-            Unauthorized: it is right, and yet does not count.
+            Unauthorized: the key is right, but does not count now.
             Unavailable: the named keys are not known yet.
         """
         if not given:
@@ -148,10 +148,10 @@ class Gate:
         return credential
 
     def viewer(self, credential: Credential, source: str) -> Viewer:
-        """Return what a session may see now that was signed in by this.
+        """Return the viewer of a session that was signed in like this.
 
         Raises:
-            Unauthorized: that does not count any more.
+            Unauthorized: the sign-in does not count any more.
         """
         is_open = self._open()
         if credential.kind == "open":
@@ -179,13 +179,13 @@ class Gate:
         return Viewer(f"key {key.name}", is_open | own, REGISTRY in own, key)
 
     def named(self, viewer: Viewer) -> tuple[NamedKey, ...]:
-        """Return the named keys that someone may see, by name: all, or their own."""
+        """Return the named keys that the viewer may see, by name: all, or their own."""
         if viewer.operator:
             return tuple(key for _, key in sorted(self._named.by_name.items()))
         return () if viewer.key is None else (viewer.key,)
 
     def keyed(self, viewer: Viewer) -> tuple[tuple[str, int, bool], ...]:
-        """Return each namespace that someone may see, how many keys its section has, and whether it is open."""
+        """Return each namespace that the viewer may see, how many keys its section has, and whether it is open."""
         is_open = self._open()
         return tuple(
             (name, len(keys), name in is_open) for name, keys in sorted(self._keys.items()) if viewer.knows(name)
@@ -205,7 +205,7 @@ class Gate:
 
 
 def must_see(viewer: Viewer, need: Need) -> None:
-    """See that someone may read something.
+    """Check that the viewer may read something.
 
     Raises:
         Forbidden: the message names the right that is missing.
@@ -221,7 +221,7 @@ def _digest(key: str) -> bytes:
 
 
 def key_in(given: str) -> str | None:
-    """Return the key in what someone typed: the key itself, or a join token; None if it can be neither."""
+    """Return the key in a text that was typed: the key itself, or a join token; None if it can be neither."""
     text = given.strip()
     if text.startswith(_TOKENS) and len(text) <= TOKEN_MAX:
         try:

@@ -1,4 +1,4 @@
-"""What the broker knows of a request for a page beside the request itself. Plain data."""
+"""What the broker knows about a request for a page, beside the request itself. Plain data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 from bpbroker.frontend.pages.viewer import Credential
 
 VISIT: Final = "bpbroker.visit"
-"""Under which CherryPy's request has the visit."""
+"""The key under which CherryPy's request has the visit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,20 +20,20 @@ class Visit:
     """The client's address."""
     request_id: str
     session: str = ""
-    """The id of a session that its cookie names, of the form that ours have; whether there is one is not said."""
+    """The session id in its cookie, in the right form; there may be no such session."""
     credential: Credential | None = None
-    """By what the request signs in: it brought a key that counts."""
+    """The sign-in that the request asks for; its key counts."""
     refusal: str = ""
-    """Why the key that it brought does not count."""
+    """Why the key in it does not count."""
     to: str = ""
-    """Where it wants to go then."""
+    """The path to show after the sign-in."""
 
 
 def session_in(header: str, cookie: str) -> str:
     """Return the id of a session that the header ``Cookie`` names; empty if there is none.
 
-    Python's own parser of cookies takes time that grows with the square of a header's length (CVE-2024-7592), so
-    nothing but an id of ours is taken out of it.
+    Python's own parser of cookies takes time that grows with the square of a header's length (CVE-2024-7592). So only
+    a session id is searched for here.
 
     Args:
         header: the header's value.
