@@ -20,7 +20,6 @@ from bpbroker.registry.memory import Memory
 from bpbroker.registry.reads import Then
 from bpbroker.registry.requests import Done, Expired, Open
 from bpbroker.registry.view import Limits
-from bpbroker.registry.writes import Write
 
 
 class Host(Protocol):
@@ -50,9 +49,6 @@ class Owner(Host, Protocol):
     limits: Limits
     expired: Callable[[Expired], object]
     """Told each session that ended by itself."""
-
-    def write(self, message: Write) -> Any:
-        """Take a write; its reply comes when it is decided, and durable."""
 
     def set_alarm(self) -> None:
         """Have the registry woken when there is something to do next."""

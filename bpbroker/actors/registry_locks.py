@@ -19,8 +19,10 @@ from bpbroker.messages import fail, settle
 from bpbroker.record import Record
 from bpbroker.registry import locks
 from bpbroker.registry.changes import READ_MAX
+from bpbroker.registry.coming import Coming
 from bpbroker.registry.parked import Key, ParkedCall
 from bpbroker.registry.requests import Done, Holder, Lock, Unlock
+from bpbroker.server.request import network_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class Locks:
         self._memory.lock_changed = self._changed
         self._near: dict[str, frozenset[str]] = {}
         """Lock to the sessions in its own record, for locks for which calls wait."""
+        self._coming: dict[str, Coming] = {}
+        """Lock to the sessions for which calls under way may take a place in its queue."""
         waiting.expire[Lock] = self._waited
         waiting.expire[Holder] = self._looked
         self.handlers: Mapping[type, Callable[[Any], Any]] = {
@@ -68,26 +72,41 @@ class Locks:
         }
 
     def _lock(self, message: Lock) -> Any:
-        self._check_share(message)
-        reply = self._owner.reply
-        if reply is not None:
-            self._owner.ask_self(message, partial(self._placed, message, reply))
+        name, session, reply = message.name, message.session, self._owner.reply
+        if reply is None:
+            return None
+        coming, queue = self._coming.get(name) or Coming(), self._queue(name)
+        if session not in coming and not self._has_place(name, session, queue):
+            self._check_share(message, queue, coming)
+            coming.begin(session, network_of(message.source))
+            self._coming[name] = coming
+
+        def decided(result: Any) -> None:
+            coming = self._coming.get(name)
+            if coming is not None:
+                coming.end(session)
+                if not coming:
+                    del self._coming[name]
+            self._placed(message, reply, result)
+
+        self._owner.ask_self(message, decided)
         return DEFERRED
 
-    def _check_share(self, message: Lock) -> None:
+    def _check_share(self, message: Lock, queue: locks.Queue, coming: Coming) -> None:
         """See that no client takes all places of a queue: beyond the limit, those who have few find room yet.
 
         Raises:
             Overloaded: there are so many places, and this client has its share of them.
         """
-        queue = self._queue(message.name)
-        if queue.size < self.most_places or self._has_place(message.name, message.session, queue):
+        size = queue.size + len(coming)
+        if size < self.most_places:
             return
         share = share_of(self.most_places)
+        left = share - coming.of(network_of(message.source))
         held = (each for each in self._sessions.of(message.source) if self._has_place(message.name, each, queue))
-        if sum(1 for _ in islice(held, share)) == share:
+        if left <= 0 or sum(1 for _ in islice(held, left)) == left:
             raise Overloaded(
-                f"{queue.size} have a place in the queue of the lock '{message.name}' already"
+                f"{size} have a place in the queue of the lock '{message.name}' already"
                 f" (_registry.max_places), {share} or more of them of this client; nothing was changed"
             )
 

@@ -13,6 +13,7 @@ from bpbroker.actors.registry_backend import Owner
 from bpbroker.errors import Overloaded
 from bpbroker.record import Record
 from bpbroker.registry import numbers, sessions
+from bpbroker.registry.coming import Coming
 from bpbroker.registry.memory import BATCHES
 from bpbroker.registry.replies import send
 from bpbroker.registry.requests import Done, Expire, Forget, Lost, Open, Renew, Rest
@@ -63,6 +64,8 @@ class Sessions:
         """Session to the client that opened it, see :func:`network_of`."""
         self._by_client: dict[str, dict[str, None]] = {}
         """Client to its sessions."""
+        self._coming = Coming()
+        """The sessions that calls under way may open."""
         self._memory.session_began = self._began
         self._memory.session_ended = self._ended
         self.handlers: Mapping[type, Callable[[Any], Any]] = {
@@ -72,6 +75,7 @@ class Sessions:
         }
 
     def _began(self, session: str, record: Record) -> None:
+        self._coming.end(session)
         value = json.loads(record.json)
         if session not in self._clients:
             client = self._clients[session] = network_of(str(value.get("source", "")))
@@ -130,29 +134,36 @@ class Sessions:
         self._owner.ask_self(Expire(session), gone)
 
     def _open(self, message: Open) -> Any:
-        owner = self._owner
-        self._check_share(message)
-        if not owner.backend.leases:
-            self._times.renew(message.session, time.monotonic())
-            return owner.write(message)
-        reply = owner.reply
-        there = self._memory.get(sessions.PREFIX + message.session) is not None
-        if not there and self._memory.sessions >= owner.limits.sessions:
-            raise Overloaded(f"There are {owner.limits.sessions} sessions already ({sessions.COUNT})")
-        owner.backend.open_session(message, partial(send, reply))
+        owner, session, reply = self._owner, message.session, self._owner.reply
+        if self._memory.get(sessions.PREFIX + session) is None and session not in self._coming:
+            self._check_share(message)
+            self._coming.begin(session, network_of(message.source))
+
+        def opened(result: Any) -> None:
+            self._coming.end(session)
+            send(reply, result)
+
+        if owner.backend.leases:
+            owner.backend.open_session(message, opened)
+        else:
+            self._times.renew(session, time.monotonic())
+            owner.ask_self(message, opened)
         return DEFERRED
 
     def _check_share(self, message: Open) -> None:
         """See that no client takes the sessions of all others: beyond the limit, those who have few find room yet.
 
         Raises:
-            Overloaded: there are so many sessions, and this client has its share of them.
+            Overloaded: there are so many sessions, and this client has its share of them; or no more are taken at all.
         """
-        there = self._memory.sessions
-        if there < self.most or self._memory.get(sessions.PREFIX + message.session) is not None:
+        there = self._memory.sessions + len(self._coming)
+        if there < self.most:
             return
+        most = self._owner.limits.sessions
+        if there >= most and self._owner.backend.leases:  # elsewhere that is decided with what is closed just now
+            raise Overloaded(f"There are {most} sessions already ({sessions.COUNT}); nothing was changed")
         client = network_of(message.source)
-        held = len(self._by_client.get(client, ()))
+        held = len(self._by_client.get(client, ())) + self._coming.of(client)
         if held >= share_of(self.most):
             raise Overloaded(
                 f"There are {there} sessions already ({sessions.COUNT}), {held} of them of {client};"

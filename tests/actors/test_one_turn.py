@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bpbroker.errors import AlreadyExists, PreconditionFailed, RequestError
-from bpbroker.messages import Condition, Get, Ping, Register, Replace
+from bpbroker.config import layers
+from bpbroker.errors import AlreadyExists, PreconditionFailed, RequestError, Unavailable
+from bpbroker.messages import Condition, Get, Ping, Register, Replace, SettingsChanged
 from bpbroker.record import INDEX_MAX
-from bpbroker.registry.requests import Allocate, Batch, Check, Expire, Holder, Lock, Open
+from bpbroker.registry.requests import Allocate, Batch, Check, Close, Expire, Holder, Lock, Open
+from tests.actors.test_shared_registry import until
 
 if TYPE_CHECKING:
     from tests.actors.conftest import Asked, SharedLedger
@@ -34,7 +36,7 @@ def asked(request: pytest.FixtureRequest) -> Asked:
 def turn(request: pytest.FixtureRequest, asked: Asked) -> Turn:
     ledger: Any = request.getfixturevalue("ledger")
     shared: Any = request.getfixturevalue("shared_ledger")
-    is_local = "[local]" in request.node.name
+    is_local = "local" in request.node.callspec.id.split("-")
 
     def send(messages: Sequence[Any]) -> list[Future[Any]]:
         begun, go_on = threading.Event(), threading.Event()
@@ -157,3 +159,76 @@ def test_late_news_of_a_sessions_end_leave_what_the_next_one_of_its_name_is_just
     assert end.result(10).ended == ("stale",)
     assert asked(Get("mine")).revision == mine.result(10).revision
     assert asked(Holder("db")).data["token"] == place.result(10).data["token"]
+
+
+# --- limits ---
+
+
+def limit(asked: Asked, **settings: int) -> None:
+    asked(SettingsChanged(layers.freeze({"_registry": settings})))
+
+
+def outcomes(calls: Sequence[Future[Any]]) -> list[int]:
+    """Return the status of each call that has ended; 0 for one that waits."""
+    return [0 if not call.done() else getattr(call.exception(), "status", 200) for call in calls]
+
+
+def test_a_client_that_opens_all_its_sessions_at_once_has_no_more_than_one_by_one(asked: Asked, turn: Turn) -> None:
+    limit(asked, max_sessions=4)
+    asked(Open("a0", 60, IP))
+    calls = turn([Open(f"a{number}", 60, IP) for number in (0, 1, 2, 3, 3, 4, 5)])
+    for call in calls:
+        call.exception(10)
+    assert outcomes(calls) == [200] * 5 + [503] * 2
+    assert "4 sessions already (_registry.max_sessions), 4 of them of 10.0.0.1" in str(refusal(calls[5]))
+    others = turn([Open(f"b{number}", 60, f"10.0.1.{number}") for number in range(3)])
+    for call in others:
+        call.exception(10)
+    assert outcomes(others) == [200, 503, 503]  # there is no more room at all
+    asked(Close("a1"))
+    asked(Close("a2"))
+    assert asked(Open("a6", 60, IP)).data["session"] == "a6"
+
+
+@pytest.mark.parametrize("most", [4, 12])  # 12: places that wait have records of their own
+def test_a_client_that_wants_all_its_places_at_once_has_no_more_than_one_by_one(
+    asked: Asked, turn: Turn, most: int
+) -> None:
+    limit(asked, max_places=most)
+    sessions = [f"a{number}" for number in range(most + 3)]
+    for session in (*sessions, "b"):
+        asked(Open(session, 60, "10.0.1.1" if session == "b" else IP))
+    calls = turn([Lock("db", each, IP, wait_secs=60, client=each) for each in (sessions[0], sessions[1], *sessions)])
+    for call in (calls[0], *calls[-3:]):
+        call.exception(10)
+    assert outcomes(calls) == [200, 0, 200] + [0] * (most - 1) + [503] * 3
+    assert "_registry.max_places" in str(refusal(calls[-1]))
+    (other,) = turn([Lock("db", "b", "10.0.1.1", wait_secs=60, client="b")])
+    until(lambda: asked(Ping()).figures["waiting"] == most + 1)
+    assert not other.done()
+    asked(Close(sessions[1]))
+    asked(Close(sessions[2]))
+    again = asked.send(Lock("db", sessions[-1], IP, wait_secs=60, client="again"))
+    until(lambda: asked(Holder("db")).data["waiting"][-1]["session"] == sessions[-1])
+    assert not again.done()
+
+
+def test_a_call_that_made_nothing_counts_no_more(asked: Asked, turn: Turn, request: pytest.FixtureRequest) -> None:
+    limit(asked, max_sessions=2, max_places=2)
+    asked(Open("a", 60, IP))
+    asked(Open("a2", 60, IP))
+    for number in range(3):
+        (none,) = turn([Lock("db", f"none{number}", IP, wait_secs=60)])
+        assert refusal(none).status == 404
+    asked(Close("a2"))
+    ledger: Any = request.getfixturevalue("ledger")
+    shared: Any = request.getfixturevalue("shared_ledger")
+    ledger.failures, shared.away = [Unavailable("away")], Unavailable("away")
+    with pytest.raises(Unavailable):
+        asked(Open("a3", 60, IP))
+    shared.away = None
+    asked(Open("a4", 60, IP))
+    asked(Lock("db", "a", IP))
+    waits = asked.send(Lock("db", "a4", IP, wait_secs=60))
+    until(lambda: asked(Ping()).figures["waiting"] == 1)
+    assert not waits.done()
