@@ -431,6 +431,11 @@ def launch(actor: type[Actor], *args: Any, timeout_secs: float = STALLED_SECS, *
     ref = actor.start(*args, **kwargs)
     made = _actors.get(ref.actor_urn)
     if made is not None:
-        # Half seconds: threads that only wake up now and then are no work.
-        _wait_patiently(made.ready, lambda: int(2 * time.process_time()), actor.__name__, stalled_secs=timeout_secs)
+        try:
+            # Half seconds: threads that only wake up now and then are no work.
+            _wait_patiently(made.ready, lambda: int(2 * time.process_time()), actor.__name__, stalled_secs=timeout_secs)
+        except TimedOut:  # it is of no use to anybody if it comes to itself
+            ref.stop(block=False)
+            made.abandon()
+            raise
     return ref

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -134,6 +135,11 @@ class Discovery(Actor):
         """Read no more."""
         if self._receiver is not None:
             self._receiver.stop()
+
+    def abandoned(self) -> None:
+        """Let the thread end that reads: the next datagram may be far."""
+        if self._receiver is not None:
+            self._receiver.end()
 
     def status(self) -> Pong:
         """Tell whether datagrams are being read."""
@@ -302,17 +308,20 @@ class _Receiver(threading.Thread):
         self._allowed = float(DATAGRAMS_PER_SEC)
         self._refilled = time.monotonic()
 
+    def end(self) -> None:
+        """Let the thread end soon; from any thread, and does not wait for it."""
+        self._stopping = True
+        with suppress(OSError):  # it has ended
+            self._wake_write.send(b"x")
+
     def stop(self) -> None:
         """End the thread; the sockets may be closed or read by another one afterwards."""
-        self._stopping = True
-        self._wake_write.send(b"x")
+        self.end()
         self.join(5.0)
-        self._wake_write.close()
-        self._wake_read.close()
 
     def run(self) -> None:
         """Read until told to stop."""
-        with selectors.DefaultSelector() as selector:
+        with self._wake_read, self._wake_write, selectors.DefaultSelector() as selector:
             for sock in (*self._sockets, self._wake_read):
                 selector.register(sock, selectors.EVENT_READ)
             while True:

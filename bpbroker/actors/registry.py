@@ -150,6 +150,15 @@ class Registry(Actor):
         self._waiting.refuse_all(Unavailable("The broker is stopping"))
         self.backend.close()
 
+    def on_failure(self, *fault: Any) -> None:
+        """Close the store too, for this is its thread."""
+        super().on_failure(*fault)
+        self.backend.close()
+
+    def abandoned(self) -> None:
+        """See :meth:`Actor.abandoned`."""
+        self.backend.abandon()
+
     def status(self) -> Pong:
         """Return figures, and why the registry cannot be used as it should if so."""
         backend = self.backend

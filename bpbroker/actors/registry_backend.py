@@ -105,6 +105,12 @@ class Backend(Protocol):
     def close(self) -> None:
         """Close the store, if it was opened."""
 
+    def abandon(self) -> None:
+        """Let go of what the registry that takes this one's place does not take away: threads and connections.
+
+        Called in another thread while the registry's own may be stuck, perhaps more than once, and must not wait.
+        """
+
     def look(self) -> float:
         """See how the store is, if that is due. Return the monotonic time of the next look; may be infinite."""
 

@@ -106,6 +106,9 @@ class LocalBackend:
         if self._is_open:
             self._store.close()
 
+    def abandon(self) -> None:
+        """Do nothing: the next store on these files fences this one off, and only its own thread can close it."""
+
     def look(self) -> float:
         """Return infinity: a commit tells how the store is."""
         return float("inf")

@@ -56,6 +56,7 @@ _TRIES: Final = 3
 """How often a session is opened that ends just then."""
 
 _STOPPING: Final = "the broker is stopping"
+_REPLACED: Final = "the broker's registry is being replaced"
 
 
 class SharedBackend:
@@ -93,7 +94,8 @@ class SharedBackend:
         self._renewing = False
         self._sweep_at = 0.0
         self._commit: tuple[Future[Any], Callable[[Sequence[Outcome] | BaseException], None]] | None = None
-        self._stopping = False
+        self._stopping = ""
+        """Why nothing is asked of the store any more; empty while all is."""
         self._fresh_at = time.monotonic()
         self._broken_at: float | None = None
 
@@ -141,6 +143,8 @@ class SharedBackend:
         host.memory.history.shared = host.memory.ages.starting = True
         store = self._store = self._open_store()
         self._is_open = True
+        if self._stopping:  # it was abandoned while the store was made
+            store.abandon()
         state = None
         try:
             state = store.open()
@@ -150,13 +154,15 @@ class SharedBackend:
         self._fresh_at = time.monotonic()
         self._lanes = Lanes(host.tell_self)
         self._is_running = True
+        if self._stopping:
+            self._lanes.abandon()
         self._lanes.follow(store.follow, state.version if state else None)
         if state is not None:
             self._take_state(state)
 
     def drain(self) -> None:
         """Stop the lanes. Call back with what became of the commit under way, if that is known; refuse the rest."""
-        self._stopping, self.away = True, _STOPPING
+        self._stopping = self.away = _STOPPING
         if self._is_running:
             self._lanes.stop()
         for then in self._reads.clear():
@@ -175,12 +181,20 @@ class SharedBackend:
         if self._is_open:
             self._store.close()
 
+    def abandon(self) -> None:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`. :meth:`open` may be under way."""
+        self._stopping = _REPLACED  # first: what is opened from here on is let go of there
+        if self._is_open:
+            self._store.abandon()
+        if self._is_running:
+            self._lanes.abandon()
+
     # --- committing ---
 
     def commit(self, groups: Sequence[Group], ended: Callable[[Sequence[Outcome] | BaseException], None]) -> None:
         """See :class:`~bpbroker.actors.registry_backend.Backend`."""
         if self._stopping:
-            ended(Unavailable(f"Nothing was changed: {_STOPPING}"))
+            ended(Unavailable(f"Nothing was changed: {self._stopping}"))
             return
 
         def taken(result: Sequence[Outcome] | BaseException) -> None:
@@ -393,7 +407,7 @@ class SharedBackend:
             then(Unavailable(str(read_failure(result))) if isinstance(result, BaseException) else result)
 
         if self._stopping:
-            then(Unavailable(f"{_STOPPING}"))
+            then(Unavailable(self._stopping))
             return
 
         def call() -> Mapping[str, tuple[Record, ...]]:

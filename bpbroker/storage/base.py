@@ -104,12 +104,12 @@ class LocalStore(Store, Protocol):
 
 
 class SharedStore(Store, Protocol):
-    """A store with other writers. Every method but :meth:`hurry` may block for some seconds.
+    """A store with other writers. Every method but :meth:`hurry` and :meth:`abandon` may block for some seconds.
 
     At one time one thread may be in :meth:`commit`, one in :meth:`read` or
     :meth:`check`, one in :meth:`scan`, :meth:`open` or :meth:`probe`, one in
     :meth:`open_session` or :meth:`renew_sessions`, and one in :meth:`follow`.
-    :meth:`close` and :meth:`hurry` may be called at any time.
+    :meth:`close`, :meth:`abandon` and :meth:`hurry` may be called at any time.
     """
 
     def open(self) -> State:
@@ -169,3 +169,9 @@ class SharedStore(Store, Protocol):
 
     def hurry(self) -> None:
         """Begin a watch again at once if it broke off: the store answers again."""
+
+    def abandon(self) -> None:
+        """Let go of all connections and threads, and change nothing any more, whatever threads still use the store.
+
+        Waits for nothing: those threads may be stuck. Calls end with Unavailable, also later ones; :meth:`follow` ends.
+        """

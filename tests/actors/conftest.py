@@ -104,6 +104,7 @@ class SharedLedger:
         self.before_scan_at: Callable[[], None] = lambda: None
         self.history: dict[int, dict[str, tuple[bytes, int]]] = {}
         self.closed = threading.Event()
+        self.abandoned = False
         self.quiet = False
         """Whether changes by :meth:`put` are not told."""
         self._take: Callable[[News], None] | None = None
@@ -231,6 +232,10 @@ class SharedLedger:
 
     def hurry(self) -> None:
         pass
+
+    def abandon(self) -> None:
+        self.abandoned = True
+        self.closed.set()
 
     def close(self) -> None:
         self.closed.set()

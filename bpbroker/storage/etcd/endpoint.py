@@ -217,9 +217,13 @@ class Endpoint:
         """Make a :meth:`stream` in another thread end now."""
         sock = self._streaming
         if sock is not None:
-            with suppress(OSError):  # it has just ended
-                # That of SSLSocket would also take the encryption away from the thread that reads.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            _shut_down(sock)
+
+    def cut(self) -> None:
+        """Make whatever another thread does with the connection end now; that thread closes it."""
+        sock = self._connection.sock
+        if sock is not None:
+            _shut_down(sock)
 
     def close(self) -> None:
         """Close the connection."""
@@ -238,6 +242,12 @@ class Endpoint:
             self._connection.close()
             self.token = None
             raise _failed(fault) from None
+
+
+def _shut_down(sock: socket.socket) -> None:
+    with suppress(OSError):  # it has just ended
+        # That of SSLSocket would also take the encryption away from the thread that reads.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _end_of_part(lines: Sequence[str], begin: int) -> int:

@@ -231,9 +231,10 @@ class Gateway:
             endpoint.hang_up()
 
     def close(self) -> None:
-        """Close all connections; a call in another thread ends after its present attempt, and closes them then."""
-        self._closed = True
-        self.hang_up()
+        """Close all connections, and send nothing any more; a call in another thread ends now. Waits for nothing."""
+        self._closed = True  # first: who makes a connection from here on sees it, and does not use that
+        for endpoint in self._endpoints:
+            endpoint.cut()
         if self._using.acquire(blocking=False):
             try:
                 self._close()
@@ -259,7 +260,10 @@ class Gateway:
         if self._timeline.number != before.timeline:
             self._timeline.begin(before, "")
         if self._connected_in != before.timeline or not endpoint.connected:
-            endpoint.connect(patience.secs)
+            if not self._closed:
+                endpoint.connect(patience.secs)
+            if self._closed:  # or meanwhile
+                raise Failed("its connection is out of use", sent=False)
             self._verify(endpoint, patience, before)
             self._connected_in = before.timeline
         return endpoint

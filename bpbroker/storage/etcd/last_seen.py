@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,6 +40,7 @@ class LastSeenFile:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._noted = self._read()
+        self._ended = False
 
     def _read(self) -> LastSeen | None:
         if self._path is None:
@@ -61,11 +64,21 @@ class LastSeenFile:
     def note(self, registry: str, cluster: str, revision: int) -> None:
         """Remember how far it goes now; the file is written only if that is further."""
         now = LastSeen(registry, cluster, revision)
-        if self._path is None or now == self._noted or not registry or not cluster:
+        if self._path is None or now == self._noted or not registry or not cluster or self._ended:
             return
         try:
-            files.replace(self._path, [json.dumps(asdict(now)).encode()])
+            files.replace(self._path, [json.dumps(asdict(now)).encode()], renaming=self._renaming())
         except (OSError, Unavailable) as error:
             logger.warning("%s cannot be written: %s", self._path, error)
         else:
             self._noted = now
+
+    def end(self) -> None:
+        """Write no more, for another one has taken this one's place; from any thread."""
+        self._ended = True
+
+    @contextmanager
+    def _renaming(self) -> Iterator[None]:
+        if self._ended:  # the disk made it wait
+            raise Unavailable("the broker's registry was replaced meanwhile")
+        yield

@@ -308,7 +308,20 @@ class EtcdStore:
         self._watcher.close()
         self._last_seen.note(self.registry_id, *self._timeline.reached)
         self._commits.tidy_up()
-        for gateway in (self._writer, self._reader, self._scanner, self._leaser, self._keeper):
+        self._let_go()
+
+    def abandon(self) -> None:
+        """See :meth:`bpbroker.storage.base.SharedStore.abandon`.
+
+        The number of its last commit stays in the cluster, as after a crash. Sessions live on: they are the clients'.
+        """
+        self._last_seen.end()
+        self._closing.set()
+        self._again.set()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        for gateway in (self._writer, self._reader, self._scanner, self._leaser, self._keeper, self._watcher):
             gateway.close()
         self._beside.end()
 

@@ -6,6 +6,8 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from queue import Queue
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from bpbroker.errors import ConfigurationError, StorageFull, Unavailable
 from bpbroker.registry.changes import ANYTHING, Broken, Changes, Committed, Conflict, News, Seen, State
+from bpbroker.registry.stored import split
 from bpbroker.storage.etcd import gateway as gateways
 from bpbroker.storage.etcd import store as etcd_store
 from bpbroker.storage.etcd.endpoint import Endpoint
@@ -202,6 +205,55 @@ def test_brokers_leave_nothing_behind(store: EtcdStore, make: Make, etcd: EtcdCl
     assert etcd.etcdctl("get", "--prefix", "--keys-only", prefix).split() == [f"{prefix}crashed-long-ago"]
     make().open()
     assert not etcd.etcdctl("get", "--prefix", "--keys-only", prefix).split()
+
+
+def test_a_store_that_was_abandoned_changes_nothing_any_more(
+    make: Make, etcd_section: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remembered = tmp_path / "seen"
+    old = EtcdStore(EtcdOptions.of({"_registry": etcd_section}), remembered)
+    old.open()
+    old.commit([one("a", b"{}", 0)])
+    held, go_on, post = threading.Event(), threading.Event(), Endpoint.post
+
+    def slow(endpoint: Endpoint, path: str, body: Mapping[str, Any], secs: float) -> Any:
+        if path == "/kv/txn" and len(body.get("success", ())) > 1 and not held.is_set():
+            held.set()
+            assert go_on.wait(30)
+        return post(endpoint, path, body, secs)
+
+    monkeypatch.setattr(Endpoint, "post", slow)
+    news: Queue[News] = Queue()
+    following = threading.Thread(target=old.follow, args=(None, news.put))
+    following.start()
+    assert isinstance(news.get(timeout=30), State)
+    with ThreadPoolExecutor(1) as pool:  # stuck just before it sends, for as long as it likes
+        stuck = pool.submit(old.commit, [one("stuck", b"{}", 0)])
+        assert held.wait(30)
+        old.abandon()
+        following.join(30)
+        assert not following.is_alive()
+        store = make()
+        store.open()
+        store.commit([one("b", b"{}", 0)])
+        remembered.write_text("the next one's")
+        go_on.set()
+        with pytest.raises(Unavailable):
+            stuck.result(30)
+    for call in (
+        lambda: old.commit([one("late", b"{}", 0)]),
+        lambda: old.open_session("late", 60, split("_session/late", b"{}", 1)),
+        lambda: old.renew_sessions(["late"]),
+        lambda: old.read(["a"]),
+        old.scan,
+        old.open,
+        old.check,
+    ):
+        with pytest.raises(Unavailable):
+            call()
+    old.close()  # as the actor does when it comes to itself
+    assert remembered.read_text() == "the next one's"
+    assert sorted(peeked(store)) == ["a", "b"]
 
 
 # --- reads ---
