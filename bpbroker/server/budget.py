@@ -1,4 +1,4 @@
-"""How much memory all clients together may have the server keep."""
+"""How much memory the server keeps for all clients together."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Final
 
 HELD_MAX_BYTES: Final = 256 * 1024 * 1024
 SMALL_BYTES: Final = 16 * 1024
-"""A connection that has less than this kept for it is not counted: most have a few hundred bytes for a moment."""
+"""A connection with less than this is not counted: most connections have a few hundred bytes for a moment."""
 CONNECTION_BYTES: Final = 48 * 1024
-"""What one that is counted needs beside that: TLS's own buffers, objects."""
+"""What a counted connection needs in addition: buffers of TLS, objects."""
 
 
 class Budget:
-    """What is kept for clients: requests on their way in and being served, responses on their way out.
+    """The memory kept for clients: requests that come in or are being served, and responses that are sent.
 
-    Counted by the loop's thread and by workers, as it changes.
+    The loop's thread and the workers count each change.
     """
 
     def __init__(self, limit_bytes: int = HELD_MAX_BYTES) -> None:
@@ -24,7 +24,7 @@ class Budget:
         self._lock = threading.Lock()
 
     def change(self, by_bytes: int) -> None:
-        """Count that so much more is kept, or less."""
+        """Count a change of the kept memory, in bytes."""
         with self._lock:
             self.held_bytes += by_bytes
 

@@ -1,4 +1,4 @@
-"""Watching both ends of the certificate's time: in health always, in the log once a day."""
+"""Watches that the certificate's time has begun and is not over: in health always, in the log once a day."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ logger = logging.getLogger(__name__)
 class CertificateWatch:
     """A probe for the healthcheck.
 
-    One whose time is over, or has not come, has failed, as the doctors say,
-    but is no reason to take a broker out of service: clients that pinned it
-    still trust it.
+    A certificate that is expired or not valid yet is a failure, as both doctors say. But the broker stays in service:
+    clients that pinned the certificate still trust it.
 
     Args:
-        cert: gives the certificate in use.
+        cert: returns the certificate in use.
         now: the clock.
     """
 

@@ -1,8 +1,7 @@
 """One connection: its phases, and the bytes that come and go on it.
 
-A connection is a state machine. Each phase has one step, which does what can be
-done without blocking and returns a :class:`Turn`: what has to happen before the
-next step. The loop does that and knows nothing of phases but three questions:
+A connection is a state machine. Each phase has one step. It does as much as is possible without blocking, and returns
+a :class:`Turn`: what has to happen before the next step. The loop does that. Of the phases it knows only
 :attr:`Connection.idle`, :attr:`Connection.busy` and the deadline.
 
 ========== ============================= ============================ ===================
@@ -23,11 +22,11 @@ BROKEN     close                         close                        (the end)
 a request that is refused before the application sees it, ``BROKEN`` what a
 worker's thread leaves when the client has gone: only the loop closes. A request
 is in phase ``SERVING`` from its last byte to the first one of its response,
-whoever works on it: the loop itself (small requests), a worker, or an actor.
+whether the loop itself (small requests), a worker or an actor works on it.
 :data:`_THEN` is the table's last column, and no other step is possible.
 
-A connection belongs to the loop's thread, but for the time in which a worker
-has it: from :attr:`Turn.WORKER` until the worker hands it back.
+A connection belongs to the loop's thread, except while a worker has it: from :attr:`Turn.WORKER` until the worker
+hands it back.
 """
 
 from __future__ import annotations
@@ -51,14 +50,14 @@ logger = logging.getLogger(__name__)
 
 _DRAIN_AT_ONCE: Final = 16
 _SEND_AT_ONCE: Final = 256 * 1024
-"""What the loop's thread sends for one connection before it looks at others; it reads at most 16 KiB."""
+"""How much the loop's thread sends for one connection before others have their turn; it reads at most 16 KiB."""
 _SLICE_BYTES: Final = 64 * 1024
 _AHEAD_MAX_BYTES: Final = 64 * 1024
-"""What a client may send ahead while its request is served."""
+"""How much a client may send ahead while its request is served."""
 _SLOWEST_BYTES_PER_SEC: Final = 32 * 1024
-"""A client that takes its response more slowly than that, all in all, is let go."""
+"""A connection whose client takes its response more slowly than this on average is closed."""
 _HALF_CLOSED_SECS: Final = 1.0
-"""How long the response is still made for a client that has closed its end: perhaps it closed but one direction."""
+"""How long a response is still made after the client has closed its end: it may have closed one direction only."""
 _LINGER_SECS: Final = 2.0
 _LINGER_BYTES: Final = 4 * 1024 * 1024
 _TLS_HANDSHAKE: Final = 0x16
@@ -66,9 +65,9 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Phase(Enum):
-    """Where a connection is in its life; the module's docstring has the table."""
+    """The phase of a connection; the module's docstring has the table."""
 
-    __hash__ = object.__hash__  # each is there once, and Enum's own is not in C
+    __hash__ = object.__hash__  # each member exists once, and the hash of Enum is slow Python code
 
     HANDSHAKE = "handshake"
     READING = "reading"
@@ -90,17 +89,17 @@ _THEN: Final[Mapping[Phase, frozenset[Phase]]] = {
 
 
 class Turn(Enum):
-    """What has to happen before a connection's next step."""
+    """The event that has to come before a connection's next step."""
 
     READ = "read"
     WRITE = "write"
     WORKER = "worker"
     ASK = "ask"
-    """The actor is asked, together with those of the other requests of this round; until it replies, as READ."""
+    """The actor has to be asked, together with those of other requests of this round. Until it replies, as READ."""
     NOTHING = "nothing"
-    """An actor's reply, and no word of the client before that."""
+    """An actor's reply; nothing is read from the client before."""
     AGAIN = "again"
-    """The others' turn; there is more to do right now."""
+    """A turn of the other connections; this one could go on at once."""
     CLOSE = "close"
 
 
@@ -112,8 +111,8 @@ class Connection:
 
     Args:
         service: what all connections share.
-        hand_back: lets the loop's thread go on with a connection; called from any thread.
-        hand_back_patiently: does the same, for a client that meant to wait.
+        hand_back: passes a connection back to the loop's thread; called from any thread.
+        hand_back_patiently: does the same for a client that asked to wait.
         sock: the connected socket.
         address: the client's socket address; of a Unix socket, an address of this host alone.
     """
@@ -129,14 +128,14 @@ class Connection:
         self.socket = sock
         self.peer = plain_address(address[0])
         self.network = network_of(self.peer)
-        """What is counted as one client."""
+        """The client that the connection counts for."""
         self.served = False
-        """Whether a request on it was ever complete."""
+        """Whether it has ever had a complete request."""
         self.phase = Phase.HANDSHAKE
         self.watched: Turn | None = None
-        """What the selector watches it for; the loop's own note."""
+        """The events for which the selector watches it; set by the loop."""
         self.queued = False
-        """Whether it has its next step in this round without an event; the loop's own note."""
+        """Whether it has its next step in this round without an event; set by the loop."""
         self.lent = False
         """Whether a worker has it: set by the loop's thread, cleared by the worker."""
         self.deadline = time.monotonic() + service.policy.handshake_secs
@@ -148,16 +147,16 @@ class Connection:
         self._framer = Framer(service.policy.limits, self.peer)
         self._unsent = memoryview(b"")
         self._sending_bytes = 0
-        """The whole response, of which all is kept as long as a part of it is not sent."""
+        """The whole response; it is kept until its last byte is sent."""
         self._send_until = 0.0
         self._left_at: float | None = None
         self._lingered = 0
         self._admitted: Request | None = None
-        """The request that may have its body read."""
+        """The request whose body may be read."""
         self._counted_bytes = 0
-        """What the server's memory has counted for this connection."""
+        """Bytes that the server's budget has counted for this connection."""
         sock.setblocking(False)
-        if len(address) > 1:  # a Unix socket has no ports, and no such option
+        if len(address) > 1:  # a Unix socket has no such option
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @property
@@ -178,7 +177,7 @@ class Connection:
         return self._framer.held_bytes + sending + outgoing + self._cycle.held_bytes
 
     def _go(self, phase: Phase) -> None:
-        """Go over to another phase."""
+        """Change to another phase."""
         if phase not in _THEN[self.phase]:
             raise RuntimeError(f"A connection cannot go from {self.phase} to {phase}")
         self.phase = phase
@@ -197,17 +196,17 @@ class Connection:
         return Turn.CLOSE
 
     def ask(self) -> None:
-        """Ask the actor, once; the others' requests have been taken in by now."""
+        """Ask the actor, once. The other requests of this round have been read by now."""
         self._cycle.ask(self._replied, self._replied_patiently)
 
     def resume(self) -> Turn:
-        """Go on after a worker, an actor, or the others have had their turn."""
+        """Continue after a worker, an actor or the other connections have had their turn."""
         if self.phase is not Phase.SERVING:
             return self.move_on()
         cycle = self._cycle
         if not cycle.done:
             if not cycle.asked:
-                return Turn.ASK  # a worker has found out that an actor is needed
+                return Turn.ASK  # a worker found that an actor has to be asked
             return Turn.READ if self._left_at is None else Turn.NOTHING
         if cycle.heavy:
             return Turn.WORKER
@@ -218,7 +217,7 @@ class Connection:
             return Turn.CLOSE
 
     def too_late(self) -> Turn:
-        """End a phase whose time is over; a request that has begun is told so."""
+        """End a phase whose deadline has passed; a request that has begun gets a response."""
         if self.phase is Phase.READING and self._framer.begun:
             return self._reject(408, "The request did not come in time (api.request_timeout_secs)")
         if self.phase is Phase.HANDSHAKE:
@@ -226,22 +225,22 @@ class Connection:
         return Turn.CLOSE
 
     def watch_over(self, now: float) -> None:
-        """End the wait for an actor that takes too long, and for a client that has gone."""
+        """End the wait for an actor that takes too long, or whose client has gone."""
         left = self._left_at is not None and now >= self._left_at + _HALF_CLOSED_SECS
         self._cycle.watch_over(now, left=left)
 
     def stop(self) -> None:
-        """Reply now to a request that means to wait: the broker is stopping."""
+        """Respond now to a request that asked to wait: the broker is stopping."""
         self._cycle.stop()
 
     def shed(self) -> Turn:
-        """Drop what is kept for the client: the server keeps too much."""
+        """Drop the bytes kept for the client: the server keeps too many."""
         if self.phase is Phase.READING:
             return self._reject(503, "The broker has too many large requests at the moment; try again later")
         return Turn.CLOSE
 
     def close(self) -> None:
-        """Say goodbye and close the socket."""
+        """End TLS and close the socket."""
         self._cycle.give_up()
         self._service.memory.change(-self._counted_bytes)
         self._counted_bytes = 0
@@ -266,7 +265,7 @@ class Connection:
             return _TURN[want]
         handshakes["done"] += 1
         self._go(Phase.READING)
-        # A client that has connected means to ask something; between requests it may take its time.
+        # A new connection must send a request soon; between two requests it may be idle for longer.
         self.deadline = time.monotonic() + self._service.policy.request_secs
         return self._read()
 
@@ -289,10 +288,10 @@ class Connection:
         return Turn.CLOSE if stream.ended else Turn.READ
 
     def _frame(self, received: bytes) -> Turn | None:
-        """Take in what came, and serve the request if that completes it; None if more has to come."""
+        """Read the bytes that came, and serve the request if it is complete; None if more bytes have to come."""
         framer = self._framer
         if received and not framer.begun:
-            # One deadline for the whole request, however its bytes trickle in.
+            # One deadline for the whole request, however slowly its bytes come.
             self.deadline = time.monotonic() + self._service.policy.request_secs
         try:
             request = framer.feed(received)
@@ -324,7 +323,7 @@ class Connection:
         return self._send() if self._serve() else Turn.ASK
 
     def _listen_while_serving(self) -> Turn:
-        """Take in what a client sends ahead, and notice when it leaves."""
+        """Read what a client sends ahead, and notice when it leaves."""
         if self._stream is None:
             return Turn.CLOSE
         try:
@@ -342,7 +341,7 @@ class Connection:
         return Turn.NOTHING
 
     def _send(self) -> Turn:
-        """Send what is to be sent; progress moves the deadline on."""
+        """Send the response; progress moves the deadline on."""
         if self._stream is None:
             return Turn.CLOSE
         budget = _SEND_AT_ONCE
@@ -371,13 +370,13 @@ class Connection:
         return Turn.AGAIN if begun else Turn.READ
 
     def _reject(self, status: int, message: str) -> Turn:
-        """Refuse what cannot be served, and close."""
+        """Refuse a request that cannot be served, and close."""
         refusal = response.failure(status, message)
         self._service.rejected(self.peer, refusal)
         return self._refuse(refusal)
 
     def _refuse(self, refusal: response.Response) -> Turn:
-        """Send a response to what is not read any further, and close."""
+        """Send a response to a request that is not read to its end, and close."""
         self._framer.clear()
         self._unsent = memoryview(response.encode(refusal))
         self._sending_bytes = len(self._unsent)
@@ -388,13 +387,13 @@ class Connection:
         return self.move_on()
 
     def _reject_plain(self) -> Turn:
-        """Tell a client that does not speak TLS so, in the clear, and close."""
+        """Send an unencrypted error to a client that does not speak TLS, and close."""
         self.socket.send(response.encode(response.failure(400, "This port speaks HTTPS only; use https://")))
         self._begin_lingering()
         return Turn.READ
 
     def _linger(self) -> Turn:
-        """Close when the client has, or soon: closing with bytes unread would reset the response away."""
+        """Close when the client has closed, or soon: closing with unread bytes would reset the response away."""
         if self._stream is not None:
             self._stream.say_goodbye()
         self._begin_lingering()
@@ -416,7 +415,7 @@ class Connection:
     # --- the loop's thread, or a worker's ---
 
     def work(self) -> None:
-        """Serve the request, or complete its response, in a worker's thread."""
+        """Serve the request, or finish its response, in a worker's thread."""
         try:
             if self._cycle.pending:
                 self._respond(self._cycle.complete())
@@ -427,7 +426,7 @@ class Connection:
             self._go(Phase.BROKEN)
 
     def broken(self) -> None:
-        """Let the loop close it: a worker failed in a way that was not foreseen."""
+        """Let the loop close the connection: a worker failed unexpectedly."""
         self.phase = Phase.BROKEN
 
     def _replied(self, _reply: Future[Any]) -> None:
@@ -454,16 +453,16 @@ class Connection:
             self._count()
 
     def _count(self) -> None:
-        """Have the server's memory count what is kept now."""
+        """Count the bytes that are kept now in the server's budget."""
         held = self.held_bytes
-        # A buffer that grows is an eighth larger than what is in it.
+        # A buffer that grows is an eighth larger than its content.
         held = 0 if held <= SMALL_BYTES else held + held // 8 + CONNECTION_BYTES
         if held != self._counted_bytes:
             self._service.memory.change(held - self._counted_bytes)
             self._counted_bytes = held
 
     def _send_at_once(self) -> None:
-        """Send what the socket takes, in a worker's thread; the rest is the loop's."""
+        """Send as much as the socket takes, in a worker's thread; the loop sends the rest."""
         while self._unsent and self._stream is not None:
             sent = self._stream.send(self._unsent[:_SLICE_BYTES])
             if isinstance(sent, tls.Want):

@@ -1,8 +1,7 @@
-"""The loop's thread: accepts, shakes hands, reads ahead, serves what is quick, sends, and keeps deadlines.
+"""The loop's thread: accepts, does handshakes, reads ahead, serves small requests, sends, applies deadlines.
 
-It alone registers, closes and counts connections. What another thread is done
-with comes back to it through a queue. It knows connections and the service
-that they share, nothing of the listener that made it.
+It alone registers, closes and counts connections. Another thread passes a connection back to it through a queue. It
+knows connections and the service that they share, not the listener that made it.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ _TICK_SECS: Final = 0.25
 _PAUSE_SECS: Final = 0.1
 """How long not to accept when the process has no file descriptor left."""
 _LOOKED_AT: Final = 256
-"""Newcomers that are looked at for one to close: each accept costs the same however many there are."""
+"""How many new connections are checked to find one to close, so that each accept costs the same."""
 _SHARES: Final = 8
-"""A network's share is one of so many: what has more has to give way first."""
+"""The share of one network is this part of all places: a network with more loses connections first."""
 _EVICT_AT_ONCE: Final = 64
 _FAN_OUT_AT_ONCE: Final = 8
-"""Replies to clients that meant to wait, in one round: one change may answer a thousand of them, and takes 0.1 ms for
-each. Between two rounds all others have their turn."""
+"""How many replies to clients that asked to wait are handled in one round: one change may end a thousand waits, and
+each takes 0.1 ms. Between two rounds all other connections have their turn."""
 
 _OF_UNIX_SOCKET: Final = ("127.0.0.1",)
 """A client at a Unix socket has no address; it is on this host."""
@@ -58,7 +57,7 @@ class EventLoop:
     Args:
         listeners: the listening sockets.
         service: what all connections share.
-        lend: gives a connection to a worker, which hands it back.
+        lend: passes a connection to a worker, which hands it back.
     """
 
     def __init__(
@@ -74,14 +73,15 @@ class EventLoop:
         self._asleep = False
         self._handed_back: deque[Connection] = deque()
         self._fan_out: deque[Connection] = deque()
-        """As ``_handed_back``, of clients that meant to wait."""
+        """As ``_handed_back``, for clients that asked to wait."""
         self._asking: deque[Connection] = deque()
         self._connections: set[Connection] = set()
         self._by_network: Counter[str] = Counter()
         self._most = 0
-        """No network has more connections than that; perhaps none has so many any more."""
+        """No network has more connections than this; it may be more than any network has now."""
         self._newcomers: dict[Connection, None] = {}
-        """Connections in the order in which they came, until it is seen that a request on one was complete."""
+        """Connections in the order in which they came; one is removed when it is found to have had a complete
+        request."""
         self._accept_again = 0.0
         self._stop = False
         self._done = threading.Event()
@@ -93,17 +93,17 @@ class EventLoop:
     # --- for other threads ---
 
     def hand_back(self, connection: Connection) -> None:
-        """Let the loop go on with a connection."""
+        """Let the loop continue with a connection."""
         self._handed_back.append(connection)
         self._wake()
 
     def hand_back_patiently(self, connection: Connection) -> None:
-        """Let the loop go on with the connection of a client that meant to wait, when it is its turn."""
+        """Let the loop continue with the connection of a client that asked to wait, in its turn."""
         self._fan_out.append(connection)
         self._wake()
 
     def stop_accepting(self) -> None:
-        """Take no new connections, and no new request on those there are."""
+        """Accept no new connections, and no new requests on open ones."""
         self._service.stopping = True
         self._wake()
 
@@ -118,7 +118,7 @@ class EventLoop:
         self._done.wait(timeout_secs)
 
     def silent_secs(self) -> float:
-        """Return the seconds since the loop last went round; it does so four times a second even when idle."""
+        """Return the seconds since the loop's last round; it has four rounds a second even when it is idle."""
         return time.monotonic() - self._beat
 
     def figures(self) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class EventLoop:
         return {"connections": len(self._connections)}
 
     def counts(self) -> dict[str, Any]:
-        """Return what metrics show of connections beside the figures."""
+        """Return the counts of connections for metrics; health has the other figures."""
         tally = self._service.tally
         return {
             "accepted": tally.accepted,
@@ -136,7 +136,7 @@ class EventLoop:
         }
 
     def _wake(self) -> None:
-        # The loop says that it is about to sleep before it looks at the queue a last time, so nothing is missed.
+        # The loop sets this before it checks the queue a last time and sleeps, so nothing is missed.
         if self._asleep:
             self._asleep = False
             with suppress(BlockingIOError, OSError):
@@ -145,7 +145,7 @@ class EventLoop:
     # --- the loop ---
 
     def run(self) -> None:
-        """Go round until :meth:`stop`."""
+        """Run until :meth:`stop`."""
         next_sweep = time.monotonic() + _TICK_SECS
         try:
             while not self._stop:
@@ -187,7 +187,7 @@ class EventLoop:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                # EMFILE and its like: the connection stays in the backlog; going on at once would only spin.
+                # EMFILE and similar: the connection stays in the backlog, and a new try at once would fail again.
                 logger.error("Cannot accept a connection: %s", error)  # noqa: TRY400 - a traceback adds nothing
                 self._service.tally.refused["no_descriptors"] += 1
                 self._listen(on=False)
@@ -198,7 +198,7 @@ class EventLoop:
                     self._enter(Connection(self._service, self.hand_back, self.hand_back_patiently, sock, address))
                 else:
                     sock.close()
-            except OSError:  # it has gone already
+            except OSError:  # the client has gone already
                 sock.close()
 
     def _enter(self, connection: Connection) -> None:
@@ -212,12 +212,10 @@ class EventLoop:
     def _has_room(self, network: str) -> bool:
         """Whether one more connection of a client's network may come in.
 
-        When all places are taken, a network that has more than its share of them
-        loses some of its idle ones. When none has, as none of an attacker with
-        many addresses has, the oldest connection goes that has never had a complete
-        request, and if there is none, the ones that have been idle for longest.
-        So the place of a client that asks for something is safe, and there is
-        always one for the next.
+        When all places are taken, a network with more than its share loses some of its idle connections. If no network
+        has more, as with an attacker at many addresses, the oldest connection without a complete request is closed. If
+        there is none, those that have been idle for longest are closed. So a client that sends requests keeps its
+        place, and there is always a place for the next connection.
         """
         held = self._by_network.get(network, 0)
         refused = self._service.tally.refused
@@ -227,10 +225,10 @@ class EventLoop:
         places = self._service.policy.connections_max
         if len(self._connections) < places:
             return True
-        # With many addresses of one connection each, a client with two would have the most.
+        # An attacker at many addresses has one connection at each: a client with two would count as the largest.
         share = max(1, places // _SHARES)
         busiest, most = "", self._most
-        if most > share:  # else there is no need to look at all networks for each connection that comes
+        if most > share:  # otherwise all networks would be counted for each new connection
             busiest, most = self._by_network.most_common(1)[0]
             self._most = most
         greedy = most > share
@@ -259,8 +257,8 @@ class EventLoop:
         """Close the oldest connection that has never had a complete request, if there is one.
 
         Args:
-            network: has the most connections, so one of its own goes first: a client in the middle of its
-                handshake must not pay for a neighbour that takes all places.
+            network: the one with the most connections. Its own are closed first, so that a client in the middle of its
+                handshake does not lose its place to a network that takes them all.
         """
         for connection in list(islice(self._newcomers, _LOOKED_AT)):
             if connection.served or connection not in self._connections:
@@ -282,9 +280,9 @@ class EventLoop:
         self._listening = on
 
     def _move_on(self, connection: Connection) -> None:
-        """Let a connection do what it can without blocking, and see what has to happen then."""
+        """Let a connection do its step, and note what it waits for."""
         if connection.watched is None or connection.queued:
-            return  # closed or lent a moment ago, while this was on its way; or it has its turn in this round anyway
+            return  # it was closed or lent a moment ago, or has its turn in this round anyway
         self._next(connection, self._safely(connection, connection.move_on))
 
     def _take_back(self, connection: Connection) -> None:
@@ -344,7 +342,7 @@ class EventLoop:
         connection.close()
 
     def _sweep(self, now: float) -> None:
-        """Keep deadlines and the bound on memory; begin to accept again; close idle connections when stopping."""
+        """Apply deadlines and the bound on memory; end a pause in accepting; when stopping, close idle connections."""
         stopping = self._service.stopping
         if stopping:
             self._listen(on=False)

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 VALID_DAYS: Final = 3650
 _MADE_AFTER: Final = datetime.datetime(2026, 11, 1, tzinfo=datetime.UTC)
-"""No certificate is made before: a clock that shows an earlier time is wrong."""
+"""No certificate is older than this: a clock that shows an earlier time is wrong."""
 WARN_DAYS: Final = 30
 _HOST_NAME: Final = re.compile(r"(?:\*\.)?[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 _PEM_MAX_BYTES: Final = 1024 * 1024
@@ -36,11 +36,11 @@ _PEM_MAX_BYTES: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What a person wants to know of a certificate."""
+    """The facts about a certificate that are shown to people."""
 
     subject: str
     names: tuple[str, ...]
-    """Host names and addresses that it is for."""
+    """Host names and addresses for which it is valid."""
     not_before: datetime.datetime
     """In UTC."""
     not_after: datetime.datetime
@@ -53,7 +53,7 @@ class Certificate:
         return (self.not_after - now).days
 
     def problem(self, now: datetime.datetime) -> str:
-        """Return in words why clients that check its time refuse it now or soon; empty when they do not."""
+        """Return why clients that check its time refuse it now or soon, in words; empty if they do not."""
         if now < self.not_before:
             return f"is not valid before {self.not_before:%Y-%m-%d %H:%M} UTC, and the clock says {now:%Y-%m-%d %H:%M}"
         left = self.days_left(now)
@@ -62,19 +62,18 @@ class Certificate:
         return f"expires in {left} days" if left < WARN_DAYS else ""
 
     def lacks(self) -> list[str]:
-        """Return the names and addresses of this host that are not in it."""
+        """Return the names and addresses of this host that it lacks."""
         return [name for name in own_names() if name not in self.names]
 
 
 def ensure_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
     """Make a certificate and key for this host if there are none.
 
-    A key without a certificate is what was left of a first start that was cut
-    off: nothing was served with it, so a new pair takes its place. It is kept
-    as ``<name>.old``.
+    A key without a certificate is left from a first start that a crash ended. Nothing was served with it, so a new
+    pair takes its place. The key is kept as ``<name>.old``.
 
     Raises:
-        ConfigurationError: only the certificate is there.
+        ConfigurationError: the certificate exists without its key.
         ConfigurationError, StartError: they cannot be written.
     """
     heal_pair(cert, key)
@@ -90,7 +89,7 @@ def ensure_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
 
 
 def heal_pair(cert: Path, key: Path) -> None:
-    """Finish what a crash cut off while a pair of the broker's own was being made or renewed.
+    """Finish the making or renewal of the broker's own pair after a crash.
 
     Raises:
         ConfigurationError, StartError: the files cannot be written.
@@ -111,12 +110,12 @@ def keep_older(path: Path) -> None:
 
 
 def make_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
-    """Write a new self-signed ECDSA P-256 certificate and its key (mode 0600), replacing what is there.
+    """Write a new self-signed ECDSA P-256 certificate and its key (mode 0600), in place of old ones.
 
     Args:
         cert: path of the certificate, PEM.
         key: path of the key, PEM.
-        hosts: names and addresses it is for; this host's own if empty.
+        hosts: names and addresses for which it is valid; this host's own if empty.
 
     Raises:
         ConfigurationError, StartError: they cannot be written.
@@ -133,16 +132,17 @@ def make_pair(cert: Path, key: Path, hosts: Sequence[str] = ()) -> None:
         .issuer_name(subject)
         .public_key(public)
         .serial_number(x509.random_serial_number())
-        # The clock of a machine that boots for the first time may be days ahead, or in 1970. It will be corrected,
-        # and the certificate shall be good before and after: it begins no later than this version came out.
+        # The clock of a machine that boots for the first time may be days ahead, or in 1970, and is corrected later.
+        # The certificate has to be valid before and after: its time begins no later than the release of this version.
         .not_valid_before(min(now - datetime.timedelta(days=1), _MADE_AFTER))
         .not_valid_after(max(now, _MADE_AFTER) + datetime.timedelta(days=VALID_DAYS))
         .add_extension(x509.SubjectAlternativeName(general), critical=False)
-        # No authority: whoever has its key can sign for no other name, not even for those who trust this file as one.
-        # OpenSSL, Python and curl take a self-signed certificate that is itself in the file, CA or not.
+        # No authority: its key can sign for no other name, also where this file is trusted as an authority.
+        # OpenSSL, Python and curl accept a self-signed certificate that is in the file of authorities, CA or not.
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        # Python 3.13 verifies strictly (RFC 5280): who trusts this file as a CA needs the following three in it.
+        # Python 3.13 verifies strictly (RFC 5280): a client that trusts this file as a CA needs these three
+        # extensions.
         .add_extension(_key_usage(), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
@@ -165,21 +165,21 @@ def _key_usage() -> x509.KeyUsage:
 
 
 def own_names() -> list[str]:
-    """Return this host's name and every address that its interfaces have; nothing is asked of the network.
+    """Return this host's name and every address of its interfaces; nothing is sent to the network.
 
-    A look-up of the own name could take ten seconds, and without a default route tell nothing.
+    A look-up of the own name could take ten seconds, and fails without a default route.
     """
     addresses = [each.address for each in interfaces() if not each.link_local]
     host = socket.gethostname()
     try:
         own = [str(_general_name(host).value)]
     except ConfigurationError:
-        own = []  # such as one that is not UTF-8: no client can look it up
+        own = []  # such as a name that is not UTF-8: no client can look it up
     return list(dict.fromkeys((*own, "localhost", "127.0.0.1", "::1", *addresses)))
 
 
 def check_names(names: Sequence[str]) -> None:
-    """See that names can stand in a certificate.
+    """Check that names can stand in a certificate.
 
     Raises:
         ConfigurationError: one cannot.
@@ -246,7 +246,7 @@ def fingerprint(cert: Path) -> str:
 
 
 def check_pair(cert: Path, key: Path) -> tls.Context:
-    """See that certificate and key can be used together; warn of a key that others can read.
+    """Check that certificate and key can be used together; warn of a key that others can read.
 
     Returns:
         The TLS context that serves with them.
@@ -265,7 +265,7 @@ def check_pair(cert: Path, key: Path) -> tls.Context:
 
 
 def how_to_close(path: Path) -> str:
-    """Return the command that takes a file, or a folder and what is made in it, away from others."""
+    """Return the command that makes a file, or a folder and its new files, private."""
     if sys.platform == "win32":
         right = "(OI)(CI)F" if path.is_dir() else "F"
         who = (f"*{sid}:{right}" for sid in ("S-1-3-4", "S-1-5-32-544", "S-1-5-18"))
@@ -274,5 +274,5 @@ def how_to_close(path: Path) -> str:
 
 
 def is_open(key: Path) -> bool:
-    """Whether others than its owner can use a key's file."""
+    """Whether other users than its owner can use a key's file."""
     return files.open_to_others(key)

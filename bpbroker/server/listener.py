@@ -1,25 +1,22 @@
 """The HTTP server: a listening socket, the event loop, a few workers. CherryPy's bus starts and stops it.
 
-It takes the place of cheroot's ``HTTPServer``, CherryPy's own, for three
-reasons. Each was measured on cheroot 11.1.2.
+It replaces cheroot's ``HTTPServer``, which CherryPy uses, for three reasons. Each was measured on cheroot 11.1.2.
 
-*Gate*: only the loop's thread deals with a connection that has not sent its
-whole request. It shakes hands and reads ahead, without blocking. cheroot hands
-a connection to a worker before it is readable, so ten silent clients hold its
-ten workers.
+*Gate*: only the loop's thread handles a connection that has not sent its whole request. It does the handshake and
+reads ahead, without blocking. cheroot hands a connection to a worker before it is readable, so ten silent clients
+block its ten workers.
 
 *Serving*: the application never waits for anything, so a small request is
-served by the loop: handing it to a worker and back costs more than serving it
-(9,000 requests/s with the handover, see the benchmarks without). Only what
-takes long to parse or to write goes to a worker.
+served by the loop: handing it to a worker and back costs more than serving it (9,000 requests/s with the handover; the
+benchmarks have the number without). Only requests that take long to parse, or responses that take long to write, go to
+a worker.
 
 *Parking*: when the application returns a
 :class:`bpbroker.server.response.PendingResponse`, the connection waits without
-a thread. A slow reader holds no thread either: the rest is sent when the socket
-takes it.
+a thread. A slow reader blocks no thread either: the rest is sent when the socket accepts it.
 
-What the bus's ``ServerAdapter`` needs of a server is ``start``, ``stop`` and
-``ready``; nothing else of cheroot's class ever ran here.
+The bus's ``ServerAdapter`` needs ``start``, ``stop`` and ``ready`` of a server; nothing else of cheroot's class was
+used.
 """
 
 from __future__ import annotations
@@ -51,7 +48,7 @@ from bpbroker.server.response import Response
 logger = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
-"""cheroot's 5 let a burst of 16 new connections wait a second for SYN retries; the kernel caps this."""
+"""With cheroot's 5, a burst of 16 new connections waits a second for SYN retries. The kernel limits this number."""
 _DESCRIPTORS_APART: Final = 256
 _LOOP_PAUSE_SECS: Final = 0.2
 _SAY_AGAIN_SECS: Final = 60.0
@@ -84,7 +81,7 @@ def bind_tcp(ip: str, port: int) -> socket.socket:
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if not ip else 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # For fe80::1%eth0 this gives the interface, too.
+            # For fe80::1%eth0 this returns the interface, too.
             sock.bind(socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0][4])
             sock.listen(BACKLOG)
         except OSError as error:
@@ -125,7 +122,7 @@ def _no_log(_address: str, _refusal: Response) -> None:
 
 
 def _admit(_request: Request) -> None:
-    """Refuse nothing by its head alone."""
+    """Admit each request."""
 
 
 class BrokerServer:
@@ -141,11 +138,11 @@ class BrokerServer:
             request is refused before the application sees it.
         admit: called with a request whose body is still to come; returns the
             response if it is refused by its head alone.
-        memory: what is kept for clients is counted there.
+        memory: the budget that counts the memory kept for clients.
     """
 
     shutdown_timeout = 3
-    """Seconds that :meth:`stop` gives to requests that are being served."""
+    """How many seconds :meth:`stop` waits for requests that are being served."""
 
     def __init__(
         self,
@@ -170,7 +167,7 @@ class BrokerServer:
         self.loop = EventLoop((sock, *more), self._service, self._workers.put)
 
     def reload(self, context: Any, settings: Settings) -> None:
-        """Serve new connections with this context, and all requests by these settings."""
+        """Use this context for new connections, and these settings for all requests."""
         self._service.policy = _policy(context, settings)
 
     def start(self) -> None:
@@ -180,14 +177,14 @@ class BrokerServer:
         self.serve()
 
     def prepare(self) -> None:
-        """Start the workers; from here on the server counts as ready, as its socket has listened before."""
+        """Start the workers. The server is ready from now on: its socket listens already."""
         self._workers.start(self.loop.hand_back)
         self.ready = True
 
     def serve(self) -> None:
         """Serve until :meth:`stop`; an error in the loop is logged and does not end it.
 
-        One that comes back at once is logged once a minute, and must not take the processor.
+        An error that repeats at once is logged once a minute, with a pause so that it does not take the processor.
         """
         said, said_at = "", 0.0
         while self.ready:
@@ -200,7 +197,7 @@ class BrokerServer:
                 self._ending.wait(_LOOP_PAUSE_SECS)
 
     def stop(self) -> None:
-        """Stop accepting, finish what is in hand for at most ``shutdown_timeout`` seconds, close everything."""
+        """Stop accepting, finish the current requests within ``shutdown_timeout`` seconds, close everything."""
         if not self.ready:
             return
         deadline = time.monotonic() + self.shutdown_timeout
@@ -224,14 +221,14 @@ def _policy(context: Any, settings: Settings) -> Policy:
         handshake_secs=api("handshake_timeout_secs"),
         request_secs=api("request_timeout_secs"),
         keep_alive_secs=api("keep_alive_secs"),
-        # Some descriptors are for everything else: files, actors, extensions.
+        # Some descriptors are left for files, actors and extensions.
         connections_max=min(api("max_connections"), max(16, descriptor_limit() - _DESCRIPTORS_APART)),
         connections_per_address_max=api("max_connections_per_address"),
     )
 
 
 class Workers:
-    """The threads for what takes long. Few are faster: they hand the GIL around (measured: 2 beat 10 twofold)."""
+    """The threads for long work. A few are best, because of the GIL (measured: 2 are twice as fast as 10)."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -240,14 +237,15 @@ class Workers:
         self.put = self._queue.put
 
     def start(self, hand_back: Callable[[Connection], object]) -> None:
-        """Start the threads; ``hand_back`` is called with each connection that was worked on."""
+        """Start the threads; ``hand_back`` is called with each connection after the work on it."""
         for number in range(self._count):
             thread = threading.Thread(target=self._work, args=(hand_back,), name=f"worker-{number}", daemon=True)
             thread.start()
             self._threads.append(thread)
 
     def stop(self, timeout_secs: float) -> None:
-        """End the threads after the work that is queued; wait no longer than that (cheroot's join has no bound)."""
+        """End the threads after the queued work; wait for them no longer than the given time (cheroot's join has no
+        bound)."""
         for _ in self._threads:
             self._queue.put(None)
         deadline = time.monotonic() + timeout_secs

@@ -1,10 +1,8 @@
-"""The files of the certificate and key that the broker makes for itself: always a pair, whenever the power goes.
+"""The files of the certificate and key that the broker makes for itself: a pair also after a power cut.
 
-Two files cannot be replaced at once. So the new ones are written beside the
-old ones first, the key, then the certificate, each durably. From the moment
-when the certificate lies there the new pair is the one that counts: it is put in
-place, the key first, and what a crash cuts off there is finished by
-:func:`heal` at the next start. A pair that was not complete is removed.
+Two files cannot be replaced at once. So the new ones are written durably beside the old ones, the key, then the
+certificate. When the certificate is there, the new pair counts: it is put in place, the key first. If a crash
+interrupts that, :func:`heal` finishes it at the next start. A new pair that is not complete is removed.
 """
 
 from __future__ import annotations
@@ -21,12 +19,12 @@ logger = logging.getLogger(__name__)
 
 
 def staged(path: Path) -> Path:
-    """Return where the new one of a file lies before it takes the old one's place."""
+    """Return the path of a new file before it takes the place of the old one."""
     return path.with_name(f"{path.name}.staged")
 
 
 def put(cert: Path, key: Path, cert_pem: bytes, key_pem: bytes) -> None:
-    """Put a new pair in the place of what is there; after a crash the old or the new one is there, whole.
+    """Replace a pair; after a crash the whole old or the whole new pair is there.
 
     Raises:
         OSError: it cannot be written; the old pair is still there, or :func:`heal` finishes the new one.
@@ -39,7 +37,7 @@ def put(cert: Path, key: Path, cert_pem: bytes, key_pem: bytes) -> None:
 
 
 def heal(cert: Path, key: Path) -> None:
-    """Finish what a crash cut off in :func:`put`.
+    """Finish a call of :func:`put` that a crash interrupted.
 
     Raises:
         OSError: it cannot be done.
@@ -50,7 +48,7 @@ def heal(cert: Path, key: Path) -> None:
 
 
 def _heal(cert: Path, key: Path) -> None:
-    files.sync_folder(key.parent)  # whoever made what is found here may have been killed before it was durable
+    files.sync_folder(key.parent)  # the process that made these files may have been killed before they were durable
     if staged(cert).exists():
         if _fit(staged(cert), staged(key) if staged(key).exists() else key):
             logger.info("The new certificate %s, whose making was cut off, is put in place", cert)
@@ -77,7 +75,7 @@ def _fit(cert: Path, key: Path) -> bool:
 
 
 def check(cert_pem: bytes, key_pem: bytes) -> str:
-    """See that a certificate and a key are a pair; return the certificate's SHA-256 fingerprint, as ``AB:CD:…``.
+    """Check that a certificate and a key are a pair; return the certificate's SHA-256 fingerprint, as ``AB:CD:…``.
 
     Raises:
         ValueError: they are not.

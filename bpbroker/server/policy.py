@@ -1,4 +1,4 @@
-"""By what a server serves: deadlines, limits, the certificate, the application. Plain data."""
+"""The rules of a server: deadlines, limits, the certificate, the application. Plain data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Policy:
     handshake_secs: float
     """How long a TLS handshake may take."""
     request_secs: float
-    """How long a whole request may take to come in, and a response not to move on."""
+    """How long a whole request may take to come in, and how long a response may make no progress."""
     keep_alive_secs: float
     """How long a connection stays open between two requests."""
     connections_max: int
@@ -32,13 +32,13 @@ class Policy:
 
 @dataclass(slots=True)
 class Tally:
-    """What is counted of connections. Only the loop's thread counts."""
+    """The counts of connections. Only the loop's thread counts."""
 
     accepted: int = 0
     refused: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("full", "address_full", "no_descriptors", "displaced", "no_memory"), 0)
     )
-    """Connections that were not taken in, or were closed for others' sake, by the reason."""
+    """Connections that were refused, or closed to make room, by the reason."""
     handshakes: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("done", "failed", "late", "left", "not_tls"), 0)
     )
@@ -53,9 +53,10 @@ class Service:
     policy: Policy
     memory: Budget
     admit: Callable[[Request], Response | None]
-    """Called with a request whose body is still to come; what it returns is sent instead of reading the body."""
+    """Called with a request whose body is still to come; a response that it returns is sent, and the body is not
+    read."""
     rejected: Callable[[str, Response], object]
-    """Called with a client's address and the response to what never became a request."""
+    """Called with a client's address and the response when a request is refused before the application sees it."""
     stopping: bool = False
     """Whether each response is the last one of its connection."""
     tally: Tally = field(default_factory=Tally)

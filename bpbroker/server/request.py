@@ -11,8 +11,8 @@ from dataclasses import dataclass
 class Request:
     """One HTTP request that is complete, its framing checked.
 
-    Header fields keep their own names in lower case; a name with an underscore
-    is another name than the one with a hyphen, as WSGI's could not say.
+    Header fields have their own names in lower case: a name with an underscore and one with a hyphen are different,
+    which WSGI cannot express.
     """
 
     method: str
@@ -32,9 +32,9 @@ class Request:
 
 
 def network_of(address: str) -> str:
-    """Return what counts as one client: an IPv4 address, or the /64 network of an IPv6 one.
+    """Return the network that counts as one client: an IPv4 address, or the /64 network of an IPv6 address.
 
-    A host on the IPv6 internet has a whole /64, so an address of its own for each connection.
+    A host on the IPv6 internet has a whole /64, and so could use another address for each connection.
     """
     if ":" not in address:
         return address

@@ -1,7 +1,7 @@
 """One request after the other of a connection, from its last byte to its whole response.
 
-The application is called here and what it raises ends here. How bytes come
-and go is the connection's work (:mod:`bpbroker.server.connection`). A cycle is
+The application is called here, and its errors end here. The connection sends and receives the bytes
+(:mod:`bpbroker.server.connection`). A cycle is
 in one thread at a time, as its connection is.
 """
 
@@ -20,14 +20,14 @@ from bpbroker.server.response import PendingResponse, Response
 logger = logging.getLogger(__name__)
 
 Application = Callable[[Request], Response | PendingResponse]
-"""What decides what a request means. It never waits for anything."""
+"""Decides what a request means. It never waits for anything."""
 
 INLINE_BODY_BYTES: Final = 16 * 1024
-"""A request with a larger body goes to a worker: parsing it takes longer than handing it over."""
+"""A request with a larger body goes to a worker: parsing the body takes longer than handing the request over."""
 
 
 class RequestCycle:
-    """The request that a connection serves now, and what becomes of it."""
+    """The request that a connection serves now, up to its response."""
 
     __slots__ = ("_application", "_deadline", "_old", "_pending", "_request", "_with_body", "keep_alive")
 
@@ -97,7 +97,7 @@ class RequestCycle:
 
         Args:
             done: called, in any thread, when its reply is there.
-            patiently: called in its place if the client means to wait.
+            patiently: called instead of ``done`` if the client asked to wait.
         """
         pending = self._pending
         if pending is not None and pending.reply is None:
@@ -113,17 +113,17 @@ class RequestCycle:
             return self._failed("an actor's reply", error)
 
     def watch_over(self, now: float, *, left: bool) -> None:
-        """Give the actor up when its time is over or the client has left."""
+        """Stop waiting for the actor if its time is over or the client has left."""
         if self._pending is not None and (left or now >= self._deadline):
             self._pending.give_up()
 
     def stop(self) -> None:
-        """Reply to a client that means to wait: the broker is stopping."""
+        """End the wait of a client that asked to wait: the broker is stopping."""
         if self._pending is not None:
             self._pending.stop()
 
     def give_up(self) -> None:
-        """Give the actor up: there is no client any more."""
+        """Stop waiting for the actor: there is no client any more."""
         if self._pending is not None:
             self._pending.give_up()
 

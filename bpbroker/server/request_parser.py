@@ -1,8 +1,8 @@
 """Where one HTTP/1.1 request ends in a stream of bytes, and whether its framing can be trusted. Pure.
 
 cheroot accepts lengths that are negative, signed, given twice or beside a
-transfer coding, and NUL in fields (measured on 11.1.2); two parties that read
-such a request differently are how requests are smuggled. So the head is parsed
+transfer coding, and NUL in fields (measured on 11.1.2); if two parties read such a request differently, requests can
+be smuggled. So the head is parsed
 here, strictly (RFC 9112). Every step is linear in what came in: this runs in
 the one thread that all connections depend on.
 """
@@ -25,17 +25,17 @@ _CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x
 _ESCAPED_SLASH: Final = re.compile("%2[Ff]")
 _CHUNK_LINE_MAX: Final = 256
 _CHUNKS_AT_ONCE: Final = 128
-"""How many chunks are followed before others have their turn; that takes a quarter of a millisecond."""
+"""How many chunks are read before other connections have their turn; that takes a quarter of a millisecond."""
 _CHUNKS_FREE: Final = 512
 _CHUNK_MEAN_BYTES: Final = 64
-"""A body may have 512 chunks of any size; more only if they have 64 bytes in the mean."""
+"""A body may have 512 chunks of any size; more only if they have 64 bytes on average."""
 _EXTENSIONS_MAX_BYTES: Final = 1024
 _BLANK_LINES_MAX: Final = 4
 _ONCE: Final = frozenset({"content-length", "host", "transfer-encoding", "content-type"})
 
 
 class Rejected(Exception):
-    """The stream cannot be served; ``status`` and text are for the answer, after which it is closed."""
+    """The request cannot be served; ``status`` and text are for the response, after which the connection is closed."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -53,12 +53,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """The header fields of a request, and what they say of its framing. Several requests may share one."""
+    """The header fields of a request, and its framing. Several requests may share one object."""
 
     values: Mapping[str, str]
     """By lower-case name; fields given several times are joined with a comma."""
     length: int
-    """Of the body, 0 when there is none; -1 when it is chunked."""
+    """Length of the body in bytes; 0: no body; -1: it is chunked."""
     keeps_alive: bool
     """Whether the client wants the connection to go on."""
     expects_continue: bool
@@ -77,9 +77,9 @@ class Framer:
         self._address = address
         self._buffer = bytearray()
         self._request: Request | None = None
-        """The request whose head is there and whose body is not."""
+        """The request whose head is complete and whose body is not."""
         self._length = 0
-        """Of its body; -1 when it is chunked."""
+        """Length of its body in bytes; -1: it is chunked."""
         self._expects_continue = False
         self._body_start = 0
         self._searched = 0
@@ -91,7 +91,7 @@ class Framer:
         self._trailer_seen = 0
         """How many bytes of the trailer were looked at."""
         self.more = False
-        """Whether :meth:`feed` stopped because it had worked enough: what is there is to be looked at again."""
+        """Whether :meth:`feed` stopped to let other connections have their turn, so that it must be called again."""
         self._last: tuple[str, tuple[int, int], Limits, Fields] | None = None
 
     @property
@@ -101,17 +101,17 @@ class Framer:
 
     @property
     def awaited(self) -> Request | None:
-        """The request whose body is still to come, if there is one."""
+        """The request whose body is still to come, or None."""
         return self._request
 
     def clear(self) -> None:
-        """Forget what came in."""
+        """Forget the bytes that came in."""
         self._buffer = bytearray()
         self._request = self._chunks = None
 
     @property
     def held_bytes(self) -> int:
-        """How many bytes are kept."""
+        """Number of the kept bytes."""
         return len(self._buffer) + (len(self._chunks) if self._chunks is not None else 0)
 
     def wants_go_ahead(self) -> bool:
@@ -122,14 +122,14 @@ class Framer:
         return len(self._buffer) <= self._body_start
 
     def keep(self, received: bytes) -> None:
-        """Take in what came, without a look at it."""
+        """Keep the bytes that came, without parsing them."""
         self._buffer += received
 
     def feed(self, received: bytes) -> Request | None:
-        """Take in what came, or nothing to look at what is there already; return a request that is complete.
+        """Parse the bytes that came, or with no bytes those that are kept; return a request if it is complete.
 
         Raises:
-            Rejected: it never will be one.
+            Rejected: they can never become a request.
         """
         if received:
             self._buffer += received
@@ -199,10 +199,10 @@ class Framer:
         return Request(method, path, query, fields.values, self._address, b"", version, fields.keeps_alive)
 
     def _follow_chunks(self, buffer: bytearray) -> bool:
-        """Follow a chunked body as far as it is there; True at its end.
+        """Decode a chunked body as far as it has come; return True at its end.
 
-        A chunk costs as much work as a hundred bytes, so a turn has a budget of chunks, and a body a number that
-        grows with its size.
+        A chunk costs as much work as a hundred bytes. So the number of chunks in one turn is limited, and that of a
+        body, too, by its size.
         """
         if self._chunks is None:
             self._chunks = bytearray()
@@ -240,7 +240,7 @@ class Framer:
                 self._count_chunk(line_end - position - len(match[1]))
                 position = end + 2
         finally:
-            # What is decoded is dropped, once for all chunks that came together: each time moves the rest.
+            # Decoded bytes are removed once for all chunks that came together: each removal moves the rest.
             del buffer[self._body_start : position]
 
     def _count_chunk(self, extension_bytes: int) -> None:
@@ -252,9 +252,9 @@ class Framer:
             raise Rejected(400, f"The chunks have more than {_EXTENSIONS_MAX_BYTES} bytes of extensions")
 
     def _end_of_trailers(self, buffer: bytearray, start: int) -> int:
-        """Return where the request ends, -1 if that is not there yet.
+        """Return where the request ends; -1 if its end has not come yet.
 
-        Trailers are checked as header fields are, and dropped: nothing here has a use for one.
+        Trailers are checked as header fields are, and dropped: they are not used.
         """
         if buffer[start : start + 2] == b"\r\n":
             return start + 2
@@ -272,7 +272,7 @@ class Framer:
 
 
 def _has_bare_newline(buffer: bytearray, start: int) -> bool:
-    """Whether a line ends without a carriage return in what came after ``start``."""
+    """Whether a line after ``start`` ends without a carriage return."""
     found = buffer.find(b"\n", start)
     while found >= 0:
         if found == 0 or buffer[found - 1] != 13:

@@ -1,4 +1,4 @@
-"""Responses: what is sent, in which form, and responses that come later."""
+"""Responses: their content and form, and responses that come later."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _UNSAFE: Final = re.compile(r"[^\x20-\x7e\xa0-\xff]+")
 
 _SUCCESS: Final = b'{"success": true, "message": "Success", "data": '
 as_json: Final = json.JSONEncoder(ensure_ascii=False).encode
-"""Returns a value as JSON, in text. One for all: ``json.dumps`` makes a new one at each call."""
+"""Returns a value as JSON text. One encoder for all calls: ``json.dumps`` makes a new one for each."""
 _PHRASES: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
 
@@ -51,7 +51,7 @@ def encode(answer: Response, *, keep_alive: bool = False, old: bool = False, wit
     Args:
         answer: the response.
         keep_alive: whether the connection goes on after it.
-        old: whether the request was HTTP/1.0, which has to be told so.
+        old: whether the request was HTTP/1.0, which needs ``Connection: keep-alive`` in the response.
         with_body: False for the response to a HEAD request.
 
     Raises:
@@ -127,7 +127,7 @@ def entries(records: tuple[Record, ...], age_secs: float | None = None) -> Respo
 
 
 def size_of_entries(records: tuple[Record, ...]) -> int:
-    """Return about how many bytes :func:`entries` makes of them."""
+    """Return about how many bytes :func:`entries` makes of these records."""
     return sum([len(item.json) + 2 * len(item.name) + 30 for item in records])
 
 
@@ -165,7 +165,7 @@ def failure(
 
 
 def of_error(error: RequestError) -> Response:
-    """Return the response that an error means."""
+    """Return the response to an error."""
     headers: list[tuple[str, str]] = []
     if error.retry_after_secs is not None:
         headers.append(("Retry-After", str(error.retry_after_secs)))
@@ -182,19 +182,17 @@ def of_error(error: RequestError) -> Response:
 
 
 class PendingResponse:
-    """A response that an actor has to be asked for; the server parks the connection meanwhile.
+    """A response for which an actor has to be asked; the server parks the connection meanwhile.
 
-    The actor is asked by :meth:`ask`, not before: a server that has taken in
-    several requests at one time asks for all of them together, so that the
-    actor's thread wakes up once (measured: twice the throughput at 16 clients).
+    Only :meth:`ask` asks the actor. A server that has read several requests at one time asks for all of them together,
+    so that the actor's thread wakes up once (measured: twice the throughput at 16 clients).
 
     Args:
-        ask: asks the actor; may raise what an actor that cannot be asked means.
-        finish: makes the response of a reply that is done.
+        ask: asks the actor; raises an error if the actor cannot be asked.
+        finish: makes the response of a finished reply.
         timeout_secs: how long the actor may take.
         heavy: whether ``finish`` may take more than a millisecond.
-        patient: whether the client means to wait, so that a broker that stops
-            need not.
+        patient: whether the client asked to wait; a broker that stops then does not wait.
     """
 
     __slots__ = ("_ask", "_finish", "heavy", "patient", "reply", "timeout_secs")
@@ -232,12 +230,12 @@ class PendingResponse:
         return self.reply is not None and self.reply.done()
 
     def give_up(self) -> None:
-        """Do not wait any more: the actor took too long, or the client has gone."""
+        """Stop waiting: the actor took too long, or the client has gone."""
         if self.reply is not None:
             self.reply.cancel()
 
     def stop(self) -> None:
-        """Tell a client that means to wait that the broker is stopping."""
+        """End the wait of a client that asked to wait: the broker is stopping."""
         if self.patient and self.reply is not None:
             fail(self.reply, Unavailable("The broker is stopping; try again"))
 
@@ -256,12 +254,12 @@ def rendered(
     broken: Callable[[BaseException], Response],
     late: RequestError = LATE,
 ) -> Response:
-    """Return the response of a reply that is done: ``show`` its value, tell its error, or say that something broke.
+    """Return the response of a finished reply: ``show`` its value, its error, or that of an unexpected error.
 
-    ``late`` is the error when the reply was given up.
+    ``late`` is the error if the wait for the reply was ended.
     """
     try:
-        value = reply.result(0)  # each look at a future locks it: one, then
+        value = reply.result(0)  # each access to a future locks it: one is enough
     except CancelledError:
         return of_error(late)
     except RequestError as error:

@@ -1,10 +1,8 @@
 """TLS: the server's context, and a stream that never blocks.
 
-Neither of cheroot's adapters is fit for a server that must not be stalled:
-``builtin`` shakes hands in the one accept thread (cheroot #748), ``pyopenssl``
-in a worker, polling, and turns a body that comes a moment late into a 500
-(#113, #245). So the handshake is stepped here without blocking, and
-:mod:`bpbroker.server.listener` decides when.
+With either of cheroot's adapters, clients can stall the server: ``builtin`` does the handshake in the one accept
+thread (cheroot #748), ``pyopenssl`` in a worker, polling, and a body that comes a moment late becomes a 500 (#113,
+#245). Here each step of a handshake is done without blocking, and :mod:`bpbroker.server.event_loop` decides when.
 """
 
 from __future__ import annotations
@@ -28,25 +26,25 @@ logger = logging.getLogger(__name__)
 
 _CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
 _GROUPS: Final = b"X25519:P-256:P-384"
-"""For the key exchange. What OpenSSL adds by itself in a new version costs each handshake more."""
+"""For the key exchange. Groups that a new version of OpenSSL adds by itself make each handshake slower."""
 _FEED_BYTES: Final = 16 * 1024
-"""The most that OpenSSL is given at a time, and so the most that it can work on before others have their turn."""
+"""How many bytes OpenSSL gets at a time, which bounds its work before other connections have their turn."""
 _SUSPECT_BYTES: Final = 2 * 1024
 """The same for a client whose last bytes brought no data: 75 KeyUpdates, a third of a millisecond."""
 _RECORD_BYTES: Final = 16 * 1024
 """The most data that a record holds."""
 _SLICE_BYTES: Final = 8 * 1024
-"""What goes into OpenSSL's memory at once: it keeps that much for as long as the connection lives."""
+"""How many bytes are put into OpenSSL's memory at once: it keeps so much as long as the connection lives."""
 _OVERHEAD_BYTES: Final = 64
-"""What a record is larger than its data, and some more."""
+"""A bound on the difference between the size of a record and that of its data."""
 _EMPTY_BURST_BYTES: Final = 32 * 1024
 """A record that comes in pieces looks empty until its last piece is there, so this is more than a record."""
 _EMPTY_BYTES_PER_SEC: Final = 8 * 1024
-"""What a client may send without data in it: KeyUpdates, empty records, attempts to renegotiate."""
+"""How many bytes without data a client may send: KeyUpdates, empty records, attempts to renegotiate."""
 _RELEASE_BUFFERS: Final = 0x10
 """SSL_MODE_RELEASE_BUFFERS, which pyOpenSSL has no name for: saves 34 KiB for each idle connection."""
 Context = SSL.Context
-"""What each connection's TLS is made with; other modules do not name OpenSSL."""
+"""The TLS context of a server; other modules do not name OpenSSL."""
 
 
 def context(cert: Path, key: Path) -> Context:
@@ -59,14 +57,14 @@ def context(cert: Path, key: Path) -> Context:
     for path, what in ((cert, "certificate"), (key, "private key")):
         try:
             with path.open("rb") as file:
-                # A file that opens may be one that the disk cannot read: OpenSSL would not say so.
+                # A file may open and still be unreadable on a bad disk: OpenSSL would not say so.
                 marked[path] = mark_fault(file.read(3))
         except OSError as error:
             raise files.start_error(f"Cannot read the {what} {path}: {error.strerror}", error) from None
     made = SSL.Context(SSL.TLS_SERVER_METHOD)
     made.set_min_proto_version(SSL.TLS1_2_VERSION)
     made.set_options(SSL.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE)
-    # A client that ends without close_notify has ended, no worse: where a request ends stands in its head.
+    # An end without close_notify is harmless: the length of a request is in its head.
     made.set_options(getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0))
     made.set_cipher_list(_CIPHERS)
     if SSL._lib.SSL_CTX_set1_curves_list(made._context, _GROUPS) != 1:  # type: ignore[attr-defined]  # noqa: SLF001 - pyOpenSSL has no name for it
@@ -90,23 +88,22 @@ def context(cert: Path, key: Path) -> Context:
 
 
 class Want(Enum):
-    """What a stream waits for before it can go on."""
+    """The event that a stream waits for before it can go on."""
 
     READ = "read"
     WRITE = "write"
 
 
 class StreamBroken(Exception):
-    """The other side does not speak TLS as it should, or has gone without a word."""
+    """The client breaks the rules of TLS, or has gone without close_notify."""
 
 
 class Stream:
     """The server's end of one TLS connection on a non-blocking socket.
 
-    OpenSSL reads from memory, not from the socket: one ``SSL_read`` goes on as
-    long as records arrive that carry no data, and a flood of TLS 1.3 KeyUpdate
-    held the loop's thread for 39 s. Here one call feeds it at most 16 KiB, and
-    a client that goes on sending records without data is cut off.
+    OpenSSL reads from memory, not from the socket: one ``SSL_read`` goes on as long as records without data arrive,
+    and a flood of TLS 1.3 KeyUpdate blocked the loop's thread for 39 s. Here one call passes at most 16 KiB to it, and
+    a client that sends too many records without data is cut off.
     """
 
     __slots__ = (
@@ -122,7 +119,7 @@ class Stream:
         self._tls.set_accept_state()
         self._accepted = False
         self._outgoing = memoryview(b"")
-        """What OpenSSL has made and the socket has not taken."""
+        """Bytes that OpenSSL has made and the socket has not accepted."""
         self._unread = False
         """Whether the last bytes of the handshake may have data behind them."""
         self._header = b""
@@ -136,7 +133,7 @@ class Stream:
 
     @property
     def held_bytes(self) -> int:
-        """What is kept for the socket to take, in bytes."""
+        """Number of bytes that wait for the socket."""
         return len(self._outgoing)
 
     def handshake(self) -> Want | None:
@@ -175,9 +172,9 @@ class Stream:
         return None if self._accepted else Want.READ
 
     def receive(self) -> bytes | Want:
-        """Return what has come in, at most about 16 KiB; ``b""`` at its end.
+        """Return the data that has come in, at most about 16 KiB; ``b""`` at its end.
 
-        Nothing is left in OpenSSL that the selector would not see.
+        No data is left in OpenSSL, where the selector would not see it.
 
         Raises:
             StreamBroken: the client does not speak TLS as it should, or sends too many records without data.
@@ -219,8 +216,8 @@ class Stream:
 
         Args:
             incoming: at most 8 KiB.
-            one_record: whether it is exactly one record, as nearly always: to ask OpenSSL for more would only raise
-                an error, and the data is no longer than the record.
+            one_record: whether ``incoming`` is exactly one record, as nearly always. OpenSSL is then asked once: a
+                second call would only raise an error.
         """
         tls = self._tls
         parts = []
@@ -241,7 +238,7 @@ class Stream:
         return b"".join(parts)
 
     def _follow_records(self, incoming: bytes) -> None:
-        """Follow the records in what came in, to know whether the next one begins where it ends."""
+        """Follow the records in the bytes that came, to know whether their end is the end of a record."""
         size, position = len(incoming), 0
         while position < size:
             if self._missing:
@@ -257,12 +254,12 @@ class Stream:
         self._at_boundary = not self._missing and not self._header
 
     def _spend(self, came: int, data: int) -> None:
-        """Take bytes that brought no data off the allowance.
+        """Subtract bytes without data from the client's allowance.
 
-        Twice the data is free: so much is the overhead of a record of 29 bytes.
+        Bytes up to twice the data are free: a record of 29 bytes has this overhead.
 
         Raises:
-            StreamBroken: there is nothing left of it.
+            StreamBroken: nothing of the allowance is left.
         """
         now = time.monotonic()
         refill = (now - self._allowance_at) * _EMPTY_BYTES_PER_SEC
@@ -272,9 +269,9 @@ class Stream:
             raise StreamBroken("too many records without data")
 
     def send(self, content: bytes | memoryview) -> int | Want:
-        """Take content to be sent, if what was taken before has gone; return how many bytes of it were taken.
+        """Encrypt content to be sent, if all earlier bytes are sent; return how many bytes of it were taken.
 
-        :meth:`flush` says when all of it has gone.
+        :meth:`flush` says when all of it is sent.
 
         Raises:
             StreamBroken: the client does not speak TLS as it should.
@@ -308,7 +305,7 @@ class Stream:
         return sent
 
     def flush(self) -> bool:
-        """Send what was taken before; whether all of it has gone.
+        """Send the encrypted bytes; return whether all of them are sent.
 
         Raises:
             OSError: the connection is lost.
@@ -329,13 +326,13 @@ class Stream:
             self.flush()
 
     def _end_broken(self) -> None:
-        """Send the alert that OpenSSL has made for what it does not take."""
+        """Send the alert that OpenSSL has made for a message that it refused."""
         with contextlib.suppress(OSError):
             self._take_out(_RECORD_BYTES)
             self.flush()
 
     def _take_out(self, size: int) -> None:
-        """Take what OpenSSL has to send, if anything; ``size`` is more than that is, nearly always."""
+        """Take the bytes that OpenSSL has to send, if any; ``size`` is nearly always large enough for all."""
         try:
             made = self._made(size)
         except SSL.WantReadError:
@@ -343,7 +340,7 @@ class Stream:
         self._outgoing = memoryview(bytes(self._outgoing) + made) if self._outgoing else memoryview(made)
 
     def _made(self, size: int) -> bytes:
-        """Return what OpenSSL has to send; ``size`` is more than that is, nearly always.
+        """Return the bytes that OpenSSL has to send; ``size`` is nearly always large enough for all.
 
         Raises:
             SSL.WantReadError: there is nothing.

@@ -1,4 +1,4 @@
-"""Our application on another server: a :class:`Request` and its response as WSGI has them (PEP 3333)."""
+"""The application as a WSGI application (PEP 3333), for tests and for any other server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WsgiApplication = Callable[[dict[str, Any], Callable[..., Any]], list[bytes]]
 
 
 def as_wsgi(application: Application) -> WsgiApplication:
-    """Return a WSGI application; the thread that calls it waits where our own server parks the connection."""
+    """Return a WSGI application. The thread that calls it waits where our own server would park the connection."""
 
     def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         result = application(request_of(environ))
@@ -37,7 +37,7 @@ def as_wsgi(application: Application) -> WsgiApplication:
 
 
 def request_of(environ: dict[str, Any]) -> Request:
-    """Return the request that an environ describes; its body is read."""
+    """Return the request that an environ describes, with its body."""
     fields = {name[5:].replace("_", "-").lower(): value for name, value in environ.items() if name.startswith("HTTP_")}
     for variable, name in (("CONTENT_TYPE", "content-type"), ("CONTENT_LENGTH", "content-length")):
         if environ.get(variable):
