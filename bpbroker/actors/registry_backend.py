@@ -142,6 +142,12 @@ class Backend(Protocol):
         Only called where there are versions, see :attr:`bpbroker.registry.memory.Memory.version`.
         """
 
+    def reached(self, then: Callable[[int | Unavailable], None]) -> None:
+        """Call ``then`` with a revision that no change has passed yet.
+
+        Only called where other brokers may know more than this one, see :attr:`History.shared`.
+        """
+
     def snapshot(self, then: Callable[[SnapshotTaken | Unavailable], None]) -> None:
         """Call ``then`` with a complete committed state."""
 

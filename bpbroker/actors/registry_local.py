@@ -143,6 +143,9 @@ class LocalBackend:
     ) -> None:
         """Never called: memory has what a batch lists."""
 
+    def reached(self, _then: Callable[[int | Unavailable], None]) -> None:
+        """Never called: memory has all changes."""
+
     def snapshot(self, then: Callable[[SnapshotTaken | Unavailable], None]) -> None:
         """See :class:`~bpbroker.actors.registry_backend.Backend`."""
         then(SnapshotTaken(self._memory.snapshot(), self._store.sequence, self._commits))

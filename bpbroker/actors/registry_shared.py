@@ -92,6 +92,8 @@ class SharedBackend:
         self._reading = False
         self._renewals: list[tuple[str, Callable[[Reply | RequestError], None]]] = []
         self._renewing = False
+        self._reaching: list[Callable[[int | Unavailable], None]] = []
+        """Those who want to know how far the store has come."""
         self._sweep_at = 0.0
         self._commit: tuple[Future[Any], Callable[[Sequence[Outcome] | BaseException], None]] | None = None
         self._stopping = ""
@@ -167,6 +169,9 @@ class SharedBackend:
             self._lanes.stop()
         for then in self._reads.clear():
             then(Unavailable("The broker is stopping"))
+        reaching, self._reaching = self._reaching, []
+        for asked in reaching:
+            asked(Unavailable("The broker is stopping"))
         for _, renewed in self._renewals:
             renewed(Unavailable("The broker is stopping"))
         self._renewals = []
@@ -414,6 +419,27 @@ class SharedBackend:
             return {each: _entries_in(self._store.scan(each, entries=True, at=version)) for each in prefixes}
 
         self._call("scan", call, taken)
+
+    def reached(self, then: Callable[[int | Unavailable], None]) -> None:
+        """See :class:`~bpbroker.actors.registry_backend.Backend`; those who ask meanwhile are answered together."""
+        if self.away:
+            then(Unavailable(self.away))
+            return
+        self._reaching.append(then)
+        if len(self._reaching) == 1:
+            self._ask_reached()
+
+    def _ask_reached(self) -> None:
+        asked = len(self._reaching)
+
+        def taken(result: int | BaseException) -> None:
+            now, self._reaching = self._reaching[:asked], self._reaching[asked:]
+            for then in now:
+                then(read_failure(result) if isinstance(result, BaseException) else result)
+            if self._reaching:
+                self._ask_reached()
+
+        self._call("read", self._store.reached, taken)
 
     def snapshot(self, then: Callable[[SnapshotTaken | Unavailable], None]) -> None:
         """See :class:`~bpbroker.actors.registry_backend.Backend`."""

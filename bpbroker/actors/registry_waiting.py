@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from bpbroker.actors.base import DEFERRED
@@ -62,13 +63,34 @@ class Waiting:
         trouble = self._owner.backend.away
         if trouble:
             raise Unavailable(trouble)
+        reply, ahead = self._owner.reply, self._memory.history.ahead(message)
+        if ahead and reply is not None:
+            self._owner.backend.reached(partial(self._watch_ahead, message, reply, ahead))
+            return DEFERRED
+        return self._watch_now(message, reply)
+
+    def _watch_now(self, message: Watch, reply: Future[Any] | None) -> Any:
         watched = self._memory.history.read(message)
-        reply = self._owner.reply
         if watched.events or message.since is None or message.wait_secs <= 0 or reply is None:
             return watched
         key = ("prefix", message.prefix) if message.name is None else ("name", message.name)
         self.park(key, message, reply)
         return DEFERRED
+
+    def _watch_ahead(self, message: Watch, reply: Future[Any], ahead: int, reached: int | Unavailable) -> None:
+        """Let a watch go on from the cursor of a broker that knew more than this one, if the store has come so far."""
+        if isinstance(reached, Unavailable):
+            fail(reply, reached)
+            return
+        try:
+            if reached < ahead:
+                raise self._memory.history.not_reached()
+            watched = self._watch_now(message, reply)  # this broker may know more by now
+        except RequestError as error:
+            fail(reply, error)
+        else:
+            if watched is not DEFERRED:
+                settle(reply, watched)
 
     def _tell_watches(self) -> None:
         if self._memory.tell_watches(_TOLD_AT_ONCE):

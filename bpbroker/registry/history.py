@@ -142,7 +142,7 @@ class History:
         if int(number) > self.revision:
             if self.shared:
                 return Watched((), watch.since)
-            raise self._gone("is of a history that is not there any more")
+            raise self.not_reached()
         found: list[Event] = []
         for position in range(bisect_right(self._revisions, int(number)), len(self._events)):
             event = self._events[position]
@@ -153,6 +153,20 @@ class History:
             if event.name == watch.name if watch.name is not None else event.name.startswith(watch.prefix):
                 found.append(event)
         return Watched(tuple(found), self.cursor)
+
+    def ahead(self, watch: Watch) -> int:
+        """Return the revision of a watch's cursor if it is not reached here, but may be elsewhere; else 0."""
+        if not self.shared or watch.since is None:
+            return 0
+        registry_id, _, number = watch.since.rpartition(":")
+        is_number = number.isascii() and number.isdigit() and len(number) < _DIGITS_MAX
+        if registry_id != self.registry_id or not is_number or int(number) <= self.revision:
+            return 0
+        return int(number)
+
+    def not_reached(self) -> Gone:
+        """Return the error that no change has reached a cursor."""
+        return self._gone("is of a history that is not there any more")
 
     def _gone(self, why: str) -> Gone:
         error = Gone(f"The cursor {why}: read the entries anew, then go on from the cursor in data")

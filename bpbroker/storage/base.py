@@ -106,8 +106,8 @@ class LocalStore(Store, Protocol):
 class SharedStore(Store, Protocol):
     """A store with other writers. Every method but :meth:`hurry` and :meth:`abandon` may block for some seconds.
 
-    At one time one thread may be in :meth:`commit`, one in :meth:`read` or
-    :meth:`check`, one in :meth:`scan`, :meth:`open` or :meth:`probe`, one in
+    At one time one thread may be in :meth:`commit`, one in :meth:`read`,
+    :meth:`check` or :meth:`reached`, one in :meth:`scan`, :meth:`open` or :meth:`probe`, one in
     :meth:`open_session` or :meth:`renew_sessions`, and one in :meth:`follow`.
     :meth:`close`, :meth:`abandon` and :meth:`hurry` may be called at any time.
     """
@@ -141,6 +141,13 @@ class SharedStore(Store, Protocol):
 
     def check(self) -> None:
         """Raise what a read would raise now."""
+
+    def reached(self) -> int:
+        """Return a revision that no change has passed yet.
+
+        Raises:
+            Unavailable: it does not answer.
+        """
 
     def follow(self, after: int | None, take: Callable[[News], None]) -> None:
         """Pass on all changes later than the version ``after`` until :meth:`close`; with None the state comes first.

@@ -101,6 +101,7 @@ class SharedLedger:
         """Raised by every call."""
         self.before_commit: Callable[[], None] = lambda: None
         self.before_read: Callable[[], None] = lambda: None
+        self.before_reached: Callable[[], None] = lambda: None
         self.before_scan_at: Callable[[], None] = lambda: None
         self.history: dict[int, dict[str, tuple[bytes, int]]] = {}
         self.closed = threading.Event()
@@ -174,6 +175,12 @@ class SharedLedger:
 
     def check(self) -> None:
         self._check_away()
+
+    def reached(self) -> int:
+        self._check_away()
+        self.before_reached()
+        with self.lock:
+            return self.version * INDEX_MAX + INDEX_MAX - 1
 
     def probe(self) -> None:
         self._check_away()

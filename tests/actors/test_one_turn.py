@@ -13,7 +13,7 @@ from bpbroker.config import layers
 from bpbroker.errors import AlreadyExists, PreconditionFailed, RequestError, Unavailable
 from bpbroker.messages import Condition, Get, Ping, Register, Replace, SettingsChanged
 from bpbroker.record import INDEX_MAX
-from bpbroker.registry.requests import Allocate, Batch, Check, Close, Expire, Holder, Lock, Open
+from bpbroker.registry.requests import Allocate, Batch, Check, Close, Expire, Holder, Lock, Open, Watch
 from tests.actors.test_shared_registry import until
 
 if TYPE_CHECKING:
@@ -232,3 +232,25 @@ def test_a_call_that_made_nothing_counts_no_more(asked: Asked, turn: Turn, reque
     waits = asked.send(Lock("db", "a4", IP, wait_secs=60))
     until(lambda: asked(Ping()).figures["waiting"] == 1)
     assert not waits.done()
+
+
+# --- watches ---
+
+
+@pytest.mark.parametrize("wait_secs", [0.0, 60.0])
+@pytest.mark.parametrize("beyond", [1 << 20, 1 << 53, 10**18])
+def test_a_cursor_that_no_change_has_reached_is_refused(asked: Asked, beyond: int, wait_secs: float) -> None:
+    asked(Replace("x", {}, IP))
+    cursor = asked(Watch()).cursor
+    registry_id, _, revision = cursor.rpartition(":")
+    calls = [asked.send(Watch(since=f"{registry_id}:{int(revision) + beyond}", wait_secs=wait_secs)) for _ in range(3)]
+    for call in calls:
+        error = refusal(call)
+        assert (error.status, error.data) == (410, {"cursor": asked(Watch()).cursor})
+
+
+def test_the_revision_of_a_write_is_a_cursor(asked: Asked) -> None:
+    registry_id, _, _ = asked(Watch()).cursor.rpartition(":")
+    for number in range(20):
+        done = asked(Replace("x", {"n": number}, IP))
+        asked(Watch(since=f"{registry_id}:{done.revision}"))

@@ -28,6 +28,7 @@ from bpbroker.registry.requests import (
     Renew,
     Unlock,
     Watch,
+    Watched,
 )
 from bpbroker.registry.stored import split
 
@@ -736,11 +737,31 @@ def test_a_watch_hears_whole_revisions_from_the_store(shared_ledger: SharedLedge
     assert revisions == sorted(set(revisions))
 
 
-def test_a_cursor_of_a_broker_that_knows_more_is_waited_for(shared_registry: Asked) -> None:
-    cursor = shared_registry(Watch()).cursor
-    registry_id, _, revision = cursor.rpartition(":")
-    ahead = f"{registry_id}:{int(revision) + 10**6}"
-    assert shared_registry(Watch(since=ahead)).cursor == ahead
+def test_a_cursor_of_a_broker_that_knows_more_is_waited_for(
+    shared_ledger: SharedLedger, shared_registry: Asked
+) -> None:
+    registry_id, _, _ = shared_registry(Watch()).cursor.rpartition(":")
+    shared_ledger.quiet = True  # this broker has not heard of it
+    shared_ledger.put("a", b"{}")
+    ahead = f"{registry_id}:{shared_ledger.reached()}"
+    assert shared_registry(Watch(since=ahead)) == Watched((), ahead)
+    waiting = [shared_registry.send(Watch(since=ahead, wait_secs=60)) for _ in range(3)]
+    until(lambda: shared_registry(Ping()).figures["waiting"] == 3)
+    shared_ledger.quiet = False
+    shared_ledger.put("b", b"{}")
+    for each in waiting:
+        assert [event.name for event in each.result(10).events] == ["b"]
+    shared_ledger.quiet = True
+    shared_ledger.put("c", b"{}")
+    since = f"{registry_id}:{shared_ledger.reached()}"
+    shared_ledger.quiet = False
+    shared_ledger.before_reached = lambda: shared_ledger.put("d", b"{}")  # it hears of this before its own answer
+    assert [event.name for event in shared_registry(Watch(since=since, wait_secs=60)).events] == ["d"]
+    shared_ledger.before_reached = lambda: None
+    beyond = f"{registry_id}:{shared_ledger.reached() + 1}"
+    shared_ledger.away = Unavailable("gone")
+    with pytest.raises(Unavailable, match="gone"):  # whether there is such a one cannot be told
+        shared_registry(Watch(since=beyond, wait_secs=60))
 
 
 # --- looking through it, for people ---

@@ -88,6 +88,8 @@ def test_what_was_granted_outlives_a_broker_and_a_member(
     first.port = 0
     first.start()
     assert data(first, "Holder", name="db")["token"] == later
+    registry_id, _, revision = cursor.rpartition(":")
+    assert ask(first, "Watch", since=f"{registry_id}:{int(revision) + 2**40}", wait=60)[0] == 410
     for broker in (first, second, third):
         assert broker.stop() == 0, broker.text
 

@@ -183,6 +183,15 @@ class EtcdStore:
         except ConfigurationError as error:
             raise _as_unavailable(error) from None
 
+    def reached(self) -> int:
+        """See :meth:`bpbroker.storage.base.SharedStore.reached`."""
+        try:
+            moment = self._known(self._reader)
+            answer = self._reader.call("/kv/range", {"key": self._keys.registry, "count_only": True}, before=moment)
+        except ConfigurationError as error:
+            raise _as_unavailable(error) from None
+        return moment.registry.reached(revision_of(answer))
+
     def probe(self) -> None:
         """See :meth:`bpbroker.storage.base.Store.probe`."""
         try:

@@ -266,6 +266,18 @@ def test_reads_give_what_there_is_now(store: EtcdStore) -> None:
     assert a.as_of == nothing.as_of >= a.version > 0
 
 
+def test_no_change_has_passed_what_is_reached(store: EtcdStore, make: Make) -> None:
+    other = make()
+    other.open()
+    (done,) = store.commit([one("a", b'{"n": 1}', 0)])
+    assert isinstance(done, Committed)
+    reached = other.reached()
+    assert done.revision <= reached
+    (later,) = store.commit([one("b", b'{"n": 1}', 0)])
+    assert isinstance(later, Committed)
+    assert reached < later.revision <= other.reached()
+
+
 def test_a_scan_is_a_state_at_one_version(store: EtcdStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(etcd_store, "_PAGE", 3)
     store.commit([one(f"n{number}", b'{"n": 1}', 0) for number in range(8)] + [one("other", b"{}", 0)])
