@@ -21,7 +21,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -475,7 +475,7 @@ class Registry(Actor):
         found = self.memory.entries.get(message.name)
         if found is None:
             raise NotFound(f"{not_found(message.name)}; this was so {age_secs:g} s ago")
-        return replace(found, age_secs=age_secs)
+        return found._replace(age_secs=age_secs)
 
     def _get_now(self, message: Get, reply: Future[Any], failure: Unavailable | None) -> None:
         """Reply from memory, which is up to date for this name, or wait for another state."""

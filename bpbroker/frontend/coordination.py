@@ -364,7 +364,7 @@ def _shown(found: Any) -> bytes:
     """Return the result of one operation of a batch as JSON; entries are copied as they are stored, not parsed."""
     if isinstance(found, Record):
         return b'{"status": 200, "data": %b, "revision": %d}' % (found.json, found.revision)
-    if isinstance(found, tuple):
+    if type(found) is tuple:  # the entries that a List found
         names = [response.as_json(each.name).encode() for each in found]
         entries = b", ".join([b"%b: %b" % (name, each.json) for name, each in zip(names, found, strict=True)])
         revisions = b", ".join([b"%b: %d" % (name, each.revision) for name, each in zip(names, found, strict=True)])

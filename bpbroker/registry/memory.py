@@ -424,8 +424,9 @@ class Memory:
             if len(names) > 1 or view.empty:
                 batch.link(names, view.empty)
             batch.look(view.looks, lists=bool(view.lists))
-        view.keep()
-        batch.places = view.index
+        for name, after in view.changes.items():
+            batch.stage(name, after, view.index)
+        batch.places = view.index + 1
         batch.writes.append(write)
         return Fate.STAGED
 

@@ -264,7 +264,7 @@ class BatchDone:
 
 
 def _at(found: Any, revision: int) -> Any:
-    if isinstance(found, tuple):  # the entries that a List found
+    if type(found) is tuple:  # the entries that a List found
         return tuple([record.at(revision) for record in found])
     return found.at(revision) if hasattr(found, "at") else found
 

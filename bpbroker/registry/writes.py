@@ -189,7 +189,7 @@ def _size_of(found: Any) -> int:
     """Return the bytes of the entries that an operation made or read."""
     if type(found) is Record:
         return len(found.json)
-    records = found if isinstance(found, tuple) else (found,)
+    records = found if type(found) is tuple else (found,)
     return sum([len(record.json) for record in records if isinstance(record, Record)])
 
 

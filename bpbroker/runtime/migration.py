@@ -8,7 +8,7 @@ byte for byte, is not in the way.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -184,7 +184,7 @@ def _of_etcd(state: State) -> dict[str, Record]:
 def _of_file(stored: Mapping[str, bytes], commit: int) -> dict[str, Record]:
     """Return what is in a file; a record without a revision has that of the last commit."""
     records = (split(name, value) for name, value in stored.items())
-    return _moving(record if record.revision else replace(record, revision=commit) for record in records)
+    return _moving(record if record.revision else record._replace(revision=commit) for record in records)
 
 
 def _with_store(settings: Mapping[str, Any], store: str) -> dict[str, Any]:

@@ -353,6 +353,8 @@ class Connection:
             if isinstance(sent, tls.Want):
                 return _TURN[sent]
             self._unsent = self._unsent[sent:]
+            if not self._unsent:
+                break
             budget -= sent
             self.deadline = min(time.monotonic() + self._service.policy.request_secs, self._send_until)
         if self._stream.held_bytes and not self._stream.flush():

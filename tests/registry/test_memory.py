@@ -241,9 +241,11 @@ def _at(found: Any, *, changed: bool) -> Any:
     """Return what a write's reply is; of its revision only whether it is one of the commit."""
     if isinstance(found, Exception):
         return type(found), re.sub(r"tag \"\d+\"", "tag", str(found))  # of what is staged it is its place
-    if isinstance(found, tuple):
+    if type(found) is tuple:
         return [(record.name, record.json) for record in found]
     found = found.at(20_000) if changed and hasattr(found, "at") else found
+    if isinstance(found, Record):
+        return found._replace(revision=min(found.revision, 20_000))
     return dataclasses.replace(found, revision=min(found.revision, 20_000)) if hasattr(found, "revision") else found
 
 
