@@ -1,4 +1,4 @@
-"""For how long records have been there, by a clock that is never set. No thread, no lock: only the registry's actor."""
+"""The ages of records, by a clock that is never set. No thread, no lock: only the registry's actor uses it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NEW: Final = Age(0.0, whole=True)
 
 
 class Ages:
-    """When things were first seen here, in monotonic time. What a start finds counts from the start on.
+    """When records and their parts were first seen here, in monotonic time; those found at a start: the start.
 
     Args:
         clock: monotonic time in seconds; the system's if None.
@@ -22,16 +22,16 @@ class Ages:
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
         self._clock = clock or time.monotonic
         self._seen: dict[str, dict[Any, Age]] = {}
-        """Name to its parts and when each was first seen."""
+        """Record's name to its parts and when each was first seen."""
         self._far: dict[Hashable, str] = {}
         """Token of a place that has a record of its own, to that record's name."""
         self._kept: dict[str, dict[str, float]] = {}
-        """Kind to the names of that kind in the order in which they came, and when."""
+        """Kind to the names of that kind and when each came, in this order."""
         self.starting = False
-        """Whether what is seen now may have been there for long."""
+        """Whether the store is being read at the start, so that a record may be older than it seems."""
 
     def parts(self, name: str, parts: Collection[Hashable]) -> None:
-        """Note what a record consists of now; a part that was in it before keeps its age."""
+        """Note the parts of a record; a part that was in it before keeps its age."""
         known, now = self._seen.get(name, {}), self._clock()
         if name.startswith(FAR):
             for part in known:
@@ -48,12 +48,12 @@ class Ages:
         return self._seen.get(self._far.get(part, ""), {}).get(part) if name.startswith(PREFIX) else None
 
     def of(self, name: str, part: Hashable) -> Age:
-        """Return the age of a part; what was never seen is new."""
+        """Return the age of a part; a part that was never seen is new."""
         seen = self._seen.get(name, {}).get(part)
         return NEW if seen is None else Age(self._clock() - seen.secs, seen.whole)
 
     def begin(self, kind: str, name: str) -> None:
-        """Note that a record of a kind is new, or anew."""
+        """Note that a record of a kind begins, perhaps again."""
         kept = self._kept.setdefault(kind, {})
         kept.pop(name, None)
         kept[name] = self._clock()

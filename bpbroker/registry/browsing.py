@@ -1,7 +1,6 @@
 """Looking through the registry a part at a time, for people. Pure.
 
-A part costs as much as it has records, however many there are beside it: the
-registry's thread must not be held up by who looks at a page.
+The cost of a part depends on its own size, not on that of the registry: a page must not block the registry's thread.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from bpbroker.registry.memory import Memory
 from bpbroker.registry.requests import Event
 
 BELONGINGS_MAX: Final = 50
-"""Names told of what belongs to one session."""
+"""How many names of one session's belongings are returned."""
 
 
 @dataclass(frozen=True, slots=True)
 class Browse:
-    """Read a part of the records, as this broker knows them. Reply: :class:`Browsed`. Errors: Unavailable.
+    """Read a part of the records, as they are in this broker's memory. Reply: :class:`Browsed`. Errors: Unavailable.
 
     For the broker's own pages: records of the registry's own can be read, too.
     """
 
     prefixes: tuple[str, ...] = ("",)
-    """What their names begin with, in order, none of them the beginning of another; one that begins with ``_`` is for
-    the registry's own records."""
+    """Prefixes of their names, sorted, none of them the beginning of another; one that begins with ``_`` is for the
+    registry's own records."""
     offset: int = 0
     """How many records of these to pass over."""
     limit: int = 50
@@ -41,13 +40,13 @@ class Browsed:
 
     records: tuple[Record, ...]
     count: int
-    """How many there are with the prefixes in all."""
+    """Number of all records with the prefixes."""
     age_secs: float
-    """How long ago this was surely so."""
+    """The largest age of this state, in seconds."""
     belongings: Mapping[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
-    """For each session among the records how much belongs to it, and the first names of that."""
+    """For each session among the records, how many names belong to it, and the first of these."""
     waiting: frozenset[tuple[str, str]] = frozenset()
-    """Sessions, and the records among their belongings of locks that they do not hold but wait for."""
+    """Sessions with the records of the locks for which they wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +56,20 @@ class Recent:
 
 @dataclass(frozen=True, slots=True)
 class Happened:
-    """Changes in the order of their revisions, and the cursor of a watch that goes on behind them."""
+    """Changes in the order of their revisions, and the cursor for a watch of the later ones."""
 
     events: tuple[Event, ...]
     cursor: str
 
 
 def browse(memory: Memory, message: Browse, age_secs: float) -> Browsed:
-    """Return a part of what is in memory."""
+    """Return a part of the records in memory."""
     offset, left, count = max(0, message.offset), max(0, message.limit), 0
     found: list[Record] = []
     for prefix in message.prefixes:
         index = memory.own if prefix.startswith("_") else memory.entries
         places = index.span(prefix)
-        if prefix == locks.PREFIX:  # the records of single places come first; a lock's own tells how many there are
+        if prefix == locks.PREFIX:  # the records of single places come first; the lock's own record has their number
             places = range(index.span(locks.FAR).stop, places.stop)
         part = places[offset : offset + left]
         found += index.at(part)

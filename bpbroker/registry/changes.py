@@ -1,9 +1,8 @@
-"""What the registry tells a store and what it hears from one: values, no behaviour.
+"""The values that pass between the registry and a store. No behaviour.
 
 A *change* is the next state of one name, a *group* is changes that belong together.
-A group's *outcome* is :class:`Committed`, :class:`Conflict`, or an error. What a
-shared store holds at one moment comes as :class:`Seen` and :class:`State`; what its
-watch tells is *news*.
+A group's *outcome* is :class:`Committed`, :class:`Conflict`, or an error. The content of a shared store at one moment
+is :class:`Seen` and :class:`State`; *news* comes from its watch.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class Change:
 
     name: str
     after: Record | None
-    """The record as it will be, its revision still an index in the commit; None: there is none any more."""
+    """The next record; its revision is still an index in the commit. None: the record is removed."""
     expects: int | Anything = ANYTHING
     """The version that must be there for the change to happen, 0 for no record, or :data:`ANYTHING`."""
     index: int = 0
@@ -67,7 +66,7 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a shared store held for a name at one moment."""
+    """The record of a name in a shared store at one moment."""
 
     name: str
     record: Record | None
@@ -82,14 +81,14 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """The group did not happen: the store holds something else than was expected."""
+    """The group did not happen: the store holds other versions than expected."""
 
     seen: tuple[Seen, ...]
-    """What it holds for each name of the group, in the order of :attr:`Group.names`; then whatever else is of use."""
+    """The records for the names of the group, in the order of :attr:`Group.names`, then other useful ones."""
 
 
 Outcome = Committed | Conflict | Unavailable
-"""What became of one group; an error where this one failed and others did not."""
+"""The outcome of one group; an error if this group failed and others did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,7 @@ class State:
     revision: int = 0
     """The highest revision of a change in it."""
     anew: str = ""
-    """Why nothing that the store told before holds any more; empty if it does."""
+    """Why nothing from the store before this is valid any more; empty if it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +111,7 @@ class Changes:
 
     seen: tuple[Seen, ...] = ()
     revision: int = 0
-    """The revision that the store has reached with them, 0 if that is not known."""
+    """The store's revision after them; 0 if it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +122,7 @@ class Broken:
 
 
 News = State | Changes | Broken
-"""What a watch tells: the complete state, the next changes, or that it broke off."""
+"""The news of a watch: the complete state, the next changes, or that the watch broke off."""
 
 READ_MAX: Final = 120
-"""The most names in one read of a shared store: those of any batch, and what belongs to them."""
+"""The largest number of names in one read of a shared store: enough for each batch and the records that it needs."""

@@ -1,4 +1,4 @@
-"""The discovery secret of a shared registry: among its own records, where no client sees it. Pure but for its holder.
+"""The discovery secret of a shared registry: a record that no client sees. Pure, except for its holder.
 
 A broker with a registry of its own has the secret in its settings. Brokers that
 share one have it in the registry, as the record ``_discovery/secret``, so that a
@@ -18,13 +18,13 @@ from bpbroker.registry.named_keys import shown_time
 logger: Final = logging.getLogger(__name__)
 
 NAME: Final = "_discovery/secret"
-"""The name under which it is among the registry's own records."""
+"""The name of its record."""
 
 _SECRET: Final = re.compile(r"[0-9a-f]{64}\Z")
 
 
 def secret_of(value: bytes | None) -> str:
-    """Return the secret in what is stored, 64 hexadecimal digits; empty if there is none."""
+    """Return the secret in a stored value, 64 hexadecimal digits; empty if there is none."""
     if value is None:
         return ""
     try:
@@ -41,7 +41,7 @@ def is_secret(value: object) -> TypeGuard[str]:
 
 
 def stored(secret: str, now: float) -> dict[str, Any]:
-    """Return what is stored of a secret.
+    """Return the stored form of a secret.
 
     Args:
         secret: 64 hexadecimal digits.
@@ -61,13 +61,13 @@ class DiscoverySecret:
 
     def __init__(self, configured: str = "") -> None:
         self.value = ""
-        """64 hexadecimal digits; empty before the registry has told it."""
+        """64 hexadecimal digits; empty until the registry's records are known."""
         self._configured = configured
 
     def take(self, value: bytes | None) -> None:
-        """Take what is stored of it now; None when it is gone."""
+        """Set the stored form of the secret; None: there is no secret."""
         secret = secret_of(value)
-        # One that is gone is made anew in a moment, and until then the tokens that there are go on working.
+        # After a removal another one is made in a moment. Until then existing tokens go on working.
         self.value = secret or self.value
         if secret and self._configured and secret != self._configured:
             self._configured = ""
@@ -77,5 +77,5 @@ class DiscoverySecret:
 
     @property
     def offered(self) -> str:
-        """What a registry that has none may take; empty for a new one."""
+        """The secret for a registry that has none; empty: a new one is made."""
         return self.value or self._configured

@@ -16,16 +16,16 @@ TYPE_CHECKING = False  # typing costs a one-shot call 3 ms
 if TYPE_CHECKING:
     from typing import Any, Final
 
-# dumps() makes one at each call. What was read as JSON is in no circle.
+# dumps() makes one at each call. A value that was read as JSON has no circle.
 _as_json: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False).encode
 _quoted: Final = json.encoder.encode_basestring
 NAME_MAX_BYTES: Final = 256
 DATA_MAX_BYTES: Final = 512 * 1024
 DEPTH_MAX: Final = 32
 DIGITS_MAX: Final = 4300
-"""Longest integer, in digits: what Python itself converts without being told to."""
+"""Longest integer, in digits: Python's own limit."""
 UNSET_MAX: Final = 1000
-"""Keys that one update removes."""
+"""How many keys one update may remove."""
 UNSET_PATH_MAX: Final = 1024
 """Characters of a path: it may be cut at each of its dots, so its cost grows with the square of its length."""
 
@@ -38,9 +38,9 @@ TEXT_KEY: Final = "_str"
 
 
 RESERVED_NAMES: Final = ("Key Exists",)
-"""Names that no entry may have: the text of a discovery reply. A broker that held one would answer answers.
+"""Names that no entry may have: the texts of discovery answers. A broker with such an entry would answer to answers.
 
-Those in another form of a reply begin with ``_``.
+The other forms of answers begin with ``_`` and so are no names.
 """
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
@@ -74,7 +74,7 @@ def check_name(name: object, *, max_bytes: int = NAME_MAX_BYTES) -> str:
 
 
 def number_of(names: Iterable[str]) -> int:
-    """Return how many of these are entries: the registry's own records, such as named keys, are none."""
+    """Return how many of these names are entries; the registry's own records, such as named keys, do not count."""
     return sum(not name.startswith("_") for name in names)
 
 
@@ -84,7 +84,7 @@ def shown_names(names: Sequence[str], most: int = 10) -> str:
 
 
 def check_new_name(name: str) -> None:
-    """See that a write may create or change an entry of this name; reading and removing it is always allowed.
+    """Check that a write may create or change an entry of this name; reading and removing it is always allowed.
 
     Raises:
         BadRequest: it may not.
@@ -94,7 +94,7 @@ def check_new_name(name: str) -> None:
 
 
 class Own(dict[str, "Any"]):
-    """An entry's own part that was checked, and its JSON: it is written once, however often that is needed."""
+    """The checked own part of an entry, and its JSON, which is made once."""
 
     __slots__ = ("json",)
     json: bytes
@@ -141,7 +141,7 @@ _DECODER = json.JSONDecoder(
 
 
 def strict_json(text: str, *, what: str = "The data", max_depth: int = DEPTH_MAX) -> Any:
-    """Parse JSON without what Python's parser lets pass: NaN, duplicate keys, lone surrogates, endless nesting.
+    """Parse JSON; refuse what Python's parser allows: NaN, duplicate keys, lone surrogates, endless nesting.
 
     Raises:
         BadRequest: the text is JSON-like but has one of those faults; the message names it.
@@ -159,7 +159,7 @@ def strict_json_at(text: str, at: int, *, what: str, max_depth: int) -> tuple[An
     """Parse one JSON value that begins exactly at ``at``. Return it and its end. Errors as of :func:`strict_json`."""
     try:
         value, end = _DECODER.raw_decode(text, at)
-        # Few brackets cannot be deep; to count them is much cheaper than to look into the value.
+        # Few brackets cannot be nested deep; counting them is much cheaper than a walk through the value.
         if text.count("{", at, end) + text.count("[", at, end) > max_depth and too_deep(value, max_depth):
             raise _Fault(f"it is nested deeper than {max_depth}")
     except json.JSONDecodeError:
@@ -192,8 +192,7 @@ def parse(data: str, *, max_bytes: int = DATA_MAX_BYTES, max_depth: int = DEPTH_
     """Return the own part of an entry for what a client sent as ``data``.
 
     A JSON object is the entry; anything else, valid JSON or not, is kept as
-    text under ``_str``. Text that begins as an object or a list but holds
-    something that could not be given back faithfully is refused.
+    text under ``_str``. Text that begins as an object or a list is refused if it could not be returned unchanged.
 
     Raises:
         BadRequest: a fault in it, or a reserved key.
@@ -253,9 +252,9 @@ def without_stamp(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unset(value: dict[str, Any], path: str) -> bool:
-    """Remove what is at a path of keys with dots between, in place; a key may have dots itself. Return whether it was.
+    """Remove the value at a path of keys joined by dots, in place. Return whether it was there.
 
-    What is not there is no error. A list has no keys.
+    A path that is not there is no error. A key may have dots itself. A list has no keys.
     """
     if path in value:
         del value[path]

@@ -1,4 +1,4 @@
-"""Which entries count for a List: those whose fields have certain values. Pure."""
+"""The conditions of a List: fields of an entry and their values. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def parse(texts: Sequence[object], what: str) -> Conditions:
     """Return the conditions of ``FIELD=VALUE`` texts.
 
     Raises:
-        BadRequest: one is none.
+        BadRequest: one of the texts is no condition.
     """
     if len(texts) > _MAX:
         raise BadRequest(f"There may be at most {_MAX} {what}")
@@ -36,7 +36,7 @@ def parse(texts: Sequence[object], what: str) -> Conditions:
 
 
 def value_of(record: Record) -> Any:
-    """Return an entry's value, for :func:`has_all` and :func:`has_any`: it is to be parsed once for all of them."""
+    """Return an entry's value, parsed once for all calls of :func:`has_all` and :func:`has_any`."""
     return json.loads(record.json)
 
 
@@ -51,14 +51,14 @@ def has_any(value: Any, conditions: Conditions) -> bool:
 
 
 class Sorted(NamedTuple):
-    """The entries with one prefix, as conditions sort them."""
+    """The entries with one prefix, sorted by conditions."""
 
     counted: tuple[Record, ...]
-    """Those that meet all conditions."""
+    """The entries that meet all conditions."""
     listed: tuple[Record, ...]
-    """Those that a List shows: those that count, and those that have failed."""
+    """The entries that a List shows: those that meet the conditions, and those that have failed."""
     failed: bool
-    """Whether there is one that has failed."""
+    """Whether an entry has failed."""
 
 
 def sort(records: tuple[Record, ...], where: Conditions, fail_where: Conditions) -> Sorted:
@@ -82,7 +82,7 @@ _ABSENT: Final = object()
 
 def _field(value: Any, path: str) -> Any:
     dot = "."
-    while dot:  # a long path costs no more than the parts of it that are there
+    while dot:  # the cost of a long path ends where the entry ends
         part, dot, path = path.partition(".")
         if not isinstance(value, dict) or part not in value:
             return _ABSENT

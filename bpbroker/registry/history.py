@@ -1,4 +1,4 @@
-"""What has changed lately, for watches: events in the order of their revisions, as many as fit. No thread, no lock."""
+"""The last changes, for watches: events in the order of their revisions, as many as fit. No thread, no lock."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from bpbroker.registry.taking import PREFIX as TAKEN
 
 HISTORY_BYTES: Final = 8 * 1024 * 1024
 _TAKEN_BACK: Final = ""
-"""Type of an event that is told to nobody any more."""
+"""Type of an event that no watch gets any more."""
 _DIGITS_MAX: Final = 20
 _EVENT_BYTES: Final = 200
-"""What an event takes beside its entry, about."""
+"""About how many bytes an event takes beside its entry."""
 
 
 def events_of(changes: Iterable[tuple[str, Record | None, int]]) -> list[Event]:
-    """Return the events that the changes of one commit are, in the order of their revisions.
+    """Return the events of one commit's changes, in the order of their revisions.
 
-    How an entry went is told by what the same commit noted beside it.
+    Other records of the same commit say why an entry was removed.
     """
     changes = list(changes)
     noted: set[str] | None = None
@@ -46,16 +46,16 @@ def events_of(changes: Iterable[tuple[str, Record | None, int]]) -> list[Event]:
 class History:
     """The last events of a registry.
 
-    A cursor is ``<registry id>:<revision>``: everything up to this revision is known to who has it.
+    A cursor is ``<registry id>:<revision>``: the client that has it knows everything up to this revision.
     """
 
     def __init__(self) -> None:
         self.registry_id = ""
         self.limit_bytes = HISTORY_BYTES
         self.revision = 0
-        """Everything up to this revision is in it, or was told before it began."""
+        """Everything up to this revision is in the history, or came before it began."""
         self.shared = False
-        """Whether other brokers may have told more of the same history than this one knows yet."""
+        """Whether other brokers may have sent clients later events than this one knows."""
         self._floor = 0
         """Events up to this revision are forgotten."""
         self._events: list[Event] = []
@@ -66,13 +66,13 @@ class History:
         self._bytes = 0
 
     def begin(self, registry_id: str, revision: int) -> None:
-        """Begin anew: nothing before this revision is known."""
+        """Begin again: nothing before this revision is known."""
         self.registry_id = registry_id
         self.revision = self._floor = revision
         self._events, self._revisions, self._names, self._dropped, self._bytes = [], [], {}, 0, 0
 
     def add(self, events: Iterable[Event], upto: int) -> None:
-        """Take the events of the next commit, and note that there are no others up to a revision."""
+        """Add the events of the next commit, and note that there are no others up to a revision."""
         for event in events:
             if event.type == "take":
                 self._forget_value(event.name)
@@ -109,7 +109,7 @@ class History:
             del self._events[:count], self._revisions[:count]
 
     def _forget_value(self, name: str) -> None:
-        """Forget what an entry was, for it was taken: its changes before are no events any more."""
+        """Forget the earlier values of an entry that was taken: its earlier changes are no events any more."""
         for place in self._names.get(name, ()):
             event = self._events[place - self._dropped]
             if event.record is not None:

@@ -1,4 +1,4 @@
-"""The entries in memory: by name, and their names in order. No thread, no lock: its actor's alone."""
+"""The entries in memory: by name, and their names in order. No thread, no lock: only its actor uses it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bpbroker.registry.stored import joined
 
 
 def span(names: Sequence[str], prefix: str) -> range:
-    """Return the places of those that begin with ``prefix`` in names that are in order, without a look at each."""
+    """Return the places of the names with a prefix in a sorted list, by binary search."""
     start, size = bisect_left(names, prefix), len(prefix)
     return range(start, bisect_right(names, prefix, start, key=lambda name: name[:size]))
 
@@ -19,14 +19,14 @@ def span(names: Sequence[str], prefix: str) -> range:
 class EntryIndex:
     """All entries.
 
-    A change costs as much as moving the names behind it in a list of pointers;
-    reading a prefix as much as there are names with it.
+    A change costs as much as moving the names behind it in a list of pointers. The cost of reading a prefix grows with
+    the number of its names.
     """
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self._records = {record.name: record for record in records}
         self._names = sorted(self._records)
-        """In order: a narrow List must not look at all entries."""
+        """Sorted, so that a List with a narrow prefix does not check all entries."""
         self.get = self._records.get
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class EntryIndex:
         return self._names[places.start : places.stop]
 
     def span(self, prefix: str) -> range:
-        """Return the places of the names that begin with ``prefix``, without looking at each of them."""
+        """Return the places of the names that begin with ``prefix``, by binary search."""
         return span(self._names, prefix)
 
     def at(self, places: range) -> tuple[Record, ...]:

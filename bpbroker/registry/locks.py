@@ -34,12 +34,12 @@ FAR: Final = "_lock/ "
 No lock's name begins with a blank, so these are before all locks in the order of names.
 """
 NEAR = 8
-"""So many of the places that wait are in the lock's own record."""
+"""How many of the waiting places are in the lock's own record."""
 PIECE = 4
-"""So many are taken into it together, when there is room for them."""
+"""How many places are moved into it together, when there is room for them."""
 _Kind = TypeVar("_Kind", bound=RequestError)
 _LOOKED_AT: Final = 10
-"""Holders of which it is looked whether their sessions live, when one more wants the lock."""
+"""For how many holders it is checked whether their sessions live, when another session wants the lock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class Queue:
         return replace(self, places=tuple([place.at(revision) for place in self.places]))
 
     def counted(self) -> dict[str, Any]:
-        """Return it as a refusal shows it: of those that wait only how many there are."""
+        """Return it as a refusal shows it: with the number of waiting places only."""
         return {
             "holders": [place.shown() for place in self.holders],
             "waiting": max(0, self.size - self.limit),
@@ -166,7 +166,7 @@ def lock_of(stored_name: str) -> str:
 
 
 def parse(record: Record | None) -> Queue:
-    """Return the queue in a lock's record; of a far place's record that place alone, which holds nothing."""
+    """Return the queue in a lock's record; for a far place's record, that place alone, which holds nothing."""
     if record is None:
         return Queue()
     if record.name.startswith(FAR):
@@ -186,7 +186,7 @@ def _queue(stored: bytes, revision: int) -> Queue:
 
 
 def far_place(record: Record) -> FarPlace:
-    """Return what is in the record of a far place."""
+    """Return the content of a far place's record."""
     return _far_place(record.json, record.revision)
 
 
@@ -242,9 +242,9 @@ def far_places(name: str, queue: Queue, get: Callable[[str], Record | None]) -> 
 
 
 def lock(write: Lock, view: View, limits: Limits) -> Done:
-    """Take a place, or find the session's own; without waiting only one that holds the lock.
+    """Take a place, or return the session's own; without waiting, only a place that holds the lock.
 
-    The reply's data say ``since`` if it holds the lock as soon as this is durable: whatever becomes of the place then.
+    The reply's data have ``since`` if the place holds the lock once this is durable, whatever happens to it later.
     """
     sessions.must_live(view, write.session)
     name = PREFIX + write.name
@@ -283,7 +283,7 @@ def _append(queue: Queue, place: Place, name: str, view: View, taken: tuple[str,
 
 
 def _link(name: str, session: str, view: View, *, before: str | None = None, after: str | None = None) -> None:
-    """Let a far place know which one is beside it now."""
+    """Set the neighbours of a far place."""
     record = view.get(far_name(name, session))
     if record is not None:
         far = far_place(record)
@@ -294,7 +294,7 @@ def _link(name: str, session: str, view: View, *, before: str | None = None, aft
 def _put(queue: Queue, name: str, view: View, taken: tuple[str, ...] = ()) -> None:
     """Put a lock's record, before those of far places; these were taken into it.
 
-    In this order whoever follows knows a place in the lock's record before its own record is gone.
+    In this order, another broker sees a place in the lock's record before its own record is removed.
     """
     if queue.size:
         view.put(PREFIX + name, encode(queue, view.index))
@@ -305,14 +305,14 @@ def _put(queue: Queue, name: str, view: View, taken: tuple[str, ...] = ()) -> No
 
 
 def _filled(queue: Queue, name: str, view: View) -> tuple[Queue, tuple[str, ...]]:
-    """Return the queue with the next far places in the lock's own record, if there is room; and whose these are."""
+    """Return the queue with the next far places in the lock's own record, if there is room, and their sessions."""
     most, far = queue.limit + NEAR, queue.far
     if far is None or len(queue.places) > most - PIECE:
         return queue, ()
     places, taken, session = list(queue.places), [], far.first
     while session and len(places) < most:
         record = view.get(far_name(name, session))
-        if record is None:  # seen on what memory has of a shared store: a look at that follows
+        if record is None:  # memory may be behind a shared store, which is asked next
             break
         found = far_place(record)
         places.append(found.place)
@@ -323,7 +323,7 @@ def _filled(queue: Queue, name: str, view: View) -> tuple[Queue, tuple[str, ...]
 
 
 def _without_dead(queue: Queue, view: View) -> Queue:
-    """Return the queue without holders whose sessions are over: a broker may not have known yet what was theirs."""
+    """Return the queue without holders whose sessions are over: their broker may not have known all their places."""
     for place in queue.holders[:_LOOKED_AT]:
         if not sessions.lives(view, place.session):
             queue = queue.without(place.session)
@@ -370,7 +370,7 @@ def leave(view: View, stored_name: str, session: str) -> bool:
 
 
 def _unlink(queue: Queue, far: Far, gone: FarPlace, name: str, view: View) -> None:
-    """Let the places beside a far one be beside each other."""
+    """Join the two neighbours of a far place."""
     session = gone.place.session
     before, after = gone.before if session != far.first else "", gone.after
     if far.count > 1:
@@ -385,10 +385,10 @@ def _unlink(queue: Queue, far: Far, gone: FarPlace, name: str, view: View) -> No
 
 
 def must_hold(view: View, name: str, token: int) -> None:
-    """See that a place holds a lock, also when the write happens.
+    """Check that a place holds a lock, also when the write happens.
 
     Raises:
-        PreconditionFailed: it does not.
+        PreconditionFailed: it does not hold the lock.
     """
     queue = parse(view.get(PREFIX + name))
     # A place that is not durable yet has no token that a client could know.
@@ -398,7 +398,7 @@ def must_hold(view: View, name: str, token: int) -> None:
 
 
 def held(name: str, queue: Queue, age: Callable[[int], Age]) -> AlreadyExists:
-    """Return the error that others hold the lock; it says who.
+    """Return the error that others hold the lock; it names them.
 
     Args:
         name: the lock's.
@@ -410,7 +410,7 @@ def held(name: str, queue: Queue, age: Callable[[int], Age]) -> AlreadyExists:
 
 
 def _called(place: Place) -> str:
-    """Return what a holder says of itself if that is a short word, else its session."""
+    """Return a holder's data if it is a short word, else its session."""
     data = place.data
     return data if isinstance(data, str) and data.isprintable() and 0 < len(data) <= 100 else place.session
 

@@ -1,12 +1,12 @@
-"""What the registry has in memory: its records, the writes that wait for a commit, and the reads that wait.
+"""The registry in memory: its records, the writes that wait for a commit, and the reads that wait.
 
 A write is decided on the *staged* state: the records as they will be when every
 write before it is durable. So writes that come together share one commit, and
-each still meets those before it. No thread, no lock: only the registry's actor
-touches it.
+each write still sees those before it. No thread, no lock: only the registry's
+actor touches it.
 
-A write may concern several names. What it read and what it changed is one group
-of the commit, together with those of other writes that share a name with it.
+A write may concern several names. The names that it read and changed are one group of the commit, together with those
+of other writes that share a name with it.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from bpbroker.registry.writes import Write, decide
 
 BATCHES: Final = "_batch/"
 KEPT: Final = (sessions.LOST, sessions.CLOSED, BATCHES)
-"""Kinds of own records that are removed when they are old."""
+"""Kinds of the registry's own records that are removed when they are old."""
 
 
 _LOOK: Final = "_look/"
-"""Never a record: with its place in a commit, the name of a write that may change nothing."""
+"""With the place in a commit, the name of a write that may change nothing; no record has such a name."""
 
 
 class Fate(Enum):
-    """What becomes of a write that was decided."""
+    """What has to happen after a write was decided."""
 
     NOW = "now"
-    """It changes nothing and rests on nothing that is not durable: it can be replied to."""
+    """It changes nothing and depends only on durable records: the reply can be sent."""
     STAGED = "staged"
-    """It is replied to when the next commit is durable."""
+    """The reply is sent when the next commit is durable."""
     LATER = "later"
-    """It concerns a name whose commit is under way, or the next commit is full: it has to be decided again."""
+    """A name of it is in a running commit, or the next commit is full: it has to be decided again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -64,13 +64,13 @@ class PendingWrite:
     attempt: int = 1
     """How often it has been decided after a conflict, this time included."""
     looked: frozenset[str] = frozenset()
-    """Names of which memory holds the newest state now, because the store was asked for them together."""
+    """Names whose newest state is in memory now, because the store was asked for them together."""
     names: tuple[str, ...] = ()
-    """What it read and changed."""
+    """The names that it read, and its changes."""
     places: int = 1
     """How many changes that follow each other it may make, each with a revision of its own."""
     lists: tuple[str, ...] = ()
-    """Prefixes of which the store has to be asked for all entries, as of the write's commit."""
+    """Prefixes for which the store has to be asked for all entries, as they are at the write's commit."""
 
 
 class Batch:
@@ -82,13 +82,14 @@ class Batch:
 
     def __init__(self) -> None:
         self.writes: list[PendingWrite] = []
-        """In the order in which they were decided, refusals that rest on others among them."""
+        """The writes in the order of their decisions, and refusals that depend on other writes."""
         self.places = 0
-        """How many revisions the commit takes: one for each write, for several that stand alone one each."""
+        """How many revisions the commit takes: one for each write; in a batch that is not atomic, one for each
+        operation."""
         self.staged: dict[str, Record | None] = {}
-        """Name to the record as it will be, None for no record."""
+        """Name to its next record; None: no record."""
         self._ordered: list[str] | None = None
-        """The staged names in order, once that was asked for."""
+        """The staged names, sorted, when they were needed."""
         self.indexes: dict[str, int] = {}
         """Name to the place of the last write that changes it."""
         self.expects: dict[str, int] = {}
@@ -96,14 +97,14 @@ class Batch:
         self.listing = False
         """Whether there is a write that lists entries as of this commit."""
         self.looking: list[str] = []
-        """A name each of writes that are part of the commit for what they see in it, even if they change nothing."""
+        """Names for writes that are part of the commit because of their reads, even if they change nothing."""
         self._links: dict[str, str] = {}
         """Name to another one of its group."""
         self._empty: list[tuple[str, str]] = []
         """Name of a group, and a prefix with which there must be no entry."""
 
     def stage(self, name: str, after: Record | None, index: int) -> None:
-        """Take a record as a write leaves it."""
+        """Stage a record as a write leaves it."""
         if self._ordered is not None and name not in self.staged:
             insort(self._ordered, name)
         self.staged[name] = after
@@ -118,14 +119,14 @@ class Batch:
         return ordered[places.start : places.stop]
 
     def group_of(self, name: str) -> str:
-        """Return the name that stands for a name's group."""
+        """Return the name that represents a name's group."""
         links = self._links
         while name in links:
             name = links[name]
         return name
 
     def link(self, names: Iterable[str], empty: Iterable[str]) -> None:
-        """Let names be in one group."""
+        """Put names into one group."""
         first = ""
         for name in names:
             root = self.group_of(name)
@@ -135,19 +136,19 @@ class Batch:
         self._empty += [(first, prefix) for prefix in empty]
 
     def look(self, name: str, *, lists: bool) -> None:
-        """Let a write of this name, if it has one, be part of the commit for what it sees in it."""
+        """Make a write, if it has such a name, part of the commit because of its reads."""
         if name:
             self.looking.append(name)
             self.listing = self.listing or lists
 
     def groups(self) -> list[Group]:
-        """Return what the store has to commit."""
+        """Return the groups that the store has to commit."""
         expects, indexes = self.expects, self.indexes
         changes = {
             name: Change(name, after, expects.get(name, ANYTHING), indexes[name]) for name, after in self.staged.items()
         }
         if not self._links and not self._empty and not self.looking:
-            # Where nothing is expected nothing stands in the way of a part: all of it happens, or nothing.
+            # Without expected versions no group can fail alone: the whole commit happens, or nothing.
             return [Group((change,)) for change in changes.values()] if expects else [Group(tuple(changes.values()))]
         looking = {self.group_of(name) for name in self.looking}
         found: dict[str, list[str]] = {}
@@ -184,7 +185,7 @@ class _View:
         self.empty: list[str] = []
         self.lists: list[str] = []
         self.looks = ""
-        """A name for a write that is part of its commit for what it sees in it."""
+        """A name for a write that is part of its commit because of its reads."""
         self.pools = memory.pools
 
     def age(self, name: str, part: Hashable) -> Age:
@@ -229,8 +230,8 @@ class _View:
         if memory.under_way is not None and memory.under_way.beginning(prefix):
             raise _UnderWay
         staged = {name: batch.staged[name] for name in batch.beginning(prefix)}
-        if memory.version is None:  # else the store itself is asked, as of the commit
-            self.reads.update(dict.fromkeys(staged))  # what they will be counts here, and is not durable yet
+        if memory.version is None:  # otherwise the store itself is asked for the state at the commit
+            self.reads.update(dict.fromkeys(staged))  # their staged state counts here, and is not durable yet
         staged |= {name: after for name, after in self.changes.items() if name.startswith(prefix)}
         index = memory.own if prefix.startswith("_") else memory.entries
         found = set(index.beginning(prefix, None if most is None else most + len(staged)))
@@ -242,7 +243,8 @@ class _View:
     def entries(self, prefix: str) -> tuple[Record, ...] | Listing:
         if self._memory.version is None:
             return tuple(found for name in self.names(prefix) if (found := self.peek(name)) is not None)
-        # Others write to the store, and what else is staged may not happen. So it is asked as of the commit.
+        # Other brokers write to the store, and other staged writes may fail. So the store is asked for the state at
+        # the commit.
         self._look()
         self.lists.append(prefix)
         return Listing(prefix)
@@ -281,39 +283,39 @@ class _View:
 
 
 def _sessions_in(record: Record) -> tuple[str, ...]:
-    """Return the sessions that have something in a record."""
+    """Return the sessions to which a record, or a place in it, belongs."""
     if record.name.startswith(locks.PREFIX):
         return tuple(place.session for place in locks.parse(record).places)
     return (record.session,) if record.session else ()
 
 
 class KeyView(Protocol):
-    """Who follows the named access keys. All methods are called in the registry's thread."""
+    """Follows the named access keys. All methods are called in the registry's thread."""
 
     def take(self, stored_name: str, value: bytes | None) -> None:
-        """Take what is stored of a key now; None when it is gone."""
+        """Set the stored form of a key; None removes the key."""
 
     def complete(self) -> None:
-        """Hear that all keys that there are have been told."""
+        """Note that all keys have been sent."""
 
     def registry_is(self, registry_id: str) -> None:
-        """Hear whose keys these are: the registry's id."""
+        """Note the id of the registry whose keys these are."""
 
 
 class Memory:
-    """The registry's state. Later states of a record replace earlier ones here when they are durable, not before."""
+    """The registry's state. A new state of a record takes the place of the old one when it is durable, not before."""
 
     def __init__(self) -> None:
         self.entries = EntryIndex()
-        """Every entry as far as this registry knows; with one writer, as they are."""
+        """All entries that this broker knows; without other writers, exactly those of the store."""
         self.own = EntryIndex()
         """The registry's own records, whose names begin with ``_``."""
         self.whole = True
-        """Whether it shows all changes of each commit; False while one is being put in, entry by entry."""
+        """Whether it shows all changes of each commit; False while a commit is being applied, entry by entry."""
         self.batch = Batch()
         """The writes that the next commit carries."""
         self.under_way: Batch | None = None
-        """What the commit carries that has not ended."""
+        """The batch whose commit has not ended."""
         self.places = Places()
         self.waiters = Waiters(self.places)
         self.parked = Parked(self.places)
@@ -323,7 +325,7 @@ class Memory:
         self.belongings: dict[str, set[str]] = {}
         """Session to the names of its entries and of the locks in which it has a place."""
         self.sessions = 0
-        """How many sessions there are durably; counting them would cost a look at each."""
+        """How many durable sessions there are."""
         self.locks = 0
         """How many locks are held durably."""
         self.entries_lost = 0
@@ -332,22 +334,22 @@ class Memory:
         self.session_ended: Callable[[str, Record | None], None] = lambda _id, _before: None
         self.lock_changed: Callable[[str, Record | None], None] = lambda _name, _record: None
         self.watches_concerned: Callable[[], None] = lambda: None
-        """Called when :meth:`tell_watches` has something to do."""
+        """Called when :meth:`tell_watches` has work to do."""
         self._concerned: dict[ParkedCall, None] = {}
-        """The watches that wait, and that something has happened for."""
+        """The waiting watches that have to get a reply."""
         self._told: dict[tuple[str, str | None, str | None, int], Watched | RequestError] = {}
-        """What watches that are alike are told, until the next change."""
+        """The reply for watches that are alike, until the next change."""
         self.key_view: KeyView | None = None
-        """Who follows the named access keys."""
+        """Follows the named access keys."""
         self.secret: DiscoverySecret | None = None
-        """Told the registry's discovery secret, where it has one."""
+        """Gets the registry's discovery secret, where it has one."""
         self.version: Callable[[str], int] | None = None
-        """Returns the version of a record that is known; None where the store has no other writers."""
+        """Returns the known version of a record; None where the store has no other writers."""
         self.faults: Mapping[str, str] = {}
-        """Names that cannot be served, and why."""
+        """Names that cannot be served, with the reason."""
 
     def fill(self, records: Iterable[Record]) -> None:
-        """Take all records that a store holds; nothing else has happened yet."""
+        """Take all records of a store; nothing else has happened yet."""
         self.ages.starting = True
         own: list[Record] = []
         entries: list[Record] = []
@@ -371,22 +373,22 @@ class Memory:
         self.complete()
 
     def complete(self) -> None:
-        """Tell who follows the named keys that all of them have been told."""
+        """Tell the follower of the named keys that all of them have been sent."""
         if self.key_view is not None:
             self.key_view.complete()
 
     def begin(self, registry_id: str, revision: int) -> None:
-        """Belong to this registry; its history begins after a revision."""
+        """Set the registry's id; its history begins after a revision."""
         self.history.begin(registry_id, revision)
         if self.key_view is not None:
             self.key_view.registry_is(registry_id)
 
     def get(self, name: str) -> Record | None:
-        """Return a record as it is known durably."""
+        """Return the durable state of a record."""
         return (self.own if name.startswith("_") else self.entries).get(name)
 
     def names(self, prefix: str) -> Iterator[str]:
-        """Yield the names with a prefix: entries', or with a prefix that begins with ``_`` the registry's own."""
+        """Yield the names of the entries with a prefix; if it begins with ``_``, of the registry's own records."""
         index = self.own if prefix.startswith("_") else self.entries
         return iter(index.beginning(prefix))
 
@@ -395,7 +397,7 @@ class Memory:
         return Snapshot(self.entries, self.own)
 
     def decide(self, write: PendingWrite, now: float, limits: Limits) -> Fate:
-        """Decide a write on the staged state, and stage what it changes."""
+        """Decide a write on the staged state, and stage its changes."""
         batch = self.batch
         index = batch.places
         if index + write.places >= INDEX_MAX:
@@ -411,7 +413,7 @@ class Memory:
             view.lists.clear()
             view.looks = ""
         if view.lists and batch.listing:
-            return Fate.LATER  # each would be shown what the other one does, and none of them could be the first
+            return Fate.LATER  # each would see what the other one does, so neither of them could be the first
         staged, names = batch.staged, (*view.kept, *view.reads)
         write.names, write.lists = names, tuple(view.lists)
         if not view.changes and not view.looks and not any(name in staged for name in names):
@@ -420,7 +422,7 @@ class Memory:
         if version is not None:
             for name in names:
                 if name not in staged and name not in batch.expects:
-                    batch.expects[name] = version(name)  # now: news may come before the commit
+                    batch.expects[name] = version(name)  # now, because news may come before the commit ends
             if len(names) > 1 or view.empty:
                 batch.link(names, view.empty)
             batch.look(view.looks, lists=bool(view.lists))
@@ -431,12 +433,12 @@ class Memory:
         return Fate.STAGED
 
     def take_batch(self) -> Batch:
-        """Return what is to be committed next, and begin a new batch."""
+        """Return the batch to commit next, and begin a new one."""
         batch, self.batch = self.batch, Batch()
         return batch
 
     def put(self, name: str, after: Record | None) -> None:
-        """Let a durable change be seen, and reply to the reads that waited for it."""
+        """Apply a durable change, and reply to the reads that waited for it."""
         if name.startswith("_"):
             self._put_own(name, after)
             return
@@ -458,7 +460,7 @@ class Memory:
         elif name.startswith(sessions.PREFIX):
             session = name.removeprefix(sessions.PREFIX)
             self.sessions += (after is not None) - (before is not None)
-            # One that was ended and opened anew in the same commit is another one.
+            # A session that ended and was opened again in the same commit is another one.
             other = before is None or after is None or before.revision != after.revision
             if before is not None and other:
                 self.session_ended(session, before)
@@ -472,7 +474,7 @@ class Memory:
             self.secret.take(None if after is None else after.json)
 
     def _note_age(self, name: str, after: Record | None) -> None:
-        """Note since when a record, or what is in it, is there."""
+        """Note since when a record and its parts exist."""
         if name.startswith(locks.PREFIX):
             self.ages.parts(name, [place.token for place in locks.parse(after).places])
         elif name.startswith(numbers.RESTING):
@@ -497,7 +499,7 @@ class Memory:
             self.belongings.setdefault(session, set()).add(name)
 
     def announce(self, changes: Iterable[tuple[str, Record | None, int]], upto: int) -> None:
-        """Take durable changes up to a revision: name, record after it, its revision. Watches hear of them later."""
+        """Apply durable changes up to a revision: name, record after it, its revision. Watches get them later."""
         events = events_of(changes)
         self.history.add(events, upto)
         concerned, watching = self._concerned, self.parked.watching
@@ -518,7 +520,7 @@ class Memory:
                 continue  # its client has left, or its time was over
             watch: Watch = call.message
             alike = (watch.prefix, watch.name, watch.since, watch.limit)
-            if alike not in told:  # many watch the same, and shall not be shown the same many times
+            if alike not in told:  # many clients watch the same, so the reply is made once
                 told[alike] = self._happened(watch)
             send(call.reply, told[alike])
         if not concerned:

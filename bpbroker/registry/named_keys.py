@@ -8,12 +8,11 @@ in the configuration file as ``{"_keys": {NAME: …}}``::
 
 Only ``sha256`` and ``allow`` are needed. The broker adds ``made``, ``last_used``,
 ``used_by`` (the addresses that count as a use, each with its time), ``previous``
-(the digest before a rotation, and until when it counts) and ``revoked``. With
-``bare`` the secret may come without the name, as keys did that had none. All
+(the digest before a rotation, and until when it counts) and ``revoked``. With ``bare`` the secret may come without the
+name, as keys without names did. All
 times are ISO 8601 in UTC.
 
-A key that was revoked stays, so that its name is not given away again and
-what it was for stays closed.
+A revoked key stays stored, so that its name is not used again and its namespaces stay closed.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ from bpbroker.registry.rights import BadRule, Rights
 
 SECTION: Final = "_keys"
 PREFIX: Final = "_keys/"
-"""What the names begin with under which keys are among the registry's state."""
+"""The prefix of the records of keys."""
 
 USES_MAX: Final = 10_000
 TTL_MAX_SECS: Final = 10 * 366 * 86400
 OVERLAP_MAX_SECS: Final = 366 * 86400
 NOTED_SECS: Final = 86400.0
-"""A use is noted again after so long: the day of the last use is known, and reads cost no commit."""
+"""After how long a use is noted again: so the day of the last use is known, and reads need no commit."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -78,29 +77,29 @@ class NamedKey:
     uses: int | None = None
     """How many addresses may use it; None for any number."""
     networks: tuple[Network, ...] = ()
-    """Where it may be used from; empty for everywhere."""
+    """Networks from which it may be used; empty for all."""
     made: float | None = None
     last_used: float | None = None
     """Unix time of a use, not older than the last one by more than :data:`NOTED_SECS`; None if it was never used."""
     used_by: frozenset[str] = frozenset()
-    """The clients that count; only with ``uses``."""
+    """The clients counted as uses; only with ``uses``."""
     previous: tuple[bytes, float] | None = field(default=None, repr=False)
     """The digest before a rotation, and the Unix time until which it counts."""
     revoked: float | None = None
     bare: bool = False
 
     def has_secret(self, digest: bytes, now: float) -> bool:
-        """Whether this is the SHA-256 of its secret. Takes as long for each that is not."""
+        """Whether this is the SHA-256 of its secret. It takes the same time for each wrong one."""
         right = hmac.compare_digest(digest, self.digest)
         before, until = self.previous or (self.digest, 0.0)
         return right | (hmac.compare_digest(digest, before) & (now < until))
 
     def why_not(self, address: str, client: str, now: float) -> str:
-        """Return why the right secret does not count for a client, a sentence; empty if it does.
+        """Return a sentence why the key does not count for a client; empty if it counts.
 
         Args:
-            address: where the request comes from.
-            client: what counts as one client for ``uses``.
+            address: of the client.
+            client: the network that counts as one client for ``uses``.
             now: Unix time in seconds.
         """
         if self.revoked is not None:
@@ -115,11 +114,11 @@ class NamedKey:
         return ""
 
     def is_in_force(self, now: float) -> bool:
-        """Whether it counts for anybody."""
+        """Whether it counts for any client."""
         return self.revoked is None and now < self.until and (self.uses is None or len(self.used_by) < self.uses)
 
     def must_be_counted(self, client: str) -> bool:
-        """Whether a use by this client must be stored before it may go on."""
+        """Whether a use by this client must be stored before the request is served."""
         return self.uses is not None and client not in self.used_by
 
     def is_to_be_noted(self, now: float) -> bool:
@@ -128,12 +127,12 @@ class NamedKey:
 
 
 def stored_name(name: str) -> str:
-    """Return the name under which a key is among the registry's state."""
+    """Return the name of a key's record."""
     return PREFIX + name
 
 
 def check_name(name: object) -> str:
-    """Return the name if a key may have it.
+    """Return the name of a key, checked.
 
     Raises:
         BadRequest: it may not.
@@ -157,10 +156,10 @@ def shown_time(seconds: float) -> str:
 
 
 def of(name: str, value: object) -> NamedKey:
-    """Return the key that a stored object is.
+    """Return the key of a stored object.
 
     Raises:
-        BadRequest: it is none; the message does not show its digest.
+        BadRequest: it is no key; the message does not show its digest.
     """
     fault = next(problems(name, value), None)
     if fault is not None or not isinstance(value, Mapping):
@@ -185,7 +184,7 @@ def of(name: str, value: object) -> NamedKey:
 
 
 def problems(name: str, value: object) -> Iterator[str]:
-    """Yield everything that keeps a stored object from being a key, a sentence each; none shows a digest."""
+    """Yield all faults of a stored object, a sentence each; none shows a digest."""
     where = f"{SECTION}.{name[:64]}"
     if not _NAME.match(name):
         yield f"{where}: a key's name is of 1 to 64 letters, digits, - and _, and begins with a letter or a digit"
@@ -283,7 +282,7 @@ def _seconds(value: object) -> float:
         raise TypeError("no text")
     found = datetime.fromisoformat(value)
     seconds = (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
-    shown_time(seconds)  # what cannot be shown is none
+    shown_time(seconds)  # a number that is no date
     return seconds
 
 
@@ -291,7 +290,7 @@ def _optional_seconds(value: object) -> float | None:
     return None if value is None else _seconds(value)
 
 
-# --- changes: a stored object, or none, to the one after it ---
+# --- changes: from a stored object, or none, to the next one ---
 
 Kind = Literal["add", "rotate", "revoke", "count", "note"]
 
@@ -299,17 +298,17 @@ Kind = Literal["add", "rotate", "revoke", "count", "note"]
 def changed(
     kind: Kind, name: str, value: Mapping[str, Any] | None, given: Mapping[str, Any], now: float
 ) -> dict[str, Any]:
-    """Return what is stored of a key after a change.
+    """Return the stored form of a key after a change.
 
     Args:
-        kind: what happens.
+        kind: of the change.
         name: the key's.
-        value: what is stored before; None for no such key.
-        given: what the change brings, see the functions of each kind.
+        value: the stored form before; None: no such key.
+        given: the values of the change, see the functions of each kind.
         now: Unix time in seconds.
 
     Raises:
-        BadRequest, AlreadyExists, NotFound, Unauthorized: nothing is to be changed.
+        BadRequest, AlreadyExists, NotFound, Unauthorized: the change is refused.
     """
     return _KINDS[kind](name, value, given, now)
 
@@ -321,7 +320,7 @@ def _add(name: str, value: Mapping[str, Any] | None, given: Mapping[str, Any], n
         member: given[member] for member in ("sha256", "allow", "until", "uses", "from", "bare") if given.get(member)
     }
     if given.get("uses") == 0:
-        made["uses"] = 0  # to be refused, not left out
+        made["uses"] = 0  # refused, not ignored
     ttl = given.get("ttl")
     if ttl is not None:
         made["until"] = shown_time(now + _duration("ttl", ttl, TTL_MAX_SECS))
@@ -331,14 +330,14 @@ def _add(name: str, value: Mapping[str, Any] | None, given: Mapping[str, Any], n
         raise BadRequest("\n".join(faults))
     if value is None:
         return made
-    if value.get("sha256") == made["sha256"] and "revoked" not in value:  # sent again after a lost answer
+    if value.get("sha256") == made["sha256"] and "revoked" not in value:  # sent again after a lost response
         return dict(value)
     state = "was revoked, and its name is not given away again" if "revoked" in value else "exists already"
     raise AlreadyExists(f"The access key '{name}' {state}")
 
 
 def _rotate(name: str, value: Mapping[str, Any] | None, given: Mapping[str, Any], now: float) -> dict[str, Any]:
-    """Give a key another secret: ``given`` has its ``sha256``, and ``overlap`` in seconds for the one before."""
+    """Change a secret: ``given`` has the new ``sha256``, and in ``overlap`` the seconds that the old one counts."""
     current = _living(name, value)
     overlap = _duration("overlap", given.get("overlap", 0), OVERLAP_MAX_SECS, least=0)
     fault = next(_digest_problems("sha256", given.get("sha256")), None)
@@ -346,7 +345,7 @@ def _rotate(name: str, value: Mapping[str, Any] | None, given: Mapping[str, Any]
         raise BadRequest(fault)
     if current["sha256"] == given["sha256"]:  # sent again
         return current
-    current.pop("bare", None)  # the new one is generated, and comes with the name
+    current.pop("bare", None)  # the new secret is generated, and comes with the name
     current.pop("previous", None)
     if overlap:
         current["previous"] = {"sha256": current["sha256"], "until": shown_time(now + overlap)}
@@ -355,7 +354,7 @@ def _rotate(name: str, value: Mapping[str, Any] | None, given: Mapping[str, Any]
 
 
 def _revoke(name: str, value: Mapping[str, Any] | None, _given: Mapping[str, Any], now: float) -> dict[str, Any]:
-    """Let a key count no more."""
+    """Revoke a key."""
     if value is None:
         raise NotFound(f"There is no access key '{name}'")
     current = dict(value)
@@ -364,7 +363,7 @@ def _revoke(name: str, value: Mapping[str, Any] | None, _given: Mapping[str, Any
 
 
 def _count(name: str, value: Mapping[str, Any] | None, given: Mapping[str, Any], now: float) -> dict[str, Any]:
-    """Count a client: ``given`` has ``client`` and its ``address``."""
+    """Count a use: ``given`` has ``client`` and ``address``."""
     if value is None:
         raise Unauthorized("Incorrect access key")
     client = given["client"]
@@ -419,7 +418,7 @@ _DECORATION: Final = "0123456789!?.-_#$*@+"
 
 
 def weakness(secret: str, name: str = "") -> str:
-    """Return why a key that somebody chose is easily guessed, as ``is …``; empty if nothing shows that."""
+    """Return why a chosen key is easily guessed, as ``is …``; empty if no reason is found."""
     plain = secret.strip().lower()
     if plain.strip(_DECORATION) in (*_COMMON, name.lower(), "") or plain in _COMMON:
         return "is a common word"
@@ -433,5 +432,5 @@ def weakness(secret: str, name: str = "") -> str:
 
 
 def is_common(key: NamedKey) -> bool:
-    """Whether the digest is that of a common word, as nobody generates it."""
+    """Whether the digest is that of a common word."""
     return any(hmac.compare_digest(digest_of(word), key.digest) for word in ("", key.name, *_COMMON))

@@ -1,8 +1,7 @@
 """Numbers: pools in which each owner has one of its own, and counters. Pure.
 
-A pool is an entry whose own keys are the owners. Numbers that must rest for a
-while are in a record beside it, each with the seconds that it has to rest from
-when the registry sees it: no clock that is set makes that shorter or longer.
+A pool is an entry whose own keys are the owners. Numbers that must rest for a while are in a record beside it. Each
+has the seconds that it has to rest, from when the registry sees the record: setting a clock does not change that.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _LIVES: Final = "_counters/"
 _SHOWN: Final = 100
 
 _Value = dict[str, Any]
-"""Of a resting number: its seconds from when the registry sees it, whose it was, and when that one gave it back."""
+"""A resting number: its seconds, its last owner, and when that owner freed it."""
 
 
 def allocate(write: Allocate, view: View, limits: Limits) -> Done:
@@ -84,7 +83,7 @@ def release(write: Release, view: View, limits: Limits) -> Done:
 
 
 def rest(write: Rest, view: View, _limits: Limits) -> Done:
-    """Note how long numbers have yet to rest: after a restart they do not begin anew. Numbers that may go are free."""
+    """Store how long numbers still have to rest, so that a restart does not begin that time again."""
     still = _still(view, write.pool)
     left = {number: {**value, "secs": _left(view, write.pool, number, value)} for number, value in still.items()}
     _put_rests(view, write.pool, left)
@@ -92,7 +91,7 @@ def rest(write: Rest, view: View, _limits: Limits) -> Done:
 
 
 def parts(record: Record | None) -> dict[Hashable, float]:
-    """Return what in a record of resting numbers has an age, and the seconds that each has to rest."""
+    """Return the parts of a record of resting numbers, each with the seconds that it has to rest."""
     return {_part(number, value): value["secs"] for number, value in _rests(record).items()}
 
 
@@ -117,18 +116,18 @@ def _put_rests(view: View, pool: str, rests: dict[int, _Value]) -> None:
 
 
 def _left(view: View, pool: str, number: int, value: _Value) -> float:
-    """Return the seconds that a number has yet to rest."""
+    """Return the seconds that a number still has to rest."""
     return float(value["secs"]) - view.age(RESTING + pool, _part(number, value)).secs
 
 
 def count(write: Next, view: View, limits: Limits) -> Done:
-    """Count on."""
+    """Increase a counter."""
     entry_values.check_new_name(write.name)
     taking.must_be_free(view, write.name)
     kept = f"{_COUNTED}{write.name}/{write.owner}"
     current = view.get(write.name)
     life = _life(view, write.name)
-    if current is None:  # it begins anew: what owners had of an earlier one counts no more
+    if current is None:  # it begins again: the owners' values of an earlier counter do not count any more
         life += 1
     elif write.owner:
         known = view.get(kept)

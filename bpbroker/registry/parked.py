@@ -1,4 +1,4 @@
-"""Calls that wait for something, by what they wait for. No thread, no lock: only the registry's actor touches it."""
+"""Waiting calls, sorted by the event that each waits for. No thread, no lock: only the registry's actor touches it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 _RESERVED: Final = 64
-"""A client's own share when all places are taken: this part of them."""
+"""When all places are taken, each client still gets this part of them."""
 
 
 class Places:
@@ -41,7 +41,7 @@ class Places:
         self._by_client[client] = self.of(client) + 1
 
     def give(self, client: str) -> None:
-        """Count a call that waits no longer."""
+        """Count a call that does not wait any more."""
         self.size -= 1
         left = self.of(client) - 1
         if left:
@@ -51,8 +51,8 @@ class Places:
 
 
 Key = tuple[str, str]
-"""What is waited for: a kind (``lock``, ``holder``, ``prefix``, ``name``) and a name; for ``lock`` that of the lock, a
-slash and the session."""
+"""The event that is waited for: a kind (``lock``, ``holder``, ``prefix``, ``name``) and a name. For ``lock`` the name
+is the lock's, a slash and the session."""
 
 
 @dataclass(slots=True, eq=False)
@@ -63,7 +63,7 @@ class ParkedCall:
     message: Any
     reply: Future[Any]
     deadline: float
-    """Monotonic time at which it has waited long enough."""
+    """Monotonic time at which the wait ends."""
 
 
 class Parked:
@@ -133,7 +133,7 @@ class Parked:
         return [call for calls in self._by_key.values() for call in calls]
 
     def next_deadline(self) -> float:
-        """Return the monotonic time at which the first call has waited long enough; infinite if none waits."""
+        """Return the monotonic time at which the first wait ends; infinite if none waits."""
         return self._deadlines[0][0] if self._deadlines else float("inf")
 
     def expired(self, now: float) -> Iterator[ParkedCall]:

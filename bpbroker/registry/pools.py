@@ -1,4 +1,4 @@
-"""The entries of pools taken apart, so that a number costs the same however many owners there are. Pure."""
+"""The entries of pools, parsed, so that the cost of a call does not depend on the number of owners. Pure."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _POOLS_KEPT: Final = 64
 
 
 class Pool:
-    """A pool's entry taken apart: a call costs the same however many owners there are."""
+    """A pool's entry, parsed: the cost of a call does not depend on the number of owners."""
 
     __slots__ = ("_body", "_numbers", "_times", "json", "owners")
 
     def __init__(self, owners: dict[str, int]) -> None:
         self.owners = owners
         self.json = b""
-        """The entry that this is taken from."""
+        """The entry that was parsed."""
         self._body = entry_values.encode(owners)[:-1]
         """The entry up to its stamp."""
         self._times = Counter(owners.values())
@@ -33,7 +33,7 @@ class Pool:
         return number in self._times
 
     def lowest_free(self, low: int, high: int, resting: Container[int]) -> int | None:
-        """Return the lowest number from ``low`` to ``high`` that neither an owner has nor is resting."""
+        """Return the lowest free number from ``low`` to ``high``: no owner has it, and it is not resting."""
         number = self._gap(low)
         while number <= high and number in resting:
             number = self._gap(number + 1)
@@ -43,7 +43,7 @@ class Pool:
         numbers = self._numbers
         first = below = bisect_left(numbers, start)
         above = len(numbers)
-        while below < above:  # all before are in use without a gap
+        while below < above:  # all numbers before it are in use, without a gap
             middle = (below + above) // 2
             if numbers[middle] - start == middle - first:
                 below = middle + 1
@@ -69,7 +69,7 @@ class Pool:
         return before + after
 
     def add(self, owner: str, number: int, body: bytes, value: bytes) -> None:
-        """Take the state that :meth:`with_owner` leads to."""
+        """Apply the change of :meth:`with_owner`."""
         self.owners[owner] = number
         if number not in self._times:
             insort(self._numbers, number)
@@ -77,7 +77,7 @@ class Pool:
         self._body, self.json = body, value
 
     def remove(self, owner: str, body: bytes, value: bytes) -> None:
-        """Take the state that :meth:`without_owner` leads to."""
+        """Apply the change of :meth:`without_owner`."""
         number = self.owners.pop(owner)
         self._times[number] -= 1
         if not self._times[number]:
@@ -87,13 +87,13 @@ class Pool:
 
 
 class Pools:
-    """The pools that were used last, so that an entry that is as it was need not be read again."""
+    """The last used pools, so that an unchanged entry need not be parsed again."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Pool] = {}
 
     def of(self, name: str, current: Record | None) -> Pool:
-        """Return a pool as its entry is.
+        """Return the pool of an entry.
 
         Raises:
             AlreadyExists: the entry is no pool.

@@ -1,4 +1,4 @@
-"""Reads of names in a shared store, put together: one at a time is under way, the next takes all that came.
+"""Reads of names in a shared store, joined: while one runs, all names that come go into the next one.
 
 The names of one read are read together, at one moment of the store.
 
@@ -17,14 +17,14 @@ Then = Callable[[Unavailable | None], None]
 
 
 class ReadQueue:
-    """The reads that wait, and those under way."""
+    """The reads that wait, and those that are running."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[Sequence[str], Then]] = []
         self._under_way: list[tuple[Sequence[str], Then]] = []
 
     def add(self, names: Sequence[str], then: Then) -> None:
-        """Add a read; it goes into the next :meth:`begin`, never into the one under way: that may be too old.
+        """Add a read; it goes into the next :meth:`begin`, never into the running one, which may be too old.
 
         Args:
             names: at most :data:`READ_MAX`.
@@ -33,7 +33,7 @@ class ReadQueue:
         self._waiting.append((names, then))
 
     def __len__(self) -> int:
-        """Return how many reads wait; those under way are not counted."""
+        """Return how many reads wait; running ones do not count."""
         return len(self._waiting)
 
     def begin(self) -> list[str]:
@@ -52,11 +52,11 @@ class ReadQueue:
         return list(among)
 
     def end(self, again: Iterable[str] = (), newer: Iterable[str] = ()) -> list[Then]:
-        """End what is under way. Return what to call.
+        """End the running reads. Return the functions to call.
 
         Args:
             again: reads with a name of these wait for the next one.
-            newer: what is known of these is newer than what was read: reads with such a name and others wait, too.
+            newer: names of which memory has a newer state than was read: reads of such a name and others wait, too.
         """
         unsure, ahead = set(again), set(newer)
         done, anew = [], []
@@ -70,7 +70,7 @@ class ReadQueue:
         return done
 
     def clear(self) -> list[Then]:
-        """Empty it. Return what to call with an error: those that wait would only wait for the same once more."""
+        """Empty it. Return the functions to call with an error: the waiting reads would fail in the same way."""
         dropped = [then for _, then in (*self._under_way, *self._waiting)]
         self._under_way, self._waiting = [], []
         return dropped

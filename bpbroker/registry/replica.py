@@ -1,8 +1,8 @@
-"""What a broker knows of a store that other brokers write to as well.
+"""What a broker knows of a store to which other brokers write, too.
 
-What is read and what a watch tells come in any order. Each has a version, so
-what is older than what is known already changes nothing. No thread, no lock: only
-the registry's actor touches it.
+Results of reads and news of a watch come in any order. Each has a version, so
+an older one changes nothing. No thread, no lock: only the registry's actor
+touches it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Versions:
-    """Which version of each entry is known, and so whether something that comes late is news.
+    """The known version of each entry, to tell whether a late result is news.
 
     Names that are known to be absent are not kept one by one: ``floor`` is the
     newest version at which any name was seen to be absent.
@@ -28,7 +28,7 @@ class Versions:
         self._known: dict[str, int] = {}
         self._floor = 0
         self.newest = 0
-        """Version of the last change of all."""
+        """Version of the newest change."""
 
     def clear(self) -> None:
         """Forget everything: the store holds another registry now."""
@@ -44,7 +44,7 @@ class Versions:
         self._floor = max(self._floor, version)
 
     def take(self, seen: Seen) -> bool | None:
-        """Note what was seen. Return whether it is news; None if that cannot be told and it must be read again."""
+        """Note a version that was seen. Return whether it is news; None if it must be read again to know that."""
         known = self._known.get(seen.name)
         if seen.record is None:
             if known is not None and known > seen.as_of:
@@ -65,19 +65,19 @@ class Versions:
 
 
 class Replica:
-    """Keeps the entries in memory up with what a shared store turns out to hold."""
+    """Brings the entries in memory up to date with a shared store."""
 
     def __init__(self, memory: Memory) -> None:
         self.versions = Versions()
         self.faults: dict[str, str] = {}
-        """Name to why what the store holds there cannot be an entry."""
+        """Name to the reason why its value in the store cannot be an entry."""
         self.registry_id = ""
         self._memory = memory
         memory.version = self.versions.__getitem__
         memory.faults = self.faults
 
     def learn(self, seen: Seen) -> bool:
-        """Take what the store held for a name. Return False if that may be old and has to be read again."""
+        """Apply the store's record of a name. Return False if it may be old and has to be read again."""
         name = seen.name
         news = self.versions.take(seen)
         if news and seen.fault:
@@ -90,15 +90,15 @@ class Replica:
         return news is not None
 
     def learn_together(self, seen: Sequence[Seen]) -> list[str]:
-        """Take what the store held for some names. Return the names that have to be read again.
+        """Apply the store's records of some names. Return the names that have to be read again.
 
-        Sessions come last: what went together with one is no longer there when it is seen to be over.
+        Sessions come last: when the end of one is seen, the records that were removed with it are gone already.
         """
         ordered = sorted(seen, key=lambda each: each.name.startswith(SESSION))
         return [each.name for each in ordered if not self.learn(each)]
 
     def learn_all(self, state: State, prefix: str, *, own_too: bool = True) -> list[str]:
-        """Take all records whose names begin with ``prefix``. Return the names that have to be read again.
+        """Apply all records whose names begin with ``prefix``. Return the names that have to be read again.
 
         Args:
             state: what the store holds.
@@ -118,7 +118,7 @@ class Replica:
         return [known.name for known in (*memory.entries.matching(prefix), *own)]
 
     def take_state(self, state: State) -> list[str]:
-        """Take everything that the store holds. Return the names that have to be read again."""
+        """Apply the complete state of the store. Return the names that have to be read again."""
         if self.registry_id != state.registry_id:
             known = self._names("")
             if known:
@@ -126,18 +126,18 @@ class Replica:
             # Versions and entries of another registry say nothing about this one.
             self.versions.clear()
             self.faults.clear()
-            # What is in both is replaced, not removed: who waits for a change must not hear that it is gone.
+            # A record in both is replaced, not removed: a call that waits for a change must not see a removal.
             present = {seen.name for seen in state.entries}
             for name in known:  # entries and locks come before the sessions that they belong to
                 if name not in present:
                     self._memory.put(name, None)
             self.registry_id = state.registry_id
         unsure = self.learn_all(state, "")
-        # What was deleted before this is told by no change any more, and an older answer may be yet to come.
+        # No later change shows what was deleted before this, and the result of an older read may still come.
         self.versions.know_all(state.version)
         return unsure
 
     def abandoned(self) -> list[str]:
-        """Return the sessions that are over, and still have something."""
+        """Return the sessions that are over and to which records still belong."""
         memory = self._memory
         return [session for session in memory.belongings if memory.get(SESSION + session) is None]

@@ -1,4 +1,4 @@
-"""What the registry replies, errors above all. Pure but for the log."""
+"""The registry's replies, mostly errors. Pure, except for the log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def not_found(name: str) -> NotFound:
 
 
 def write_failure(error: BaseException) -> Unavailable:
-    """Return what a failed commit means to the writes in it."""
+    """Return the error of a failed commit's writes."""
     if isinstance(error, Unavailable):
         return error
     logger.error("The store failed in a way that it should not", exc_info=error)
@@ -29,7 +29,7 @@ def write_failure(error: BaseException) -> Unavailable:
 
 
 def read_failure(error: BaseException) -> Unavailable:
-    """Return what a failed read of the store means to a client."""
+    """Return the error of a failed read of the store."""
     if isinstance(error, Unavailable):
         return error
     if not isinstance(error, BpbrokerError):
@@ -38,14 +38,15 @@ def read_failure(error: BaseException) -> Unavailable:
 
 
 def refusal(failure: Unavailable, *, decided: bool) -> Unavailable:
-    """Return an error of its own for one write; one that was refused anyway has certainly changed nothing."""
+    """Return an error for one write; a write that was refused has certainly changed nothing."""
     result = type(failure)(str(failure) if decided else "Nothing was changed; a write before it could not be stored")
     result.outcome_known = failure.outcome_known or not decided
     return result
 
 
 Reply = Future[Any] | Callable[[Any], None]
-"""Where a reply goes. A function of the actor's own is called in its thread: a future, which locks, costs more."""
+"""Where a reply goes. An actor's own function is called in its thread; it costs less than a future, which has a
+lock."""
 
 
 def send(reply: Reply | None, value: Any) -> None:

@@ -17,14 +17,14 @@ from bpbroker.record import INDEX_MAX, Record
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """It is done; the reply of calls that have nothing else to tell."""
+    """The call is done; the reply of calls without another result."""
 
     data: Mapping[str, Any] = field(default_factory=dict)
     """JSON values for the client."""
     revision: int = 0
-    """Of the change; 0 if nothing had to be changed."""
+    """Revision of the change; 0 if nothing had to be changed."""
     ended: tuple[str, ...] = ()
-    """Stored names of what ended with a session; for the log."""
+    """Stored names of the entries and locks that ended with a session; for the log."""
 
     def at(self, revision: int) -> Done:
         """Return it as it is when its commit is durable at a revision."""
@@ -32,7 +32,7 @@ class Done:
 
 
 def _durable(own: int, commit: int) -> int:
-    """Return the revision of a change when its commit is durable; one of an earlier commit stays as it is."""
+    """Return the revision of a change whose commit is durable; a revision of an earlier commit stays unchanged."""
     return own if own >= INDEX_MAX else commit + own
 
 
@@ -66,14 +66,14 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """The registry to itself: what belongs to this session goes, because its time is over."""
+    """From the registry to itself: remove a session whose time is over, with all that belongs to it."""
 
     session: str
 
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """News for the log: a session ended by itself, and what it had went with it."""
+    """For the log: a session ended by itself, with all that belonged to it."""
 
     session: str
     source: str
@@ -87,14 +87,14 @@ class Expired:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """The registry to itself: remove records of its own that nobody will ask for any more."""
+    """From the registry to itself: remove old records of its own."""
 
     names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """What expired lately. Reply: a tuple of :class:`Record`, named as the lost entries, with what is told of each."""
+    """Read the entries that expired lately. Reply: a tuple of :class:`Record`, under the entries' names."""
 
     prefix: str = ""
 
@@ -115,14 +115,14 @@ class Lock:
     source: str
     limit: int = 1
     data: Any = None
-    """What the holder says of itself: a JSON value."""
+    """Data about the holder that others see: a JSON value."""
     wait_secs: float = 0.0
     client: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Unlock:
-    """Give a place back; fine if there is none. Reply: :class:`Done`."""
+    """Give a place back; no error if there is none. Reply: :class:`Done`."""
 
     name: str
     session: str
@@ -132,9 +132,10 @@ class Unlock:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds a lock and who waits. Reply: :class:`Done`.
+    """Read the holders and waiting sessions of a lock. Reply: :class:`Done`.
 
-    With ``wait_secs`` the reply comes when the newest holder's token is not ``unless_token``, or when the time is over.
+    With ``wait_secs`` the reply comes when the newest holder's token differs from ``unless_token``, or when the time
+    is over.
     """
 
     name: str
@@ -160,26 +161,26 @@ class Allocate:
     low: int = 1
     high: int = 65535
     number: int | None = None
-    """The one number that will do."""
+    """Only this number; None: any number."""
     condition: Condition = ALWAYS
-    """A lock that must be held; here and in what follows nothing else."""
+    """A lock that must be held, here and in the next messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Free an owner's number; fine if there is none. Reply: :class:`Done`."""
+    """Free an owner's number; no error if there is none. Reply: :class:`Done`."""
 
     pool: str
     owner: str
     source: str
     quarantine_secs: float = 0.0
-    """For so long the number is given to no other owner."""
+    """For how many seconds no other owner gets the number."""
     condition: Condition = ALWAYS
 
 
 @dataclass(frozen=True, slots=True)
 class Next:
-    """Count on, and return the counter. Reply: :class:`Done` with ``number``; an owner gets the same one again."""
+    """Increase a counter. Reply: :class:`Done` with its ``number``; the same owner always gets the same number."""
 
     name: str
     source: str
@@ -190,7 +191,7 @@ class Next:
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """The registry to itself: note how long the numbers of a pool have yet to rest."""
+    """From the registry to itself: store how long the numbers of a pool still have to rest."""
 
     pool: str
 
@@ -209,7 +210,7 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """Destroy what a receiver has taken; fine if it is gone. Reply: :class:`Done`. Errors: AlreadyExists."""
+    """Destroy an entry that was taken; no error if it is gone. Reply: :class:`Done`. Errors: AlreadyExists."""
 
     name: str
     receiver: str
@@ -236,23 +237,23 @@ class CheckEmpty:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """In a batch on a shared store: the entries with a prefix, which only the store knows, and after the commit."""
+    """In a batch on a shared store: stands for the entries with a prefix, read after the commit."""
 
     prefix: str
 
 
 @dataclass(frozen=True, slots=True)
 class BatchDone:
-    """What became of a batch's operations."""
+    """The results of a batch's operations."""
 
     results: tuple[Any, ...]
-    """For each operation its reply; in a batch that is not atomic a refusal, too."""
+    """The reply of each operation; in a batch that is not atomic, or its refusal."""
     revision: int = 0
     sure: frozenset[int] = frozenset()
-    """Places of the results of such a batch that are so whatever becomes of its commit."""
+    """Indexes of the results of such a batch that do not depend on its commit."""
 
     def with_lists(self, found: Mapping[str, tuple[Record, ...]]) -> BatchDone:
-        """Return it with what there is for each prefix."""
+        """Return the reply with the entries for each prefix."""
         results = (found[each.prefix] if isinstance(each, Listing) else each for each in self.results)
         return replace(self, results=tuple(results))
 
@@ -277,11 +278,11 @@ class Batch:
     """
 
     id: str
-    """Made by the client: a repeated batch of this id is not carried out again. Empty: it may be."""
+    """Made by the client: a repeated batch with this id is not carried out again. Empty: it is."""
     operations: tuple[Any, ...]
     atomic: bool = True
     digest: str = ""
-    """Of the operations as the client gave them: another batch of the same id is refused. Empty: it is not compared."""
+    """Digest of the operations: another batch with the same id is refused. Empty: it is not compared."""
 
 
 # --- watching ---
@@ -289,7 +290,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Read what has changed since a cursor, waiting for something if need be. Reply: :class:`Watched`.
+    """Read the changes since a cursor; wait if there are none. Reply: :class:`Watched`.
 
     Errors: Gone (the cursor is forgotten, or another registry's), Overloaded.
     """
@@ -318,7 +319,7 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """Events in the order of their revisions, and from where to go on."""
+    """Events in the order of their revisions, and the cursor after them."""
 
     events: tuple[Event, ...]
     cursor: str

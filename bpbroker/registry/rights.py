@@ -1,4 +1,4 @@
-"""What an access key may do: rules, as they are written, matched and explained. Pure.
+"""What an access key may do: its rules, parsed, matched and explained. Pure.
 
 A rule is one of::
 
@@ -8,13 +8,11 @@ A rule is one of::
     services:VERBS          methods of the registry, in lower case, on every name: ``services:get,list``
     services:VERBS@PREFIX   the same on names that begin so: ``services:*@foo/``
 
-A namespace may have dots in it; what is behind the last one is the method. What
-no rule allows is refused. Rules only ever allow, so one more rule takes nothing
-away.
+A namespace may have dots in it; what is behind the last one is the method. A call that no rule allows is refused.
+Rules only allow: a further rule takes nothing away.
 
-What a call does is a :class:`Need`. A name and a prefix are matched alike: who
-may see all names that begin with ``foo/`` may see ``foo/bar`` and list
-``foo/b``, but may not list ``fo``.
+What a call does is a :class:`Need`. A name and a prefix are matched in the same way: a key for all names that begin
+with ``foo/`` may read ``foo/bar`` and list ``foo/b``, but may not list ``fo``.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ VERBS: Final = (
 
 RULES_MAX: Final = 64
 PREFIX_MAX_BYTES: Final = 4096
-"""As long as the longest name that any broker may allow."""
+"""The longest prefix: the longest name that a broker can be configured for."""
 
 _RULE_MAX: Final = 5000
 _NO_NAMESPACES: Final = ("api", "worker")
@@ -59,7 +57,7 @@ class Need(NamedTuple):
     method: str
     """As it is called, such as ``Get``; for the registry in lower case as well."""
     text: str | None = None
-    """The name, or the prefix of all names, that it is about; None if it is about no names."""
+    """The name, or the prefix of names, that the call is about; None if it is about no names."""
 
 
 class Rule(NamedTuple):
@@ -107,7 +105,7 @@ class Rights:
         return any(rule.allows(need) for rule in self._by_namespace.get(need.namespace, ()))
 
     def missing(self, needs: Iterable[Need]) -> Need | None:
-        """Return the first of these for which there is no rule, None if all are allowed."""
+        """Return the first need that no rule allows; None if all are allowed."""
         return next((need for need in needs if not self.allows(need)), None)
 
     def whole(self) -> frozenset[str]:

@@ -1,8 +1,8 @@
-"""How much one group of a commit may yet take, where the store takes no group of any size. Pure.
+"""How many more names fit into one group of a commit, where the store limits its size. Pure.
 
-Writes that share a name are one group, and a group is committed whole. So very many writes with the same session, or
-to the same lock, would be a group that the store refuses. When those in a commit have as many names as fit, the
-others wait for the next one.
+Writes that share a name are one group, and a group is committed whole. Very many writes with the same session, or to
+the same lock, would be a group that the store refuses. When the group is full, further writes wait for the next
+commit.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from bpbroker.registry.changes import READ_MAX
 from bpbroker.registry.requests import Batch, Close, Expire
 
 NAMES_OF_ONE_END: Final = 5
-"""Names that go with each one of a session, at most: of a place in a lock its own record, the lock's, and those beside
+"""The most names that come with one of a session's: for a place in a lock its own record, the lock's, and those beside
 it or those that move up."""
 _NAMES: Final = 8
-"""Of a write, at most; a few more where it looks at the sessions of several holders."""
+"""The most names of one write; a few more where it checks the sessions of several holders."""
 _NAMES_OF_OPERATION: Final = 4
 _OTHERS: Final = "_taken/"
-"""What each write of an entry looks at for itself alone."""
+"""Names that each write of an entry reads for itself."""
 
 
 class Room:
-    """Counts the names of the writes in one commit that rest on something which others may rest on, too.
+    """Counts the names of a commit's writes that may belong to one group.
 
     Args:
         belongings: returns how many names belong to a session.

@@ -28,10 +28,10 @@ def close(write: Close, view: View, limits: Limits) -> Done:
 
 
 def expire(write: Expire, view: View, limits: Limits) -> Done:
-    """Remove what belongs to a session whose time is over, and note what its entries were.
+    """Remove all that belongs to a session whose time is over, and keep a note of its entries.
 
-    On a shared store it is the store that ends a session, and brokers hear of it, perhaps late. One that is there then
-    is a later one of the same name: it lives on, with what it has.
+    On a shared store, the store ends a session, and brokers learn that, perhaps late. A session that exists then is a
+    later one with the same name: it lives on, with all that belongs to it.
     """
     opened, names = view.get(sessions.PREFIX + write.session), view.names_of(write.session)
     if opened is not None and limits.ended_in_parts:
@@ -44,7 +44,7 @@ def expire(write: Expire, view: View, limits: Limits) -> Done:
     names = names[: limits.ended_at_once]
     for name in names:
         found = _let_go(view, name, write.session)
-        # What is newer than the end of a session belongs to a later one of its name.
+        # An entry that is newer than the end of a session belongs to a later session of its name.
         if found is not None and (closed is None or when(found.revision) > when(closed.revision)):
             lost = {"entry": json.loads(found.json), "when": int(view.now), "session": write.session}
             view.put(sessions.LOST + name, json.dumps(lost, ensure_ascii=False).encode())
@@ -52,7 +52,7 @@ def expire(write: Expire, view: View, limits: Limits) -> Done:
 
 
 def _is_older(view: View, name: str, session: str, opened: int) -> bool:
-    """Return whether an entry, or a place in a lock, is of a session before the one that was opened at a revision."""
+    """Return whether an entry or place belongs to an earlier session than the one opened at a revision."""
     found = view.get(name)
     if found is None:
         return False
@@ -63,7 +63,7 @@ def _is_older(view: View, name: str, session: str, opened: int) -> bool:
 
 
 def _let_go(view: View, name: str, session: str) -> Record | None:
-    """Take a session's entry or place away. Return the entry that it was."""
+    """Remove a session's entry or place. Return the removed entry."""
     found = view.get(name)
     if found is None:
         return None

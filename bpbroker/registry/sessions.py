@@ -1,4 +1,4 @@
-"""Sessions: records with which entries and places in locks end. Pure functions, and the times of those alive."""
+"""Sessions: records with which entries and places in locks end. Pure functions, and the times of living sessions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PREFIX: Final = "_session/"
 LOST: Final = "_lost/"
 CLOSED: Final = "_closed/"
-"""Sessions of a shared store that were closed lately: what is left of one was given up, not lost."""
+"""Sessions of a shared store that were closed lately: entries left of one were given up, not lost."""
 TTL_MIN_SECS: Final = 2.0
 TTL_MAX_SECS: Final = 86_400.0
 COUNT: Final = "_registry.max_sessions"
@@ -43,7 +43,7 @@ def over(session: str) -> NotFound:
 
 
 def must_live(view: View, session: str) -> None:
-    """See that a session lives, also when the write happens.
+    """Check that a session lives, also when the write happens.
 
     Raises:
         NotFound: it is over.
@@ -58,7 +58,7 @@ def lives(view: View, session: str) -> bool:
 
 
 def open_session(write: Open, view: View, limits: Limits) -> Done:
-    """Begin a session, or find it."""
+    """Begin a session, or return it."""
     found = view.get(PREFIX + write.session)
     if found is not None:
         return Done({"session": write.session, "ttl": json.loads(found.json)["ttl"]}, found.revision)
@@ -69,25 +69,25 @@ def open_session(write: Open, view: View, limits: Limits) -> Done:
 
 
 def stored(write: Open, now: float) -> bytes:
-    """Return what is stored of a session that is opened at this Unix time."""
+    """Return the stored form of a session that is opened at this Unix time."""
     value = {"ttl": write.ttl_secs, "opened": int(now), "source": write.source}
     return json.dumps(value | ({"key": write.key} if write.key else {})).encode()
 
 
 def expired(session: str, opened: Record | None, end: Done) -> Expired:
-    """Return what the log tells of a session that ended by itself.
+    """Return the news for the log about a session that ended by itself.
 
     Args:
         session: its id.
         opened: its record; None if that is not known any more.
-        end: what became of it.
+        end: the reply of its end.
     """
     known = {} if opened is None else json.loads(opened.json)
     return Expired(session, known.get("source", ""), known.get("key", ""), end.ended, end.revision)
 
 
 class Times:
-    """When each session's time is over, in monotonic time. A broker that just started gives each its full ttl."""
+    """The end of each session's time, in monotonic time. A broker that starts gives each its full ttl."""
 
     _FACTOR: Final = 1.25
     """A session ends between one and two times its ttl after it was renewed last."""
@@ -95,20 +95,21 @@ class Times:
     def __init__(self) -> None:
         self._ends: dict[str, float] = {}
         self._heard: dict[str, float] = {}
-        """Session to when it was renewed by :meth:`hear`, in any thread. Looked at before a session ends."""
+        """Session to the time of its last renewal by :meth:`hear`, in any thread. Checked before a session ends."""
         self._ttl: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []
         self._due: dict[str, float] = {}
-        """Session to its place in the heap; other places are left of earlier ones of its name."""
+        """Session to its time in the heap; other times in the heap are of earlier sessions with its name."""
         self._shortest = float("inf")
         self.ending: set[str] = set()
-        """Those whose time is over and that have not ended yet. Who ends one takes it out if that failed."""
+        """Sessions whose time is over and that have not ended yet. A session is removed again if its end could not be
+        stored."""
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def begin(self, session: str, ttl_secs: float, now: float) -> None:
-        """Note a session; one that is there already is renewed."""
+        """Note a session; an existing one is renewed."""
         self._ttl[session] = ttl_secs
         self._shortest = min(self._shortest, ttl_secs)
         self._renew(session, now)
@@ -117,13 +118,13 @@ class Times:
     def tick_secs(self) -> float:
         """How often to look at the clock; infinite if there is no session.
 
-        A process that was stopped sees only then that it heard nobody. What it may miss, twice this, is in the
-        quarter of a ttl that sessions live longer.
+        A process that was stopped notices only then that it heard no renewals. The time that it may miss, twice this,
+        is within the quarter of a ttl that sessions live longer.
         """
         return max(self._shortest / 8, 0.25)
 
     def renew(self, session: str, now: float) -> float | None:
-        """Give a session its time again. Return its ttl in seconds; None if it is over."""
+        """Renew a session. Return its ttl in seconds; None if it is over."""
         if session not in self._ttl:
             return None
         self._renew(session, now)
@@ -132,9 +133,10 @@ class Times:
     def hear(self, session: str, clock: Callable[[], float]) -> float | None:
         """Renew a session in any thread, unless its time is over. Return its ttl in seconds; None if it may be over.
 
-        It is noted, and no more; :meth:`over` looks at the notes before it ends anything. So a note that is there
-        before the session's end counts. A thread may stand still at any point, so the clock is read again behind the
-        note. A note that came too late would let the next one look early: that one sees that the session is ending.
+        The renewal is only noted; :meth:`over` reads the notes before it ends a session, so a note before the
+        session's end counts. A thread may be suspended at any point, so the clock is read again after the note. A note
+        that came too late could make a later renewal seem early: therefore it also checks whether the session is
+        ending.
         """
         end, ttl = self._end(session), self._ttl.get(session)
         if end is None or ttl is None:
@@ -146,7 +148,7 @@ class Times:
         return ttl if clock() < end and session not in self.ending else None
 
     def _end(self, session: str) -> float | None:
-        """Return when the time of a session is over; None if there is no such session."""
+        """Return the end of a session's time; None if there is no such session."""
         end, heard = self._ends.get(session), self._heard.get(session)
         if end is None or heard is None:
             return end
@@ -155,7 +157,7 @@ class Times:
     def _renew(self, session: str, now: float) -> None:
         first = session not in self._ends
         end = self._ends[session] = now + self._ttl[session] * self._FACTOR
-        if first:  # a later end is seen when the earlier one comes up
+        if first:  # a later end is noticed when the earlier one is reached
             self._push(session, end)
 
     def _push(self, session: str, due: float) -> None:
@@ -173,24 +175,24 @@ class Times:
             self._shortest = float("inf")
 
     def delay(self, secs: float) -> None:
-        """Give all sessions more time: for so long nobody could be heard."""
+        """Give all sessions more time: for so long no renewal could be heard."""
         for session in self._ends:
             self._ends[session] = (self._end(session) or 0.0) + secs
 
     def tidy(self) -> None:
-        """Forget notes of sessions that ended just when they were heard of."""
+        """Forget notes of sessions that ended at the moment of a renewal."""
         for session in list(self._heard):
             if session not in self._ttl:
                 self._heard.pop(session, None)
 
     def over(self, now: float) -> Iterator[str]:
-        """Yield the sessions whose time is over; each comes again a little later until it is ended."""
+        """Yield the sessions whose time is over; each is yielded again a little later until it has ended."""
         while self._heap and self._heap[0][0] <= now:
             due, session = heapq.heappop(self._heap)
             if self._due.get(session) != due:
                 continue
             if session not in self.ending:
-                self.ending.add(session)  # before the notes are looked at: who makes one later sees this
+                self.ending.add(session)  # before the notes are read: a later renewal sees this
                 self._ends[session] = self._end(session) or 0.0
                 if self._ends[session] > now:
                     self.ending.discard(session)

@@ -1,4 +1,4 @@
-"""What a write meets: the state, how long its parts have been there, and the limits that count."""
+"""What a write meets: the state, the ages of its parts, and the limits."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from bpbroker.registry.requests import Listing
 
 
 class Age(NamedTuple):
-    """How long something has been there."""
+    """The age of a record, or of a part of one."""
 
     secs: float
     whole: bool
-    """Whether that is all of it; else it was there before this broker started."""
+    """Whether ``secs`` is the whole age; otherwise it existed before this broker started."""
 
     def __str__(self) -> str:
         return f"{'' if self.whole else 'more than '}{int(self.secs)} s"
@@ -35,13 +35,13 @@ class View(Protocol):
     """What the write changes; without them it changes nothing."""
 
     def age(self, name: str, part: Hashable) -> Age:
-        """Return for how long a part of one of the registry's own records has been there, whatever clocks say."""
+        """Return the age of a part of one of the registry's own records; setting a clock does not change it."""
 
     def get(self, name: str) -> Record | None:
-        """Return a record; the write happens only if it is still so."""
+        """Return a record; the write happens only if it is unchanged by then."""
 
     def peek(self, name: str) -> Record | None:
-        """Return a record as far as it is known; the write happens also if that has changed."""
+        """Return the known state of a record; the write happens also if it has changed by then."""
 
     def put(self, name: str, json: bytes, session: str = "") -> Record:
         """Change a record, and return it as it will be."""
@@ -50,12 +50,12 @@ class View(Protocol):
         """Remove a record."""
 
     def keep(self) -> bool:
-        """Let what was changed since the last time happen, whatever becomes of the rest. What follows stands alone.
+        """Fix the changes since the last call: they happen even if a later part of the write is refused.
 
         Only where the store has no other writers.
 
         Returns:
-            Whether nothing was changed, and nothing was read that is not durable yet.
+            Whether nothing was changed, and everything that was read is durable.
         """
 
     def names(self, prefix: str, most: int | None = None) -> list[str]:
@@ -68,7 +68,7 @@ class View(Protocol):
         """Let the write happen only if there is no entry whose name begins with ``prefix``."""
 
     def sessions(self) -> int:
-        """Return how many sessions there are; costs the same however many."""
+        """Return how many sessions there are; the cost does not depend on their number."""
 
     def names_of(self, session: str) -> list[str]:
         """Return the names of a session's entries, and of the locks in which it has a place."""
@@ -76,15 +76,15 @@ class View(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much the registry takes."""
+    """The limits of the registry."""
 
     data_bytes: int = entry_values.DATA_MAX_BYTES
     sessions: int = 10_000
     places: int = 10_000
-    """In the queue of one lock."""
+    """Places in the queue of one lock."""
     numbers: int = 10_000
-    """In one pool."""
+    """Numbers in one pool."""
     ended_at_once: int = 1_000_000
-    """Names that one commit takes away when a session ends; a shared store takes no commit of any size."""
+    """How many names one commit removes when a session ends; a shared store limits the size of a commit."""
     ended_in_parts: bool = False
-    """Whether there may be more of them, known to this broker or not."""
+    """Whether a session may have more names, perhaps unknown to this broker."""

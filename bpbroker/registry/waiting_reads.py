@@ -28,7 +28,7 @@ _Filter = tuple[Conditions, Conditions]
 
 
 def _is_enough(message: Get, after: Record | None) -> bool:
-    """Return whether an entry's new state is what a read waits for; one that it should differ from ends it, too."""
+    """Return whether an entry's new state ends a read's wait."""
     if after is None:
         return message.unless_etag is not None
     return message.unless_etag != after.etag
@@ -47,15 +47,15 @@ class _Group:
     count: int
     """How many such entries there are."""
     least: int
-    """No read in the group is content with fewer; may be lower than the smallest count that they wait for."""
+    """A lower bound of the counts that the reads of the group wait for."""
     waiters: dict[Waiter, None] = field(default_factory=dict)
 
 
 class Waiters:
     """All waiting reads, by name, by prefix and by deadline.
 
-    A change of one name costs as much as there are waiters to answer, plus a
-    look-up for each different length of a prefix and each filter in use.
+    The cost of a change grows with the number of waiters that it ends, and with one look-up for each different length
+    of a prefix and each filter.
     """
 
     def __init__(self, places: Places | None = None) -> None:
@@ -78,7 +78,7 @@ class Waiters:
             message: the read.
             reply: its reply.
             deadline: monotonic time.
-            counted: for a List: the entries that it counts already.
+            counted: for a List: the entries that count already.
         """
         waiter = Waiter(message, reply)
         self.places.take(message.client)
@@ -128,7 +128,7 @@ class Waiters:
                     self._answer(group, name[:length], entries, failed=failed)
 
     def _answer(self, group: _Group, prefix: str, entries: EntryIndex, *, failed: bool) -> None:
-        """Reply to the reads of a group that are content now."""
+        """Reply to the reads of a group that have enough entries now."""
         content = [
             w for w in group.waiters if isinstance(w.message, List) and (failed or w.message.at_least <= group.count)
         ]

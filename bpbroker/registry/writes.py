@@ -1,7 +1,7 @@
-"""What each kind of write does to the registry. Pure functions of the state that they meet.
+"""What each kind of write does to the registry. Pure functions of the current state.
 
-A write sees the state through a :class:`~bpbroker.registry.view.View` and changes it there. What it read and
-what it changed belongs together: it is committed when all of that is still so.
+A write sees the state through a :class:`~bpbroker.registry.view.View` and changes it there. Its reads and changes
+belong together: they are committed if all that it read is unchanged.
 
 To add a kind of write:
 
@@ -9,11 +9,9 @@ To add a kind of write:
 2. its function here or beside: ``(write, view, limits)`` → the reply, or a refusal that it raises;
 3. one row in :data:`WRITES`.
 
-The registry takes it then, on each store: it decides the write on the staged
-state, commits it with others, decides again after a conflict, and replies when
-the change is durable. What is left is how it is called: a row each in
-``frontend/actions.py`` (HTTP) and ``extensions/registry_calls.py`` (``rh.registry``),
-and a method in ``client/api.py``.
+The registry accepts it then, on each store: it decides the write on the staged state, commits it with others, decides
+again after a conflict, and replies when the change is durable. CONTRIBUTING.md has the other steps: how clients and
+extensions call it.
 """
 
 from __future__ import annotations
@@ -116,7 +114,7 @@ def _get(read: Get, view: View, _limits: Limits) -> Record:
 
 
 def _list(read: List, view: View, _limits: Limits) -> tuple[Record, ...] | Listing:
-    # The registry's own records, such as what was taken, are no entries: a view has them beside these.
+    # The registry's own records, such as entries that were taken, are no entries.
     return () if read.prefix.startswith("_") else view.entries(read.prefix)
 
 
@@ -138,7 +136,7 @@ def _batch(write: Batch, view: View, limits: Limits) -> BatchDone:
 
 
 def _each(write: Batch, view: View, limits: Limits) -> BatchDone:
-    """Carry out operations that stand alone: each is done or refused by itself, and meets those before it."""
+    """Carry out operations that stand alone: each is done or refused by itself, and sees those before it."""
     results: list[Any] = []
     sure = set()
     for number, operation in enumerate(write.operations):
@@ -168,7 +166,7 @@ def _together(write: Batch, view: View, limits: Limits) -> BatchDone:
         except RequestError as error:
             error.failed = number
             raise
-    # Readers see the state after all of it.
+    # Reads see the state after the whole batch.
     for number, operation in enumerate(write.operations):
         read = _READS.get(type(operation))
         if read is not None:
@@ -206,7 +204,7 @@ def _too_large() -> TooLarge:
 
 
 def within_reply(operations: Sequence[Any], results: Sequence[Any]) -> tuple[Any, ...]:
-    """Return the results of operations that were carried out each by itself; of reads as many as one reply may hold."""
+    """Return the results of operations that stand alone; as many results of reads as fit into one reply."""
     kept, size_bytes = list(results), 0
     for number, found in enumerate(results):
         size_bytes += _size_of(found)
@@ -217,10 +215,10 @@ def within_reply(operations: Sequence[Any], results: Sequence[Any]) -> tuple[Any
 
 
 def _repeated(write: Batch, view: View, limits: Limits, done: Record) -> BatchDone:
-    """Return what became of a batch that was carried out before: the state as it is now, no refusals.
+    """Return the results of a batch that was carried out before: the current state, without refusals.
 
     Raises:
-        AlreadyExists: it was another one.
+        AlreadyExists: another batch had this id.
     """
     if json.loads(done.json).get("digest", write.digest) != write.digest:
         raise AlreadyExists(
@@ -285,16 +283,16 @@ WRITES: Final[dict[type[Any], Rule]] = {
     ChangeKey: _change_key,
     ShareSecret: _share_secret,
 }
-"""Message type to what it does."""
+"""Message type to its rule."""
 
 
 class Change(NamedTuple):
-    """What became of a change, as it is logged."""
+    """The outcome of a change, as it is logged."""
 
     method: str
     """As it is called, such as ``Register``."""
     name: str
-    """Of the entry, lock, pool or session that it is about; empty for a batch."""
+    """Name of the entry, lock, pool or session that it is about; empty for a batch."""
     status: int
     """As of an HTTP response."""
     revision: int
@@ -302,7 +300,7 @@ class Change(NamedTuple):
 
 
 def changes_of(write: Any, outcome: Any) -> Iterator[Change]:
-    """Yield what became of a write; for a batch, of each of its operations that is one.
+    """Yield the outcome of a write; for a batch, of each write among its operations.
 
     Args:
         write: of a type that is in :data:`WRITES`.
@@ -324,7 +322,7 @@ def changes_of(write: Any, outcome: Any) -> Iterator[Change]:
 
 
 def ended_with(names: Iterable[str], revision: int) -> Iterator[Change]:
-    """Yield what ended with a session: an entry is deleted, a place in a lock given up."""
+    """Yield the changes by the end of a session: deleted entries, places in locks given back."""
     for name in names:
         is_lock = name.startswith(locks.PREFIX)
         yield Change("Unlock" if is_lock else "Delete", locks.lock_of(name) if is_lock else name, 200, revision)
@@ -337,26 +335,26 @@ _OPERATIONS: Final[dict[type[Any], Rule]] = {
     Check: _check,
     CheckEmpty: _check_empty,
 }
-"""What a batch may hold."""
+"""Operations that a batch may have."""
 
 _READS: Final[dict[type[Any], Rule]] = {Get: _get, List: _list}
-"""What a batch may read, once all its writes are carried out."""
+"""Reads that a batch may have; they see all its writes."""
 
 _ALONE: Final[dict[type[Any], Rule]] = {**_OPERATIONS, **_READS}
-"""What a batch may hold whose operations stand alone."""
+"""Operations that a batch may have if they stand alone."""
 
 _ENTRIES_MAX_BYTES: Final = 8 * 1024 * 1024
-"""Entries that one batch may write and read, all together: the registry's thread does nothing else meanwhile."""
+"""The most bytes of entries that one batch may write and read: the registry's thread does nothing else meanwhile."""
 _NAMED: Final = 11
-"""Names that a refusal needs, one more than it shows."""
+"""How many names a refusal reads: one more than it shows."""
 _NEW: Final = (Register, Replace, Update)
 
 
 def decide(write: Any, view: View, limits: Limits, rules: dict[type[Any], Rule] = WRITES) -> Any:
-    """Carry a write out on a view, and return its reply as it will be when its commit is durable.
+    """Carry out a write on a view, and return its reply for the time when the commit is durable.
 
     Raises:
-        RequestError: a refusal; nothing is to be changed, whatever the view says.
+        RequestError: a refusal; the changes in the view must not be used.
     """
     kind = type(write)
     if kind in _NEW:
@@ -381,7 +379,7 @@ def _check_condition(name: str, condition: Condition, view: View) -> None:
         raise _about(
             current, PreconditionFailed, lambda there: f"Entry '{name}' is not as expected: its tag is {there.etag}"
         )
-    # Weak comparison here, strong above: a weak tag must never let a write through.
+    # Weak comparison here, strong above: a weak tag must never allow a write.
     none_match = condition.none_match
     if none_match is not None and current is not None and _tagged((t.removeprefix("W/") for t in none_match), current):
         raise _about(
