@@ -444,6 +444,7 @@ class Broker:
             **process_note(),
             "port": self._prepared.port,
             "address": self._prepared.local_address,
+            "listen_ip": self._prepared.listen_ip,
             "token": self._prepared.token,
             "fingerprint": self._served.fingerprint,
             "started": self._started,

@@ -7,6 +7,7 @@ import hashlib
 import os
 import secrets
 import shlex
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from bpbroker.commands.local import must_run, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, format_option
 from bpbroker.config import layers, schema
-from bpbroker.discovery.interfaces import interfaces
+from bpbroker.discovery.interfaces import interfaces, is_loopback, reached_at
 from bpbroker.discovery.jointoken import SECRET_DIGITS, JoinToken, canonical_fingerprint, make_token
 from bpbroker.errors import ClientError, ConfigurationError, RequestError, StartError
 from bpbroker.frontend import client_file
@@ -162,7 +163,14 @@ def join_command(scope: Scope, /, *, addresses: tuple[str, ...], **options: Any)
     """
     broker = must_run(scope)
     digest = hashlib.sha256(broker.fetch("/bpclient.pyz")).hexdigest()
-    reached = [str(parse_address(text)) for text in addresses] or _addresses(scope, scope.sources().load())
+    reached = [str(parse_address(text)) for text in addresses]
+    if not reached:
+        listens = _listens(scope, scope.sources().load())
+        if listens.alone:
+            raise ConfigurationError(
+                f"{listens.alone}; or give --address HOST:PORT if something leads from there to it"
+            )
+        reached = listens.addresses
     if not reached:
         raise ConfigurationError("This host has no address that others reach; give it with --address HOST:PORT")
     token = _token(scope, namespace="services", addresses=tuple(reached), fingerprints=(), **options)
@@ -234,8 +242,14 @@ def _token(
     if not keys:
         _say_that_it_has_no_key(scope, loaded, namespace)
     own = canonical_fingerprint(host_certificate.fingerprint(_pair(scope, loaded)[0]))
+    reached = [str(parse_address(text)) for text in addresses]
+    if not reached:
+        listens = _listens(scope, loaded)
+        reached = listens.addresses
+        if listens.alone:
+            click.echo(f"warning: {listens.alone}", err=True)
     made = JoinToken(
-        [str(parse_address(text)) for text in addresses] or _addresses(scope, loaded),
+        reached,
         list(dict.fromkeys((own, *map(canonical_fingerprint, fingerprints)))),
         keys[0] if keys else "",
         _discovery_secret(scope, loaded, renew=renew_secret),
@@ -296,16 +310,31 @@ def _registry_id(scope: Scope, loaded: Loaded) -> str:
     return loaded.origin.registry
 
 
-def _addresses(scope: Scope, loaded: Loaded) -> list[str]:
-    """Return where clients may reach the broker, as far as this host knows."""
+@dataclass(frozen=True, slots=True)
+class _Listens:
+    """Where clients may reach the broker, as far as this host knows."""
+
+    addresses: list[str]
+    """``HOST:PORT`` each."""
+    alone: str = ""
+    """Why no other machine reaches it, and what to change; empty if one may."""
+
+
+def _listens(scope: Scope, loaded: Loaded) -> _Listens:
+    """Return where the running broker listens; without one, where the configuration lets the next one listen."""
     api = loaded.effective["api"]
     broker = running(scope) if os.access(lock_path(scope.own), os.R_OK | os.W_OK) else None
-    port = api["listen_port"] if broker is None else broker.note.get("port", api["listen_port"])
-    if not port:
-        return []
-    ip = api["listen_ip"]
-    if ip not in ("", "::", "0.0.0.0"):  # noqa: S104 - compared, not bound
-        return [str(BrokerAddress(ip, port))]
-    found = [item for item in interfaces() if not item.loopback and not item.link_local]
-    found.sort(key=lambda item: item.ipv6)
-    return [str(BrokerAddress(item.address, port)) for item in found[:_ADDRESSES_MAX]]
+    note = {} if broker is None else broker.note
+    port, ip = note.get("port", api["listen_port"]), note.get("listen_ip", api["listen_ip"])
+    reached = reached_at(ip, interfaces())
+    alone = ""
+    if reached and all(map(is_loopback, reached)):
+        change = f"set api.listen_ip in {scope.own} to an address of this host, or to nothing for all of them"
+        if ip != api["listen_ip"]:
+            change = "start the broker without --listen-ip and BPBROKER_LISTEN_IP"
+            if is_loopback(api["listen_ip"]):
+                change += f", and set api.listen_ip in {scope.own} to an address of this host, or to nothing"
+        elif broker is not None:
+            change += ", and start the broker anew"
+        alone = f"the broker listens on {ip} alone, so no other machine can join: {change}"
+    return _Listens([str(BrokerAddress(each, port)) for each in reached[:_ADDRESSES_MAX]] if port else [], alone)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Interface, IPv6Address
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -64,6 +65,20 @@ def interfaces() -> list[Interface]:
 def is_loopback(address: str) -> bool:
     """Whether an address, as text, means the host itself."""
     return address.startswith("127.") or address == "::1"
+
+
+def reached_at(listen_ip: str, found: Iterable[Interface]) -> list[str]:
+    """Return the addresses at which others reach what listens on ``listen_ip`` by TCP, IPv4 first.
+
+    Args:
+        listen_ip: as :func:`bpbroker.server.listener.bind_tcp` takes it: empty for all of IPv4 and IPv6.
+        found: the host's addresses.
+    """
+    if listen_ip not in ("", "::", _ANY):
+        return [listen_ip]
+    families = {"": (False, True), _ANY: (False,), "::": (True,)}[listen_ip]
+    outer = [item for item in found if not (item.loopback or item.link_local or item.address == _ANY)]
+    return [item.address for ipv6 in families for item in outer if item.ipv6 == ipv6]
 
 
 def seen_by_others(source: str, configured: str = "auto", listen_ip: str = "") -> str:

@@ -59,6 +59,14 @@ class Prepared:
         return port
 
     @property
+    def listen_ip(self) -> str:
+        """Where TCP is served, as ``api.listen_ip`` says it; ``0.0.0.0`` where there is no IPv6."""
+        ip: str = self.tcp.getsockname()[0]
+        if ip == "::" and not self.tcp.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+            return ""
+        return ip if ip in ("::", "0.0.0.0") else self.local_address  # noqa: S104 - compared, not bound
+
+    @property
     def local_address(self) -> str:
         """Address at which a command on this machine reaches the broker."""
         name = self.tcp.getsockname()

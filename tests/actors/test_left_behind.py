@@ -28,7 +28,7 @@ from bpbroker.frontend.extension_calls import understand
 from bpbroker.messages import BackupNow, Call, Get, Ping, Register, Save
 from bpbroker.storage.embedded.journal import journal_path
 from bpbroker.storage.embedded.store import EmbeddedStore
-from bpbroker.storage.etcd.gateway import EtcdOptions
+from bpbroker.storage.etcd.options import EtcdOptions
 from bpbroker.storage.etcd.store import EtcdStore
 from bpbroker.storage.sources import Sources
 from tests.support.etcd_cluster import needs_etcd

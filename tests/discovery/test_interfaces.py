@@ -9,9 +9,10 @@ import ifaddr
 import psutil
 import pytest
 
-from bpbroker.discovery.interfaces import Interface, interfaces, own_address, seen_by_others
+from bpbroker.discovery.interfaces import Interface, interfaces, own_address, reached_at, seen_by_others
 
 Says = Callable[..., None]
+IPV4 = "0.0.0.0"  # noqa: S104 - asked for, not bound
 
 
 @pytest.fixture
@@ -122,3 +123,25 @@ def test_a_writer_on_the_brokers_host_is_known_by_the_hosts_address(
 def test_a_host_with_loopback_alone_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bpbroker.discovery.interfaces.own_address", lambda: "")
     assert seen_by_others("127.0.0.1") == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("listen_ip", "addresses"),
+    [
+        ("", ["10.0.0.7", "192.0.2.9", "2001:db8::7"]),
+        (IPV4, ["10.0.0.7", "192.0.2.9"]),
+        ("::", ["2001:db8::7"]),
+        ("127.0.0.1", ["127.0.0.1"]),
+        ("10.0.0.7", ["10.0.0.7"]),
+    ],
+)
+def test_only_addresses_on_which_something_listens_are_named(listen_ip: str, addresses: list[str]) -> None:
+    found = [
+        Interface("lo", 1, "127.0.0.1", "", loopback=True, link_local=False),
+        Interface("eth0", 2, "2001:db8::7", "", loopback=False, link_local=False),
+        Interface("eth0", 2, "fe80::7", "", loopback=False, link_local=True),
+        Interface("eth0", 2, "10.0.0.7", "10.0.0.255", loopback=False, link_local=False),
+        Interface("eth1", 3, "192.0.2.9", "", loopback=False, link_local=False),
+        Interface("", 0, IPV4, "", loopback=False, link_local=False),
+    ]
+    assert reached_at(listen_ip, found) == addresses

@@ -367,6 +367,30 @@ def test_certificate_and_token(make_broker: Make) -> None:
     assert "canary" not in broker.text
 
 
+def test_a_token_names_no_address_on_which_nothing_listens(make_broker: Make) -> None:
+    broker = make_broker({}, "--listen-ip", "127.0.0.1").start()
+    made = broker.bpbroker("token")
+    assert parse_token(made.stdout.strip()).addresses == (f"127.0.0.1:{broker.port}",)
+    why = "the broker listens on 127.0.0.1 alone, so no other machine can join: start the broker without --listen-ip"
+    assert f"warning: {why}" in made.stderr
+    joining = broker.bpbroker("join-command")
+    assert (joining.returncode, joining.stdout) == (78, "")
+    assert f"{why} and BPBROKER_LISTEN_IP; or give --address HOST:PORT" in joining.stderr
+    assert broker.stop() == 0
+    broker.options = ()
+    document = json.loads(broker.config.read_text())
+    document["api"] |= {"listen_ip": "127.0.0.1", "listen_port": 20443}
+    broker.config.write_text(json.dumps(document))
+    made = broker.bpbroker("token")
+    assert parse_token(made.stdout.strip()).addresses == ("127.0.0.1:20443",)
+    assert (
+        f"so no other machine can join: set api.listen_ip in {broker.config} to an address of this host" in made.stderr
+    )
+    given = broker.bpbroker("token", "--address", "192.0.2.1:443")
+    assert parse_token(given.stdout.strip()).addresses == ("192.0.2.1:443",)
+    assert "join:" not in given.stderr
+
+
 def test_somebody_elses_certificate_is_not_renewed(broker: RunningBroker, tmp_path: Path) -> None:
     cert, key = broker.config.with_suffix(".crt"), broker.config.with_suffix(".key")
     cert.rename(tmp_path / "a.crt")
