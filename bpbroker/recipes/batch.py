@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from bpbroker.errors import RequestError
-from bpbroker.recipes.coordination import as_text, expected, owned
+from bpbroker.recipes.coordination import allocating, as_text, counting, expected, owned, releasing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,16 +102,15 @@ class Batch:
         lock: Lock | str | None = None,
     ) -> None:
         """Give the owner a number in a pool; it is in the result, as ``number``."""
-        sent = {"pool": pool, "owner": owner, "from": first, "to": last, "number": number}
-        self._add("Allocate", **sent, lock=lock)
+        self._add("Allocate", **allocating(pool, owner, first, last, number), lock=lock)
 
     def release(self, pool: str, owner: str, *, quarantine_secs: float = 0, lock: Lock | str | None = None) -> None:
         """Free the owner's number, which is not given away again for ``quarantine_secs``."""
-        self._add("Release", pool=pool, owner=owner, quarantine=round(quarantine_secs), lock=lock)
+        self._add("Release", **releasing(pool, owner, quarantine_secs), lock=lock)
 
     def next(self, name: str, by: int = 1, *, owner: str = "", lock: Lock | str | None = None) -> None:
         """Count on; the counter is in the result, as ``number``."""
-        self._add("Next", name=name, by=by, owner=owner or None, lock=lock)
+        self._add("Next", **counting(name, by, owner), lock=lock)
 
     def commit(self) -> Sequence[Mapping[str, Any]]:
         """Send the batch and return the results. It may be sent again: its id says that it is the same.

@@ -248,21 +248,17 @@ class Coordination:
             AlreadyExists: all are given away, or that one is; ``data`` has the owners.
             PreconditionFailed: the lock is not held any more; so of all methods that take ``lock``.
         """
-        sent: dict[str, Any] = {"pool": pool, "owner": owner, "from": first, "to": last, **owned(None, lock)}
-        if number is not None:
-            sent["number"] = number
+        sent = {**allocating(pool, owner, first, last, number), **owned(None, lock)}
         return int(self.calls.registry("Allocate", sent, repeatable=True).data["number"])
 
     def release(self, pool: str, owner: str, *, quarantine_secs: float = 0, lock: Lock | str | None = None) -> None:
         """Free the owner's number, which is not given away again for ``quarantine_secs``."""
-        sent = {"pool": pool, "owner": owner, "quarantine": round(quarantine_secs), **owned(None, lock)}
+        sent = {**releasing(pool, owner, quarantine_secs), **owned(None, lock)}
         self.calls.registry("Release", sent, repeatable=True)
 
     def next(self, name: str, by: int = 1, *, owner: str = "", lock: Lock | str | None = None) -> int:
         """Return the next value of a counter; with an owner, always the same for that one."""
-        sent: dict[str, Any] = {"name": name, "by": by, **owned(None, lock)}
-        if owner:
-            sent["owner"] = owner
+        sent = {**counting(name, by, owner), **owned(None, lock)}
         return int(self.calls.registry("Next", sent, repeatable=bool(owner)).data["number"])
 
     def take(self, name: str, receiver: str, *, lock: Lock | str | None = None) -> Take:
@@ -299,6 +295,22 @@ def expected(revision: int | None, if_match: str | None) -> dict[str, str]:
     if revision is not None:
         return {"if_match": f'"{revision}"'}
     return {"if_match": quoted(if_match)} if if_match else {}
+
+
+def allocating(pool: str, owner: str, first: int, last: int, number: int | None) -> dict[str, Any]:
+    """Return the parameters of ``Allocate``; ``number`` None: any that is free."""
+    wanted = {} if number is None else {"number": number}
+    return {"pool": pool, "owner": owner, "from": first, "to": last, **wanted}
+
+
+def releasing(pool: str, owner: str, quarantine_secs: float) -> dict[str, Any]:
+    """Return the parameters of ``Release``: the broker takes whole seconds."""
+    return {"pool": pool, "owner": owner, "quarantine": round(quarantine_secs)}
+
+
+def counting(name: str, by: int, owner: str) -> dict[str, Any]:
+    """Return the parameters of ``Next``; an empty ``owner``: it is counted on for nobody."""
+    return {"name": name, "by": by, **({"owner": owner} if owner else {})}
 
 
 def quoted(tag: str) -> str:
