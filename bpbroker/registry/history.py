@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
+from itertools import islice
 from operator import attrgetter
 from typing import Final
 
@@ -60,8 +61,10 @@ class History:
         """Events up to this revision are forgotten."""
         self._events: list[Event] = []
         self._revisions: list[int] = []
-        self._names: dict[str, list[int]] = {}
-        """Name to the places of its events, counted from the first event of all."""
+        self._places: dict[str, list[int]] = {}
+        """Name to the places of its events that have a value, counted from the first event of all."""
+        self._placed = 0
+        """Events before this place are in ``_places``."""
         self._dropped = 0
         self._bytes = 0
 
@@ -69,19 +72,21 @@ class History:
         """Begin again: nothing before this revision is known."""
         self.registry_id = registry_id
         self.revision = self._floor = revision
-        self._events, self._revisions, self._names, self._dropped, self._bytes = [], [], {}, 0, 0
+        self._events, self._revisions, self._places = [], [], {}
+        self._placed = self._dropped = self._bytes = 0
 
     def add(self, events: Iterable[Event], upto: int) -> None:
         """Add the events of the next commit, and note that there are no others up to a revision."""
+        known, revisions, added_bytes = self._events, self._revisions, 0
         for event in events:
             if event.type == "take":
-                self._forget_value(event.name)
-            self._names.setdefault(event.name, []).append(self._dropped + len(self._events))
-            self._events.append(event)
-            self._revisions.append(event.revision)
-            self._bytes += _size(event)
+                self._forget_values(event.name)
+            known.append(event)
+            revisions.append(event.revision)
+            added_bytes += _size(event)
             if event.revision > upto:
                 upto = event.revision
+        self._bytes += added_bytes
         self.revision = max(self.revision, upto)
         if self._bytes > self.limit_bytes:
             self._drop()
@@ -100,21 +105,27 @@ class History:
             self._floor = self._revisions[count - 1]
             self._dropped += count
             # Once for each name: one that changes all the time has most of the events.
-            for name in {event.name for event in self._events[:count]}:
-                left = self._names[name][bisect_left(self._names[name], self._dropped) :]
+            for name in {event.name for event in self._events[:count] if event.name in self._places}:
+                left = self._places[name][bisect_left(self._places[name], self._dropped) :]
                 if left:
-                    self._names[name] = left
+                    self._places[name] = left
                 else:
-                    del self._names[name]
+                    del self._places[name]
             del self._events[:count], self._revisions[:count]
 
-    def _forget_value(self, name: str) -> None:
+    def _forget_values(self, name: str) -> None:
         """Forget the earlier values of an entry that was taken: its earlier changes are no events any more."""
-        for place in self._names.get(name, ()):
-            event = self._events[place - self._dropped]
+        # Only this needs the places of a name, so only where things are taken do writes pay for them.
+        start = max(0, self._placed - self._dropped)
+        for place, event in enumerate(islice(self._events, start, None), self._dropped + start):
             if event.record is not None:
-                self._bytes -= len(event.record.json)
-                self._events[place - self._dropped] = event._replace(type=_TAKEN_BACK, record=None)
+                self._places.setdefault(event.name, []).append(place)
+        self._placed = self._dropped + len(self._events)
+        for place in self._places.pop(name, ()):
+            event = self._events[place - self._dropped]
+            self._bytes -= _size(event)
+            event = self._events[place - self._dropped] = event._replace(type=_TAKEN_BACK, record=None)
+            self._bytes += _size(event)
 
     @property
     def events(self) -> tuple[Event, ...]:

@@ -26,22 +26,17 @@ def joined(record: Record, commit: int = 0) -> bytes:
         record: as a write left it, or as it is stored.
         commit: the revision of the commit that writes it, where that is known.
     """
-    revision = record.revision
+    json, revision, session = record.json, record.revision, record.session
     if revision < INDEX_MAX and commit:
         revision += commit
-    if revision >= INDEX_MAX:
-        return _joined(record.json, b'"last_write_revision": %d' % revision, record.session)
-    return _joined(record.json, b'"last_write_index": %d' % revision if revision else b"", record.session)
-
-
-def _joined(json: bytes, number: bytes, session: str) -> bytes:
-    parts = [number] if number else []
-    if session:
-        parts.append(b'"last_write_session": "%b"' % session.encode())
-    if not parts:
+    if not revision and not session:
         return json
     lead = b"" if json == b"{}" else b", "
-    return b"%b%b%b}" % (json[:-1], lead, b", ".join(parts))
+    number = b'"last_write_revision": %d' if revision >= INDEX_MAX else b'"last_write_index": %d'
+    if not session:  # as most have none
+        return b"%b%b%b}" % (json[:-1], lead, number % revision)
+    more = b'"last_write_session": "%b"' % session.encode()
+    return b"%b%b%b}" % (json[:-1], lead, b"%b, %b" % (number % revision, more) if revision else more)
 
 
 def split(name: str, stored: bytes, commit: int = 0) -> Record:
@@ -86,7 +81,7 @@ def _starts_of_trailer(stored: bytes) -> list[int]:
 def unrevised(stored: bytes) -> bytes:
     """Return a stored form without its revision: its entry may have been changed by hand."""
     record = split("", stored)
-    return _joined(record.json, b"", record.session)
+    return joined(record._replace(revision=0))
 
 
 _OF_SESSIONS: Final = ("_session/", "_closed/", "_lock/", "_batch/")

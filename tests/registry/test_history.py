@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from bpbroker.record import Record
-from bpbroker.registry.history import History, events_of
+from bpbroker.registry.history import History, _size, events_of
 from bpbroker.registry.requests import Watch
 
 
@@ -26,18 +29,30 @@ def test_what_was_taken_is_in_no_event_not_even_of_before() -> None:
     assert history.events == found.events
 
 
-def test_what_is_dropped_is_counted_right() -> None:
+@given(st.lists(st.tuples(st.sampled_from(["put", "delete", "take"]), st.integers(0, 3)), max_size=80))
+def test_what_is_kept_is_as_if_each_event_was_looked_at(changes: list[tuple[str, int]]) -> None:
     history = History()
     history.begin("id", 0)
     history.limit_bytes = 3000
-    for revision in range(1, 60):
-        add(history, (f"n{revision % 3}", Record("n", b"{}", revision), revision))
-        if revision % 10 == 0:
-            taken = f"_taken/n{revision % 3}"
-            add(history, (taken, Record(taken, b"{}", revision), revision), (f"n{revision % 3}", None, revision))
-    found = history.read(Watch(since=f"id:{history._floor}"))
-    assert [event.revision for event in found.events] == sorted(event.revision for event in found.events)
-    assert sum(map(len, history._names.values())) == len(history._events)
+    expected: list[tuple[str, str, int, Record | None]] = []
+    for revision, (kind, number) in enumerate(changes, 1):
+        name = f"n{number}"
+        record = Record(name, b'{"pw": "canary"}', revision) if kind == "put" else None
+        noted = [(f"_taken/{name}", Record(f"_taken/{name}", b"{}", revision), revision)] if kind == "take" else []
+        add(history, *noted, (name, record, revision))
+        if kind == "take":  # only what it was is forgotten; deletions have nothing to tell
+            expected = [each for each in expected if each[1] != name or each[3] is None]
+        expected.append((kind, name, revision, record))
+        expected = [each for each in expected if each[2] > history._floor]
+        assert [(each.type, each.name, each.revision, each.record) for each in history.events] == expected
+        assert history._bytes == sum(map(_size, history._events)) <= history.limit_bytes
+        assert history._revisions == [each.revision for each in history._events]
+        assert all(
+            history._events[place - history._dropped].name == name
+            for name, places in history._places.items()
+            for place in places
+        )
     history.limit_bytes = 0
     add(history, ("last", None, 99))
-    assert not history._names
+    assert not history._places
+    assert not history.events
