@@ -1,9 +1,8 @@
 """The backup actor: owns the schedule and the backups folder.
 
-It answers at any time. Backups are made by a worker, one at a time; the folder
-is listed by another one, which does not wait for them. Both work under a claim:
-when another actor has taken this one's place, they can neither put a backup
-into the folder nor remove one.
+It replies at any time. A worker makes the backups, one at a time; another worker lists the folder and does not wait
+for them. Both work under a claim: when another actor has replaced this one, they can neither put a backup into the
+folder nor remove one.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ from bpbroker.storage.backup_identity import Identity
 logger = logging.getLogger(__name__)
 
 _RETRY_SECS = 5.0
-"""After a backup that failed the next one is tried so soon; twice as long after each further one."""
+"""Pause after a failed backup; doubled with each further failure."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Looked:
-    """The worker to the actor: the folder was looked at."""
+    """From the worker to the actor: the folder was read."""
 
     newest: BackupInfo | None
 
@@ -56,14 +55,14 @@ class _Held(NamedTuple):
 
     settings: Settings
     sequence: int
-    """The last change of an entry."""
+    """Number of the last change of an entry."""
     identity: str
     """The identity's digest."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """The worker to the actor: a backup was made, or was not needed, or failed."""
+    """From the worker to the actor: a backup was made, or was not needed, or failed."""
 
     asked: bool
     """Whether it was asked for, and not only due."""
@@ -80,7 +79,8 @@ class Backup(Actor):
         folder: the right to the backups folder; claimed here.
         config_store: asked for the state.
         settings: the settings in force.
-        identity: returns, of the settings that are saved, what is backed up beside them and the entries.
+        identity: returns what is backed up beside settings and entries, such as the certificate; called with the saved
+        settings.
     """
 
     def __init__(
@@ -98,14 +98,14 @@ class Backup(Actor):
         self._identity = identity
         self._last: _Held | None = None
         self._last_made: float | None = None
-        """Monotonic time at which the newest one was made: its age must not jump with the clock."""
+        """Monotonic time of the newest backup: its age must not jump with the clock."""
         self._current_at: float | None = None
-        """Monotonic time at which the newest backup was last found, or made, to hold all that there is."""
+        """Monotonic time at which the newest backup was last known to hold the current state."""
         self._failures = 0
-        """How many backups failed, of those that were due."""
+        """How many due backups failed."""
         self._problem = ""
         self._failed = 0
-        """How often in a row."""
+        """Failures in a row."""
         self._apply_settings(settings)
         self._due = float("inf")
         """Monotonic, so that a clock that jumps neither skips backups nor makes a storm of them."""
@@ -114,7 +114,7 @@ class Backup(Actor):
         self._served: tuple[Future[Any], ...] = ()
         """Requests for the backup that is being made."""
         self._busy = True
-        """Whether the worker is at a backup, or has not looked into the folder yet."""
+        """Whether the worker makes a backup, or has not read the folder yet."""
         self._worker = self.add_worker("backup's worker")
         self._lister = self.add_worker("backup's lister")
         self.handlers = {
@@ -127,7 +127,7 @@ class Backup(Actor):
         }
 
     def started(self) -> None:
-        """Have the folder looked at: a broker that is often restarted makes its backups, too."""
+        """Let the worker read the folder: a broker that is often restarted makes its backups, too."""
         self._worker.do("looking for the newest backup", self._look)
 
     def stopped(self) -> None:
@@ -172,7 +172,7 @@ class Backup(Actor):
         self.wake_at(self._due)
 
     def _backup_now(self, _: BackupNow) -> Any:
-        """Make one behind the one that is being made. Requests that come while it waits to begin share it."""
+        """Queue a backup behind the running one. Requests that come before it begins share it."""
         if self.reply is not None:
             self._asked.append(self.reply)
             self._go_on()
@@ -183,7 +183,7 @@ class Backup(Actor):
         return DEFERRED
 
     def _go_on(self) -> None:
-        """Have the next backup made, if one is wanted and none is being made."""
+        """Start the next backup, if one is wanted and none is running."""
         due = time.monotonic() >= self._due
         if self._busy:
             pass
@@ -233,7 +233,7 @@ class Backup(Actor):
         self.tell_self(_Looked(newest))
 
     def _work(self, asked: tuple[Future[Any], ...], last: _Held | None, keep: int) -> None:
-        """Make a backup; when none asked for it, only if something changed since the last one."""
+        """Make a backup; without a request, only if something changed since the last one."""
         try:
             document: Document = ask_patiently(self._config_store, GetDocument(), moved=self._worker.step)
             identity = self._identity(document.settings)

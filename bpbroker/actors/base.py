@@ -1,9 +1,8 @@
 """What every actor of the broker has: dispatch, a bounded inbox, containment, deadlines, ping.
 
-Pykka gives threads, inboxes and lifecycle; this module mends what it leaves to
-its users (measured on pykka 4.5): a handler that raises on ``tell`` kills the
-actor, ``SystemExit`` in a handler stops *all* actors, inboxes have no bound,
-and a request whose asker gave up is still carried out.
+Pykka has threads, inboxes and lifecycle. This module solves what it leaves to its users (measured on pykka 4.5): a
+handler that raises on ``tell`` kills the actor, ``SystemExit`` in a handler stops *all* actors, inboxes have no bound,
+and a request is carried out even if its asker does not wait any more.
 
 Replies are :class:`concurrent.futures.Future`, not pykka's own future, because
 the HTTP frontend must be called back when a reply comes instead of keeping a
@@ -35,7 +34,7 @@ T = TypeVar("T")
 
 
 _actors: weakref.WeakValueDictionary[str, Actor] = weakref.WeakValueDictionary()
-"""By URN; pykka's ref does not lead to the actor."""
+"""The actors by URN; pykka's ref does not lead to the actor."""
 
 
 class _Deferred:
@@ -54,7 +53,7 @@ class Actor(pykka.ThreadingActor):
     :data:`DEFERRED` after keeping ``self.reply``.
     """
 
-    use_daemon_thread: ClassVar[bool] = True  # one actor that does not stop must not make the process hang at exit
+    use_daemon_thread: ClassVar[bool] = True  # an actor that does not stop must not block the exit of the process
 
     actor_inbox: Inbox
 
@@ -67,7 +66,7 @@ class Actor(pykka.ThreadingActor):
         self.workers: tuple[Worker, ...] = ()
         """Threads beside this one that do its long work; see :meth:`add_worker`."""
         self._taken = 0
-        """Messages taken up and done, each counted twice."""
+        """Number of messages begun, plus number of messages done."""
         _actors[self.actor_urn] = self
 
     # --- hooks for subclasses ---
@@ -79,26 +78,26 @@ class Actor(pykka.ThreadingActor):
         """Run in the actor's thread after the last message."""
 
     def abandoned(self) -> None:
-        """Let go of what others must not wait for or meet: the actor died, or is stuck and is being replaced.
+        """Release what others wait for: the actor died, or is stuck and is being replaced.
 
-        Runs in another thread while the actor's own is stuck, perhaps more than once, and must not wait for it.
+        Runs in another thread while the actor's own is stuck, perhaps several times, and must not wait for it.
         """
 
     def status(self) -> messages.Pong:
-        """Return the answer to a ping; it must be quick."""
+        """Return the reply to a ping; it must be quick."""
         return messages.Pong()
 
     def reply_now(self, message: Any) -> Any:  # noqa: ARG002 - for actors that know some
-        """Return the reply to a message that needs none of this actor's turns; None if it needs one.
+        """Return the reply to a message that does not need this actor's thread; None if it needs it.
 
-        Runs in other threads, while this actor's own is at work. So it may only read what is replaced as a whole.
+        Runs in other threads, beside this actor's own. So it may only read values that are replaced as a whole.
         """
         return None
 
     # --- pykka's side ---
 
     def on_start(self) -> None:
-        """Run :meth:`started` and tell :func:`launch` how it went."""
+        """Run :meth:`started` and pass the outcome to :func:`launch`."""
         try:
             self.started()
         except BaseException as error:  # noqa: BLE001 - handed to launch(), which raises it
@@ -108,30 +107,30 @@ class Actor(pykka.ThreadingActor):
             messages.settle(self.ready, None)
 
     def on_stop(self) -> None:
-        """Run :meth:`stopped` and refuse what is still in the inbox."""
+        """Run :meth:`stopped` and refuse the requests still in the inbox."""
         try:
             self.stopped()
-        except BaseException:  # SystemExit, too: an actor that ends must end whole
+        except BaseException:  # SystemExit, too: an actor that ends must finish these steps
             logger.exception("%s: error while stopping", type(self).__name__)
         self._end_workers(Unavailable("The broker is stopping"))
         for worker in self.workers:
-            worker.join(_LAST_STEP_SECS)  # it removes the half that it was writing
+            worker.join(_LAST_STEP_SECS)  # it removes a half-written file
         self.actor_inbox.ended = True
         while not self.actor_inbox.empty():
             envelope = self.actor_inbox.get()
             inner = envelope.message
             if isinstance(inner, Envelope) and inner.reply is not None:
                 messages.fail(inner.reply, Unavailable("The broker is stopping"))
-            elif envelope.reply_to is not None:  # pykka's: somebody else asked it to stop, too
+            elif envelope.reply_to is not None:  # pykka's: another thread asked it to stop, too
                 envelope.reply_to.set(None)
 
     def on_failure(self, *_: Any) -> None:
-        """Let go of everything after a fault that ended the actor's thread, for :meth:`on_stop` is not called then."""
+        """Release everything after a fault that ended the actor's thread: :meth:`on_stop` is not called then."""
         self.actor_inbox.ended = True
         self.abandon()
 
     def abandon(self) -> None:
-        """Refuse what is in the inbox and run :meth:`abandoned`; from any thread, also while the actor is stuck."""
+        """Refuse all waiting requests and run :meth:`abandoned`; from any thread, also while the actor is stuck."""
         self.actor_inbox.refuse(Unavailable("The broker's part for this is being replaced; nothing was done"))
         self._end_workers(Unavailable("The broker's part for this is being replaced"))
         try:
@@ -182,7 +181,7 @@ class Actor(pykka.ThreadingActor):
         return handler(message)
 
     def _pong(self) -> messages.Pong:
-        """Return the status, with what is being worked on. Work that makes no step any more is no good health."""
+        """Return the status, with the running work. Work without progress makes the health bad."""
         pong = self.status()
         for worker in self.workers:
             work = worker.at_work
@@ -198,12 +197,12 @@ class Actor(pykka.ThreadingActor):
 
     @property
     def progress(self) -> int:
-        """A number that grows while it works: messages taken up and done, steps of its workers."""
+        """A number that grows while it works: messages begun and done, steps of its workers."""
         return self._taken + sum(worker.steps for worker in self.workers)
 
     @property
     def at_work(self) -> AtWork | None:
-        """The long work that is being done beside it, None if there is none."""
+        """The long work of its workers, or None."""
         return next((work for worker in self.workers if (work := worker.at_work) is not None), None)
 
     # --- for handlers ---
@@ -220,13 +219,13 @@ class Actor(pykka.ThreadingActor):
         return not self.actor_inbox.ending and not self.actor_stopped.is_set()
 
     def tell_self(self, message: Any) -> None:
-        """Queue a message to this actor behind what is in its inbox already; one that has ended takes none."""
+        """Queue a message to this actor behind those in its inbox; an actor that has ended gets none."""
         self.actor_inbox.put_own(message)
 
     def wake_at(self, moment: float) -> None:
-        """Get a :class:`Wake` at this monotonic time, or earlier if an earlier one is set already.
+        """Ask for a :class:`Wake` at this monotonic time; an earlier one that is set stays.
 
-        One thread with one inbox stays all that an actor is; no timer threads.
+        So an actor needs no timer thread.
         """
         before = self.actor_inbox.wake_at
         self.actor_inbox.wake_at = moment if before is None else min(before, moment)
@@ -246,9 +245,9 @@ class ActorAddress:
     def __init__(self, name: str, ref: pykka.ActorRef[Any] | None = None) -> None:
         self.name = name
         self.since = time.monotonic()
-        """Monotonic time at which the actor behind this name was put there."""
+        """Monotonic time since which the actor is behind this name."""
         self.restarts = 0
-        """How often another actor was put there."""
+        """How often the actor behind this name was replaced."""
         self._ref = ref
         self.reply_now: Callable[[Any], Any] = lambda _: None
         """See :meth:`bpbroker.messages.Address.reply_now`."""
@@ -258,8 +257,8 @@ class ActorAddress:
         return f"<ActorAddress {self.name}>"
 
     def replace(self, ref: pykka.ActorRef[Any]) -> None:
-        """Put another actor behind this name; the one before stops if it ever comes to itself again."""
-        self._meet(ref)  # first: what the new one has acknowledged is never read from the one before
+        """Put another actor behind this name; the earlier one stops if its thread ever continues."""
+        self._meet(ref)  # first: a read after a write of the new actor must not come from the old one
         before, self._ref = self._ref, ref
         if before is not None and before is not ref:
             self.since = time.monotonic()
@@ -269,13 +268,13 @@ class ActorAddress:
             _abandon(before)
 
     def _meet(self, ref: pykka.ActorRef[Any] | None) -> None:
-        """Let an actor be the one that replies without a turn."""
+        """Set the actor whose :meth:`Actor.reply_now` is called."""
         actor = None if ref is None else _actors.get(ref.actor_urn)
         if actor is not None:
             self.reply_now = actor.reply_now
 
     def abandon(self) -> None:
-        """Have the actor let go of everything, before another one takes its place; see :meth:`Actor.abandoned`."""
+        """Let the actor release everything before it is replaced; see :meth:`Actor.abandoned`."""
         if self._ref is not None:
             _abandon(self._ref)
 
@@ -287,7 +286,7 @@ class ActorAddress:
 
     @property
     def progress(self) -> tuple[str, int]:
-        """What changes while the actor behind this name works, or when another one takes its place."""
+        """A value that changes while the actor works, or when it is replaced."""
         actor = self._actor
         return ("", 0) if actor is None else (actor.actor_urn, actor.progress)
 
@@ -299,7 +298,7 @@ class ActorAddress:
 
     @property
     def at_work(self) -> AtWork | None:
-        """The long work that is being done beside the actor, None if there is none."""
+        """The long work of the actor's workers, or None."""
         actor = self._actor
         return None if actor is None else actor.at_work
 
@@ -328,7 +327,7 @@ class ActorAddress:
         return reply
 
     def stop(self, timeout_secs: float) -> bool:
-        """Stop the actor after what it has in its inbox; False if it did not within the time."""
+        """Stop the actor after the messages in its inbox; return False if it did not stop in time."""
         ref = self._ref
         if ref is None or not ref.is_alive():
             return True
@@ -340,7 +339,7 @@ class ActorAddress:
 
 
 _LAST_STEP_SECS = 1.5
-"""How long an actor that ends waits for the step that its worker is in."""
+"""How long an actor that ends waits for its worker's current step."""
 
 
 def _abandon(ref: pykka.ActorRef[Any]) -> None:
@@ -350,10 +349,10 @@ def _abandon(ref: pykka.ActorRef[Any]) -> None:
 
 
 def wait_for(reply: Future[T], timeout_secs: float) -> T:
-    """Block for a reply; for callers below which no request of the frontend waits.
+    """Block for a reply; never in a thread on which requests of the frontend wait.
 
     Raises:
-        TimedOut: no reply in time; an actor that has not taken the request up yet will drop it.
+        TimedOut: no reply in time; an actor that has not begun the request drops it.
     """
     try:
         return reply.result(timeout_secs)
@@ -371,19 +370,19 @@ def ask_patiently(
     moved: Callable[[], None] = lambda: None,
     stalled_secs: float = STALLED_SECS,
 ) -> Any:
-    """Ask and block for the reply as long as the actor makes progress, however long that takes.
+    """Ask, and block for the reply as long as the actor makes progress.
 
-    For long work, and for callers below which no request of the frontend waits.
+    For long work; never in a thread on which requests of the frontend wait.
 
     Args:
-        address: whom to ask.
-        message: what.
-        moved: called about once a second in which the actor made progress. What it raises ends the waiting.
-        stalled_secs: how long the actor may make none.
+        address: of the actor.
+        message: the question.
+        moved: called about once a second while the actor makes progress. An error in it ends the wait.
+        stalled_secs: how long the actor may make no progress.
 
     Raises:
         TimedOut: it has made no progress for that long.
-        Exception: what the actor answered.
+        Exception: the actor's error.
     """
     reply = address.ask(message, float("inf"))
     return _wait_patiently(reply, lambda: getattr(address, "progress", None), address.name, moved, stalled_secs)
@@ -414,9 +413,9 @@ def _wait_patiently(
 
 
 def launch(actor: type[Actor], *args: Any, timeout_secs: float = STALLED_SECS, **kwargs: Any) -> pykka.ActorRef[Any]:
-    """Start an actor and wait until its :meth:`Actor.started` is through.
+    """Start an actor and wait until its :meth:`Actor.started` has ended.
 
-    Reading a million entries takes as long as it takes: what counts is whether the thread works.
+    The wait has no limit while the thread works: reading a million entries takes long.
 
     Args:
         actor: its class.
@@ -432,7 +431,7 @@ def launch(actor: type[Actor], *args: Any, timeout_secs: float = STALLED_SECS, *
     made = _actors.get(ref.actor_urn)
     if made is not None:
         try:
-            # Half seconds: threads that only wake up now and then are no work.
+            # Half seconds of processor time: threads that only wake up now and then do not count as work.
             _wait_patiently(made.ready, lambda: int(2 * time.process_time()), actor.__name__, stalled_secs=timeout_secs)
         except TimedOut:  # it is of no use to anybody if it comes to itself
             ref.stop(block=False)

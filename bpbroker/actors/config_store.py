@@ -1,11 +1,9 @@
 """The config store actor: owns the settings and the configuration file.
 
-It answers at any time. What reads or writes the file is done by its worker,
-one piece after the other, so there is one writer. The worker's thread alone
-changes what the actor knows; the actor's own thread only reads it, each value
-being immutable. Both work under a claim: when another actor has taken this
-one's place, its worker can neither publish settings nor rename a file nor make
-the journal forget.
+It replies at any time. Its worker does all work on the file, one piece after the other, so there is one writer. Only
+the worker's thread changes the actor's values; the actor's own thread reads them, and each value is immutable. Both
+work under a claim: when another actor has replaced this one, its worker can neither publish settings, nor rename a
+file, nor make the journal forget.
 """
 
 from __future__ import annotations
@@ -53,25 +51,25 @@ from bpbroker.storage.sources import Loaded, Sources
 logger = logging.getLogger(__name__)
 
 COMMITS_MAX = 1000
-"""After this many commits the file is saved at the next backup, so that the journal of a long run stays short."""
+"""After so many commits the next backup also saves the file, so that the journal stays short in a long run."""
 
 _WRITING = "writing the configuration file"
 
 
 @dataclass(frozen=True, slots=True)
 class _Grown:
-    """The actor to itself: there were so many commits by now."""
+    """From the actor to itself: the number of commits so far."""
 
     commits: int
 
 
 class ConfigStore(Actor):
-    """Owns the settings; the entries that it writes beside them are the registry's.
+    """Owns the settings. It also writes the entries into the file, but the registry owns them.
 
     Args:
         sources: the files and this run's overrides.
-        owned: the settings as they were published last; claimed here. Its entries are those that stay in the file as
-            they are while the registry is somewhere else.
+        owned: the settings that were published last; claimed here. Its entries stay in the file unchanged while the
+            registry is somewhere else.
         registry: asked for a snapshot at every save.
     """
 
@@ -82,17 +80,17 @@ class ConfigStore(Actor):
         self._sources = sources
         self._saved: Mapping[str, Any] = loaded.saved
         self._lower: Mapping[str, Any] = loaded.lower
-        """Settings of the global file, which are in force and never saved into this one."""
+        """Settings of the global file: they are in force and never saved into the own file."""
         self._effective: Settings = loaded.effective
         self._registry = registry
         self._kept = loaded.entries if layers.shares_registry(loaded.effective) else None
-        """Entries that stay in the file as they are while the registry is somewhere else."""
+        """Entries that stay in the file unchanged while the registry is somewhere else."""
         self._origin = loaded.origin
         self._problem = ""
         self._sequence = -1
-        """Number of the last commit that is in the file; none of this run's yet."""
+        """Number of the last commit that is in the file; at first none of this run's."""
         self._commits = 0
-        """How many commits there were when the file was written last."""
+        """Number of commits at the last write of the file."""
         self._in_file: Mapping[str, Any] | None = None
         """The settings that this actor wrote last."""
         self._seen = _stamp(sources.own)
@@ -100,7 +98,7 @@ class ConfigStore(Actor):
         self._destroyed: deque[str] = deque()
         """Entries that were taken and destroyed, and may still be in a file."""
         self._not_erased = ""
-        """Why they are still there."""
+        """Why these entries could not be erased."""
         self._worker = self.add_worker("config store's worker")
         self.handlers = {
             ApplyConfiguration: lambda message: self._later("adding settings", lambda: self._apply(message)),
@@ -115,21 +113,21 @@ class ConfigStore(Actor):
         }
 
     def status(self) -> Pong:
-        """Return why the file could not be written the last time, if it could not."""
+        """Return why the last write of the file failed; empty if it did not."""
         return Pong(ok=not self._problem, detail=self._problem or self._not_erased)
 
     def abandoned(self) -> None:
-        """Drop the claim: what the worker still does has no effect."""
+        """Drop the claim: further work of the worker has no effect."""
         self._claim.give_up()
 
     def _later(self, what: str, work: Callable[[], Any]) -> Any:
         self._worker.do(what, work, self.reply)
         return DEFERRED
 
-    # --- what a backup asks for: by the actor's thread ---
+    # --- for a backup: by the actor's thread ---
 
     def _get_document(self, _: GetDocument) -> Any:
-        """Reply with the state when the registry has told its part."""
+        """Reply with the state when the registry has sent its entries."""
         reply = self.reply
         if reply is not None:
             asked = self._registry.ask(Snapshot(), float("inf"))
@@ -159,7 +157,7 @@ class ConfigStore(Actor):
     # --- by the worker's thread ---
 
     def _erase(self) -> None:
-        """Overwrite what was taken and destroyed in the file and in the journal; say which backups have it."""
+        """Overwrite entries that were destroyed in the file and in the journal; log which backups have them."""
         names = tuple(dict.fromkeys(self._destroyed.popleft() for _ in range(len(self._destroyed))))
         if not names:
             return
@@ -170,7 +168,7 @@ class ConfigStore(Actor):
                     self._save(self._saved, gently=True)
             erase(journal_path(own))
         except Unavailable as error:
-            self._destroyed.extend(names)  # with the next ones once more
+            self._destroyed.extend(names)  # tried again with the next ones
             self._not_erased = f"What was taken as {shown_names(names)} may still be in a file of this broker: {error}"
             logger.warning("%s", self._not_erased)
             return
@@ -185,14 +183,14 @@ class ConfigStore(Actor):
 
     def _shorten(self) -> None:
         self._shortening = False
-        if _stamp(self._sources.own) == self._seen:  # an edit is kept until the file has to be written
+        if _stamp(self._sources.own) == self._seen:  # an edit by hand stays until the file has to be written
             try:
                 self._write(self._saved, gently=True)
             except Unavailable as error:
                 logger.warning("The journal stays as long as it is: %s", error)
 
     def _save(self, settings: Mapping[str, Any], *, gently: bool = False) -> None:
-        """Write the file, with all entries that live beside it."""
+        """Write the file, with all entries of the registry."""
         if _stamp(self._sources.own) != self._seen:
             self._keep_edited()
         if self._kept is None:
@@ -201,7 +199,7 @@ class ConfigStore(Actor):
             self._write_file(Document(settings, self._kept, 0), gently=gently)
 
     def _write(self, settings: Mapping[str, Any], *, gently: bool) -> None:
-        """Write the file and let the journal forget what is in it."""
+        """Write the file and let the journal forget the entries in it."""
         taken: SnapshotTaken = ask_patiently(self._registry, Snapshot(), moved=self._worker.step)
         document = Document(settings, taken.entries, taken.sequence)
         if not self._is_in_file(document):
@@ -219,13 +217,13 @@ class ConfigStore(Actor):
 
     @staticmethod
     def _too_late() -> Replaced:
-        """Return the error of an actor that was replaced when the file had been written already."""
+        """Return the error of an actor that was replaced after the file had been written."""
         replaced = Replaced("The broker's part for this has been replaced; whether it was done is not known")
         replaced.outcome_known = False
         return replaced
 
     def _is_in_file(self, document: Document) -> bool:
-        """Return whether the file holds just this, written by this actor and by no one else since."""
+        """Return whether the file holds exactly this state, written by this actor and unchanged since."""
         return (
             document.sequence == self._sequence
             and document.settings is self._in_file
@@ -255,12 +253,12 @@ class ConfigStore(Actor):
         self._seen = _stamp(own)
 
     def _origin_at(self, document: Document) -> config_file.Origin | None:
-        """Return whose state the document is; entries of an earlier run stay what they were."""
+        """Return the origin of the document's state; for entries of an earlier run, the earlier origin."""
         origin = self._origin
         return origin if origin is None or self._kept is not None else replace(origin, commit=document.sequence)
 
     def _keep_edited(self) -> None:
-        """Keep what was written into the file by hand while the broker ran: it is about to be overwritten."""
+        """Keep a copy of a file that was edited while the broker ran: it is about to be overwritten."""
         own = self._sources.own
         try:
             kept = backups.keep_aside(own, "edited", follow=self._worker.follow)
@@ -271,7 +269,7 @@ class ConfigStore(Actor):
                 logger.warning("%s was changed while the broker ran; it is overwritten, and kept as %s", own, kept)
 
     def _apply(self, message: ApplyConfiguration) -> Applied:
-        """Add what is new, save, publish; nothing changes if any of that cannot be.
+        """Add new settings, save, publish; nothing changes if one of these steps fails.
 
         Entries cannot be added this way while the broker runs: they have an owner, the registry.
         """
@@ -296,7 +294,7 @@ class ConfigStore(Actor):
         return Applied(added, kept)
 
     def _drop(self, message: DropAccessKey) -> None:
-        """Take a section's key out."""
+        """Remove a section's access key."""
         if "_access_key" in self._lower.get(message.section, {}):
             raise ConfigurationError(
                 f"{message.section}._access_key is in {self._sources.below}, too, which this broker only reads;"
@@ -312,7 +310,7 @@ class ConfigStore(Actor):
             self._take(saved, self._lower)
 
     def _renew(self, message: RenewSecret) -> None:
-        """Put another discovery secret in the place of the one in the file."""
+        """Replace the discovery secret in the file."""
         saved = layers.freeze(layers.override(self._saved, {"_discovery.secret": message.secret}))
         problems = tuple(schema.problems({"_discovery": saved["_discovery"]}))
         if problems:
@@ -323,7 +321,7 @@ class ConfigStore(Actor):
         self._take(saved, self._lower)
 
     def _disable(self, message: DropNamespace) -> tuple[str, ...]:
-        """Take an extension's sections out."""
+        """Remove an extension's sections."""
         gone = layers.namespaces_of(self._saved, message.namespace)
         if gone:
             saved = layers.freeze(layers.without_sections(self._saved, gone))
@@ -332,12 +330,12 @@ class ConfigStore(Actor):
         return gone
 
     def _reload(self) -> Settings:
-        """Read the files again; the entries in them are older than the registry's and are not looked at."""
+        """Read the files again, without their entries, which are older than the registry's."""
         seen = _stamp(self._sources.own)
         loaded = self._sources.load()
         for warning in loaded.warnings:
             logger.warning("%s", warning)
-        # What a start made or found is not lost when a file is put there that never had it.
+        # Values that the start made are kept if they are missing in a new file.
         before = layers.layered(layers.DEFAULTS, self._lower, self._saved)
         now = layers.layered(layers.DEFAULTS, loaded.lower, loaded.saved)
         kept = [
@@ -354,7 +352,7 @@ class ConfigStore(Actor):
         return self._effective
 
     def _take(self, saved: Mapping[str, Any], lower: Mapping[str, Any]) -> None:
-        """Work by these settings of the own and of the global file from now on, and publish them."""
+        """Use and publish these settings of the own and of the global file from now on."""
         effective = layers.freeze(self._sources.in_force(lower, saved))
         try:
             self._claim.publish(Loaded(saved, effective, self._kept or {}, (), self._origin, lower))
@@ -373,7 +371,7 @@ def _picked(settings: Mapping[str, Any], wanted: Iterable[tuple[str, str]]) -> d
 
 
 def _stamp(file: Path) -> tuple[int, ...]:
-    """Return values that change when a file is written to; empty when it is not there."""
+    """Return values that change when a file is written; empty when it does not exist."""
     try:
         status = file.stat()
     except OSError:

@@ -1,9 +1,8 @@
-"""The discovery actor: owns the UDP sockets and answers questions for names that the registry holds.
+"""The discovery actor: owns the UDP sockets, and answers questions about names that the registry has.
 
-A receiver thread reads datagrams and tells the actor a batch at a time. How
-many it reads is bounded in a second, and it reads none while the actor has
-enough to do: under a flood the system's own buffer overflows, which costs the
-broker nothing, and clients ask again.
+A receiver thread reads datagrams and sends them to the actor in batches. It reads a limited number in a second, and
+none while the actor has enough of them. In a flood, the system's own buffer overflows: that costs the broker nothing,
+and clients ask again.
 """
 
 from __future__ import annotations
@@ -44,10 +43,10 @@ __all__ = ["Discovery", "bind_udp"]
 logger = logging.getLogger(__name__)
 
 DATAGRAMS_PER_SEC: Final = 2000
-"""Read at most this many in the long run; a burst of as many again is read at once."""
+"""At most so many datagrams are read in a second in the long run; a burst of as many again is read at once."""
 OUTCOMES: Final = ("answered", "echoed", "unknown_name", "malformed", "wrong_mac", "ignored", "not_sent", "not_known")
-"""What becomes of datagrams. Ignored are those of a kind that the settings do not answer, or of a port that is not
-answered; not known are questions that the registry did not answer in time."""
+"""What becomes of datagrams. Ignored: of a kind or from a port that gets no answer. Not known: the registry did not
+reply in time."""
 _BATCH_MAX: Final = 64
 _BATCHES_WAITING_MAX: Final = 8
 _DATAGRAM_MAX: Final = 65535
@@ -69,14 +68,14 @@ class _Asked:
 
     question: Question
     secret: str
-    """The discovery secret that its mac was made with; empty if it has none."""
+    """The discovery secret of its MAC; empty if it has none."""
     sock: socket.socket
     datagram: Datagram
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """The registry holds the name that all of these ask for."""
+    """The registry has the name in all of these questions."""
 
     asked: tuple[_Asked, ...]
     registry_id: str
@@ -87,11 +86,10 @@ class Discovery(Actor):
 
     Args:
         sockets: from :func:`bind_udp`; they stay the caller's, to be closed after this actor has stopped.
-        registry: asked whether it holds a name.
+        registry: asked whether it has a name.
         settings: the settings in force.
         fingerprint: of the certificate that the broker serves with, SHA-256.
-        wrong: told the address of each question that was signed with something else than the discovery secret,
-            where only signed ones are answered.
+        wrong: called with the address of each question with a wrong signature, if only signed questions are answered.
         shared: the secret of a shared registry; None where the settings have it.
     """
 
@@ -132,7 +130,7 @@ class Discovery(Actor):
         self.wake_at(time.monotonic() + _REJOIN_SECS)
 
     def stopped(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         if self._receiver is not None:
             self._receiver.stop()
 
@@ -159,7 +157,7 @@ class Discovery(Actor):
         self._fingerprint = canonical_fingerprint(news.fingerprint)
 
     def _rejoin(self) -> None:
-        """Take interfaces in that came up after the start: such as a VPN."""
+        """Include interfaces that came up after the start, such as a VPN."""
         join_groups(self._sockets)
         self.wake_at(time.monotonic() + _REJOIN_SECS)
 
@@ -167,7 +165,7 @@ class Discovery(Actor):
         return self.actor_inbox.qsize() < _BATCHES_WAITING_MAX
 
     def _batch(self, batch: _Batch) -> None:
-        """Echo pings; ask the registry once for each name that is asked for."""
+        """Echo pings; ask the registry once for each name in the questions."""
         self._read += len(batch.items)
         outcomes = self._outcomes
         if self._mode == "off":
@@ -208,7 +206,7 @@ class Discovery(Actor):
         import hmac
 
         secret = self._secret if self._shared is None else self._shared.value
-        if self._shared is not None and not secret:  # the registry has not told it yet: clients ask again
+        if self._shared is not None and not secret:  # the secret is not known yet: clients ask again
             self._outcomes["not_known"] += 1
             return None
         if secret and hmac.compare_digest(question_mac(secret, question.nonce, question.name), question.mac):
@@ -220,10 +218,10 @@ class Discovery(Actor):
         return None
 
     def _when_known(self, asked: tuple[_Asked, ...]) -> Callable[[Future[str]], None]:
-        """Return the callback; it runs in the registry's thread, so it only passes the news on.
+        """Return the callback. It runs in the registry's thread, so it only sends a message to this actor.
 
-        It counts what has no news. Another thread runs it when the registry is being replaced, and both at one time
-        may miscount by a few, no more.
+        It counts the questions without a result. Another thread runs it while the registry is being replaced; both at
+        one time may miscount by a few.
         """
 
         def tell(reply: Future[str]) -> None:
@@ -256,18 +254,18 @@ class Discovery(Actor):
             return False
         try:
             self._sender(heard_on).sendto(payload, datagram.sender)
-        except OSError:  # nobody there any more, or no room: clients ask again
+        except OSError:  # the client is gone, or there is no room: clients ask again
             return False
         self._answered += 1
         return True
 
     def _sender(self, heard_on: socket.socket) -> socket.socket:
-        """Return the socket to answer from: one that hears broadcasts cannot send, the first of its family can."""
+        """Return the socket for an answer. A socket that hears broadcasts cannot send; the first of its family can."""
         return next(sock for sock in self._sockets if sock.family == heard_on.family)
 
 
 def _own_address(sock: socket.socket, peer: tuple[Any, ...]) -> str | None:
-    """Return the address, without a scope, that what ``sock`` sends to ``peer`` comes from."""
+    """Return the own address from which ``sock`` sends to ``peer``, without a scope."""
     bound = str(sock.getsockname()[0]).partition("%")[0]
     if bound not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
         return bound
@@ -280,7 +278,7 @@ def _own_address(sock: socket.socket, peer: tuple[Any, ...]) -> str | None:
 
 
 class _Receiver(threading.Thread):
-    """Reads datagrams off all sockets and hands them on in batches.
+    """Reads datagrams from all sockets and passes them on in batches.
 
     Args:
         sockets: not blocking; never closed here.
@@ -349,7 +347,7 @@ class _Receiver(threading.Thread):
                     size, sender = sock.recvfrom_into(self._buffer)
                 except BlockingIOError:
                     break
-                except OSError:  # Windows tells of an earlier reply that met a closed port
+                except OSError:  # on Windows, an error of an earlier answer to a closed port
                     break
                 items.append((sock, Datagram(bytes(self._buffer[:size]), sender)))
         self._allowed -= len(items)

@@ -1,8 +1,7 @@
 """The actor of one extension namespace: owns the queue of its calls, and through drivers its child processes.
 
-The actor never waits for a child, so it answers a ping at once whatever the
-module does; it keeps the time limits, and what a driver tells it after a limit
-has passed is too late.
+The actor never waits for a child, so it replies to a ping at once whatever the module does. It applies the time
+limits; a result that a driver sends after a limit is too late.
 """
 
 from __future__ import annotations
@@ -38,33 +37,33 @@ from bpbroker.messages import Address, Call, CallResult, Pong, Settings, Setting
 logger = logging.getLogger(__name__)
 
 RETRY_IMPORT_SECS: Final = 5.0
-"""How long a failed import is not tried again: each try costs a process."""
+"""Pause after a failed import: each try costs a process."""
 
 _TIDY_SECS: Final = 60.0
-"""How often answers past their day are forgotten and counted, whether or not there are calls."""
+"""How often answers older than a day are removed and the others counted, also without calls."""
 
 _TRIES_MAX: Final = 3
-"""How often a call is given to a child when the one before had died without beginning it."""
+"""How often a call is passed to another child after a child died without beginning it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Basis:
-    """What children are started from: settings, and the files of the lib folder."""
+    """The basis of children: settings, and the files of the lib folder."""
 
     settings: Settings
     view: Mapping[str, Any]
-    """What of the settings the module may see."""
+    """The settings that the module may see."""
     signature: bytes
-    """Of the lib folder; see :func:`bpbroker.extensions.modules.signature`."""
+    """Signature of the lib folder; see :func:`bpbroker.extensions.modules.signature`."""
 
     def is_same(self, other: _Basis) -> bool:
-        """Return whether a child started from the other would be like one started from this."""
+        """Return whether children of both bases are alike."""
         return self.view == other.view and self.signature == other.signature
 
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """A child beside those in service: it shows whether what it was started from can take their place."""
+    """A child beside those in service: it shows whether its basis can be used."""
 
     basis: _Basis
     child: PooledChild
@@ -73,20 +72,19 @@ class _Trial:
 class Extension(Actor):
     """Runs the calls of one namespace in order, ``_workers`` at a time.
 
-    A changed module takes the place of one in service when a child has imported
-    it. One that cannot be imported changes nothing: the one before stays in
-    service as long as its processes live.
+    A changed module is put into service when a child has imported it. If it cannot be imported, the earlier one stays
+    in service as long as its processes live.
 
     Args:
         namespace: the section's name.
         lib: the folder of extension modules.
         settings: the settings in force.
         registry: serves ``rh.registry``.
-        understand: makes messages to it of a method's calls.
+        understand: makes messages to the registry of a method's calls.
         answers: file in which answers to calls with an ``Idempotency-Key`` last; None keeps them in memory.
         registry_id: the registry that this file belongs to; empty if several brokers share one.
-        changed: told each change that a method asks of the registry.
-        groups: where its processes get control groups; None where there can be none.
+        changed: called with each change that a method makes in the registry.
+        groups: the control groups for its processes; None where they are not possible.
     """
 
     def __init__(
@@ -117,20 +115,20 @@ class Extension(Actor):
         self._keyed: dict[str, Job] = {}
         """Calls with an Idempotency-Key that wait or run."""
         self._methods: frozenset[str] | None = None
-        """What the imported module offers; None until that is known."""
+        """The methods of the imported module; None until they are known."""
         self._usable = False
-        """Whether the module can be used as far as can be told without running it."""
+        """Whether the module looks usable without running it."""
         self._problem = ""
         self._closed: tuple[type[RequestError], str] | None = None
         """The error that calls get until ``_retry_at``, when the module or its process did not start."""
         self._retry_at = 0.0
         self._trial: _Trial | None = None
         self._asked: list[Future[Any]] = []
-        """Who wants to know whether the module can be taken up."""
+        """The requests that wait for the trial of the module."""
         self._held = ""
-        """Why the module as it is now is not the one in service; empty when it is."""
+        """Why the current module is not in service; empty if it is."""
         self._alone_until = 0.0
-        """Monotonic time until which the processes in service stay without company: another one would not start."""
+        """Monotonic time until which no process is added to those in service, because it would not start."""
         self._lock: IO[bytes] | None = None
         self._mutex = f"Local\\bpbroker-{secrets.token_hex(16)}"
         self.handlers = {
@@ -143,12 +141,12 @@ class Extension(Actor):
         }
 
     def started(self) -> None:
-        """Look at the module without running it, and preload it if it shall be."""
+        """Check the module without running it, and preload it if the settings say so."""
         self._take(self._look(self._settings))
         self._tidy()
 
     def stopped(self) -> None:
-        """Refuse what waits, end the children."""
+        """Refuse the waiting calls, end the children."""
         self._refuse_asked(Unavailable("The broker is stopping"))
         for job in self._jobs():
             error = Unavailable("The broker is stopping")
@@ -158,7 +156,7 @@ class Extension(Actor):
         self._close()
 
     def on_failure(self, *fault: Any) -> None:
-        """Let go of the files too, which only this thread may do."""
+        """Release the files too; only this thread may do that."""
         super().on_failure(*fault)
         self._close()
 
@@ -168,7 +166,7 @@ class Extension(Actor):
             self._lock.close()
 
     def abandoned(self) -> None:
-        """Kill the children and refuse what waits or runs, for this actor will never hear of them again."""
+        """Kill the children, and refuse all waiting and running calls: this actor will not hear of them again."""
         self._pool.kill()
         self._refuse_asked(Unavailable(f"The broker's part for {self._namespace} is being replaced"))
         for job in self._jobs():
@@ -206,7 +204,7 @@ class Extension(Actor):
         return _Basis(settings, schema.for_extension(settings, self._namespace), modules.signature(self._lib))
 
     def _take(self, basis: _Basis) -> None:
-        """Work by this basis without a trial; calls that wait go to fresh children."""
+        """Use this basis without a trial; waiting calls go to new children."""
         record = modules.look_at(self._namespace, self._lib)
         self._usable = record.status is modules.Status.USABLE
         self._adopt(basis)
@@ -220,7 +218,7 @@ class Extension(Actor):
         self._go_on()
 
     def _adopt(self, basis: _Basis) -> None:
-        """Note what is in force from now on."""
+        """Set the basis that is in force from now on."""
         self._basis = basis
         self._settings = basis.settings
         self._timeout_secs: float = self._option("_timeout_secs")
@@ -230,7 +228,7 @@ class Extension(Actor):
         self._alone_until = 0.0
 
     def _settings_changed(self, message: SettingsChanged) -> Any:
-        """Take up what is changed: at once, or when a child has shown that it can take the place of what is there."""
+        """Use a changed basis: at once, or after a child has shown that it works."""
         basis = self._look(message.settings)
         if self._trial is None and basis.is_same(self._basis) and not self._problem and not self._held:
             return ""
@@ -243,7 +241,7 @@ class Extension(Actor):
             self._trial = None
         record = modules.look_at(self._namespace, self._lib)
         if not self._pool.in_service or record.status not in (modules.Status.USABLE, modules.Status.BROKEN):
-            self._take(basis)  # a module that was taken away is not kept in service either
+            self._take(basis)  # a module that was removed does not stay in service either
         elif record.status is modules.Status.BROKEN:
             self._hold(record.problem)
         else:
@@ -252,13 +250,13 @@ class Extension(Actor):
         return DEFERRED
 
     def _switch(self, trial: _Trial) -> None:
-        """Let what was tried take the place of what was in service."""
+        """Put the tried basis into service."""
         self._trial = None
         self._adopt(trial.basis)
         self._pool.outdate(but=trial.child)
 
     def _hold(self, problem: str, trace: str = "", *, until: float = NEVER) -> None:
-        """Stay with the processes in service, and say why; until then no other is put beside them."""
+        """Keep the processes in service, and log why; no other is started beside them until then."""
         held = f"{problem}; the module that was imported before stays in service"
         if held != self._held:
             logger.error("The extension %s: %s", self._namespace, held, exc_info=_exc_info(trace))
@@ -299,7 +297,7 @@ class Extension(Actor):
             if answer is not None:
                 return answer
         self._admit(message)
-        # Time for an import and for one call before it; who waits behind more has to ask again.
+        # Time for an import and for one call before it; a call behind several others may have to be repeated.
         job = Job(message, [self.reply], time.monotonic() + 2 * self._timeout_secs, keyed)
         if keyed is not None:
             self._keyed[keyed.key] = job
@@ -308,10 +306,10 @@ class Extension(Actor):
         return DEFERRED
 
     def _admit(self, message: Call) -> None:
-        """See that a call may be queued.
+        """Check that a call may be queued.
 
         Raises:
-            Unauthorized, Unavailable, Overloaded: it may not.
+            Unauthorized, Unavailable, Overloaded: it may not be queued.
         """
         if self._methods is not None and message.method not in self._methods:
             raise Unauthorized("Unauthorized method")
@@ -324,7 +322,7 @@ class Extension(Actor):
             raise Overloaded(f"{len(self._waiting)} calls of {self._namespace} wait already; nothing was done")
 
     def _go_on(self) -> None:
-        """Hand waiting calls to free children, and start children for those that remain."""
+        """Pass waiting calls to free children, and start children for the others."""
         for child in self._pool.free():
             # One more than `_workers` may be there, not at work: what was tried, beside one that it takes the place of.
             job = self._next() if self._pool.running < self._workers_max else None
@@ -341,7 +339,7 @@ class Extension(Actor):
             self.wake_at(soonest)
 
     def _next(self) -> Job | None:
-        """Take the next waiting call that is to be begun, answering those that are not."""
+        """Return the next waiting call to begin; reply to those that are over."""
         while self._waiting:
             job = self._waiting.popleft()
             if job.abandoned:
@@ -359,7 +357,7 @@ class Extension(Actor):
         return None
 
     def _start_child(self, settings: Settings | None = None) -> PooledChild:
-        """Start one by these settings, or by those in force."""
+        """Start a child with this basis, or with the one in force."""
         settings = self._settings if settings is None else settings
         section = settings.get(self._namespace, {})
         workers_max: int = schema.option(settings, self._namespace, "_workers")
@@ -380,7 +378,7 @@ class Extension(Actor):
     def _shared_lock(self) -> int | str:
         """Return the descriptor of a file that all children of the namespace can lock; made when first needed.
 
-        On Windows the name of a mutex, which is there as long as one of them has it.
+        On Windows, return the name of a mutex, which exists as long as a child has it.
         """
         if sys.platform == "win32":
             return self._mutex
@@ -388,7 +386,7 @@ class Extension(Actor):
             self._lock = _lock_file()  # closed by stopped()
         return self._lock.fileno()
 
-    # --- what drivers tell ---
+    # --- news from drivers ---
 
     def _child_ready(self, message: Ready) -> None:
         child = self._pool.get(message.driver)
@@ -418,7 +416,7 @@ class Extension(Actor):
         child = self._pool.get(message.driver)
         job = self._pool.rest(child) if child is not None else None
         if child is None or job is None:
-            return  # it was answered at its time limit
+            return  # it had its reply at the time limit
         self._finish(job, self._judge.judge(job.call, message.outcome))
         if message.last or not child.current:
             self._pool.dismiss(child)
@@ -437,7 +435,7 @@ class Extension(Actor):
         self._go_on()
 
     def _not_started(self, child: PooledChild, problem: Exception) -> None:
-        """Refuse what waits unless others are in service: the module cannot be imported, or no process be started."""
+        """Refuse the waiting calls if no child is in service: the module cannot be imported, or no process started."""
         tried = self._trial if self._trial is not None and child is self._trial.child else None
         if tried is not None:
             self._trial = None
@@ -454,7 +452,7 @@ class Extension(Actor):
         if self._pool.in_service:
             self._hold(said, trace, until=retry_at if tried is None else NEVER)
             return
-        if tried is not None:  # those that were in service have died meanwhile
+        if tried is not None:  # the processes in service have died meanwhile
             self._adopt(tried.basis)
         self._retry_at = retry_at
         self._note_problem(said, trace)
@@ -466,7 +464,7 @@ class Extension(Actor):
     # --- time ---
 
     def _check_time(self) -> None:
-        """Kill what takes too long, refuse what waits too long."""
+        """Kill children whose call takes too long, refuse calls that wait too long."""
         now = time.monotonic()
         for child in [child for child in self._pool if child.deadline <= now]:
             self._pool.dismiss(child, kill=True)
@@ -491,14 +489,14 @@ class Extension(Actor):
     # --- answers ---
 
     def _tidy(self) -> None:
-        """Look after the file of answers."""
-        with suppress(RequestError):  # the log has it, and whoever comes with a key is told
+        """Clean up the file of answers."""
+        with suppress(RequestError):  # it is logged, and calls with a key get the error
             self._usage = self._answers.tidy()
         self._tidy_at = time.monotonic() + _TIDY_SECS
         self.wake_at(self._tidy_at)
 
     def _finish(self, job: Job, answer: CallResult | RequestError) -> None:
-        """Keep the answer to a call that was begun if its client may ask again, then give it."""
+        """Store the result of a call that was begun if its client may repeat it; then reply."""
         if job.keyed is not None:
             try:
                 self._answers.finish(job.keyed, answer)
@@ -507,7 +505,7 @@ class Extension(Actor):
         self._answer(job, answer)
 
     def _answer(self, job: Job, answer: CallResult | RequestError) -> None:
-        """Reply to all callers that wait for a call."""
+        """Reply to all requests that wait for a call."""
         if job.keyed is not None:
             self._keyed.pop(job.keyed.key, None)
         for reply in job.replies:
@@ -515,7 +513,7 @@ class Extension(Actor):
 
 
 def _exc_info(trace: str) -> tuple[type[ChildTrace], ChildTrace, None] | None:
-    """Return what the log shows as the traceback of a child."""
+    """Return the traceback of a child, as the log shows it."""
     return (ChildTrace, ChildTrace(trace), None) if trace else None
 
 

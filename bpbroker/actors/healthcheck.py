@@ -1,8 +1,7 @@
-"""The healthcheck actor: owns what is known of every part's health, and has dead or stuck actors replaced.
+"""The healthcheck actor: owns the health of all parts, and has dead or stuck actors replaced.
 
-It never waits. Pings are all on their way at once and a fresh actor is made in
-a thread of its own. A request for the health gets what new pings say, or what is
-known when not all have been answered a moment later.
+It never waits. It sends all pings at once, and a new actor is made in a thread of its own. A request for the health
+gets the replies to new pings; if some are missing a moment later, it gets the last known health of these parts.
 
 :mod:`bpbroker.actors.supervisor` tells which actor is dead or stuck, and replaces it.
 """
@@ -42,21 +41,21 @@ FRESH_SECS: Final = 0.25
 """How long a reply with the health waits for pings."""
 
 _FOLDERS: Final = re.compile(r"""(?:(?<![^\s'"(=])/|\b[A-Za-z]:[\\/])(?:[^:;"'\n]*[\\/])?""")
-"""An absolute path up to its last part."""
+"""Matches an absolute path without its last part."""
 
 Probe = Callable[[], Pong]
 
 
 @dataclass(frozen=True, slots=True)
 class _Heard:
-    """The actor to itself: a ping was answered."""
+    """From the actor to itself: a ping has its reply."""
 
     name: str
 
 
 @dataclass(slots=True)
 class _Part:
-    """What is known of one part."""
+    """The known health of one part."""
 
     name: str
     ok: bool = True
@@ -68,15 +67,15 @@ class _Part:
     last_error_at: float = 0.0
     actor: Supervised = field(default_factory=Supervised)
     silent: bool = False
-    """Whether it is dead or does not answer: then the broker is not well, whatever the part does."""
+    """Whether it is dead or does not reply: then the broker is not well, whichever part it is."""
 
     def take(self, pong: Pong) -> None:
-        """Note what the part says of itself."""
+        """Note the reply of the part."""
         self.figures, self.counts = pong.figures, pong.counts
         self.learn(ok=pong.ok, detail=pong.detail)
 
     def learn(self, *, ok: bool, detail: str) -> None:
-        """Note how the part is now, and log a change."""
+        """Set the health of the part, and log a change."""
         if ok != self.ok:
             self.ok, self.since = ok, time.time()
             if ok:
@@ -119,7 +118,7 @@ class Healthcheck(Actor):
         settings: the settings in force.
         probes: parts without an address, by name; each says at once how it is. Looked at anew in each round.
         stuck_secs: see :data:`bpbroker.actors.supervisor.STUCK_SECS`.
-        said: hears in one line what is not well each time that this changes; empty when all is well.
+        said: called with one line about what is not well, each time that it changes; empty: all is well.
     """
 
     def __init__(
@@ -134,7 +133,7 @@ class Healthcheck(Actor):
         super().__init__()
         self._said = said
         self._trouble_said: str | None = None
-        """None at first: the healthcheck before this one may have said something else."""
+        """None at first: an earlier healthcheck may have said another line."""
         self._addresses = addresses
         self._supervisor = Supervisor(restart, self.tell_self)
         self._probes: Mapping[str, Probe] = probes if probes is not None else {}
@@ -167,7 +166,7 @@ class Healthcheck(Actor):
         self._every_secs = schema.option(message.settings, "_global", "healthcheck_freq_sec")
         self._round()
 
-    # --- who asks ---
+    # --- requests ---
 
     def _health(self, message: Health | Measure) -> Any:
         if self.reply is None:
@@ -197,7 +196,7 @@ class Healthcheck(Actor):
         self._tell_if_known()
 
     def _tell_if_known(self) -> None:
-        """Reply to the requests for the health when all pings are answered, or after a moment."""
+        """Reply to the requests for the health when all pings have replies, or after a moment."""
         late = time.monotonic() >= self._asked_until
         if self._asking and (late or all(part.actor.ping is None for part in self._parts.values())):
             report = self._report()
@@ -210,7 +209,7 @@ class Healthcheck(Actor):
             self._asking.clear()
 
     def _counts(self) -> dict[str, dict[str, Any]]:
-        """Return what each part counts, with what can be seen of its actor from outside."""
+        """Return the counts of each part, and the figures of its actor that are seen from outside."""
         now = time.monotonic()
         found = {}
         for name, part in self._parts.items():
@@ -236,8 +235,8 @@ class Healthcheck(Actor):
         self._probe()
         self._say_trouble()
         parts = tuple(part.shown() for part in self._parts.values())
-        # A module that cannot be used, a log that cannot be written, a certificate whose time is over: that is told,
-        # but the broker serves as before.
+        # A module that cannot be used, a log that cannot be written, an expired certificate: these are shown, but the
+        # broker goes on serving.
         well = all(part.ok or (_is_apart(part.name) and not part.silent) for part in self._parts.values())
         return HealthReport(well, parts)
 
@@ -251,7 +250,7 @@ class Healthcheck(Actor):
             self.wake_at(self._next_round)
 
     def _round(self) -> None:
-        """Hear the answers to earlier pings, mend what is dead or stuck, ping again."""
+        """Take the replies to earlier pings, have dead or stuck actors replaced, ping again."""
         now = time.monotonic()
         self._next_round = now + self._every_secs
         stuck_secs = max(self._stuck_secs, 0.9 * self._every_secs)
@@ -286,7 +285,7 @@ class Healthcheck(Actor):
             self._said(trouble)
 
     def _hear(self, part: _Part) -> None:
-        """Take the answer to a ping if it is there."""
+        """Take the reply to a ping if it is there."""
         ping = part.actor.ping
         if ping is None or not ping.done():
             return
@@ -333,7 +332,7 @@ class Healthcheck(Actor):
 
 
 def _seen_outside(address: ActorAddress, now: float) -> dict[str, Any]:
-    """Return what can be seen of an actor without asking it."""
+    """Return the figures of an actor that are known without asking it."""
     return {
         "inbox": address.inbox,
         "inbox_max": INBOX_MAX,

@@ -19,7 +19,7 @@ from bpbroker.errors import BpbrokerError
 logger = logging.getLogger(__name__)
 
 STUCK_SECS: Final = 10.0
-"""The healthcheck never waits, so this long without an answer and without progress is no slowness."""
+"""The healthcheck never waits: so long without a reply and without progress, it is stuck."""
 
 
 class HealthcheckGuard:
@@ -27,7 +27,7 @@ class HealthcheckGuard:
 
     Args:
         address: the actor's.
-        restart: makes a fresh one; must be quick.
+        restart: makes a new one; must be quick.
     """
 
     def __init__(self, address: ActorAddress, restart: Callable[[], pykka.ActorRef[Any]]) -> None:
@@ -37,7 +37,7 @@ class HealthcheckGuard:
         self._next = 0.0
 
     def look(self, now: float, every_secs: float) -> float:
-        """Look how it is if that was not done in the last ``every_secs``; return the seconds until the next time.
+        """Check the actor, at most once in ``every_secs``; return the seconds until the next check.
 
         ``now`` is the monotonic time.
         """
@@ -57,7 +57,7 @@ class HealthcheckGuard:
             try:
                 actor.send_ping(self._address, now)
             except BpbrokerError:
-                pass  # it died a moment ago, or its inbox is full: the next look tells
+                pass  # it died a moment ago, or its inbox is full: the next check finds out
         elif stuck:
             self._replace(now, "it does not answer")
 

@@ -1,4 +1,4 @@
-"""What comes to an actor: envelopes with a deadline, in a bounded queue that can wake its reader."""
+"""The inbox of an actor: envelopes with a deadline, in a bounded queue that can wake its reader."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bpbroker.errors import Overloaded
 from bpbroker.messages import fail
 
 _AT_ONCE_SECS = 86_400.0
-"""So long one wait is at most: the system takes no time of any size, and none that is infinite."""
+"""The longest single wait: the system accepts no infinite time and none of any size."""
 
 INBOX_MAX = 10_000
 """Requests that may wait in one inbox; the next one is refused with Overloaded."""
@@ -31,11 +31,11 @@ class Envelope(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """What an actor gets at the moment that it set with :meth:`Actor.wake_at`."""
+    """An actor gets this at the time that it set with :meth:`Actor.wake_at`."""
 
 
 class _WakeEnvelope:
-    """Looks to pykka's actor loop like an envelope of its own."""
+    """Looks like pykka's own envelope to its actor loop."""
 
     message = Envelope(Wake())
     reply_to = None
@@ -45,7 +45,7 @@ _WAKE = _WakeEnvelope()
 
 
 class _OwnEnvelope:
-    """As above, for what an actor tells itself: many writes bring a message of this kind along."""
+    """The same for messages of an actor to itself: many writes lead to one."""
 
     __slots__ = ("message",)
     reply_to = None
@@ -55,10 +55,10 @@ class _OwnEnvelope:
 
 
 class Inbox:
-    """A queue that refuses requests beyond its limit but always takes what has no asker.
+    """A queue that refuses requests beyond its limit, but accepts all messages without an asker.
 
-    What an actor tells itself (such as Flush) and pykka's stop message must
-    come through even when the inbox is full of requests.
+    Messages of an actor to itself (such as Flush) and pykka's stop message must be accepted even when the inbox is
+    full of requests.
     """
 
     def __init__(self, limit: int = INBOX_MAX) -> None:
@@ -67,11 +67,11 @@ class Inbox:
         self.empty = self._queue.empty
         self.qsize = self._queue.qsize
         self.wake_at: float | None = None
-        """Monotonic time at which :meth:`get` gives a :class:`Wake` if nothing else; set by the actor itself."""
+        """Monotonic time at which :meth:`get` returns a :class:`Wake` if no message came; set by the actor itself."""
         self.ending = False
-        """Whether the actor was told to stop, if it does not know it yet: it may be stuck."""
+        """Whether the actor was told to stop; it may be stuck and not know that yet."""
         self.ended = False
-        """Whether the actor has ended, so that nothing is read any more; set by the actor itself."""
+        """Whether the actor has ended and reads nothing any more; set by the actor itself."""
 
     def get(self) -> Any:
         """Return the next pykka envelope, or :data:`_WAKE` when the time for it has come."""
@@ -94,18 +94,18 @@ class Inbox:
         """
         inner = envelope.message
         if not isinstance(inner, Envelope):
-            self.ending = True  # pykka's own: nobody else sends anything but envelopes
+            self.ending = True  # pykka's own message: all others are envelopes
         elif inner.reply is not None and self._queue.qsize() >= self._limit:
             raise Overloaded("The broker has too many requests waiting; try again in a moment")
         self._queue.put(envelope)
 
     def put_own(self, message: Any) -> None:
-        """Add what the actor tells itself; nothing when it has ended, for its threads may go on for long."""
+        """Add a message of the actor to itself; ignore it if the actor has ended, as its threads may run on."""
         if not self.ended:
             self._queue.put(_OwnEnvelope(Envelope(message)))
 
     def refuse(self, error: Exception) -> None:
-        """Answer all requests in it with an error; from any thread. What has no asker stays, in its order."""
+        """Reply to all requests in it with an error; from any thread. Other messages stay, in their order."""
         for _ in range(self._queue.qsize()):
             try:
                 envelope = self._queue.get_nowait()

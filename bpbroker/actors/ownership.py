@@ -1,9 +1,8 @@
-"""One owner at a time: one that was replaced can neither publish nor put a file in its place any more.
+"""One owner at a time: an owner that was replaced can neither publish values nor replace files any more.
 
-A thread that was given up goes on working: it sits in a system call and comes
-back a minute later. So nothing that lasts is done because a thread believes
-that it is the owner. Each owner holds a claim, the newest claim alone counts,
-and it is looked at in the moment in which it matters.
+The thread of a replaced actor may go on: it hangs in a system call and returns a minute later. It would still believe
+that it is the owner. So each owner holds a claim, only the newest claim counts, and it is checked at the moment of
+each lasting step.
 """
 
 from __future__ import annotations
@@ -19,46 +18,46 @@ T = TypeVar("T")
 
 
 class Replaced(Unavailable):
-    """Another part has taken this one's place; nothing was done."""
+    """Another owner has replaced this one; nothing was done."""
 
 
 class Owned(Generic[T]):
     """A published value, and files, with one owner at a time.
 
     Args:
-        value: what is published at first.
+        value: the first published value.
         published: called with each later value, while the lock is held: it must be quick.
     """
 
     def __init__(self, value: T, published: Callable[[T], None] = lambda _: None) -> None:
         self.value = value
-        """What was published last."""
+        """The value that was published last."""
         self.published = published
         self.number = 0
-        """Of the newest claim."""
+        """Number of the newest claim."""
         self.state = threading.Lock()
-        """Guards value and number; never held while a disk is waited for."""
+        """Guards value and number; never held during a wait for a disk."""
         self.files = threading.Lock()
-        """Held while a file gets its name: the next owner renames after it, never before it."""
+        """Held while a file is renamed: the next owner renames after that, never before."""
 
     def claim(self) -> Claim[T]:
-        """Become the owner; earlier claims count no more from here on."""
+        """Become the owner; earlier claims do not count from now on."""
         with self.state:
             self.number += 1
             return Claim(self, self.number)
 
 
 class Claim(Generic[T]):
-    """One owner's right, until another claim is made or this one is given up."""
+    """One owner's right, until another claim is made or this one ends."""
 
     def __init__(self, owned: Owned[T], number: int) -> None:
         self._owned = owned
         self._number = number
         self.value = owned.value
-        """What was published when the claim was made."""
+        """The value published when the claim was made."""
 
     def check(self) -> None:
-        """See that this is still the newest claim.
+        """Check that this is still the newest claim.
 
         Raises:
             Replaced: it is not.
@@ -85,7 +84,7 @@ class Claim(Generic[T]):
 
     @contextmanager
     def exclusively(self) -> Iterator[None]:
-        """Let the body put files in their place, alone.
+        """Let the body replace files, with no other owner doing so.
 
         Raises:
             Replaced: this is not the newest claim any more; the body does not run.

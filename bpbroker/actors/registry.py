@@ -1,17 +1,14 @@
 """The registry actor: owns all entries, and decides what each write does to them.
 
-Group commit: a write is decided against the entries and the writes waiting
-before it, staged, and one ``Flush`` is queued behind what is in the inbox
-already. That flush commits everything staged together, then the entries change
-and each write has its reply. What was decided on a staged state, a refusal
-too, is replied only when that state is durable.
+Group commit: a write is decided on the entries and on the waiting writes before it, and is staged. One ``Flush`` is
+queued behind the messages in the inbox. It commits all staged writes together; then the entries change, and each write
+gets its reply. If a decision, also a refusal, depends on staged state, its reply is sent only when this state is
+durable.
 
-How a commit and a read are carried out is handed in as a backend. On a local
-store both are done at once and memory is the truth. On a shared store they take
-their time, and memory may be behind. So names under way are left alone until
-their commit has ended, a write that met something newer is decided again, and
-one that changes nothing is replied only after a look at the store. All of that
-is here, for each backend; with a local store it just never happens.
+A backend carries out commits and reads. On a local store both are done at once, and memory is always right. On a
+shared store they take time, and memory may be behind. So names in a running commit are not changed until it has ended;
+a write that met a newer version is decided again; a write that changes nothing gets its reply only after a look at the
+store. All of that is here, for each backend; with a local store it never happens.
 """
 
 from __future__ import annotations
@@ -66,15 +63,15 @@ from bpbroker.registry.view import Limits
 from bpbroker.registry.writes import WRITES, Write, within_reply
 
 _ATTEMPTS: Final = 8
-"""How often a write is decided because the store turns out to hold something newer."""
+"""How often a write is decided again because the store has newer versions."""
 
 _ENDED_AT_ONCE: Final = READ_MAX // NAMES_OF_ONE_END
-"""Names that one commit of a shared store takes away when a session ends."""
+"""How many names one commit of a shared store removes when a session ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flush:
-    """The registry to itself: commit what is staged."""
+    """From the registry to itself: commit the staged writes."""
 
 
 class Registry(Actor):
@@ -83,9 +80,9 @@ class Registry(Actor):
     Args:
         backend: how it commits and reads.
         settings: the settings in force.
-        key_view: told each named access key that comes, changes or goes.
-        secret: told the discovery secret of a shared registry.
-        expired: told each session that ended by itself, in the registry's thread.
+        key_view: follows the named access keys.
+        secret: follows the discovery secret of a shared registry.
+        expired: called with each session that ended by itself, in the registry's thread.
     """
 
     def __init__(
@@ -103,13 +100,13 @@ class Registry(Actor):
         self.memory.secret = secret
         self.backend = backend
         self._groups: Sequence[Group] = ()
-        """What the commit under way carries."""
+        """The batch of the running commit."""
         self._postponed: list[PendingWrite] = []
-        """Writes to names whose commit is under way."""
+        """Writes to names in the running commit."""
         self._room = Room(self._ending_at_once) if backend.leases else None
-        """Where the store takes no group of any size: how much may yet go into the next commit."""
+        """How much more fits into the next commit, where the store limits the size of a group."""
         self._problem: Unavailable | None = None
-        """Why writes cannot be stored, as far as the last one showed."""
+        """Why the last write could not be stored; empty if it was."""
         self._commits = Durations(STORAGE_SECS)
         self._commit_began = 0.0
         self._failed_commits = 0
@@ -138,7 +135,7 @@ class Registry(Actor):
         }
 
     def started(self) -> None:
-        """Open the store and take its entries into memory."""
+        """Open the store and read its entries into memory."""
         self.backend.open(self)
         self.set_alarm()
 
@@ -160,10 +157,10 @@ class Registry(Actor):
         self.backend.abandon()
 
     def status(self) -> Pong:
-        """Return figures, and why the registry cannot be used as it should if so."""
+        """Return figures, and what is wrong with the registry."""
         backend = self.backend
         if isinstance(self._problem, StorageFull):
-            backend.probe()  # it may be that no client writes for a while, but health shall see that there is space
+            backend.probe()  # health has to see free space also if no client writes for a while
         figures = {
             "entries": len(self.memory.entries),
             "waiting": self.memory.places.size,
@@ -176,7 +173,7 @@ class Registry(Actor):
         return Pong(not detail, detail, figures, self._counts())
 
     def _counts(self) -> dict[str, Any]:
-        """Return what metrics show beside the figures."""
+        """Return the counts for metrics; health has the figures."""
         memory = self.memory
         kinds = memory.parked.kinds
         watches = kinds["prefix"] + kinds["name"]
@@ -195,13 +192,13 @@ class Registry(Actor):
         }
 
     def reply_now(self, message: Any) -> Any:
-        """Return an entry, or that a session is renewed; see :meth:`Actor.reply_now`.
+        """Return an entry, or the reply to a renewal; see :meth:`Actor.reply_now`.
 
-        An entry in memory is durable, and stays as it is: a change puts another one in its place, before the writer
-        has its reply. So who asks now is shown at least what anybody was told before. While a commit with several
-        changes is put in, nothing is shown here: of a batch all can be seen, or nothing.
+        An entry in memory is durable and never changes: a write puts another one in its place, before the writer gets
+        its reply. So a read never shows an older state than an earlier reply to any client. While a commit with
+        several changes is being applied, this returns None, so a batch is seen whole or not at all.
 
-        Without it, handing a request to this thread and back costs as much as all else in a read.
+        It is worth it: handing a request to this thread and back costs as much as all else in a read.
         """
         if self.backend.alone:
             if type(message) is Get:
@@ -212,7 +209,7 @@ class Registry(Actor):
         return None
 
     def report(self, failure: Unavailable | None) -> None:
-        """Take the last word on whether a write can be stored; an error of another kind says nothing on that."""
+        """Note whether a write could be stored; errors of other kinds do not count."""
         if failure is None:
             self._problem = None
         elif isinstance(failure, (StorageFull, StorageFailed)):
@@ -236,12 +233,12 @@ class Registry(Actor):
     # --- writes ---
 
     def write(self, message: Write) -> Any:
-        """Take a write; its reply comes when it is decided, and durable."""
+        """Accept a write; its reply comes when it is decided and durable."""
         self._decide(PendingWrite(message, self.reply))
         return DEFERRED
 
     def _decide(self, write: PendingWrite) -> None:
-        """Decide what a write does to the state as it will be after all writes before it, and stage that."""
+        """Decide a write on the state after all writes before it, and stage its changes."""
         backend, memory = self.backend, self.memory
         if backend.away:
             send(write.reply, Unavailable(f"Nothing was changed: {backend.away}"))
@@ -263,7 +260,7 @@ class Registry(Actor):
         elif backend.is_fresh(write.names) or write.looked.issuperset(write.names):
             send(write.reply, write.decision)
         else:
-            # All together: what was seen before of some of them may not go with the others.
+            # All names in one read: states from different moments may not fit together.
             names = tuple({*write.looked, *write.names})
             backend.read(names, partial(self._decide_surely, write, names))
 
@@ -271,7 +268,7 @@ class Registry(Actor):
         return min(len(self.memory.belongings.get(session, ())), _ENDED_AT_ONCE)
 
     def _decide_surely(self, write: PendingWrite, names: Sequence[str], failure: Unavailable | None) -> None:
-        """Decide a write again after a look at the store. It may turn out to rest on other names now."""
+        """Decide a write again after a look at the store. It may depend on other names now."""
         if failure is not None:
             send(write.reply, Unavailable(f"Nothing was changed: {failure}"))
         else:
@@ -279,7 +276,7 @@ class Registry(Actor):
             self._decide(write)
 
     def _flush(self, _: Flush | None = None) -> None:
-        """Commit everything staged, unless a commit is under way: its end flushes again."""
+        """Commit all staged writes, unless a commit is running: its end flushes again."""
         memory = self.memory
         if memory.under_way is None and memory.batch.writes:
             batch = memory.under_way = memory.take_batch()
@@ -288,12 +285,12 @@ class Registry(Actor):
             self.backend.commit(self._groups, self._commit_ended)
 
     def _commit_ended(self, result: Sequence[Outcome] | BaseException) -> None:
-        """Let what is durable now be seen, and reply; then go on with the writes that came meanwhile."""
+        """Apply the durable changes, and reply; then continue with the writes that came meanwhile."""
         memory = self.memory
         batch, memory.under_way = memory.under_way, None
         if batch is None:
             return
-        # Written out: a write has no call more for being measured.
+        # Written out here, so that measuring costs no further call for a write.
         commits, secs = self._commits, time.monotonic() - self._commit_began
         commits.counts[bisect_left(commits.bounds, secs)] += 1
         commits.total_secs += secs
@@ -304,7 +301,7 @@ class Registry(Actor):
         if isinstance(result, BaseException):
             self._failed_commits += 1
             failure = write_failure(result)
-            failed = dict.fromkeys((*batch.staged, *batch.expects), failure)  # some change nothing, and look
+            failed = dict.fromkeys((*batch.staged, *batch.expects), failure)  # some change nothing and only read
         else:
             committed = []
             for group, outcome in zip(self._groups, result, strict=True):
@@ -356,7 +353,7 @@ class Registry(Actor):
             send(write.reply, _refused(decision, what))
 
     def _list_after(self, write: PendingWrite, version: int, revisions: dict[str, int]) -> None:
-        """Reply to a batch that was committed, with the entries that there were just then."""
+        """Reply to a batch that was committed, with the entries as they were at its commit."""
 
         def taken(found: Mapping[str, tuple[Record, ...]] | Unavailable) -> None:
             if isinstance(found, Unavailable):
@@ -370,7 +367,7 @@ class Registry(Actor):
         self.backend.list_at(tuple(dict.fromkeys(write.lists)), version, taken)
 
     def _decide_again(self, write: PendingWrite) -> None:
-        """Decide a write whose names are not as they were thought to be."""
+        """Decide a write again whose names have other versions than expected."""
         if write.attempt < _ATTEMPTS:
             write.attempt += 1
             write.looked = frozenset()
@@ -380,16 +377,16 @@ class Registry(Actor):
             send(write.reply, Overloaded(f"Entry '{what}' changes too fast; nothing was changed"))
 
     def decide_staged_again(self) -> None:
-        """Decide all writes that no commit has begun with once more: the state that they met is gone."""
+        """Decide all writes again that are not in a commit yet: the state that they saw is gone."""
         for write in self.memory.take_batch().writes:
             write.looked = frozenset()
             self._decide(write)
 
     def _go_on(self, *, waste: bool) -> None:
-        """Take up the writes that waited for a commit to end.
+        """Continue with the writes that waited for the end of a commit.
 
         Args:
-            waste: it failed; while the store is in trouble they would only wait for the same once more.
+            waste: whether the commit failed; the waiting writes would then fail in the same way.
         """
         trouble = self.backend.trouble if waste else ""
         postponed, self._postponed = self._postponed, []
@@ -399,7 +396,7 @@ class Registry(Actor):
             return
         for number, write in enumerate(postponed):
             if self._room is not None and not self._room.for_another(write.message, self.memory.batch):
-                self._postponed += postponed[number:]  # without a look at each: they may be very many
+                self._postponed += postponed[number:]  # without a check of each one: there may be very many
                 break
             self._decide(write)
         if self.memory.batch.writes:
@@ -414,7 +411,7 @@ class Registry(Actor):
     # --- batches ---
 
     def _batch(self, message: Batch) -> Any:
-        """Decide a batch as one write; where others write to the store, each operation that stands alone as one."""
+        """Decide a batch as one write; on a shared store, if its operations stand alone, each as a write."""
         if message.atomic:
             return self.write(message)
         reply, operations = self.reply, message.operations
@@ -434,7 +431,7 @@ class Registry(Actor):
         return DEFERRED
 
     def _decide_each(self, operations: Sequence[Any], then: Callable[[Sequence[Any]], None]) -> None:
-        """Decide operations as a write each, for each may meet a conflict; ``then`` gets what became of all of them."""
+        """Decide operations as a write each, because each may have a conflict; ``then`` gets all results."""
         results: list[Any] = [None] * len(operations)
         left = len(results)
 
@@ -463,7 +460,7 @@ class Registry(Actor):
         if not self.backend.is_fresh((message.name,)):
             self.backend.read((message.name,), partial(self._get_now, message, reply))
             return DEFERRED
-        if message.wait_secs <= 0:  # as most reads; the next lines are all that they cost
+        if message.wait_secs <= 0:  # most reads end here
             found = self.memory.entries.get(message.name)
             if found is not None:
                 return found
@@ -478,7 +475,7 @@ class Registry(Actor):
         return found._replace(age_secs=age_secs)
 
     def _get_now(self, message: Get, reply: Future[Any], failure: Unavailable | None) -> None:
-        """Reply from memory, which is up to date for this name, or wait for another state."""
+        """Reply from memory, which is up to date for this name, or let the read wait for another state."""
         found = self.memory.entries.get(message.name)
         if failure is not None:
             fail(reply, Unavailable(str(failure)))
@@ -515,10 +512,10 @@ class Registry(Actor):
             settle(reply, fitting.listed)
 
     def _known_age_secs(self) -> float:
-        """Return how old what memory holds may be.
+        """Return the largest age of the state in memory.
 
         Raises:
-            Unavailable: it holds nothing yet.
+            Unavailable: memory is still empty.
         """
         if self.backend.away:
             raise Unavailable(self.backend.away)
@@ -531,7 +528,7 @@ class Registry(Actor):
     # --- time ---
 
     def _wake(self) -> None:
-        """Let time pass: for calls that wait, for sessions, for the store."""
+        """End waits, sessions and checks of the store whose time has come."""
         now = time.monotonic()
         late_secs = now - self._alarm
         self._waiting.pass_time(now)
@@ -539,7 +536,7 @@ class Registry(Actor):
         self.set_alarm()
 
     def set_alarm(self) -> None:
-        """Have the registry woken when there is something to do next."""
+        """Ask for a wake-up at the next time at which there is work."""
         moment = min(self.backend.look(), self._waiting.next_moment(), self._sessions.next_moment())
         self._alarm = moment
         if moment < float("inf"):
@@ -547,5 +544,5 @@ class Registry(Actor):
 
 
 def _refused(decision: Any, what: Unavailable) -> Unavailable:
-    """Return what a failed commit means for a decision that rested on it."""
+    """Return the error for a decision that depended on a failed commit."""
     return refusal(what, decided=not isinstance(decision, BaseException))

@@ -1,4 +1,4 @@
-"""Serves ``rh.registry``: what an extension's method asks of the registry while its call runs."""
+"""Serves ``rh.registry``: the calls of the registry by an extension's method."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ logger = logging.getLogger(__name__)
 ANSWER_SECS: Final = 10.0
 
 Changed = Callable[[Call, Change], object]
-"""Takes a call, and a change that was made or refused in it."""
+"""Called with a call, and a change that was made or refused in it."""
 
 
 class RegistryAccess:
-    """Asks the registry for a method; blocks, so it is for the thread that drives the method's process.
+    """Asks the registry for an extension's method. It blocks, so it runs in the driver's thread.
 
     Args:
-        registry: whom it asks.
-        understand: makes a message of a call, as the frontend does for a client's.
-        settings: returns those in force.
-        changed: told each change, and each that was refused.
+        registry: its address.
+        understand: makes the message of a call, as the frontend does for a client's request.
+        settings: returns the settings in force.
+        changed: called with each change, also with a refused one.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class RegistryAccess:
         self._changed = changed
 
     def serve(self, call: Call, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the frame that answers what a method asked; see :meth:`bpbroker.extensions.Registry.ask`."""
+        """Return the frame with the reply to a method's call; see :meth:`bpbroker.extensions.Registry.ask`."""
         message: Any = None
         try:
             question = question_of(call, asked, self._understand, self._settings())
@@ -64,7 +64,7 @@ class RegistryAccess:
             return {"status": 500, "message": "The registry could not serve this"}
 
     def _tell(self, call: Call, message: Any, outcome: Any) -> None:
-        """Tell what a message changed, or was not allowed to change; what only reads is no change."""
+        """Report the change of a message, made or refused; a read is no change."""
         if type(message) in WRITES:
             for change in changes_of(message, outcome):
                 self._changed(call, change)

@@ -1,9 +1,9 @@
-"""How the registry commits and reads: what is handed to its actor, one for each kind of store.
+"""The interface of a backend: how the registry commits and reads. There is a backend for each kind of store.
 
-The actor decides; a backend says when memory is up to date and what became of
-a commit. :class:`~bpbroker.actors.registry_local.LocalBackend` does all of it at
-once, in the actor's thread. :class:`~bpbroker.actors.registry_shared.SharedBackend`
-has it done in other threads and calls back later, in the actor's thread again.
+The actor decides writes; a backend says when memory is up to date, and the outcome of a commit.
+:class:`~bpbroker.actors.registry_local.LocalBackend` does all of it at once, in the actor's thread.
+:class:`~bpbroker.actors.registry_shared.SharedBackend` uses other threads and calls back later, again in the actor's
+thread.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bpbroker.registry.view import Limits
 
 
 class Host(Protocol):
-    """What a backend needs of its registry actor."""
+    """The parts of a registry actor that its backend uses."""
 
     memory: Memory
     reply: Future[Any] | None
@@ -33,22 +33,22 @@ class Host(Protocol):
         """Queue a message to the actor; from any thread."""
 
     def report(self, failure: Unavailable | None) -> None:
-        """Take the last word on whether a write can be stored; None: it can."""
+        """Note whether a write could be stored; None: it could."""
 
     def decide_staged_again(self) -> None:
-        """Decide all writes that no commit has begun with once more: the state that they met is gone."""
+        """Decide all writes again that are not in a commit yet: the state that they saw is gone."""
 
     def ask_self(self, message: Any, then: Callable[[Any], None] = ...) -> None:
         """Make a write of the registry's own; ``then`` gets its reply or its error."""
 
 
 class Owner(Host, Protocol):
-    """What the parts of a registry actor need of it."""
+    """The members of a registry actor that its parts use."""
 
     backend: Backend
     limits: Limits
     expired: Callable[[Expired], object]
-    """Told each session that ended by itself."""
+    """Called with each session that ended by itself."""
 
     def set_alarm(self) -> None:
         """Have the registry woken when there is something to do next."""
@@ -157,10 +157,10 @@ class Backend(Protocol):
         """Commit groups of changes, then call ``ended`` with their outcomes or an error. One commit at a time."""
 
     def learn(self, committed: Sequence[tuple[Group, Committed]]) -> None:
-        """Let memory hold what one commit has made durable, and watches hear of it."""
+        """Apply the changes of a durable commit to memory, and tell watches."""
 
     def learn_conflict(self, conflict: Conflict) -> None:
-        """Let memory hold what stood in the way of a group."""
+        """Apply the records to memory that caused a group's conflict."""
 
     # --- sessions ---
 
@@ -169,7 +169,7 @@ class Backend(Protocol):
         """Whether the store itself ends sessions. If not, the registry does, and the next two are never called."""
 
     def open_session(self, message: Open, then: Callable[[Done | RequestError], None]) -> None:
-        """Begin a session in the store, or find it, then call ``then``."""
+        """Begin a session in the store, or renew it if it exists, then call ``then``."""
 
     def renew_session(self, session: str, then: Callable[[Done | RequestError], None]) -> None:
         """Keep a session alive, then call ``then``; with NotFound if it is over."""

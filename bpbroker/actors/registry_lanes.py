@@ -1,8 +1,7 @@
 """The threads of a registry whose store is shared: lanes that make its calls, and one that follows its changes.
 
 The store's calls may take seconds, so each kind has a lane, an actor of its own
-that makes one call at a time. Lanes and follower only tell the registry what
-came out; its thread takes it from there.
+that makes one call at a time. Lanes and follower only send the result to the registry, whose thread does the rest.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ _STOP_SECS: Final = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A lane to the registry: a call has ended."""
+    """From a lane to the registry: a call has ended."""
 
     then: Callable[[Any], None]
-    """Takes the result, or the error, in the registry's thread."""
+    """Called with the result, or the error, in the registry's thread."""
     result: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """The registry to a lane: make this call."""
+    """From the registry to a lane: make this call."""
 
     call: Callable[[], Any]
 
@@ -58,13 +57,13 @@ class Lanes:
         self._lanes = {kind: ActorAddress(f"registry {kind}", launch(_Lane)) for kind in _KINDS}
 
     def call(self, kind: Kind, call: Callable[[], Any], then: Callable[[Any], None]) -> Future[Any]:
-        """Have a call made; ``then`` gets its result or its error later, in the registry's thread."""
+        """Queue a call; ``then`` gets its result or its error later, in the registry's thread."""
         result = self._lanes[kind].ask(_Work(call), float("inf"))
         result.add_done_callback(lambda done: self._tell(Done(then, done.exception() or done.result())))
         return result
 
     def follow(self, follow: Callable[[int | None, Callable[[News], None]], None], after: int | None) -> None:
-        """Have the store's changes after a version told to the registry until the store is closed."""
+        """Send the store's changes after a version to the registry until the store is closed."""
         threading.Thread(target=follow, args=(after, self._tell), name="registry follower", daemon=True).start()
 
     def abandon(self) -> None:
@@ -74,6 +73,6 @@ class Lanes:
             lane.abandon()
 
     def stop(self) -> None:
-        """Stop the lanes; each call under way is given a moment."""
+        """Stop the lanes; wait a moment for each running call."""
         for lane in self._lanes.values():
             lane.stop(_STOP_SECS)

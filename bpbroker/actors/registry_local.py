@@ -1,4 +1,4 @@
-"""The registry's backend on a store with no other writer: at once, and what is in memory is the truth."""
+"""The registry's backend on a store without other writers: it works at once, and memory is always right."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from bpbroker.registry.taking import PREFIX as TAKEN
 from bpbroker.storage.base import LocalStore
 
 _STEP: Final = 1000
-"""After so many entries it is said how far a start is."""
+"""After how many entries a start reports its progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Forget:
-    """The registry to itself: let the journal forget the next piece."""
+    """From the registry to itself: let the journal forget the next piece."""
 
 
 class LocalBackend:
@@ -37,7 +37,7 @@ class LocalBackend:
     Args:
         open_store: makes the store; called in the actor's thread.
         registry_id: 32 hexadecimal digits.
-        erase: told the names of entries that were taken and are destroyed now.
+        erase: called with the names of entries that were taken and are destroyed now.
     """
 
     away = ""
@@ -69,7 +69,7 @@ class LocalBackend:
         self._saved = 0
         """The configuration file holds everything up to this commit."""
         self._forgetting: list[Future[Any] | None] = []
-        """The replies to those that said so; empty when there is nothing to forget."""
+        """The replies for the ``SnapshotSaved`` messages; empty when there is nothing to forget."""
 
     def take_notice(self) -> str:
         """Return nothing: only this registry writes to its store."""
@@ -86,18 +86,18 @@ class LocalBackend:
         return {"syncs": self._store.syncs}
 
     def open(self, host: Host) -> None:
-        """Open the store and take its entries into memory."""
+        """Open the store and read its entries into memory."""
         self._host, self._memory = host, host.memory
         self._store = self._open_store()
         self._is_open = True
         stored = self._store.load()
         fresh = self._store.sequence
-        # What an earlier version or an editor wrote has no revision: all of it has the newest one.
+        # Entries from an earlier version or from an editor have no revision: all of them get the newest one.
         self._memory.fill(_records(stored, fresh))
         self._memory.begin(self.registry_id, fresh)
 
     def drain(self) -> None:
-        """Forget to the end: there is no traffic any more that this could hold up."""
+        """Forget all pieces now: no requests come any more that this could delay."""
         while self._forgetting:
             self._forget()
 
@@ -110,7 +110,7 @@ class LocalBackend:
         """Do nothing: the next store on these files fences this one off, and only its own thread can close it."""
 
     def look(self) -> float:
-        """Return infinity: a commit tells how the store is."""
+        """Return infinity: each commit shows whether the store works."""
         return float("inf")
 
     def age_secs(self) -> float:
@@ -141,7 +141,7 @@ class LocalBackend:
         _version: int,
         _then: Callable[[Mapping[str, tuple[Record, ...]] | Unavailable], None],
     ) -> None:
-        """Never called: memory has what a batch lists."""
+        """Never called: memory has the entries that a batch lists."""
 
     def reached(self, _then: Callable[[int | Unavailable], None]) -> None:
         """Never called: memory has all changes."""
@@ -166,7 +166,7 @@ class LocalBackend:
                 then(None)
 
     def learn(self, committed: Sequence[tuple[Group, Committed]]) -> None:
-        """Let the changes be seen, and watches hear of them."""
+        """Apply the changes to memory, and tell watches."""
         self._commits += 1
         put, told, destroyed = self._memory.put, [], []
         upto = 0
@@ -213,7 +213,7 @@ class LocalBackend:
         return DEFERRED
 
     def _forget(self) -> None:
-        """Let the journal forget a piece; the next one queues behind what waits in the inbox."""
+        """Let the journal forget a piece; the next one is queued behind the waiting messages."""
         if not self._forgetting:
             return
         failure = None
@@ -231,7 +231,7 @@ class LocalBackend:
 
 
 def _records(stored: Mapping[str, bytes], fresh: int) -> Iterator[Record]:
-    """Yield what is stored as records, and say how far that is: a million of them take seconds."""
+    """Yield the stored records, and report progress: a million of them take seconds."""
     with progress.Work("Taking the entries into memory") as work:
         for number, (name, value) in enumerate(stored.items()):
             if not number % _STEP:

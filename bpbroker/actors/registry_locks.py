@@ -1,4 +1,4 @@
-"""The registry's locks: the calls that wait for one, and who holds it. Used in the registry's thread."""
+"""The registry's locks: their holders, and the calls that wait. Used in the registry's thread."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from bpbroker.server.request import network_of
 
 @dataclass(frozen=True, slots=True)
 class _Again:
-    """The registry to itself: a waiting call may have lost its place."""
+    """From the registry to itself: a waiting call may have lost its place."""
 
     call: ParkedCall
 
 
 @dataclass(frozen=True, slots=True)
 class _Tell:
-    """The registry to itself: reply to the calls that wait for another holder of a lock."""
+    """From the registry to itself: reply to the calls that wait for another holder of a lock."""
 
     name: str
 
@@ -42,12 +42,12 @@ class _Tell:
 class Locks:
     """Replies to calls about locks.
 
-    A change of a lock costs as much as it has holders, and the few places behind them, however many calls wait.
+    The cost of a change grows with the number of holders, not with the number of waiting calls.
 
     Args:
         owner: the registry.
         waiting: where calls wait.
-        sessions: the sessions, and which client has which.
+        sessions: the sessions, with the client of each.
     """
 
     def __init__(self, owner: Owner, waiting: Waiting, sessions: Sessions) -> None:
@@ -59,7 +59,7 @@ class Locks:
         """``_registry.max_places``."""
         self._memory.lock_changed = self._changed
         self._near: dict[str, frozenset[str]] = {}
-        """Lock to the sessions in its own record, for locks for which calls wait."""
+        """For locks with waiting calls: lock to the sessions in its own record."""
         self._coming: dict[str, Coming] = {}
         """Lock to the sessions for which calls under way may take a place in its queue."""
         waiting.expire[Lock] = self._waited
@@ -93,7 +93,7 @@ class Locks:
         return DEFERRED
 
     def _check_share(self, message: Lock, queue: locks.Queue, coming: Coming) -> None:
-        """See that no client takes all places of a queue: beyond the limit, those who have few find room yet.
+        """Check that no client takes all places of a queue: beyond the limit, clients with few places still get one.
 
         Raises:
             Overloaded: there are so many places, and this client has its share of them.
@@ -130,8 +130,8 @@ class Locks:
             else:
                 self._give_back(message, lambda _: None, if_waiting=False)
         else:
-            # Another call gave it back, or the session is over; or memory has lost a shared store's history and reads
-            # it anew. What is decided once more is decided on what the store has.
+            # Another call gave it back, or the session is over; or memory reads a shared store again. A new decision
+            # is made on the state of the store.
             self._owner.ask_self(message, partial(self._placed, message, reply))
 
     def _has_place(self, name: str, session: str, queue: locks.Queue) -> bool:
@@ -143,7 +143,7 @@ class Locks:
         """Give a place back, unless another call of its session waits for it.
 
         Args:
-            message: the call that has no use for it.
+            message: the call that does not use the place any more.
             then: gets the reply, or its error; None if nothing was given back.
             if_waiting: see :class:`~bpbroker.registry.requests.Unlock`.
         """
@@ -153,11 +153,11 @@ class Locks:
             self._owner.ask_self(Unlock(message.name, message.session, if_waiting), then)
 
     def _changed(self, name: str, record: Record | None) -> None:
-        """Reply to the calls that waited for this change of a lock. This may be the middle of a commit.
+        """Reply to the calls that waited for this change of a lock. More changes of the same commit may follow.
 
         Args:
-            name: of the record, without what all of locks begin with.
-            record: what it is now.
+            name: of the record, without the prefix of locks.
+            record: its new state.
         """
         parked = self._memory.parked
         stored_name = locks.PREFIX + name
@@ -181,12 +181,12 @@ class Locks:
                 del self._near[name]
             else:
                 self._near[name] = now
-        # All of them wait for another token than there was; who came after that changed is told with the others.
+        # All of them wait for another token; a call that came after the change gets the same reply.
         if looking is not None and queue.token != looking.message.unless_token:
             self._owner.tell_self(_Tell(name))  # the other places may not be known yet
 
     def _look_again(self, key: Key) -> None:
-        """See later what became of the place of calls: the session is over, or an earlier call of it gave it back."""
+        """Check later why calls lost their place: the session is over, or an earlier call of it gave it back."""
         for call in self._memory.parked.at(key):
             self._owner.tell_self(_Again(call))
 
@@ -215,9 +215,9 @@ class Locks:
         return DEFERRED
 
     def _look_at_far(self, message: Holder, reply: Future[Any], failure: Unavailable | None) -> None:
-        """Bring also the next of those up to date that are not in the lock's own record, where others may change it.
+        """On a shared store, also bring the next places up to date that are not in the lock's own record.
 
-        A longer queue is told as this broker knows it: at each moment some join and leave it.
+        The rest of a longer queue is shown as this broker knows it: it changes all the time.
         """
         queue = self._queue(message.name)
         if failure is not None or queue.far is None or not self._owner.backend.leases:
@@ -238,7 +238,7 @@ class Locks:
             settle(reply, Done(shown, record.revision if record is not None else 0))
 
     def _again(self, call: ParkedCall) -> None:
-        """Take a place anew for a call that has lost its own, for the rest of its time."""
+        """Take another place for a call that has lost its own, for the rest of its time."""
         name, session = call.message.name, call.message.session
         queue = self._queue(name)
         if self._has_place(name, session, queue):
@@ -249,19 +249,19 @@ class Locks:
             return
         if not self._memory.parked.remove(call):
             return
-        if call.reply.cancelled():  # its client has left, and has no use for a place
+        if call.reply.cancelled():  # its client has left and needs no place
             return
         left_secs = max(0.0, call.deadline - time.monotonic())
         asked = replace(call.message, wait_secs=left_secs)
         self._owner.ask_self(asked, partial(self._placed, asked, call.reply))
 
-    # --- calls that have waited long enough ---
+    # --- calls whose time is over ---
 
     def _waited(self, call: ParkedCall) -> None:
-        """Refuse a call once its place is given back: whoever is refused must not get the lock later.
+        """Refuse a call after its place is given back: a refused call must not get the lock later.
 
-        A place that holds the lock by then is kept, and the call told so: it may be that a later call of the same
-        session, perhaps at another broker, rests on it.
+        If the place holds the lock by then, it is kept, and the call gets it: a later call of the same session,
+        perhaps at another broker, may depend on it.
         """
         held = self._held(call.message.name)
 
@@ -282,7 +282,7 @@ class Locks:
 
 
 def _key(message: Lock) -> Key:
-    """Return what a call waits for: the turn of its session."""
+    """Return the event that a call waits for: the turn of its session."""
     return "lock", f"{message.name}/{message.session}"
 
 

@@ -1,4 +1,4 @@
-"""The registry's sessions: when each is over, and what is left of those that are. Used in the registry's thread."""
+"""The registry's sessions: when each is over, and what its end removes. Used in the registry's thread."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from bpbroker.registry.requests import Done, Expire, Forget, Lost, Open, Renew, 
 from bpbroker.server.request import network_of
 
 _RESERVE: Final = 4
-"""A part of the limit: so many more there may be, of clients that have few."""
+"""The part of the limit by which clients with few sessions may exceed it together."""
 _FEW: Final = 100
-"""A part of the limit: who has so many has not few any more."""
+"""The part of the limit up to which a client has few."""
 _TIDY_SECS: Final = 60.0
 _FORGOTTEN_AT_ONCE: Final = 50
 _CLOSED_KEPT_SECS: Final = 600
-"""So long it is known that a session was closed, on a shared store."""
+"""How long the note is kept that a session was closed, on a shared store."""
 _BATCHES_KEPT_SECS: Final = 3600
-"""So long a repeated batch is known again."""
+"""How long the id of a batch is kept, to recognise a repetition."""
 
 
 def with_reserve(most: int) -> int:
-    """Return how many of something there may be at all, if ``most`` is the limit for a client that has many."""
+    """Return the limit for all clients together, if ``most`` is the limit for a client that has many."""
     return most + -(-most // _RESERVE)
 
 
 def share_of(most: int) -> int:
-    """Return with how many a client has many, if ``most`` is the limit for such a one."""
+    """Return from which number on a client has many, if ``most`` is its limit."""
     return max(1, most // _FEW)
 
 
@@ -55,7 +55,7 @@ class Sessions:
         self._tick_at = float("inf")
         self._tidy_at = time.monotonic() + _TIDY_SECS
         self.ended = dict.fromkeys(("ended",) if owner.backend.leases else ("closed", "lost"), 0)
-        """How many ended how."""
+        """How many sessions ended, by the way in which they ended."""
         self.keep_lost_secs = 0
         """``_registry.keep_lost_secs``."""
         self.most = 0
@@ -80,7 +80,7 @@ class Sessions:
         if session not in self._clients:
             client = self._clients[session] = network_of(str(value.get("source", "")))
             self._by_client.setdefault(client, {})[session] = None
-        if self._owner.backend.leases:  # the store sees to its end
+        if self._owner.backend.leases:  # the store ends it
             return
         now = time.monotonic()
         self._times.begin(session, value["ttl"], now)
@@ -102,7 +102,7 @@ class Sessions:
         else:
             how = "closed"
         self.ended[how] += 1
-        if self._owner.backend.leases:  # a lease ended, and what belonged to it goes now; any broker may do it
+        if self._owner.backend.leases:  # a lease ended, so its records are removed now; any broker may do it
             self._sweep(session, opened)
 
     def _expire(self, session: str) -> None:
@@ -110,7 +110,7 @@ class Sessions:
         opened = self._memory.get(sessions.PREFIX + session)
 
         def ended(result: Any) -> None:
-            if isinstance(result, BaseException):  # it lives on, may be renewed, and then be closed
+            if isinstance(result, BaseException):  # it lives on, may be renewed, and closed later
                 self._times.ending.discard(session)
             else:
                 self._owner.expired(sessions.expired(session, opened, result))
@@ -118,7 +118,7 @@ class Sessions:
         self._owner.ask_self(Expire(session), ended)
 
     def _sweep(self, session: str, opened: Record | None) -> None:
-        """Take away what a session of a shared store left, a part at a time; one broker of all does each."""
+        """Remove what a session of a shared store left, a part at a time; one of the brokers does each part."""
         names = len(self._memory.belongings.get(session, ()))
         if not names:
             return
@@ -151,7 +151,7 @@ class Sessions:
         return DEFERRED
 
     def _check_share(self, message: Open) -> None:
-        """See that no client takes the sessions of all others: beyond the limit, those who have few find room yet.
+        """Check that no client takes all sessions: beyond the limit, clients with few sessions still get one.
 
         Raises:
             Overloaded: there are so many sessions, and this client has its share of them; or no more are taken at all.
@@ -179,7 +179,7 @@ class Sessions:
         if owner.backend.leases:
             owner.backend.renew_session(message.session, partial(send, owner.reply))
             return DEFERRED
-        # One that is being ended may not be told that it lives on.
+        # The reply must not say that a session lives on while it is being ended.
         ttl = None if message.session in self._times.ending else self._times.renew(message.session, time.monotonic())
         if ttl is None:
             raise sessions.over(message.session)
@@ -205,7 +205,7 @@ class Sessions:
     # --- time ---
 
     def next_moment(self) -> float:
-        """Return the monotonic time at which :meth:`pass_time` has something to do; may be infinite."""
+        """Return the monotonic time at which :meth:`pass_time` has work to do; may be infinite."""
         return min(self._tick_at, self._tidy_at) if self._memory.own else self._tick_at
 
     def pass_time(self, now: float, late_secs: float) -> None:
@@ -213,7 +213,7 @@ class Sessions:
 
         Args:
             now: monotonic time.
-            late_secs: how much later than it wanted to be the registry was woken: it could hear nobody meanwhile.
+            late_secs: how much too late the registry was woken: it could hear no renewals meanwhile.
         """
         if late_secs > self._times.tick_secs:
             self._times.delay(late_secs)
@@ -227,7 +227,7 @@ class Sessions:
             self.tidy()
 
     def tidy(self) -> None:
-        """Remove own records that are too old to be asked for, by a clock that does not jump."""
+        """Remove own records that are too old to be needed, by a clock that does not jump."""
         memory = self._memory
         names = [
             name
@@ -248,5 +248,5 @@ class Sessions:
 
 
 def _is_due(age_secs: float, rest_secs: float) -> bool:
-    """Return whether it shall be noted how long a number has rested: at the end, and when a tenth is over."""
+    """Return whether the rest of a number has to be stored: at its end, and after each tenth of it."""
     return age_secs >= max(_TIDY_SECS, rest_secs / 10) or age_secs >= rest_secs

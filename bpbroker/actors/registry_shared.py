@@ -1,8 +1,7 @@
 """The registry's backend on a store that other brokers write to as well.
 
-Memory may be behind the store. So a commit says which version of each entry it
-expects, a read asks the store, and what other brokers change is followed.
-Commits and reads take their time: lanes make them, and call back.
+Memory may be behind the store. So a commit says which version of each entry it expects, a read asks the store, and
+changes of other brokers are followed. Commits and reads take time: lanes make them, and call back.
 """
 
 from __future__ import annotations
@@ -46,14 +45,14 @@ logger = logging.getLogger(__name__)
 NO_ANSWER: Final = "The registry's store does not answer"
 
 CHECK_SECS: Final = 1.0
-"""A store that has not been used for so long is asked whether it is there."""
+"""A store that was not used for this time is asked whether it works."""
 
 SWEEP_SECS: Final = 10.0
-"""So often it is looked whether something of a session that is over is still there: its removal may have failed.
-And whether the registry has a discovery secret."""
+"""How often it is checked whether records of ended sessions are left, as their removal may have failed, and whether
+the registry has a discovery secret."""
 
 _TRIES: Final = 3
-"""How often a session is opened that ends just then."""
+"""How often opening is tried for a session that ends at that moment."""
 
 _STOPPING: Final = "the broker is stopping"
 _REPLACED: Final = "the broker's registry is being replaced"
@@ -82,12 +81,12 @@ class SharedBackend:
         self._replica: Replica
         self._lanes: Lanes
         self._is_open = self._is_running = False
-        """Whether there is a store, and whether there are lanes."""
+        """Whether the store is open, and whether the lanes run."""
         self._host: Host
         self._no_answer = ""
-        """Why the store does not answer; empty while it does."""
+        """Why the store does not respond; empty while it does."""
         self._notice = ""
-        """Why everything was read anew; empty if health has said it."""
+        """Why all records were read again; empty once health has shown it."""
         self._reads = ReadQueue()
         self._reading = False
         self._renewals: list[tuple[str, Callable[[Reply | RequestError], None]]] = []
@@ -132,14 +131,14 @@ class SharedBackend:
         return {}
 
     def age_secs(self) -> float:
-        """Return how long ago memory surely held the newest state."""
+        """Return the largest age of the state in memory, in seconds."""
         now = time.monotonic()
         return now - min(self._fresh_at, now if self._broken_at is None else self._broken_at)
 
     # --- its life ---
 
     def open(self, host: Host) -> None:
-        """Open the store and learn what it holds; while it does not answer, the follower tries again and again."""
+        """Open the store and read it; while it does not respond, the follower tries again and again."""
         self._host = host
         self._replica = Replica(host.memory)
         host.memory.history.shared = host.memory.ages.starting = True
@@ -163,7 +162,7 @@ class SharedBackend:
             self._take_state(state)
 
     def drain(self) -> None:
-        """Stop the lanes. Call back with what became of the commit under way, if that is known; refuse the rest."""
+        """Stop the lanes. Call back with the running commit's outcome, if it is known; refuse all other calls."""
         self._stopping = self.away = _STOPPING
         if self._is_running:
             self._lanes.stop()
@@ -209,7 +208,7 @@ class SharedBackend:
         self._commit = self._call("commit", lambda: self._store.commit(groups), taken), ended
 
     def learn(self, committed: Sequence[tuple[Group, Committed]]) -> None:
-        """Let memory hold what one commit has made durable. Watches hear of it when the store tells it."""
+        """Apply the changes of a durable commit to memory. Watches get them with the store's news."""
         seen = []
         for group, outcome in committed:
             for change in group.changes:
@@ -235,7 +234,7 @@ class SharedBackend:
         def call() -> Outcome:
             for _ in range(_TRIES):
                 outcome = store.open_session(message.session, ttl, record)
-                # Who finds a session renews it, as who opens it.
+                # Opening a session that exists renews it.
                 if not isinstance(outcome, Conflict) or store.renew_sessions([message.session])[0] is not None:
                     return outcome
             return Unavailable("Nothing was changed: the session that there was has just ended; try again")
@@ -267,7 +266,7 @@ class SharedBackend:
         self._renewals.append((session, then))
         if not self._renewing:
             self._renewing = True
-            # Behind what is in the inbox: renewals that came together are asked together.
+            # Behind the waiting messages, so that renewals that came together are one call.
             self._host.tell_self(Done(self._begin_renewals))
 
     def _begin_renewals(self, _: object = None) -> None:
@@ -297,21 +296,21 @@ class SharedBackend:
         return Reply({"session": session, "ttl": shown}, self._host.memory.history.revision)
 
     def _sweep(self) -> None:
-        """Let the registry remove what belongs to sessions that are over."""
+        """Let the registry remove all that belongs to ended sessions."""
         self._sweep_at = time.monotonic() + SWEEP_SECS
         for session in self._replica.abandoned():
             self._host.memory.session_ended(session, None)
         self._share_secret()
 
     def _share_secret(self) -> None:
-        """See that the registry has a discovery secret; if another broker brings one at the same time, one wins."""
+        """Make a discovery secret if the registry has none; of two brokers that do so at one time, one wins."""
         memory = self._host.memory
         found = memory.get(discovery_secret.NAME)
         if memory.secret is not None and not (found and discovery_secret.secret_of(found.json)):
             self._host.ask_self(ShareSecret(memory.secret.offered or secrets.token_hex(32)))
 
     def probe(self) -> None:
-        """Have the store asked whether it has space; the next ping tells."""
+        """Ask the store whether it has space; the next ping has the result."""
 
         def taken(result: object) -> None:
             if not isinstance(result, BaseException):
@@ -348,11 +347,11 @@ class SharedBackend:
         self._reads.add(names, then)
         if not self._reading:
             self._reading = True
-            # Behind what is in the inbox: reads that came together are asked together.
+            # Behind the waiting messages, so that reads that came together are one call.
             self._host.tell_self(Done(self._begin_read))
 
     def _read_again(self, names: Sequence[str]) -> None:
-        """Read names of which only something old may have been seen."""
+        """Read names again that may have been seen in an old state."""
         for name in names:
             self._read((name,), lambda _: None)
 
@@ -370,7 +369,7 @@ class SharedBackend:
         self._call("read", lambda: self._store.read(names), taken)
 
     def _read_ended(self, result: object, unsure: Sequence[str] = (), newer: Sequence[str] = ()) -> None:
-        """Call back for the reads that have ended, and begin with those that came meanwhile."""
+        """Call back for the reads that have ended, and begin the next ones."""
         failure = read_failure(result) if isinstance(result, BaseException) else None
         done = self._reads.end(unsure, newer) if failure is None else self._reads.clear()
         for then in done:
@@ -390,7 +389,7 @@ class SharedBackend:
                 then(Unavailable(str(read_failure(result))))
                 return
             records = _entries_in(result)
-            if at_least:  # it may have to wait, and then memory goes on from here
+            if at_least:  # the read may have to wait, and memory must have this state then
                 if result.registry_id != self._replica.registry_id:
                     then(Unavailable("The registry in the store has just become another one"))
                     return
@@ -459,7 +458,7 @@ class SharedBackend:
 
         self._call("scan", self._store.scan, taken)
 
-    # --- how the store is ---
+    # --- health of the store ---
 
     def _call(self, kind: Kind, call: Callable[[], Any], then: Callable[[Any], None]) -> Future[Any]:
         begun = time.monotonic()
@@ -495,14 +494,14 @@ class SharedBackend:
             self._call("read", self._store.check, self._read_ended)
         return now + CHECK_SECS
 
-    # --- what others change ---
+    # --- changes by other brokers ---
 
     def _take_state(self, state: State) -> None:
-        """Take everything that the store holds."""
+        """Apply the complete state of the store."""
         self._notice = state.anew or self._notice
         other = bool(state.anew) or self._replica.registry_id not in ("", state.registry_id)
         self._read_again(self._replica.take_state(state))
-        # What happened between is not known, so watches begin anew.
+        # The changes between are not known, so watches begin again.
         self._host.memory.begin(state.registry_id, state.revision)
         if self.away:
             logger.info("The registry is there: %d entries", len(self._host.memory.entries))
@@ -518,7 +517,7 @@ class SharedBackend:
         self._broken_at = None
         self._read_again(self._replica.learn_together(changes.seen))
         if changes.seen:
-            # Of a deletion the store tells no place in its commit.
+            # The store does not say the place of a deletion in its commit.
             first = max(0, changes.revision - INDEX_MAX + 1)
             told = [
                 (seen.name, seen.record, first if seen.record is None else max(first, seen.record.revision))
@@ -536,7 +535,7 @@ class SharedBackend:
 
 
 def _entries_in(state: State) -> tuple[Record, ...]:
-    """Return the entries in what a store holds; not the registry's own records."""
+    """Return the entries in a store's state, without the registry's own records."""
     return tuple(
         seen.record
         for seen in state.entries

@@ -1,4 +1,4 @@
-"""The calls that wait in the registry: reads, watches, and those of locks. No thread waits with them."""
+"""The calls that wait in the registry: reads, watches, and calls about locks. They need no thread."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from bpbroker.registry.requests import Watch
 from bpbroker.registry.waiting_reads import Waiter
 
 _TOLD_AT_ONCE: Final = 64
-"""Watches that have their reply before the registry looks at its other messages."""
+"""How many watches get their reply before the registry handles its other messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class _TellWatches:
-    """The registry to itself: reply to the watches that changes concern, when writers have their replies."""
+    """From the registry to itself: reply to watches, after the writers have their replies."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Left:
-    """The registry to itself: the client of this waiting read or call has gone."""
+    """From the registry to itself: the client of this waiting read or call has gone."""
 
     waiter: Waiter | ParkedCall
 
 
 class Waiting:
-    """Lets calls wait, and replies to those that have waited long enough.
+    """Lets calls wait, and replies to those whose time is over.
 
     Args:
         owner: the registry.
@@ -49,7 +49,7 @@ class Waiting:
         self.max_waiting = 0
         """``api.max_waiting``."""
         self.expire: dict[type, Callable[[ParkedCall], None]] = {Watch: self._watched}
-        """Kind of call to what replies to one that has waited long enough."""
+        """Kind of call to the function that replies when its time is over."""
         self._memory.watches_concerned = lambda: owner.tell_self(_TellWatches())
         self.handlers: Mapping[type, Callable[[Any], Any]] = {
             Watch: self._watch,
@@ -105,7 +105,7 @@ class Waiting:
     # --- all of them ---
 
     def park(self, key: Key, message: Any, reply: Future[Any]) -> bool:
-        """Let a call wait; return False if there was no room, which it has been told then."""
+        """Let a call wait; return False if there was no room and it was refused."""
         if not self._has_room(message.client, reply):
             return False
         call = self._memory.parked.add(key, message, reply, time.monotonic() + message.wait_secs)
@@ -118,14 +118,14 @@ class Waiting:
         Args:
             message: the read.
             reply: its reply.
-            counted: for a List: the entries that it counts already.
+            counted: for a List: the entries that count already.
         """
         if self._has_room(message.client, reply):
             self._began(self._memory.waiters.add(message, reply, time.monotonic() + message.wait_secs, counted))
 
     def _began(self, waiter: Waiter | ParkedCall) -> None:
         self._owner.set_alarm()
-        # Called in the thread of whoever cancels it.
+        # Called in the thread that cancels the reply.
         waiter.reply.add_done_callback(lambda done: self._owner.tell_self(_Left(waiter)) if done.cancelled() else None)
 
     def _has_room(self, client: str, reply: Future[Any]) -> bool:
@@ -143,11 +143,11 @@ class Waiting:
             self._memory.parked.remove(waiter)
 
     def next_moment(self) -> float:
-        """Return the monotonic time at which the first call has waited long enough; infinite if none waits."""
+        """Return the monotonic time at which the first wait ends; infinite if no call waits."""
         return min(self._memory.waiters.next_deadline(), self._memory.parked.next_deadline())
 
     def pass_time(self, now: float) -> None:
-        """Reply to the calls that have waited long enough: with what there is."""
+        """Reply to the calls whose time is over, with the current entries."""
         entries = self._memory.entries
         for waiter in self._memory.waiters.expired(now):
             if isinstance(waiter.message, List):

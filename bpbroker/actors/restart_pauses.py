@@ -1,4 +1,4 @@
-"""How often something may be started again: at once at first, then after growing pauses, then not for a while."""
+"""How often a part may be restarted: at once at first, then after growing pauses, then not for a while."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Final
 
 RESTARTS_MAX: Final = 5
 RESTARTS_WINDOW_SECS: Final = 600.0
-"""At most so many restarts of one part in so many seconds; after that it stays down until the window has moved on."""
+"""At most so many restarts of one part in a window of so many seconds; then it stays down until the window allows
+one."""
 
 BACKOFF_SECS: Final = 1.0
 """Pause before the second restart in a window; doubled with each further one."""
@@ -20,7 +21,7 @@ class Restarts:
         self.count = 0
         """All of them."""
         self._recent: deque[float] = deque(maxlen=RESTARTS_MAX)
-        """Monotonic times of the last ones."""
+        """Monotonic times of the last restarts."""
 
     def note(self, now: float) -> None:
         """Note that there is one at this monotonic time."""

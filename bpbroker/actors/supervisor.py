@@ -1,4 +1,4 @@
-"""The supervisor: tells which actor is dead or stuck, and puts a fresh one in its place.
+"""The supervisor: finds out whether an actor is dead or stuck, and puts a new one in its place.
 
 It has no thread and gets no message. The healthcheck uses it for all actors but
 itself; its guard, in the main thread, uses it for the healthcheck.
