@@ -9,16 +9,15 @@ An example::
         client.register("node-7", {"role": "replica"})
         master = client.get("master", wait_secs=300)
 
-The errors are here too. What took too long is also a ``TimeoutError``, trouble
-with the connection also a ``ConnectionError``; :mod:`bpbroker.errors` has the tree.
+The errors are here too. An error about time is also a ``TimeoutError``, one about the connection also a
+``ConnectionError``; :mod:`bpbroker.errors` has the tree.
 
 Read ``api`` first, then ``calls`` (one call, and its repetitions), ``transport`` (the connection) and
 ``dialing`` (which of several brokers or addresses to take).
 
-Nothing of the server is loaded, and nothing of the client before it is needed:
-what a process loads is most of what a one-shot call of ``bpclient`` costs. That
-is why modules on its way do without ``typing``, ``pathlib``, ``dataclasses``
-and ``contextlib``, and load what only some calls need when those need it.
+No module of the server is loaded, and no module of the client before it is needed: loading is most of the cost of a
+one-shot call of ``bpclient``. So the modules of such a call do without ``typing``, ``pathlib``, ``dataclasses`` and
+``contextlib``, and load modules that only some calls need inside of functions.
 ``tests/client/test_imports.py`` holds the list.
 """
 

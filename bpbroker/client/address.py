@@ -8,7 +8,7 @@ from bpbroker.errors import CannotConnect, UsageError
 
 
 class NotReached(CannotConnect):
-    """Nothing was sent: whatever was asked for may be tried again."""
+    """Nothing was sent, so each call may be tried again."""
 
 
 class BrokerAddress:
@@ -36,7 +36,7 @@ class BrokerAddress:
 
     @property
     def brief(self) -> str:
-        """The address as ``-b`` takes it: alone where the port is the usual one."""
+        """The address as ``-b`` takes it: without the port if that is the default."""
         return self.host if self.port == DEFAULT_PORT else str(self)
 
     def __str__(self) -> str:
@@ -103,7 +103,7 @@ def _fault(text: str, why: str) -> UsageError:
 
 
 def host_bytes(host: str) -> bytes:
-    """Return a host as the resolver and TLS take it. As text it would load the IDNA tables, 3 ms.
+    """Return a host as bytes, for the resolver and TLS. With text, Python would load its IDNA tables, 3 ms.
 
     Raises:
         UnicodeError: it is no name, such as with two dots in a row.
@@ -122,7 +122,7 @@ def unreached(address: BrokerAddress, why: str) -> NotReached:
 
 
 def lacks_interface(address: BrokerAddress) -> bool:
-    """Return whether it is link-local, which is good on one interface only, and does not say on which."""
+    """Return whether the address is link-local and lacks the name of its interface."""
     host = address.host
     return ":" in host and "%" not in host and host.startswith(("fe8", "fe9", "fea", "feb"))
 

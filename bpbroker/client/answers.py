@@ -1,4 +1,4 @@
-"""What a broker's answers mean. Pure."""
+"""What a broker's responses mean. Pure."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _MESSAGE_MAX: Final = 1000
 _RETRY_AFTER_MAX_SECS: Final = 30
 _DIGITS_MAX: Final = 16
 
-# 0.22 answers 200 with "success": false; what it means is known from the method.
+# 0.22 responds with 200 and "success": false; the method tells what that means.
 _STATUS_OF_NO_SUCCESS: Final = {"services/Register": 409, "services/Get": 404}
 
 
 def printable(text: str) -> str:
-    """Return text fit for a terminal: what a server says must not move its cursor."""
+    """Return text fit for a terminal: text of a server must not move its cursor."""
     return "".join(character if character.isprintable() else " " for character in text[:_MESSAGE_MAX]).strip()
 
 
@@ -35,11 +35,11 @@ def json_value(answer: Response) -> Any:
 
 
 def refusal(answer: Response, status: int = 0) -> RequestError:
-    """Return the error that an answer is: its message from the body, else from the reason phrase.
+    """Return the error that a response means; its message is in the body, else in the reason phrase.
 
     Args:
-        answer: from the broker.
-        status: what it should have been; 0: what it is.
+        answer: the broker's response.
+        status: to be used instead of the response's; 0: the response's.
     """
     value = json_value(answer)
     message = value.get("message") if isinstance(value, dict) else None
@@ -62,12 +62,12 @@ def _revision_of(etag: str) -> int | None:
 
 
 class Registered:
-    """A registry's answer that is no error.
+    """A registry's response that is no error.
 
     Args:
         response: the whole object; empty when ``modified`` is False.
         etag: the entry's tag, or empty.
-        modified: False: the entry still has the tag that it was asked to differ from.
+        modified: False: the entry's tag is still ``changed_from``.
     """
 
     __slots__ = ("etag", "modified", "response")
@@ -85,19 +85,19 @@ class Registered:
 
     @property
     def revision(self) -> int:
-        """The revision of the change, or of the state that was read; 0 of a broker that knows none."""
+        """The revision of the change, or of the state that was read; 0 from a broker without revisions."""
         revision = self.response.get("revision")
         return revision if isinstance(revision, int) else 0
 
 
 def registered(path: str, answer: Response, address: object) -> Registered:
-    """Read a registry's answer of status 404 or of success.
+    """Read a registry's response with status 404 or success.
 
-    Any web server says 404; taking that for "no such entry" would make a script go the wrong way.
+    Any web server may respond with 404: if that counted as "no such entry", a script would go the wrong way.
 
     Raises:
-        CannotConnect: it is not a registry's.
-        RequestError: it says in its own way that the call had no success.
+        CannotConnect: the response is not a registry's.
+        RequestError: it says, as 0.22 does, that the call failed.
     """
     etag = answer.headers.get("etag", "")
     if answer.status == HTTP_NOT_MODIFIED:

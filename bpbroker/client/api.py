@@ -1,8 +1,7 @@
 """``Client``: everything that a broker offers, as methods.
 
-Errors are those of :mod:`bpbroker.errors`: what the broker answers is a
-``RequestError`` (``NotFound``, ``AlreadyExists``, ``PreconditionFailed``,
-``Unauthorized``, …), what happens before or without an answer a
+Errors are those of :mod:`bpbroker.errors`: a refusal by the broker is a ``RequestError`` (``NotFound``,
+``AlreadyExists``, ``PreconditionFailed``, ``Unauthorized``, …), an error before or without a response a
 ``ClientError`` (``CannotConnect``, ``NotTrusted``, ``WaitTimeout``, …).
 """
 
@@ -35,7 +34,7 @@ CONSISTENCIES: Final = ("strong", "local")
 
 
 class Result:
-    """What an extension's method answered."""
+    """The response of an extension's method."""
 
     __slots__ = ("body", "content_type")
 
@@ -58,29 +57,30 @@ class Result:
 
 
 class Client(Coordination):
-    """One broker, or one of several with the same registry, by one connection that is made when first needed and kept.
+    """A client of a broker, or of several with one registry. It keeps one connection, made when needed.
 
     A client may be used again after any error. It is not for several threads at once: give each its own.
 
     Args:
-        address: ``host``, ``host:port``, ``[ipv6]:port``; the port is 20443 if absent. Or several of these: of
-            brokers that share a registry. The first is the preferred one; which one is used, :attr:`address` says.
+        address: ``host``, ``host:port``, ``[ipv6]:port``; the port is 20443 if absent. Or several of these, of brokers
+            that share a registry; the first is preferred. :attr:`address` is the one in use.
         access_key: sent with every request.
         token: a join token of the broker: the fingerprints of certificates and a key in one.
         fingerprint: SHA-256 of the broker's certificate, or several of which it must have one.
         cacert: PEM file of the authorities that may have signed it.
-        insecure: take any certificate. Without any of these four the first contact's is pinned.
-        timeout_secs: for one call, retries included, its own ``wait_secs`` not.
-        retries: how often a call that is safe to repeat is tried again; 0 makes a wait, too, end at the first trouble.
+        insecure: accept any certificate. Without any of these four the certificate of the first contact is pinned.
+        timeout_secs: for one call and its retries; ``wait_secs`` comes on top.
+        retries: how often a call that is safe to repeat is tried again; with 0 a wait also ends at the first error.
         total_secs: for all calls together, from now on, waits included.
         known_brokers: the file of pins; by default the user's own.
-        tell: gets sentences for a person, such as that a certificate was pinned.
-        registry: the id of the registry that the key is for, as a join token says it; a broker of another one says so
+        tell: called with sentences for a person, such as that a certificate was pinned.
+        registry: the id of the registry that the key is for, as in a join token; a broker of another registry names it
             when it refuses the key.
-        first_contact: gets address and fingerprint before a certificate is pinned; raises NotTrusted to refuse it.
+        first_contact: called with address and fingerprint before a certificate is pinned; raises NotTrusted to refuse
+        it.
 
     Raises:
-        UsageError: something in these cannot be used.
+        UsageError: one of the arguments cannot be used.
     """
 
     def __init__(
@@ -142,10 +142,10 @@ class Client(Coordination):
         return self._calls.transport.address
 
     def connect(self, timeout_secs: float = CONNECT_SECS) -> None:
-        """Make the connection and see that the broker is the expected one; nothing is sent.
+        """Connect and check that the broker is the expected one; nothing is sent.
 
         Raises:
-            CannotConnect, NotTrusted, WaitTimeout: there is no such broker.
+            CannotConnect, NotTrusted, WaitTimeout: no such broker is reached.
         """
         self._calls.transport.connect(Deadline(timeout_secs, str(self.address)))
 
@@ -155,7 +155,7 @@ class Client(Coordination):
 
     @property
     def response(self) -> Mapping[str, Any]:
-        """The registry's last answer as it came: ``success``, ``message``, ``data``, perhaps more."""
+        """The registry's last response, unchanged: ``success``, ``message``, ``data``, perhaps more."""
         return self._calls.last.response if self._calls.last else {}
 
     # --- registry ---
@@ -230,7 +230,7 @@ class Client(Coordination):
         Args:
             name: the entry's name.
             data: see :data:`Data`; may be left out with ``unset``.
-            unset: keys to remove first, or paths such as ``a.b``; what is not there is no error.
+            unset: keys to remove first, or paths such as ``a.b``; a missing one is no error.
             if_match: a tag.
             session: as of :meth:`replace`.
             lock: as of :meth:`register`.
@@ -256,9 +256,9 @@ class Client(Coordination):
         Args:
             name: the entry's name.
             wait_secs: how long to wait until it exists, also for a broker that is not there yet.
-            changed_from: a tag; wait until the entry's is another.
-            consistency: ``local``: what the broker knows is enough, also when it cannot ask a registry that it
-                shares with others; ``response["age_secs"]`` says how old that may be. Goes not with ``wait_secs``.
+            changed_from: a tag; wait until the entry has another tag.
+            consistency: ``local``: take the broker's own copy, also while a shared registry cannot be asked;
+                ``response["age_secs"]`` says how old it may be. Not together with ``wait_secs``.
 
         Raises:
             NotFound: it does not exist, and ``wait_secs`` is 0 or a change of it was waited for.
@@ -291,10 +291,10 @@ class Client(Coordination):
             at_least: how many there must be.
             wait_secs: how long to wait for them.
             consistency: as of :meth:`get`.
-            where: only those of which all of this is true: ``{"state": "ready"}`` or ``["state=ready"]``.
+            where: only entries that meet all conditions: ``{"state": "ready"}`` or ``["state=ready"]``.
 
         Raises:
-            WaitTimeout: there were fewer, all the time.
+            WaitTimeout: there were fewer until the end.
         """
         sent: dict[str, Any] = {"prefix": prefix, **_consistency(consistency, wait_secs)}
         if where:
@@ -324,12 +324,12 @@ class Client(Coordination):
         return self._calls.poll("List", sent, {}, wait_secs, found, failure, instead)
 
     def holder(self, name: str, *, wait_secs: float = 0.0, changed_from: int | None = None) -> dict[str, Any]:
-        """Return who holds a lock and who waits for it: ``holders``, ``waiting``, ``token``.
+        """Return the holders of a lock and the sessions that wait for it: ``holders``, ``waiting``, ``token``.
 
         Args:
             name: of the lock.
             wait_secs: how long to wait for a holder, or for a change.
-            changed_from: a token; wait until the newest holder's is another.
+            changed_from: a token; wait until the newest holder has another one.
         """
         sent: dict[str, Any] = {"name": name}
         if changed_from is not None:
@@ -354,7 +354,7 @@ class Client(Coordination):
     def execute(self, method: str, data: Data | None = None, **parameters: str) -> Result:
         """Call an extension.
 
-        A call that had no answer is tried again under the same ``Idempotency-Key``: the broker runs it once.
+        A call without a response is tried again with the same ``Idempotency-Key``: the broker runs it once.
 
         Args:
             method: namespace and function with a dot, such as ``ossec.AddAgent``.
@@ -362,7 +362,7 @@ class Client(Coordination):
             parameters: further ones.
 
         Raises:
-            ExtensionFailed, Unauthorized, TimedOut, …: what the broker answered.
+            ExtensionFailed, Unauthorized, TimedOut, …: the broker's refusal.
         """
         namespace, dot, function = method.rpartition(".")
         if not dot or not namespace or not all(part.isidentifier() and part.isascii() for part in method.split(".")):
@@ -390,7 +390,7 @@ class Client(Coordination):
     # --- how ---
 
     def _is_mine(self, there: Entry) -> bool:
-        """Whether this host wrote it; the broker may see us by another address than we do (NAT)."""
+        """Whether this host wrote the entry; the broker may see this host under another address (NAT)."""
         from bpbroker.discovery.interfaces import interfaces, is_loopback
 
         writer, own_ip = there.get("last_write_ip"), self._calls.transport.own_ip
@@ -403,7 +403,7 @@ class Client(Coordination):
 
     def _write(self, method: str, sent: Mapping[str, Any], if_match: str) -> Registered:
         headers = {"If-Match": _quoted(if_match)} if if_match else {}
-        # With a condition a second try would fail on the first one's success.
+        # With a condition, a second try would fail because the first one succeeded.
         return self._calls.registry(method, sent, headers, repeatable=not if_match)
 
 
@@ -420,10 +420,10 @@ def _text(data: Data) -> str:
 
 
 def _consistency(wanted: str, wait_secs: float) -> dict[str, str]:
-    """Return the parameter for a read, none for the default.
+    """Return the parameters for a read; none for the default.
 
     Raises:
-        UsageError: it is no consistency, or does not go with waiting.
+        UsageError: the word is unknown, or comes together with a wait.
     """
     if wanted not in CONSISTENCIES:
         raise UsageError(f"The consistency {wanted[:80]!r} must be strong or local")
@@ -437,7 +437,7 @@ def _entry(answer: Registered) -> Entry:
 
 
 def _quoted(tag: str) -> bytes:
-    """Return an entity tag as a header wants it; taken with or without its quotes.
+    """Return an entity tag in a header's form; ``tag`` may lack its quotes.
 
     Raises:
         UsageError: it is none.

@@ -1,4 +1,4 @@
-"""Calls to a broker: one request and its answer, tried again where safe, or repeated until something is there."""
+"""Calls to a broker: one request and its response, tried again where safe, or repeated until a wait ends."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 POLL_SECS: Final = 60.0
 """How long one request waits for an entry; a longer wait is several, so that a dead connection is noticed."""
 _POLL_SLACK_SECS: Final = 10.0
-"""How much later than asked for the broker's answer to a wait may come."""
+"""How much later than asked for the broker's response to a wait may come."""
 _LAST_WORD_SECS: Final = 1.0
 """The same where all calls together have a time limit."""
 
 
 def _explained(refused: RequestError, path: str, *, has_key: bool) -> RequestError:
-    """Return a refusal in words that tell a missing key, a wrong one, and what is not there apart."""
+    """Return a refusal whose words distinguish a missing key, a wrong key, and a missing extension."""
     namespace, _, method = path.partition("/")
     said = str(refused)
     if said == "Incorrect access key" and not has_key:
@@ -57,18 +57,18 @@ def _explained(refused: RequestError, path: str, *, has_key: bool) -> RequestErr
 
 
 class Calls:
-    """What carries the calls of one client.
+    """Sends the calls of one client.
 
     Args:
         transport: to the broker.
         headers: of every request.
-        timeout_secs: for one call, retries included, the broker's waiting not.
-        retries: how often one is tried again.
+        timeout_secs: for one call and its retries, without the broker's waiting.
+        retries: how often a call is tried again.
         total_secs: for all calls together, the broker's waiting included; from now on.
     """
 
     errors: Final = errors
-    """What recipes raise."""
+    """The errors that recipes raise."""
     away: Final = (CannotConnect, Unavailable, TimedOut)
     """After these a recipe tries again: the broker may come back."""
     renews: Final = True
@@ -85,7 +85,7 @@ class Calls:
         self.transport = transport
         self.retries = retries
         self.last: Registered | None = None
-        """The registry's last answer."""
+        """The registry's last response."""
         self._headers = headers
         self._timeout = timeout_secs
         self._total = total_secs
@@ -97,7 +97,7 @@ class Calls:
         return Calls(self.transport.sibling(), self._headers, timeout, self.retries)
 
     def ttl_secs(self, usual_secs: float) -> float:
-        """Return how long a session lives that was not told how long: it is renewed."""
+        """Return the default ttl of a session: it is renewed."""
         return usual_secs
 
     def entry(self, content: Mapping[str, Any], etag: str, revision: int) -> Entry:
@@ -113,7 +113,7 @@ class Calls:
         repeatable: bool,
         wait_secs: float | None = None,
     ) -> Registered:
-        """Send a request to the registry and see that a registry answered; arguments as of :meth:`send`."""
+        """Send a request to the registry, and check that a registry responds; arguments as of :meth:`send`."""
         path = f"services/{method}"
         answer = self.send(path, sent, headers, repeatable=repeatable, wait_secs=wait_secs)
         self.last = registered(path, answer, self.transport.address)
@@ -131,19 +131,19 @@ class Calls:
         *,
         absent_ends: bool = False,
     ) -> T:
-        """Ask, and let the broker wait, until ``found`` gives something.
+        """Ask, and let the broker wait, until ``found`` returns a value.
 
-        A broker that is away, restarting or overloaded is part of what is waited for, unless there are no retries.
+        The wait goes on while a broker is away, restarting or overloaded, except without retries.
 
         Args:
             method: of the registry.
             sent: its parameters.
             headers: further ones.
             wait_secs: how long.
-            found: makes the result of an answer; None: it is not there yet.
-            failure: what the error says when the time is over.
+            found: returns the result of a response; None: not yet.
+            failure: returns the message of the error when the time is over.
             instead: what there is then; may be empty.
-            absent_ends: whether an entry that is not there ends the wait with NotFound.
+            absent_ends: whether a missing entry ends the wait with NotFound.
 
         Raises:
             WaitTimeout: not within ``wait_secs``.
@@ -151,7 +151,7 @@ class Calls:
         now = time.monotonic()
         within = f"{wait_secs:g} s"
         if wait_secs > self._end - now:
-            if wait_secs - self._total > min(1.0, wait_secs / 10):  # not the same, of which a moment is gone
+            if wait_secs - self._total > min(1.0, wait_secs / 10):  # not the given time: a moment of it is gone
                 within = f"{self._total:.3g} s, the timeout, which is shorter than the wait"
             wait_secs = max(0.001, self._end - now)
         end = now + wait_secs
@@ -180,7 +180,7 @@ class Calls:
             if now >= end:
                 there = instead()
                 raise WaitTimeout(f"{failure} within {within}{there and f': {there}'}{problem}")
-            if now - began < poll / 2:  # it did not wait: it failed, or the broker does not know how
+            if now - began < poll / 2:  # it did not wait: the call failed, or the broker does not know ``wait``
                 time.sleep(min(next(pause), max(0.0, end - now)))
             else:
                 pause = pauses()
@@ -194,14 +194,14 @@ class Calls:
         repeatable: bool,
         wait_secs: float | None = None,
     ) -> Response:
-        """Send a request; gives the answer if that is no error.
+        """Send a request; return the response if it is no error.
 
         Args:
             path: namespace and method.
             sent: the parameters.
             headers: further ones.
-            repeatable: whether to try again when it is not known if it was carried out.
-            wait_secs: for how long the broker is asked to wait; None if this is no part of a longer wait.
+            repeatable: whether to try again when it is not known whether the call was carried out.
+            wait_secs: how long the broker is asked to wait; None: the call is not part of a longer wait.
         """
         try:
             body = json.dumps(sent, ensure_ascii=False).encode()
@@ -209,7 +209,7 @@ class Calls:
             raise UsageError("What is to be sent is not valid UTF-8") from None
         every = {"Content-Type": b"application/json", **self._headers, **(headers or {})}
         secs, retries = self._timeout, self.retries
-        if wait_secs is not None:  # the loop around this is what tries again
+        if wait_secs is not None:  # the loop around this call tries again
             secs, retries = min(secs, _POLL_SLACK_SECS) + wait_secs, 0
         secs, shown_secs = self._within_total(secs, waiting=bool(wait_secs))
         deadline = Deadline(secs, str(self.transport.address), shown_secs)
@@ -218,7 +218,7 @@ class Calls:
             error: BpbrokerError
             after = 0
             try:
-                # The last word is for the broker's answer: a host that is not there, or has no name, has none to say.
+                # The extra time is for a broker's response: connecting to a host may not use it.
                 self.transport.connect(self._within_the_end(deadline))
                 answer = self.transport.exchange("POST", f"/{path}/", every, body, deadline)
                 if answer.status < 400:
@@ -244,14 +244,14 @@ class Calls:
             time.sleep(pause_secs)
 
     def _within_total(self, secs: float, *, waiting: bool) -> tuple[float, float]:
-        """Return how many of these seconds there are, and how many an error is to name."""
+        """Return how many of these seconds are left, and how many an error names."""
         left = self._end - time.monotonic()
-        if waiting:  # the broker's own word that the wait is over tells more than silence
+        if waiting:  # extra time, because the broker's own error says more than a timeout
             left += min(_LAST_WORD_SECS, self._total / 4)
         return (secs, secs) if secs <= left else (max(0.0, left), self._total)
 
     def _within_the_end(self, deadline: Deadline) -> Deadline:
-        """Return this deadline, or that of all calls together if it is earlier."""
+        """Return this deadline, or the one of all calls together if that is earlier."""
         left = self._end - time.monotonic()
         if left >= deadline.left():
             return deadline

@@ -2,5 +2,5 @@
 
 Read ``main`` first, then ``parser`` (fast, without click), ``shared_options`` and
 ``command_table``; ``click_tree`` is the same command line as click's, for help and errors.
-What ``command_table`` does not do itself is in a module named after its commands, such as ``session_lock_once``.
+Longer commands have modules named after them, such as ``session_lock_once``.
 """

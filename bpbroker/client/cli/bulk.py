@@ -109,7 +109,7 @@ def delete(session: Session, *, prefix: str, dry_run: bool) -> Output:
 
 
 def _there(session: Session, client: Client, prefix: str) -> dict[str, Entry]:
-    """Return the entries that are there."""
+    """Return the existing entries."""
     with session.waiting_for(f"the entries '{prefix}…' on {client.address}"):
         return client.list(prefix)
 
@@ -124,7 +124,7 @@ def _carry_out(
         client: of the broker.
         operations: what to do.
         dry_run: do nothing.
-        lenient: a status that is no failure.
+        lenient: an HTTP status that does not count as a failure.
     """
     if dry_run or not operations:
         return

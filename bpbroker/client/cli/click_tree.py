@@ -1,6 +1,6 @@
-"""The command line as click's commands: for help, completion, and to say what is wrong with one.
+"""The command line as commands of click: for help, completion, and the errors of a malformed line.
 
-The only module of the client that loads click, and loaded only for these.
+It is the only module of the client that loads click, and it is loaded only for these.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _MORE: Final = "Options of every command, such as --timeout and --format: bpclie
 
 
 def parse(words: Sequence[str]) -> Invocation:
-    """Understand a command line.
+    """Parse a command line.
 
     Raises:
-        UsageError: it makes no sense; the message says why.
-        SystemExit: all is done: help or the version was printed.
+        UsageError: it is malformed; the message says why.
+        SystemExit: help or the version was printed.
     """
     given: dict[str, Any] = {}
     own, behind = split_command(words)
@@ -58,12 +58,12 @@ def parse(words: Sequence[str]) -> Invocation:
 
 
 def complete(words: Sequence[str]) -> None:
-    """Answer a shell that asks what could be typed next; does not return."""
+    """Print completions for a shell; does not return."""
     bpclient().main(list(words), prog_name="bpclient")
 
 
 def bpclient() -> click.Group:
-    """Make click's commands of ours."""
+    """Make commands of click from ours."""
     root = _Group(
         "bpclient",
         help=_ABOUT,
@@ -104,7 +104,7 @@ class _Runs(click.Command):
 
 
 class _Both(click.Group):
-    """A command that has others below it."""
+    """A command with subcommands."""
 
     def __init__(self, name: str, **how: Any) -> None:
         super().__init__(name, invoke_without_command=True, **how)
@@ -119,10 +119,10 @@ class _Both(click.Group):
         return [*click.Command.collect_usage_pieces(self, ctx), "[-- COMMAND ...]"]
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Understand the command itself, or the one below it.
+        """Parse the command itself, or its subcommand.
 
         Raises:
-            click.UsageError: an option of its own is missing, or stands before the word of the one below.
+            click.UsageError: an option of its own is missing, or stands before the word of a subcommand.
         """
         own = [each for each in self.params if each.expose_value and each.name in ctx.params]
         given = [each for each in own if ctx.get_parameter_source(str(each.name)) is ParameterSource.COMMANDLINE]
@@ -136,12 +136,12 @@ class _Both(click.Group):
 
 
 class _Group(click.Group):
-    """A group that knows which of its commands a word may have been meant for."""
+    """A group that suggests commands for an unknown word."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command; an unknown one is refused with those that are like it."""
+        """Return the command; an unknown one is refused with similar ones."""
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             from difflib import get_close_matches
 
@@ -179,7 +179,7 @@ def _remembered(option: Option, *, hidden: bool) -> click.Option:
 
 
 def _word(option: Option) -> str:
-    """Return what click calls an option's value that stands without it; the help shows it in capitals."""
+    """Return click's name for an option's positional value; the help shows it in capitals."""
     return f"{option.key}_"
 
 

@@ -1,4 +1,4 @@
-"""The commands of ``bpclient``: what each may be given, and what it does."""
+"""The commands of ``bpclient``: options and action of each."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ GROUPS: Final = {
     ("session",): "Keep entries that go when their owner does.",
     ("trust",): "The certificates of brokers that were seen before.",
 }
-"""The words that begin several commands, and what their help says."""
+"""The words that begin several commands, and their help."""
 
 
 def _command(words: str, *options: Option, acts: bool = False, runs: bool = False) -> Callable[[Action], Action]:
@@ -163,10 +163,10 @@ def _parameter(text: str) -> tuple[str, str]:
 
 
 def _writable(name: str) -> Path:
-    """Return the path of a file that is to be written, before anything is done.
+    """Return the path of an output file, checked before anything is done.
 
     Raises:
-        UsageError: its folder is not there, or something else has its name.
+        UsageError: its folder does not exist, or the name is not a file's.
     """
     from pathlib import Path
 
@@ -581,7 +581,7 @@ FLAGS: Final = frozenset(
 
 
 def _write(session: Session, method: str, options: dict[str, Any], **how: Any) -> Output:
-    """Do what register, replace and update have in common."""
+    """Do the common part of register, replace and update."""
     data = _data(options["data"], options["data_raw"])
     own_ip = options["own_ip"]
     if data is None and own_ip:
@@ -629,13 +629,13 @@ def _object_without_ip(data: str) -> dict[str, Any]:
 
 
 def _with_own_ip(session: Session, client: Client, data: str) -> str:
-    """Return data with ``ip`` in it: this host's address as the broker, and so other hosts, see it."""
+    """Return data with ``ip``: this host's address, as the broker and so other hosts see it."""
     import json
 
     from bpbroker.discovery.interfaces import is_loopback, seen_by_others
 
     value = _object_without_ip(data)
-    value["ip"] = seen_by_others(str(client.ping().get("src", "")))  # the broker's host asks it over loopback
+    value["ip"] = seen_by_others(str(client.ping().get("src", "")))  # this is the broker's own host
     if is_loopback(value["ip"]):
         session.tell(f"Warning: the broker sees this host as {value['ip']}, which is of no use to other hosts")
     return json.dumps(value)
@@ -653,7 +653,7 @@ def _data(data: str | None, data_raw: str | None) -> str | None:
 
 
 def _tell_age(session: Session, response: Mapping[str, Any]) -> None:
-    """Say how old a local read is, if that is worth a word."""
+    """Say how old a local read is, unless it is new."""
     age = response.get("age_secs")
     if isinstance(age, (int, float)) and age > 1:
         session.tell(f"This was so {age:.0f} s ago")

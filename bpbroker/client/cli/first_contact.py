@@ -1,9 +1,8 @@
-"""What ``bpclient`` does before it trusts a certificate that it has never seen.
+"""The decision of ``bpclient`` about a certificate that it has never seen.
 
-An access key must not go to whichever host answered first. So a broker that was
-found by discovery, and of which nothing else is known, is refused as soon as a
-key would go to it. An address that a person named is trusted at first contact,
-as scripts of 0.22 need it, but not silently.
+An access key must not be sent to any host that answers a discovery. So a broker that was only found by discovery is
+refused before a key is sent to it. An address that a person named is trusted at first contact, as scripts of 0.22 need
+it, but not silently.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ class FirstContact:
     """Decides about one certificate, see :class:`bpbroker.client.pins.KnownBrokers`.
 
     Args:
-        tell: gets a warning.
+        tell: called with a warning.
         key: whether an access key is going to be sent.
         discovered: the name by which the broker was discovered; empty if a person named its address.
         strict: whether every first contact is refused.
-        ask: asks a person yes or no; None where there is none.
+        ask: asks a person yes or no; None without a person.
     """
 
     def __init__(
@@ -46,10 +45,10 @@ class FirstContact:
         self._ask = ask
 
     def decide(self, address: str, fingerprint: str) -> None:
-        """Let the certificate be pinned, or not.
+        """Decide whether the certificate may be pinned.
 
         Raises:
-            NotTrusted: it must not be; nothing was sent.
+            NotTrusted: it must not be pinned; nothing was sent.
         """
         from bpbroker.discovery.jointoken import shown_fingerprint
 
@@ -76,7 +75,7 @@ class FirstContact:
 
 
 def question_on_terminal() -> Callable[[str], bool] | None:
-    """Return what asks the person at the terminal; None if standard input or standard error is none."""
+    """Return the function that asks the person at the terminal; None without a terminal."""
     if sys.stdin is None or sys.stderr is None or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
 

@@ -1,13 +1,12 @@
-"""Keeping a command: in a process group of its own, which ends before what it rests on can.
+"""Keeping a command in a process group of its own, which ends before its session or lock can pass to another.
 
-Signals go on to the group. When the session is lost the group gets SIGTERM,
-and SIGKILL ten seconds later, or before the session can be another's. A small
-shell ends the group, too, when this process is killed: no command may go on
-without what it was started for. The command's environment has a mark of its
-own: by it the shell finds a command that had begun before it was told of it.
+Signals are passed on to the group. When the session is lost, the group gets SIGTERM, and SIGKILL ten seconds later, or
+earlier if the session could be another's by then. If this process is killed, a small shell, the guard, ends the group:
+no command may run on without its session or lock. The command's environment has a mark of its own: by it the guard
+finds a command that began just before this process was killed.
 
-On Windows a job object is what the group and the shell are here: it ends with
-this process. The command hears Ctrl-Break, which is all that can be sent there.
+On Windows a job object takes the place of group and guard: it ends with this process. The command gets Ctrl-Break, the
+only signal that can be sent there.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ _FORWARDED: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUS
 _ENDING: Final = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK")
 
 MARK: Final = "BPBROKER_KEEPER"
-"""Environment variable of a command: a word that is its keeper's alone."""
+"""Environment variable of a command: the mark of its keeper."""
 
 # Reads the command's process group, then a line that only comes when all went well; an end of the pipe means that its
 # writer was killed. Before the first line the command may run already: it is looked for by its mark, twice, because it
@@ -65,7 +64,7 @@ _GUARD: Final = (
 
 
 def end_orderly() -> None:
-    """Have signals that end a process end this one by SystemExit, so that what it holds is given back."""
+    """Make signals that end a process raise SystemExit, so that sessions and locks are given back."""
 
     def end(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -82,8 +81,8 @@ class Keeper:
     Args:
         words: the command.
         more: environment variables for it.
-        stdin: what it reads; None: this process' standard input.
-        keep_output: whether the end of its standard output is kept, which goes on to this process' as well.
+        stdin: its input; None: this process' standard input.
+        keep_output: whether the end of its standard output is kept; all of it is also written to this process' own.
     """
 
     def __init__(
@@ -109,7 +108,7 @@ class Keeper:
 
     @property
     def output(self) -> str:
-        """The end of what it wrote to standard output; on Windows in UTF-8 or in the code page of its programs."""
+        """The end of its standard output; on Windows in UTF-8 or in the code page of its programs."""
         tail = bytes(self._tail)
         if sys.platform == "win32":
             import locale
@@ -122,16 +121,16 @@ class Keeper:
         return tail.decode("utf-8", "replace")
 
     def wake(self) -> None:
-        """Have :meth:`run` look at the session. From any thread."""
+        """Let :meth:`run` check the session. From any thread."""
         self._woken.set()
         if self._write_end >= 0:
             try:
                 os.write(self._write_end, b"\0")
-            except OSError:  # full: it is awake; closed: it has ended
+            except OSError:  # a full pipe: it is awake; a closed one: it has ended
                 pass
 
     def run(self, session: Session | None = None) -> int:
-        """Run the command and return its exit code, 128 and the number for a signal; :data:`LOST` if that was why."""
+        """Run the command and return its exit code; 128 plus the number of a signal; :data:`LOST` after a loss."""
         if session is not None and session.lost.is_set():
             self.lost = True
             return LOST
@@ -149,10 +148,11 @@ class Keeper:
                 number = getattr(signal, name)
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     handlers[number] = signal.signal(number, forwarding.forward)
-            guard = self._guard()  # first: it takes a while to start, and a command without one would be left behind
+            guard = self._guard()  # first: it takes a while to start, and a command without a guard could be left
+            # behind
             try:
                 process = self._start()
-            except BaseException:  # whatever it is: the guard has nothing to do
+            except BaseException:  # at any end: the guard has nothing to do
                 _dismiss(guard)
                 raise
             _tell(guard, process.pid)
@@ -197,7 +197,7 @@ class Keeper:
                 self.asked = asked[0] if asked else 0
                 if not self.lost:
                     with suppress(OSError):  # then it ends with the job
-                        self._job.let_go()  # what it left running was meant so
+                        self._job.let_go()  # the command left these running on purpose
                 return code
             finally:
                 for number, handler in handlers.items():
@@ -241,7 +241,7 @@ class Keeper:
             now = boottime()
             if session is not None and not self.lost and (session.lost.is_set() or now >= session.stop_at):
                 self.lost = True
-                # A session that the broker has ended has nothing to be quick for; another one may be alive yet.
+                # After the end of a session by the broker there is no hurry; otherwise it may still be alive.
                 until = now + KILL_SECS if session.ended else min(now + KILL_SECS, session.ends_at - _MARGIN_SECS)
                 kill_at = max(until, now + _KILL_MIN_SECS) if self._ask_to_end(process) else now
             if now >= kill_at:
@@ -249,12 +249,12 @@ class Keeper:
                 kill_at = float("inf")
             self._wait(process, read_end, 0.1 if kill_at < float("inf") else _STEP_SECS)
             self._follow_stop(process.pid)
-        # It may have ended while this process was stopped, on a lock that was another's by then.
+        # It may have run while this process was stopped, and the lock was another's by then.
         self.lost = self.lost or (session is not None and (session.ended or boottime() >= session.ends_at))
         if self.lost:
             self._kill(process)  # the rest of its group
         if self._keep_output:
-            self._copying.join(1.0)  # a daemon that it left may have the pipe for ever
+            self._copying.join(1.0)  # a daemon that it left may keep the pipe open for ever
         if self.lost:
             return LOST
         code: int = process.returncode
@@ -263,7 +263,7 @@ class Keeper:
         return code if code >= 0 else 128 - code
 
     def _ask_to_end(self, process: subprocess.Popen[bytes]) -> bool:
-        """Tell the command and its group to end; return whether there was a way to."""
+        """Tell the command and its group to end; return whether that was possible."""
         if sys.platform == "win32":
             return _break(process)
         _signal_group(process, signal.SIGTERM)
@@ -300,7 +300,7 @@ class Keeper:
             try:
                 while rest:
                     rest = rest[os.write(1, rest) :]
-            except OSError:  # its reader has gone: what is kept counts
+            except OSError:  # its reader has gone: only the kept output counts
                 pass
 
     def _guard(self) -> subprocess.Popen[bytes] | None:
@@ -313,10 +313,10 @@ class Keeper:
                 start_new_session=True,
                 cwd="/",
             )
-        except OSError:  # no shell: the command is kept all the same
+        except OSError:  # no shell: the command runs without a guard
             return None
 
-    # --- the terminal, as a shell gives it to what runs in front ---
+    # --- the terminal, as a shell passes it to a foreground job ---
 
     def _give_terminal(self, group: int) -> None:
         try:
@@ -338,7 +338,7 @@ class Keeper:
         self._terminal = -1
 
     def _follow_stop(self, pid: int) -> None:
-        """Stop when the command was stopped at the terminal, as its shell expects, and go on with it."""
+        """Stop when the command was stopped at the terminal, as the shell expects, and continue with it."""
         if self._terminal < 0:
             return
         try:
@@ -354,7 +354,7 @@ class Keeper:
 
 
 class CannotRun(UsageError):
-    """The command cannot be run; the exit code is a shell's: 127 if it is not there, else 126."""
+    """The command cannot be run; the exit code is as of a shell: 127 if it does not exist, else 126."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -375,16 +375,16 @@ def wait_for_signal(session: Session) -> int:
 
 
 class _Forwarding:
-    """Hands signals on to a process group; those that come before it is there wait for it."""
+    """Passes signals on to a process group; signals that come before it exists are kept."""
 
     def __init__(self) -> None:
         self.asked = 0
-        """The first one that ends a process; 0 if there was none."""
+        """The first signal that ends a process; 0: none came."""
         self._group = 0
         self._early: list[int] = []
 
     def begin(self, group: int) -> None:
-        """Hand on what has come, and from now on everything at once."""
+        """Pass on the kept signals, and from now on each one at once."""
         self._group = group
         while self._early:
             self._send(self._early.pop(0))
@@ -401,7 +401,7 @@ class _Forwarding:
     def _send(self, number: int) -> None:
         try:
             os.killpg(self._group, number)
-        except OSError:  # it has ended
+        except OSError:  # the group has ended
             pass
 
 
@@ -409,25 +409,25 @@ def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
     try:
         os.killpg(process.pid, number)
         if number == signal.SIGTERM:
-            os.killpg(process.pid, signal.SIGCONT)  # one that is stopped has to hear it
+            os.killpg(process.pid, signal.SIGCONT)  # a stopped process has to get it
     except OSError:
         pass
 
 
 def _break(process: subprocess.Popen[bytes]) -> bool:
-    """Send Ctrl-Break to a command and its group on Windows; return whether there was a way to."""
+    """Send Ctrl-Break to a command and its group on Windows; return whether that was possible."""
     if sys.platform == "win32":
         return windows.press_break(process.pid)
     return True
 
 
 def _tell(guard: subprocess.Popen[bytes] | None, group: int) -> None:
-    """Let the guard know what to end if this process is killed."""
+    """Tell the guard which group to end if this process is killed."""
     if guard is not None and guard.stdin is not None:
         try:
             guard.stdin.write(b"%d\n" % group)
             guard.stdin.flush()
-        except OSError:  # it was killed: the command is kept all the same
+        except OSError:  # the guard was killed: the command runs without it
             pass
 
 

@@ -1,7 +1,7 @@
-"""Words of the command line and of the environment where the usual encoding is not UTF-8, such as Latin-1.
+"""Words of the command line and of the environment in a locale other than UTF-8, such as Latin-1.
 
-Python reads words in the encoding of the locale. Scripts hand on UTF-8 there as
-well, such as a name out of a JSON document.
+Python reads words in the encoding of the locale. Scripts pass UTF-8 there as well, such as a name from a JSON
+document.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def understood(call: Invocation) -> Invocation:
-    """Return a call with the values of its options as text; names of files and the words of a command stay."""
+    """Return a call with the values of its options as text; names of files and words of a command are unchanged."""
     files = {option.key for option in (*EVERYWHERE, *call.command.options) if option.metavar == "FILE"}
     options = {option.key for option in call.command.options} - files
 

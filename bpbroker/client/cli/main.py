@@ -1,7 +1,7 @@
 """``bpclient``: the client on a command line.
 
 Standard output has the result and nothing else, and nothing at all when there
-is none; everything said to a person goes to standard error. The exit code
+is none; messages for people go to standard error. The exit code
 tells a script what happened.
 """
 
@@ -17,7 +17,7 @@ def main() -> None:
 
     from bpbroker import process
 
-    gc.disable()  # a call ends before collecting garbage would pay: it costs 1 ms
+    gc.disable()  # a call ends before collecting garbage is worth its 1 ms
     process.settle()
     if sys.platform == "win32":
         process.write_utf8()
@@ -26,7 +26,7 @@ def main() -> None:
         if sys.stderr is not None:
             sys.stderr.flush()
     finally:
-        # All is written and nothing needs an orderly end, for which Python takes 3 ms.
+        # All is written; Python's orderly end would take 3 ms.
         os._exit(code)
 
 
@@ -61,7 +61,7 @@ def _flushed(end: SystemExit) -> int:
 
 
 def _perform(arguments: list[str]) -> int:
-    """Do what the words say; gives the exit code."""
+    """Carry out the command line; return the exit code."""
     from bpbroker.client.cli.command_table import FLAGS, WORDS
     from bpbroker.client.cli.parser import parse
     from bpbroker.client.cli.session import Session
@@ -105,7 +105,7 @@ def _print(data: bytes) -> None:
     """Write the result.
 
     Raises:
-        NotShown: it did not get through, such as on a full disk.
+        NotShown: it could not be written, such as on a full disk.
     """
     from bpbroker.errors import NotShown
     from bpbroker.process import reader_is_gone

@@ -1,4 +1,4 @@
-"""``number`` and ``service take``: what is given to one alone."""
+"""``number`` and ``service take``: numbers and entries for one receiver alone."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def take(session: Session, *, name: str, receiver: str, ack: bool, no_ack: bool,
     try:
         with session.waiting_for(f"entry '{name}' on {client.address}"):
             shown = output.of_entry(taking.take())
-    except BaseException:  # interrupted, too, it is closed; what was given is acknowledged on it
+    except BaseException:  # it is closed after an interruption, too; the acknowledgement is sent on it
         client.close()
         raise
     if no_ack:

@@ -1,4 +1,4 @@
-"""How results look on standard output. Pure: values to bytes."""
+"""The form of results on standard output. Pure: from values to bytes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Row: TypeAlias = "Mapping[str, Any]"
 
 
 class Output:
-    """A command's result in every form it may be asked for.
+    """A command's result in every output form.
 
     Args:
-        text: as it is, its last newline included; None: one row's JSON, so that ``cols`` can choose from it.
-        value: what ``json`` shows.
-        rows: what the tables and the shells show.
+        text: unchanged, with its last newline; None: one row's JSON, so that ``cols`` can choose from it.
+        value: shown by ``json``.
+        rows: shown by tables and shells.
         many: whether there may be another number of rows than one.
-        exit_code: how the command ends once this is printed.
+        exit_code: of the command, after printing.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Output:
         self.many = many
         self.exit_code = exit_code
         self.after: Callable[[], None] | None = None
-        """What is to be done once this is printed."""
+        """Called after printing."""
 
 
 NOTHING: Final = Output(b"", None, [])
@@ -54,12 +54,12 @@ def render(output: Output, form: str, cols: Sequence[str] = ()) -> bytes:
     """Return the bytes to print, the newline at the end included.
 
     Args:
-        output: what.
+        output: the result.
         form: one of :data:`FORMATS`.
-        cols: only these keys of every row, in this order.
+        cols: the keys of every row to show, in this order; all if empty.
 
     Raises:
-        NotShown: a shell could not hold it, or JSON not.
+        NotShown: neither a shell's variable nor JSON can hold it.
     """
     if output is NOTHING:
         return b""
@@ -74,7 +74,7 @@ def render(output: Output, form: str, cols: Sequence[str] = ()) -> bytes:
     return _bytes("".join(f"{line}\n" for line in lines))
 
 
-# --- what commands give ---
+# --- the results of commands ---
 
 
 def of_entry(entry: Row) -> Output:
@@ -85,14 +85,14 @@ def of_entry(entry: Row) -> Output:
 
 
 def of_ping(answer: Row) -> Output:
-    """Show the echo; the other forms have the client's address too."""
+    """Show the echo; forms other than text have the client's address, too."""
     shown = of_entry(answer["data"])
     text = _line(json.dumps(answer["data"])) if shown.text is None else shown.text
     return Output(text, answer, [{"src": answer.get("src"), **answer["data"]}])
 
 
 def of_caller(caller: Row) -> Output:
-    """Show who a caller is, a line for each thing that there is to say."""
+    """Show the rights of the access key, in lines."""
     lines = [
         ("name", caller["name"] or "-"),
         *(("allow", rule) for rule in caller["allow"]),
@@ -105,7 +105,7 @@ def of_caller(caller: Row) -> Output:
 
 
 def of_value(name: str, value: Any) -> Output:
-    """Show one value: text as it is, anything else as JSON."""
+    """Show one value: text unchanged, any other value as JSON."""
     return Output(_line(_cell(value) if value is not None else "null"), value, [{name: value}])
 
 
@@ -123,7 +123,7 @@ def of_entries(entries: Mapping[str, Entry]) -> Output:
 
 
 def of_holders(holders: Sequence[Row]) -> Output:
-    """Show the holders of a lock: what each says of itself, a line each."""
+    """Show the holders of a lock: the data of each, a line each."""
     texts = [each.get("data") for each in holders]
     lines = b"".join(_line(text if isinstance(text, str) else json.dumps(text)) for text in texts)
     return Output(lines, list(holders), holders, many=True)
@@ -136,13 +136,13 @@ def of_names(names: Sequence[str], value: Any = None) -> Output:
 
 
 def of_pins(pins: Mapping[str, str]) -> Output:
-    """Show the certificates that are remembered: a line each, address and fingerprint with a tab between."""
+    """Show the pins: a line each, address and fingerprint with a tab between."""
     rows = [{"address": address, "fingerprint": pin} for address, pin in pins.items()]
     return Output(b"".join(_line(f"{address}\t{pin}") for address, pin in pins.items()), rows, rows, many=True)
 
 
 def of_broker(broker: Broker) -> Output:
-    """Show a broker by what ``-b`` takes: its address, with the port unless that is the usual one."""
+    """Show a broker in the form for ``-b``: its address, with the port unless it is the default."""
     row = broker._asdict()
     return Output(_line(_target(broker)), row, [row])
 
@@ -183,11 +183,11 @@ def of_raw(response: Row) -> Output:
 
 
 def of_body(body: bytes) -> Output:
-    """Show an extension's answer as it came; in the other forms what it means as JSON, or its text."""
+    """Show an extension's response unchanged; in other forms its JSON value, or its text."""
     text = body.decode("utf-8", "replace")
     try:
         value = json.loads(body)
-        json.dumps(value, allow_nan=False)  # what Python takes for JSON, such as NaN, others do not
+        json.dumps(value, allow_nan=False)  # Python reads NaN and similar as JSON, others do not
     except (ValueError, RecursionError):
         value = text
     if isinstance(value, dict):
@@ -241,7 +241,7 @@ def _chosen(row: Row, cols: Sequence[str]) -> Row:
 
 
 def _chosen_value(value: Any, cols: Sequence[str]) -> Any:
-    """Choose from an object, from each of a list of objects, or from each entry of an object of entries."""
+    """Choose keys of an object, of each object in a list, or of each entry in an object of entries."""
     if not cols:
         return value
     if isinstance(value, list):
@@ -284,7 +284,7 @@ class _Dialect:
 
     Args:
         assignment: with ``{name}`` and ``{value}``.
-        quotes: what stands for each character that would end the quoted text.
+        quotes: the replacement of each character that would end the quoted text.
     """
 
     def __init__(self, assignment: str, quotes: Mapping[str, str]) -> None:
@@ -300,8 +300,7 @@ _POWERSHELL: Final = _Dialect("${name} = '{value}'", {quote: quote * 2 for quote
 def _assignments(rows: Sequence[Row], many: bool, dialect: _Dialect) -> list[str]:
     """Return assignments to variables named ``bp_<key>``.
 
-    The prefix is there because keys come from whoever may write to the
-    registry: an entry must not be able to set ``PATH``.
+    The prefix is needed because any client that may write chooses the keys: an entry must not be able to set ``PATH``.
     """
     variables: dict[str, Any] = {"bp_count": len(rows)} if many else {}
     taken = set(variables)

@@ -1,8 +1,7 @@
 """Well-formed command lines, read without click: loading click costs more than a whole call. Pure.
 
-It reads as click does, or not at all: anything that it is not sure of (help,
-``--``, an unknown word, a value that click would convert or refuse) it leaves
-to click. A test compares the two over generated command lines.
+It reads a line as click does, or not at all: all doubtful lines (help, ``--``, an unknown word, a value that click
+would convert or refuse) are left to click. A test compares the two over generated command lines.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class _Unsure(Exception):
-    """Let click look at it."""
+    """Leave the line to click."""
 
 
 def parse(words: Sequence[str]) -> Invocation | None:
-    """Understand a command line; None if click has to."""
+    """Parse a command line; return None to leave it to click."""
     own, behind = split_command(words)
     if behind == ():
         return None
@@ -54,7 +53,7 @@ def split_command(words: Sequence[str]) -> tuple[list[str], tuple[str, ...] | No
 
 
 def with_command(call: Invocation, behind: tuple[str, ...] | None) -> Invocation:
-    """Return a call that knows the words of the command that it is to run, if it runs one."""
+    """Return a call with the words of the user's command, if it runs one."""
     if not call.command.runs:
         return call
     return Invocation(call.command, {**call.own, "command": behind or ()}, call.given)
@@ -67,7 +66,7 @@ def _call(rest: list[str]) -> Invocation:
     while path not in COMMANDS:
         if path and path not in GROUPS:
             raise _Unsure
-        # Of an option that is given on several levels, the last level's counts.
+        # If an option is given on several levels, the last level counts.
         given |= _level(rest, everywhere)
         path = (*path, _next(rest))
     command = COMMANDS[path]
@@ -84,7 +83,7 @@ def _call(rest: list[str]) -> Invocation:
     word = next((option for option in command.options if option.positional), None)
     if rest and word is not None and word.key not in found:
         _keep(word, rest.pop(), found)
-        # Given again by its name, it is click's to refuse.
+        # If it is given by its name as well, click refuses it.
         found = _level(rest, {name: option for name, option in known.items() if option is not word}, found)
     if rest or any(option.required and option.key not in found for option in command.options):
         raise _Unsure
@@ -97,12 +96,12 @@ def _by_name(options: Sequence[Option]) -> dict[str, Option]:
 
 
 def _level(rest: list[str], options: Mapping[str, Option], before: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Take options, with their values, up to the next word that is none.
+    """Read options, with their values, up to the next word that is no option.
 
     Args:
         rest: the words to come, the next one last.
-        options: those that may come, by name.
-        before: what was found so far.
+        options: the possible options, by name.
+        before: the options found so far.
     """
     found = dict(before or {})
     while rest and rest[-1].startswith("-"):

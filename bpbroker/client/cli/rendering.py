@@ -1,4 +1,4 @@
-"""``render``: files from the registry, by templates that can do nothing but make text."""
+"""``render``: makes files from the registry by templates."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 class Target:
-    """The file that is made.
+    """The file to make.
 
     Args:
         path: of the file.
-        mode: its permission bits; None: those that it has, else 0644.
-        check: a command that has to end well with the new file in the place of ``{}``.
+        mode: its permission bits; None: those of the old file, else 0644.
+        check: a command that has to succeed; ``{}`` in it becomes the new file's path.
     """
 
     def __init__(self, path: str, mode: int | None, check: str | None) -> None:
@@ -44,10 +44,10 @@ class Target:
             raise UsageError("--check needs {} where the new file's path is to stand")
 
     def put(self, text: str) -> bool:
-        """Write the file if it is to be another; return whether it was.
+        """Write the file if its content changes; return whether it was written.
 
         Raises:
-            NotShown: it cannot be written, or the check refuses it; the old file is as it was.
+            NotShown: it cannot be written, or the check refuses it; the old file is unchanged.
         """
         from bpbroker.files import temporary_name, write_whole
 
@@ -126,7 +126,7 @@ def render(
 
 
 class _ReloadFailed(ClientError):
-    """The reload command ended badly."""
+    """The reload command failed."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

@@ -26,11 +26,11 @@ _UNTIL_TIMEOUT: Final = 1_000_000_000
 
 
 class Session:
-    """What the options of all levels together say.
+    """One run of ``bpclient``: the options of all levels, and the client that they lead to.
 
     Args:
         given: option to value, only those that were given.
-        environ: the environment, which they go before.
+        environ: the environment; an option counts before its variable.
     """
 
     def __init__(self, given: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> None:
@@ -50,30 +50,30 @@ class Session:
 
     @property
     def trust(self) -> Trust:
-        """By what the broker is recognised."""
+        """How the broker is recognised."""
         return Trust(self.secrets.fingerprints, self._given.get("cacert", ""), bool(self._given.get("insecure")))
 
     def render(self, result: Output) -> bytes:
-        """Return a result in the form that was asked for."""
+        """Return a result in the chosen form."""
         form, cols = self._given.get("format", "text"), self._given.get("cols", ())
         if cols and form == "text" and result.text:
             self.tell("Warning: this result is text, of which --cols chooses nothing; add --format json or csv")
         return render(result, form, cols)
 
     def see_that_a_shell_can_hold(self, data: str) -> None:
-        """See, before data is sent, that the entry it makes can be shown, if it is a shell that wants to know.
+        """Check, before data is sent, that the new entry can be shown in the chosen form.
 
         Raises:
-            UsageError: it could not.
+            UsageError: it cannot be shown.
         """
         if self._given.get("format") not in ("shell", "powershell"):
-            return  # they show whatever a broker takes
+            return  # these forms show each entry
         try:
             self.render(of_entry(entry_values.stamp(entry_values.parse(data, max_bytes=sys.maxsize), "", 0)))
         except NotShown as error:
             raise UsageError(f"{error}; nothing was sent") from None
         except RequestError:
-            return  # saying what is wrong with it is for the broker, whose limits are its own
+            return  # the broker refuses it: the limits are the broker's
 
     def timeout(self, default: float) -> float:
         """Return ``--timeout`` in seconds, or the default."""
@@ -83,18 +83,18 @@ class Session:
         return found
 
     def left(self) -> float:
-        """Return what is left of ``--timeout``, which covers all that the command does; infinite without it."""
+        """Return the rest of ``--timeout``, which covers the whole command; infinite without it."""
         if "timeout" not in self._given:
             return float("inf")
         return max(0.001, self._began + self.timeout(0.0) - time.monotonic())
 
     def tell(self, sentence: str) -> None:
-        """Say something to the person, unless ``--quiet``."""
+        """Print a message for the person, unless ``--quiet``."""
         if not self.quiet and sys.stderr is not None:
             sys.stderr.write(f"{sentence}\n")
 
     def doubt_name(self, name: str) -> None:
-        """Say that a name of something new may lack its end; $HOSTNAME is bash's, and empty in sh and cron."""
+        """Warn that a new name may lack its end: $HOSTNAME is a variable of bash, and empty in sh and cron."""
         if name.endswith("-"):
             self.tell(f"Warning: the name '{name}' ends in a dash; was $HOSTNAME empty? Use $(hostname)")
 
@@ -111,7 +111,7 @@ class Session:
         return self._environ.get("BPBROKER_SESSION") or None
 
     def waiting_for(self, what: str) -> progress.Work:
-        """Show what is being waited for, while it is."""
+        """Show a wait while it goes on."""
         progress.show_on_terminal()
         return progress.Work(f"Waiting for {what}", quiet=self.quiet)
 
@@ -119,12 +119,12 @@ class Session:
         """Find the broker that holds ``name``, asking for ``wait_secs`` if that is longer than the timeout.
 
         Raises:
-            NotTrusted, CannotConnect: none of those that claim an expected certificate has it, or can be reached.
+            NotTrusted, CannotConnect: no broker that claims an expected certificate has it, or can be reached.
         """
         found = self._find(name, wait_secs, first=first)
         if found[0].authentic or not self.secrets.fingerprints:
             return found[0]
-        # A claim of a fingerprint is no proof of it: a connection is.
+        # An answer can claim any fingerprint: only a connection proves it.
         with self._client([target_of(broker) for broker in found], self.trust, "") as client:
             client.connect(min(CONNECT_SECS, self.left()))
             return next(broker for broker in found if target_of(broker) == client.address)
@@ -141,7 +141,7 @@ class Session:
             ).everybody()  # fmt: skip
 
     def _find(self, name: str, wait_secs: float, *, first: bool = False) -> list[Broker]:
-        """Return the addresses at which the broker that holds ``name`` answered, the most useful first."""
+        """Return the addresses of the broker that holds ``name``, the most useful first."""
         # A call to a known broker does without loading this.
         from bpbroker.client.discovery import TIMEOUT_SECS, Credentials, ask
 
@@ -157,11 +157,11 @@ class Session:
         """Return a client of the broker that the options name or that is discovered, and what is left of ``wait_secs``.
 
         Args:
-            wait_secs: how long the broker may be waited for.
+            wait_secs: how long to wait for the broker.
             looks: whether the client only connects: then a certificate that was never seen is not remembered.
 
         Raises:
-            UsageError: they name none.
+            UsageError: the options name no broker.
             WaitTimeout, SeveralBrokers: as of a discovery.
         """
         began = time.monotonic()
@@ -174,10 +174,10 @@ class Session:
         if name:
             found = self._find(name, wait_secs)
             if not (found[0].authentic or trust.fingerprints):
-                found = found[:1]  # where nothing tells the right one, one is as good as another
+                found = found[:1]  # without any way to know the right one, take the first
             targets = [target_of(broker) for broker in found]
             if found[0].authentic and not trust.fingerprints:
-                # What a signed answer says of the certificate is as good as having been told.
+                # The fingerprint in a signed answer counts like a given one.
                 trust = Trust([broker.fingerprint for broker in found], trust.cacert, trust.insecure)
         elif address:
             targets = [parse_address(each, self.port) for each in address.split(",")]
@@ -215,7 +215,7 @@ class Session:
             cacert=trust.cacert,
             insecure=trust.insecure,
             timeout_secs=self.timeout(TIMEOUT_SECS),
-            # A time that was given is time to try in: a broker may be away for a restart, or for a reboot.
+            # A given timeout is used for retries: a broker may be away for a restart, or for a reboot.
             retries=self._given.get("retry", _UNTIL_TIMEOUT if "timeout" in self._given else RETRIES),
             total_secs=self.left(),
             tell=self.tell,

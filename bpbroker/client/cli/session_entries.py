@@ -55,5 +55,5 @@ def lost(session: Session, *, prefix: str, keys: bool, raw: bool) -> Output:
 
 
 def _last(told: Mapping[str, Any]) -> Entry:
-    """Return an entry's last value, with when it went, and with which session."""
+    """Return an entry's last value, with the time of its end and its session."""
     return Entry({**told["entry"], "lost_ts": told["when"], "lost_session": told["session"]})

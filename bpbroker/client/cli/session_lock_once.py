@@ -1,4 +1,4 @@
-"""``session``, ``lock`` and ``once``: what is held while a command runs."""
+"""``session``, ``lock`` and ``once``: hold a session or a lock while a command runs."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def once(
 
         with session.waiting_for(f"'{name}' on {client.address}"):
             state = all_of_it.run(work)
-    if cannot:  # the entry says that it failed: it is not at work any more
+    if cannot:  # the entry says that the work failed
         raise cannot[-1]
     if mine:
         raise SystemExit(mine[-1])
@@ -168,13 +168,13 @@ def once(
 
 
 def _client(session: Session) -> Client:
-    """Return a client whose calls --timeout does not end: what is held has to be given back, too."""
+    """Return a client whose calls --timeout does not end: locks and sessions have to be given back, too."""
     client, _ = session.client()
     return client.sibling()
 
 
 def _until(session: Session, wait: str | None) -> float:
-    """Return how many seconds to wait for others: as --wait says, and no longer than --timeout; perhaps for ever."""
+    """Return how many seconds to wait for others: by --wait, at most --timeout; perhaps infinite."""
     return min(seconds(wait) if wait else float("inf"), session.left())
 
 
@@ -205,5 +205,5 @@ def _release(held: Lock) -> None:
 
 
 def shown(data: Any) -> str:
-    """Return what a holder says of itself as one line."""
+    """Return the data of a holder as one line."""
     return data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)

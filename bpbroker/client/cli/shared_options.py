@@ -25,7 +25,7 @@ class Option:
 
     Args:
         names: as typed; the first long one, without its dashes, is its key.
-        about: what the help says.
+        about: its help.
         key: what its value is called, if not so.
         metavar: what stands for the value in the help.
         flag: whether it has no value; it is True when given.
@@ -65,7 +65,7 @@ class Option:
 
 
 Action: TypeAlias = "Callable[..., Output]"
-"""What a command does: gets a Session and, by their keys, the values of its own options."""
+"""The action of a command: called with a Session and, by their keys, the values of its own options."""
 
 
 class Command:
@@ -74,10 +74,9 @@ class Command:
     Args:
         path: its words.
         options: of its own.
-        action: what it does; its docstring is what the help shows.
-        acts: whether something has happened once the broker has answered: a script must know.
-        runs: whether it runs a command of the user's, which stands behind ``--``; the action gets its words as
-            ``command``.
+        action: carries it out; its docstring is the help.
+        acts: whether the command changes something at the broker, so that a script must learn the result.
+        runs: whether it runs a command of the user, given after ``--``; the action gets its words as ``command``.
     """
 
     def __init__(
@@ -91,12 +90,12 @@ class Command:
 
 
 class Invocation:
-    """A command line that has been understood.
+    """A parsed command line.
 
     Args:
-        command: what to do.
+        command: the command.
         own: the values of all the command's own options, by key.
-        given: of the options of every command, those that were given.
+        given: the given options of those that every command has.
     """
 
     def __init__(self, command: Command, own: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 CPU_SECS = 10
 """A template that makes a megabyte takes a tenth of a second."""
 WALL_SECS = 120.0
-"""For a machine that has much else to do, and where computing time cannot be limited."""
+"""Limit by the wall clock: for a busy machine, and where processor time cannot be limited."""
 OUTPUT_BYTES = 16 * 1024 * 1024
 MEMORY_BYTES = 256 * 1024 * 1024
-"""What it may use beside what is there already."""
+"""Memory that it may use in addition to what it has at first."""
 
 
 class Missing(NotFound):
-    """A template names an entry, or a field, that is not there."""
+    """A template names an entry, or a field, that does not exist."""
 
 
 class Template:
-    """A template, and what it may ask for.
+    """A template.
 
     Args:
         source: its text.
@@ -63,16 +63,16 @@ class Template:
         self._bounded(None)  # reading it computes what is constant in it
 
     def text(self, entries: Mapping[str, Entry]) -> str:
-        """Return what the template makes of all entries, which are of one revision.
+        """Return the text that the template makes of all entries, which are of one revision.
 
         Raises:
-            Missing: it names one that is not there.
-            UsageError: it does what it must not, or cannot, or uses too much for that.
+            Missing: it names an entry that does not exist.
+            UsageError: it has an error, does something forbidden, or uses too much.
         """
         return self._bounded({name: entry.own for name, entry in entries.items()})
 
     def _bounded(self, entries: Own | None) -> str:
-        """Read the template in a process that is ended when it uses too much; with entries use it, too."""
+        """Read the template in a process that is ended when it uses too much; with entries, fill it, too."""
         limits = CPU_SECS, OUTPUT_BYTES, MEMORY_BYTES
         ways = multiprocessing.get_all_start_methods()
         context = multiprocessing.get_context("fork" if "fork" in ways else None)
@@ -118,7 +118,7 @@ def _work(
     entries: Own | None,
     limits: tuple[int, int, int],
 ) -> None:
-    """Read and use a template. Send what became of it: ``text``, ``missing`` or ``wrong``, and the text or message."""
+    """Read and fill a template. Send the outcome: ``text``, ``missing`` or ``wrong``, and the text or message."""
     read_end.close()  # held here, it would have this process wait for ever when the one that reads was killed
     cpu_secs, output_bytes, memory_bytes = limits
     kept = _limit(cpu_secs, memory_bytes)
@@ -141,7 +141,7 @@ def _work(
 
 
 def _limit(cpu_secs: int, memory_bytes: int) -> object:
-    """Bound what this process uses, as far as the system can; return what has to be kept for that."""
+    """Limit what this process uses, as far as the system can; return an object that must be kept for that."""
     if sys.platform == "win32":
         from bpbroker import windows
 
@@ -165,7 +165,7 @@ def _limit(cpu_secs: int, memory_bytes: int) -> object:
 
 
 def _made(source: str, name: str, entries: Own | None, output_bytes: int) -> str:
-    """Return what a template makes of entries; without entries see only that it can be read.
+    """Return the text that a template makes of entries; without entries, only check that it can be read.
 
     Raises:
         Missing, UsageError: as :meth:`Template.text`.
@@ -203,7 +203,7 @@ def _made(source: str, name: str, entries: Own | None, output_bytes: int) -> str
 
 
 def _functions(template: str, entries: Own) -> dict[str, Any]:
-    """Return what a template may call."""
+    """Return the functions that a template may call."""
 
     def entry(name: str) -> dict[str, Any]:
         if name not in entries:

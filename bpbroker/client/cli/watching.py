@@ -1,4 +1,4 @@
-"""``watch``, ``service get --gone`` and ``service wait`` with conditions: what happens to entries."""
+"""``watch``, ``service get --gone`` and ``service wait`` with conditions: follow changes of entries."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _CURSOR_MAX: Final = 4096
 
 
 class Position:
-    """How far a watch has come, in a file: the cursor, and how many events of the revision behind it are done.
+    """The position of a watch, in a file: the cursor, and how many events of the next revision are done.
 
     Args:
         path: the file; None: it is not kept.
@@ -48,7 +48,7 @@ class Position:
         """Read the file, if it is there.
 
         Raises:
-            UsageError: it cannot be read, or holds something else.
+            UsageError: it cannot be read, or is no such file.
         """
         if self._path is None:
             return
@@ -112,11 +112,11 @@ def watch(
 
 
 class _Enough(Exception):
-    """As many events as were asked for."""
+    """The given number of events has come."""
 
 
 class _Watching:
-    """Hands events on, and keeps the position behind each."""
+    """Passes events on, and keeps the position after each."""
 
     def __init__(
         self,
@@ -176,10 +176,10 @@ class _Watching:
             self._check()
 
     def _list(self, after: int = 0) -> None:
-        """Hand on what there is now, and have the watch go on behind it.
+        """Pass on the current entries, and let the watch go on after them.
 
         Args:
-            after: what was not changed after this revision was handed on before.
+            after: entries without a change after this revision were passed on before.
         """
         if self._name is None:
             entries = dict(self._client.list(self._prefix or ""))
@@ -192,7 +192,7 @@ class _Watching:
         if self._name is None and isinstance(known, int):
             self._watch.skip(known)
         for name, found in sorted(entries.items(), key=lambda item: item[1].revision):
-            if not found.revision or found.revision > after:  # a broker of before does not say it
+            if not found.revision or found.revision > after:  # a broker of an earlier version does not say it
                 self._check()
                 self._pass(Event("put", name, found.revision, found))
 
@@ -204,7 +204,7 @@ class _Watching:
         """End when there were enough events, or a signal asked for it.
 
         Raises:
-            _Enough, SystemExit: so it is.
+            _Enough, SystemExit: one of these is the case.
         """
         if isinstance(self._handle, _Runner) and self._handle.asked:
             raise SystemExit(128 + self._handle.asked)
@@ -225,12 +225,12 @@ def _print(event: Event) -> None:
 
 
 class _Runner:
-    """Runs a command for an event, until it ends well.
+    """Runs a command for an event, until it succeeds.
 
     Args:
         command: its words.
-        end: on the clock of :func:`time.monotonic`; it is not tried again after that.
-        tell: says something to the person.
+        end: by :func:`time.monotonic`; it is not tried again after that.
+        tell: prints a message for the person.
         keep_going: go on when it fails.
     """
 
@@ -240,14 +240,14 @@ class _Runner:
         self._tell = tell
         self._keep_going = keep_going
         self.asked = 0
-        """The signal that asked for the watch's end while the command for an event ran that ended well."""
+        """The signal that asked for the watch's end during a command that succeeded; 0: none."""
 
     def __call__(self, event: Event) -> None:
         """Handle an event.
 
         Raises:
-            SystemExit: a signal asked for the end, and the command did not end well.
-            WaitTimeout: nor did it before, and the time is over.
+            SystemExit: a signal asked for the end, and the command failed.
+            WaitTimeout: the command failed, and the time is over.
         """
         text = json.dumps(event.json(), ensure_ascii=False)
         entry = "" if event.entry is None else for_system(json.dumps(event.entry, ensure_ascii=False))

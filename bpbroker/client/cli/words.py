@@ -1,4 +1,4 @@
-"""What people write on a command line, made into values: durations, secrets, data, lists of columns."""
+"""Words of a command line to values: durations, secrets, data, lists of columns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 DATA_MAX_BYTES: Final = 16 * 1024 * 1024
-"""The most that a broker can be set to take."""
+"""The largest size that a broker can be configured for."""
 _SECRET_MAX_BYTES: Final = 64 * 1024
 _DURATION_MAX_SECS: Final = 366 * 86400
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -57,7 +57,7 @@ def content(text: str, what: str, limit: int = 0) -> str:
 
 
 def json_fault(data: str) -> str:
-    """Return why data that begins as a JSON object is none; empty if it is one, or is meant as text."""
+    """Return why data that begins as a JSON object is not valid; empty if it is valid, or is meant as text."""
     if not data.lstrip().startswith("{"):
         return ""
     import json
@@ -73,10 +73,10 @@ def json_fault(data: str) -> str:
 
 
 def at_path(value: object, path: str) -> object:
-    """Return what is at a path of keys with dots between, such as ``net.ip``, in objects; a key may have dots itself.
+    """Return the value at a path of keys joined by dots, such as ``net.ip``; a key may have dots itself.
 
     Raises:
-        KeyError: nothing is.
+        KeyError: there is none.
     """
     if not isinstance(value, Mapping):
         raise KeyError(path)
