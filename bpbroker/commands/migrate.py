@@ -31,14 +31,18 @@ def migrate(scope: Scope, *, target: str, merge: bool, dry_run: bool) -> None:
             work.step(done, of)
 
         done = move(scope.sources(), target, merge=merge, dry_run=dry_run, tell=tell)
-    click.echo(f"entries copied: {done.copied}")
+    click.echo(f"entries to copy: {done.copied}" if dry_run else f"entries copied: {done.copied}")
     click.echo(f"there already: {done.same}")
     shown = shown_names(done.left)
     click.echo(f"left as they are there: {len(done.left)}" + (f" ({shown})" if done.left else ""))
     if dry_run:
         click.echo("Nothing was changed.", err=True)
         return
-    if done.kept is not None:
-        click.echo(f"The file as it was is kept as {done.kept}", err=True)
     where = "in etcd" if target == "etcd" else f"beside {scope.own}"
+    if done.kept is None:
+        click.echo(f"The registry is {where} already; nothing was changed.", err=True)
+        return
+    click.echo(f"The file as it was is kept as {done.kept}", err=True)
+    if target == "embedded":
+        click.echo("What is in etcd stays there, and other brokers go on with it.", err=True)
     click.echo(f"The registry is {where} now; to start the broker: {scope.command_line('start')}", err=True)

@@ -8,6 +8,7 @@ byte for byte, is not in the way.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -70,11 +71,13 @@ def migrate(
                 "_registry.endpoints is missing: it must say where the etcd cluster is, such as"
                 ' {"_registry": {"endpoints": ["https://10.0.0.5:2379"]}}'
             )
+        again = schema.option(settings, "_registry", "store") == target
         store = EtcdStore(EtcdOptions.of(settings))
         try:
-            state = store.open()
+            with _asking(sources.own):
+                state = store.open()
             move = _to_etcd if target == "etcd" else _to_file
-            return move(sources.own, settings, store, state, _Terms(merge, dry_run, tell))
+            return move(sources.own, settings, store, state, _Terms(merge, dry_run, again, tell))
         finally:
             store.close()
 
@@ -83,7 +86,23 @@ def migrate(
 class _Terms:
     merge: bool
     dry_run: bool
+    again: bool
+    """Whether the registry is in the target already, by the configuration."""
     tell: Tell
+
+
+@contextmanager
+def _asking(own: Path) -> Iterator[None]:
+    """Say of an error of the cluster what it means for the file."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}. {own} was not changed") from None
+    except Unavailable as error:
+        raise Unavailable(
+            f"{error}. {own} was not changed, and the registry is where it was; do it again when the cluster answers:"
+            " what was copied is not copied twice"
+        ) from None
 
 
 def _to_etcd(own: Path, settings: Mapping[str, Any], store: EtcdStore, state: State, terms: _Terms) -> Migrated:
@@ -98,11 +117,12 @@ def _to_etcd(own: Path, settings: Mapping[str, Any], store: EtcdStore, state: St
         raise ConfigurationError(
             f"etcd takes no entry of more than {schema.ETCD_DATA_MAX_BYTES} bytes: {shown_names(largest)}"
         )
-    if terms.dry_run:
+    if terms.dry_run or (terms.again and not stored):
         return Migrated(len(missing), same, left, None)
-    store.raise_revisions(max(commit, Revisions(own).read()))
-    _copy(store, {name: entries[name] for name in missing}, terms)
-    now = _of_etcd(store.scan())
+    with _asking(own):
+        store.raise_revisions(max(commit, Revisions(own).read()))
+        _copy(store, {name: entries[name] for name in missing}, terms)
+        now = _of_etcd(store.scan())
     lost = [name for name in missing if not _same(now.get(name), entries[name])]
     if lost:
         raise StartError(f"{where} is being changed by somebody else: {shown_names(lost)}; nothing was switched over")
@@ -128,7 +148,7 @@ def _to_file(own: Path, _settings: Mapping[str, Any], _store: EtcdStore, state: 
     there, entries = _of_file(stored, origin.commit if origin else 0), _of_etcd(state)
     missing, same, left = compare(entries, there)
     _check_others(entries, there, f"The file {own}", terms)
-    if terms.dry_run:
+    if terms.dry_run or (terms.again and not missing):
         return Migrated(len(missing), same, left, None)
     terms.tell(0, len(missing))
     wanted = {name: joined(record) for name, record in {**entries, **there}.items()}
@@ -164,6 +184,12 @@ def _check_others(entries: Mapping[str, Record], there: Mapping[str, Record], wh
         raise StartError(
             f"{where} holds {len(others)} other entries ({shown_names(others)}). Nothing was changed;"
             " with --merge they stay as they are, and what is missing is added"
+        )
+    missing = sorted(name for name in entries.keys() - there.keys() if not name.startswith("_"))
+    if terms.again and there and missing and not terms.merge:
+        raise StartError(
+            f"{where} is in use already, and lacks {len(missing)} entries ({shown_names(missing)}): they may have been"
+            " deleted there. Nothing was changed; with --merge they are added"
         )
 
 

@@ -24,7 +24,7 @@ from bpbroker.server import host_certificate
 from bpbroker.server.listener import bind_tcp, raise_descriptor_limit
 from bpbroker.storage import backups, control_socket
 from bpbroker.storage.config_file import Origin
-from bpbroker.storage.embedded.journal import files_of, journal_path, read_journal
+from bpbroker.storage.embedded.journal import Mark, files_of, journal_path, read_journal, refuse_half
 from bpbroker.storage.embedded.recovery import match, registry_of
 from bpbroker.storage.lock import FileLock
 from bpbroker.storage.sources import Loaded
@@ -104,7 +104,9 @@ def prepare(plan: Plan, undo: ExitStack) -> Prepared:
     loaded = plan.sources.load()
     for warning in loaded.warnings:
         logger.warning("%s", warning)
-    if not layers.shares_registry(loaded.effective):
+    if layers.shares_registry(loaded.effective):
+        not_half_restored(own)
+    else:
         loaded = replace(loaded, origin=matched(own, loaded.origin))
     loaded = with_discovery_secret(with_certificate(loaded, own))
     api = loaded.effective["api"]
@@ -166,6 +168,22 @@ def matched(own: Path, origin: Origin | None) -> Origin:
     known = registry in (journal.registry, origin.registry if origin else "")
     match_answers(own, registry, known=known)
     return Origin(registry, fit.commit)
+
+
+def not_half_restored(own: Path) -> None:
+    """See that no restore of a broker on etcd was cut off; nothing else of its journal is looked at.
+
+    Raises:
+        DamagedFile: one was.
+    """
+    try:
+        mark = Mark(journal_path(own)).read()
+    except (DamagedFile, OSError):  # it is of a journal that is not in use
+        return
+    try:
+        refuse_half(journal_path(own), mark)
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}\n{backups.advice(own)}") from None
 
 
 def match_answers(own: Path, registry: str, *, known: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -315,7 +315,8 @@ def _put(
 def put(own: Path, settings: dict[str, Any], entries: dict[str, bytes], above: int = 0) -> Path | None:
     """Put another state in the place of what is there, and keep that as a backup; the caller has the lock.
 
-    Every later revision is higher than ``above``.
+    Every later revision is higher than ``above``. Cut off anywhere, one of the two states is there whole, and it may be
+    done again.
 
     Raises:
         DamagedFile, ConfigurationError: what is there cannot be read.
@@ -325,7 +326,10 @@ def put(own: Path, settings: dict[str, Any], entries: dict[str, bytes], above: i
         old = state_of(own)
         kept = _keep(own, old)
         origin = old.origin or _origin_left(own)
-        _put(own, settings, entries, replace(origin, commit=max(origin.commit, above)))
+        if read_journal(journal_path(own)).changes:
+            # The file alone shall count: its replacement is one step then.
+            save(own, old.settings, old.entries, origin)
+        config_file.write(own, settings, entries, origin=Origin(origin.registry, max(origin.commit, above) + 1))
     except OSError as error:
         raise files.storage_error(f"Cannot write {error.filename or own}", error) from None
     return kept[0] if kept else None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bpbroker import progress
+from bpbroker.storage.embedded.journal import Mark, journal_path
 from bpbroker.storage.etcd.store import read_all
 from tests.support.etcd_cluster import needs_etcd
 
@@ -32,7 +33,7 @@ def test_moving_says_what_it_did(bpbroker: Callable[..., Ran], file: Path, etcd_
     settings = {"_registry": etcd_section}
     before = file.read_bytes()
     tried = bpbroker("migrate", "--to", "etcd", "--dry-run")
-    assert (tried.code, tried.out) == (0, "entries copied: 3\nthere already: 0\nleft as they are there: 0\n")
+    assert (tried.code, tried.out) == (0, "entries to copy: 3\nthere already: 0\nleft as they are there: 0\n")
     assert "Nothing was changed." in tried.err
     assert file.read_bytes() == before
     moved = bpbroker("migrate", "--to", "etcd")
@@ -43,9 +44,69 @@ def test_moving_says_what_it_did(bpbroker: Callable[..., Ran], file: Path, etcd_
     assert etcd_section["password"] not in moved.out + moved.err
     again = bpbroker("migrate", "--to", "etcd")
     assert (again.code, again.out.splitlines()[0]) == (0, "entries copied: 0")
+    assert "The registry is in etcd already; nothing was changed." in again.err
+    assert "kept as" not in again.err
     back = bpbroker("migrate", "--to", "embedded")
     assert (back.code, back.out.splitlines()[0]) == (0, "entries copied: 3")
     assert sorted(json.loads(file.read_text())["services"]) == ["a", "b", "c"]
+    assert "What is in etcd stays there, and other brokers go on with it." in back.err
+    there = bpbroker("migrate", "--to", "embedded")
+    assert (there.code, there.out.splitlines()[0]) == (0, "entries copied: 0")
+    assert "already; nothing was changed." in there.err
+
+
+@needs_etcd
+def test_what_may_have_been_deleted_does_not_come_back_by_itself(bpbroker: Callable[..., Ran], file: Path) -> None:
+    assert bpbroker("migrate", "--to", "etcd").code == 0
+    assert bpbroker("migrate", "--to", "embedded").code == 0
+    document = json.loads(file.read_text())
+    del document["services"]["b"]
+    file.write_text(json.dumps(document))
+    refused = bpbroker("migrate", "--to", "embedded")
+    assert refused.code == 1
+    assert "is in use already, and lacks 1 entries (b): they may have been deleted there." in refused.err
+    assert sorted(json.loads(file.read_text())["services"]) == ["a", "c"]
+    assert bpbroker("migrate", "--to", "embedded", "--merge").code == 0
+    assert sorted(json.loads(file.read_text())["services"]) == ["a", "b", "c"]
+
+
+@needs_etcd
+@pytest.mark.parametrize(
+    ("changed", "code", "said"),
+    [
+        ({"password": "wrong"}, 78, "; correct _registry.user or _registry.password. {file} was not changed"),
+        ({"prefix": "/not/ours"}, 78, "must be allowed to read and write all keys that begin with _registry.prefix"),
+        ({"endpoints": ["https://127.0.0.1:1"], "timeout_secs": 0.5}, 1, "do it again when the cluster answers"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_setting(
+    bpbroker: Callable[..., Ran], file: Path, changed: dict[str, Any], code: int, said: str
+) -> None:
+    document = json.loads(file.read_text())
+    document["_registry"] |= changed
+    file.write_text(json.dumps(document))
+    before = file.read_bytes()
+    refused = bpbroker("migrate", "--to", "etcd")
+    assert (refused.code, refused.out) == (code, "")
+    assert said.format(file=file) in refused.err
+    assert f"{file} was not changed" in refused.err
+    assert file.read_bytes() == before
+
+
+@needs_etcd
+def test_a_broker_on_etcd_does_not_start_on_a_restore_that_was_cut_off(
+    bpbroker: Callable[..., Ran], file: Path
+) -> None:
+    assert bpbroker("migrate", "--to", "etcd").code == 0
+    document = json.loads(file.read_text())
+    document["api"] = {**document.get("api", {}), "listen_ip": "192.0.2.1"}  # so that a start ends, whatever happens
+    file.write_text(json.dumps(document))
+    mark = Mark(journal_path(file), "a" * 32)
+    mark.block()
+    mark.close(remove=False)
+    refused = bpbroker("start")
+    assert refused.code == 78
+    assert f"A restore of {file} was cut off; do it again" in refused.err
 
 
 @needs_etcd

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,8 @@ from bpbroker.registry.changes import Change, Group
 from bpbroker.registry.discovery_secret import NAME
 from bpbroker.registry.stored import split
 from bpbroker.runtime.migration import Migrated, migrate
-from bpbroker.storage import config_file, offline
-from bpbroker.storage.embedded.journal import journal_path
+from bpbroker.storage import backups, config_file, offline
+from bpbroker.storage.embedded.journal import Mark, journal_path
 from bpbroker.storage.embedded.store import EmbeddedStore
 from bpbroker.storage.etcd.options import EtcdOptions
 from bpbroker.storage.etcd.store import EtcdStore
@@ -26,7 +27,7 @@ from tests.support.etcd_cluster import needs_etcd
 from tests.support.groups import one, peeked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 pytestmark = needs_etcd
 
@@ -128,6 +129,59 @@ def test_it_goes_on_where_it_was_cut_off(moving: Moving, monkeypatch: pytest.Mon
     done = moving.move("etcd")
     assert (done.copied, done.same) == (151, 100)
     assert moving.in_etcd == ENTRIES
+
+
+class _Cut(BaseException):
+    """Ends the command at once, as a kill does."""
+
+
+@pytest.mark.parametrize("target", ["etcd", "embedded"])
+@pytest.mark.parametrize("last", range(8))
+def test_cut_off_at_any_step_of_the_switch_nothing_is_lost_and_it_can_be_done_again(
+    moving: Moving, monkeypatch: pytest.MonkeyPatch, target: str, last: int
+) -> None:
+    entries = {"a": b'{"n": 1}', "b": b'{"n": 2}'}
+    if target == "embedded":
+        moving.write(entries)
+        moving.move("etcd")
+        moving.write({})
+        moving.move("etcd")
+    else:
+        moving.write({"a": b'{"n": 1}', "gone": b"{}"})
+        store = EmbeddedStore(journal_path(moving.file), lambda: config_file.read(moving.file)[1])
+        store.load()
+        store.commit([one("b", b'{"n": 2}'), one("gone", None)])
+        store.close()
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+        if steps > last:
+            raise _Cut
+
+    def cutting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def cut(*args: Any, **how: Any) -> Any:
+            step()
+            result = function(*args, **how)
+            step()
+            return result
+
+        return cut
+
+    for owner, name in ((config_file, "write"), (offline, "forget_all"), (backups, "make")):
+        monkeypatch.setattr(owner, name, cutting(getattr(owner, name)))
+    for name in ("block", "unblock", "close"):
+        monkeypatch.setattr(Mark, name, cutting(getattr(Mark, name)))
+    with suppress(_Cut):
+        moving.move(target)
+    monkeypatch.undo()
+    store_now, in_file = moving.in_file
+    assert (moving.in_etcd if store_now == "etcd" else in_file) == entries
+    moving.move(target)
+    assert moving.in_file == (target, entries if target == "embedded" else {})
+    assert moving.in_etcd == entries
+    assert all(result.level != "fail" for result in offline.check(moving.file))
 
 
 def test_others_are_not_touched(moving: Moving) -> None:

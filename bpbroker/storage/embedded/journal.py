@@ -166,10 +166,7 @@ def read_journal(journal: Path) -> JournalState:
     try:
         # The mark comes first: a broker that runs may move it on while we read the rest.
         mark = Mark(journal).read()
-        if (
-            mark is not None and mark.commit == Mark.RESTORING
-        ):  # also when only some of the old journal's files are gone
-            raise DamagedFile(f"A restore of {config_path(journal)} was cut off; do it again")
+        refuse_half(journal, mark)  # also when only some of the old journal's files are gone
         if not journal.exists():
             if log.exists() and log.stat().st_size:
                 raise DamagedFile(f"{journal} is gone, but {log} has changes that belong to it")
@@ -185,6 +182,16 @@ def read_journal(journal: Path) -> JournalState:
     if mark is not None:
         _compare(journal, state, mark)
     return state
+
+
+def refuse_half(journal: Path, mark: Noted | None) -> None:
+    """See that no restore was cut off.
+
+    Raises:
+        DamagedFile: one was, so file, journal and identity may be of two states.
+    """
+    if mark is not None and mark.commit == Mark.RESTORING:
+        raise DamagedFile(f"A restore of {config_path(journal)} was cut off; do it again")
 
 
 def _compare(journal: Path, state: JournalState, mark: Noted) -> None:

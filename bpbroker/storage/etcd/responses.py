@@ -30,6 +30,17 @@ _LEASE_GONE: Final = "etcdserver: requested lease not found"
 _LEASE_EXISTS: Final = "etcdserver: lease already exists"
 
 
+_MEND: Final = {
+    "etcdserver: authentication failed, invalid user ID or password": "; correct _registry.user or _registry.password",
+    "etcdserver: authentication is not enabled": "; take _registry.user and _registry.password out, or switch it on",
+    "etcdserver: user name is empty": "; set _registry.user and _registry.password",
+    "etcdserver: permission denied": (
+        "; _registry.user must be allowed to read and write all keys that begin with _registry.prefix and a slash"
+    ),
+}
+"""What an operator does about a refusal; clients may see it, so it has no values."""
+
+
 class Unreachable(Unavailable):
     """No endpoint answered as it should; ``outcome_known`` is False if one may have received the request."""
 
@@ -78,8 +89,9 @@ class Refused(Exception):
             fault = lease(f"The registry's etcd cluster refuses: {self.text}")
             fault.outcome_known = not sent
             return fault
-        logger.error("etcd refuses: %s", self.text)
-        return ConfigurationError(f"The registry's etcd cluster refuses: {self.text}")
+        mend = _MEND.get(self.text, "")
+        logger.error("etcd refuses: %s%s", self.text, mend)
+        return ConfigurationError(f"The registry's etcd cluster refuses: {self.text}{mend}")
 
 
 class Failed(Exception):
