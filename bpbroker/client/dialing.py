@@ -1,9 +1,8 @@
-"""Reaching a broker that is known by a name, or by several addresses: whichever of them is the right one first.
+"""Connecting to a broker that has a name, or several addresses: the first trusted connection is used.
 
 The idea of RFC 8305: an attempt that takes longer than a quarter of a second
-does not hold up the next one, and the first to succeed ends the others. An
-attempt is over when the certificate has been checked: a host that takes
-connections and then says nothing holds up nobody either.
+does not hold up the next one, and the first to succeed ends the others. An attempt succeeds when the certificate has
+been checked: so a host that accepts connections and then is silent delays no other attempt either.
 
 A name is looked up in a thread, because the system's resolver cannot be
 interrupted. A call to a single numeric address does without this module.
@@ -36,8 +35,8 @@ _UNDER_WAY: Final = (0, errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WS
 class Lookup:
     """The addresses of one host name, looked up in a thread.
 
-    Its socket :attr:`over` becomes readable when the lookup has ended. The
-    thread may outlive whoever began it; it ends with the process.
+    Its socket :attr:`over` becomes readable when the lookup has ended. The thread may outlive its caller; it ends with
+    the process.
     """
 
     def __init__(self, host: bytes, port: int) -> None:
@@ -53,11 +52,11 @@ class Lookup:
         except (OSError, UnicodeError) as error:
             self.error = error
         finally:
-            there.close()  # it is this thread's alone: closing it is what the other end sees
+            there.close()  # only this thread has it: closing it wakes the other end
 
 
 class _Broker:
-    """One of the addresses that were given, and what is known of it so far.
+    """One of the given addresses, with its lookup and its failures.
 
     Args:
         address: as given.
@@ -68,7 +67,7 @@ class _Broker:
         self.places: list[tuple[Any, ...]] = []
         self.lookup: Lookup | None = None
         self.begun = 0
-        """How many attempts."""
+        """Number of attempts."""
         self.failures: list[BpbrokerError] = []
 
 
@@ -91,8 +90,8 @@ class Dialing:
     Args:
         addresses: the preferred one first.
         wrap: begins TLS on a connected socket, without a handshake.
-        check: looks at a connection whose handshake is done; raises NotTrusted.
-        failed: what an error of the handshake means.
+        check: checks a connection after its handshake; raises NotTrusted.
+        failed: returns the error for a failed handshake.
     """
 
     def __init__(
@@ -136,7 +135,7 @@ class Dialing:
 
     @property
     def rejected(self) -> list[str]:
-        """What was wrong with those that answered and could not be used; of a trusted one's race, too."""
+        """The errors of the brokers that responded and could not be used."""
         return [str(error) for broker in self._brokers for error in broker.failures if isinstance(error, NotTrusted)]
 
     def _look_up(self, broker: _Broker) -> None:
@@ -154,7 +153,7 @@ class Dialing:
             self._selector.register(broker.lookup.over, selectors.EVENT_READ, broker)
 
     def _race(self, end: float) -> _Attempt | None:
-        """Return the attempt that succeeded; None if none did, or the time is over."""
+        """Return the attempt that succeeded; None if none did in time."""
         began = time.monotonic()
         next_at = began
         while (now := time.monotonic()) < end:
@@ -174,13 +173,13 @@ class Dialing:
                 elif self._goes_on(what):
                     return what
                 if what not in self._attempts:
-                    next_at = min(next_at, time.monotonic())  # something is known to be over: no need to wait
+                    next_at = min(next_at, time.monotonic())  # an event is there already: no need to wait
         return None
 
     def _next(self, *, hurry: bool) -> _Broker | None:
-        """Return the broker that is to be tried next: the one tried least, of those the preferred one.
+        """Return the broker to try next: the one with the fewest attempts; of several, the preferred one.
 
-        A preferred one whose lookup is not over yet is waited for, unless in a ``hurry``.
+        If the lookup of the preferred one has not ended, wait for it, unless in a ``hurry``.
         """
         chosen: _Broker | None = None
         for broker in self._brokers:
@@ -201,7 +200,7 @@ class Dialing:
             broker.failures.append(not_known(broker.address.host, lookup.error))
 
     def _begin(self, broker: _Broker) -> bool:
-        """Begin an attempt; whether it is under way."""
+        """Begin an attempt; return whether it runs."""
         family, kind, protocol, _, where = broker.places.pop(0)
         broker.begun += 1
         try:
@@ -224,7 +223,7 @@ class Dialing:
         return True
 
     def _goes_on(self, attempt: _Attempt) -> bool:
-        """Take an attempt a step further; whether it has succeeded."""
+        """Do the next step of an attempt; return whether it has succeeded."""
         from bpbroker.client import tls
 
         broker = attempt.broker
@@ -271,7 +270,7 @@ class Dialing:
                 )
             elif not broker.failures:
                 broker.failures.append(_unreached(broker, "there was no time to try it"))
-        # What several addresses of one name have in common is said once.
+        # The common part of the errors of one name's addresses is said once.
         failures = list({str(error): error for broker in self._brokers for error in broker.failures}.values())
         if len(failures) == 1:
             return failures[0]

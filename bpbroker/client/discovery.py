@@ -23,15 +23,15 @@ _REPLY_MAX_BYTES: Final = 2048
 
 
 class Credentials:
-    """By what an answer is known to come from the right broker.
+    """How an answer is recognised as the right broker's.
 
     Args:
         secret: the registry's discovery secret; with it, unsigned, forged and passed-on answers are ignored.
         fingerprints: of the certificates of the registry's brokers, canonical; with one, answers that claim another
-            are ignored. Whether an unsigned claim is true shows when a connection is made.
+            are ignored. Only a connection shows whether an unsigned claim is true.
 
     Raises:
-        UsageError: the secret is none.
+        UsageError: the secret is not valid.
     """
 
     __slots__ = ("fingerprints", "secret")
@@ -60,7 +60,7 @@ def discover(
     """Find the broker whose registry holds ``name``.
 
     Args:
-        name: of an entry; what one cluster shares, and no other.
+        name: of an entry that this cluster has, and no other.
         token: a join token of the registry: its discovery secret and fingerprints in one.
         secret: the registry's discovery secret, 64 hexadecimal digits; makes question and answer authenticated.
         fingerprint: of the broker's certificate, 64 hexadecimal digits.
@@ -119,7 +119,7 @@ def ask(
     first: bool,
     everybody: bool,
 ) -> Responders:
-    """Ask until enough brokers have answered, and return those that did; arguments as of :func:`discover`.
+    """Ask until enough brokers have answered, and return their answers; arguments as of :func:`discover`.
 
     Raises:
         WaitTimeout: no broker answered in time.
@@ -132,9 +132,9 @@ def ask(
         raise UsageError(f"No broker can hold {name[:80]!r}: {error}") from None
     question = Question(name, os.urandom(16).hex())
     signed = signed_question(name, question.nonce, credentials.secret)
-    # With credentials a plain answer counts for nothing, so it is not asked for.
+    # With credentials a plain answer is worthless, so it is not asked for.
     wanted = [signed] if credentials else [signed, plain_question(name)]
-    # A broker that has another secret is silent when a question is signed: who is there is asked without a signature.
+    # A broker with another secret does not answer a signed question, so an unsigned one looks for it.
     probe = Question(name, os.urandom(16).hex()) if credentials.secret else None
     probing = [signed_question(name, probe.nonce)] if probe else []
     with selectors.DefaultSelector() as selector, Outlets(selector, interface, port) as outlets:
@@ -143,12 +143,12 @@ def ask(
         pause = pauses(jitter=False)
         while (now := time.monotonic()) < min(end, responders.enough_at):
             if now >= again:
-                # Anew each time: a client that waits at boot began before its network was there.
+                # Again each time: a client that waits at boot may have begun before the network was up.
                 responders.own_addresses = outlets.refresh()
                 outlets.send(wanted if not again else [*wanted, *probing])
                 again = now + next(pause)
             pause_secs = max(0.0, min(end, again, responders.enough_at) - now)
-            if not selector.get_map():  # no interface yet; Windows does not wait for nothing
+            if not selector.get_map():  # no interface yet; on Windows, select() does not accept an empty list
                 time.sleep(pause_secs)
                 continue
             for key, _ in selector.select(pause_secs):
@@ -196,7 +196,7 @@ def _hear(
 
 
 def _scoped(sender: tuple[Any, ...]) -> str:
-    """Return a socket address's host, with the interface where it means nothing without that."""
+    """Return a socket address's host; for a link-local address, with the interface."""
     address = str(sender[0])
     if len(sender) < 4 or not sender[3] or "%" in address:
         return address

@@ -1,4 +1,4 @@
-"""Looking at everything on the way from this host to a broker, one finding after the other.
+"""Checks of the way from this host to a broker, one finding after the other.
 
 For ``bpclient doctor`` and, of the broker on this host, ``bpbroker doctor``.
 Nothing is changed: no pin is made, no entry is written.
@@ -49,7 +49,7 @@ _VALIDITY: Final = re.compile(rb"\x30[\x1e-\x22]" + _TIME + _TIME)
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     what: str
     level: str
@@ -60,7 +60,7 @@ class Finding(NamedTuple):
 
 
 def networks() -> Finding:
-    """Look at this host's networks: discovery needs one with a broadcast address."""
+    """Check this host's networks: discovery needs one with a broadcast address."""
     found = [item for item in interfaces() if not item.loopback]
     shown = ", ".join(
         f"{item.name or '?'} {item.address}" + (f" (broadcast {item.broadcast})" if item.broadcast else "")
@@ -82,11 +82,11 @@ def examine(
     timeout_secs: float = 5.0,
     total_secs: float = float("inf"),
 ) -> Iterator[Finding]:
-    """Look at the way to a broker; what cannot work after a failure is not tried.
+    """Check the way to a broker; after a failure, checks that depend on it are not made.
 
     Args:
         target: the broker.
-        trust: by what it is to be recognised.
+        trust: how the broker is recognised.
         pins: the certificates seen before.
         key: access key of ``services``.
         timeout_secs: for each step.
@@ -149,10 +149,10 @@ def _places(target: BrokerAddress, secs: float) -> list[tuple[Any, ...]]:
 
 
 def _connected(places: Sequence[tuple[Any, ...]], secs: float) -> socket.socket:
-    """Return a connection to the first of these addresses that takes one; each gets its part of the time.
+    """Return a connection to the first of these addresses that accepts it; each has its share of the time.
 
     Raises:
-        OSError: none did; that of the last one.
+        OSError: none did; the error of the last one.
     """
     end = time.monotonic() + secs
     for number, (family, kind, protocol, _, where) in enumerate(places):
@@ -170,7 +170,7 @@ def _connected(places: Sequence[tuple[Any, ...]], secs: float) -> socket.socket:
 
 
 def _to_reach(target: BrokerAddress, error: OSError) -> str:
-    """Return what to do about a connection that could not be made."""
+    """Return the advice for a connection that could not be made."""
     if lacks_interface(target):
         return f"name the interface that leads there: {target.host}%INTERFACE, such as %eth0"
     if error.errno == errno.ENETUNREACH:
@@ -219,7 +219,7 @@ def _recognised(found: str, target: BrokerAddress, trust: Trust, pins: KnownBrok
 
 
 def _is_known(found: str, target: BrokerAddress, trust: Trust, pins: KnownBrokers) -> bool:
-    """Whether more is known of a certificate than that it is there: only then may a key go to its owner."""
+    """Whether the certificate is known to be the broker's: only then may a key be sent."""
     return bool(trust.fingerprints or trust.cacert or trust.insecure) or pins.known(str(target), found)
 
 
@@ -312,7 +312,7 @@ def _udp(target: BrokerAddress, where: Any, left: Callable[[], float]) -> Findin
 
 
 def validity(certificate: bytes) -> tuple[datetime | None, datetime | None]:
-    """Return from when to when a certificate (DER) is good; None for what cannot be read."""
+    """Return the begin and end of a certificate's validity (DER); None if they cannot be read."""
     found = _VALIDITY.search(certificate)
     if found is None:
         return None, None

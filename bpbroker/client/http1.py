@@ -1,8 +1,7 @@
 """HTTP/1.1 as far as a client of a broker needs it. Pure but for the ``receive`` that it is given.
 
-Not http.client: that module loads the whole email package, which costs a
-one-shot call more than the call itself, and knows no time limit for a whole
-answer.
+It replaces http.client: that module loads the whole email package, which costs more than a one-shot call itself, and
+has no time limit for a whole response.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ _CHUNK_BYTES: Final = 64 * 1024
 
 
 class NotHttp(Exception):
-    """What came is no HTTP answer; ``str()`` says why."""
+    """The bytes that came are no HTTP response; ``str()`` says why."""
 
 
 class CutOff(Exception):
-    """The connection ended before the answer did."""
+    """The connection ended before the response was complete."""
 
 
 class Response:
-    """One HTTP answer.
+    """One HTTP response.
 
     Args:
         status: its number.
-        reason: the phrase behind that.
+        reason: its reason phrase.
         headers: by lower-case name; of a repeated one, the last.
         body: without its transfer encoding.
         keep_alive: whether the connection may carry another request.
@@ -57,28 +56,28 @@ def request_bytes(method: str, path: str, host: str, headers: Mapping[str, bytes
 
 
 class ResponseReader:
-    """Reads one answer off a connection.
+    """Reads one response from a connection.
 
     Args:
-        receive: gives the next bytes, at most as many as asked for; empty at the end.
+        receive: returns the next bytes, at most as many as asked for; empty at the end.
     """
 
     def __init__(self, receive: Callable[[int], bytes]) -> None:
         self._receive = receive
         self._buffer = bytearray()
         self.started = False
-        """Whether anything of the answer has come."""
+        """Whether the response has begun."""
 
     @property
     def drained(self) -> bool:
-        """Whether nothing came after the answer."""
+        """Whether nothing came after the response."""
         return not self._buffer
 
     def answer(self) -> Response:
-        """Read one answer.
+        """Read one response.
 
         Raises:
-            NotHttp: it is none, or it is too large.
+            NotHttp: the bytes are no response, or it is too large.
             CutOff: the connection ended too early.
         """
         status = 100
@@ -102,7 +101,7 @@ class ResponseReader:
         return headers
 
     def _body(self, status: int, headers: Mapping[str, str]) -> tuple[bytes, bool]:
-        """Return the body, and whether its end showed without the connection's end."""
+        """Return the body, and whether its end was known without the end of the connection."""
         if status in (204, 304):
             return b"", True
         if headers.get("transfer-encoding", "").lower() == "chunked":

@@ -24,8 +24,7 @@ Place: TypeAlias = "tuple[str, int] | tuple[str, int, int, int]"
 class Outlets:
     """A socket for every address of this host, or of one interface, and the addresses that each of them sends to.
 
-    A socket bound to an interface's address is how a broadcast leaves through
-    that interface, on Linux as on Windows.
+    A broadcast leaves through an interface if its socket is bound to the interface's address, on Linux and on Windows.
 
     Args:
         selector: gets every socket, for reading.
@@ -35,7 +34,7 @@ class Outlets:
 
     def __init__(self, selector: selectors.BaseSelector, wanted: str, port: int) -> None:
         self.failure = ""
-        """Why nothing at all could be sent the last time; empty if something was."""
+        """Why the last send failed on all sockets; empty if one of them worked."""
         self._selector = selector
         self._wanted = wanted
         self._port = port
@@ -52,7 +51,7 @@ class Outlets:
             self._close(interface)
 
     def refresh(self) -> set[str]:
-        """Follow the interfaces as they are now; gives all addresses of this host.
+        """Open and close sockets as the interfaces have changed; return all addresses of this host.
 
         Raises:
             UsageError: the wanted interface does not exist, the first time.
@@ -91,7 +90,8 @@ class Outlets:
             places: list[Place]
             if item.ipv6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, struct.pack("@I", item.number))
-                # From a global address the broker answers from one of its own, which other hosts can use as well.
+                # To a global address, the broker answers from a global address of its own, which other hosts can use
+                # as well.
                 sock.bind((item.address, 0, 0, item.number if item.link_local else 0))
                 places = [(MULTICAST_GROUP, self._port, 0, item.number)]
             else:

@@ -25,13 +25,13 @@ _HEADER: Final = (
 )
 _ALGORITHM: Final = "SHA256:"
 _FILE_MAX: Final = 1024 * 1024
-"""Bytes; ten thousand brokers."""
+"""In bytes: ten thousand brokers."""
 _LOCK_TRIES: Final = 6000
 """A minute; each process needs the lock for some milliseconds."""
 
 
 def default_path() -> str:
-    """Return the file of this user; ``BPBROKER_KNOWN_BROKERS`` moves it."""
+    """Return the path of this user's file; ``BPBROKER_KNOWN_BROKERS`` names another one."""
     moved = os.environ.get("BPBROKER_KNOWN_BROKERS")
     if moved:
         return moved
@@ -56,9 +56,9 @@ class KnownBrokers:
     """The pins in one file; any number of processes may use it at once.
 
     Args:
-        path: the file; it and its folder are made when the first pin is.
-        tell: gets a sentence for the person, when a pin is made or cannot be kept.
-        first_contact: gets address and fingerprint before a pin is made, and raises NotTrusted to refuse.
+        path: the file; it and its folder are made with the first pin.
+        tell: called with a sentence for the person when a pin is made or cannot be kept.
+        first_contact: called with address and fingerprint before a pin is made; raises NotTrusted to refuse.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class KnownBrokers:
         self._tell = tell
         self._first_contact = first_contact
         self._accepted: set[tuple[str, str]] = set()
-        """What was accepted in this run, for when the file cannot be written."""
+        """The pins of this run, in case the file cannot be written."""
 
     def known(self, address: str, fingerprint: str) -> bool:
         """Whether ``address`` is pinned to this certificate; makes no pin.
@@ -97,13 +97,13 @@ class KnownBrokers:
             self._tell(f"Cannot remember the certificate of {address} in {self.path}: {error.strerror or error}")
 
     def _matches(self, lines: list[str], address: str, fingerprint: str) -> bool:
-        """Whether there is a pin, and it is this one.
+        """Whether there is a pin with this fingerprint.
 
-        This host has several names. A certificate that is pinned under one of them is known under all; one that
-        differs from another name's may be another broker's.
+        This host has several names. A certificate that is pinned under one of them counts under all; a certificate
+        that differs from another name's pin may be another broker's.
 
         Raises:
-            NotTrusted: there is another one.
+            NotTrusted: another certificate is pinned.
         """
         known_elsewhere = False
         aliases = _aliases(address)
@@ -139,7 +139,7 @@ class KnownBrokers:
         }
 
     def forget(self, is_meant: Callable[[str], bool]) -> list[str]:
-        """Remove the pins of the addresses that ``is_meant`` is true of, and return these addresses.
+        """Remove the pins of all addresses for which ``is_meant`` is true, and return these addresses.
 
         Raises:
             NotTrusted: the file cannot be read.
@@ -158,7 +158,7 @@ class KnownBrokers:
     def _read(self) -> list[str]:
         try:
             if not stat.S_ISREG(os.stat(self.path).st_mode):  # noqa: PTH116 - as above
-                # One may never end, and a pin would put a file in its place: think of root and /dev/null.
+                # A device may have no end, and a pin would replace it by a file, such as /dev/null.
                 raise OSError("it is no regular file")
             content = self._content()
             if len(content) > _FILE_MAX:
@@ -177,7 +177,7 @@ class KnownBrokers:
         return content.decode("utf-8", "replace").splitlines()
 
     def _content(self) -> bytes:
-        """Read the file; on Windows it cannot be opened for a moment while another process puts a new one there."""
+        """Read the file. On Windows it cannot be opened for a moment while another process replaces it."""
         tries = 300 if sys.platform == "win32" else 1
         while True:
             tries -= 1
@@ -197,13 +197,13 @@ class KnownBrokers:
             if self._matches(lines, address, fingerprint):
                 return
             text = "".join(f"{line}\n" for line in lines) or _HEADER
-            # Durable: after a power cut a first contact must not be taken for the first one again.
+            # Durable: after a power cut, a known broker must not count as a first contact again.
             files.write_whole(path, [f"{text}{address} {_ALGORITHM}{fingerprint}\n".encode()])
         self._tell(f"First contact with {address}: its certificate is pinned, SHA-256 {shown(fingerprint)}")
 
     def _locked(self) -> AbstractContextManager[Path]:
-        """Let no other process change the file meanwhile; gives its path, whose folder is there."""
-        import contextlib  # only who changes the file needs these, and they are large
+        """Lock the file against other processes; yield its path, whose folder exists."""
+        import contextlib  # only a change of the file needs these, and they are large
         from pathlib import Path
 
         from bpbroker import files
@@ -211,7 +211,7 @@ class KnownBrokers:
         @contextlib.contextmanager
         def locked() -> Iterator[Path]:
             path = Path(self.path)
-            # Root with another user's HOME leaves nothing there that this user cannot change.
+            # Root with another user's HOME must leave no file there that this user cannot change.
             nearest = next(folder for folder in path.parents if folder.exists())
             files.make_folder(path.parent, nearest)
             lock = files.open_private(Path(f"{path}.lock"), os.O_RDWR | os.O_CREAT, owner_of=nearest)
@@ -228,13 +228,13 @@ _THIS_HOST: Final = ("localhost", "127.0.0.1", "[::1]")
 
 
 def _aliases(address: str) -> tuple[str, ...]:
-    """Return the addresses that mean the same as this one: three, if it means this host."""
+    """Return all addresses that mean the same as this one: three for this host itself."""
     host, _, port = address.rpartition(":")
     return tuple(f"{name}:{port}" for name in _THIS_HOST) if host in _THIS_HOST else (address,)
 
 
 def means(text: str) -> Callable[[str], bool]:
-    """Return what tells whether an address is meant by ``host:port``, or by ``host``: that with any port.
+    """Return a function that says whether an address matches ``host:port``, or ``host`` with any port.
 
     Raises:
         UsageError: it is none of these.
@@ -249,7 +249,7 @@ def means(text: str) -> Callable[[str], bool]:
 
 
 def shown(digits: str) -> str:
-    """Return a fingerprint as people compare it; what is none as it is, quoted."""
+    """Return a fingerprint in the form for people; other text in quotes."""
     from bpbroker.discovery.jointoken import shown_fingerprint
 
     try:

@@ -7,9 +7,10 @@ from typing import Final, NamedTuple
 from bpbroker.errors import SeveralBrokers
 
 SETTLE_SECS: Final = 0.3
-"""How long to listen for a second broker after the first answer: longer than until the question is repeated."""
+"""How long to listen for a second broker after the first answer: longer than the pause before the question is
+repeated."""
 DISPUTE_SECS: Final = 0.8
-"""How long, when answers seem to come from different brokers: a lost reply may yet show that it is one."""
+"""The same if answers seem to come from different brokers: a further answer may show that it is one broker."""
 _RESPONDERS_MAX: Final = 1000
 _REJECTED_MAX: Final = 8
 
@@ -18,14 +19,14 @@ class Broker(NamedTuple):
     """A broker that answered."""
 
     address: str
-    """Where its answer came from; IPv6 link-local with its scope."""
+    """The source of its answer; IPv6 link-local with its scope."""
     port: int
     registry: str = ""
-    """Same for all brokers with the same registry, if it is authentic; empty in an answer of the plain form."""
+    """The registry's id; empty in an answer of the plain form. Only true if the answer is signed."""
     fingerprint: str = ""
-    """SHA-256 of its certificate as it says, 64 hexadecimal digits; may be empty."""
+    """SHA-256 of its certificate, as the answer claims, 64 hexadecimal digits; may be empty."""
     authentic: bool = False
-    """Whether the reply was signed with the discovery secret, so that all of this is true."""
+    """Whether the answer was signed with the discovery secret, so that all of it is true."""
 
 
 class Responders:
@@ -33,14 +34,14 @@ class Responders:
 
     Args:
         first: one answer is enough.
-        everybody: no number of answers is.
-        expected: every answer claims a certificate that the client was told of, so all mean the same registry. TLS
+        everybody: collect answers until the time is over.
+        expected: whether all answers claim certificates that the client expects, and so mean the same registry. TLS
             shows which claim is true.
     """
 
     def __init__(self, *, first: bool = False, everybody: bool = False, expected: bool = False) -> None:
         self.own_addresses: set[str] = set()
-        """This host's addresses: what answers from several of them is one and the same."""
+        """This host's addresses: answers from several of them come from the same broker."""
         self.enough_at = float("inf")
         """Monotonic time at which to stop listening."""
         self._first = first
@@ -51,11 +52,11 @@ class Responders:
         self._rejected: dict[str, str] = {}
 
     def heard(self, broker: Broker, now: float) -> None:
-        """Take an answer in."""
+        """Add an answer."""
         before = self._by_address.get(broker.address)
         if before is None and len(self._by_address) >= _RESPONDERS_MAX:
             return
-        # A signed answer tells more than a plain one from the same address.
+        # A signed answer has more than a plain one from the same address.
         if before is None or not before.registry:
             self._by_address[broker.address] = broker
         self._began = self._began or now
@@ -70,7 +71,7 @@ class Responders:
         Args:
             address: where it came from.
             why: such as ``its certificate is not the expected one``.
-            guess: whether any other reason is better.
+            guess: whether any other reason is preferred.
         """
         if address in self._rejected:
             if not guess:
@@ -79,7 +80,7 @@ class Responders:
             self._rejected[address] = why
 
     def rejections(self) -> str:
-        """Return who answered in vain, and why, for a message; empty if nobody did."""
+        """Return the addresses of unusable answers, each with the reason, for a message."""
         return "; ".join(f"{address} answered, but {why}" for address, why in self._rejected.items())
 
     def any(self) -> bool:
@@ -117,7 +118,7 @@ class Responders:
         return _best(groups[0]) if not self._first else next(iter(self._by_address.values()))
 
     def candidates(self, name: str) -> list[Broker]:
-        """Return the addresses at which the one broker, or one of its registry's, answered; the most useful first.
+        """Return the addresses of the one broker, or of all brokers of one registry; the most useful first.
 
         Raises:
             SeveralBrokers: brokers with different registries answered.
@@ -127,10 +128,10 @@ class Responders:
         return [best, *(item for item in sorted(group, key=_rank) if item != best)]
 
     def _groups(self) -> dict[str, list[Broker]]:
-        """Return the answers by the broker, or the registry, that they speak for.
+        """Return the answers, grouped by broker, or by registry if they are signed.
 
-        That two share a registry is believed of signed answers alone: without
-        the secret, another certificate is another broker.
+        Only signed answers prove that two brokers share a registry: without a signature, another certificate is
+        another broker.
         """
         local = [item for item in self._by_address.values() if self._is_own(item)]
         this_host = next((_speaks_for(item) for item in local if item.registry), "this host")
@@ -145,7 +146,7 @@ class Responders:
 
 
 def _speaks_for(broker: Broker) -> str:
-    """Return what tells a broker, or a registry, from others; empty for an answer of the plain form."""
+    """Return the identity of a broker, or of its registry; empty for an answer of the plain form."""
     return broker.registry if broker.authentic else broker.fingerprint
 
 

@@ -1,8 +1,8 @@
-"""Sockets as far as a call to a numeric address needs them.
+"""The sockets for calls to a numeric address.
 
-:mod:`socket` and what it loads make enumerations of hundreds of constants, which is a sixteenth of what a one-shot
-call costs. Those versions of CPython with which this was tested use the C module below it; any other Python takes
-:mod:`socket`. Who looks up names or listens loads that anyway.
+:mod:`socket` and the modules that it loads make enumerations of hundreds of constants: a sixteenth of the cost of a
+one-shot call. On tested versions of CPython, the C module below it is used; on any other Python, :mod:`socket`. Code
+that looks up names or listens loads :mod:`socket` anyway.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 BARE = sys.implementation.name == "cpython" and sys.version_info < (3, 14)
-"""Whether C modules are used without the modules above them, which may change from one version to the next.
+"""Whether C modules are used directly; they may change from one version of Python to the next.
 
 Before a version is added, run ``tests/client`` with it.
 """
@@ -25,7 +25,7 @@ elif BARE:
     import _socket as native
 
     class Socket(native.socket):
-        """A socket that TLS can refer to."""
+        """A socket with weak references, which TLS needs."""
 
         __slots__ = ("__weakref__",)
 

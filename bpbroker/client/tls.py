@@ -1,9 +1,9 @@
 """TLS on a connected socket, as far as the client needs it.
 
-The C module below :mod:`ssl` does the work. Loading :mod:`ssl` makes enumerations of hundreds of constants, which
-is a tenth of what a one-shot call costs, and serves nothing here. So those versions of CPython with which this was
-tested do without it. Any other Python takes :mod:`ssl`: the C module may change from one version to the next.
-What is checked is the same with both, because OpenSSL and the C module check it.
+The C module below :mod:`ssl` does the work. Loading :mod:`ssl` makes enumerations of hundreds of constants, which are
+not needed here: a tenth of the cost of a one-shot call. So tested versions of CPython do without it; any other Python
+uses :mod:`ssl`, because the C module may change from one version to the next. The checks are the same with both:
+OpenSSL and the C module make them.
 
 Loaded when a connection is made: ``bpclient discover`` needs none of it.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # novm
         """A connection with TLS. Its errors are those of :mod:`ssl`."""
 
         def do_handshake(self) -> None:
-            """Shake hands, or go on with it."""
+            """Do the handshake, or its next step."""
 
         def getpeercert(self, binary_form: bool, /) -> Any:
             """Return the server's certificate, in DER if ``binary_form``; None if there is none."""
@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # novm
             """Send the beginning of ``data``, and return how many bytes that was."""
 
         def settimeout(self, secs: float | None, /) -> None:
-            """Say how long each of these may take; 0: they do not wait."""
+            """Set how long each of these methods may take; 0: they do not wait."""
 
         def getsockname(self) -> Any:
             """Return this host's address on the connection."""
@@ -74,8 +74,8 @@ def new_settings(*, checks: bool) -> Settings:
     """Return a client's settings, for TLS 1.2 and later.
 
     Args:
-        checks: whether the server's certificate must be for its name, and signed by an authority; of these none is
-            known yet. If not, any certificate is taken, and the caller looks at it.
+        checks: whether the server's certificate must be for its name, and signed by an authority, to be loaded later.
+            If not, any certificate is accepted, and the caller checks it.
     """
     settings = Settings(native.PROTOCOL_TLS_CLIENT)  # this one checks
     settings.minimum_version = _TLS_1_2
@@ -89,7 +89,7 @@ def wrap(raw: socket.socket, settings: Settings, host: bytes) -> TlsSocket:
     """Return a connected socket with TLS on it, before the handshake.
 
     Args:
-        raw: belongs to what is returned from then on.
+        raw: the socket; from then on it belongs to the returned object.
         settings: of :func:`new_settings`.
         host: the server's name or address, as its certificate has it.
     """
@@ -100,7 +100,7 @@ def wrap(raw: socket.socket, settings: Settings, host: bytes) -> TlsSocket:
 
 
 class _BareSocket:
-    """What :class:`ssl.SSLSocket` is, without :mod:`ssl`.
+    """Takes the place of :class:`ssl.SSLSocket`, without :mod:`ssl`.
 
     Args:
         raw: the socket; time limits are its own.
@@ -123,5 +123,5 @@ class _BareSocket:
         except Error as error:
             if error.args[0] != native.SSL_ERROR_EOF:
                 raise
-            return b""  # the server did not say goodbye; HTTP shows whether all has come
+            return b""  # no close_notify of the server; HTTP shows whether all has come
         return data

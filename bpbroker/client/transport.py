@@ -1,4 +1,4 @@
-"""One TLS connection to a broker: made when needed, kept, with a time limit for everything.
+"""One TLS connection to a broker: made when needed, kept, with a time limit for each step.
 
 Nothing is sent before the server's certificate has been found to be the
 expected one.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bpbroker.client.tls import Settings, TlsSocket
 
 CONNECT_SECS: Final = 10.0
-"""For one attempt to reach one address."""
+"""Time limit of one attempt to reach one address."""
 _SEND_BYTES: Final = 64 * 1024
 # Two classes before Python 3.10.
 _TIMED_OUT: Final = (TimeoutError, native.timeout)
@@ -30,16 +30,16 @@ _BUNDLE_MAX_BYTES: Final = 16 * 1024 * 1024
 
 
 class Interrupted(CannotConnect):
-    """The connection ended after the request was sent: it may have been carried out, or not."""
+    """The connection ended after the request was sent: the call may or may not have been carried out."""
 
 
 class Trust:
-    """By what a server is recognised; with none of these, by the pin of its first contact.
+    """How a server is recognised; with none of these, by the pin of its first contact.
 
     Args:
         fingerprints: SHA-256 of the certificates of which it must have one, canonical.
-        cacert: PEM file of the authorities that may have signed its certificate, whose names must fit, too.
-        insecure: take any certificate.
+        cacert: PEM file of the authorities that may have signed its certificate, which must also be for its name.
+        insecure: accept any certificate.
     """
 
     __slots__ = ("cacert", "fingerprints", "insecure")
@@ -51,11 +51,11 @@ class Trust:
 
 
 class Deadline:
-    """A moment until which something must be done.
+    """The end of the time for a call.
 
     Args:
         secs: from now.
-        what: what does not answer when it is over.
+        what: the subject of the error when the time is over.
         shown_secs: what the error says instead of ``secs``.
     """
 
@@ -68,7 +68,7 @@ class Deadline:
         """Return the seconds left.
 
         Raises:
-            WaitTimeout: there are none.
+            WaitTimeout: none are left.
         """
         left = self.left()
         if left <= 0:
@@ -80,20 +80,20 @@ class Deadline:
         return self._end - time.monotonic()
 
     def over(self) -> WaitTimeout:
-        """Return the error that says so."""
+        """Return the error that the time is over."""
         return WaitTimeout(f"{self._what} did not answer within {self._secs:.3g} s; --timeout gives it longer")
 
 
 class Transport:
-    """Exchanges requests for answers with one broker. Not for several threads at once.
+    """Sends requests to one broker and returns its responses. Not for several threads at once.
 
     Args:
         address: of the broker.
-        trust: by what it is recognised.
+        trust: how it is recognised.
         pins: the certificates seen before.
         others: further addresses, of the same broker or of others of its registry.
-        tell: gets a sentence for the person, for each address that was rejected where another one was good.
-        dial: makes the connection in another way, given the seconds that it may take; None where that way is none.
+        tell: called with a sentence for the person, for each address that was rejected although another one worked.
+        dial: makes the connection in another way, within the given seconds; returns None where that is not possible.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Transport:
         dial: Callable[[float], Socket | None] = lambda _: None,
     ) -> None:
         self.address = address
-        """The one that is used: of several, the last one that was good."""
+        """The address in use: of several, the last one that worked."""
         self._others = [other for other in others if other != address]
         self._tell = tell
         self._dial_otherwise = dial
@@ -124,14 +124,14 @@ class Transport:
     def exchange(
         self, method: str, path: str, headers: Mapping[str, bytes], body: bytes | None, deadline: Deadline
     ) -> Response:
-        """Send a request and give the answer, whatever its status.
+        """Send a request and return the response, whatever its status.
 
         Raises:
             NotReached: no connection; nothing was sent.
             NotTrusted: the server is not the expected one; nothing was sent.
             Interrupted: the connection ended.
-            CannotConnect: what came is no HTTP answer.
-            WaitTimeout: no answer in time.
+            CannotConnect: the bytes that came are no HTTP response.
+            WaitTimeout: no response in time.
         """
         if self._sock is not None and _is_stale(self._sock):
             self.close()
@@ -160,7 +160,7 @@ class Transport:
         return answer
 
     def connect(self, deadline: Deadline) -> None:
-        """Make the connection, if there is none, and see that the server is the expected one. Nothing is sent.
+        """Connect, if there is no connection, and check that the server is the expected one. Nothing is sent.
 
         Raises:
             NotReached, NotTrusted, CannotConnect, WaitTimeout: as of :meth:`exchange`.
@@ -192,7 +192,7 @@ class Transport:
             raise
 
     def _connect_to_any(self, settings: Settings, deadline: Deadline) -> TlsSocket:
-        """Connect to one of several addresses; the one that was used last is tried first."""
+        """Connect to one of several addresses; the last one in use is tried first."""
         from bpbroker.client.dialing import Dialing
 
         addresses = [self.address, *self._others]
@@ -251,7 +251,7 @@ class Transport:
         return sock
 
     def _handshake_failure(self, error: OSError, address: BrokerAddress) -> CannotConnect:
-        """Return what an error during the handshake means."""
+        """Return the error for a failed handshake."""
         from bpbroker.client import tls
 
         if isinstance(error, tls.CertificateRefused):
@@ -269,7 +269,7 @@ class Transport:
         from bpbroker.client import tls  # here: `bpclient discover` needs none of it
 
         cacert = self._trust.cacert
-        # Without it the certificate is compared with the one expected, byte for byte, before anything is sent.
+        # Otherwise the certificate is compared with the expected one, byte for byte, before anything is sent.
         settings = tls.new_settings(checks=bool(cacert))
         if cacert:
             try:
@@ -282,7 +282,7 @@ class Transport:
         return settings
 
     def _check(self, certificate: bytes | None, address: BrokerAddress) -> None:
-        """See that the server is the expected one.
+        """Check that the server is the expected one.
 
         Raises:
             NotTrusted: it is not.
@@ -303,7 +303,7 @@ class Transport:
 
 
 def _bundle(path: str) -> str:
-    """Return the certificates in a file, and whatever stands between them.
+    """Return the text of a file with certificates, comments included.
 
     Raises:
         OSError: it cannot be read.
@@ -323,7 +323,7 @@ def _bundle(path: str) -> str:
 
 
 def _numeric(address: BrokerAddress) -> tuple[Any, ...] | None:
-    """Return how to reach a numeric address; None for a name, which takes a lookup."""
+    """Return the socket address of a numeric address; None for a name, which needs a lookup."""
     try:
         host = host_bytes(address.host)
         return native.getaddrinfo(host, address.port, type=native.SOCK_STREAM, flags=native.AI_NUMERICHOST)[0]
@@ -354,7 +354,7 @@ def _receiver(sock: TlsSocket, deadline: Deadline) -> Callable[[int], bytes]:
 
 
 def _send(sock: TlsSocket, data: bytes, deadline: Deadline) -> OSError | None:
-    """Send all; gives the error of a server that stopped reading, which may have answered all the same."""
+    """Send all; return the error of a server that stopped reading, as it may have responded all the same."""
     rest = memoryview(data)
     while rest:
         sock.settimeout(deadline.remaining())

@@ -243,7 +243,7 @@ def test_a_name_that_ends_in_a_dash_is_warned_of(
 def test_what_waits_for_others_keeps_to_the_timeout(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bpbroker.client.cli.session_lock_once.end_orderly", lambda: None)
     with refusing_port() as port:
-        assert _run(["-b", f"127.0.0.1:{port}", "--timeout", "0.2s", *words, "--", "true"]) == 6
+        assert _run(["-b", f"127.0.0.1:{port}", "--timeout", "1s", *words, "--", "true"]) == 6
 
 
 def test_data_that_is_too_large_is_data_that_is_refused(fake: FakeBroker, run: Any) -> None:
