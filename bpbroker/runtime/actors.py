@@ -134,7 +134,7 @@ def registry_factory(
         if unused:
             logger.warning(
                 "The %d entries in %s are not used: the registry is in etcd."
-                " bpbroker migrate --to etcd copies them there",
+                " bpbroker migrate --to etcd --merge adds them there",
                 unused,
                 own,
             )

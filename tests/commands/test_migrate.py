@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bpbroker import progress
+from bpbroker.storage import config_file
 from bpbroker.storage.embedded.journal import Mark, journal_path
 from bpbroker.storage.etcd.store import read_all
 from tests.support.etcd_cluster import needs_etcd
@@ -53,6 +54,19 @@ def test_moving_says_what_it_did(bpbroker: Callable[..., Ran], file: Path, etcd_
     there = bpbroker("migrate", "--to", "embedded")
     assert (there.code, there.out.splitlines()[0]) == (0, "entries copied: 0")
     assert "already; nothing was changed." in there.err
+
+
+@needs_etcd
+def test_that_tokens_are_refused_from_now_on_is_said_once(bpbroker: Callable[..., Ran], file: Path) -> None:
+    settings, entries, _ = config_file.read_content(file)
+    high = 3 * 10**15  # so that the registry in etcd gets another id, which is no news of somebody else
+    config_file.write(file, settings, entries, origin=config_file.Origin("a" * 32, high))
+    there = bpbroker("migrate", "--to", "etcd")
+    assert "Join tokens made before are refused from now on; to make another: bpbroker token" in there.err
+    assert "another one than before" not in there.err
+    back = bpbroker("migrate", "--to", "embedded")
+    assert "Join tokens made before are refused" in back.err
+    assert "Join tokens" not in bpbroker("migrate", "--to", "embedded").err
 
 
 @needs_etcd

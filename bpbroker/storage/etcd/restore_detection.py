@@ -218,7 +218,7 @@ class Timeline:
                 self._cluster, self._revision, self._witness, self._identity = "", 0, None, None
                 self._why = why
                 self._notice = why if why != FORGOTTEN else ""
-        if new:
+        if new and why:  # without one we did it ourselves
             logger.log(logging.WARNING if why == FORGOTTEN else logging.ERROR, "%s", why)
             self._begun()
         raise Restored(self._why)

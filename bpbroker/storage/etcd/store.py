@@ -478,7 +478,7 @@ class EtcdStore:
             new = registry_id.made(above)
             self._replace_identity(self._scanner, moment, moment.registry.value, new)
             try:
-                self._timeline.begin(moment, REPLACED)
+                self._timeline.begin(moment, "")
             except Restored:
                 self._known(self._scanner)
 
