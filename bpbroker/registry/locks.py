@@ -34,9 +34,7 @@ FAR: Final = "_lock/ "
 No lock's name begins with a blank, so these are before all locks in the order of names.
 """
 NEAR = 8
-"""How many of the waiting places are in the lock's own record."""
-PIECE = 4
-"""How many places are moved into it together, when there is room for them."""
+"""How many of the waiting places are in the lock's own record; half as many are moved into it together."""
 _Kind = TypeVar("_Kind", bound=RequestError)
 _LOOKED_AT: Final = 10
 """For how many holders it is checked whether their sessions live, when another session wants the lock."""
@@ -307,7 +305,8 @@ def _put(queue: Queue, name: str, view: View, taken: tuple[str, ...] = ()) -> No
 def _filled(queue: Queue, name: str, view: View) -> tuple[Queue, tuple[str, ...]]:
     """Return the queue with the next far places in the lock's own record, if there is room, and their sessions."""
     most, far = queue.limit + NEAR, queue.far
-    if far is None or len(queue.places) > most - PIECE:
+    # Never more than NEAR together: there would never be room for them, and nobody held a lock for which many wait.
+    if far is None or len(queue.places) > most - max(1, NEAR // 2):
         return queue, ()
     places, taken, session = list(queue.places), [], far.first
     while session and len(places) < most:

@@ -40,7 +40,6 @@ class Machine(RuleBasedStateMachine):
     def begin(self, near: int) -> None:
         """With a few places in the lock's own record the others have records of their own."""
         self.patch.setattr(locks, "NEAR", near)
-        self.patch.setattr(locks, "PIECE", max(1, near // 2))
         for session in ("s1", "s2", "s3", "s4", "s5"):
             self.write(Open(session, 10, "i"))
 

@@ -120,6 +120,21 @@ def test_a_long_queue_keeps_its_order_whoever_leaves(asked: Asked) -> None:
     assert not list(asked.memory.own.beginning("_lock/"))
 
 
+@pytest.mark.parametrize("near", [1, 2, 3, 8])
+def test_however_few_places_are_in_its_own_record_somebody_holds_a_lock_for_which_others_wait(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, near: int
+) -> None:
+    monkeypatch.setattr(locks, "NEAR", near)
+    waiting = crowd(asked, 20)
+    while waiting:
+        assert [place.session for place in queue(asked).holders] == waiting[:1]
+        with pytest.raises(AlreadyExists):
+            asked(Lock("db", "s1", "i"))
+        assert everybody(asked) == waiting
+        asked(Unlock("db", waiting.pop(0)))
+    assert asked.memory.get("_lock/db") is None
+
+
 def test_the_token_of_a_place_is_the_same_wherever_it_is_kept(asked: Asked) -> None:
     sessions = crowd(asked, 40)
     found = queue(asked)
