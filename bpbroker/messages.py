@@ -157,7 +157,7 @@ class Deleted:
 
     def at(self, revision: int) -> Deleted:
         """Return it as it is when its commit is durable at a revision."""
-        return Deleted(revision + self.revision)
+        return Deleted(revision + self.revision) if self.revision else self
 
 
 @dataclass(frozen=True, slots=True)

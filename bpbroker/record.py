@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 INDEX_MAX: Final = 4096
-"""A commit carries fewer writes than this. A lower revision is a place in a commit that is not durable yet."""
+"""A commit carries fewer writes than this. A lower revision is a place in a commit that is not durable yet, from 1 on:
+0 stands for no change."""
 
 
 def when(revision: int) -> tuple[bool, int]:

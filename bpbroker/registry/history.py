@@ -80,7 +80,7 @@ class History:
         known, revisions, added_bytes = self._events, self._revisions, 0
         for event in events:
             if event.type == "take":
-                self._forget_values(event.name)
+                self.forget_values(event.name)
             known.append(event)
             revisions.append(event.revision)
             added_bytes += _size(event)
@@ -113,7 +113,7 @@ class History:
                     del self._places[name]
             del self._events[:count], self._revisions[:count]
 
-    def _forget_values(self, name: str) -> None:
+    def forget_values(self, name: str) -> None:
         """Forget the earlier values of an entry that was taken: its earlier changes are no events any more."""
         # Only this needs the places of a name, so only where things are taken do writes pay for them.
         start = max(0, self._placed - self._dropped)

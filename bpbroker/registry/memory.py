@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 
 from bpbroker.errors import RequestError, Unavailable
 from bpbroker.record import INDEX_MAX, Record
-from bpbroker.registry import discovery_secret, locks, named_keys, numbers, sessions
+from bpbroker.registry import discovery_secret, locks, named_keys, numbers, sessions, taking
 from bpbroker.registry.ages import Ages
 from bpbroker.registry.changes import ANYTHING, Change, Group
 from bpbroker.registry.discovery_secret import DiscoverySecret
@@ -83,7 +83,7 @@ class Batch:
     def __init__(self) -> None:
         self.writes: list[PendingWrite] = []
         """The writes in the order of their decisions, and refusals that depend on other writes."""
-        self.places = 0
+        self.places = 1  # 0 stands for no change
         """How many revisions the commit takes: one for each write; in a batch that is not atomic, one for each
         operation."""
         self.staged: dict[str, Record | None] = {}
@@ -214,6 +214,10 @@ class _View:
     def delete(self, name: str) -> None:
         self.reads[name] = None
         self.changes[name] = None
+
+    def apart(self, record: Record) -> None:
+        if record.revision < INDEX_MAX and self._memory.version is not None:
+            raise _UnderWay
 
     def keep(self) -> bool:
         batch, changes = self._memory.batch, self.changes
@@ -500,6 +504,11 @@ class Memory:
 
     def announce(self, changes: Iterable[tuple[str, Record | None, int]], upto: int) -> None:
         """Apply durable changes up to a revision: name, record after it, its revision. Watches get them later."""
+        changes = list(changes)
+        if len(changes) > 1:  # to take an entry changes two records, also where its end is in the same commit
+            for name, _, _ in changes:
+                if name.startswith(taking.PREFIX):
+                    self.history.forget_values(name.removeprefix(taking.PREFIX))
         events = events_of(changes)
         self.history.add(events, upto)
         concerned, watching = self._concerned, self.parked.watching

@@ -33,7 +33,7 @@ class Done:
 
 def _durable(own: int, commit: int) -> int:
     """Return the revision of a change whose commit is durable; a revision of an earlier commit stays unchanged."""
-    return own if own >= INDEX_MAX else commit + own
+    return own if own >= INDEX_MAX or not own else commit + own
 
 
 # --- sessions ---

@@ -40,14 +40,20 @@ def ack(write: Ack, view: View, _limits: Limits) -> Done:
     receiver = json.loads(taken.json)["receiver"]
     if receiver != write.receiver:
         raise _another(write.name, receiver)
-    view.delete(PREFIX + write.name)
+    _destroy(view, taken)
     return Done(revision=view.index)
 
 
 def destroy(view: View, name: str) -> None:
     """Destroy what was taken under a name, if anything was: it is deleted."""
-    if view.peek(name) is None and view.get(PREFIX + name) is not None:
-        view.delete(PREFIX + name)
+    taken = view.get(PREFIX + name) if view.peek(name) is None else None
+    if taken is not None:
+        _destroy(view, taken)
+
+
+def _destroy(view: View, taken: Record) -> None:
+    view.apart(taken)  # that it was taken is why its earlier values are forgotten everywhere
+    view.delete(taken.name)
 
 
 def must_be_free(view: View, name: str) -> None:

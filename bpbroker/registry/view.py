@@ -49,6 +49,9 @@ class View(Protocol):
     def delete(self, name: str) -> None:
         """Remove a record."""
 
+    def apart(self, record: Record) -> None:
+        """Let the write be decided after the commit of a record, where only that tells other brokers of it."""
+
     def keep(self) -> bool:
         """Fix the changes since the last call: they happen even if a later part of the write is refused.
 

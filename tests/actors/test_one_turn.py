@@ -11,9 +11,23 @@ import pytest
 
 from bpbroker.config import layers
 from bpbroker.errors import AlreadyExists, PreconditionFailed, RequestError, Unavailable
-from bpbroker.messages import Condition, Get, Ping, Register, Replace, SettingsChanged
+from bpbroker.messages import Condition, Delete, Get, Ping, Register, Replace, SettingsChanged
 from bpbroker.record import INDEX_MAX
-from bpbroker.registry.requests import Allocate, Batch, Check, Close, Expire, Holder, Lock, Open, Watch
+from bpbroker.registry.requests import (
+    Ack,
+    Allocate,
+    Batch,
+    Check,
+    Close,
+    Expire,
+    Holder,
+    Lock,
+    Open,
+    Release,
+    Take,
+    Unlock,
+    Watch,
+)
 from tests.actors.test_shared_registry import until
 
 if TYPE_CHECKING:
@@ -161,6 +175,24 @@ def test_late_news_of_a_sessions_end_leave_what_the_next_one_of_its_name_is_just
     assert asked(Holder("db")).data["token"] == place.result(10).data["token"]
 
 
+def test_what_changes_nothing_has_no_revision_though_others_have(asked: Asked, turn: Turn) -> None:
+    asked(Open("a", 60, IP))
+    asked(Open("b", 60, IP))
+    pairs: list[tuple[Any, Any]] = [
+        (Delete("x"), Delete("x")),
+        (Close("b"), Close("b")),
+        (Allocate("p", "o", IP), Release("p", "another", IP)),
+        (Lock("db", "a", IP), Unlock("db", "c")),
+        (Register("y", {}, IP), Batch("", (Check("y", Condition(none_match=('"5"',))),), atomic=False)),
+    ]
+    for changes, nothing in pairs:
+        asked(Replace("x", {}, IP))
+        changed, left = turn([changes, nothing])
+        assert changed.result(10).revision > INDEX_MAX
+        told = left.result(10)
+        assert (told.results[0] if isinstance(nothing, Batch) else told).revision == 0, nothing
+
+
 # --- limits ---
 
 
@@ -254,3 +286,26 @@ def test_the_revision_of_a_write_is_a_cursor(asked: Asked) -> None:
     for number in range(20):
         done = asked(Replace("x", {"n": number}, IP))
         asked(Watch(since=f"{registry_id}:{done.revision}"))
+
+
+@pytest.mark.parametrize("end", [Ack("x", "r"), Delete("x"), Batch("", (Replace("y", {}, IP), Ack("x", "r")))])
+def test_what_is_taken_and_destroyed_at_once_is_told_no_more(
+    asked: Asked, turn: Turn, end: Any, request: pytest.FixtureRequest
+) -> None:
+    cursor = asked(Watch()).cursor
+    asked(Replace("x", {"pass": "word"}, IP))
+    taken, ended, anew = turn([Take("x", "r"), end, Register("x", {"another": "one"}, IP)])
+    assert b"word" in taken.result(10).json
+    ended.result(10)
+    if anew.exception(10) is None:
+        last = "another"
+    else:  # decided before the end is
+        assert refusal(anew).status == 409
+        last = "none"
+    until(lambda: not any(event.record and b"word" in event.record.json for event in asked(Watch(since=cursor)).events))
+    told = [event for event in asked(Watch(since=cursor)).events if event.name == "x"]
+    if "shared" in request.node.callspec.id:  # in commits of their own: other brokers are told that it was taken
+        assert [event.type for event in told] == ["take"]
+    else:
+        assert last == "another"
+        assert [event.type for event in told] == ["put"]

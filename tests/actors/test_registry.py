@@ -518,7 +518,7 @@ def test_a_snapshot_is_a_committed_state_of_its_own(registry: Asked, ledger: Led
     held.result(10)
     staged.result(10)
     snapshot = taken.result(10)
-    assert snapshot.sequence == 1_000_003
+    assert snapshot.sequence == 1_000_006
     assert list(snapshot.entries) == ["a", "b", "c"]
     assert json.loads(snapshot.entries["a"])["x"] == 1
     registry(Delete("a"))

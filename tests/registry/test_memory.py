@@ -56,7 +56,7 @@ def test_each_write_meets_those_before_it() -> None:
     batch = memory.take_batch()
     assert [write.names for write in batch.writes] == [("_taken/a", "a"), ("a",), ("a",)]
     ((change,),) = (group.changes for group in batch.groups())
-    assert (change.name, change.expects, change.index) == ("a", ANYTHING, 2)
+    assert (change.name, change.expects, change.index) == ("a", ANYTHING, 3)
     assert change.after is not None
     assert b'"y": 2' in change.after.json
     assert (made.json == change.after.json, memory.batch.writes) == (False, [])
@@ -70,7 +70,7 @@ def test_what_changes_nothing_and_rests_on_nothing_staged_needs_no_commit() -> N
     assert isinstance(refused, AlreadyExists)
     assert decide(memory, Delete("b")) == (Fate.NOW, Deleted())
     assert memory.batch.writes == []
-    assert decide(memory, Delete("a")) == (Fate.STAGED, Deleted(0))
+    assert decide(memory, Delete("a")) == (Fate.STAGED, Deleted(1))
     assert decide(memory, Delete("a")) == (Fate.STAGED, Deleted())  # the first one may fail
     assert [change.after for group in memory.take_batch().groups() for change in group.changes] == [None]
 
@@ -199,11 +199,11 @@ def test_every_write_is_refused_without_the_lock_that_it_names(number: int) -> N
     for revision, write in enumerate(made, INDEX_MAX):
         decide(memory, write)
         commit(memory, revision)
-    for stale in (Condition(lock=("l", INDEX_MAX)), Condition(lock=("other", INDEX_MAX + 1))):
+    for stale in (Condition(lock=("l", INDEX_MAX)), Condition(lock=("other", INDEX_MAX + 2))):
         assert isinstance(decide(memory, _writes(stale)[number])[1], PreconditionFailed)
         assert isinstance(decide(memory, Batch("", (_writes(stale)[number],)))[1], PreconditionFailed)
     assert not memory.batch.staged
-    assert not isinstance(decide(memory, _writes(Condition(lock=("l", INDEX_MAX + 1)))[number])[1], Exception)
+    assert not isinstance(decide(memory, _writes(Condition(lock=("l", INDEX_MAX + 2)))[number])[1], Exception)
 
 
 def test_a_batch_that_is_refused_says_which_operation_it_was() -> None:
@@ -293,7 +293,7 @@ def test_what_a_batch_lists_has_the_revisions_that_it_is_stored_with(*, atomic: 
     decide(memory, Register("b", {}, "i"))
     done = decide(memory, Batch("", (Register("c", {}, "i"), List("")), atomic))[1].at(20_000)
     listed = {record.name: record.revision for record in done.results[1]}
-    assert listed == {"a": 10_000, "b": 20_000, "c": 20_001}
+    assert listed == {"a": 10_001, "b": 20_001, "c": 20_002}
 
 
 def test_what_was_done_before_keeps_its_revision_beside_a_commit() -> None:
@@ -320,7 +320,7 @@ def test_a_session_that_was_opened_anew_in_one_commit_is_another_one() -> None:
     decide(memory, Close("s"))
     decide(memory, Open("s", 60.0, "i"))
     commit(memory, 20_000)
-    assert heard == [("s", 10_000), ("s", 10_000), ("s", 20_001)]
+    assert heard == [("s", 10_001), ("s", 10_001), ("s", 20_002)]
     assert memory.sessions == 1
 
 

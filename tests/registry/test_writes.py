@@ -33,8 +33,8 @@ def decide(message: writes.Write, current: Record | None, max_bytes: int = 1000)
 def test_what_is_not_there_is_created_and_stamped(kind: type[Register | Replace | Update]) -> None:
     made = decide(kind("a", {"x": 1}, "10.0.0.1"), None)
     assert json.loads(made.json) == {"x": 1, "last_write_ip": "10.0.0.1", "last_write_ts": 7}
-    assert made.at(90_000) == Record("a", made.json, 90_000)
-    assert made.at(90_000).etag == '"90000"'
+    assert made.at(90_000) == Record("a", made.json, 90_001)
+    assert made.at(90_000).etag == '"90001"'
 
 
 def test_each_does_what_its_name_says() -> None:
@@ -43,7 +43,7 @@ def test_each_does_what_its_name_says() -> None:
     replaced, updated = decide(Replace("a", {"z": 2}, "i"), THERE), decide(Update("a", {"x": {"z": 2}}, "i"), THERE)
     assert entry_values.without_stamp(json.loads(replaced.json)) == {"z": 2}
     assert entry_values.without_stamp(json.loads(updated.json)) == {"x": {"y": 1, "z": 2}}
-    assert decide(Delete("a"), THERE) == Deleted(0)
+    assert decide(Delete("a"), THERE) == Deleted(1)
     assert decide(Delete("a"), None) == Deleted()
 
 
