@@ -200,7 +200,7 @@ class Broker:
     # --- actors, bottom up ---
 
     def _erase(self, names: tuple[str, ...]) -> None:
-        """Have what was taken erased from the files; called in the registry's thread."""
+        """Let the config store erase entries that were taken; called in the registry's thread."""
         config_store = self._addresses.get("config store")
         if config_store is not None:
             config_store.tell(messages.Erase(names))
@@ -258,7 +258,7 @@ class Broker:
             self._application.count_unproven_wrong_key(source)
 
     def _tend(self) -> float:
-        """Look after the healthcheck, which looks after all others, and after keys that are not shared yet."""
+        """Check the healthcheck, which checks all others, and share keys that are not shared yet."""
         if self._unshared:
             self._share_keys()
         return self._guard.look(time.monotonic(), schema.option(self._settings, "_global", "healthcheck_freq_sec"))
@@ -332,7 +332,7 @@ class Broker:
         """Say how the server's loop is."""
         server = self._server
         if server is None or not server.ready:
-            return messages.Pong()  # nobody can ask yet
+            return messages.Pong()  # no client can connect yet
         silent = server.loop.silent_secs()
         slow = silent > LOOP_SILENT_SECS
         detail = f"its loop has not gone round for {silent:.0f} s" if slow else ""
@@ -479,7 +479,7 @@ class Broker:
         return self._loop.after(self._addresses["config store"].ask(message, float("inf")), go_on)
 
     def _add(self, message: messages.ApplyConfiguration) -> Future[Any]:
-        """Have settings added; when this is over clients can call the extensions that are enabled by it."""
+        """Add settings; when this returns, clients can call the extensions that the settings enable."""
 
         def added(asked: Future[Any]) -> messages.Applied:
             applied: messages.Applied = asked.result()
@@ -489,7 +489,7 @@ class Broker:
         return self._then(message, added)
 
     def _change_secret(self, message: messages.DropAccessKey | messages.RenewSecret) -> Future[Any]:
-        """Have a section's key taken out, or the discovery secret changed; then the old one is of no use."""
+        """Remove a section's key, or change the discovery secret; when this returns, the old one does not count."""
 
         def changed(asked: Future[Any]) -> None:
             asked.result()
@@ -498,7 +498,7 @@ class Broker:
         return self._then(message, changed)
 
     def _disable(self, message: messages.DropNamespace) -> Future[Any]:
-        """Have an extension's sections taken out; when this is over no client can call it any more."""
+        """Remove an extension's sections; when this returns, no client can call it any more."""
 
         def disabled(asked: Future[Any]) -> tuple[str, ...]:
             gone: tuple[str, ...] = asked.result()

@@ -514,7 +514,7 @@ def make_folder(folder: Path, owner_of: Path | None = None, *, mode: int = 0o700
     """
     if folder.is_dir():
         with contextlib.suppress(OSError):  # one above that may only be passed through
-            sync_folder(folder.parent)  # whoever made it may have been killed before this
+            sync_folder(folder.parent)  # the process that made it may have been killed before this
         return
     make_folder(folder.parent, owner_of, mode=0o755)
     try:
@@ -543,7 +543,7 @@ def remove(path: Path) -> None:
         OSError: it is there and cannot be removed.
     """
     patiently(lambda: path.unlink(missing_ok=True))
-    sync_folder(path.parent)  # also when it was gone: whoever removed it may have been killed before this
+    sync_folder(path.parent)  # also when it was gone: the process that removed it may have been killed before this
 
 
 def rename(old: Path, new: Path) -> None:

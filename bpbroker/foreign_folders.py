@@ -40,7 +40,7 @@ def exposed(path: Path, trusted: Iterable[int] = (0,)) -> Path | None:
                 continue
             writers = stat.S_IWOTH | (stat.S_IWGRP if found.st_gid != 0 else 0)
             open_to_others = not stat.S_ISLNK(found.st_mode) and bool(found.st_mode & writers)
-            # In a sticky folder, such as /tmp, nobody can rename what belongs to another user.
+            # In a sticky folder, such as /tmp, no user can rename files of another user.
             if found.st_uid not in trusted or (open_to_others and (part == place or not found.st_mode & stat.S_ISVTX)):
                 return part
     return None

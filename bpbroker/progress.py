@@ -1,8 +1,8 @@
-"""How far a command is: what takes long says so here, and a person at a terminal sees it.
+"""How far a command is: long work reports it here, and a person at a terminal sees it.
 
-What works calls :class:`Work`; that costs nothing where nobody looks. Who looks
-is one :class:`Display` for the whole process: a command's terminal, or a broker
-that starts. Scripts see nothing: it is shown on standard error, if that is a
+Long work uses :class:`Work`, which costs nothing without a display. There is one
+:class:`Display` for the whole process: a command's terminal, or a broker that
+starts. Scripts see nothing: progress is shown on standard error, if that is a
 terminal, after a second.
 """
 
@@ -40,7 +40,7 @@ _display: Display | None = None
 
 
 def show_on(display: Display | None) -> Display | None:
-    """Let somebody else look from now on, or nobody; return who did before."""
+    """Set the display from now on, or none; return the one before."""
     global _display
     before, _display = _display, display
     return before
@@ -58,7 +58,7 @@ def show_on_terminal() -> None:
 
 
 def is_shown() -> bool:
-    """Return whether somebody looks."""
+    """Return whether there is a display."""
     return _display is not None
 
 

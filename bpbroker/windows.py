@@ -407,7 +407,7 @@ if sys.platform == "win32":
     """The window is closed; the system shuts down. Not 5: services are told of every user that logs off."""
 
     def on_closing(stop: Callable[[], None]) -> Callable[[], None]:
-        """Have ``stop`` called when the console is closed or the system shuts down; return what undoes that.
+        """Call ``stop`` when the console is closed or the system shuts down; return a function that undoes this.
 
         The system ends the process as soon as its handler returns, or some seconds later. So the handler does not.
         """
@@ -435,7 +435,7 @@ if sys.platform == "win32":
         return bool(_kernel32.GenerateConsoleCtrlEvent(1, group))
 
     def paints(descriptor: int) -> bool:
-        """Have a console understand the sequences that move the cursor and set colours; False where it does not."""
+        """Enable the sequences of a console that move the cursor and set colours; return False where it has none."""
         handle = _HANDLE(msvcrt.get_osfhandle(descriptor))
         mode = wintypes.DWORD()
         if not _kernel32.GetConsoleMode(handle, ctypes.byref(mode)):
@@ -498,7 +498,7 @@ if sys.platform == "win32":
             return key
 
         def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-            """See :meth:`selectors.BaseSelector.select`; what is broken is said to be ready."""
+            """See :meth:`selectors.BaseSelector.select`; a broken socket counts as ready."""
             if not self._sockets:
                 time.sleep(timeout or 0)
                 return []

@@ -433,7 +433,7 @@ def launch(actor: type[Actor], *args: Any, timeout_secs: float = STALLED_SECS, *
         try:
             # Half seconds of processor time: threads that only wake up now and then do not count as work.
             _wait_patiently(made.ready, lambda: int(2 * time.process_time()), actor.__name__, stalled_secs=timeout_secs)
-        except TimedOut:  # it is of no use to anybody if it comes to itself
+        except TimedOut:  # nothing uses it if it goes on later
             ref.stop(block=False)
             made.abandon()
             raise

@@ -140,7 +140,7 @@ class Discovery(Actor):
             self._receiver.end()
 
     def status(self) -> Pong:
-        """Tell whether datagrams are being read."""
+        """Return health: whether datagrams are being read."""
         receiver = self._receiver
         running = receiver is not None and receiver.is_alive()
         figures = {"mode": self._mode, "read": self._read, "answered": self._answered, "wrong_macs": self._wrong_macs}

@@ -51,7 +51,7 @@ class Owner(Host, Protocol):
     """Called with each session that ended by itself."""
 
     def set_alarm(self) -> None:
-        """Have the registry woken when there is something to do next."""
+        """Ask for a wake-up at the next time at which there is work."""
 
 
 class Backend(Protocol):
@@ -59,7 +59,7 @@ class Backend(Protocol):
 
     @property
     def alone(self) -> bool:
-        """Whether nobody else writes to the store, so that what memory holds is always the newest."""
+        """Whether the store has no other writers, so that memory always has the newest state."""
 
     @property
     def registry_id(self) -> str:

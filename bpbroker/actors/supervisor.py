@@ -123,7 +123,7 @@ class Supervisor:
         self._tell = tell
 
     def replace(self, name: str, actor: Supervised, why: str, now: float) -> float:
-        """Have a fresh actor made, unless that was done too often lately: then return the seconds until it may be."""
+        """Replace an actor, unless that was done too often lately: then return the seconds until it may be."""
         pause = actor.restarts.pause_secs(now)
         if pause > 0:
             return pause

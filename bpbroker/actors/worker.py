@@ -80,7 +80,7 @@ class Beside:
         return self._found
 
     def look(self) -> None:
-        """Look now."""
+        """Run the probe now."""
         try:
             self._found = self._probe()
         finally:
@@ -107,7 +107,7 @@ class Worker:
 
     @property
     def at_work(self) -> AtWork | None:
-        """What it does now, None when it has nothing to do."""
+        """Its current work; None without any."""
         task = self._current
         if task is None:
             return None
@@ -190,7 +190,7 @@ class Worker:
     def _run(self) -> None:
         while (task := self._queue.get()) is not None:
             if task.reply is not None and task.reply.cancelled():
-                continue  # nobody waits for it any more
+                continue  # no actor waits for it any more
             self._percent = None
             self._moved_at = time.monotonic()
             self._current = task
@@ -209,7 +209,7 @@ class Worker:
                 fail(task.reply, error)
             elif self._ended is None:
                 logger.warning("%s: %s", task.what, error)
-        except BaseException as error:  # SystemExit, too: whoever waits for the step must hear of it
+        except BaseException as error:  # SystemExit, too: the actor that waits for the step must get the error
             logger.exception("Error while %s", task.what)
             if task.reply is not None:
                 fail(task.reply, error if isinstance(error, Exception) else RuntimeError(repr(error)))

@@ -133,7 +133,7 @@ class Client(Coordination):
 
     @property
     def calls(self) -> Calls:
-        """What carries the calls, for :mod:`bpbroker.recipes`."""
+        """Sends the calls, for :mod:`bpbroker.recipes`."""
         return self._calls
 
     @property
@@ -345,7 +345,7 @@ class Client(Coordination):
     # --- ping and extensions ---
 
     def ping(self, data: Data = "") -> dict[str, Any]:
-        """Have ``data`` echoed: gives ``{"src": <this host's address as the broker sees it>, "data": {…}}``."""
+        """Let the broker echo ``data``; return ``{"src": <this host's address for the broker>, "data": {…}}``."""
         value = json_value(self._calls.send("ping/Ping", {"data": _text(data)}, repeatable=True))
         if not isinstance(value, dict) or not isinstance(value.get("data"), dict):
             raise CannotConnect(f"{self.address} is not a bpbroker: its answer to a ping is not one of ours")

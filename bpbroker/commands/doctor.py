@@ -117,7 +117,7 @@ def _files(scope: Scope) -> Iterator[Finding]:
 
 
 def _open_files(own: Path) -> Iterator[Finding]:
-    """See whether other users can read what only the broker's user may: entries, keys, the control token."""
+    """Check whether other users can read what only the broker's user may: entries, keys, the control token."""
     for path in (own, *files_of(journal_path(own)), lock_path(own), backups.folder_for(own)):
         with suppress(OSError):  # it is not there
             if files.open_to_others(path):
@@ -217,7 +217,7 @@ def _extensions(scope: Scope, loaded: Loaded) -> Iterator[Finding]:
 
 
 def _code(scope: Scope, loaded: Loaded) -> Iterator[Finding]:
-    """See whether other users could change code that the broker runs."""
+    """Check whether other users could change code that the broker runs."""
     found = list(exposed_code(scope.home.lib, layers.namespaces(loaded.effective)))
     for sentence in found:
         yield Finding("code", WARNING, sentence, "take the right to write away from others (chmod go-w, chown root)")
@@ -262,7 +262,7 @@ def _pair(scope: Scope, loaded: Loaded, broker: LocalBroker | None) -> Iterator[
 
 
 def _ports(loaded: Loaded) -> Iterator[Finding]:
-    """See whether both ports could be had by a start."""
+    """Check whether both ports could be had by a start."""
     from bpbroker.discovery.udp import bind_udp
     from bpbroker.server.listener import bind_tcp
 

@@ -51,7 +51,7 @@ class LocalBroker:
         return pid
 
     def fetch(self, path: str) -> bytes:
-        """Return what the broker serves to everybody under a path.
+        """Return the broker's response under a path that needs no key.
 
         Raises:
             CannotConnect, WaitTimeout: it does not answer.

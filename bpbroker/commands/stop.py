@@ -69,7 +69,7 @@ def _ends(scope: Scope, ended: Callable[[float], bool], timeout_secs: float) -> 
 
 
 def _end(scope: Scope, broker: LocalBroker) -> Callable[[float], bool]:
-    """Tell the broker to end; return what waits until it has, so many seconds at most."""
+    """Tell the broker to end; return a function that waits for that, so many seconds at most."""
 
     def released(timeout_secs: float) -> bool:
         end = time.monotonic() + timeout_secs
@@ -104,7 +104,7 @@ def _end(scope: Scope, broker: LocalBroker) -> Callable[[float], bool]:
 
 
 def _see_that_the_note_can_be_trusted(scope: Scope, broker: LocalBroker) -> None:
-    """See that a signal to the process in the note reaches the broker and nothing else.
+    """Check that a signal to the process in the note reaches the broker and nothing else.
 
     The note lies in the configuration's folder. Where that is another user's,
     that user may have written any number into it: root signals with that

@@ -28,7 +28,7 @@ class Home:
 
     @property
     def notice(self) -> str:
-        """What to tell the user of this choice; empty when there is nothing to tell."""
+        """A message for the user about this choice; may be empty."""
         if self.passed_over is None:
             return ""
         return (
@@ -73,7 +73,7 @@ def find_home(environ: Mapping[str, str] = os.environ, *, for_file: bool = False
     """Return the home to use.
 
     A plain user who cannot write in the system's home, or cannot make it, gets
-    their own data folder, so that ``bpbroker start`` works for everybody.
+    their own data folder, so that ``bpbroker start`` works for each user.
 
     Args:
         environ: the environment.

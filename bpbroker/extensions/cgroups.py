@@ -197,7 +197,7 @@ class Tree:
         return folder
 
     def begin(self) -> None:
-        """See that the child is alone in its group: what was started before belongs to no call to come.
+        """Check that the child is alone in its group: processes that were started before do not belong to later calls.
 
         Raises:
             OSError: it is not, and no other group can be made.

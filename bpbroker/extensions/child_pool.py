@@ -81,7 +81,7 @@ class Driver:
         return self._child.pid
 
     def run(self, call: Call) -> None:
-        """Have a call run; only after Ready, and one at a time."""
+        """Run a call in the child; only after Ready, and one at a time."""
         self._calls.put(call)
 
     def retire(self) -> None:
@@ -225,7 +225,7 @@ class ChildPool:
         return child
 
     def give(self, child: PooledChild, job: Job, timeout_secs: float) -> None:
-        """Have a free child run a call."""
+        """Let a free child run a call."""
         job.begun += 1
         child.job = job
         child.deadline = time.monotonic() + timeout_secs

@@ -117,7 +117,7 @@ class Now:
 
     @classmethod
     def look(cls) -> Now:
-        """Look at the clocks."""
+        """Read the clocks."""
         boottime = getattr(time, "CLOCK_BOOTTIME", None)
         uptime = time.monotonic() if boottime is None else time.clock_gettime(boottime)
         return cls(_boot(), uptime, time.time())
@@ -181,7 +181,7 @@ class Keyed:
         return cls(namespace, key, hashlib.sha256(asked.encode()).digest(), _client(call.source))
 
     def check_repeat(self, request: bytes) -> None:
-        """See that a repeat asks the same.
+        """Check that a repeat asks the same.
 
         Raises:
             BadRequest: it does not.
@@ -199,7 +199,7 @@ class Usage:
 
     @property
     def warning(self) -> str:
-        """What the operator should know; empty while there is room."""
+        """A warning for the operator; empty while there is room."""
         if self.keys < _WARN_FROM * KEYS_MAX:
             return ""
         return f"{_WARN_FROM:.0%} of the {KEYS_MAX} calls with an Idempotency-Key that one day may have were made"

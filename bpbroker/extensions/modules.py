@@ -81,7 +81,7 @@ def find(namespace: str, lib: Path) -> Path | None:
 
 
 def look_at(namespace: str, lib: Path) -> ExtensionRecord:
-    """Look at a namespace's module without running it."""
+    """Check a namespace's module without running it."""
     problem = name_problem(namespace)
     if problem:
         return ExtensionRecord(namespace, Status.REFUSED, problem=problem)

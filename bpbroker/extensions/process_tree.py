@@ -23,7 +23,7 @@ _TICK_SECS: Final = 0.05
 
 
 def become_subreaper() -> None:
-    """Have this process stay the ancestor of all that it starts; does nothing where the system has no such thing."""
+    """Keep this process the ancestor of all processes that it starts, where the system can do that."""
     if sys.platform != "linux":
         return
     with suppress(OSError, ImportError, AttributeError):

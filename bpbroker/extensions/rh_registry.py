@@ -100,7 +100,7 @@ class Registry(Coordination):
 
     @property
     def calls(self) -> _Calls:
-        """What carries the calls, for :mod:`bpbroker.recipes`."""
+        """Sends the calls, for :mod:`bpbroker.recipes`."""
         return self._calls
 
     def sibling(self, timeout_secs: float | None = None) -> Self:

@@ -59,7 +59,7 @@ def matches(candidates: Sequence[object], keys: Iterable[str]) -> bool:
 
 
 def check(key: NamedKey | None, needs: Iterable[Need]) -> None:
-    """See that a key has the right for everything that a call does.
+    """Check that a key has the right for everything that a call does.
 
     Args:
         key: the named key that let the call in; None for one that may do anything there: it brought the namespace's

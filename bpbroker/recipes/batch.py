@@ -88,7 +88,7 @@ class Batch:
         self._add("Take", name=name, receiver=receiver, lock=lock)
 
     def ack(self, name: str, receiver: str, *, lock: Lock | str | None = None) -> None:
-        """Have an entry that the receiver has taken destroyed."""
+        """Destroy an entry that the receiver has taken."""
         self._add("Ack", name=name, receiver=receiver, lock=lock)
 
     def allocate(

@@ -8,5 +8,5 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 def boottime() -> float:
-    """Return seconds of a clock that nobody sets and that counts a suspended machine's sleep where the system can."""
+    """Return the seconds of a clock that is never set and, where the system has one, also counts a machine's sleep."""
     return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)

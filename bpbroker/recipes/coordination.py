@@ -42,7 +42,7 @@ class Entry(dict[str, "Any"]):
 
     @property
     def own(self) -> dict[str, Any]:
-        """What was registered: without ``last_write_ip`` and ``last_write_ts``."""
+        """The registered object: without ``last_write_ip`` and ``last_write_ts``."""
         return entry_values.without_stamp(self)
 
 
@@ -53,7 +53,7 @@ class Coordination:
 
     @property
     def calls(self) -> Calls:
-        """What carries the calls, for :mod:`bpbroker.recipes`."""
+        """Sends the calls, for :mod:`bpbroker.recipes`."""
         raise NotImplementedError
 
     def sibling(self, timeout_secs: float | None = None) -> Self:
@@ -97,7 +97,7 @@ class Coordination:
     def register_or_get(
         self, name: str, data: Data, *, session: Session | str | None = None, lock: Lock | str | None = None
     ) -> Entry:
-        """Create an entry, or return the one that has the name, whoever wrote it; arguments as of :meth:`register`.
+        """Create an entry, or return the existing one, of any writer; arguments as of :meth:`register`.
 
         Raises:
             NotFound: one that existed was deleted again and again meanwhile.
@@ -180,7 +180,7 @@ class Coordination:
         wait_secs: float | None = None,
         attempts: int = 3,
     ) -> Any:
-        """Have a function called by one of all that ask, and return its result, which is JSON, to all of them.
+        """Call a function in one of all callers, and return its result, which is JSON, to each of them.
 
         The entry ``name`` says where it stands. A crash between the function's end and that note repeats it.
 
@@ -309,7 +309,7 @@ def releasing(pool: str, owner: str, quarantine_secs: float) -> dict[str, Any]:
 
 
 def counting(name: str, by: int, owner: str) -> dict[str, Any]:
-    """Return the parameters of ``Next``; an empty ``owner``: it is counted on for nobody."""
+    """Return the parameters of ``Next``; an empty ``owner``: for no owner."""
     return {"name": name, "by": by, **({"owner": owner} if owner else {})}
 
 

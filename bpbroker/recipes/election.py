@@ -53,7 +53,7 @@ class Election:
         return True
 
     def cancel(self) -> None:
-        """Have :meth:`run` give up waiting; a function that runs is not ended. From any thread."""
+        """End the waiting of :meth:`run`; a running function is not ended. From any thread."""
         self._cancelled.set()
 
     def leader(self) -> Any:

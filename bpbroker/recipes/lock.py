@@ -83,7 +83,7 @@ class Lock:
 
     @property
     def fence(self) -> str:
-        """What a write names so that it is refused when the lock is no longer held: ``NAME:TOKEN``."""
+        """``NAME:TOKEN``: a write that names it is refused when the lock is no longer held."""
         return f"{self.name}:{self.token}"
 
     def locked(self) -> bool:
@@ -148,7 +148,7 @@ class Lock:
         self.session.close()
 
     def check(self) -> None:
-        """See that the lock is held, as far as is known here.
+        """Check that the lock is held, as far as is known here.
 
         Raises:
             LockLost: it is not.

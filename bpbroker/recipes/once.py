@@ -56,7 +56,7 @@ class Once:
 
     @property
     def lock(self) -> Lock:
-        """What is held while the work runs."""
+        """The lock that is held while the work runs."""
         return self._lock
 
     def run(self, work: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -66,7 +66,7 @@ class Once:
             work: does it and returns ``exit`` (0: well) and what else the entry is to say.
 
         Raises:
-            WaitTimeout: nobody was done in time.
+            WaitTimeout: no caller was done in time.
             LockLost: the lock was lost while the work ran, so what became of it is not said.
         """
         wait = self._registry.calls.patience_secs if self._wait is None else self._wait

@@ -113,7 +113,7 @@ class Session:
                 break
 
     def check(self) -> None:
-        """See that the session lives, as far as is known here.
+        """Check that the session lives, as far as is known here.
 
         Raises:
             SessionLost: it does not.
@@ -179,7 +179,7 @@ class RenewedSession(Session):
         self._thread.join(_JOIN_SECS)
 
     def check(self) -> None:
-        """See that the session lives, and was renewed in time; raises as :meth:`Session.check` does."""
+        """Check that the session lives, and was renewed in time; raises as :meth:`Session.check` does."""
         if not self.lost.is_set() and boottime() >= self.stop_at:
             self._lose("it was not renewed in time")
         super().check()

@@ -38,7 +38,7 @@ class Take:
         return self._calls.entry(answer.data, answer.etag, answer.revision)
 
     def ack(self) -> None:
-        """Have the entry destroyed; it is fine if that was done."""
+        """Destroy the entry; no error if it was destroyed before."""
         self._calls.registry("Ack", self._sent, repeatable=True)
 
     def __enter__(self) -> Entry:

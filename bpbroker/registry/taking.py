@@ -57,7 +57,7 @@ def _destroy(view: View, taken: Record) -> None:
 
 
 def must_be_free(view: View, name: str) -> None:
-    """See that nothing was taken under this name that its receiver has not acknowledged yet.
+    """Check that nothing was taken under this name that its receiver has not acknowledged yet.
 
     Raises:
         AlreadyExists: something was.

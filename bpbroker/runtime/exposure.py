@@ -22,7 +22,7 @@ from bpbroker.extensions import modules
 
 
 def see_that_it_may_start(own: Path) -> None:
-    """See that a broker run by root does not work on a configuration of another user's.
+    """Check that a broker run by root does not work on a configuration of another user's.
 
     Args:
         own: the configuration file; need not exist.

@@ -45,7 +45,7 @@ class Outlet(logging.Handler):
 
     @property
     def trouble(self) -> str:
-        """What is wrong, in one line; empty when all is well."""
+        """The problem in one line; empty when all is well."""
         return "; ".join(dict.fromkeys(self._faults.values()))
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -143,7 +143,7 @@ def sweep_halves(own: Path, lib: Path) -> None:
 
 
 def matched(own: Path, origin: Origin | None) -> Origin:
-    """See that file and journal belong together; return the registry, and the last commit that they hold together.
+    """Check that file and journal belong together; return the registry, and the last commit that they hold together.
 
     Raises:
         DamagedFile: they do not; no file was changed.
@@ -171,7 +171,7 @@ def matched(own: Path, origin: Origin | None) -> Origin:
 
 
 def not_half_restored(own: Path) -> None:
-    """See that no restore of a broker on etcd was cut off; nothing else of its journal is looked at.
+    """Check that no restore of a broker on etcd was cut off; nothing else of its journal is looked at.
 
     Raises:
         DamagedFile: one was.

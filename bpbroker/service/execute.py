@@ -61,7 +61,7 @@ def _make_folder(path: Path, mode: int, owner: str, root: Path) -> bool:
 
 
 def _ids(owner: str, root: Path) -> tuple[int, int]:
-    """Look a user up: on the running machine as it does itself, in a tree in its ``/etc/passwd``."""
+    """Look up a user: on the running machine by its own means, in a tree of files in its ``/etc/passwd``."""
     if owner == "root":
         return 0, 0
     if root == Path("/"):

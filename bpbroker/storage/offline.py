@@ -348,7 +348,7 @@ class CheckResult:
 
 
 def check(own: Path) -> tuple[CheckResult, ...]:
-    """Look whether file, journal and backups can be trusted; changes nothing and may run beside a broker."""
+    """Check whether file, journal and backups can be trusted; changes nothing and may run beside a broker."""
     return tuple(_findings(own))
 
 

@@ -185,7 +185,7 @@ def read_journal(journal: Path) -> JournalState:
 
 
 def refuse_half(journal: Path, mark: Noted | None) -> None:
-    """See that no restore was cut off.
+    """Check that no restore was cut off.
 
     Raises:
         DamagedFile: one was, so file, journal and identity may be of two states.

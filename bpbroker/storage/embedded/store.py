@@ -313,7 +313,7 @@ class EmbeddedStore:
             return StorageFull("The disk is full: nothing was changed; writes work again when there is space")
         if rolled_back and (code & 0xFF) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) and not committing:
             return Unavailable("The journal is busy: nothing was changed; try again")
-        # After a failed fsync nobody knows what is on the disk, and asking again may
+        # After a failed fsync the content of the disk is not known, and asking again may
         # say "fine" while the data is lost (https://lwn.net/Articles/752063/). So: no more writes.
         self._failed = f"a commit failed ({error})"
         logger.error("%s: %s; no write is accepted until a restart", self._journal, self._failed)

@@ -45,7 +45,7 @@ class _Header:
 
 
 def examine(log: Path) -> LogState:
-    """Look at a ``-wal`` file, which need not exist; takes about 80 ms for each 1,000 pages in it.
+    """Check a ``-wal`` file, which need not exist; takes about 80 ms for each 1,000 pages in it.
 
     A broker may be writing to it: when it began the log anew in between, what
     was read is a mixture and says nothing, so it is read again.

@@ -30,7 +30,7 @@ class SideThread:
         self._begun = self._ended = False
 
     def call(self, what: Callable[[], T]) -> Future[T]:
-        """Have a call made behind those before it; return the future of what it returns or raises.
+        """Queue a call; return the future of its result or error.
 
         Raises:
             Unavailable: :meth:`end` was called.
