@@ -112,7 +112,7 @@ class Sessions:
         def ended(result: Any) -> None:
             if isinstance(result, BaseException):  # it lives on, may be renewed, and closed later
                 self._times.ending.discard(session)
-            else:
+            elif result.revision:  # else it was closed just before
                 self._owner.expired(sessions.expired(session, opened, result))
 
         self._owner.ask_self(Expire(session), ended)

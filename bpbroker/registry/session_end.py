@@ -48,7 +48,7 @@ def expire(write: Expire, view: View, limits: Limits) -> Done:
         if found is not None and (closed is None or when(found.revision) > when(closed.revision)):
             lost = {"entry": json.loads(found.json), "when": int(view.now), "session": write.session}
             view.put(sessions.LOST + name, json.dumps(lost, ensure_ascii=False).encode())
-    return Done(revision=view.index, ended=tuple(names))
+    return Done(revision=view.index if view.changes else 0, ended=tuple(names))
 
 
 def _is_older(view: View, name: str, session: str, opened: int) -> bool:

@@ -180,7 +180,7 @@ def _together(write: Batch, view: View, limits: Limits) -> BatchDone:
     if write.id:
         noted = {"when": int(view.now), "operations": len(results), "digest": write.digest}
         view.put(key, json.dumps(noted).encode())
-    return BatchDone(tuple(results), view.index)
+    return BatchDone(tuple(results), view.index if view.changes else 0)
 
 
 def _size_of(found: Any) -> int:

@@ -293,6 +293,7 @@ class Model:
                 except Refused as refused:
                     found.append(refused)
             return "results", found
+        before = deepcopy(self.now)
         results: list[Any] = [None] * len(message.operations)
         numbered = list(enumerate(message.operations))
         # Readers see the state after all of it.
@@ -302,7 +303,7 @@ class Model:
             except Refused as refused:
                 refused.failed = number
                 raise
-        return "results", results
+        return "together", (results, self.at if self.now != before else 0)
 
 
 class Answers:
@@ -347,7 +348,8 @@ class Answers:
     def or_failed(self, wanted: Any, got: Any) -> bool:
         """Return whether an answer is right where the commit of what comes before it failed."""
         if isinstance(got, BatchDone) and not isinstance(wanted, Refused):
-            return all(self.or_failed(w, g) for w, g in zip(wanted[1], got.results, strict=True))
+            tells = wanted[1] if wanted[0] == "results" else wanted[1][0]
+            return all(self.or_failed(w, g) for w, g in zip(tells, got.results, strict=True))
         return isinstance(got, Unavailable) or self.answer(wanted, got)
 
     def answer(self, wanted: Any, got: Any) -> bool:
@@ -364,6 +366,8 @@ class Answers:
             return isinstance(got, Deleted) and self.same(tells, got.revision)
         if kind == "token":
             return isinstance(got, Done) and self.same(tells, got.data["token"])
+        if kind == "together":
+            return self.answer(("results", tells[0]), got) and self.same(tells[1], got.revision)
         if kind == "results":
             return isinstance(got, BatchDone) and all(
                 self.answer(w, g) for w, g in zip(tells, got.results, strict=True)
@@ -583,7 +587,6 @@ class Run:
 @pytest.mark.parametrize("near", [1, 8])
 def test_bursts(registry: Asked, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, seed: int, near: int) -> None:
     monkeypatch.setattr(locks, "NEAR", near)
-    monkeypatch.setattr(locks, "PIECE", max(1, near // 2))
     run = Run(registry, ledger, seed)
     for _ in range(examples(240)):
         run.burst()

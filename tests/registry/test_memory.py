@@ -24,6 +24,8 @@ from bpbroker.registry.requests import (
     Check,
     CheckEmpty,
     Close,
+    Done,
+    Expire,
     Lock,
     Next,
     Open,
@@ -329,3 +331,13 @@ def _staged(memory: Memory) -> dict[str, tuple[bytes | None, int]]:
     indexes = memory.batch.indexes
     order = sorted(set(indexes.values()))
     return {name: (r.json if r else None, order.index(indexes[name])) for name, r in memory.batch.staged.items()}
+
+
+def test_the_end_of_a_session_that_was_closed_changes_nothing() -> None:
+    memory = Memory()
+    decide(memory, Open("s", 9.0, "i"))
+    commit(memory, 10_000)
+    decide(memory, Close("s"))
+    assert decide(memory, Expire("s")) == (Fate.STAGED, Done())
+    commit(memory, 20_000)
+    assert decide(memory, Expire("s")) == (Fate.NOW, Done())
