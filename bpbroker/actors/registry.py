@@ -153,8 +153,9 @@ class Registry(Actor):
         self.backend.close()
 
     def abandoned(self) -> None:
-        """See :meth:`Actor.abandoned`."""
+        """Refuse the calls that wait, whose clients would wait to the end in vain, and let go of the store."""
         self.backend.abandon()
+        self._waiting.refuse_all(Unavailable("The broker's registry is being replaced; ask again"))
 
     def status(self) -> Pong:
         """Return figures, and what is wrong with the registry."""

@@ -160,7 +160,7 @@ class Waiting:
             self.expire[type(call.message)](call)
 
     def refuse_all(self, error: Unavailable) -> None:
-        """Reply to all of them with an error."""
+        """Reply to all of them with an error; from any thread, while the registry's own is stuck or has ended."""
         waiting = [waiter.reply for waiter in self._memory.waiters.all()]
         for reply in (*waiting, *(call.reply for call in self._memory.parked.all())):
             fail(reply, error)

@@ -129,8 +129,8 @@ class Parked:
         return True
 
     def all(self) -> list[ParkedCall]:
-        """Return all calls."""
-        return [call for calls in self._by_key.values() for call in calls]
+        """Return all calls; from any thread."""
+        return [call for calls in list(self._by_key.values()) for call in list(calls)]
 
     def next_deadline(self) -> float:
         """Return the monotonic time at which the first wait ends; infinite if none waits."""

@@ -151,9 +151,9 @@ class Waiters:
                 yield waiter
 
     def all(self) -> list[Waiter]:
-        """Return all waiters."""
-        groups = (group.waiters for groups in self._by_prefix.values() for group in groups.values())
-        return [waiter for waiters in (*self._by_name.values(), *groups) for waiter in waiters]
+        """Return all waiters; from any thread."""
+        groups = [group.waiters for groups in list(self._by_prefix.values()) for group in list(groups.values())]
+        return [waiter for waiters in (*self._by_name.values(), *groups) for waiter in list(waiters)]
 
     def remove(self, waiter: Waiter) -> bool:
         """Remove a waiter; return False if it was removed before."""

@@ -24,8 +24,10 @@ from bpbroker.actors.registry import Registry
 from bpbroker.actors.registry_local import LocalBackend
 from bpbroker.actors.registry_shared import SharedBackend
 from bpbroker.config import layers
+from bpbroker.errors import Unavailable
 from bpbroker.frontend.extension_calls import understand
-from bpbroker.messages import BackupNow, Call, Get, Ping, Register, Save
+from bpbroker.messages import BackupNow, Call, Get, List, Ping, Register, Save
+from bpbroker.registry.requests import Lock, Open, Watch
 from bpbroker.storage.embedded.journal import journal_path
 from bpbroker.storage.embedded.store import EmbeddedStore
 from bpbroker.storage.etcd.options import EtcdOptions
@@ -35,6 +37,7 @@ from tests.support.etcd_cluster import needs_etcd
 from tests.support.witness import eventually
 
 TIMES = 4
+IP = "10.0.0.1"
 Factory = Callable[[], Any]
 
 
@@ -146,7 +149,7 @@ def test_a_registry_on_etcd(make: Callable[[Factory], Part], etcd_section: dict[
 
     def use() -> None:
         name = f"name-{next(names)}"
-        part(Register(name, {}, "10.0.0.1"))
+        part(Register(name, {}, IP))
         part(Get(name))
 
     check(part, harm, use)
@@ -160,7 +163,7 @@ def test_an_embedded_registry(make: Callable[[Factory], Part], tmp_path: Path, h
     part = make(lambda: launch(Registry, backend(), layers.freeze(layers.DEFAULTS)))
     # SQLite closes no descriptor of a file while another connection to it is open: its locks would go with it. It
     # takes the descriptor for the next connection.
-    check(part, harm, lambda: part(Register(f"name-{next(names)}", {}, "10.0.0.1")), 4, files_of_closed=1)
+    check(part, harm, lambda: part(Register(f"name-{next(names)}", {}, IP)), 4, files_of_closed=1)
 
 
 @dies_or_hangs
@@ -184,7 +187,7 @@ def test_an_extension(make: Callable[[Factory], Part], tmp_path: Path, harm: str
     settings = layers.freeze({**layers.DEFAULTS, "demo": {}})
     registry = ActorAddress("registry")
     part = make(lambda: launch(Extension, "demo", tmp_path, settings, registry, understand))
-    check(part, harm, lambda: part(Call("Hello", {}, "10.0.0.1", "id")), files_of_stuck=4)
+    check(part, harm, lambda: part(Call("Hello", {}, IP, "id")), files_of_stuck=4)
 
 
 @dies_or_hangs
@@ -199,3 +202,31 @@ def test_a_config_store_and_a_backup(make: Callable[[Factory], Part], tmp_path: 
     backup = make(lambda: launch(Backup, path, folder, store.address, settings))
     check(store, harm, lambda: store(Save()))
     check(backup, harm, lambda: backup(BackupNow()))
+
+
+@dies_or_hangs
+def test_calls_that_wait_are_told_at_once_that_the_registry_is_replaced(
+    make: Callable[[Factory], Part], tmp_path: Path, harm: str
+) -> None:
+    (tmp_path / "b.json").write_text("{}")
+    journal = tmp_path / "b.json.journal"
+    settings = layers.freeze(layers.DEFAULTS)
+    part = make(lambda: launch(Registry, LocalBackend(lambda: EmbeddedStore(journal, dict)), settings))
+    part(Open("s1", 60, IP))
+    part(Open("s2", 60, IP))
+    part(Lock("l", "s1", IP))
+    cursor = part(Watch()).cursor
+    waiting = [
+        part.address.ask(message, 3600)
+        for message in (
+            Get("none", wait_secs=3600),
+            List("none/", at_least=1, wait_secs=3600),
+            Watch("a/", since=cursor, wait_secs=3600),
+            Lock("l", "s2", IP, wait_secs=3600),
+        )
+    ]
+    eventually(lambda: part(Ping()).figures["waiting"] == len(waiting))
+    part.replace(harm)
+    for reply in waiting:
+        with pytest.raises(Unavailable, match="being replaced"):
+            reply.result(30)
