@@ -60,7 +60,7 @@ from bpbroker.server.budget import Budget
 from bpbroker.server.certificate_watch import CertificateWatch
 from bpbroker.server.host_certificate import Certificate
 from bpbroker.server.listener import BrokerServer
-from bpbroker.storage.lock import machine_secs, process_note
+from bpbroker.storage.lock_file import machine_secs, process_note
 
 logger = logging.getLogger("bpbroker")
 

@@ -35,7 +35,7 @@ import pytest
 from bpbroker.client import Client
 from bpbroker.discovery.jointoken import JoinToken, make_token
 from bpbroker.errors import StartError
-from bpbroker.storage.lock import holder
+from bpbroker.storage.lock_file import holder
 
 START_SECS: Final = 60.0
 """The longest that a start may take; wide, because machines that run tests are busy."""

@@ -19,7 +19,7 @@ from bpbroker.extensions import modules
 from bpbroker.registry import entry_values, named_keys
 from bpbroker.server import tls
 from bpbroker.storage import config_file, offline
-from bpbroker.storage.lock import FileLock, holder
+from bpbroker.storage.lock_file import FileLock, holder
 
 EMPTY: Final[Mapping[str, bytes]] = {}
 _DOCUMENT_MAX_BYTES = 256 * 1024 * 1024

@@ -32,7 +32,7 @@ from bpbroker.runtime.exposure import exposed_code
 from bpbroker.server import host_certificate, tls
 from bpbroker.storage import backups, offline
 from bpbroker.storage.embedded.journal import files_of, journal_path
-from bpbroker.storage.lock import lock_path
+from bpbroker.storage.lock_file import lock_path
 from bpbroker.storage.sources import Loaded
 
 _MEND_ETCD = "see that most members of _registry.endpoints run, and that this host reaches them"

@@ -25,7 +25,7 @@ from bpbroker.service.execute import execute, others_files
 from bpbroker.service.steps import Plan, Service
 from bpbroker.service.templates import Recorded
 from bpbroker.storage import config_file
-from bpbroker.storage.lock import FileLock, holder, lock_path
+from bpbroker.storage.lock_file import FileLock, holder, lock_path
 from bpbroker.text import command_line
 
 DEFAULT_NAME = "bpbroker"

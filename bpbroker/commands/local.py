@@ -21,7 +21,7 @@ from bpbroker.commands.scope import Scope
 from bpbroker.discovery.jointoken import canonical_fingerprint
 from bpbroker.errors import BpbrokerError, CannotConnect, ConfigurationError, StartError, from_status
 from bpbroker.storage import control_socket
-from bpbroker.storage.lock import holder
+from bpbroker.storage.lock_file import holder
 
 TIMEOUT_SECS = 60.0
 _LOOK_SECS = 5.0

@@ -11,7 +11,7 @@ from bpbroker.commands.local import must_run
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.commands.tables import echo_json, echo_table, format_option, shown_age, shown_size, shown_time
 from bpbroker.errors import CannotConnect, StartError, WaitTimeout
-from bpbroker.storage.lock import machine_secs
+from bpbroker.storage.lock_file import machine_secs
 
 
 @command("status", short_help="Show how the running broker is")

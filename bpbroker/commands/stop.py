@@ -15,7 +15,7 @@ from bpbroker import files, progress
 from bpbroker.commands.local import LocalBroker, running
 from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.errors import StartError
-from bpbroker.storage.lock import holder, is_process_of, lock_path
+from bpbroker.storage.lock_file import holder, is_process_of, lock_path
 
 STOP_SECS = 30.0
 _POLL_SECS = 0.05

@@ -25,7 +25,7 @@ from bpbroker.discovery.jointoken import SECRET_DIGITS, JoinToken, canonical_fin
 from bpbroker.errors import ClientError, ConfigurationError, RequestError, StartError
 from bpbroker.frontend import client_file
 from bpbroker.server import host_certificate
-from bpbroker.storage.lock import lock_path
+from bpbroker.storage.lock_file import lock_path
 from bpbroker.storage.sources import Loaded
 
 _REGISTRY_SECS = 10.0

@@ -24,7 +24,7 @@ from bpbroker.storage import offline
 from bpbroker.storage.embedded.revisions import Revisions
 from bpbroker.storage.etcd.options import EtcdOptions
 from bpbroker.storage.etcd.store import EtcdStore
-from bpbroker.storage.lock import FileLock
+from bpbroker.storage.lock_file import FileLock
 from bpbroker.storage.sources import Sources
 
 _AT_ONCE: Final = 100

@@ -26,7 +26,7 @@ from bpbroker.storage import backups, control_socket
 from bpbroker.storage.config_file import Origin
 from bpbroker.storage.embedded.journal import Mark, files_of, journal_path, read_journal, refuse_half
 from bpbroker.storage.embedded.recovery import match, registry_of
-from bpbroker.storage.lock import FileLock
+from bpbroker.storage.lock_file import FileLock
 from bpbroker.storage.sources import Loaded
 from bpbroker.text import command_line
 

@@ -22,7 +22,7 @@ from bpbroker.storage.embedded.journal import JournalState, Mark, files_of, jour
 from bpbroker.storage.embedded.recovery import match, merged, registry_of
 from bpbroker.storage.embedded.store import forget_all
 from bpbroker.storage.etcd import store
-from bpbroker.storage.lock import FileLock, holder
+from bpbroker.storage.lock_file import FileLock, holder
 from bpbroker.text import command_line
 
 

@@ -12,7 +12,7 @@ from bpbroker.config import layers
 from bpbroker.errors import Gone, Overloaded
 from bpbroker.messages import Get, List, Register, SettingsChanged
 from bpbroker.registry.requests import Allocate, Close, Holder, Lock, Open, Release, Renew, Unlock, Watch
-from tests.actors.test_shared_registry import until
+from tests.actors.test_registry_shared import until
 
 if TYPE_CHECKING:
     from tests.actors.conftest import Asked

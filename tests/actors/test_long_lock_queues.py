@@ -19,7 +19,7 @@ from bpbroker.registry import locks
 from bpbroker.registry.changes import Group
 from bpbroker.registry.requests import Close, Holder, Lock, Open, Unlock
 from bpbroker.storage.etcd import commits
-from tests.actors.test_shared_registry import until
+from tests.actors.test_registry_shared import until
 
 if TYPE_CHECKING:
     from tests.actors.conftest import Asked, Ledger, SharedLedger

@@ -28,7 +28,7 @@ from bpbroker.registry.requests import (
     Unlock,
     Watch,
 )
-from tests.actors.test_shared_registry import until
+from tests.actors.test_registry_shared import until
 
 if TYPE_CHECKING:
     from tests.actors.conftest import Asked, SharedLedger

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bpbroker.storage.lock import FileLock
+from bpbroker.storage.lock_file import FileLock
 from tests.support.systems import is_private
 
 Run = Callable[..., Any]

@@ -29,7 +29,7 @@ from bpbroker.server import host_certificate, own_pair, tls
 from bpbroker.server.certificate_watch import CertificateWatch
 from bpbroker.storage import config_file
 from bpbroker.storage.embedded.journal import read_journal
-from bpbroker.storage.lock import FileLock, holder
+from bpbroker.storage.lock_file import FileLock, holder
 from tests.commands.conftest import Ran
 from tests.support.systems import posix_only
 

@@ -160,11 +160,11 @@ def test_stop_signals_no_process_that_the_folders_owner_noted(place: Place) -> N
     with subprocess.Popen(["sleep", "60"]) as bystander:
         note = f"""
 import fcntl, json, os, sys, time
-from bpbroker.storage import lock
+from bpbroker.storage import lock_file
 file = open({str(place.config)!r} + ".lock", "w+")
 os.fchown(file.fileno(), {UID}, {UID})
 fcntl.flock(file, fcntl.LOCK_EX)
-file.write(json.dumps({{"pid": {bystander.pid}, "process": lock._identity({bystander.pid})}}).ljust(4096))
+file.write(json.dumps({{"pid": {bystander.pid}, "process": lock_file._identity({bystander.pid})}}).ljust(4096))
 file.flush()
 print("held", flush=True)
 time.sleep(60)

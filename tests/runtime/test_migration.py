@@ -21,7 +21,7 @@ from bpbroker.storage.embedded.journal import Mark, journal_path
 from bpbroker.storage.embedded.store import EmbeddedStore
 from bpbroker.storage.etcd.options import EtcdOptions
 from bpbroker.storage.etcd.store import EtcdStore
-from bpbroker.storage.lock import FileLock
+from bpbroker.storage.lock_file import FileLock
 from bpbroker.storage.sources import Sources
 from tests.support.etcd_cluster import needs_etcd
 from tests.support.groups import one, peeked

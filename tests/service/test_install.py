@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bpbroker.storage.lock import FileLock
+from bpbroker.storage.lock_file import FileLock
 from tests.support.systems import is_root
 
 pytestmark = [pytest.mark.program, pytest.mark.skipif(not is_root(), reason="chroot and chown need root")]

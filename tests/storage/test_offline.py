@@ -17,7 +17,7 @@ from bpbroker.errors import ConfigurationError, DamagedFile, InUse, StorageFaile
 from bpbroker.storage import backups, config_file, offline
 from bpbroker.storage.embedded.journal import Mark, files_of, journal_path, read_journal
 from bpbroker.storage.embedded.store import EmbeddedStore
-from bpbroker.storage.lock import FileLock
+from bpbroker.storage.lock_file import FileLock
 from tests.support.changes import change, without_revisions
 from tests.support.systems import posix_only
 

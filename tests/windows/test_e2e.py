@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "win32", reason="it is about Win
 if sys.platform == "win32":
     from bpbroker import windows
     from bpbroker.errors import BpbrokerError
-    from bpbroker.storage.lock import holder
+    from bpbroker.storage.lock_file import holder
     from bpbroker.testing import BrokerProcess
 
     NSSM = Path(r"C:\nssm\nssm.exe")
@@ -149,7 +149,7 @@ def Pid(rh):
 import signal, sys, threading, time
 from pathlib import Path
 from bpbroker.client import Client
-from bpbroker.storage.lock import holder
+from bpbroker.storage.lock_file import holder
 
 def end() -> None:
     while "fingerprint" not in (note := holder(Path(sys.argv[2])) or {}):

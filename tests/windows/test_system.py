@@ -27,7 +27,7 @@ if sys.platform == "win32":
     from bpbroker.extensions import child_process
     from bpbroker.runtime import log_files, logs
     from bpbroker.server import host_certificate
-    from bpbroker.storage import lock, offline
+    from bpbroker.storage import lock_file, offline
     from bpbroker.storage.embedded.journal import Mark, journal_path, read_journal
     from tests.support.systems import is_wine
 
@@ -97,31 +97,31 @@ if sys.platform == "win32":
 
     def test_who_looks_is_not_taken_for_a_broker(tmp_path: Path) -> None:
         own = tmp_path / "a.json"
-        with lock.FileLock(own):
+        with lock_file.FileLock(own):
             pass
-        first = os.open(lock.lock_path(own), os.O_RDWR)
+        first = os.open(lock_file.lock_path(own), os.O_RDWR)
         try:
-            assert lock._try_lock(first, alone=False)
-            assert lock.holder(own) is None
+            assert lock_file._try_lock(first, alone=False)
+            assert lock_file.holder(own) is None
         finally:
             os.close(first)
 
     def test_the_note_of_a_broker_that_died_is_not_the_next_ones(tmp_path: Path) -> None:
         own = tmp_path / "a.json"
         code = (
-            "import sys, time; from pathlib import Path; from bpbroker.storage.lock import FileLock\n"
+            "import sys, time; from pathlib import Path; from bpbroker.storage.lock_file import FileLock\n"
             "FileLock(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(60)"
         )
         dead = python(code, str(own))
         assert dead.stdout is not None
         assert dead.stdout.readline().strip() == b"held"
-        assert (lock.holder(own) or {})["pid"] == dead.pid
+        assert (lock_file.holder(own) or {})["pid"] == dead.pid
         dead.kill()
         dead.communicate()
-        descriptor = os.open(lock.lock_path(own), os.O_RDWR)
+        descriptor = os.open(lock_file.lock_path(own), os.O_RDWR)
         try:
-            until(lambda: lock._try_lock(descriptor, alone=True))
-            assert lock.holder(own) == {}
+            until(lambda: lock_file._try_lock(descriptor, alone=True))
+            assert lock_file.holder(own) == {}
         finally:
             os.close(descriptor)
 

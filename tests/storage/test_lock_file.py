@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from bpbroker.errors import ConfigurationError, InUse
-from bpbroker.storage import lock
+from bpbroker.storage import lock_file
 from tests.support.systems import is_private
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from bpbroker.storage.lock import FileLock
+from bpbroker.storage.lock_file import FileLock
 held = FileLock(Path(sys.argv[1]))
 held.acquire()
 print("held", flush=True)
@@ -44,42 +44,42 @@ def other(config_file: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_nobody_holds_what_was_never_locked(config_file: Path) -> None:
-    assert lock.holder(config_file) is None
-    assert not lock.lock_path(config_file).exists()
+    assert lock_file.holder(config_file) is None
+    assert not lock_file.lock_path(config_file).exists()
 
 
 def test_the_note_is_there_while_the_lock_is_held(config_file: Path) -> None:
-    held = lock.FileLock(config_file)
+    held = lock_file.FileLock(config_file)
     with held:
-        note = lock.holder(config_file)
+        note = lock_file.holder(config_file)
         assert note is not None
         assert note["pid"] == os.getpid()
-        assert lock.is_process_of(note)
+        assert lock_file.is_process_of(note)
         held.describe(pid=1, token="t" * 100)
-        assert lock.holder(config_file) == {"pid": 1, "token": "t" * 100}
+        assert lock_file.holder(config_file) == {"pid": 1, "token": "t" * 100}
         held.describe(pid=2)
-        assert lock.holder(config_file) == {"pid": 2}
-        assert is_private(lock.lock_path(config_file))
-    assert lock.holder(config_file) is None
-    assert lock.lock_path(config_file).read_bytes() == b""
+        assert lock_file.holder(config_file) == {"pid": 2}
+        assert is_private(lock_file.lock_path(config_file))
+    assert lock_file.holder(config_file) is None
+    assert lock_file.lock_path(config_file).read_bytes() == b""
 
 
 def test_it_can_be_taken_again(config_file: Path) -> None:
-    held = lock.FileLock(config_file)
+    held = lock_file.FileLock(config_file)
     held.acquire()
     held.release()
     held.release()
     with held, pytest.raises(InUse):
-        lock.FileLock(config_file).acquire()
+        lock_file.FileLock(config_file).acquire()
 
 
 def test_another_process_is_refused_quickly_with_the_pid(config_file: Path, other: subprocess.Popen[str]) -> None:
     started = time.monotonic()
     with pytest.raises(InUse, match=rf"in use by process {other.pid}\b") as caught:
-        lock.FileLock(config_file).acquire()
+        lock_file.FileLock(config_file).acquire()
     assert time.monotonic() - started < 2
     assert str(config_file) in str(caught.value)
-    note = lock.holder(config_file)
+    note = lock_file.holder(config_file)
     assert note is not None
     assert note["pid"] == other.pid
 
@@ -87,40 +87,40 @@ def test_another_process_is_refused_quickly_with_the_pid(config_file: Path, othe
 def test_the_kernel_releases_it_at_death(config_file: Path, other: subprocess.Popen[str]) -> None:
     other.kill()
     other.wait(10)
-    assert lock.holder(config_file) is None
-    with lock.FileLock(config_file):
-        note = lock.holder(config_file)
+    assert lock_file.holder(config_file) is None
+    with lock_file.FileLock(config_file):
+        note = lock_file.holder(config_file)
         assert note is not None
         assert note["pid"] == os.getpid()
-        assert lock.is_process_of(note)
+        assert lock_file.is_process_of(note)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no shared lock of this kind")
 def test_two_that_look_do_not_take_each_other_for_a_broker(config_file: Path) -> None:
     import fcntl
 
-    with lock.FileLock(config_file):
+    with lock_file.FileLock(config_file):
         pass
-    with lock.lock_path(config_file).open() as looking:
+    with lock_file.lock_path(config_file).open() as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
-        assert lock.holder(config_file) is None
+        assert lock_file.holder(config_file) is None
 
 
 def test_who_looks_does_not_keep_a_broker_from_starting(config_file: Path) -> None:
-    with lock.FileLock(config_file):
+    with lock_file.FileLock(config_file):
         pass
     stop = threading.Event()
 
     def look() -> None:
         while not stop.is_set():
-            lock.holder(config_file)
+            lock_file.holder(config_file)
             time.sleep(0.001)
 
     looking = threading.Thread(target=look)
     looking.start()
     try:
         for _ in range(20):
-            with lock.FileLock(config_file):
+            with lock_file.FileLock(config_file):
                 pass
     finally:
         stop.set()
@@ -129,23 +129,23 @@ def test_who_looks_does_not_keep_a_broker_from_starting(config_file: Path) -> No
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"none[/\\]b\.json\.lock"):
-        lock.FileLock(tmp_path / "none" / "b.json").acquire()
+        lock_file.FileLock(tmp_path / "none" / "b.json").acquire()
 
 
 def test_a_note_that_is_no_note_is_no_error(config_file: Path, other: subprocess.Popen[str]) -> None:
-    lock.lock_path(config_file).write_bytes(b"\xff[")
-    assert lock.holder(config_file) == {}
+    lock_file.lock_path(config_file).write_bytes(b"\xff[")
+    assert lock_file.holder(config_file) == {}
     with pytest.raises(InUse, match="in use by another process"):
-        lock.FileLock(config_file).acquire()
+        lock_file.FileLock(config_file).acquire()
     assert other.poll() is None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
 def test_a_lock_file_that_others_could_read_is_closed_to_them(config_file: Path) -> None:
-    path = lock.lock_path(config_file)
+    path = lock_file.lock_path(config_file)
     path.touch(0o644)
     path.chmod(0o644)
-    with lock.FileLock(config_file):
+    with lock_file.FileLock(config_file):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -154,6 +154,6 @@ def test_a_lock_file_that_others_could_read_is_closed_to_them(config_file: Path)
     "change", [{"pid": 1}, {"process": ""}, {"process": "pid:[1] boot 7"}, {"pid": -1}, {"pid": "1"}]
 )
 def test_a_number_is_a_broker_only_if_all_that_was_noted_fits(change: dict[str, object]) -> None:
-    note = lock.process_note()
-    assert lock.is_process_of(note)
-    assert not lock.is_process_of({**note, **change})
+    note = lock_file.process_note()
+    assert lock_file.is_process_of(note)
+    assert not lock_file.is_process_of({**note, **change})
