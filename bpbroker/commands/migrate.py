@@ -45,8 +45,4 @@ def migrate(scope: Scope, *, target: str, merge: bool, dry_run: bool) -> None:
     click.echo(f"The file as it was is kept as {done.kept}", err=True)
     if target == "embedded":
         click.echo("What is in etcd stays there, and other brokers go on with it.", err=True)
-    if done.other_id:
-        click.echo(
-            f"Join tokens made before are refused from now on; to make another: {scope.command_line('token')}", err=True
-        )
     click.echo(f"The registry is {where} now; to start the broker: {scope.command_line('start')}", err=True)

@@ -44,8 +44,6 @@ class Migrated:
     """Names of entries that were there with another content; that was kept."""
     kept: Path | None
     """A backup of the broker's file as it was; None if nothing was changed."""
-    other_id: bool = False
-    """Whether the registry has another id now, so that join tokens made before are refused."""
 
 
 def migrate(
@@ -128,9 +126,7 @@ def _to_etcd(own: Path, settings: Mapping[str, Any], store: EtcdStore, state: St
     lost = [name for name in missing if not _same(now.get(name), entries[name])]
     if lost:
         raise StartError(f"{where} is being changed by somebody else: {shown_names(lost)}; nothing was switched over")
-    before = state.registry_id if terms.again else origin.registry if origin else ""
-    kept = offline.put(own, _with_store(saved, "etcd"), {})
-    return Migrated(len(missing), same, left, kept, before not in ("", store.registry_id))
+    return Migrated(len(missing), same, left, offline.put(own, _with_store(saved, "etcd"), {}))
 
 
 def _copy(store: EtcdStore, entries: Mapping[str, Record], terms: _Terms) -> None:
@@ -162,13 +158,11 @@ def _to_file(own: Path, _settings: Mapping[str, Any], _store: EtcdStore, state: 
     if secret is not None:  # of a registry of its own it is a setting; the tokens that there are go on working
         saved = layers.override(saved, {"_discovery.secret": discovery_secret.secret_of(secret)})
     kept = offline.put(own, _with_store(saved, "embedded"), wanted, above=state.revision)
-    read_back = offline.state_of(own)
-    if any(read_back.entries.get(name) != value for name, value in wanted.items()):
+    read_back = offline.state_of(own).entries
+    if any(read_back.get(name) != value for name, value in wanted.items()):
         raise StartError(f"{own} does not hold what was written to it; what was there is kept as {kept}")
     terms.tell(len(missing), len(missing))
-    before = origin.registry if terms.again and origin else state.registry_id
-    after = read_back.origin.registry if read_back.origin else ""
-    return Migrated(len(missing), same, left, kept, before != after)
+    return Migrated(len(missing), same, left, kept)
 
 
 def compare(entries: Mapping[str, Record], there: Mapping[str, Record]) -> tuple[list[str], int, tuple[str, ...]]:
