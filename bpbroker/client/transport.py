@@ -263,7 +263,7 @@ class Transport:
             return CannotConnect(
                 f"{address} is not a bpbroker: it does not speak TLS as one does ({error.reason or error})"
             )
-        return NotReached(f"{address} ended the connection before it said who it is")
+        return NotReached(f"{address} ended the connection before it showed its certificate")
 
     def _make_settings(self) -> Settings:
         from bpbroker.client import tls  # here: `bpclient discover` needs none of it

@@ -38,7 +38,7 @@ _CURSOR_ON: Final = "\x1b[?25h"
     type=click.FloatRange(0.2, 3600),
     default=1.0,
     show_default=True,
-    help="Seconds between two pictures; what is per second counts over that time.",
+    help="Seconds between two pictures, and the time over which rates are counted.",
 )
 @pass_scope
 def top(scope: Scope, *, once: bool, as_json: bool, interval: float) -> None:

@@ -335,6 +335,6 @@ def _listens(scope: Scope, loaded: Loaded) -> _Listens:
             if is_loopback(api["listen_ip"]):
                 change += f", and set api.listen_ip in {scope.own} to an address of this host, or to nothing"
         elif broker is not None:
-            change += ", and start the broker anew"
+            change += ", and start the broker again"
         alone = f"the broker listens on {ip} alone, so no other machine can join: {change}"
     return _Listens([str(BrokerAddress(each, port)) for each in reached[:_ADDRESSES_MAX]] if port else [], alone)

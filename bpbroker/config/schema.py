@@ -175,11 +175,11 @@ KNOWN: Final[Mapping[str, Mapping[str, Key]]] = {
     "api": {
         "listen_port": Key(_number(0, 65535), 20443, "TCP and UDP port; 0 takes any free one"),
         "listen_ip": Key(_text, "", "address to bind to; empty means all interfaces"),
-        "loopback_as": Key(_loopback_as, "auto", "last_write_ip of who writes over loopback: auto, off, or an address"),
+        "loopback_as": Key(_loopback_as, "auto", "last_write_ip of writers over loopback: auto, off, or an address"),
         "host_names": Key(_names, (), "more names by which browsers reach this broker, such as an alias in DNS"),
         "access_log": Key(_access_log, "same", "where each request is logged: same as the log, off, or a file"),
         "metrics": Key(
-            _choice("open", "keyed", "off"), "keyed", "who may read /metrics: all, who has a key, or nobody"
+            _choice("open", "keyed", "off"), "keyed", "which clients may read /metrics: all, those with a key, or none"
         ),
         "ssl_cert": Key(_path, "", "certificate, PEM, chain included"),
         "ssl_key": Key(_path, "", "private key, PEM"),

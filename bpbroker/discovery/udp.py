@@ -122,7 +122,7 @@ def _ears(ip: str, port: int) -> list[socket.socket]:
                 _join(sock, own.number)
         except OSError as error:
             sock.close()
-            logger.warning("Discovery does not hear what is sent to %s on %s: %s", address, own.name, error)
+            logger.warning("Discovery does not hear datagrams to %s on %s: %s", address, own.name, error)
             continue
         ears.append(sock)
     return ears

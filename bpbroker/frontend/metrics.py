@@ -233,7 +233,7 @@ METRICS: Final[Mapping[str, Spec]] = {
     ),
     "bpbroker_ended_sessions_total": Spec(
         "counter",
-        "Sessions that ended: closed, or lost as nobody renewed them; on a shared store it is not known which.",
+        "Sessions that ended: closed, or lost because they were not renewed; on a shared store it is not known which.",
         ("how",),
         _counts("registry", "ended_sessions"),
     ),

@@ -81,7 +81,7 @@ class Replica:
         name = seen.name
         news = self.versions.take(seen)
         if news and seen.fault:
-            self.faults[name] = f"{seen.fault}, somebody else wrote it"
+            self.faults[name] = f"{seen.fault}, another program wrote it"
             logger.error("%s", self.faults[name])
             self._memory.put(name, None)
         elif news:

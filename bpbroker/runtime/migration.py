@@ -101,7 +101,7 @@ def _asking(own: Path) -> Iterator[None]:
     except Unavailable as error:
         raise Unavailable(
             f"{error}. {own} was not changed, and the registry is where it was; do it again when the cluster answers:"
-            " what was copied is not copied twice"
+            " entries are not copied twice"
         ) from None
 
 
@@ -125,7 +125,7 @@ def _to_etcd(own: Path, settings: Mapping[str, Any], store: EtcdStore, state: St
         now = _of_etcd(store.scan())
     lost = [name for name in missing if not _same(now.get(name), entries[name])]
     if lost:
-        raise StartError(f"{where} is being changed by somebody else: {shown_names(lost)}; nothing was switched over")
+        raise StartError(f"{where} is being changed by another program: {shown_names(lost)}; nothing was switched over")
     return Migrated(len(missing), same, left, offline.put(own, _with_store(saved, "etcd"), {}))
 
 
@@ -160,7 +160,7 @@ def _to_file(own: Path, _settings: Mapping[str, Any], _store: EtcdStore, state: 
     kept = offline.put(own, _with_store(saved, "embedded"), wanted, above=state.revision)
     read_back = offline.state_of(own).entries
     if any(read_back.get(name) != value for name, value in wanted.items()):
-        raise StartError(f"{own} does not hold what was written to it; what was there is kept as {kept}")
+        raise StartError(f"{own} does not hold the entries that were written to it; its old state is kept as {kept}")
     terms.tell(len(missing), len(missing))
     return Migrated(len(missing), same, left, kept)
 
@@ -183,7 +183,7 @@ def _check_others(entries: Mapping[str, Record], there: Mapping[str, Record], wh
     if entries and others and not terms.merge:  # who brings nothing joins what is there
         raise StartError(
             f"{where} holds {len(others)} other entries ({shown_names(others)}). Nothing was changed;"
-            " with --merge they stay as they are, and what is missing is added"
+            " with --merge they stay unchanged, and missing entries are added"
         )
     missing = sorted(name for name in entries.keys() - there.keys() if not name.startswith("_"))
     if terms.again and there and missing and not terms.merge:

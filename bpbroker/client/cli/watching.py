@@ -60,7 +60,7 @@ class Position:
         except OSError as error:
             raise UsageError(f"The cursor file {self._path!r} cannot be read: {error.strerror}") from None
         if len(words) not in (1, 3) or ":" not in words[0] or not all(word.isdigit() for word in words[1:]):
-            raise UsageError(f"The file {self._path!r} holds no cursor; remove it to begin anew")
+            raise UsageError(f"The file {self._path!r} holds no cursor; remove it to begin again")
         self.cursor = words[0]
         if len(words) == 3:
             self.revision, self.done = int(words[1]), int(words[2])
