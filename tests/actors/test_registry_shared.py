@@ -45,6 +45,18 @@ def own(record: Any) -> Any:
     return {key: value[key] for key in value if not key.startswith("last_write_")}
 
 
+def hold_commits(ledger: SharedLedger) -> tuple[threading.Event, threading.Event]:
+    """Let each commit wait until the first event is set; the second one is set once a commit has begun."""
+    hold, begun = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        assert hold.wait(10)
+
+    ledger.before_commit = wait
+    return hold, begun
+
+
 def until(seen: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
     while not seen():
@@ -131,13 +143,7 @@ def test_reads_that_come_together_are_one_read(quiet: SharedLedger, shared_regis
 def test_news_that_come_between_a_decision_and_its_commit_are_not_lost(
     shared_ledger: SharedLedger, shared_registry: Asked
 ) -> None:
-    hold, begun = threading.Event(), threading.Event()
-
-    def wait() -> None:
-        begun.set()
-        assert hold.wait(10)
-
-    shared_ledger.before_commit = wait
+    hold, begun = hold_commits(shared_ledger)
     first = shared_registry.send(Update("b", {"x": 1}, IP))
     assert begun.wait(10)
     second = shared_registry.send(Update("a", {"y": 1}, IP))
@@ -160,13 +166,7 @@ def test_a_conflict_without_end_is_given_up(quiet: SharedLedger, shared_registry
 
 
 def test_writes_that_come_while_a_commit_runs_are_the_next_one(quiet: SharedLedger, shared_registry: Asked) -> None:
-    hold, begun = threading.Event(), threading.Event()
-
-    def wait() -> None:
-        begun.set()
-        assert hold.wait(10)
-
-    quiet.before_commit = wait
+    hold, begun = hold_commits(quiet)
     first = shared_registry.send(Update("a", {"n": {"1": 1}}, IP))
     assert begun.wait(10)
     more = [
@@ -183,13 +183,7 @@ def test_writes_that_come_while_a_commit_runs_are_the_next_one(quiet: SharedLedg
 def test_an_uncertain_commit_is_said_and_those_behind_it_changed_nothing(
     quiet: SharedLedger, shared_registry: Asked
 ) -> None:
-    hold, begun = threading.Event(), threading.Event()
-
-    def wait() -> None:
-        begun.set()
-        assert hold.wait(10)
-
-    quiet.before_commit = wait
+    hold, begun = hold_commits(quiet)
     lost = Unavailable("Whether this was changed is not known: no answer")
     lost.outcome_known = False
     quiet.failures.append(lost)
@@ -255,13 +249,7 @@ def test_a_batch_lists_as_of_its_own_commit(quiet: SharedLedger, shared_registry
     quiet.before_scan_at = lambda: quiet.put("n/later", b"{}")
     assert names_in(batch(shared_registry, Replace("n/a", {}, IP), List("n/"))[1]) == ["n/a"]
     quiet.before_scan_at = lambda: None
-    hold, begun = threading.Event(), threading.Event()
-
-    def wait() -> None:
-        begun.set()
-        hold.wait(10)
-
-    quiet.before_commit = wait
+    hold, begun = hold_commits(quiet)
     first = shared_registry.send(Replace("other", {}, IP))
     assert begun.wait(10)
     batches = [shared_registry.send(Batch("", (Register(f"n/{name}", {}, IP), List("n/")))) for name in ("x", "y", "z")]
@@ -332,13 +320,7 @@ def test_a_prefix_is_as_empty_as_the_store_says(quiet: SharedLedger, shared_regi
 
 def test_batches_that_look_are_groups_of_their_own(quiet: SharedLedger, shared_registry: Asked) -> None:
     """Of each other they know nothing: together they would be more than a store takes."""
-    hold, begun = threading.Event(), threading.Event()
-
-    def wait() -> None:
-        begun.set()
-        hold.wait(10)
-
-    quiet.before_commit = wait
+    hold, begun = hold_commits(quiet)
     first = shared_registry.send(Replace("other", {}, IP))
     assert begun.wait(10)
     sizes: list[int] = []
@@ -500,13 +482,7 @@ def test_who_holds_the_lock_when_the_time_is_over_is_told_so(quiet: SharedLedger
 
 
 def test_stopping_answers_everybody(quiet: SharedLedger, shared_registry: Asked) -> None:
-    hold, begun = threading.Event(), threading.Event()
-
-    def wait() -> None:
-        begun.set()
-        hold.wait(10)
-
-    quiet.before_commit = wait
+    hold, begun = hold_commits(quiet)
     first = shared_registry.send(Replace("a", {}, IP))
     assert begun.wait(10)
     behind = shared_registry.send(Replace("b", {}, IP))
@@ -590,13 +566,7 @@ def test_what_was_decided_on_another_registry_is_decided_again(
     shared_ledger: SharedLedger, shared_registry: Asked
 ) -> None:
     shared_registry(Register("a", {"old": 1}, IP))
-    hold, begun = threading.Event(), threading.Event()
-
-    def wait() -> None:
-        begun.set()
-        assert hold.wait(10)
-
-    shared_ledger.before_commit = wait
+    hold, begun = hold_commits(shared_ledger)
     first = shared_registry.send(Replace("b", {}, IP))
     assert begun.wait(10)
     second = shared_registry.send(Update("a", {"x": 1}, IP))
