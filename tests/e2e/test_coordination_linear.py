@@ -147,9 +147,9 @@ writes.WRITES[Lock] = lambda write, view, limits: locks.lock(replace(write, limi
 """
 
 NUMBER_TWICE = """
-from bpbroker.registry import numbers
-owners = numbers._owners
-numbers._owners = lambda pool, current: dict(list(owners(pool, current).items())[-2:])
+from bpbroker.registry import pools
+owners = pools._owners
+pools._owners = lambda pool, current: dict(list(owners(pool, current).items())[-2:])
 """
 
 QUEUE_JUMPED = """
@@ -220,8 +220,8 @@ writes.WRITES[Take] = twice
 """
 
 SESSION_LEAVES_ITS_LOCK = """
-from bpbroker.registry import sessions
-sessions._let_go = lambda view, name, session: None
+from bpbroker.registry import session_end
+session_end._let_go = lambda view, name, session: None
 """
 
 STALE_COUNTER = """
