@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 POLL_SECS: Final = 60.0
 """How long one request waits for an entry; a longer wait is several, so that a dead connection is noticed."""
+_TRY_LEAST_SECS: Final = 0.01
+"""With less time a call is not tried again: its timeout would hide why the try before failed."""
 _POLL_SLACK_SECS: Final = 10.0
 """How much later than asked for the broker's response to a wait may come."""
 _LAST_WORD_SECS: Final = 1.0
@@ -242,6 +244,8 @@ class Calls:
             if after or not isinstance(error, (NotReached, Interrupted)):
                 self.transport.give_way()
             time.sleep(pause_secs)
+            if min(deadline.left(), self._end - time.monotonic()) < _TRY_LEAST_SECS:  # the pause took longer
+                raise error
 
     def _within_total(self, secs: float, *, waiting: bool) -> tuple[float, float]:
         """Return how many of these seconds are left, and how many an error names."""

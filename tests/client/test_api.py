@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from bpbroker.errors import (
     WaitTimeout,
 )
 from tests.support.fake_broker import FakeBroker, answer, failure, success
+from tests.support.ports import refusing_port
 
 ENTRY = {"key": "x", "last_write_ip": "127.0.0.1", "last_write_ts": 1}
 
@@ -412,3 +414,17 @@ def test_no_call_lasts_longer_than_it_may(fake: FakeBroker, make_client: Callabl
             call()
         assert time.monotonic() - began < 10
     over.set()
+
+
+def test_a_pause_that_took_too_long_does_not_hide_why_the_try_before_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("BPBROKER_KNOWN_BROKERS", str(tmp_path / "known_brokers"))
+    sleep = time.sleep
+    monkeypatch.setattr("bpbroker.client.calls.time.sleep", lambda _secs: sleep(0.4))  # as on a busy machine
+    with (
+        refusing_port() as port,
+        Client(f"127.0.0.1:{port}", timeout_secs=0.3, retries=1000) as client,
+        pytest.raises(CannotConnect),
+    ):
+        client.ping()
