@@ -51,8 +51,13 @@ class _Fault:
 
     reply_to = None
 
+    def __init__(self) -> None:
+        self.threads: list[threading.Thread] = []
+        """The thread that it ends."""
+
     @property
     def message(self) -> NoReturn:
+        self.threads.append(threading.current_thread())
         raise RuntimeError("sabotage")
 
 
@@ -71,8 +76,14 @@ class Part:
         assert self.address._ref is not None
         actor = _actors[self.address._ref.actor_urn]
         if harm == "dies":
-            actor.actor_inbox._queue.put(_Fault())
+            fault = _Fault()
+            actor.actor_inbox._queue.put(fault)
             assert actor.actor_stopped.wait(30)
+            # SQLite closes nothing while another connection is open, and keeps a few descriptors for the next one. So
+            # this store closes its own before the next one opens its.
+            for thread in fault.threads:
+                thread.join(30)
+                assert not thread.is_alive()
         else:
             begun = threading.Event()
 
