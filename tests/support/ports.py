@@ -5,21 +5,26 @@ from __future__ import annotations
 import random
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
 _PORTS: Final = range(20_500, 32_000)
 """Below those that the system gives to clients: nobody gets one while its program is dead for a moment."""
+_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6) if socket.has_dualstack_ipv6() else (socket.AF_INET,)
 _chance: Final = random.SystemRandom()
 
 
-def free_port(address: str = "127.0.0.1") -> int:
-    """Return a port that is free, for TCP and UDP."""
+def free_port(address: str = "") -> int:
+    """Return a port that is free, for TCP and UDP, at one address or at all: a broker listens at all."""
     while True:
         port = _chance.choice(_PORTS)
-        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp, suppress(OSError):
-            tcp.bind((address, port))
-            udp.bind((address, port))
+        with ExitStack() as bound, suppress(OSError):
+            for family in _FAMILIES if not address else (socket.AF_INET,):
+                for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                    sock = bound.enter_context(socket.socket(family, kind))
+                    if family == socket.AF_INET6:
+                        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                    sock.bind((address, port))
             return port
 
 
