@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -31,7 +31,7 @@ def started(
     environ: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.Popen[str]:
     command = broker.command("bpbroker.client", "-q", "-b", f"127.0.0.1:{broker.port}", *words)
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command,
         env={**broker.environ, "BPBROKER": f"127.0.0.1:{broker.port}", **environ},
         stdout=stdout,
@@ -39,6 +39,25 @@ def started(
         text=True,
         start_new_session=True,
     )
+    _started.append(process)
+    return process
+
+
+_started: list[subprocess.Popen[str]] = []
+"""What the present test has started."""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """End what a test that failed has left, stopped or not, with all that it has started."""
+    yield
+    for process in _started:
+        if process.poll() is None:
+            for pid in (*_below(process.pid), process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.communicate()
+    _started.clear()
 
 
 def await_true(true: Callable[[], bool], secs: float = 60.0) -> None:
