@@ -53,6 +53,8 @@ def test_one_broker_that_is_killed(broker: RunningBroker) -> None:
     with crowd.at_work():
         for _ in range(8 if LONG else 3):
             crowd.await_progress(answers=300)
+            broker.kill()
+            crowd.died()
             again(broker)
         crowd.await_end()
     check(crowd)

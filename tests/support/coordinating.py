@@ -441,6 +441,12 @@ class Coordinating:
             )
         assert done, f"no progress: {before} became {dict(self._done)}; {self.answers}"
 
+    def died(self) -> None:
+        """Note that the only broker has died: what it was asked and has not answered is done by now, or never is."""
+        assert len(self.brokers) == 1
+        for island in self.islands:
+            island.history.done_by(time.monotonic())
+
     def await_end(self) -> None:
         """Wait until all calls are made."""
         for client in self._clients:

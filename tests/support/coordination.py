@@ -5,7 +5,9 @@ after the other compare with it directly. For calls of several clients at once
 :func:`contradiction` looks for an order of them that fits their times and in which each
 answer is right: Wing and Gong's search with Lowe's memory of what was tried.
 
-A call without an answer may be in that order, at any time after its start, or not at all.
+A call without an answer may be in that order, at any time after its start, or not at all. Two things keep such calls
+from making the search exponential: who was asked may have died, and does nothing after that; and a call that fits and
+changes nothing is taken at once.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from bpbroker.record import INDEX_MAX
@@ -40,6 +42,8 @@ class Call:
     end: float = float("inf")
     answer: Answer = UNKNOWN
     client: object = None
+    latest: float = float("inf")
+    """If it is not answered, it does nothing after this moment."""
 
 
 @dataclass
@@ -67,9 +71,14 @@ class History:
         """Note what else a Lock that waited has done, now that it has ended: it held the lock, or left the queue."""
         kinds = {200: "Granted", 409: "Left", UNKNOWN[0]: "Left"}
         if call.answer[0] in kinds:
-            other = Call(kinds[call.answer[0]], call.args, call.start, call.end, call.answer, call.client)
             with self._lock:
-                self.calls.append(other)
+                self.calls.append(replace(call, kind=kinds[call.answer[0]]))
+
+    def done_by(self, moment: float) -> None:
+        """Note that calls so far which are not answered have happened by this moment, or never do."""
+        with self._lock:
+            for call in self.calls:
+                call.latest = min(call.latest, moment)
 
 
 # --- the specification ---
@@ -437,14 +446,11 @@ def contradiction(calls: Sequence[Call], before: State | None = None, most_point
             return ""
         if (done & needed).bit_count() > (furthest[0] & needed).bit_count():
             furthest = point
-        for number in sorted(_candidates(ordered, done), key=lambda each: -ordered[each].end):
-            call = ordered[number]
-            for after in outcomes(state, call.kind, call.args, call.answer):
-                following = (done | 1 << number, after)
-                key = _key(*following)
-                if key not in seen:
-                    seen.add(key)
-                    stack.append(following)
+        for following in _following(ordered, done, state):
+            key = _key(*following)
+            if key not in seen:
+                seen.add(key)
+                stack.append(following)
         if len(seen) > most_points:
             return f"undecided after {most_points} points; {_told(ordered, furthest)}"
     return _told(ordered, furthest)
@@ -452,6 +458,25 @@ def contradiction(calls: Sequence[Call], before: State | None = None, most_point
 
 def _key(done: int, state: State) -> tuple[int, tuple[tuple[str, Any], ...]]:
     return done, tuple(sorted(state.items()))
+
+
+def _following(ordered: Sequence[Call], done: int, state: State) -> list[tuple[int, State]]:
+    """Return the points that one more call leads to; the likeliest last, for a stack."""
+    found = []
+    for number in sorted(_candidates(ordered, done), key=lambda each: -ordered[each].end):
+        call = ordered[number]
+        with_it = done | 1 << number
+        now = _without_late(ordered, with_it)
+        for after in outcomes(state, call.kind, call.args, call.answer):
+            if after == state and now == with_it and _changes_nothing(call):
+                return [(now, state)]
+            found.append((now, after))
+    return found
+
+
+def _changes_nothing(call: Call) -> bool:
+    """Whether its answer says so, wherever it is in the order. A Holder may tell a token that was not known."""
+    return call.kind in READING or (call.answer[0] in (404, 409, 412) and call.kind not in ("Enter", "Left"))
 
 
 def _candidates(ordered: Sequence[Call], done: int) -> list[int]:
@@ -465,6 +490,15 @@ def _candidates(ordered: Sequence[Call], done: int) -> list[int]:
             limit = min(limit, ordered[number].end)
             found.append(number)
     return [number for number in found if ordered[number].start <= limit]
+
+
+def _without_late(ordered: Sequence[Call], done: int) -> int:
+    """Add the calls that cannot come any more: one of those in the order began after their latest moment."""
+    began = ordered[done.bit_length() - 1].start
+    for number in _candidates(ordered, done):
+        if ordered[number].answer == UNKNOWN and ordered[number].latest < began:
+            done |= 1 << number
+    return done
 
 
 def _told(ordered: Sequence[Call], point: tuple[int, State]) -> str:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.support.coordination import UNKNOWN, Answer, Call, Told, Writes, contradiction, untold
+from tests.support.coordination import (
+    UNKNOWN,
+    Answer,
+    Call,
+    Told,
+    Writes,
+    contradiction,
+    outcomes,
+    untold,
+)
 
 
 def call(kind: str, start: float, end: float, answer: Answer, **args: Any) -> Call:
@@ -55,6 +67,60 @@ def lock(session: str, start: float, end: float, answer: Answer) -> Call:
 )
 def test_locks(calls: list[Call], right: bool) -> None:
     assert bool(contradiction([*OPENED, *calls])) is not right
+
+
+def test_who_has_died_does_nothing_more() -> None:
+    calls = [*OPENED, lock("s1", 2, float("inf"), UNKNOWN), lock("s2", 4, 5, (200, 10))]
+    late = call("Holder", 6, 7, (200, ("s1", 11)), name="l")
+    calls += [call("Close", 5, 6, (200, None), session="s2"), late]
+    assert not contradiction(calls)
+    calls[2].latest = 5.5  # before s2 has let go of it
+    assert not contradiction(calls)
+    calls[2].latest = 3
+    assert contradiction(calls)
+
+
+def tokens(kind: str) -> st.SearchStrategy[Answer]:
+    """Answers that calls of a lock may have, right or wrong."""
+    given_token = st.tuples(st.just(200), st.integers(1, 3))
+    refused = st.sampled_from([(404, None), (409, None)])
+    if kind in ("Lock", "Enter"):
+        return given_token | refused
+    if kind == "Holder":
+        return st.tuples(st.just(200), st.none() | st.tuples(st.sampled_from(["s1", "s2"]), st.integers(1, 3)))
+    return st.sampled_from([(200, None), (404, None)] if kind == "Renew" else [(200, None)])
+
+
+@st.composite
+def a_call(draw: st.DrawFn) -> Call:
+    kind = draw(st.sampled_from(["Open", "Close", "Renew", "Lock", "Lock", "Enter", "Unlock", "Holder"]))
+    args = {"name": "l", "session": draw(st.sampled_from(["s1", "s2"])), "id": draw(st.integers(1, 2))}
+    start = draw(st.integers(0, 6))
+    if draw(st.integers(0, 2)) == 0:
+        return Call(kind, args, start, latest=start + draw(st.integers(0, 3) | st.just(99)) + 0.5)
+    return Call(kind, args, start, start + draw(st.integers(0, 3)) + 0.5, draw(tokens(kind)))
+
+
+def explained(calls: Sequence[Call], began: float, state: Mapping[str, Any]) -> bool:
+    """Whether some order explains the calls: all orders are tried. The last call in the order so far began then."""
+    needed = [each for each in calls if each.answer != UNKNOWN]
+    if not needed:
+        return True
+    limit = min(each.end for each in needed)
+    for number, each in enumerate(calls):
+        if each.start <= limit and (each.answer != UNKNOWN or each.latest >= max(began, each.start)):
+            rest = [*calls[:number], *calls[number + 1 :]]
+            for after in outcomes(state, each.kind, each.args, each.answer):
+                if explained(rest, max(began, each.start), after):
+                    return True
+    return False
+
+
+@settings(max_examples=1000)
+@given(st.lists(a_call(), max_size=6))
+def test_it_is_as_if_all_orders_were_tried(calls: list[Call]) -> None:
+    before = {"session/s1": True}
+    assert (contradiction(calls, before) == "") is explained(calls, 0, before)
 
 
 def number(owner: str, start: float, end: float, answer: Answer) -> Call:
