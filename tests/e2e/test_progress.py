@@ -68,7 +68,7 @@ def test_what_is_done_with_a_running_one(large: RunningBroker) -> None:
     lines = shown(large, SERVER, "start", "--daemon")
     has(lines, r"^The broker starts: reading .*bpbroker\.json")
     has(lines, r"^The broker starts: taking the entries into memory, [1-9]\d* %")
-    has(shown(large, SERVER, "backup"), r"^Waiting for the broker \(process \d+\)(: making a backup)? … ")
+    has(shown(large, SERVER, "backup"), r"^Waiting for the broker \(process \d+\)(: making a backup(, \d+ %)?)? … ")
     has(shown(large, SERVER, "reload"), r"^Waiting for the broker \(process \d+\)")
     out = large.home / "status.txt"
     shown(large, SERVER, "status", out=out)

@@ -35,6 +35,7 @@ SLOWEST_SECS: Final = 5.0
 """A good call takes at most 1 s on a quiet machine; a shared one may be five times slower."""
 _MEASURED: Final = "witness"
 _SETTLE_SECS: Final = 40.0
+_SAME: Final = 15
 _DESCRIPTORS_APART: Final = 4
 _THREADS_APART: Final = 2
 MEMORY_APART_BYTES: Final = 96 * 1024 * 1024
@@ -118,7 +119,7 @@ class Attacked:
         self.broker = broker
         self.process = psutil.Process(broker.pid)
         self.call("Replace", name=_MEASURED, data="x")
-        self.descriptors = self.process.num_fds()
+        self.descriptors = settled(self.process.num_fds)
         self.threads = self.process.num_threads()
         self.memory_bytes = self.process.memory_info().rss
 
@@ -175,6 +176,17 @@ class Attacked:
         assert CANARY not in self.broker.text
         assert CANARY not in " ".join(self.process.cmdline())
         assert "Traceback" not in self.broker.text
+
+
+def settled(look: Callable[[], int]) -> int:
+    """Return a count once it has been the same for a while: a broker that has just started makes its first backup."""
+    seen = [look()]
+    deadline = time.monotonic() + _SETTLE_SECS
+    while len(set(seen[-_SAME:])) > 1 or len(seen) < _SAME:
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.02)
+        seen.append(look())
+    return seen[-1]
 
 
 def eventually(condition: Callable[[], bool]) -> None:
