@@ -210,7 +210,7 @@ class Feed:
                 if news.events:
                     ready.append((reply, news))
                 else:  # none of these changes is for this request: next time only newer ones are checked
-                    self._waiting[reply] = waiting._replace(after=self._upto)
+                    self._waiting[reply] = waiting._replace(after=max(waiting.after, self._upto))
                     if reply.done():  # it was given up meanwhile
                         self._waiting.pop(reply, None)
         for reply, news in ready:

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -134,6 +135,22 @@ def test_a_cursor_ahead_of_the_watch_waits(people: People, feed: Feed) -> None:
     people.node("s", "node-1")
     people.registry.ask(Delete("node-1"), 1.0)
     reply = feed.ask(cursor(people), everything)
+    people.put("later", a=1)
+    assert names(reply.result(WAIT_SECS)) == ["later"]
+    keep.cancel()
+
+
+def test_what_a_cursor_has_behind_it_is_not_told_again(
+    people: People, feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered = threading.Event()
+    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: gathered.wait()))
+    monkeypatch.setattr(live, "_AT_ONCE", 1)  # the watch comes nearer change by change
+    keep = feed.ask(cursor(people), lambda name: name == "end")
+    for name in ("first", "second", "third"):
+        people.put(name, a=1)
+    reply = feed.ask(cursor(people), everything)
+    gathered.set()
     people.put("later", a=1)
     assert names(reply.result(WAIT_SECS)) == ["later"]
     keep.cancel()
