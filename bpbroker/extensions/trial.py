@@ -198,7 +198,7 @@ class _Registry:
         changes = {name: None if after is None else after.at(base) for name, after in batch.staged.items()}
         for name, changed in changes.items():
             memory.put(name, changed)
-        told = ((name, changed, base + batch.indexes[name]) for name, changed in changes.items())
+        told = [(name, changed, base + batch.indexes[name]) for name, changed in changes.items()]
         memory.announce(told, self._revision)
         return self._placed(message) if isinstance(message, Lock) else write.decision.at(base)
 

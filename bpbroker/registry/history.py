@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from operator import attrgetter
 from typing import Final
@@ -22,12 +22,11 @@ _EVENT_BYTES: Final = 200
 """About how many bytes an event takes beside its entry."""
 
 
-def events_of(changes: Iterable[tuple[str, Record | None, int]]) -> list[Event]:
+def events_of(changes: Sequence[tuple[str, Record | None, int]]) -> list[Event]:
     """Return the events of one commit's changes, in the order of their revisions.
 
     Other records of the same commit say why an entry was removed.
     """
-    changes = list(changes)
     noted: set[str] | None = None
     events = []
     for name, after, revision in changes:

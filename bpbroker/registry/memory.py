@@ -12,7 +12,7 @@ of other writes that share a name with it.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Protocol
@@ -502,9 +502,8 @@ class Memory:
         for session in new:
             self.belongings.setdefault(session, set()).add(name)
 
-    def announce(self, changes: Iterable[tuple[str, Record | None, int]], upto: int) -> None:
+    def announce(self, changes: Sequence[tuple[str, Record | None, int]], upto: int) -> None:
         """Apply durable changes up to a revision: name, record after it, its revision. Watches get them later."""
-        changes = list(changes)
         if len(changes) > 1:  # to take an entry changes two records, also where its end is in the same commit
             for name, _, _ in changes:
                 if name.startswith(taking.PREFIX):
