@@ -206,6 +206,8 @@ def test_nodes_are_numbered_and_a_dead_one_is_replaced(node: Node, bpclient: Cal
     # It dies: nothing closes its session.
     bpclient("service", "register", "--name", "db/node/m3", "--data", "up", "--ttl", "2s")
     await_true(lambda: bpclient("service", "list", "--prefix", "db/node/m3", "--lost", "--keys"))
+    # Its name begins with that of another node, which lives.
+    assert "not known to be dead" in failed(node("replace-dead-node", "db", "m", "m9"), 1)
     number = ended(node("replace-dead-node", "db", "m3", "m9"))
     assert f"db-{number}" == names[3]
     assert ended(node("numbered-node", "db", "m9")) == names[3]
