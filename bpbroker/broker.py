@@ -67,9 +67,9 @@ logger = logging.getLogger("bpbroker")
 LAST_COMMIT_SECS = 30.0
 """How long the registry may take to end: it commits what is staged, and folds its log, a few syncs of a slow disk."""
 SAID_EVERY_SECS = 10.0
-"""So often the log says how far the file is, at start and stop."""
+"""How often the log shows the progress of reading and writing the file, at start and stop."""
 LOOP_SILENT_SECS = 5.0
-"""The server's loop goes round four times a second; after this long it is taken for stuck."""
+"""After how long without a round the server's loop counts as stuck; it has four rounds a second."""
 _COLLECT_AFTER = 10_000
 """Objects made before Python looks for cycles among them. With its own 700, that was a tenth of a request's CPU."""
 MAIN_STUCK_SECS = 300.0
@@ -77,10 +77,11 @@ MAIN_STUCK_SECS = 300.0
 
 
 def run(options: RunOptions, tell: Callable[[str], None]) -> int:
-    """Run a broker until it is told to stop; give its exit code.
+    """Run a broker until it is told to stop; return its exit code.
 
     With ``options.daemon`` the caller's process waits until the broker in the
-    background is ready, and has ``tell`` say which one that is.
+    background is ready, and calls ``tell`` with a line that
+    names its process id, port and log.
 
     Raises:
         BpbrokerError: it cannot start; nothing is left running or half made.
@@ -182,7 +183,7 @@ class Broker:
 
     @contextmanager
     def _heard(self) -> Iterator[None]:
-        """Hear how far something is, in whatever thread that is done."""
+        """Follow the progress of long work, in any thread."""
         before = progress.show_on(progress.Telling(self._hear_progress))
         try:
             yield
@@ -371,9 +372,12 @@ class Broker:
     def _say_ready(self) -> None:
         self._describe()
         for section in ("services", *layers.namespaces(self._settings)):
-            closed = section in self._named_keys.closed and "_access_key" not in self._settings.get(section, {})
-            if not layers.access_keys(self._settings, section) and not closed:
-                logger.warning("%s is open to everybody: it has no _access_key", section)
+            meant = "_access_key" in self._settings.get(section, {})
+            if not layers.access_keys(self._settings, section) and (meant or section not in self._named_keys.closed):
+                advice = (
+                    "" if meant else "; bpbroker configure adds one, bpbroker key add a named key, which closes it, too"
+                )
+                logger.warning("%s is open to everybody: it has no _access_key%s", section, advice)
         for sentence in schema.weak_keys(self._settings):
             logger.warning("%s", sentence)
         pong: messages.Pong = ask_patiently(self._addresses["registry"], messages.Ping())
@@ -419,7 +423,7 @@ class Broker:
         return sdnotify.status(f"Serves on port {self._prepared.port} (TCP and UDP); extensions: {extensions}")
 
     def _trouble_changed(self, trouble: str) -> None:
-        """Hear from the healthcheck, in its thread, what is not well; empty when all is."""
+        """Note what is not well; empty when all is well. Called in the healthcheck's thread."""
         self._trouble = trouble
         if self._server is not None:
             sdnotify.notify(self._status())
@@ -510,7 +514,7 @@ class Broker:
     # --- reload ---
 
     def _reload(self) -> Future[Any]:
-        """Take configuration, certificate, extension modules and log file up anew.
+        """Read configuration, certificate and extension modules again, and open the log files again.
 
         The outcome is a ConfigurationError when the configuration cannot be used, and nothing changed; or when the
         certificate cannot, and the one before stays in use. It comes when all extensions have tried their modules.
@@ -574,7 +578,7 @@ class Broker:
         return (problem,)
 
     def _reload_certificate(self, settings: messages.Settings) -> ConfigurationError | None:
-        """Serve with the certificate that is there now; if it cannot be used keep the one before, and give why."""
+        """Serve with the certificate that is there now; if it cannot be used, keep the earlier one and return why."""
         cert, key = layers.named_pair(settings)
         try:
             if (cert, key) == layers.own_pair(self._own):
@@ -594,20 +598,16 @@ class Broker:
     def _apply(self, settings: messages.Settings, *, again: bool = False) -> list[tuple[str, Future[Any]]]:
         """Send the settings in force to all parts; start and stop extensions.
 
-        With ``again`` extensions look at their modules anew even if no setting changed.
+        With ``again`` extensions check their modules again even if no setting changed.
 
         Returns:
             By each extension's name its reply; see :class:`bpbroker.messages.SettingsChanged`.
         """
         if settings == self._settings and not again:
             return []
-        fixed = [
-            f"api.{key}" for key in ("listen_ip", "listen_port") if settings["api"][key] != self._settings["api"][key]
-        ]
-        if settings.get("_registry") != self._settings.get("_registry"):
-            fixed.append("_registry")
+        fixed = schema.at_next_start(self._settings, settings)
         if fixed:
-            logger.warning("%s takes effect at the next start", " and ".join(fixed))
+            logger.warning("A change takes effect at the next start of the broker: %s", ", ".join(fixed))
         self._settings = settings
         sdnotify.notify(self._status())
         if self._application is not None:
@@ -642,7 +642,7 @@ def _names(certificate: Certificate) -> tuple[str, ...]:
 
 
 def _spare_collector() -> None:
-    """Keep what was made during the start, and each entry that was read, out of every later search for cycles."""
+    """Exclude all objects of the start, and each entry that was read, from later searches for cycles."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])

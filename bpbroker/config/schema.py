@@ -37,6 +37,8 @@ class Key:
     help: str
     secret: bool = False
     """Whether its value is never shown, and hidden from extensions."""
+    at_start: bool = False
+    """Whether a running broker keeps the value that it started with; all others change with a reload."""
 
 
 def _number(low: float, high: float, *, whole: bool = True) -> Check:
@@ -173,65 +175,92 @@ _ACCESS_KEY = Key(_access_key, "", "key, or up to four keys, that requests must 
 
 KNOWN: Final[Mapping[str, Mapping[str, Key]]] = {
     "api": {
-        "listen_port": Key(_number(0, 65535), 20443, "TCP and UDP port; 0 takes any free one"),
-        "listen_ip": Key(_text, "", "address to bind to; empty means all interfaces"),
+        "listen_port": Key(_number(0, 65535), 20443, "TCP and UDP port; 0 takes any free one", at_start=True),
+        "listen_ip": Key(_text, "", "address to bind to; empty means all interfaces", at_start=True),
         "loopback_as": Key(_loopback_as, "auto", "last_write_ip of writers over loopback: auto, off, or an address"),
         "host_names": Key(_names, (), "more names by which browsers reach this broker, such as an alias in DNS"),
         "access_log": Key(_access_log, "same", "where each request is logged: same as the log, off, or a file"),
         "metrics": Key(
             _choice("open", "keyed", "off"), "keyed", "which clients may read /metrics: all, those with a key, or none"
         ),
-        "ssl_cert": Key(_path, "", "certificate, PEM, chain included"),
-        "ssl_key": Key(_path, "", "private key, PEM"),
-        "workers": Key(_number(1, 64), 2, "threads that answer requests; none of them ever waits"),
-        "max_header_bytes": Key(_number(1024, _MIB), 16 * 1024, "largest request head"),
+        "ssl_cert": Key(_path, "", "certificate, PEM, with its chain; without one the broker makes its own"),
+        "ssl_key": Key(_path, "", "private key of this certificate, PEM"),
+        "workers": Key(
+            _number(1, 64),
+            2,
+            "threads for large requests and responses; the event loop serves the small ones",
+            at_start=True,
+        ),
+        "max_header_bytes": Key(_number(1024, _MIB), 16 * 1024, "largest head of a request"),
         "max_headers": Key(_number(8, 1000), 100, "most header fields in a request"),
         "max_body_bytes": Key(_number(1024, 64 * _MIB), _MIB, "largest request body"),
         "max_name_bytes": Key(_number(1, 4096), NAME_MAX_BYTES, "longest name of an entry"),
         "max_data_bytes": Key(_number(1, 16 * _MIB), DATA_MAX_BYTES, "largest entry"),
         "max_json_depth": Key(_number(1, 200), DEPTH_MAX, "deepest nesting of an entry"),
         "handshake_timeout_secs": Key(_number(0.1, 60, whole=False), 5.0, "time for a TLS handshake"),
-        "request_timeout_secs": Key(_number(0.1, 600, whole=False), 30.0, "time for a whole request"),
+        "request_timeout_secs": Key(
+            _number(0.1, 600, whole=False), 30.0, "time for a whole request to come in, and for a response to go on"
+        ),
         "keep_alive_secs": Key(_number(0, 3600, whole=False), 60.0, "how long an idle connection stays open"),
         "max_connections": Key(_number(16, 1_000_000), 8192, "open connections in all"),
         "max_connections_per_address": Key(_number(1, 1_000_000), 2048, "open connections of one address"),
-        "max_waiting": Key(_number(1, 1_000_000), 4096, "requests that may wait for an entry at one time"),
-        "wrong_keys_per_minute": Key(_number(1, 1_000_000), 100, "wrong keys of one address before it has to pause"),
+        "max_waiting": Key(
+            _number(1, 1_000_000), 4096, "calls that may wait at one time: for an entry, a lock, a change"
+        ),
+        "wrong_keys_per_minute": Key(
+            _number(1, 1_000_000), 100, "wrong keys of one address after which responses to them are delayed"
+        ),
     },
     "_global": {
-        "healthcheck_freq_sec": Key(_number(0.1, 86400, whole=False), 10, "how often every part is pinged"),
-        "discovery": Key(_choice("open", "authenticated", "off"), "open", "whom discovery answers"),
+        "healthcheck_freq_sec": Key(_number(0.1, 86400, whole=False), 10, "time between two pings of each part"),
+        "discovery": Key(
+            _choice("open", "authenticated", "off"),
+            "open",
+            "which clients discovery answers: all, those with a join token, or none",
+        ),
     },
     "_discovery": {
         "secret": Key(
-            _optional(_secret), None, "what signs datagrams; the same for all brokers of one registry", secret=True
+            _optional(_secret), None, "signs the datagrams of discovery; made at the first start", secret=True
         ),
     },
     "_config": {
-        "backup_freq_secs": Key(_number(0.1, 31_536_000, whole=False), 3600, "how often a backup is made"),
+        "backup_freq_secs": Key(
+            _number(0.1, 31_536_000, whole=False), 3600, "time between two backups; none is made if nothing changed"
+        ),
         "backup_retain_n": Key(_number(1, 100_000), 24, "how many backups are kept"),
     },
     "_registry": {
-        "store": Key(_choice("embedded", "etcd"), "embedded", "where acknowledged writes live"),
-        "endpoints": Key(_endpoints, (), "where the etcd cluster's members listen for clients"),
-        "prefix": Key(_prefix, "/bpbroker", "what all keys of this registry begin with"),
-        "ca_cert": Key(
-            _optional(_path), None, "authority that signed the members' certificates, PEM; none: those of the system"
+        "store": Key(
+            _choice("embedded", "etcd"),
+            "embedded",
+            "where entries are kept: in the broker's own files, or in an etcd cluster",
+            at_start=True,
         ),
-        "client_cert": Key(_optional(_path), None, "our certificate for the cluster, PEM"),
-        "client_key": Key(_optional(_path), None, "its private key, PEM"),
-        "user": Key(_optional(_text), None, "user of the cluster"),
-        "password": Key(_optional(_text), None, "that user's password", secret=True),
-        "timeout_secs": Key(_number(0.5, 20, whole=False), 5, "time for one change or read, all endpoints together"),
+        "endpoints": Key(_endpoints, (), "where the etcd cluster's members listen for clients", at_start=True),
+        "prefix": Key(_prefix, "/bpbroker", "beginning of all keys of this registry in etcd", at_start=True),
+        "ca_cert": Key(
+            _optional(_path),
+            None,
+            "authority that signed the members' certificates, PEM; none: those of the system",
+            at_start=True,
+        ),
+        "client_cert": Key(_optional(_path), None, "the broker's certificate for the cluster, PEM", at_start=True),
+        "client_key": Key(_optional(_path), None, "its private key, PEM", at_start=True),
+        "user": Key(_optional(_text), None, "user of the cluster", at_start=True),
+        "password": Key(_optional(_text), None, "that user's password", secret=True, at_start=True),
+        "timeout_secs": Key(
+            _number(0.5, 20, whole=False), 5, "time for one change or read, at all endpoints together", at_start=True
+        ),
         "max_sessions": Key(_number(0, 1_000_000), 10_000, "sessions at one time"),
         "max_places": Key(_number(1, 100_000), 10_000, "places in the queue of one lock"),
         "max_numbers": Key(_number(1, 100_000), 10_000, "owners in one pool of numbers"),
-        "keep_lost_secs": Key(_number(0, 31_536_000), 3600, "how long it is told what ended with its session"),
-        "history_bytes": Key(_number(0, 1 << 32), 8 * _MIB, "room for the changes that watches may still read"),
+        "keep_lost_secs": Key(_number(0, 31_536_000), 3600, "how long entries that ended with their session are shown"),
+        "history_bytes": Key(_number(0, 1 << 32), 8 * _MIB, "memory for the changes that watches can still read"),
     },
     "_ui": {
         "enabled": Key(_flag, True, "whether there are pages for people, under /ui/"),
-        "read_only": Key(_always, True, "that the pages change nothing; there are no others"),
+        "read_only": Key(_always, True, "the pages change nothing"),
         "hsts_secs": Key(_number(0, 63_072_000), 0, "how long browsers insist on HTTPS for this host; 0: not at all"),
     },
     "ping": {"_access_key": _ACCESS_KEY},
@@ -240,9 +269,15 @@ KNOWN: Final[Mapping[str, Mapping[str, Key]]] = {
 
 EXTENSION: Final[Mapping[str, Key]] = {
     "_access_key": _ACCESS_KEY,
-    "_timeout_secs": Key(_number(0.1, 86400, whole=False), 30, "time for one call"),
-    "_queue_max": Key(_number(0, 100_000), 64, "calls that may wait"),
-    "_memory_max_bytes": Key(_optional(_number(16 * _MIB, 1 << 50)), None, "memory of the child process"),
+    "_timeout_secs": Key(
+        _number(0.1, 86400, whole=False), 30, "time for one call; then it is killed with all that it started"
+    ),
+    "_queue_max": Key(_number(0, 100_000), 64, "calls that may wait; further ones are refused"),
+    "_memory_max_bytes": Key(
+        _optional(_number(16 * _MIB, 1 << 50)),
+        None,
+        "most memory of the child process; without a number there is no limit",
+    ),
     "_user": Key(_optional(_user), None, "user that the child process runs as (Linux)"),
     "_workers": Key(_number(1, 64), 1, "calls that run at the same time"),
     "_env": Key(_environment, {}, "extra environment of the child process", secret=True),
@@ -258,6 +293,16 @@ def keys_of(section: str) -> Mapping[str, Key]:
     if section in KNOWN:
         return KNOWN[section]
     return {} if section.startswith("_") or section == "worker" else EXTENSION
+
+
+def at_next_start(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Return the changed settings, as ``section.key``, that a running broker uses from its next start on."""
+    return [
+        f"{section}.{key}"
+        for section, keys in KNOWN.items()
+        for key, known in keys.items()
+        if known.at_start and option(before, section, key) != option(after, section, key)
+    ]
 
 
 def option(settings: Mapping[str, Any], section: str, key: str) -> Any:

@@ -41,7 +41,7 @@ class Seen(NamedTuple):
     """None if the healthcheck did not answer in time."""
     requests: Counted
     wrong_keys: Mapping[str, int]
-    """How many requests came, by the way on which they came."""
+    """Number of wrong keys since the start, by the way on which they came: ``https`` or ``udp``."""
     held_bytes: int
     """What is kept for clients."""
     held_max_bytes: int
@@ -159,7 +159,7 @@ METRICS: Final[Mapping[str, Spec]] = {
         "gauge", "Messages that may wait for an actor; the next request is refused.", ("actor",), _actors("inbox_max")
     ),
     "bpbroker_actor_restarts_total": Spec(
-        "counter", "How often an actor was replaced, for it was dead or stuck.", ("actor",), _actors("restarts")
+        "counter", "How often an actor was replaced, because it was dead or stuck.", ("actor",), _actors("restarts")
     ),
     "bpbroker_actor_age_seconds": Spec(
         "gauge", "Time since an actor was started, or put in another one's place.", ("actor",), _actors("age_secs")
@@ -173,7 +173,7 @@ METRICS: Final[Mapping[str, Spec]] = {
     # --- requests ---
     "bpbroker_requests_total": Spec(
         "counter",
-        "Requests that were answered. Methods that there are not count together.",
+        "Requests that were answered. Methods that do not exist count together.",
         ("namespace", "method", "status"),
         lambda seen: seen.requests.requests.items(),
     ),
@@ -195,11 +195,11 @@ METRICS: Final[Mapping[str, Spec]] = {
         "gauge", "Connections that may be open.", (), _count("frontend", "connections_max")
     ),
     "bpbroker_accepted_connections_total": Spec(
-        "counter", "Connections that were taken in.", (), _count("frontend", "accepted")
+        "counter", "Connections that were accepted.", (), _count("frontend", "accepted")
     ),
     "bpbroker_refused_connections_total": Spec(
         "counter",
-        "Connections that were not taken in, or closed for another one's sake (displaced, no_memory); no_descriptors"
+        "Connections that were refused, or closed to make room for others (displaced, no_memory); no_descriptors"
         " counts pauses in accepting.",
         ("reason",),
         _counts("frontend", "refused"),
@@ -273,7 +273,7 @@ METRICS: Final[Mapping[str, Spec]] = {
     ),
     "bpbroker_backup_current_age_seconds": Spec(
         "gauge",
-        "Time since the newest backup was seen to hold all that there is: none is made while nothing changes.",
+        "Time since the newest backup was last known to hold the current state: none is made while nothing changes.",
         (),
         _count("backup", "current_age_secs"),
     ),

@@ -51,7 +51,7 @@ _PARAMETERS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "Get": ({"name": _NAME, "wait": _WAIT, "consistency": _CONSISTENCY}, ["name"]),
     "List": (
         {
-            "prefix": _text("Only names that begin so"),
+            "prefix": _text("Only names that begin with this"),
             "wait": _WAIT,
             "count": _COUNT,
             "consistency": _CONSISTENCY,
@@ -71,7 +71,7 @@ _PARAMETERS: dict[str, tuple[dict[str, Any], list[str]]] = {
             "session": _SESSION,
             "wait": _WAIT,
             "limit": {"type": "integer", "minimum": 1, "default": 1, "description": "How many may hold it"},
-            "data": {"description": "What the holder says of itself: JSON, or text; at most 4096 bytes"},
+            "data": {"description": "Data about the holder that others see: JSON, or text; at most 4096 bytes"},
         },
         ["name", "session"],
     ),
@@ -102,7 +102,7 @@ _PARAMETERS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "Watch": (
         {
-            "prefix": _text("Only names that begin so"),
+            "prefix": _text("Only names that begin with this"),
             "name": _NAME,
             "since": _text("A cursor; without one the present cursor is answered at once"),
             "wait": _WAIT,

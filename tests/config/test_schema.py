@@ -56,6 +56,16 @@ def test_an_access_key_is_text_or_up_to_four_texts(key: Any) -> None:
     assert list(schema.problems({"services": {"_access_key": key}})) == []
 
 
+def test_only_what_a_running_broker_cannot_change_is_left_to_its_next_start() -> None:
+    before = layers.layered(layers.DEFAULTS, {"_registry": {"max_sessions": 5, "store": "embedded"}})
+    after = layers.layered(
+        before, {"api": {"workers": 4, "listen_port": 1, "max_waiting": 9}, "_registry": {"max_sessions": 6}}
+    )
+    assert schema.at_next_start(before, after) == ["api.listen_port", "api.workers"]
+    assert schema.at_next_start(before, layers.layered(before, {"_registry": {"prefix": "/x"}})) == ["_registry.prefix"]
+    assert schema.at_next_start(before, before) == []
+
+
 def test_all_faults_are_told_at_once() -> None:
     assert len(list(schema.problems({"api": {"listen_port": -1, "workers": 0}, "ping": 1}))) == 3
 

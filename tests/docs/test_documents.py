@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from bpbroker.config import schema
+from bpbroker.registry.changes import READ_MAX
+from bpbroker.registry.room import NAMES_OF_ONE_END
+from bpbroker.storage.etcd.commits import GROUP_MAX
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 IN_CODE = re.compile(r"`([^`\n]+)`")
@@ -89,3 +94,17 @@ def test_every_actor_is_in_the_architecture() -> None:
     for module in (ROOT / "bpbroker" / "actors").glob("*.py"):
         if re.search(r"^class [A-Z]\w*\(Actor\)", module.read_text(), re.MULTILINE):
             assert f"`actors/{module.name}`" in text, f"{module.name} is not in docs/architecture.md"
+
+
+def test_limits_that_the_semantics_name_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "semantics.md").read_text()
+    for said in (
+        f"on etcd in parts of {READ_MAX // NAMES_OF_ONE_END} (",
+        f"on etcd {GROUP_MAX} records",
+        f"`history_bytes` ({schema.KNOWN['_registry']['history_bytes'].default >> 20} MiB)",
+        *(
+            f"`{name}` ({schema.KNOWN['_registry'][name].default})"
+            for name in ("max_sessions", "max_places", "max_numbers")
+        ),
+    ):
+        assert said in text, said

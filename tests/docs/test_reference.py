@@ -1,15 +1,24 @@
-"""The reference of bpclient's commands cannot lag behind the commands."""
+"""The references of bpclient's commands and of the settings cannot lag behind them."""
 
 from __future__ import annotations
 
 from bpbroker.client.cli.click_tree import bpclient
 from bpbroker.client.cli.command_table import COMMANDS
 from bpbroker.client.cli.shared_options import EVERYWHERE
-from tests.support.reference import PAGE, leaves, options, reference
+from bpbroker.config import schema
+from tests.support.reference import PAGE, SETTINGS, allowed, leaves, options, reference, settings
 
 
 def test_the_page_has_the_reference_as_the_commands_are() -> None:
     assert reference() in PAGE.read_text(), "python -m tests.support.reference writes it anew"
+
+
+def test_the_page_has_the_settings_as_the_schema_has_them() -> None:
+    assert settings() in SETTINGS.read_text(), "python -m tests.support.reference writes them anew"
+    for keys in (*schema.KNOWN.values(), schema.EXTENSION):
+        for name, key in keys.items():
+            assert allowed(key), name
+            assert "|" not in allowed(key) + key.help, name  # it would end a cell of the table
 
 
 def test_the_reference_has_every_command_and_option() -> None:

@@ -126,9 +126,13 @@ def test_s2_a_reload_in_the_middle_of_writes_fails_no_request(broker: RunningBro
 def test_a_reload_takes_settings_up(broker: RunningBroker) -> None:
     document = json.loads(broker.config.read_text())
     document["services"]["_access_key"] = "secret"
+    document["api"]["workers"] = 3
+    document["_registry"] = {"max_sessions": 9}
     broker.config.write_text(json.dumps(document))
     assert broker.bpbroker("reload").returncode == 0
     assert broker.get("x").status == 401
+    (left,) = (line for line in broker.text.splitlines() if "at the next start" in line)
+    assert left.endswith("of the broker: api.workers")
 
 
 def test_a_reload_of_a_broken_file_says_what_is_wrong_and_changes_nothing(broker: RunningBroker) -> None:

@@ -1,15 +1,22 @@
-"""The reference of bpclient's commands in docs/bpclient.md: ``python -m tests.support.reference`` writes it anew."""
+"""The references in docs/: bpclient's commands in bpclient.md, the settings in configuration.md.
+
+``python -m tests.support.reference`` writes both.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
 from bpbroker.client.cli.click_tree import bpclient
+from bpbroker.config import schema
 from tests.support.pages import ROOT
 
 PAGE = ROOT / "docs" / "bpclient.md"
+SETTINGS = ROOT / "docs" / "configuration.md"
 BEGIN = "<!-- What follows is written by: python -m tests.support.reference -->\n"
 END = "<!-- End of what is written. -->\n"
 
@@ -62,13 +69,42 @@ def reference() -> str:
     return "".join([*parts, "\n", END])
 
 
-def main() -> None:
-    """Write the reference into the page."""
-    text = PAGE.read_text()
+def allowed(key: schema.Key) -> str:
+    """Return what a setting must be, in the words of its check."""
+    return (key.check(object()) or "").removeprefix("must be ")
+
+
+def default(key: schema.Key) -> str:
+    """Return a setting's default as JSON; empty where there is none."""
+    return "" if key.default in (None, "", (), {}) else f"`{json.dumps(key.default)}`"
+
+
+def settings() -> str:
+    """Return the tables of all settings as Markdown."""
+    parts = [BEGIN]
+    for section, keys in (*schema.KNOWN.items(), ("", schema.EXTENSION)):
+        heading = f"`{section}`" if section else "The section of an extension"
+        parts.append(f"\n### {heading}\n\n| setting | default | must be | meaning |\n|---|---|---|---|\n")
+        parts += [
+            f"| `{name}`{'*' * key.at_start} | {default(key)} | {allowed(key)} | {key.help} |\n"
+            for name, key in keys.items()
+        ]
+    return "".join([*parts, "\n", END])
+
+
+def write(page: Path, what: str) -> None:
+    """Write a reference into its page."""
+    text = page.read_text()
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
-    assert begin and end, f"{PAGE} does not have the two lines between which the reference stands"
-    PAGE.write_text(f"{before}{reference()}{after}")
+    assert begin and end, f"{page} does not have the two lines between which the reference stands"
+    page.write_text(f"{before}{what}{after}")
+
+
+def main() -> None:
+    """Write both references into their pages."""
+    write(PAGE, reference())
+    write(SETTINGS, settings())
 
 
 if __name__ == "__main__":
