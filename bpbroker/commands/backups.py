@@ -86,7 +86,7 @@ def backups(scope: Scope, *, form: str) -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what would change.")
 @pass_scope
 def restore(scope: Scope, *, backup: Path, data_only: bool, dry_run: bool) -> None:
-    """Put what BACKUP holds, a path or a name in `bpbroker backups`, in the place of what is there.
+    """Go back to the state in BACKUP: a path, or a name that `bpbroker backups` lists.
 
     What comes back: settings, entries, named access keys, the certificate that the broker had made for itself with its
     key, so that clients go on trusting it, also on a new machine, and the extensions that were installed. What does
@@ -94,7 +94,7 @@ def restore(scope: Scope, *, backup: Path, data_only: bool, dry_run: bool) -> No
     stay. A backup that `bpbroker backups` shows without an identity, as earlier versions made them, brings settings and
     entries only.
 
-    Only while no broker runs, but with --dry-run. What is replaced is kept as a backup.
+    It refuses while the broker runs, except with --dry-run. The replaced state is kept as a backup.
     """
     scope.act_as_owner()
     identity = None if data_only else IdentityFiles(scope.own, scope.home)

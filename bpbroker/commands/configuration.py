@@ -49,9 +49,9 @@ class Merged:
 def configure(scope: Scope, *, extra_file: Path | None, dry_run: bool) -> None:
     """Add configuration to the global configuration file, or to the one given with --config.
 
-    Only what is not there yet is added, at every depth; what is there stays as
-    it is, so this can be run as often as one likes. Not while the broker runs, but
-    with --dry-run.
+    Only missing values are added, at every depth. Existing values never change, so
+    it can be run again and again. It refuses while the broker runs, except with
+    --dry-run.
     """
     extra = _document(extra_file)
     own = scope.own

@@ -62,7 +62,7 @@ def install_extension(scope: Scope, *, script: Path, enable: bool, force: bool) 
     else:
         _tell_how_to_enable(scope, [record.namespace for record in installed.modules])
     if installed.changed and running(scope) is not None:
-        click.echo(f"The running broker takes a changed module up at: {scope.command_line('reload')}", err=True)
+        click.echo(f"The running broker uses a changed module after: {scope.command_line('reload')}", err=True)
 
 
 def _see_that_it_works(scope: Scope, script: Path, folder: Path, records: list[ExtensionRecord]) -> None:
@@ -70,7 +70,7 @@ def _see_that_it_works(scope: Scope, script: Path, folder: Path, records: list[E
 
     Args:
         scope: of the command.
-        script: what is to be installed.
+        script: the module or package to install.
         folder: where a copy of it is.
         records: its modules.
 
@@ -161,7 +161,7 @@ def uninstall_extension(scope: Scope, *, name: str, disable: bool) -> None:
     for path in gone:
         click.echo(f"removed {path}")
     if not disabled and running(scope) is not None:
-        click.echo(f"The running broker lets go of it at: {scope.command_line('reload')}", err=True)
+        click.echo(f"The running broker stops using it after: {scope.command_line('reload')}", err=True)
 
 
 def _disable(scope: Scope, name: str) -> tuple[str, ...]:
@@ -268,7 +268,9 @@ def _content(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.option(
     "--param", "parameters", multiple=True, metavar="NAME=VALUE", help="A further parameter; can be repeated."
 )
-@click.option("--from", "source", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Who asks.")
+@click.option(
+    "--from", "source", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address of the client."
+)
 @click.option(
     "--lib", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
     help="Where the module is; default is the lib folder.",

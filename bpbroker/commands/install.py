@@ -54,7 +54,7 @@ _dry_run_option = click.option("--dry-run", is_flag=True, help="Only print what 
 def install_service(
     scope: Scope, *, user: str, firewall: bool, by_package: bool, name: str, root: Path, dry_run: bool
 ) -> None:
-    """Install bpbroker as a service and have it start at boot.
+    """Install bpbroker as a service that starts at boot.
 
     Linux: an init script, where systemd runs also a unit. Windows: a service
     run by nssm. Safe to run again. Does not start the service.
@@ -156,7 +156,7 @@ def _service(scope: Scope, name: str, user: str) -> Service:
 
 
 def _as_installed(scope: Scope, service: Service, known: Recorded | None, user: str) -> Service:
-    """Return the service with what it was installed with where the command line says nothing.
+    """Return the service; options that the command line does not have are those of the installed one.
 
     Running install-service again, as after an upgrade, must not give a service
     that ran as a user of its own to root, nor may a purge take the data of

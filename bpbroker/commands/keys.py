@@ -41,7 +41,7 @@ FROM = click.option(
     params=list(shared_options(environment=False)),
 )
 def key() -> None:
-    """Look after named access keys, while the broker runs.
+    """Manage named access keys, while the broker runs.
 
     Each key may do what its rules allow, for a time, from some addresses. On a
     shared registry the keys are those of all its brokers.
@@ -58,10 +58,10 @@ def add_key(
     uses: int | None,
     networks: Sequence[str],
 ) -> tuple[str, Mapping[str, Any]]:
-    """Add a key to the running broker. Return it as clients send it, and what is stored of it.
+    """Add a key to the running broker. Return the key as clients send it, and its stored form.
 
     Raises:
-        BadRequest: something of it cannot be used; nothing was changed.
+        BadRequest: a part of it cannot be used; nothing was changed.
         AlreadyExists: there is or was a key of this name.
     """
     settings = scope.sources().load().effective
@@ -163,7 +163,9 @@ def show(scope: Scope, *, name: str, form: str) -> None:
     """Show everything that is stored of a key, but not its digest."""
     found = next((each for each in must_run(scope).ask("Keys") if each["name"] == name), None)
     if found is None:
-        raise ConfigurationError(f"There is no access key '{name}'")
+        raise ConfigurationError(
+            f"There is no access key '{name}'; to see those that there are: {scope.command_line('key list')}"
+        )
     shown = {**found, "state": state(found)}
     if form == "json":
         echo_json(shown)

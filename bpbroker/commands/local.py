@@ -34,7 +34,7 @@ class LocalBroker:
     """The broker that runs on a configuration file."""
 
     note: Mapping[str, Any]
-    """What it wrote into the lock file."""
+    """The note that it wrote into the lock file."""
     own: Path
     """The configuration file."""
 
@@ -69,7 +69,7 @@ class LocalBroker:
         return bytes(answer.body)
 
     def _transport(self) -> Transport:
-        """Return the way to it: by its Unix socket, which needs no network, else by TCP."""
+        """Return a transport to it: by its Unix socket, which needs no network, else by TCP."""
         return Transport(
             BrokerAddress(self.note["address"], self.note["port"]),
             Trust([canonical_fingerprint(self.note["fingerprint"])]),
@@ -78,7 +78,7 @@ class LocalBroker:
         )
 
     def ask(self, method: str, document: Mapping[str, Any] | None = None, timeout_secs: float = TIMEOUT_SECS) -> Any:
-        """Send a control request and give the answer's ``data``.
+        """Send a control request and return ``data`` of the response.
 
         Raises:
             CannotConnect, WaitTimeout: it does not answer.

@@ -11,17 +11,18 @@ from bpbroker.runtime.migration import migrate as move
 
 
 @command("migrate", short_help="Move the registry to etcd, or back")
-@click.option("--to", "target", type=click.Choice(("etcd", "embedded")), required=True, help="Where it shall be.")
-@click.option("--merge", is_flag=True, help="Let other entries that are there already stay as they are.")
+@click.option(
+    "--to", "target", type=click.Choice(("etcd", "embedded")), required=True, help="Where the registry is from then on."
+)
+@click.option("--merge", is_flag=True, help="Keep other entries that are there already.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @pass_scope
 def migrate(scope: Scope, *, target: str, merge: bool, dry_run: bool) -> None:
     """Copy all entries between the configuration file and the etcd cluster that `_registry` names, and use that.
 
-    Only while no broker runs on the file. What was copied is read back before
-    `_registry.store` is changed. It may be done again at any time: entries that
-    are there already, just so, are not copied twice. The file as it was is kept
-    as a backup.
+    It refuses while a broker runs on the file. The copied entries are read back
+    before `_registry.store` is changed. It can be done again at any time: equal
+    entries are not copied twice. The old file is kept as a backup.
     """
     scope.act_as_owner()
     with progress.Work("Moving the registry") as work:

@@ -1,4 +1,4 @@
-"""``bpbroker reload``: have the running broker take its files up anew."""
+"""``bpbroker reload``: let the running broker read its files again."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from bpbroker.commands.scope import Scope, command, pass_scope
 from bpbroker.errors import StartError
 
 
-@command("reload", short_help="Have the running broker take changes up")
+@command("reload", short_help="Let the running broker read its files again")
 @pass_scope
 def reload(scope: Scope) -> None:
-    """Have the running broker take configuration, certificate and extension modules up anew, and say how it went.
+    """Let the running broker read configuration, certificate and extension modules, and open its log files, again.
 
-    What cannot be used stays as it was; all else is taken up. Exit code 1 then, 78 if the configuration or the
-    certificate cannot be used.
+    A configuration that cannot be used changes nothing: exit code 78. So does the exit code of a certificate that
+    cannot be used, but only the certificate stays the earlier one. A module or a log file that cannot be used: exit
+    code 1, and the earlier one stays in use.
     """
     broker = must_run(scope)
     problems = broker.ask("Reload", timeout_secs=BULK_SECS)["problems"]

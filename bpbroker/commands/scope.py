@@ -42,7 +42,7 @@ class Scope:
     config: Path | None = None
     debug: bool = False
     _notice: str = ""
-    """What was said of the home folder."""
+    """The message about the home folder that was shown last."""
 
     @property
     def home(self) -> Home:

@@ -32,9 +32,9 @@ _SAID_EVERY_SECS = 10.0
 )
 @pass_scope
 def stop(scope: Scope, *, timeout: float) -> None:
-    """Have the running broker write its configuration and end, and wait until it has.
+    """Stop the running broker: it writes its configuration file and ends. Wait until it has ended.
 
-    How long writing takes depends on the disk; as long as it goes on this waits. Fine when none runs.
+    Writing takes as long as the disk needs; the command waits as long as it goes on. No error if no broker runs.
     """
     broker = running(scope)
     if broker is None:
@@ -43,8 +43,8 @@ def stop(scope: Scope, *, timeout: float) -> None:
     ended = _end(scope, broker)
     if not _ends(scope, ended, timeout):
         raise StartError(
-            f"The broker (process {broker.pid}) did not end within {timeout:g} s. "
-            "What it acknowledged is safe even if it is killed."
+            f"The broker (process {broker.pid}) has not ended, and made no progress for {timeout:g} s. "
+            "No acknowledged write is lost if it is killed."
         )
     click.echo(f"The broker (process {broker.pid}) has ended.", err=True)
 

@@ -127,7 +127,7 @@ def _go_on(scope: Scope, interval_secs: float, screen: TextIO) -> None:
 
 
 def _size(screen: TextIO) -> tuple[int, int]:
-    """Return columns and rows of the terminal as it is now, whatever COLUMNS says of it as it was."""
+    """Return the present columns and rows of the terminal; COLUMNS may have those of its start."""
     try:
         found = os.get_terminal_size(screen.fileno())
     except (OSError, ValueError):
@@ -165,7 +165,7 @@ def _gone(scope: Scope, broker: LocalBroker, error: BpbrokerError) -> StartError
 
 @contextmanager
 def _screen(stream: TextIO) -> Iterator[None]:
-    """Hide the cursor, and bring it back whatever happens: also when this process is told to end."""
+    """Hide the cursor, and show it again at the end, also after an error or a signal that ends this process."""
 
     def end(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt

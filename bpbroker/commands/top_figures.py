@@ -150,7 +150,7 @@ def figures(before: Reading, after: Reading, now: float) -> dict[str, Any]:
 
 
 def _requests(change: _Change) -> list[dict[str, Any]]:
-    """Return what is known of each method that was called since the start, the busiest first."""
+    """Return the figures of each method that was called since the start, the busiest first."""
     found = []
     seen = {
         (labels["namespace"], labels["method"]) for labels, _ in change.after.samples.get("bpbroker_requests_total", ())

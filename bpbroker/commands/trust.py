@@ -122,7 +122,9 @@ def _renew(scope: Scope, cert: Path, key: Path, hosts: tuple[str, ...]) -> None:
 
 
 @command("token", short_help="Print a join token for clients")
-@click.option("--namespace", default="services", show_default=True, metavar="NAME", help="Whose access key it holds.")
+@click.option(
+    "--namespace", default="services", show_default=True, metavar="NAME", help="The namespace whose access key it has."
+)
 @_ADDRESS
 @click.option(
     "--fingerprint", "fingerprints", multiple=True, metavar="SHA256",
@@ -130,7 +132,7 @@ def _renew(scope: Scope, cert: Path, key: Path, hosts: tuple[str, ...]) -> None:
 )  # fmt: skip
 @click.option(
     "--renew-secret", is_flag=True,
-    help="First make another discovery secret: with the tokens made before nothing is discovered any more.",
+    help="First make another discovery secret: earlier tokens discover nothing any more.",
 )  # fmt: skip
 @ALLOW
 @TTL
@@ -142,7 +144,7 @@ def token(scope: Scope, /, *, renew_secret: bool, **options: Any) -> None:
 
     It also has the secret that makes discovery authenticated; all brokers of a
     shared registry have the same. A machine that has the token can use the
-    namespace: hand it on as a secret. With --allow it has a new key of its own,
+    namespace: pass it on as a secret. With --allow it has a new key of its own,
     which may do that and no more.
     """
     click.echo(_token(scope, **options, renew_secret=renew_secret))
@@ -159,7 +161,7 @@ def join_command(scope: Scope, /, *, addresses: tuple[str, ...], **options: Any)
     """Print a line for the shell of a machine that has nothing but Python 3.9 or newer.
 
     It fetches bpclient.pyz from this broker, checks its digest, and sets
-    BPBROKER_TOKEN. The line has the token in it: hand it on as a secret.
+    BPBROKER_TOKEN. The line has the token in it: pass it on as a secret.
     """
     broker = must_run(scope)
     digest = hashlib.sha256(broker.fetch("/bpclient.pyz")).hexdigest()
@@ -191,7 +193,7 @@ _FETCH = (
     " open('bpclient.pyz','wb').write(b); break\n"
     "else: sys.exit(1)"
 )
-"""Fetches the client. The certificate is not looked at: the digest is."""
+"""Fetches the client. It does not check the certificate, but the digest."""
 
 
 def _say_that_it_has_no_key(scope: Scope, loaded: Loaded, namespace: str) -> None:
@@ -263,7 +265,7 @@ def _token(
 
 
 def _discovery_secret(scope: Scope, loaded: Loaded, *, renew: bool) -> str:
-    """Return what signs discovery: of a shared registry its own, else that of the settings. Empty if not known.
+    """Return the discovery secret: that of a shared registry, else that of the settings; empty if it is not known.
 
     Args:
         scope: whose broker.
@@ -298,7 +300,7 @@ def _discovery_secret(scope: Scope, loaded: Loaded, *, renew: bool) -> str:
 
 
 def _registry_id(scope: Scope, loaded: Loaded) -> str:
-    """Return the id of the registry; empty if it is shared, and no broker runs that could tell it."""
+    """Return the id of the registry; empty if it is shared and no broker runs that knows it."""
     broker = running(scope) if os.access(lock_path(scope.own), os.R_OK | os.W_OK) else None
     if broker is not None:
         try:

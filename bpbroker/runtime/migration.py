@@ -1,8 +1,8 @@
 """Moving a stopped broker's registry between its file and an etcd cluster.
 
 Entries are copied with their revisions and read back; only then the configuration names the other
-store. So it may be cut off anywhere and done again: what is there already,
-byte for byte, is not in the way.
+store. So it may be cut off anywhere and done again: equal entries that are
+there already are no obstacle.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class _Terms:
 
 @contextmanager
 def _asking(own: Path) -> Iterator[None]:
-    """Say of an error of the cluster what it means for the file."""
+    """Add to an error of the cluster what it means for the file."""
     try:
         yield
     except ConfigurationError as error:
@@ -138,7 +138,9 @@ def _copy(store: EtcdStore, entries: Mapping[str, Record], terms: _Terms) -> Non
             if isinstance(outcome, Unavailable):
                 raise outcome
             if not isinstance(outcome, Committed):
-                raise StartError(f"Somebody else has just written '{name}' to etcd; do it again when that is over")
+                raise StartError(
+                    f"Another program has just written '{name}' to etcd; do it again when that program has ended"
+                )
         done += len(names)
     terms.tell(done, len(entries))
 

@@ -89,7 +89,7 @@ def _elsewhere(words: str, place: str, about: str, *options: Option, acts: bool 
 
 @_command("ping", Option("--data", default="", about="What the broker is to echo."), RAW)
 def ping(session: Session, *, data: str, raw: bool) -> Output:
-    """See whether the broker answers; it echoes the data."""
+    """Check whether the broker answers; it echoes the data."""
     client, _ = session.client()
     with client, session.waiting_for(f"broker {client.address}"):
         answer = client.ping(data)
@@ -183,7 +183,7 @@ def _writable(name: str) -> Path:
     Option("--name", required=True, positional=True, about="The broker must hold an entry of this name."),
     Option("--all", key="everyone", flag=True, about="Print every broker that answers within the timeout."),
     Option("--first", flag=True, about="Take the first answer, even if another broker answers too."),
-    Option("--wait", metavar="TIME", about="Keep asking for so long."),
+    Option("--wait", metavar="TIME", about="How long to keep asking."),
 )
 def discover(session: Session, *, name: str, everyone: bool, first: bool, wait: str | None) -> Output:
     """Find the broker that holds a name, on the networks of this host, and print its address."""
@@ -204,7 +204,7 @@ def whoami(session: Session) -> Output:
 
 @_command("doctor")
 def doctor(session: Session) -> Output:
-    """Look at everything on the way to a broker; exit code 1 when something failed."""
+    """Check the whole way to a broker; exit code 1 when a check failed."""
     from bpbroker.client.doctor import examine, networks
     from bpbroker.client.pins import KnownBrokers
 
@@ -273,9 +273,9 @@ def update(session: Session, *, if_match: str, unset: tuple[str, ...], **options
 @_command(
     "service get",
     NAME,
-    Option("--wait", metavar="TIME", about="Wait so long for it to exist, or to change."),
+    Option("--wait", metavar="TIME", about="How long to wait until it exists, or changes."),
     Option("--changed-from", metavar="ETAG", default="", about="Wait until its tag is not this one."),
-    Option("--gone", flag=True, about="Wait until it is not there."),
+    Option("--gone", flag=True, about="Wait until the entry is gone."),
     Option("--field", metavar="KEY", about="Print only the value of this key, or of a.b; with --etag both."),
     CONSISTENCY,
     ETAG,
@@ -319,7 +319,7 @@ def get(
 @_command(
     "service delete",
     Option("--name", positional=True, about="The entry's name."),
-    Option("--prefix", about="All entries whose names begin so."),
+    Option("--prefix", about="All entries whose names begin with this."),
     Option("--dry-run", flag=True, about="With --prefix: only say which."),
     IF_MATCH,
     LOCK,
@@ -336,7 +336,7 @@ def delete(
     fence: str | None,
     raw: bool,
 ) -> Output:
-    """Remove an entry; one that does not exist is removed already."""
+    """Remove an entry; no error if there is none."""
     if prefix is not None and name is None and not if_match:
         from bpbroker.client.cli.bulk import delete as delete_all
 
@@ -351,9 +351,9 @@ def delete(
 
 @_command(
     "service list",
-    Option("--prefix", default="", about="Only names that begin so."),
-    Option("--where", metavar="FIELD=VALUE", multiple=True, about="Only those of which this is true; dotted if deep."),
-    Option("--lost", flag=True, about="Those that went lately with their session: last value, when, whose."),
+    Option("--prefix", default="", about="Only names that begin with this."),
+    Option("--where", metavar="FIELD=VALUE", multiple=True, about="Only entries with this value; FIELD may be a.b."),
+    Option("--lost", flag=True, about="Entries that ended with their session lately: last value, time, session."),
     Option("--keys", flag=True, about="Names only."),
     CONSISTENCY,
     RAW,
@@ -386,11 +386,11 @@ def list_(
 
 @_command(
     "service wait",
-    Option("--prefix", required=True, about="Names must begin so."),
+    Option("--prefix", required=True, about="Count entries whose names begin with this."),
     Option("--count", required=True, bounds=(1, 1_000_000), about="How many there must be."),
-    Option("--where", metavar="FIELD=VALUE", multiple=True, about="Only those of which this is true; dotted if deep."),
-    Option("--fail-where", metavar="FIELD=VALUE", multiple=True, about="Fail at once when this is true of one."),
-    Option("--fail-lost", flag=True, about="Fail at once when one is lost with its session."),
+    Option("--where", metavar="FIELD=VALUE", multiple=True, about="Only entries with this value; FIELD may be a.b."),
+    Option("--fail-where", metavar="FIELD=VALUE", multiple=True, about="Fail at once when an entry has this value."),
+    Option("--fail-lost", flag=True, about="Fail at once when an entry is lost with its session."),
 )
 def wait(
     session: Session,
@@ -424,7 +424,7 @@ def trust_list(_session: Session) -> Output:
 
 @_command("trust forget", Option("--host", required=True, positional=True, metavar="HOST[:PORT]", about="The broker."))
 def trust_forget(_session: Session, *, host: str) -> Output:
-    """Forget a broker's certificate: its next one is pinned anew."""
+    """Forget a broker's certificate: its next one is pinned again."""
     from bpbroker.client.pins import KnownBrokers, means
 
     known = KnownBrokers()
@@ -441,8 +441,8 @@ _elsewhere(
     "session run",
     "session_lock_once:run",
     "Keep a session, and perhaps an entry, while a command runs, or until a signal. The exit code is the command's. "
-    "BPBROKER_SESSION is set for it: what bpclient registers in it belongs to the session. Is the session lost, the "
-    "command gets SIGTERM, 10 s later SIGKILL, and the exit code is 111.",
+    "BPBROKER_SESSION is set for it: what bpclient registers in it belongs to the session. If the session is lost, "
+    "the command gets SIGTERM, then SIGKILL within 10 s, and the exit code is 111.",
     TTL_LONG,
     Option("--name", about="The entry's name."),
     DATA,
@@ -451,14 +451,14 @@ _elsewhere(
 )
 _elsewhere("session renew", "session_lock_once:renew", "Renew a session once.", SESSION_ID, acts=True)
 _elsewhere(
-    "session close", "session_lock_once:close", "End a session; its entries and locks go.", SESSION_ID, acts=True
+    "session close", "session_lock_once:close", "End a session, with its entries and locks.", SESSION_ID, acts=True
 )
 _elsewhere(
     "lock",
     "session_lock_once:lock",
     "Hold a lock while a command runs; exit codes: the command's, 124 not got in time, 111 lost. BPBROKER_LOCK is set "
-    "for the command: what bpclient writes in it is refused (exit code 4) once another may have the lock. Is it "
-    "lost, the command gets SIGTERM, and SIGKILL before another can have it.",
+    "for the command: what bpclient writes in it is refused (exit code 4) once another may have the lock. If the "
+    "lock is lost, the command gets SIGTERM, and SIGKILL before another can have it.",
     LOCK_NAME,
     TTL,
     WAIT,
@@ -470,22 +470,22 @@ _elsewhere(
 _elsewhere(
     "lock holder",
     "session_lock_once:holder",
-    "Print what the holder of a lock says of itself; exit code 3 if there is none.",
+    "Print the data of a lock's holders; exit code 3 if there is none.",
     LOCK_NAME,
-    Option("--wait", metavar="TIME", about="Wait so long for one, or for a change."),
+    Option("--wait", metavar="TIME", about="How long to wait for a holder, or for a change."),
     Option("--changed-from", metavar="TOKEN", default="", about="Wait until the token is not this one."),
     RAW,
 )
 _elsewhere(
     "once",
     "session_lock_once:once",
-    "Have a command run on one host of all that ask, once and for good; the others wait and end with 0, too. "
+    "Run a command on one of all hosts that ask, once and for good; the others wait and end with 0, too. "
     "A crash between the work and the note that it is done repeats the work: write the command so that this does no "
     "harm. `service delete` of the entry makes it run again.",
-    Option("--name", required=True, about="The name of the entry that says where it stands, and of the lock."),
+    Option("--name", required=True, about="Name of the lock, and of the entry with the state of the work."),
     TTL_LONG,
     WAIT,
-    Option("--attempts", bounds=(1, 1_000_000), about="How often it is tried if it fails, by all together (3)."),
+    Option("--attempts", bounds=(1, 1_000_000), about="How often the command is tried, by all hosts together (3)."),
     Option("--output", key="keep_output", flag=True, about="Keep the last 8 KiB of its output; print it everywhere."),
     runs=True,
 )
@@ -494,13 +494,13 @@ _elsewhere(
     "number_take:number",
     "Print the owner's number in a pool, always the same one; or the next one of a counter.",
     Option("--pool", positional=True, about="The pool, an entry."),
-    Option("--for", key="owner", metavar="OWNER", about="Whose number."),
+    Option("--for", key="owner", metavar="OWNER", about="The owner of the number."),
     Option("--from", key="first", bounds=(0, 999_999_999), about="The smallest number (1)."),
     Option("--to", key="last", bounds=(0, 999_999_999), about="The largest number (255)."),
-    Option("--number", bounds=(0, 999_999_999), about="This one, or none."),
+    Option("--number", bounds=(0, 999_999_999), about="Only this number."),
     Option("--release", flag=True, about="Give the number back."),
     Option("--quarantine", metavar="TIME", about="With --release: for so long no other owner gets it."),
-    Option("--counter", metavar="NAME", about="A counter instead; with --for a repeat gives the same."),
+    Option("--counter", metavar="NAME", about="Use a counter instead; with --for, a repeat prints the same."),
     Option("--by", bounds=(1, 1_000_000), about="The counter's step (1)."),
     LOCK,
     acts=True,
@@ -508,11 +508,13 @@ _elsewhere(
 _elsewhere(
     "service take",
     "number_take:take",
-    "Print an entry that is for one receiver, and have it destroyed.",
+    "Print an entry that is for one receiver, and destroy it.",
     NAME,
-    Option("--for", key="receiver", required=True, metavar="RECEIVER", about="Who takes it."),
-    Option("--ack", flag=True, about="Have it destroyed once it was written out (this is so without it, too)."),
-    Option("--no-ack", flag=True, about="Leave it: this receiver may take it again."),
+    Option(
+        "--for", key="receiver", required=True, metavar="RECEIVER", about="The receiver; no other one gets the entry."
+    ),
+    Option("--ack", flag=True, about="Destroy it once it was written out (the default)."),
+    Option("--no-ack", flag=True, about="Do not destroy it: this receiver may take it again."),
     LOCK,
 )
 _elsewhere(
@@ -520,23 +522,23 @@ _elsewhere(
     "bulk:batch",
     "Carry out several operations, all or none.",
     Option("--file", required=True, metavar="FILE", about="A JSON list of operations; - for standard input."),
-    Option("--no-atomic", flag=True, about="Each for itself."),
+    Option("--no-atomic", flag=True, about="Each by itself: a refusal does not stop the others."),
     acts=True,
 )
 _elsewhere(
     "service export",
     "bulk:export",
     "Print entries, a line of JSON each.",
-    Option("--prefix", default="", about="Only names that begin so."),
+    Option("--prefix", default="", about="Only names that begin with this."),
 )
 _elsewhere(
     "service import",
     "bulk:import_",
     "Write the entries that standard input has, a line of JSON each.",
-    Option("--prefix", default="", about="Names must begin so, and --prune looks at no others."),
+    Option("--prefix", default="", about="All names must begin with this; --prune removes no others."),
     Option("--prune", flag=True, about="Remove entries that standard input does not have."),
     Option("--dry-run", flag=True, about="Only say what would be done."),
-    Option("--keep", flag=True, about="Leave entries that exist as they are."),
+    Option("--keep", flag=True, about="Do not change existing entries."),
     acts=True,
 )
 _elsewhere(
@@ -544,27 +546,29 @@ _elsewhere(
     "watching:watch",
     "Print every change, a line of JSON each, or run a command for each, one at a time. The command has the event on "
     "its standard input, and in BPBROKER_EVENT (put, delete, expire, take, reset), BPBROKER_NAME, BPBROKER_REVISION "
-    "and BPBROKER_ENTRY; ends it with another code than 0 it is run again. --timeout ends the watch, with 124.",
-    Option("--prefix", about="Of entries whose names begin so."),
-    Option("--name", about="Of this entry."),
+    "and BPBROKER_ENTRY; if its exit code is not 0, it is run again. --timeout ends the watch, with 124.",
+    Option("--prefix", about="Changes of entries whose names begin with this."),
+    Option("--name", about="Changes of this entry."),
     Option("--initial", flag=True, about="Begin with the existing entries."),
-    Option("--cursor-file", metavar="FILE", about="Go on where the last run ended."),
-    Option("--count", bounds=(1, 1_000_000), about="End after so many."),
+    Option("--cursor-file", metavar="FILE", about="Keep the position here; go on where the last run ended."),
+    Option("--count", bounds=(1, 1_000_000), about="End after this number of changes."),
     Option("--keep-going", flag=True, about="Go on when the command fails, instead of trying again."),
     runs=True,
 )
 _elsewhere(
     "render",
     "rendering:render",
-    "Make a file of a Jinja2 template and entries, and run a command when it has changed. Needs bpbroker[render]. The "
-    "template may also use env(NAME) and the filters json and shell; an entry that it needs and that is not there is "
-    "exit code 3.",
-    Option("--template", required=True, metavar="FILE", about="Has entry(NAME), entries(PREFIX), field(NAME, KEY)."),
-    Option("--out", required=True, metavar="FILE", about="The file."),
+    "Make a file of a Jinja2 template and entries, and run a command when it has changed. Needs Jinja2. The "
+    "template may also use env(NAME) and the filters json and shell; if an entry that it needs does not exist, the "
+    "exit code is 3.",
+    Option(
+        "--template", required=True, metavar="FILE", about="It may use entry(NAME), entries(PREFIX), field(NAME, KEY)."
+    ),
+    Option("--out", required=True, metavar="FILE", about="The file to write."),
     Option("--mode", about="Its mode, such as 0644."),
-    Option("--check", metavar="COMMAND", about="Must end well with the new file's path for {}."),
-    Option("--watch", flag=True, about="Go on with every change."),
-    Option("--wait", metavar="TIME", about="Wait so long for entries that the template needs."),
+    Option("--check", metavar="COMMAND", about="Must succeed; {} stands for the new file's path."),
+    Option("--watch", flag=True, about="Write it again at every change."),
+    Option("--wait", metavar="TIME", about="How long to wait for entries that the template needs."),
     runs=True,
 )
 

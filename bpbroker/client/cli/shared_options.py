@@ -139,7 +139,7 @@ TTL: Final = Option("--ttl", metavar="TIME", default="30s", about="How long it o
 TTL_LONG: Final = Option(
     "--ttl", metavar="TIME", default="60s", about="How long it outlives its owner, at least (60s)."
 )
-WAIT: Final = Option("--wait", metavar="TIME", about="Give up after so long (never), with exit code 124.")
+WAIT: Final = Option("--wait", metavar="TIME", about="Give up after this time (never), with exit code 124.")
 LOCK_NAME: Final = Option("--name", required=True, about="The lock's name.")
 SESSION: Final = Option(
     "--session",

@@ -161,7 +161,7 @@ class _Watching:
                     self._position.save(self._watch.cursor)
                     self._check()
                 else:
-                    raise WaitTimeout("The time is over")
+                    raise WaitTimeout("The watch has ended: the time of --timeout is over")
         except _Enough:
             return
 
@@ -204,7 +204,8 @@ class _Watching:
         """End when there were enough events, or a signal asked for it.
 
         Raises:
-            _Enough, SystemExit: one of these is the case.
+            _Enough: there were enough events.
+            SystemExit: a signal asked for the end.
         """
         if isinstance(self._handle, _Runner) and self._handle.asked:
             raise SystemExit(128 + self._handle.asked)
