@@ -82,19 +82,19 @@ class RequestError(BpbrokerError):
     """When set, the answer carries ``Retry-After`` with this many seconds."""
 
     data: Mapping[str, Any] | None = None
-    """What is there, for the answer's ``data``: JSON values."""
+    """The present state, for ``data`` of the response: JSON values."""
 
     failed: int | None = None
     """Which operation of a batch was refused, from 0."""
 
     entry_revision: int | None = None
-    """Of the entry that is there, where the refusal is about one."""
+    """Revision of the existing entry, where the refusal is about one."""
 
     when_durable: Callable[[int], RequestError] | None = None
-    """Returns the refusal for the revision of a commit; None: it tells nothing that this commit gives its number."""
+    """Returns the refusal for the revision of a commit; None: the refusal names no revision of this commit."""
 
     def at(self, revision: int) -> RequestError:
-        """Return it as it is when the commit that it rests on is durable at a revision."""
+        """Return the refusal for the time when the commit that it depends on is durable at a revision."""
         if self.when_durable is None:
             return self
         refusal = self.when_durable(revision)
@@ -315,7 +315,7 @@ class WaitTimeout(ClientError, TimeoutError):
 
 
 class LockTimeout(WaitTimeout):
-    """Others hold the lock, all the time that was given; ``holders`` has what is known of them."""
+    """Others held the lock during the whole wait; ``holders`` has them, as far as they are known."""
 
     def __init__(self, message: str, holders: list[Mapping[str, Any]] | None = None) -> None:
         super().__init__(message)
@@ -348,7 +348,7 @@ class BatchFailed(ClientError):
 
 
 class OnceFailed(ClientError):
-    """What was to be done once failed as often as it may."""
+    """The work failed as often as it may be tried."""
 
 
 class BarrierBroken(ClientError):

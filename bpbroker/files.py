@@ -99,7 +99,7 @@ def write_whole(
     follow: bool = True,
     renaming: AbstractContextManager[Any] | None = None,
 ) -> None:
-    """Put a new file in the place of the one at ``path``, durably; after an error the old one is still there.
+    """Replace the file at ``path`` by a new one, durably; after an error the old one is still there.
 
     Args:
         path: its folder must exist.
@@ -109,7 +109,7 @@ def write_whole(
             old one, else of the folder, so that a command run by root does not lock out a broker of another user.
         follow: whether a symbolic link leads to the file that is replaced, as long as its folder is not
             :func:`untrusted`; without it the link itself is replaced.
-        renaming: entered when the new file is whole, left when its name is durable. What it raises ends the
+        renaming: entered when the new file is whole, left when its name is durable. An error in it ends the
             writing, and the old file stays.
 
     Raises:
@@ -151,7 +151,7 @@ def temporary_name(name: str) -> str:
 
 
 def settle(temporary: Path, path: Path) -> None:
-    """Return a finished file, written under a :func:`temporary_name` in the same folder, its name, durably.
+    """Rename a finished file, written under a :func:`temporary_name` in the same folder, to its name; both synced.
 
     Raises:
         OSError: it cannot be synced or renamed.
@@ -266,7 +266,7 @@ if sys.platform == "win32":
 
 
 class _Folder:
-    """A folder that is open: what is done in it is done there, also when its path leads elsewhere meanwhile."""
+    """An open folder: files are made and renamed in it, also when its path leads elsewhere meanwhile."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -422,7 +422,7 @@ def adopt_owner(descriptor: int, path: Path) -> None:
 def untrusted(folder: Path) -> bool:
     """Return whether another user than root may write to a folder; always False unless run by root.
 
-    What lies there may be a link that was put there to have root write somewhere else.
+    A link in such a folder may be a trap, to make root write somewhere else.
     """
     if sys.platform == "win32" or os.geteuid() != 0:
         return False

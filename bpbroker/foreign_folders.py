@@ -49,7 +49,7 @@ def exposed(path: Path, trusted: Iterable[int] = (0,)) -> Path | None:
 def _places(path: Path) -> Iterator[Path]:
     """Yield a path, what it leads to when its first link is followed, and so on: the last is the real one.
 
-    Whoever can put another link in the place of any of these leads to whatever they like.
+    A user who can replace one of these links decides where the path leads.
     """
     here = path.absolute()
     for _ in range(_LINKS_MAX):
@@ -61,7 +61,7 @@ def _places(path: Path) -> Iterator[Path]:
 
 
 def open_folder(path: Path, *, create: bool = False) -> int:
-    """Open a folder step by step, and return its descriptor: what is done with that is done there.
+    """Open a folder step by step, and return its descriptor, which stays with this folder if its path changes.
 
     A symbolic link on the way is followed only where no other user could have put it.
 

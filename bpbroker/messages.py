@@ -86,8 +86,8 @@ class Pong:
 class SettingsChanged:
     """News from the config store: these settings are in force now.
 
-    Reply, from an extension that is asked: str, why its module cannot be taken up; empty when it is, or was before.
-    It comes when that is known, within the time that an import may take.
+    Reply, from an extension that is asked: str, why its module cannot be used; empty if it is in use. It comes when
+    that is known, within the time that an import may take.
     """
 
     settings: Settings
@@ -401,7 +401,7 @@ class Health:
     """Reply: :class:`HealthReport`."""
 
     folders: bool = False
-    """Whether paths are told in full: they are the operator's business. Else only their last parts."""
+    """Whether paths are shown in full, as to an operator; otherwise only their last parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -513,7 +513,7 @@ class CertificateChanged:
 
 @dataclass(frozen=True, slots=True)
 class Reload:
-    """Take configuration, certificate, extension modules and log file up anew.
+    """Read configuration, certificate and extension modules again, and open the log files again.
 
     Reply: :class:`Reloaded`. Errors: ConfigurationError, when the configuration or the certificate cannot be used.
     """
@@ -521,10 +521,10 @@ class Reload:
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """What a reload took up."""
+    """The result of a reload."""
 
     problems: tuple[str, ...] = ()
-    """What could not be taken up and stays as it was, a sentence each."""
+    """Each part that could not be used and stays as it was, a sentence each."""
 
 
 @dataclass(frozen=True, slots=True)

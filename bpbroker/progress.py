@@ -19,22 +19,22 @@ if TYPE_CHECKING:  # novm
     from typing import Final, Protocol, Self
 
     class Display(Protocol):
-        """Who looks at what is being done."""
+        """Shows the progress of work."""
 
         def begin(self, work: Work) -> None:
-            """Hear that work has begun; what begins inside of other work ends before it."""
+            """Note that work has begun; inner work ends before the outer one."""
 
         def step(self, work: Work) -> None:
-            """Hear that it has come further."""
+            """Note that it made progress."""
 
         def end(self, work: Work) -> None:
-            """Hear that it is over."""
+            """Note that it is over."""
 
 
 _PATIENCE_SECS: Final = 1.0
 _STEP_SECS: Final = 0.5
 _FLICKER_SECS: Final = 0.1
-"""What is over sooner than that is not worth a line."""
+"""Work that takes less time than this, in seconds, is not shown."""
 
 _display: Display | None = None
 
@@ -47,7 +47,7 @@ def show_on(display: Display | None) -> Display | None:
 
 
 def show_on_terminal() -> None:
-    """Show on standard error what is being done, if that is a terminal."""
+    """Show progress on standard error, if that is a terminal."""
     if _display is None and sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         if sys.platform == "win32":
             from bpbroker import windows
@@ -73,7 +73,7 @@ _begun: list[Work] = []
 
 
 class Work:
-    """Something that may take long, as a context.
+    """Work that may take long, as a context manager.
 
     Args:
         what: such as ``Reading /etc/bpbroker.json``.
@@ -201,11 +201,11 @@ class Terminal:
 
 
 class Telling:
-    """Tells a function in words how far it is, not too often.
+    """Passes the progress to a function in words, not too often.
 
     Args:
-        tell: gets a line such as ``Reading /etc/bpbroker.json, 40 %``.
-        every_secs: so often at most.
+        tell: called with a line such as ``Reading /etc/bpbroker.json, 40 %``.
+        every_secs: the shortest time between two calls.
     """
 
     def __init__(self, tell: Callable[[str], object], every_secs: float = 0.25) -> None:

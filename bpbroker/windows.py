@@ -371,8 +371,8 @@ if sys.platform == "win32":
         def take(self, process_handle: int) -> None:
             """Take in a process that was started :data:`SUSPENDED`, and let it run.
 
-            Suspended, as what it starts before it is taken in stays outside: the ``python.exe`` of a virtual
-            environment does nothing else.
+            It has to be suspended, because processes that it starts before stay outside: the ``python.exe`` of a
+            virtual environment only starts another one.
 
             Raises:
                 OSError: the system does not allow it.
@@ -395,7 +395,7 @@ if sys.platform == "win32":
             _kernel32.TerminateJobObject(self._handle, 1)
 
         def close(self) -> None:
-            """Let go of it: whatever still runs in it ends. Doing it twice does no harm."""
+            """Close the job: all processes in it end. A second call does nothing."""
             if self._handle.value:
                 _kernel32.CloseHandle(self._handle)
                 self._handle = _HANDLE()
@@ -404,7 +404,7 @@ if sys.platform == "win32":
 
     _Handler: Final = ctypes.WINFUNCTYPE(wintypes.BOOL, wintypes.DWORD)
     _CLOSING: Final = (2, 6)
-    """The window is closed; the system shuts down. Not 5: services are told of every user that logs off."""
+    """The window is closed; the system shuts down. Not 5: services get that for every user that logs off."""
 
     def on_closing(stop: Callable[[], None]) -> Callable[[], None]:
         """Call ``stop`` when the console is closed or the system shuts down; return a function that undoes this.

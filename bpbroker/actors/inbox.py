@@ -12,7 +12,7 @@ from bpbroker.errors import Overloaded
 from bpbroker.messages import fail
 
 _AT_ONCE_SECS = 86_400.0
-"""The longest single wait: the system accepts no infinite time and none of any size."""
+"""The longest single wait, in seconds: the system refuses a time that is infinite or very long."""
 
 INBOX_MAX = 10_000
 """Requests that may wait in one inbox; the next one is refused with Overloaded."""
@@ -45,7 +45,7 @@ _WAKE = _WakeEnvelope()
 
 
 class _OwnEnvelope:
-    """The same for messages of an actor to itself: many writes lead to one."""
+    """The same for messages of an actor to itself. It is small, because they are many: a ``Flush`` for each commit."""
 
     __slots__ = ("message",)
     reply_to = None

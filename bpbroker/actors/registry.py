@@ -63,7 +63,7 @@ from bpbroker.registry.view import Limits
 from bpbroker.registry.writes import WRITES, Write, within_reply
 
 _ATTEMPTS: Final = 8
-"""How often a write is decided again because the store has newer versions."""
+"""How often a write is decided, the first time included, if the store has newer versions each time."""
 
 _ENDED_AT_ONCE: Final = READ_MAX // NAMES_OF_ONE_END
 """How many names one commit of a shared store removes when a session ends."""
@@ -106,7 +106,7 @@ class Registry(Actor):
         self._room = Room(self._ending_at_once) if backend.leases else None
         """How much more fits into the next commit, where the store limits the size of a group."""
         self._problem: Unavailable | None = None
-        """Why the last write could not be stored; empty if it was."""
+        """Why the last write could not be stored; None if it was."""
         self._commits = Durations(STORAGE_SECS)
         self._commit_began = 0.0
         self._failed_commits = 0
@@ -153,7 +153,7 @@ class Registry(Actor):
         self.backend.close()
 
     def abandoned(self) -> None:
-        """Refuse the calls that wait, whose clients would wait to the end in vain, and let go of the store."""
+        """Refuse the waiting calls, which would wait in vain to their end, and release the store."""
         self.backend.abandon()
         self._waiting.refuse_all(Unavailable("The broker's registry is being replaced; ask again"))
 

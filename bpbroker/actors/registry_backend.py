@@ -106,13 +106,13 @@ class Backend(Protocol):
         """Close the store, if it was opened."""
 
     def abandon(self) -> None:
-        """Let go of what the registry that takes this one's place does not take away: threads and connections.
+        """Release threads and connections of a registry that is being replaced.
 
-        Called in another thread while the registry's own may be stuck, perhaps more than once, and must not wait.
+        Called in another thread while the registry's own may be stuck, perhaps several times; it must not wait.
         """
 
     def look(self) -> float:
-        """See how the store is, if that is due. Return the monotonic time of the next look; may be infinite."""
+        """Check the store, if that is due. Return the monotonic time of the next check; may be infinite."""
 
     def age_secs(self) -> float:
         """Return for how long memory may have been behind the store."""

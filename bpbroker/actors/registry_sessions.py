@@ -22,7 +22,7 @@ from bpbroker.server.request import network_of
 _RESERVE: Final = 4
 """The part of the limit by which clients with few sessions may exceed it together."""
 _FEW: Final = 100
-"""The part of the limit up to which a client has few."""
+"""A client that has less than this part of the limit has few."""
 _TIDY_SECS: Final = 60.0
 _FORGOTTEN_AT_ONCE: Final = 50
 _CLOSED_KEPT_SECS: Final = 600
@@ -37,7 +37,7 @@ def with_reserve(most: int) -> int:
 
 
 def share_of(most: int) -> int:
-    """Return from which number on a client has many, if ``most`` is its limit."""
+    """Return the number from which on a client has many, if ``most`` is the limit for a client that has many."""
     return max(1, most // _FEW)
 
 
@@ -248,5 +248,8 @@ class Sessions:
 
 
 def _is_due(age_secs: float, rest_secs: float) -> bool:
-    """Return whether the rest of a number has to be stored: at its end, and after each tenth of it."""
+    """Return whether the time that a number still has to rest must be stored again.
+
+    It must be at its end, and each time that a tenth of what was stored last is over, but a minute at least.
+    """
     return age_secs >= max(_TIDY_SECS, rest_secs / 10) or age_secs >= rest_secs

@@ -27,19 +27,20 @@ from bpbroker.messages import Address, Ping
 logger = logging.getLogger(__name__)
 
 LATE_SECS: Final = 1.0
-"""A ping unanswered for this long, and for a whole period, without any progress, is told in health."""
+"""Health shows an actor as late after this time without a reply and without progress, and a whole period."""
 STUCK_SECS: Final = 10.0
-"""After this long, and a whole period, the actor is replaced: replacing a slow one costs more than its slowness."""
+"""After this time, and a whole period, the actor is replaced; not earlier, because to replace one that is only slow
+costs more than its slowness."""
 _PING_SECS: Final = 3600.0
-"""A ping is to be answered however late: an actor that is only slow becomes well again by it."""
+"""Time limit of a ping. It is long, because an actor that is only slow becomes well again by a late reply."""
 
 Restart = Callable[[str], pykka.ActorRef[Any]]
-"""Makes a fresh actor of that name; raises when it cannot."""
+"""Makes a new actor of that name; raises an error if it cannot."""
 
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """A thread to the healthcheck: how making a fresh actor went."""
+    """From a thread to the healthcheck: the outcome of making a new actor."""
 
     name: str
     ref: pykka.ActorRef[Any] | None
@@ -59,7 +60,7 @@ class Supervised:
     pinged_at: float = 0.0
     """Monotonic."""
     progress: object = None
-    """See :attr:`ActorAddress.progress`, when it was looked at last."""
+    """See :attr:`ActorAddress.progress`, as of the last check."""
     moved_at: float = 0.0
     """Monotonic time at which it was found to have changed."""
     restarts: Restarts = field(default_factory=Restarts)

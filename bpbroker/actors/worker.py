@@ -55,11 +55,11 @@ class _Task:
 
 
 class Beside:
-    """A probe that has to read a disk, done by a worker: asked for, it says at once what it found the last time.
+    """A probe that has to read a disk, made by a worker: a call returns the last result at once.
 
     Args:
-        what: what it does, for people, such as ``reading the certificate``.
-        probe: the look itself; done once here, and then behind each call.
+        what: its work, for people, such as ``reading the certificate``.
+        probe: the probe itself; called once here, and then by the worker after each call.
     """
 
     def __init__(self, what: str, probe: Callable[[], Pong]) -> None:
@@ -70,7 +70,7 @@ class Beside:
         self._looking = False
 
     def __call__(self) -> Pong:
-        """Return what was found last, and have it looked at again. A look that does not come back is no good health."""
+        """Return the last result, and start another probe. A probe that does not end counts as bad health."""
         work = self._worker.at_work
         if work is not None and work.stalled:
             return Pong(ok=False, detail=f"{work.what} has not ended for {work.silent_secs:.0f} s")

@@ -74,8 +74,8 @@ class Client(Coordination):
         total_secs: for all calls together, from now on, waits included.
         known_brokers: the file of pins; by default the user's own.
         tell: called with sentences for a person, such as that a certificate was pinned.
-        registry: the id of the registry that the key is for, as in a join token; a broker of another registry names it
-            when it refuses the key.
+        registry: the id of the registry that the key is for, as in a join token. A broker of another registry then says
+            so when it refuses the key.
         first_contact: called with address and fingerprint before a certificate is pinned; raises NotTrusted to refuse
         it.
 
@@ -345,7 +345,11 @@ class Client(Coordination):
     # --- ping and extensions ---
 
     def ping(self, data: Data = "") -> dict[str, Any]:
-        """Let the broker echo ``data``; return ``{"src": <this host's address for the broker>, "data": {…}}``."""
+        """Let the broker echo ``data``; return ``{"src": <this host's address for the broker>, "data": {…}}``.
+
+        Raises:
+            CannotConnect: the response is not a broker's.
+        """
         value = json_value(self._calls.send("ping/Ping", {"data": _text(data)}, repeatable=True))
         if not isinstance(value, dict) or not isinstance(value.get("data"), dict):
             raise CannotConnect(f"{self.address} is not a bpbroker: its answer to a ping is not one of ours")
@@ -363,6 +367,7 @@ class Client(Coordination):
 
         Raises:
             ExtensionFailed, Unauthorized, TimedOut, …: the broker's refusal.
+            UsageError: the method has another form, or the data is not valid UTF-8.
         """
         namespace, dot, function = method.rpartition(".")
         if not dot or not namespace or not all(part.isidentifier() and part.isascii() for part in method.split(".")):

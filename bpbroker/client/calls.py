@@ -143,8 +143,8 @@ class Calls:
             headers: further ones.
             wait_secs: how long.
             found: returns the result of a response; None: not yet.
-            failure: returns the message of the error when the time is over.
-            instead: what there is then; may be empty.
+            failure: what the error says when the time is over, without the time.
+            instead: returns what there is then, for the error; may be empty.
             absent_ends: whether a missing entry ends the wait with NotFound.
 
         Raises:
@@ -204,6 +204,11 @@ class Calls:
             headers: further ones.
             repeatable: whether to try again when it is not known whether the call was carried out.
             wait_secs: how long the broker is asked to wait; None: the call is not part of a longer wait.
+
+        Raises:
+            UsageError: the parameters are not valid UTF-8.
+            RequestError: the broker's refusal.
+            CannotConnect, NotTrusted, WaitTimeout: there was no response.
         """
         try:
             body = json.dumps(sent, ensure_ascii=False).encode()

@@ -1,4 +1,4 @@
-"""The configuration: its sections, and what they may have.
+"""The configuration: its sections and their settings.
 
 Read ``layers`` first (defaults, and how files and options lie over each other), then ``schema`` (what may stand in
 it) and ``paths`` (where it is).
@@ -19,4 +19,5 @@ data: Mapping[str, Any] = MappingProxyType({})
 """For extensions: the broker's settings, read-only, access keys of other sections removed."""
 
 rlock = threading.RLock()
-"""For extensions written for 0.22. Calls of one namespace run one at a time anyway."""
+"""For extensions written for 0.22. Where ``_workers`` lets several processes run calls of one namespace, the child
+process puts a lock here that excludes the others, too; else calls run one at a time anyway."""

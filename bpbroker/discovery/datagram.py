@@ -46,7 +46,7 @@ _NO_MAC: Final = b"-"
 _NONCE_DIGITS: Final = 32
 _MAC_DIGITS: Final = 64
 _SYSTEM_PORTS: Final = 1024
-"""Below this number are the ports of services, some of which answer whatever they get (RFC 6335, section 6)."""
+"""Below this number are the ports of services, some of which answer every datagram (RFC 6335, section 6)."""
 _PADDED_BYTES: Final = 280
 """At least as long as any signed reply."""
 
@@ -68,14 +68,14 @@ class Question(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """A broker's word on itself, in reply to a question of the second form."""
+    """A broker's data about itself, in reply to a question of the second form."""
 
     registry: str
-    """Same for all brokers that share one registry, else different; hexadecimal."""
+    """The registry's id, the same for all brokers that share it; hexadecimal."""
     fingerprint: str
     """SHA-256 of its certificate, 64 hexadecimal digits."""
     port: int
-    """Where it serves HTTPS."""
+    """Its HTTPS port."""
     address: str
     """The broker's own address, as seen from where the question came from."""
 

@@ -48,7 +48,7 @@ _DEFAULT_ROUTE: Final = [
     Interface("", 0, "127.0.0.1", "", loopback=True, link_local=False),
     Interface("", 0, _ANY, "", loopback=False, link_local=False),
 ]
-"""Where the system does not tell (a sandbox may forbid it): a broadcast still leaves by the default route."""
+"""Used where the system does not list them (a sandbox may forbid it): a broadcast still leaves by the default route."""
 
 
 def interfaces() -> list[Interface]:

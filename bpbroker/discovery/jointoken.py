@@ -1,4 +1,4 @@
-"""Certificate fingerprints and join tokens: what a new machine must be told to trust a broker. Pure.
+"""Certificate fingerprints and join tokens: what a new machine needs to trust a broker. Pure.
 
 A join token is one word, ``bpb2:`` and base64url of a JSON object with any of
 these members: ``a`` addresses, ``f`` fingerprints of certificates, ``k`` an

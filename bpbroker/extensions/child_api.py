@@ -35,8 +35,8 @@ class SharedLock:
     """``bpbroker.config.rlock`` where several processes run calls: excludes threads here and the other processes.
 
     Record locks belong to a process, so all children can lock the same open
-    file; on Windows it is a mutex of the same name. The kernel lets go when a
-    process dies.
+    file; on Windows it is a mutex of the same name. The kernel releases it when
+    a process dies.
 
     Args:
         lock: descriptor of the file, or the mutex's name.
@@ -58,7 +58,7 @@ class SharedLock:
         return True
 
     def release(self) -> None:
-        """Let go of the lock once."""
+        """Release the lock once."""
         if self._depth == 1:
             self._others.release()
         self._depth -= 1

@@ -15,7 +15,7 @@ LINE_MAX_BYTES: Final = 8192
 LINES_PER_SECOND: Final = 200
 """Lines of one process that the log takes; the others are counted and left out."""
 LAST_MAX_BYTES: Final = 1024 * 1024
-"""Output that is still read when the process has ended; what it left behind may go on printing for ever."""
+"""How much output is still read after the end of the process: processes that it left running may print for ever."""
 
 _LEVEL: Final = re.compile(rb"<([0-7])>")
 _LEVELS: Final = (logging.CRITICAL,) * 3 + (logging.ERROR, logging.WARNING, logging.INFO, logging.INFO, logging.DEBUG)

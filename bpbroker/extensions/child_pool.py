@@ -62,9 +62,9 @@ class Driver:
     """One child process and its thread.
 
     Args:
-        launch: what to start.
+        launch: the process to start.
         serve: serves ``rh.registry``, in this thread.
-        tell: is told what happens, from this thread.
+        tell: called in this thread with each event.
     """
 
     def __init__(self, launch: Launch, serve: Serve, tell: Tell) -> None:
@@ -89,7 +89,7 @@ class Driver:
         self._calls.put(None)
 
     def kill(self) -> None:
-        """Kill the process group now; Gone will tell of it."""
+        """Kill the process group now; the event Gone follows."""
         self._child.kill()
         self._calls.put(None)
 
@@ -142,7 +142,7 @@ class Job:
     """Monotonic time until which it has to be begun."""
     keyed: Keyed | None = None
     begun: int = 0
-    """How often it was given to a child; more than once only if that had died before."""
+    """How often it was passed to a child; again only if that child died before it began the call."""
 
     @property
     def abandoned(self) -> bool:
@@ -168,7 +168,7 @@ class ChildPool:
 
     Args:
         serve: serves ``rh.registry``, in a driver's thread.
-        tell: how drivers tell the actor.
+        tell: called with each event, in a driver's thread; it passes the event to the actor.
     """
 
     def __init__(self, serve: Serve, tell: Tell) -> None:
@@ -218,7 +218,7 @@ class ChildPool:
         return any(child.ready and child.current for child in self)
 
     def start(self, launch: Launch) -> PooledChild:
-        """Start another one; its driver will tell Ready or Gone."""
+        """Start another child; its driver reports Ready or Gone."""
         driver = Driver(launch, self._serve, self._tell)
         child = PooledChild(driver, True, time.monotonic() + launch.timeout_secs)
         self._children[driver] = child

@@ -59,7 +59,7 @@ class Raised(Exception):
 
 
 class Ended(Exception):
-    """The process is gone, or said what it should not and has to go; the text says how."""
+    """The process has ended, or broke the protocol and has to end; the text says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +240,7 @@ class Child:
                 os.killpg(process.pid, signal.SIGKILL)
 
     def end(self, grace_secs: float = 0.0) -> None:
-        """Let the process end by itself for ``grace_secs``, then kill what is left of its group; waits for that."""
+        """Let the process end by itself for ``grace_secs``, then kill the rest of its group; wait for that."""
         process = self._process
         if process is None:
             return

@@ -36,11 +36,12 @@ logger = logging.getLogger(__name__)
 KEPT_SECS: Final = 24 * 3600.0
 """A key is kept for at least a day; the time in which the machine is off does not count in full."""
 _NOTE_EVERY_SECS: Final = 3600.0
-"""Without any call the file's clock is noted so often: what was not noted is forgotten when the machine starts anew."""
+"""How often the file's clock is noted without any call: time that was not noted is lost when the machine restarts."""
 FORGOTTEN_AT_ONCE: Final = 500
-"""Answers past their day that go at once, so that none takes long."""
+"""How many answers older than a day are removed at one time, so that it does not take long."""
 KEYS_MAX: Final = 100_000
-"""Keys of one namespace and day beyond which none is taken: one thrown away early would let its call run twice."""
+"""Most keys of one namespace in a day; further ones are refused, because the call of a key that was dropped early
+could run twice."""
 _PART_OF_ONE_CLIENT: Final = 2
 """One address gets this part of a namespace's keys at most …"""
 _RESERVED: Final = 1000
@@ -159,9 +160,9 @@ class Keyed:
     namespace: str
     key: str
     request: bytes
-    """Digest of what was asked and from where: only a repeat of just this gets the answer."""
+    """Digest of the request and its source: only an equal repetition gets the answer."""
     client: str = ""
-    """For whom it counts: the requesting address, or its IPv6 network."""
+    """The client that it counts for: its address, or its IPv6 network."""
 
     @classmethod
     def of(cls, namespace: str, call: Call) -> Keyed | None:
@@ -306,7 +307,7 @@ class Answers:
             )
 
     def tidy(self) -> Usage:
-        """Forget some of what is past its day, and say how full the file is; makes none.
+        """Remove some of the answers older than a day, and return how full the file is; do not create it.
 
         Raises:
             StorageFull, Unavailable: the file cannot be used.

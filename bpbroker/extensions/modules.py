@@ -43,7 +43,7 @@ class Status(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ExtensionRecord:
-    """One namespace's module, looked at without running it."""
+    """The result of a check of one namespace's module without running it."""
 
     namespace: str
     status: Status
@@ -164,7 +164,7 @@ def read_source(path: Path) -> bytes:
 def offered(source: bytes) -> tuple[str, ...]:
     """Return the methods that a module's source defines: functions whose name has no ``_`` in front.
 
-    The compiled module tells: it holds the code of each function of its top
+    They are read from the compiled module, which holds the code of each function of its top
     level, those under ``if`` and ``try`` too. A syntax tree would not do:
     making one while another thread does the same fails now and then with
     SystemError (seen on Python 3.11.7), and at a reload all namespaces' actors look.

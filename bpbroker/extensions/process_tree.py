@@ -1,6 +1,6 @@
-"""All that a child process has started: also what left its process group for a session of its own.
+"""All processes that a child process has started, also those that left its process group for a session of their own.
 
-Linux alone tells: a process that is a subreaper (prctl(2)) stays an ancestor of
+Only Linux can find them: a process that is a subreaper (prctl(2)) stays an ancestor of
 all its descendants, however often they fork and whichever of them dies. So they
 can be found from it, as long as it lives. Elsewhere the process group has to do.
 """
@@ -33,7 +33,7 @@ def become_subreaper() -> None:
 
 
 def now_secs() -> float:
-    """Return the time by which :func:`kill_descendants` knows what is younger, in seconds."""
+    """Return the time in seconds, for ``since_secs`` of :func:`kill_descendants`."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.monotonic()
 
 

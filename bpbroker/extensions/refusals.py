@@ -79,7 +79,7 @@ class AlreadyExists(_Named, errors.AlreadyExists):
 
 
 class LockTimeout(AlreadyExists, errors.LockTimeout):
-    """Others hold the lock, all the time that was given; ``holders`` has what is known of them.
+    """Others held the lock during the whole wait; ``holders`` has them, as far as they are known.
 
     Each is a mapping with ``data``, ``token``, ``since``, ``session``.
     """
@@ -114,7 +114,7 @@ class TooManyRequests(_Named, errors.TooManyRequests):
 
 
 class OnceFailed(_Named, errors.OnceFailed):
-    """What was to be done once failed as often as it may."""
+    """The work failed as often as it may be tried."""
 
     status = 500  # type: ignore[misc]  # as the classes of bpbroker.errors say theirs
 

@@ -23,7 +23,7 @@ class Question(Protocol):
 
     @property
     def message(self) -> Any:
-        """The message."""
+        """The message that the registry gets."""
 
     @property
     def show(self) -> Callable[[Any], Shown]:

@@ -49,7 +49,7 @@ class Unsendable(Exception):
 
 
 class Request:
-    """One call of a method: what the client sent, and what it will be answered.
+    """One call of a method: the request of the client, and its response.
 
     A method reads ``qs`` and sets ``data``, or ``status`` and ``status_message``.
     """
@@ -72,7 +72,7 @@ class Request:
         self.status: int | str = 200
         """HTTP status of the answer, 200 to 599 (as text too, which modules for 0.22 may set)."""
         self.status_message: str = ""
-        """What the client is told when ``status`` is not 200; one line."""
+        """The message for the client if ``status`` is not 200; one line."""
         self.content_type: str = "application/json"
         self.config = config
         """The extension's own section of the configuration, read-only."""

@@ -85,8 +85,8 @@ class _Calls:
 class Registry(Coordination):
     """The entries of the running broker, with the same rules that its clients meet.
 
-    ``last_write_ip`` of what is written is the client whose call this is. Errors are those of
-    :mod:`bpbroker.extensions`; one that a method lets pass becomes its answer, such as 404 for NotFound.
+    ``last_write_ip`` of a written entry is the address of the client that made the call. Errors are those of
+    :mod:`bpbroker.extensions`; one that a method does not catch becomes its response, such as 404 for NotFound.
 
     Args:
         exchange: asks the broker.

@@ -29,8 +29,8 @@ _DELAY_SECS: Final = 0.1
 _DELAY_MAX_SECS: Final = 20.0
 _LOOKS_AT_ONCE: Final = 0.05
 _LOOKS_LATER: Final = 0.1
-"""Shares of the limit: how many keys are compared although an address has to pause; in all at once, and in each minute
-after that."""
+"""Shares of the limit: how many keys are compared although an address has to pause. The first share may come at once,
+the other one is for each minute after that."""
 _LOOKS_LEAST: Final = 3
 _RIGHT_MAX: Final = 10_000
 _GENERATED: Final = 43
@@ -200,7 +200,7 @@ class WrongKeys:
         self._set(limit)
         self._counted: dict[str, _Counted] = {}
         self._right: dict[tuple[str, str], None] = {}
-        """Addresses with the keys that were right from there, the newest last; without keys that nobody can guess."""
+        """Addresses with the keys that were right from there, the newest last; only keys short enough to be guessed."""
         self.totals = {"https": 0, "udp": 0}
         """How many there were since the start."""
 

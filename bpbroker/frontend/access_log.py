@@ -171,7 +171,7 @@ def _short(line: Line) -> Line:
 
 
 def count_with(count: Callable[[Sequence[Answered]], object] | None) -> None:
-    """Set the function that counts all requests from now on, a batch at a time, in any thread; None: no function."""
+    """Set the function that counts all requests from now on, a batch at a time, in any thread; None ends that."""
     _book.count = count
 
 

@@ -16,7 +16,7 @@ from bpbroker.server.response import Response
 
 METRICS: Final = "Metrics"
 REGISTRY: Final = "Registry"
-"""Two methods that are not in :data:`CONTROL`: several parts have to reply to them."""
+"""Two methods that are not in :data:`CONTROL`: the application answers them itself, without a message to one actor."""
 BULK_SECS: Final = 3600.0
 """Time limit of methods that read or write a file, which may take long on a slow disk. The broker checks that they go
 on."""
@@ -34,7 +34,7 @@ _Action = Callable[[Mapping[str, Any]], tuple[str, Ask]]
 
 
 def _key(kind: Literal["add", "rotate", "revoke"]) -> _Action:
-    """Return the message that changes a named key; ``document`` has its name."""
+    """Return the function that makes the message for a change of a named key; the JSON object has the key's name."""
 
     def decide(document: Mapping[str, Any]) -> tuple[str, Ask]:
         name = document.get("name")

@@ -294,7 +294,7 @@ def _written(kind: type[messages.Register | messages.Replace]) -> Any:
 
 
 def session_of(parameters: Parameters) -> str | None:
-    """Return the session that a write names; None: no word of it; empty: take the entry out of its session."""
+    """Return the session that a write names. None: it names none; empty: take the entry out of its session."""
     session = parameters.text("session")
     return sessions.check_id(session) if session else session
 

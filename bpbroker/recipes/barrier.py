@@ -28,9 +28,9 @@ class Barrier:
         registry: of a client, or of an extension's call.
         prefix: of their names.
         count: how many there must be.
-        where: what each of them must be, all of it: ``{"state": "ready"}`` or ``["state=ready"]``.
-        fail_where: what none may be, not one of these.
-        fail_lost: whether one that died with its session is a failure.
+        where: conditions that each of them must meet: ``{"state": "ready"}`` or ``["state=ready"]``.
+        fail_where: conditions of which no entry may meet even one.
+        fail_lost: whether an entry that ended with its session is a failure.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class Barrier:
         self._fail_lost = fail_lost
 
     def wait(self, timeout: float | None = None) -> dict[str, Entry]:
-        """Return the entries that are ready, once there are enough.
+        """Return the entries that are ready, once there are enough; ``timeout`` is in seconds.
 
         Raises:
-            BarrierBroken: one failed or was lost.
-            BarrierTimeout: there were too few, all the time.
+            BarrierBroken: an entry failed or was lost.
+            BarrierTimeout: there were too few until the end.
         """
         end = time.monotonic() + (self._registry.calls.patience_secs if timeout is None else timeout)
         with Watch(self._registry, self._prefix) as watch:

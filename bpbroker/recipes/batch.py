@@ -72,7 +72,7 @@ class Batch:
         self._add("Check", name=name, **how)
 
     def check_empty(self, prefix: str) -> None:
-        """Require that no entry's name begins so."""
+        """Require that there is no entry with this prefix."""
         self._add("CheckEmpty", prefix=prefix)
 
     def get(self, name: str) -> None:
@@ -80,7 +80,7 @@ class Batch:
         self._add("Get", name=name)
 
     def list(self, prefix: str = "") -> None:
-        """Read the entries whose names begin so as they are after the batch."""
+        """Read the entries with this prefix, as they are after the batch."""
         self._add("List", prefix=prefix)
 
     def take(self, name: str, receiver: str, *, lock: Lock | str | None = None) -> None:

@@ -66,10 +66,10 @@ class Calls(Protocol):
 
     @property
     def patience_secs(self) -> float:
-        """How long a recipe waits that was not told how long."""
+        """How many seconds a recipe waits without a time of its own."""
 
     def ttl_secs(self, usual_secs: float) -> float:
-        """Return how long a session lives that was not told how long."""
+        """Return the ttl in seconds of a session without one of its own; ``usual_secs`` is the recipe's default."""
 
     def entry(self, content: Mapping[str, Any], etag: str, revision: int) -> Entry:
         """Create an entry of the class that callers know here."""

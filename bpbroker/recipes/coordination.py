@@ -115,18 +115,18 @@ class Coordination:
         raise gone
 
     def lost(self, prefix: str = "") -> dict[str, dict[str, Any]]:
-        """Return what expired with its session lately, by name: the last value of each."""
+        """Return the entries that ended with their session lately and do not exist again: name to last value."""
         found = self.calls.registry("List", {"prefix": prefix, "lost": "1"}, repeatable=True).data
         return {name: item.get("entry", item) for name, item in found.items() if isinstance(item, dict)}
 
     # --- sessions and what stands on them ---
 
     def session(self, ttl_secs: float | None = None) -> Session:
-        """Return a session, to be used in ``with``: what belongs to it goes when it ends.
+        """Return a session, to be used in ``with``: entries and locks that belong to it end with it.
 
         Args:
-            ttl_secs: so long it lives, at least, after its last renewal. By default 60 s for a client, which renews
-                it; as long as a call may take for an extension's method, where nothing does.
+            ttl_secs: how long it lives at least after its last renewal. Default: 60 s for a client, which renews it;
+                for an extension's method, which does not renew it, as long as a call may take.
         """
         from bpbroker.recipes.session import session_of
 
@@ -138,8 +138,8 @@ class Coordination:
         Args:
             name: of the lock.
             ttl_secs: as of :meth:`session`, but for a client 30 s.
-            wait_secs: how long to wait for it; None: until it is there, or as long as the extension's call may take.
-            data: what others are told of the holder: JSON.
+            wait_secs: how long to wait for it; None: without end, or as long as the extension's call may take.
+            data: about the holder, for others: JSON.
         """
         return self.semaphore(name, 1, ttl_secs, wait_secs, data)
 
@@ -282,11 +282,12 @@ def owned(session: Session | str | None, lock: Lock | str | None) -> dict[str, s
 
 
 def expected(revision: int | None, if_match: str | None) -> dict[str, str]:
-    """Return the parameters of a batch's operation that say what it expects of an entry.
+    """Return the parameters with the condition of a batch's operation.
 
     Args:
-        revision: the entry's revision; 0: that there is no entry; None: any.
-        if_match: the entry's tag, with or without its quotes; ``*``: that there is an entry; empty or None: any.
+        revision: the entry must have this one; 0: the entry must not exist; None: no condition.
+        if_match: the entry must have this tag, with or without its quotes; ``*``: it must exist; empty or None: no
+            condition.
     """
     if revision is not None and if_match:
         raise ValueError("revision and if_match are both given; give one of them")

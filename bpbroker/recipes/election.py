@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bpbroker.recipes.coordination import Coordination
 
 _STEP_SECS: Final = 5.0
-"""How long one call waits: so long a cancel may take. Between calls the place in the queue is given back."""
+"""How long one call waits, and so how long a cancel may take. Between calls the place in the queue is given back."""
 _PAUSE_SECS: Final = 0.5
 
 
@@ -25,8 +25,8 @@ class Election:
 
     Args:
         registry: of a client, or of an extension's call.
-        name: what they are candidates for.
-        data: what others are told of this one: JSON.
+        name: of the election.
+        data: about this candidate, for others: JSON.
         ttl_secs: of the session.
     """
 

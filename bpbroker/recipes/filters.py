@@ -26,7 +26,7 @@ def texts(where: Mapping[str, Any] | Sequence[str] | str) -> list[str]:
 
 
 def stated(where: Mapping[str, Any] | Sequence[str] | str) -> list[str]:
-    """Return conditions as texts; the broker refuses those that are none."""
+    """Return conditions as texts; the broker refuses invalid ones."""
     if isinstance(where, str):
         return [where]
     if isinstance(where, Mapping):

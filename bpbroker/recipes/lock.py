@@ -45,7 +45,7 @@ class Lock:
         ttl_secs: of the session.
         wait_secs: how long ``with`` and :meth:`acquire` wait; None: without end, or as long as an extension's
             call may take.
-        data: what others are told of the holder: JSON.
+        data: about the holder, for others: JSON.
         limit: how many may hold it at once.
         told: called, in another thread, when a held lock is lost.
     """
@@ -76,7 +76,11 @@ class Lock:
 
     @property
     def lost(self) -> threading.Event:
-        """Set when the lock that is held may no longer be."""
+        """Event that is set when the held lock may be lost.
+
+        Raises:
+            Misused: the lock was not acquired.
+        """
         if self.session is None:
             raise Misused(f"The lock '{self.name}' was not acquired")
         return self.session.lost
@@ -106,10 +110,12 @@ class Lock:
         return True
 
     def take(self, wait_secs: float) -> int:
-        """Take the lock and return its token.
+        """Take the lock, waiting for at most ``wait_secs``, and return its token.
 
         Raises:
             LockTimeout: others hold it; ``holders`` has them.
+            Misused: this object holds it already.
+            RequestError, CannotConnect: it is not known, or refused.
         """
         if self.token:
             raise Misused(f"The lock '{self.name}' is held by this object already")
@@ -127,7 +133,7 @@ class Lock:
                 if not sleep_before(end, next(pause)):
                     raise
             except self._registry.calls.away as error:
-                # What is asked when the time is over could only say that it is over, and not why.
+                # A call after the end of the time could only fail for that, and hide this error.
                 if not _worth_waiting(error, end, wait_secs) or not sleep_before(end, next(pause)):
                     raise
             finally:

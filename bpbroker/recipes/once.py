@@ -29,10 +29,10 @@ class Once:
     Args:
         registry: of a client, or of an extension's call.
         name: of the lock, and of the entry.
-        by: what the entry says of who does it.
-        ttl_secs: of the session: so long, at least, after its host's death the next one begins.
+        by: the host that does it, as the entry shows it.
+        ttl_secs: of the session: how long at least after the death of a host the next one begins.
         wait_secs: how long to wait for others; None: until they are done, or as long as an extension's call may take.
-        attempts: how often it is tried, at most, by all together.
+        attempts: how often the work is tried at most, by all callers together.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ class Session:
 
     Args:
         registry: of a client, or of an extension's call.
-        ttl_secs: it dies between once and twice this long after its last renewal.
+        ttl_secs: it ends between one and two times this after its last renewal.
         told: called, perhaps in another thread, when the session is lost.
     """
 

@@ -18,8 +18,8 @@ class Take:
     Args:
         registry: of a client, or of an extension's call.
         name: of the entry.
-        receiver: who takes it; may take again until it has acknowledged.
-        lock: both are refused when this lock is no longer held. Or ``NAME:TOKEN``.
+        receiver: its name; it may take the entry again until it has acknowledged.
+        lock: a lock, or ``NAME:TOKEN``: take and acknowledgement are refused when it is no longer held.
     """
 
     def __init__(self, registry: Coordination, name: str, receiver: str, lock: Lock | str | None = None) -> None:

@@ -25,8 +25,8 @@ class Event:
         kind: ``put``, ``delete``, ``expire``, ``take``; ``reset`` where changes are missing.
         name: of the entry.
         revision: of the change.
-        entry: what it is now; None if it is gone.
-        cursor: from where to go on behind this one's whole revision.
+        entry: as the change left it; None if the change removed it.
+        cursor: to continue after all events of this revision.
     """
 
     __slots__ = ("cursor", "entry", "name", "revision", "type")
@@ -42,13 +42,13 @@ class Event:
         return f"Event({self.type!r}, {self.name!r}, {self.revision})"
 
     def json(self) -> dict[str, Any]:
-        """Return it as the broker says it."""
+        """Return it in the broker's form."""
         own = {"type": self.type, "name": self.name, "revision": self.revision}
         return own if self.entry is None else {**own, "entry": dict(self.entry)}
 
 
 class Watch:
-    """Yields events as they happen; ends with :meth:`close`. A broker that is away is waited for.
+    """Yields events as they happen, until :meth:`close`. It waits for a broker that is away.
 
     Args:
         registry: of a client, or of an extension's call; a client's watch has a connection of its own.
@@ -59,33 +59,35 @@ class Watch:
 
     def __init__(self, registry: Coordination, prefix: str = "", *, name: str = "", since: str = "") -> None:
         self.cursor = since
-        """Behind the last revision of which all events were yielded."""
+        """The cursor after the last revision of which all events were yielded."""
         self._registry = registry.sibling()
         self._away: tuple[type[Exception], ...] = (*registry.calls.away, WaitTimeout)
         self._what = {"name": name} if name else {"prefix": prefix}
         self._closed = False
 
     def start(self) -> str:
-        """Find out the present cursor, if there is none, and return it."""
+        """Return the cursor; without one, ask the broker for its present one."""
         if not self.cursor:
             self.cursor = str(self._registry.calls.registry("Watch", self._what, repeatable=True).data["cursor"])
         return self.cursor
 
     def skip(self, revision: int) -> None:
-        """Go on behind a revision up to which all is known; never back, so that nothing is told twice.
+        """Continue after a revision up to which all is known; never back, so that no event comes twice.
 
         Args:
-            revision: such as a list's, which is that of its newest entry: what was deleted later may be beyond it.
+            revision: such as that of a list, which is its newest entry's: later deletions still come as events.
         """
         registry, _, known = self.cursor.rpartition(":")
         if known.isdigit() and int(known) < revision:
             self.cursor = f"{registry}:{revision}"
 
     def poll(self, wait_secs: float) -> list[Event]:
-        """Return the next events; none if there were none in time. The cursor is the caller's to move.
+        """Return the next events; an empty list if none came within ``wait_secs``.
+
+        With events, the caller sets :attr:`cursor` to that of the last one, once they are handled.
 
         Raises:
-            CursorExpired: some are forgotten; its ``cursor`` is from where to go on after a new list.
+            CursorExpired: some events are forgotten. Read the entries again, then continue with its ``cursor``.
         """
         events, cursor = self._next(wait_secs)
         if not events:
@@ -96,8 +98,8 @@ class Watch:
         """Yield events until a moment of :func:`time.monotonic`.
 
         Raises:
-            CursorExpired: some are forgotten.
-            NotTrusted: the broker is another.
+            CursorExpired: some events are forgotten.
+            NotTrusted: another broker answers.
         """
         pause = pauses()
         while not self._closed:
@@ -161,10 +163,10 @@ class MovingWatch(Watch):
     """A watch whose :meth:`poll` moves the cursor: its caller keeps that for a later call."""
 
     def poll(self, wait_secs: float = 0.0) -> list[Event]:
-        """Return the next events, none if there were none in time, and move the cursor behind them.
+        """Return the next events, an empty list if none came within ``wait_secs``, and move the cursor after them.
 
         Raises:
-            CursorExpired: some are forgotten; its ``cursor`` is from where to go on after a new list.
+            CursorExpired: some events are forgotten. Read the entries again, then continue with its ``cursor``.
         """
         events, self.cursor = self._next(wait_secs)
         return events

@@ -125,4 +125,5 @@ News = State | Changes | Broken
 """The news of a watch: the complete state, the next changes, or that the watch broke off."""
 
 READ_MAX: Final = 120
-"""The largest number of names in one read of a shared store: enough for each batch and the records that it needs."""
+"""The largest number of names in one read of a shared store, below etcd's 128 for a transaction. More names are read in
+several parts."""

@@ -243,6 +243,11 @@ def lock(write: Lock, view: View, limits: Limits) -> Done:
     """Take a place, or return the session's own; without waiting, only a place that holds the lock.
 
     The reply's data have ``since`` if the place holds the lock once this is durable, whatever happens to it later.
+
+    Raises:
+        NotFound: the session is over.
+        AlreadyExists: others hold the lock, or it is in use with another limit.
+        Overloaded: the queue has as many places as the limits allow.
     """
     sessions.must_live(view, write.session)
     name = PREFIX + write.name
@@ -305,7 +310,7 @@ def _put(queue: Queue, name: str, view: View, taken: tuple[str, ...] = ()) -> No
 def _filled(queue: Queue, name: str, view: View) -> tuple[Queue, tuple[str, ...]]:
     """Return the queue with the next far places in the lock's own record, if there is room, and their sessions."""
     most, far = queue.limit + NEAR, queue.far
-    # Never more than NEAR together: there would never be room for them, and nobody held a lock for which many wait.
+    # Only when half of the near places are free, so that several places move in one write.
     if far is None or len(queue.places) > most - max(1, NEAR // 2):
         return queue, ()
     places, taken, session = list(queue.places), [], far.first

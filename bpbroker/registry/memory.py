@@ -66,7 +66,7 @@ class PendingWrite:
     looked: frozenset[str] = frozenset()
     """Names whose newest state is in memory now, because the store was asked for them together."""
     names: tuple[str, ...] = ()
-    """The names that it read, and its changes."""
+    """The names that it read or changed."""
     places: int = 1
     """How many changes that follow each other it may make, each with a revision of its own."""
     lists: tuple[str, ...] = ()
@@ -84,8 +84,8 @@ class Batch:
         self.writes: list[PendingWrite] = []
         """The writes in the order of their decisions, and refusals that depend on other writes."""
         self.places = 1  # 0 stands for no change
-        """How many revisions the commit takes: one for each write; in a batch that is not atomic, one for each
-        operation."""
+        """The next free place for a revision in the commit. Each write takes one; a batch whose operations stand alone
+        takes one for each operation that changes something."""
         self.staged: dict[str, Record | None] = {}
         """Name to its next record; None: no record."""
         self._ordered: list[str] | None = None

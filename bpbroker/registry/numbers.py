@@ -31,7 +31,12 @@ _Value = dict[str, Any]
 
 
 def allocate(write: Allocate, view: View, limits: Limits) -> Done:
-    """Give an owner its number."""
+    """Return the number that an owner has in a pool; without one, give it the lowest free number, or the wanted one.
+
+    Raises:
+        AlreadyExists: no number is free, or the wanted one is not; ``data`` has owners, and seconds of quarantine.
+        Overloaded: the pool has as many owners as the limits allow.
+    """
     entry_values.check_new_name(write.pool)
     taking.must_be_free(view, write.pool)
     current = view.get(write.pool)
@@ -121,7 +126,13 @@ def _left(view: View, pool: str, number: int, value: _Value) -> float:
 
 
 def count(write: Next, view: View, limits: Limits) -> Done:
-    """Increase a counter."""
+    """Increase a counter; an owner that has a number of it gets the same one.
+
+    Raises:
+        AlreadyExists: the entry is no counter.
+        BadRequest: the sum would not be a number below 2^53.
+        TooLarge: the entry would exceed the limit.
+    """
     entry_values.check_new_name(write.name)
     taking.must_be_free(view, write.name)
     kept = f"{_COUNTED}{write.name}/{write.owner}"

@@ -94,7 +94,7 @@ class Forget:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Read the entries that expired lately. Reply: a tuple of :class:`Record`, under the entries' names."""
+    """Read the entries that expired lately and do not exist again. Reply: a tuple of :class:`Record`, by name."""
 
     prefix: str = ""
 
@@ -278,7 +278,7 @@ class Batch:
     """
 
     id: str
-    """Made by the client: a repeated batch with this id is not carried out again. Empty: it is."""
+    """Made by the client: a repeated batch with this id is not carried out again. Empty: a repeated batch is."""
     operations: tuple[Any, ...]
     atomic: bool = True
     digest: str = ""

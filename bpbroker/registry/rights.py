@@ -6,7 +6,7 @@ A rule is one of::
     NAMESPACE.*             the same
     NAMESPACE.METHOD        one method: ``ossec.AddAgent``
     services:VERBS          methods of the registry, in lower case, on every name: ``services:get,list``
-    services:VERBS@PREFIX   the same on names that begin so: ``services:*@foo/``
+    services:VERBS@PREFIX   the same on names with this prefix: ``services:*@foo/``
 
 A namespace may have dots in it; what is behind the last one is the method. A call that no rule allows is refused.
 Rules only allow: a further rule takes nothing away.
@@ -69,7 +69,7 @@ class Rule(NamedTuple):
     prefix: str = ""
 
     def allows(self, need: Need) -> bool:
-        """Whether it allows this."""
+        """Whether this rule allows a need."""
         return (
             need.namespace == self.namespace
             and (_ALL in self.methods or _called(need) in self.methods)

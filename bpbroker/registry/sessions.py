@@ -58,7 +58,11 @@ def lives(view: View, session: str) -> bool:
 
 
 def open_session(write: Open, view: View, limits: Limits) -> Done:
-    """Begin a session, or return it."""
+    """Begin a session, or return the existing one with its own ttl.
+
+    Raises:
+        Overloaded: there are as many sessions as the limits allow.
+    """
     found = view.get(PREFIX + write.session)
     if found is not None:
         return Done({"session": write.session, "ttl": json.loads(found.json)["ttl"]}, found.revision)

@@ -16,7 +16,12 @@ PREFIX: Final = "_taken/"
 
 
 def take(write: Take, view: View, _limits: Limits) -> Record:
-    """Hand an entry to a receiver; it may ask again."""
+    """Hand an entry to a receiver and remove it; the same receiver may ask again.
+
+    Raises:
+        NotFound: there is no such entry.
+        AlreadyExists: another receiver has it.
+    """
     taken = view.get(PREFIX + write.name)
     if taken is not None:
         value = json.loads(taken.json)
@@ -33,7 +38,11 @@ def take(write: Take, view: View, _limits: Limits) -> Record:
 
 
 def ack(write: Ack, view: View, _limits: Limits) -> Done:
-    """Destroy what was taken."""
+    """Destroy an entry that this receiver has taken; no error if it is gone.
+
+    Raises:
+        AlreadyExists: another receiver has it.
+    """
     taken = view.get(PREFIX + write.name)
     if taken is None:
         return Done()
@@ -45,7 +54,7 @@ def ack(write: Ack, view: View, _limits: Limits) -> Done:
 
 
 def destroy(view: View, name: str) -> None:
-    """Destroy what was taken under a name, if anything was: it is deleted."""
+    """Destroy the entry that was taken under a name, if any: the name is deleted."""
     taken = view.get(PREFIX + name) if view.peek(name) is None else None
     if taken is not None:
         _destroy(view, taken)

@@ -24,7 +24,7 @@ class Age(NamedTuple):
 
 
 class View(Protocol):
-    """The state that one write meets, changes of writes before it included, and what it does to it."""
+    """The state that one write meets, with the changes of earlier writes, and the write's own changes."""
 
     now: float
     """Unix time in seconds."""

@@ -55,7 +55,7 @@ class Parts:
         return address
 
     def restart(self, name: str) -> pykka.ActorRef[Any]:
-        """Put a fresh actor in a dead or stuck one's place, and return it; one at a time.
+        """Replace a dead or stuck actor by a new one, and return that; one at a time.
 
         Raises:
             Unavailable: the broker is stopping.
@@ -118,10 +118,10 @@ def registry_factory(
 
     Args:
         own: the configuration file.
-        settings_now: gives the settings in force; one that takes a dead one's place works by later ones.
-        loaded: what the file held a moment ago.
-        key_view: told each named access key that comes, changes or goes.
-        secret: told the discovery secret of a shared registry.
+        settings_now: returns the settings in force; an actor that replaces a dead one uses the later ones.
+        loaded: the content of the file a moment ago.
+        key_view: follows the named access keys.
+        secret: follows the discovery secret of a shared registry.
         erase: told the names of entries that were taken and are destroyed now.
         expired: told each session that ended by itself.
     """

@@ -21,22 +21,22 @@ READY = "ready"
 
 
 Ready = Callable[[str], None]
-"""Is called once, when the broker is ready, with what its starter is told of it."""
+"""Called once, when the broker is ready, with the message for its starter."""
 AtWork = Callable[[str], None]
-"""Is called with what a long start is at, one line."""
+"""Called with the progress of a long start, one line."""
 
 _AT_WORK = "\x02"
 _LINE_MAX = 400
 
 
 def in_background(serve: Callable[[Ready, AtWork], int], log_file: Path) -> str:
-    """Run ``serve`` in a background process of its own session; give what it called ``ready`` with.
+    """Run ``serve`` in a background process of its own session; return the message that it called ``ready`` with.
 
     Must be called before the first thread starts. Standard output and error of
     the background process go to ``log_file``.
 
     Raises:
-        ConfigurationError, StartError: what ended it before it was ready.
+        ConfigurationError, StartError: why it ended before it was ready.
     """
     if not hasattr(os, "fork"):
         raise StartError("--daemon does not exist on this system; use install-service instead")

@@ -1,9 +1,9 @@
-"""Where the log goes: a file that rotates, or a descriptor; neither ever holds the broker up or takes it along.
+"""Where the log goes: a file that rotates, or a descriptor. No fault of either delays or ends the broker.
 
 Only a plain file is rotated: not a link, such as ``/dev/stdout``, nor a pipe or
-a device. When rotating or opening anew fails, the log goes on in what is there. A
+a device. When rotating or opening again fails, the log goes on in the old file. A
 pipe, terminal or socket that nothing reads is waited for a moment, once; after
-that its lines are dropped and counted until it takes some again. What is wrong
+that its lines are dropped and counted until it accepts some again. The fault
 is kept as a sentence for health.
 """
 
@@ -35,7 +35,7 @@ _SMALL_BYTES: Final = 512
 
 
 class Outlet(logging.Handler):
-    """A handler that knows what is wrong with it."""
+    """A handler that keeps its own faults."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -70,7 +70,7 @@ class Outlet(logging.Handler):
             self._note("write", f"the log cannot be written: {error.strerror or error}")
 
     def _note(self, what: str, sentence: str) -> bool:
-        """Keep what is wrong; return whether this is news."""
+        """Keep a fault; return whether it is a new one."""
         before = self._faults.get(what)
         self._faults[what] = sentence
         return sentence != before

@@ -42,7 +42,7 @@ class MainLoop:
         return self._stop_asked is not None
 
     def busy_secs(self) -> float:
-        """Return for how long it has been at what it does now; 0 while it waits for something to do."""
+        """Return for how many seconds its present work has lasted; 0 while it waits for work."""
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
@@ -60,13 +60,13 @@ class MainLoop:
         """See :meth:`bpbroker.messages.Address.reply_now`: it has to be asked for everything."""
 
     def after(self, asked: Future[Any], go_on: Callable[[Future[Any]], Any]) -> Future[Any]:
-        """Go on in the main thread when a question has been answered; return the outcome.
+        """Continue in the main thread when a reply is there; return a future of the outcome.
 
-        The main thread waits for nothing: it has to hear signals and to tell the watchdog that it is alive.
+        The main thread waits for nothing: it has to receive signals and to show the watchdog that it is alive.
 
         Args:
-            asked: the future of the answer.
-            go_on: gets the answered future; what it returns or raises becomes the outcome. If it returns a future, its
+            asked: the future of the reply.
+            go_on: called with that future; its result or error becomes the outcome. If it returns a future, its
                 result does.
         """
         outcome: Future[Any] = Future()

@@ -1,4 +1,4 @@
-"""What one run of the broker was told, and which files it uses."""
+"""The options of one run of the broker, and the files that it uses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bpbroker.storage.sources import Sources
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What ``bpbroker start`` was told."""
+    """The options of ``bpbroker start``."""
 
     config: Path | None = None
     listen_ip: str | None = None

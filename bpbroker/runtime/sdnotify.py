@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, Self
 
 EXTEND_SECS: Final = 60.0
-"""Work at a start or stop that goes on gets so much more time each time that it is said."""
+"""How much more time a start or stop asks for at once, while its work goes on."""
 EXTEND_EVERY_SECS: Final = 5.0
 
 READY = "READY=1"
@@ -67,10 +67,10 @@ def watchdog_secs(environ: Mapping[str, str] = os.environ) -> float | None:
 
 
 class Patience:
-    """Asks for more time during a long start or stop, as long as there is progress, and says what it is at.
+    """Asks for more time during a long start or stop, as long as there is progress, and reports the progress.
 
-    A thread of its own, for the main thread reads a file or waits meanwhile.
-    Without ``NOTIFY_SOCKET`` there is none.
+    It has a thread of its own, because the main thread reads a file or waits meanwhile; without ``NOTIFY_SOCKET`` it
+    has none.
 
     Args:
         say: returns what the start or stop is at, one line.

@@ -1,8 +1,8 @@
 """Pings for systemd's watchdog, from a thread of their own: the main thread may be busy for as long as its work takes.
 
 systemd restarts a service that is silent for ``WatchdogSec``. So silence has to
-mean that the broker serves no client or can never again be told anything, not
-that it is busy: a reload waits for the disk, a part that is replaced for its
+mean that the broker serves no client or handles no command any more, not that
+it is busy: a reload waits for the disk, a part that is replaced for its
 start.
 """
 
@@ -17,7 +17,7 @@ from bpbroker.runtime import sdnotify
 PINGS: Final = 4
 """Pings within the limit. systemd asks for two; one of four may be late."""
 LOOK_AGAIN_SECS: Final = 0.5
-"""After this long it looks again at a broker that was not well: it may have been for a moment."""
+"""After how long a broker that was not well is checked again: it may have been for a moment only."""
 
 
 class Watchdog:
@@ -26,7 +26,7 @@ class Watchdog:
     Args:
         well: whether the broker is well; called in the watchdog's thread, must not block.
         ping: sends one ping.
-        limit_secs: within this long a ping has to come; None means that no one waits for any.
+        limit_secs: how often a ping has to come at least; None: systemd expects none.
     """
 
     def __init__(

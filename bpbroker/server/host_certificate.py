@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 VALID_DAYS: Final = 3650
 _MADE_AFTER: Final = datetime.datetime(2026, 11, 1, tzinfo=datetime.UTC)
-"""No certificate is older than this: a clock that shows an earlier time is wrong."""
+"""Release of this version: a clock that shows an earlier time is wrong. A new certificate is valid from this moment on,
+or from an earlier one, and for :data:`VALID_DAYS` after it at least."""
 WARN_DAYS: Final = 30
 _HOST_NAME: Final = re.compile(r"(?:\*\.)?[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 _PEM_MAX_BYTES: Final = 1024 * 1024

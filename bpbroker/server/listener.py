@@ -244,7 +244,7 @@ class Workers:
             self._threads.append(thread)
 
     def stop(self, timeout_secs: float) -> None:
-        """End the threads after the queued work; wait at most so long (cheroot's join has no bound)."""
+        """End the threads after the queued work; wait at most ``timeout_secs`` (cheroot's join has no bound)."""
         for _ in self._threads:
             self._queue.put(None)
         deadline = time.monotonic() + timeout_secs

@@ -1,4 +1,4 @@
-"""What is on this machine, or in the tree of another one, that a service can be installed into."""
+"""The present state of this machine, or of another one's file tree, into which a service is installed."""
 
 from __future__ import annotations
 

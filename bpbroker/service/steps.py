@@ -106,7 +106,7 @@ Step = MakeFolder | WriteFile | SetAside | Remove | Run | Adopt
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Steps in order, and what to tell the operator when they are done."""
+    """Steps in order, and notes for the operator when they are done."""
 
     steps: tuple[Step, ...]
     notes: tuple[str, ...] = ()

@@ -52,10 +52,10 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class PutBack:
-    """What of a backup's certificate and extensions was put back, or would be."""
+    """The parts of a backup's certificate and extensions that were put back, or would be in a dry run."""
 
     changed: tuple[str, ...] = ()
-    """What differs from what is there, a line each."""
+    """Differences from the present files, a line each."""
     missing: tuple[str, ...] = ()
     """What the broker will have to do without, a sentence each."""
 

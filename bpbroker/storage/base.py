@@ -116,7 +116,7 @@ class SharedStore(Store, Protocol):
         """Reach the store, check that it can be used, and return all it holds.
 
         Raises:
-            ConfigurationError: it refuses us, or holds what is not ours.
+            ConfigurationError: it refuses this broker, or its content was not written by a broker.
             Unavailable: it does not answer.
         """
 
@@ -178,7 +178,7 @@ class SharedStore(Store, Protocol):
         """Begin a watch again at once if it broke off: the store answers again."""
 
     def abandon(self) -> None:
-        """Let go of all connections and threads, and change nothing any more, whatever threads still use the store.
+        """Release all connections and threads. Threads that still use the store can change nothing any more.
 
         Waits for nothing: those threads may be stuck. Calls end with Unavailable, also later ones; :meth:`follow` ends.
         """

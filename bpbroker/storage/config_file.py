@@ -56,7 +56,8 @@ _STATE: Final = "_state"
 _IDENTITY: Final = "_identity"
 """The last section of a backup: certificate, key and extensions. Never among the settings."""
 FORMAT: Final = 1
-"""What this version reads; one that writes what it cannot read has to put a larger ``format`` into its ``_state``."""
+"""The format that this version reads. A later version whose files it cannot read has to write a larger ``format`` into
+their ``_state``."""
 _BEFORE_STATE: Final = f',\n  "{_STATE}": '.encode()
 _END: Final = b"\n}\n"
 
@@ -345,9 +346,9 @@ def write(
         path: the file.
         settings: everything but entries and origin.
         entries: name to entry, JSON in UTF-8.
-        origin: whose state it is; None writes no origin.
-        follow: given the content in pieces and about how many there are; returns the pieces to write.
-            What it raises ends the writing.
+        origin: of the state; None writes no origin.
+        follow: called with the content in pieces and about their number; returns the pieces to write. An error in it
+            ends the writing.
         renaming: see :func:`bpbroker.files.write_whole`.
 
     Raises:

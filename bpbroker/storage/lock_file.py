@@ -112,7 +112,7 @@ def is_process_of(note: Mapping[str, Any]) -> bool:
 
     A number means nothing in another PID namespace (a container), after a boot,
     or when its process has ended and another one has got it. Where the system
-    does not tell, the number has to do.
+    does not say more, the number has to be enough.
     """
     pid = note.get("pid")
     return isinstance(pid, int) and pid > 0 and note.get("process", "") == _identity(pid)

@@ -68,7 +68,7 @@ class IdentityFiles(Protocol):
         """Return what is there; it never fails."""
 
     def put_back(self, identity: Identity, *, dry_run: bool) -> PutBack:
-        """Put it in the place of what is there.
+        """Replace the present files by these.
 
         Raises:
             ConfigurationError: it cannot be used. A dry run says so as well.
@@ -140,7 +140,7 @@ class Restored:
 
 
 def restore(own: Path, backup: Path, *, identity: IdentityFiles | None = None, dry_run: bool = False) -> Restored:
-    """Put a backup's state, settings, entries and identity, in the place of what is there.
+    """Replace the present state by a backup's: settings, entries and identity.
 
     A crash half-way leaves files on which nothing starts until the restore is
     done again; never a mixture. The folder is made when it is not there: on a
@@ -269,7 +269,7 @@ def differs(one: bytes, other: bytes) -> bool:
 
 
 def _keep(own: Path, old: State | None, identity: IdentityFiles | None = None) -> tuple[Path, ...]:
-    """Keep what is about to be replaced: as a backup, or byte by byte when it is damaged or is no state."""
+    """Keep the files that will be replaced: as a backup, or byte by byte if they are damaged or hold no state."""
     if old is not None and (old.settings or old.entries):
         return (Path(backups.make(own, _backup_of(old.settings, old.entries, identity)).path),)
     damaged = (own, *files_of(journal_path(own))) if old is None else ()
@@ -297,7 +297,7 @@ def _put(
     old: Origin,
     more: Callable[[], None] = lambda: None,
 ) -> None:
-    """Put a state in the place of what is there, and do ``more``; cut off half-way, nothing starts on what is left."""
+    """Replace the present state, and do ``more``. After a crash in the middle no broker starts on these files."""
     journal = journal_path(own)
     mark = Mark(journal, old.registry)
     mark.block()
@@ -313,10 +313,10 @@ def _put(
 
 
 def put(own: Path, settings: dict[str, Any], entries: dict[str, bytes], above: int = 0) -> Path | None:
-    """Put another state in the place of what is there, and keep that as a backup; the caller has the lock.
+    """Replace the present state, and keep it as a backup; the caller has the lock.
 
-    Every later revision is higher than ``above``. Cut off anywhere, one of the two states is there whole, and it may be
-    done again.
+    Every later revision is higher than ``above``. After a crash one of the two states is there, whole, and the call may
+    be repeated.
 
     Raises:
         DamagedFile, ConfigurationError: what is there cannot be read.
@@ -340,7 +340,7 @@ def put(own: Path, settings: dict[str, Any], entries: dict[str, bytes], above: i
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What was found about one thing: the file, the journal, the backups, etcd."""
+    """The result of one check: of the file, the journal, the backups or etcd."""
 
     what: str
     level: Literal["ok", "warning", "fail"]

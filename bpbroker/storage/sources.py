@@ -55,6 +55,7 @@ class Sources:
 
         Raises:
             ConfigurationError: a file cannot be read or used; ``problems`` has every fault of all of them.
+            DamagedFile: the own file is damaged; the message names the newest good backup.
         """
         try:
             own_settings, entries, origin = config_file.read_content(self.own)

@@ -97,7 +97,7 @@ def import_(session: Session, *, prefix: str, prune: bool, dry_run: bool, keep: 
 
 
 def delete(session: Session, *, prefix: str, dry_run: bool) -> Output:
-    """Remove all entries whose names begin so."""
+    """Remove all entries whose names begin with ``prefix``."""
     if not prefix:
         raise UsageError("--prefix is empty: that would remove every entry; give the beginning of their names")
     client, _ = session.client()

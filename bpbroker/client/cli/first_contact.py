@@ -1,8 +1,8 @@
 """The decision of ``bpclient`` about a certificate that it has never seen.
 
-An access key must not be sent to any host that answers a discovery. So a broker that was only found by discovery is
-refused before a key is sent to it. An address that a person named is trusted at first contact, as scripts of 0.22 need
-it, but not silently.
+Any host can answer a discovery, and must not get an access key by that. So a broker of which nothing is known but
+its answer is refused before a key is sent to it. An address that a person named is trusted at first contact, as scripts
+of 0.22 need it, but not silently.
 """
 
 from __future__ import annotations

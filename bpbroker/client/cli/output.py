@@ -59,7 +59,7 @@ def render(output: Output, form: str, cols: Sequence[str] = ()) -> bytes:
         cols: the keys of every row to show, in this order; all if empty.
 
     Raises:
-        NotShown: neither a shell's variable nor JSON can hold it.
+        NotShown: the form cannot hold the result, such as a NUL in a shell's variable, or NaN in JSON.
     """
     if output is NOTHING:
         return b""

@@ -1,4 +1,4 @@
-"""``render``: makes files from the registry by templates."""
+"""``render``: makes files from the registry by templates, which can only make text."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def lock(
 
 
 def holder(session: Session, *, name: str, wait: str | None, changed_from: str, raw: bool) -> Output:
-    """Print what each holder of a lock says of itself."""
+    """Print the data of each holder of a lock."""
     if changed_from and not (changed_from.isascii() and changed_from.isdigit() and len(changed_from) <= 16):
         raise UsageError(f"{changed_from[:40]!r} is no token; `bpclient lock holder --name {name}` shows it")
     token = int(changed_from) if changed_from else None
@@ -125,7 +125,7 @@ def once(
     keep_output: bool,
     command: tuple[str, ...],
 ) -> Output:
-    """Have a command run on one host, once."""
+    """Run a command on one host, once."""
     Keeper(command, {})
     end_orderly()
     with _client(session) as client:

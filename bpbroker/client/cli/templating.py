@@ -40,14 +40,14 @@ class Missing(NotFound):
 
 
 class Template:
-    """A template.
+    """A template: it can call the functions of :func:`_functions` and make text, and nothing else.
 
     Args:
         source: its text.
-        name: for messages.
+        name: its name in messages.
 
     Raises:
-        UsageError: it is none, or Jinja2 is not there.
+        UsageError: the text is no template, or Jinja2 is not installed.
     """
 
     def __init__(self, source: str, name: str) -> None:

@@ -25,7 +25,7 @@ PER_CLIENT_MAX: Final = 50
 """Largest number of sessions of one key at one address, so that a client cannot sign out people with another key or at
 another address. All people without a key count as one key."""
 CREDENTIAL: Final = "credential"
-"""The key of the one value that a session holds."""
+"""The name under which a session holds its one value."""
 
 
 class Sessions:
@@ -50,7 +50,11 @@ class Sessions:
         return 0.0 if found is None else max(0.0, found[1] - time.monotonic())
 
     def begin(self, session: str, credential: Credential, client: str = "") -> None:
-        """Begin a session, unless it exists. Without room, the client with the most sessions loses its oldest."""
+        """Begin a session, unless it exists.
+
+        If the same key has :data:`PER_CLIENT_MAX` sessions at this client, the oldest of these ends. If there are
+        :data:`SESSIONS_MAX` in all, the key and client with the most sessions lose their oldest one.
+        """
         now = time.monotonic()
         with self._lock:
             kept = self._kept

@@ -1,7 +1,7 @@
 """The threads that make pages.
 
-They are not the server's workers, and half as many: a page that hangs, or a list that takes long, delays only other
-pages.
+They are apart from the server's workers, and half as many as these (one at least): a page that hangs, or a list that
+takes long, delays only other pages.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Erasing: what was deleted from a journal is overwritten in all of its files, beside the registry that writes to it.
+"""Erasing: overwrites deleted rows in all files of a journal, while the registry goes on writing to it.
 
-SQLite overwrites what it deletes (``secure_delete``), but when it moves rows
-between pages copies stay behind, and its log has every page as it was. So the
-journal is packed anew, the log is begun anew, and what is behind its new frames is overwritten.
+SQLite overwrites the rows that it deletes (``secure_delete``). But copies stay behind when it moves rows between pages,
+and its log has every page as it was. So the journal is packed again, the log begins again, and the old bytes behind
+its new frames are overwritten.
 """
 
 from __future__ import annotations

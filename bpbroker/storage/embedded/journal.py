@@ -195,7 +195,7 @@ def refuse_half(journal: Path, mark: Noted | None) -> None:
 
 
 def _compare(journal: Path, state: JournalState, mark: Noted) -> None:
-    """Refuse a journal that lacks something, and one whose mark cannot tell.
+    """Refuse a journal that ends before its mark, or whose mark is of another registry.
 
     Raises:
         DamagedFile: what the mark notes is not in the journal, or is of another registry.

@@ -19,7 +19,7 @@ from bpbroker.errors import Unavailable
 logger = logging.getLogger(__name__)
 
 _AHEAD: Final = 3_600_000
-"""So much is reserved at once; in milliseconds an hour."""
+"""How many revisions are reserved at once: as they are Unix milliseconds, those of an hour."""
 _EARLY: Final = 600_000
 
 
@@ -32,7 +32,7 @@ class Revisions:
         self._tried = 0.0
 
     def read(self) -> int:
-        """Return what is reserved; 0 when there is nothing that can be read."""
+        """Return the number in the file; 0 if it cannot be read."""
         with suppress(OSError, ValueError):
             return max(0, int(self._path.read_text("ascii")))
         return 0

@@ -230,7 +230,7 @@ class EmbeddedStore:
         connection.execute("DELETE FROM journal")
 
     def _forget_some(self, sequence: int, after: str, connection: sqlite3.Connection) -> str | None:
-        """Forget the next rows behind a name; return the last name that was looked at, None if that was all."""
+        """Forget the next rows behind a name; return the last name of these, or None at the end."""
         self._write_owner(connection)
         note_origin(connection, self._registry, sequence)
         found = connection.execute(

@@ -52,13 +52,13 @@ _MORE_BYTES: Final = _OVERHEAD_BYTES + 128
 """The same as above with a session's id."""
 _RANGES_MAX: Final = 100
 _SHOWN: Final = 11
-"""So many entries that should not be there are told."""
+"""How many entries that should not exist are returned."""
 _CAREFUL_COMMITS: Final = 16
 """Commits that are asked group by group at once after one whose groups did not all happen: others write, too."""
 _LEFT_OVER_SECS: Final = 7 * 86400
 """A commit's number this old was left by a broker that crashed."""
 _LEFT_OVER_MAX: Final = 1000
-"""How many commits' numbers are looked at in one go."""
+"""How many commits' numbers are checked at one time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ class Commits:
         return decode(kvs[0]["value"]).decode() if kvs else ""
 
     def _together(self, parts: Sequence[Mapping[str, Any]], mark: str, moment: Moment) -> dict[str, Any]:
-        """Return the transaction in which either all groups happen or none, and that tells no more than that."""
+        """Return the transaction in which all groups happen or none. Its result does not name the group that failed."""
         compare, success = self._ours(mark, moment)
         for part in parts:
             compare += part["compare"]

@@ -38,8 +38,8 @@ _CONNECT_SECS: Final = 1.0
 _RECEIVE_BYTES: Final = 64 * 1024
 _HEADERS: Final = {"Content-Type": "application/json", "Accept-Encoding": "identity", "User-Agent": "bpbroker"}
 _READ_AT_ONCE_BYTES: Final = 512
-"""So much the gateway has always read before it answers: what ``json.Decoder`` of Go asks for first. Of 64 renewals in
-one body (1.7 KB) every second body lost some."""
+"""How many bytes the gateway has surely read before it responds: the first read of Go's ``json.Decoder``. With 64
+renewals in one body (1.7 KB), every second body lost some."""
 _COMPACT: Final = json.JSONEncoder(separators=(",", ":"))
 
 # Numbers of OpenSSL's x509_vfy.h.
@@ -56,7 +56,7 @@ _NO_WAY: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH})
 
 
 def tls_context(options: EtcdOptions) -> ssl.SSLContext:
-    """Return how members are verified, and what they are shown.
+    """Return the TLS context: it verifies the members, and has the client certificate for them.
 
     Without ``ca_cert`` the authorities of the system count.
 
@@ -151,8 +151,8 @@ class Endpoint:
     def post_each(self, path: str, bodies: Sequence[Mapping[str, Any]], secs: float) -> list[dict[str, Any]]:
         """Send several requests of a streaming method, and return the results in their order.
 
-        They go in as few HTTP requests as the gateway reads whole. It reads on while it answers, but Go's HTTP/1.1
-        server drops what it has not read yet when the first answer goes out: what has no answer is sent again.
+        They are sent in as few HTTP requests as the gateway reads whole. It reads on while it responds, but Go's server
+        for HTTP/1.1 drops unread bytes when the first response goes out. Requests without a response are sent again.
 
         ``secs`` is how long the endpoint may be silent.
 

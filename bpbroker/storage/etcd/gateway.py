@@ -31,7 +31,7 @@ _ATTEMPT_SECS: Final = 1.5
 _PAUSE_SECS: Final = 0.1
 """Between two rounds over all endpoints."""
 SILENT_SECS: Final = 10.0
-"""A watch that hears nothing for so long is begun anew: a link that is cut tells nothing."""
+"""A watch that receives nothing for so long begins again: the end of a connection may go unnoticed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Gateway:
         """What went wrong and was logged, until something goes right again."""
 
     def moment(self) -> Moment:
-        """Return what is known of the cluster's history; to be taken before a request is made."""
+        """Return the known history of the cluster; call it before a request is made."""
         return self._timeline.moment()
 
     def begin(self, before: Moment, why: str) -> NoReturn:
@@ -114,7 +114,7 @@ class Gateway:
         """Send a request that may be sent twice, to one endpoint after the other until one answers.
 
         It is sent only to a cluster that has the history of ``before``, by default what is known now.
-        ``sent``: it was sent before, and what came of that is not known.
+        ``sent``: it was sent before, with an unknown result.
 
         Raises:
             Unreachable: none did within the time.
@@ -269,7 +269,7 @@ class Gateway:
         return endpoint
 
     def _verify(self, endpoint: Endpoint, patience: _Patience, before: Moment) -> None:
-        """Hold a new connection against what is known of the history.
+        """Compare a new connection with the known history.
 
         Raises:
             Restored: the cluster has another one.

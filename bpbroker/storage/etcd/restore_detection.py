@@ -1,10 +1,10 @@
 """Whether the cluster still has the history that we know.
 
 A cluster that is restored from a snapshot goes back: its revisions start again
-at a lower number, and reach the same numbers with other contents. What was
-learnt before says nothing then. So every answer is held against what is known
-(the cluster's id, the revision), and every new connection, before it is used,
-against a *witness*: the newest change that we know. A restored member is a new
+at a lower number, and reach the same numbers with other contents. Earlier
+knowledge is worthless then. So every answer is compared with the known id of
+the cluster and the known revision, and every new connection, before it is used,
+with a *witness*: the newest change that we know. A restored member is a new
 process, so no answer of it comes over an old connection.
 
 The member's id and its Raft term say nothing: a member may be replaced, and
@@ -152,7 +152,7 @@ class Timeline:
             return self._cluster, self._revision
 
     def moment(self) -> Moment:
-        """Return what is known now; to be taken before a request is made."""
+        """Return the present knowledge; call it before a request is made."""
         with self._lock:
             return Moment(self._number, self._revision, self._witness, self._identity)
 
@@ -177,7 +177,7 @@ class Timeline:
         return notice
 
     def check(self, answer: Mapping[str, Any], before: Moment) -> None:
-        """Hold a linearizable answer against what was known before its request was sent, and learn from it.
+        """Compare a linearizable answer with the knowledge before its request was sent, and learn from it.
 
         Raises:
             Restored: it is of another history.

@@ -45,9 +45,9 @@ _PAGE: Final = 1000
 _RETRY_SECS: Final = 1.0
 _PAUSE_SECS: Final = 0.1
 _LEASES_MAX: Final = 100_000
-"""Of so many sessions it is kept which lease they had; then all are forgotten at once, for most ended long ago."""
+"""For how many sessions the lease is remembered; then all are forgotten at once, because most ended long ago."""
 _TRIES: Final = 5
-"""How often something is tried that other brokers may come between."""
+"""How often a step is tried that another broker may disturb."""
 
 
 class EtcdStore:
