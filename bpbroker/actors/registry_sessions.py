@@ -250,6 +250,6 @@ class Sessions:
 def _is_due(age_secs: float, rest_secs: float) -> bool:
     """Return whether the time that a number still has to rest must be stored again.
 
-    It must be at its end, and each time that a tenth of what was stored last is over, but a minute at least.
+    That is so at its end, and each time that a tenth of the time stored last is over, but at most once a minute.
     """
     return age_secs >= max(_TIDY_SECS, rest_secs / 10) or age_secs >= rest_secs

@@ -14,9 +14,9 @@ from bpbroker.errors import StartError
 def reload(scope: Scope) -> None:
     """Let the running broker read configuration, certificate and extension modules, and open its log files, again.
 
-    A configuration that cannot be used changes nothing: exit code 78. So does the exit code of a certificate that
-    cannot be used, but only the certificate stays the earlier one. A module or a log file that cannot be used: exit
-    code 1, and the earlier one stays in use.
+    If the configuration cannot be used, nothing changes; exit code 78. If the certificate cannot be used, the earlier
+    one stays in use, and all else is read; exit code 78, too. If a module or a log file cannot be used, the earlier one
+    stays in use; exit code 1.
     """
     broker = must_run(scope)
     problems = broker.ask("Reload", timeout_secs=BULK_SECS)["problems"]

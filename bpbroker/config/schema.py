@@ -221,7 +221,10 @@ KNOWN: Final[Mapping[str, Mapping[str, Key]]] = {
     },
     "_discovery": {
         "secret": Key(
-            _optional(_secret), None, "signs the datagrams of discovery; made at the first start", secret=True
+            _optional(_secret),
+            None,
+            "signs datagrams; made at the first start, the same for all brokers of one registry",
+            secret=True,
         ),
     },
     "_config": {

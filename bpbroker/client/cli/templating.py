@@ -40,7 +40,7 @@ class Missing(NotFound):
 
 
 class Template:
-    """A template: it can call the functions of :func:`_functions` and make text, and nothing else.
+    """A template. It can read entries and environment variables and make text, and nothing else.
 
     Args:
         source: its text.
