@@ -6,6 +6,7 @@ import ast
 import re
 import tomllib
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
@@ -108,3 +109,16 @@ def test_limits_that_the_semantics_name_are_those_of_the_code() -> None:
         ),
     ):
         assert said in text, said
+
+
+ROLE = re.compile(r":(?:func|class|meth|mod|data|exc):`~?(bpbroker[\w.]*)`")
+NAMED = sorted({name for path in (ROOT / "bpbroker").rglob("*.py") for name in ROLE.findall(path.read_text())})
+
+
+def test_names_are_found_in_docstrings() -> None:
+    assert len(NAMED) > 40
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_name_that_a_docstring_gives_in_full_exists(name: str) -> None:
+    assert resolve_name(name) is not None
