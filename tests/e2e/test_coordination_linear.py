@@ -27,12 +27,6 @@ LONG = os.environ.get("BPBROKER_LONG") == "1"
 Make = Callable[..., RunningBroker]
 
 
-FORGOTTEN = pytest.mark.filterwarnings(
-    # Python's own: a handshake that is reset leaves a socket without a peer to the collector.
-    r"ignore:Exception ignored in. <ssl\.SSLSocket (?![^>]*raddr=):pytest.PytestUnraisableExceptionWarning"
-)
-
-
 def again(broker: RunningBroker) -> None:
     broker.kill()
     broker.port = 0  # the old one may have been taken meanwhile
@@ -46,7 +40,6 @@ def check(crowd: Coordinating) -> None:
     assert not problems, "\n".join(problems)
 
 
-@FORGOTTEN
 @pytest.mark.timeout(1800 if LONG else 300)
 def test_one_broker_that_is_killed(broker: RunningBroker) -> None:
     crowd = Coordinating([broker], 40_000 if LONG else 3000)
@@ -63,7 +56,6 @@ def test_one_broker_that_is_killed(broker: RunningBroker) -> None:
 
 
 @needs_etcd
-@FORGOTTEN
 @pytest.mark.timeout(1800 if LONG else 300)
 def test_three_brokers_and_three_members_that_are_killed(
     make_etcd: Callable[..., EtcdCluster], make_broker: Make
@@ -89,7 +81,6 @@ def test_three_brokers_and_three_members_that_are_killed(
 
 @needs_etcd
 @needs_namespaces
-@FORGOTTEN
 @pytest.mark.timeout(1800 if LONG else 300)
 def test_hosts_that_are_cut_off_and_processes_that_stand_still(etcd_network: EtcdNetwork, make_broker: Make) -> None:
     network, etcd = etcd_network

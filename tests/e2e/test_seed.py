@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from bpbroker.discovery.interfaces import own_address
+from tests.support.ports import free_port
 from tests.support.running import RunningBroker
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -174,10 +175,10 @@ def test_a_configuration_that_cannot_be_used_stops_the_start(
 def test_a_port_in_use_is_named_with_its_protocol(make_broker: Callable[..., RunningBroker]) -> None:
     for kind, protocol in ((socket.SOCK_STREAM, "TCP"), (socket.SOCK_DGRAM, "UDP")):
         with socket.socket(socket.AF_INET, kind) as taken:
-            taken.bind(("", 0))
+            port = free_port()  # none of those that the system gives to clients: there the other protocol may be taken
+            taken.bind(("", port))
             if kind == socket.SOCK_STREAM:
                 taken.listen()
-            port = taken.getsockname()[1]
             ended = make_broker().bpbroker("start", "--listen-port", str(port))
         assert ended.returncode == 1
         assert f"port {port} ({protocol})" in ended.stderr

@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-from tests.support.ports import free_port
+from tests.support.ports import kept_port
 
 START_SECS = 60.0
-_PORTS_TRIED = 3
 """Wide: shared machines are five times slower from one minute to the next."""
+_ANSWER_SECS = 150.0
+"""For one answer: longer than any test lets a call wait, and than the broker takes to end one that hangs."""
+_PORTS_TRIED = 3
 _SOCKET_PATH_MAX = 100
 """Longer ones some systems do not take."""
 
@@ -42,8 +44,18 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
+class _Socket(ssl.SSLSocket):
+    """A TLS socket that is closed, too, if its peer was gone before the handshake: Python leaves it open (3.11)."""
+
+    def __del__(self) -> None:
+        if "_connected" not in vars(self):
+            self.close()
+        super().__del__()  # type: ignore[misc]  # it is there, and warns of sockets that were not closed
+
+
 def untrusting() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.sslsocket_class = _Socket
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
@@ -81,6 +93,7 @@ class RunningBroker:
         self.program: tuple[str, ...] = tuple(self.command("bpbroker"))
         """What is started; a test may name a program of its own that runs the broker's command line."""
         self.port = 0
+        self._give_back: Callable[[], object] = lambda: None
         self.notify = home / "notify"
         """The socket on which it tells how it is."""
         if len(str(self.notify)) > _SOCKET_PATH_MAX:
@@ -102,13 +115,19 @@ class RunningBroker:
         if self.port:  # it is started again
             return self._start(wait=wait)
         for more in reversed(range(_PORTS_TRIED)):
-            self.port = free_port()
+            self._take_port()
             try:
                 return self._start(wait=wait)
             except AssertionError:  # another process may have taken the port just then
                 if not more or "Address already in use" not in self.text:
                     raise
         raise AssertionError("the last one returns or raises")
+
+    def _take_port(self) -> None:
+        """Take a free port, which stays this broker's also while it is dead."""
+        self.port, kept = kept_port()
+        self._give_back()
+        self._give_back = weakref.finalize(self, kept.close)
 
     def _start(self, *, wait: bool) -> RunningBroker:
         self.notify.unlink(missing_ok=True)
@@ -213,7 +232,7 @@ class RunningBroker:
         **parameters: str,
     ) -> Answer:
         """Send one request on a connection of its own; parameters go into the query string as 0.22 sends them."""
-        connection = self.connect()
+        connection = self.connect(_ANSWER_SECS)
         try:
             target = f"{path}?{urlencode(parameters)}" if parameters else path
             connection.request(method, target, body, dict(headers or {}))
