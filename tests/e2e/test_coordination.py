@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from tests.support.contents import contents
 from tests.support.crowd import await_that
 from tests.support.running import RunningBroker
 
@@ -53,13 +54,13 @@ def test_all_of_it_survives_a_kill(broker: RunningBroker) -> None:
 
 
 def test_a_session_that_nobody_renews_takes_its_entries_and_places_along(broker: RunningBroker) -> None:
-    data(broker, "Open", session="dead", ttl=2)
     data(broker, "Open", session="alive", ttl=60)
     begun = time.monotonic()
+    data(broker, "Open", session="dead", ttl=2)
     data(broker, "Register", name="node-1", data={"step": "packages"}, session="dead")
     dead = data(broker, "Lock", name="db", session="dead")["token"]
     got = data(broker, "Lock", name="db", session="alive", wait=20)
-    assert 2 <= time.monotonic() - begun < 4.5
+    assert 2 <= time.monotonic() - begun < 12  # 2.5 s on a quiet machine
     assert got["token"] > dead
     assert ask(broker, "Get", name="node-1")[0] == 404
     assert data(broker, "List", lost="1", prefix="node-")["node-1"]["entry"]["step"] == "packages"
@@ -142,8 +143,7 @@ def test_what_was_taken_and_acknowledged_is_in_no_journal(broker: RunningBroker)
 
 def having(broker: RunningBroker, canary: bytes) -> list[str]:
     """Return the files of a broker's home that have it."""
-    found = [path for path in broker.home.rglob("*") if path.is_file()]
-    return [path.name for path in found if path.exists() and canary in path.read_bytes()]
+    return [path.name for path, content in contents(broker.home).items() if canary in content]
 
 
 def test_what_was_taken_and_acknowledged_is_in_no_file(broker: RunningBroker) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from bpbroker.discovery.datagram import Question, decode_answer, question_mac, signed_question
 from bpbroker.discovery.jointoken import parse_token
 from bpbroker.registry.named_keys import digest_of
+from tests.support.contents import contents
 from tests.support.etcd_cluster import needs_etcd
 from tests.support.running import RunningBroker, untrusting
 
@@ -65,7 +66,7 @@ def test_keys_are_those_of_all_brokers(etcd_section: dict[str, Any], make_broker
     assert answers.count(404) == USES - 1  # one address has used it above
     assert set(answers) == {401, 404}
     assert brokers[1].bpbroker("key", "revoke", "join").returncode == 0
-    assert becomes(brokers[2], key, 401) < 5
+    assert becomes(brokers[2], key, 401) < 10  # a moment on a quiet machine
     assert brokers[2].request("/services/List/", prefix="_keys/", access_key="filed.a-secret-in-a-file").status == 403
 
 
@@ -119,8 +120,7 @@ def test_a_token_of_one_broker_finds_all(
         assert renewed.encode() not in brokers[0].request(f"/services/{query}").body
     for broker in brokers:
         assert broker.bpbroker("backup").returncode == 0
-        files = [path for path in broker.home.rglob("*") if path.is_file()]
-        for file in (path for path in files if renewed.encode() in path.read_bytes()):
+        for file in (path for path, content in contents(broker.home).items() if renewed.encode() in content):
             assert file.parent.name == "backups"
             assert file.stat().st_mode & 0o077 == 0, file
         assert renewed not in broker.text
@@ -136,7 +136,7 @@ def test_of_a_session_that_ends_by_itself_the_log_names_the_key(
     becomes(brokers[1], key, 404)
     sent = {"X-Access-Key": key}
     for method, given in (
-        ("Open", {"session": "s", "ttl": "2"}),
+        ("Open", {"session": "s", "ttl": "4"}),
         ("Register", {"name": "foo/x", "data": "x", "session": "s"}),
         ("Lock", {"name": "foo/l", "session": "s"}),
     ):
@@ -147,7 +147,12 @@ def test_of_a_session_that_ends_by_itself_the_log_names_the_key(
     while len(told) < 3:
         assert time.monotonic() < until, told
         time.sleep(0.1)
-        lines = [json.loads(line) for each in brokers for line in each.text.splitlines() if '"id": ""' in line]
+        lines = [
+            json.loads(line)
+            for each in brokers
+            for line in each.text.splitlines()
+            if '"id": ""' in line and line.endswith("}")
+        ]
         told = [(line["method"], line["name"], line["key"]) for line in lines]
     assert sorted(told) == [("Delete", "foo/x", "ann"), ("Expire", "s", "ann"), ("Unlock", "foo/l", "ann")]
 

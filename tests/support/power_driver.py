@@ -32,6 +32,7 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.support.contents import contents
 from tests.support.coordinating import meaning, parameters_of
 from tests.support.running import RunningBroker
 
@@ -141,7 +142,7 @@ class Driver:
         self.note(erased=True)
 
     def text_of_all(self) -> str:
-        return "".join(path.read_text("latin-1") for path in self.home.rglob("*") if path.is_file())
+        return b"".join(contents(self.home).values()).decode("latin-1")
 
     # --- an operator ---
 
