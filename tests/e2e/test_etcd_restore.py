@@ -131,7 +131,7 @@ def test_a_cluster_restored_while_no_broker_runs_is_another_registry(
     assert broker.stop() == 0
     etcd.restore(tmp_path / "snapshot", token=token)
     broker.start()
-    assert "while this broker did not run" in broker.text
+    broker.await_logged("while this broker did not run")
     assert broker.request("/services/Watch/", since=cursor).status == 410
     written = broker.request("/services/Replace/", name="a", data='{"n": "new"}').json["revision"]
     assert written > last

@@ -11,6 +11,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from bpbroker.config import layers
 from bpbroker.storage import config_file
 from bpbroker.storage.embedded.journal import journal_path, read_journal
 from tests.support.running import RunningBroker
+from tests.support.witness import eventually
 
 Make = Callable[..., RunningBroker]
 MANY = 100_000
@@ -36,6 +39,11 @@ def refused(broker: RunningBroker, within_secs: float = 60.0) -> tuple[int, str]
 def health(broker: RunningBroker) -> tuple[int, str]:
     answer = broker.request("/health", "GET")
     return answer.status, answer.body.decode()
+
+
+def becomes(broker: RunningBroker, status: int) -> None:
+    """Wait for a status of the health: a part that does not answer in time is shown as it was before."""
+    eventually(lambda: health(broker)[0] == status, lambda: health(broker))
 
 
 @pytest.fixture
@@ -78,11 +86,11 @@ def test_a_full_disk_refuses_writes_and_recovers(make_broker: Make, mounted: Cal
     assert [answer.status for answer in answers] == [503, 503, 503]
     assert "disk is full: nothing was changed" in answers[0].json["message"]
     assert broker.get("old").json["data"]["_str"] == "1"
-    assert health(broker)[0] == 503
+    becomes(broker, 503)
     assert "disk is full" in health(broker)[1]
     before = broker.config.read_bytes()
     filler.unlink()
-    assert health(broker)[0] == 200
+    becomes(broker, 200)
     assert broker.call("/services/Replace/", name="old", data="y" * 50_000).status == 200
     assert broker.config.read_bytes() == before
     broker.restart()
@@ -99,7 +107,8 @@ def test_a_disk_that_fills_up_before_the_exit_loses_nothing(
     before = broker.config.read_bytes()
     assert broker.call("/services/Replace/", name="a", data="1").status == 200
     free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
-    (folder / "filler").write_bytes(b"x" * free)
+    with suppress(OSError):  # the broker may have taken some of it
+        (folder / "filler").write_bytes(b"x" * free)
     assert broker.stop() == 1
     assert broker.config.read_bytes() == before
     assert "the configuration file was not written" in broker.text
@@ -130,10 +139,10 @@ def test_a_disk_that_becomes_read_only_stops_the_writes_until_a_restart(broker: 
     assert "until a restart" in refusal.json["message"]
     assert str(broker.home) not in refusal.json["message"]
     assert broker.get("a").json["data"] == stored
-    assert health(broker)[0] == 503
+    becomes(broker, 503)
     assert "until a restart" in health(broker)[1]
     broker.restart()
-    assert health(broker)[0] == 200
+    becomes(broker, 200)
     assert broker.get("a").json["data"] == stored
     assert broker.register("c").status == 200
 
@@ -230,7 +239,7 @@ def test_a_stop_in_the_middle_of_writes_loses_nothing(broker: RunningBroker, num
                 acknowledged[f"w{writer}"] = count
                 if count == 3:
                     started.wait(30)
-        except OSError:
+        except (OSError, HTTPException):
             pass
         finally:
             connection.close()

@@ -189,11 +189,11 @@ def settled(look: Callable[[], int]) -> int:
     return seen[-1]
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until something holds."""
+def eventually(condition: Callable[[], bool], otherwise: Callable[[], object] = lambda: "") -> None:
+    """Wait until something holds; ``otherwise`` returns what is to be seen when it does not."""
     deadline = time.monotonic() + _SETTLE_SECS
     while not condition():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, otherwise()
         time.sleep(0.05)
 
 
