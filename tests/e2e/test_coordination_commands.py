@@ -76,7 +76,7 @@ def test_an_entry_lives_as_long_as_its_session_is_renewed(at: At) -> None:
     end = time.monotonic() + 3.0  # it would be over after 2.5 s
     while time.monotonic() < end:
         at.ask("session", "renew", session)
-        time.sleep(0.5)
+        time.sleep(0.1)
     assert at.keys("life") == ["life"]
     waiting = at.begin("service", "get", "life", "--gone", "--wait", "60s")
     assert waiting.wait(60) == 0  # nobody renews it any more

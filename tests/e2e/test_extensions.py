@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.support.extension import gone
 from tests.support.running import RunningBroker
 from tests.support.witness import eventually
 
@@ -90,17 +91,6 @@ def unharmed(broker: RunningBroker, pid: int) -> None:
     assert broker.request("/health", "GET").status == 200
 
 
-def ended(pid: int) -> bool:
-    for _ in range(1000):
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except FileNotFoundError:
-            return True
-        time.sleep(0.01)
-    return False
-
-
 def test_only_what_is_enabled_and_defined_there_is_called(make: Callable[..., RunningBroker]) -> None:
     broker = make()
     assert broker.request("/pkg.sub/Test", data="x").json == {"data": "x"}
@@ -122,7 +112,7 @@ def test_a_hanging_call_ends_with_all_it_started(make: Callable[..., RunningBrok
         unharmed(broker, broker.pid)
         answer = hanging.result(60)
     assert answer.status == 504
-    assert ended(int(note.read_text()))
+    assert gone(int(note.read_text()))
     assert broker.request("/demo/Test", data="x").status == 200
 
 
@@ -308,7 +298,7 @@ def test_stopping_leaves_no_process(make: Callable[..., RunningBroker], tmp_path
         assert broker.stop() == 0
         assert time.monotonic() - begin < 30
         assert hanging.exception(60) is not None or hanging.result().status == 503
-    assert ended(int(note.read_text()))
+    assert gone(int(note.read_text()))
     assert not os.path.lexists(broker.lib / "__pycache__")
 
 

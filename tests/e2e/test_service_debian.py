@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bpbroker import __file__ as package
+from tests.support.extension import gone
 from tests.support.ports import free_port
 
 HOME = Path("/usr/local/bpbroker")
@@ -139,8 +140,7 @@ def test_a_stranger_in_the_pid_file_is_left_alone(port: int) -> None:
             assert service("start") == 0
             broker = int(PID_FILE.read_text())
             os.kill(broker, 9)
-            while Path(f"/proc/{broker}/cmdline").exists() and Path(f"/proc/{broker}/cmdline").read_bytes():
-                os.sched_yield()
+            assert gone(broker)
             assert service("status") == 1
             assert service("start") == 0
             assert stranger.poll() is None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -116,7 +118,11 @@ def unpacked(packed: Path) -> Iterator[Root]:
         subprocess.run(["mount", "-t", "proc", "proc", folder / "proc"], check=True, timeout=60)
         yield root
     finally:
-        for pid in root.processes():
-            os.kill(pid, 9)
+        deadline = time.monotonic() + 60
+        while (left := root.processes()) and time.monotonic() < deadline:
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
         subprocess.run(["umount", folder / "proc"], check=False, timeout=60)
         shutil.rmtree(folder, ignore_errors=True)

@@ -85,7 +85,16 @@ def Alone(rh):
         os.close(descriptor)
         note.unlink()
     rh.data = str(os.getpid())
+
+def Hold(rh):
+    while not Path(rh.qs["data"]).exists():
+        time.sleep(0.005)
 """
-    made = make("alone", source, _workers=4)
+    made, gate = make("alone", source, _workers=4), tmp_path / "gate"
+    # One process alone might be through with all of them before the next one is there.
+    held = [made.begin("Hold", data=str(gate)) for _ in range(4)]
+    made.until(lambda pong: pong.figures["running"] == 4)
     replies = [made.begin("Alone", data=str(tmp_path / "note")) for _ in range(24)]
+    gate.touch()
+    assert {wait_for(reply, WAIT_SECS).status for reply in held} == {200}
     assert len({wait_for(reply, WAIT_SECS).body for reply in replies}) > 1
