@@ -15,12 +15,32 @@ from tests.support.terminal import Terminal
 
 ENTRIES = 40_000
 AT_ONCE = """
-import sys
 from bpbroker import progress
 progress._PATIENCE_SECS = progress._FLICKER_SECS = 0.0  # a second would need a file fifty times as large
 progress._STEP_SECS = 0.001
 progress.Telling.__init__.__defaults__ = (0.0,)  # what runs in the background tells each step
-sys.setswitchinterval(0.0002)  # each step is seen, however quick the machine is
+
+# The thread that paints may miss what lasts a moment: each news is painted by the one that brings it, too.
+painted = ""
+
+def paint(terminal, work):
+    global painted
+    with terminal._painting:
+        text = ": ".join(map(str, terminal._works))
+        if text and text != painted:
+            painted = text
+            terminal._paint("")
+
+def begin(terminal, work, begin=progress.Terminal.begin):
+    begin(terminal, work)
+    paint(terminal, work)
+
+def change(work, name, value):
+    object.__setattr__(work, name, value)
+    if name == "what" and isinstance(getattr(work, "_display", None), progress.Terminal):
+        paint(work._display, work)
+
+progress.Terminal.begin, progress.Terminal.step, progress.Work.__setattr__ = begin, paint, change
 """
 SERVER = AT_ONCE + "from bpbroker.cli import main\nmain()"
 CLIENT = AT_ONCE + "from bpbroker.client.cli.main import main\nmain()"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import select
@@ -53,6 +54,7 @@ class Terminal:
         )
         for descriptor in {slave, stdout}:
             os.close(descriptor)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may come in two parts
         self.written = ""
         """Everything that it wrote to the terminal so far."""
 
@@ -83,7 +85,7 @@ class Terminal:
             if closed.errno != errno.EIO:
                 raise
             return False
-        self.written += got.decode(errors="replace")
+        self.written += self._decoder.decode(got)
         return bool(got)
 
     def until(self, is_there: Callable[[str], bool] | str) -> str:
