@@ -165,7 +165,9 @@ def test_what_was_killed_can_be_done_again(place: Place, name: str, request: pyt
     assert len(found) > 8
     dice = random.Random(name)  # noqa: S311 - not for secrets
     killed = 0
-    for target in found if LONG else dice.sample(found, 2):
+    for target in dice.sample(found, len(found)):
+        if killed == 2 and not LONG:
+            break
         put(before, place.home)
         inject = f"inject={target.call}:signal=KILL:when={target.number}"
         code = place.run(words, "-o", "/dev/null", "-e", f"trace={target.call}", "-e", inject)

@@ -320,28 +320,31 @@ class _Client(threading.Thread):
     def run(self) -> None:
         crowd = self._crowd
         try:
-            while not crowd.stopping.is_set() and crowd.begin_one():
-                island = self._random.choice(crowd.islands)
-                kind, args = island.choose(self._random, self._tokens, self._number)
+            while not crowd.stopping.is_set():
                 at = self._random.randrange(len(crowd.brokers)) if crowd.roam else self._number % len(crowd.brokers)
-                self.call(island, kind, args, at)
+                connection = self._connect(at)
+                if connection is None:  # that it takes long to come back uses up no calls
+                    crowd.stopping.wait(0.02)
+                elif not crowd.begin_one():
+                    break
+                else:
+                    island = self._random.choice(crowd.islands)
+                    self._call(connection, island, *island.choose(self._random, self._tokens, self._number), at)
         finally:
             for connection in self._connections.values():
                 connection.close()
 
-    def call(self, island: Island, kind: str, args: Mapping[str, Any], at: int) -> Call | None:
-        connection = self._connect(at)
-        if connection is None:
-            self._crowd.stopping.wait(0.02)
-            return None
+    def _call(
+        self, connection: http.client.HTTPSConnection, island: Island, kind: str, args: Mapping[str, Any], at: int
+    ) -> None:
         call = island.history.begin(kind, args, self._number)
         try:
-            return self._exchange(connection, island, call, at)
+            self._exchange(connection, island, call, at)
         finally:
             if kind == "Enter":
                 island.history.waited(call)
 
-    def _exchange(self, connection: http.client.HTTPSConnection, island: Island, call: Call, at: int) -> Call:
+    def _exchange(self, connection: http.client.HTTPSConnection, island: Island, call: Call, at: int) -> None:
         kind, args = call.kind, call.args
         method, sent = parameters_of(kind, args)
         try:
@@ -351,14 +354,13 @@ class _Client(threading.Thread):
         except (OSError, http.client.HTTPException, ssl.SSLError, ValueError):
             self._connections.pop(at).close()
             island.note(kind, args, UNKNOWN, 0)
-            return call
+            return
         answer = meaning(kind, response.status, document)
         if kind in ("Lock", "Enter") and answer[0] == 200:
             self._tokens[args["name"]] = answer[1]
         island.history.end(call, answer)
         island.note(kind, args, answer, document.get("revision", 0))
         self._crowd.took(at, kind, answer)
-        return call
 
     def _connect(self, at: int) -> http.client.HTTPSConnection | None:
         if at not in self._connections:
