@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from playwright.sync_api import Browser
 
 from tests.support.browser import Looking, chromium
 from tests.support.running import RunningBroker
+from tests.support.witness import LONG
 
 KEY = "canary-" + "5d1c7a90b2"
 LOOKING = "services:get,list,watch,holder"
@@ -243,7 +245,7 @@ def test_a_change_is_on_an_open_page_within_a_second(seen: Seen, look: Callable[
         written = time.monotonic()
         page.wait_for_selector(f"#events a[href='/ui/entry?name={name}']")
         took.append(time.monotonic() - written)
-    assert min(took) < 1.0, took
+    assert min(took) < (1.0 if LONG else 10), took
     exact = page.get_attribute("#events time >> nth=0", "title")
     assert exact is not None
     assert exact.endswith(" UTC")
@@ -331,9 +333,9 @@ def test_without_javascript(seen: Seen, look: Callable[..., Looking]) -> None:
     seen.call("Replace", name="plain-1", data={"x": 1})
     assert "plain-1" not in window.text
     page.click("text=load the page again")
-    assert "plain-1" in window.text
+    window.until(lambda: "plain-1" in window.text, "what was written meanwhile")
     page.click("text=plain-1 >> nth=0")
-    assert page.url.endswith("/ui/entry?name=plain-1")
+    page.wait_for_url("**/ui/entry?name=plain-1")
 
 
 def test_odd_entries_are_text_and_lead_where_they_should(look: Callable[..., Looking], tmp_path: Path) -> None:
@@ -394,12 +396,13 @@ def test_a_hundred_thousand_entries_open_in_a_second(tmp_path: Path) -> None:
     stamp = {"last_write_ip": "10.0.0.7", "last_write_ts": 1_700_000_000}
     entries = {f"node-{number:06}": {"role": "replica", "number": number, **stamp} for number in range(100_000)}
     broker = RunningBroker(tmp_path / "many", {"api": {"listen_ip": "127.0.0.1"}, "services": entries}).start()
+    process = psutil.Process(broker.pid)
     try:
         form = {"Content-Type": "application/x-www-form-urlencoded"}
         signed = broker.request("/ui/sign-in", "POST", "key=", form)
         cookie = {"Cookie": signed.headers["Set-Cookie"].partition(";")[0]}
         broker.request("/ui/entries", "GET", None, cookie)  # the first page makes the application
-        took = {}
+        took, used = {}, {}
         for target in (
             "entries",
             "entries?page=2000",
@@ -409,11 +412,12 @@ def test_a_hundred_thousand_entries_open_in_a_second(tmp_path: Path) -> None:
             "live",
             "",
         ):
-            began = time.monotonic()
+            began, before = time.monotonic(), sum(process.cpu_times()[:2])
             answer = broker.request(f"/ui/{target}", "GET", None, cookie)
-            took[target] = time.monotonic() - began
+            took[target], used[target] = time.monotonic() - began, sum(process.cpu_times()[:2]) - before
             assert answer.status == 200
             assert len(answer.body) < 100_000
-        assert max(took.values()) < 1.0, took
+        assert max(used.values()) < 1.0, used
+        assert max(took.values()) < (1.0 if LONG else 10), took  # right where nothing else is done
     finally:
         broker.kill()

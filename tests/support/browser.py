@@ -113,6 +113,7 @@ class Looking:
         self.page.fill("#key", key)
         self.page.click("#sign-in button")
         self.page.wait_for_selector("header nav")
+        self.page.wait_for_load_state()  # what stands below may come a moment later
         return self.page
 
     @property
