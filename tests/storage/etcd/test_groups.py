@@ -300,8 +300,8 @@ def test_groups_together_that_may_have_happened(store: EtcdStore, monkeypatch: p
             raise Failed("lost", sent=True)
         return answer
 
-    store._commits._timeout_secs = 0.5
     done(store.commit([one("x", b"{}", 0)])[0])
+    store._commits._timeout_secs = 0.5
     with monkeypatch.context() as patch:
         patch.setattr(store._writer, "_next", lambda: None)  # the connection is good
         patch.setattr(Endpoint, "post", lose)
