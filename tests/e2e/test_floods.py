@@ -24,6 +24,8 @@ from tests.support.witness import CANARY, LONG, SLOWEST_SECS, Attacked, Witness
 logger = logging.getLogger(__name__)
 
 SECS = 30.0 if LONG else 4.0
+WITHIN_SECS = 2.0 if LONG else 0.9 * SECS
+"""A good call is answered while the flood goes on, not after it; soon, on a machine that does nothing else."""
 
 
 @pytest.mark.skipif(tls_flood.library() is None, reason="there is no libssl that could be called")
@@ -50,7 +52,7 @@ def test_key_updates_without_end(attack: Callable[..., Attacked]) -> None:
     logger.info("KeyUpdates %s: %s; slowest of %d fresh /live %.3f s", sent, witness.figures, len(took), max(took))
     assert max(took) <= (1.0 if LONG else SLOWEST_SECS)  # long: on a machine that does nothing else
     assert min(sent) > 100
-    assert witness.figures.slowest_secs < 2.0  # while the flood goes on, not after it
+    assert witness.figures.slowest_secs < WITHIN_SECS
 
 
 def test_bodies_in_tiny_chunks(attack: Callable[..., Attacked]) -> None:
@@ -59,7 +61,7 @@ def test_bodies_in_tiny_chunks(attack: Callable[..., Attacked]) -> None:
         sent = send_tiny_chunks(attacked, 40, SECS)
     logger.info("tiny chunks %s bytes: %s", sent, witness.figures)
     assert sent > 100_000
-    assert witness.figures.slowest_secs < 2.0
+    assert witness.figures.slowest_secs < WITHIN_SECS
 
 
 def send_tiny_chunks(attacked: Attacked, connections: int, secs: float) -> int:

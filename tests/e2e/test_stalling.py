@@ -57,7 +57,7 @@ def test_two_hundred_clients_that_keep_their_connections(attack: Callable[..., A
 
 def test_idle_tls_connections_and_the_cap_of_an_address(attack: Callable[..., Attacked]) -> None:
     each = 100 if LONG else 12
-    attacked = attack(max_connections_per_address=each)
+    attacked = attack(max_connections_per_address=each, request_timeout_secs=600.0)  # none goes for being idle
 
     def comes_in(address: int) -> bool:
         try:
@@ -92,8 +92,8 @@ def test_when_all_places_are_taken_the_greediest_gives_way(attack: Callable[...,
             held.enter_context(socket.create_connection(("127.0.0.1", attacked.broker.port), 30, ("127.0.2.1", 0)))
             for _ in range(300)
         ]
+        eventually(lambda: sum(map(is_closed, greedy)) >= 200)
         time.sleep(0.5)  # the witness calls all the while
-        assert sum(map(is_closed, greedy)) >= 200
 
 
 def test_silent_connections_and_half_hellos(attack: Callable[..., Attacked]) -> None:
