@@ -29,6 +29,8 @@ pytestmark = needs_etcd
 Make = Callable[..., RunningBroker]
 TIMEOUT_SECS = 2
 """``_registry.timeout_secs`` of all brokers here."""
+PATIENT_SECS = 20
+"""Its value where no call may be refused: on a busy machine a new leader takes longer than the short time."""
 SLACK_SECS = 10
 """Shared machines are five times slower from one minute to the next."""
 
@@ -43,8 +45,8 @@ def is_well(broker: RunningBroker, status: int = 200) -> bool:
 
 @pytest.fixture
 def two(etcd_section: dict[str, Any], make_broker: Make) -> tuple[RunningBroker, RunningBroker]:
-    """Return two running brokers of one registry, on the cluster that all tests share."""
-    first, second = (make_broker(settings(etcd_section)).start() for _ in range(2))
+    """Return two running brokers of one registry, on the cluster that all tests share, where no call is refused."""
+    first, second = (make_broker(settings(etcd_section, timeout_secs=PATIENT_SECS)).start() for _ in range(2))
     return first, second
 
 
@@ -67,6 +69,12 @@ def local(broker: RunningBroker, name: str) -> Answer:
 def calm(broker: RunningBroker, waiting: int) -> None:
     """Wait until so many requests wait in a broker."""
     await_that(lambda: f'"waiting": {waiting}' in json.dumps(health(broker)[1]), f"{health(broker)}")
+
+
+def value_of(broker: RunningBroker, name: str) -> Any:
+    """Return an entry's own keys as soon as it can be read: after members were away, one of them becomes the leader."""
+    await_that(lambda: broker.get(name).status == 200, f"it is not to be read: {health(broker)}")
+    return own(broker.get(name).json["data"])
 
 
 # --- one registry ---
@@ -125,8 +133,7 @@ def test_waiting_survives_dead_members_and_forgotten_history(
     own_etcd: EtcdCluster, make_broker: Make, pool: ThreadPoolExecutor
 ) -> None:
     section = own_etcd.configuration(f"{PREFIX}foo")
-    # The default time: on a busy machine a new leader may take longer than the short one of the other tests.
-    writer, waiter = (make_broker(settings(section, timeout_secs=5)).start() for _ in range(2))
+    writer, waiter = (make_broker(settings(section, timeout_secs=PATIENT_SECS)).start() for _ in range(2))
     waiting = [pool.submit(waiter.request, "/services/Get/", name=f"new{number}", wait="120") for number in range(6)]
     calm(waiter, 6)
     for number in range(3):
@@ -291,7 +298,7 @@ def test_without_a_quorum_it_says_so_and_comes_back(own_etcd: EtcdCluster, make_
     await_that(lambda: local(broker, "foo").json["age_secs"] > old["age_secs"], "it does not grow older")
     own_etcd.start((led + 1) % 3)
     await_that(partial(is_well, broker), f"still ill: {health(broker)}")
-    assert own(broker.get("foo").json["data"]) in ({"a": 1}, {"a": 2})
+    assert value_of(broker, "foo") in ({"a": 1}, {"a": 2})
     assert broker.request("/services/Replace/", name="foo", data='{"a": 3}').status == 200
     assert local(broker, "foo").json["age_secs"] < old["age_secs"]
     assert "Traceback" not in broker.text
@@ -313,11 +320,11 @@ def test_an_uncertain_answer_says_so(own_etcd: EtcdCluster, make_broker: Make) -
     for number in range(3):
         own_etcd.resume(number)
     await_that(partial(is_well, broker), f"still ill: {health(broker)}")
-    assert own(broker.get("foo").json["data"]) in ({"a": 1}, {"a": 2})
+    assert value_of(broker, "foo") in ({"a": 1}, {"a": 2})
 
 
 def test_one_member_after_the_other_and_nobody_notices(own_etcd: EtcdCluster, make_broker: Make) -> None:
-    broker = make_broker(settings(own_etcd.configuration(f"{PREFIX}foo"))).start()
+    broker = make_broker(settings(own_etcd.configuration(f"{PREFIX}foo"), timeout_secs=PATIENT_SECS)).start()
     for number in range(3):
         own_etcd.kill(number)
         for count in range(5):
@@ -396,7 +403,7 @@ def test_a_broker_that_is_cut_off_refuses_and_comes_back(etcd_network: EtcdNetwo
     assert old["age_secs"] > 1
     network.heal("broker1")
     await_that(partial(is_well, alone), f"still ill: {health(alone)}")
-    assert own(alone.get("foo").json["data"]) == {"a": 9}
+    assert value_of(alone, "foo") == {"a": 9}
     await_that(lambda: local(alone, "new").status == 200, "the watch is not back")
 
 
@@ -421,7 +428,7 @@ def test_it_starts_without_a_cluster_and_gets_ready(make_etcd: Callable[..., Etc
     await_that(partial(is_well, broker), f"still ill: {health(broker)}")
 
     def whoami() -> Any:
-        return broker.request("/whoami", "GET", None, {"X-Access-Key": "filed.of-the-file"}).json["data"]["name"]
+        return broker.request("/whoami", "GET", None, {"X-Access-Key": "filed.of-the-file"}).json["data"].get("name")
 
     await_that(lambda: whoami() == "filed", "the keys in the file are not given to the registry")
     assert broker.stop() == 0
