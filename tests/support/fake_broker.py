@@ -108,10 +108,11 @@ class FakeBroker:
         self._accepting.join(10)
         for sock in self._open:
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # TLS' own lets a thread that reads fail in other ways
         for thread in self._threads:
             thread.join(10)
+        for sock in self._open:
+            sock.close()
 
     def _accept(self) -> None:
         while True:
