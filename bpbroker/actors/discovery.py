@@ -334,7 +334,7 @@ class _Receiver(threading.Thread):
                     time.sleep(_PAUSE_SECS)
 
     def _read(self, ready: list[socket.socket]) -> tuple[tuple[socket.socket, Datagram], ...]:
-        """Read what there is on these sockets, within the allowance."""
+        """Read the waiting datagrams of these sockets, within the allowance."""
         now = time.monotonic()
         refill = (now - self._refilled) * DATAGRAMS_PER_SEC
         self._allowed = min(self._allowed + refill, float(DATAGRAMS_PER_SEC))

@@ -144,7 +144,7 @@ class Calls:
             wait_secs: how long.
             found: returns the result of a response; None: not yet.
             failure: what the error says when the time is over, without the time.
-            instead: returns what there is then, for the error; may be empty.
+            instead: returns the present state for that error; may be empty.
             absent_ends: whether a missing entry ends the wait with NotFound.
 
         Raises:

@@ -153,7 +153,7 @@ class Transport:
                 f"{self.address} ended the connection {how}{why}; whether something was changed is not known"
             ) from None
         except NotHttp as error:
-            raise CannotConnect(f"{self.address} is not a bpbroker: what it answers is no HTTP, {error}") from None
+            raise CannotConnect(f"{self.address} is not a bpbroker: its answer is not HTTP, {error}") from None
         finally:
             if not keep:
                 self.close()

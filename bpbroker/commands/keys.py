@@ -163,9 +163,7 @@ def show(scope: Scope, *, name: str, form: str) -> None:
     """Show everything that is stored of a key, but not its digest."""
     found = next((each for each in must_run(scope).ask("Keys") if each["name"] == name), None)
     if found is None:
-        raise ConfigurationError(
-            f"There is no access key '{name}'; to see those that there are: {scope.command_line('key list')}"
-        )
+        raise ConfigurationError(f"There is no access key '{name}'; to list the keys: {scope.command_line('key list')}")
     shown = {**found, "state": state(found)}
     if form == "json":
         echo_json(shown)

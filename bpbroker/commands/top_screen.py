@@ -53,7 +53,7 @@ def _painted(line: _Line, width: int, *, colour: bool) -> str:
 
 
 def _summary(figures: Mapping[str, Any], troubles: Sequence[str], width: int) -> list[_Line]:
-    """Return what there is to say in words: each group on lines of its own."""
+    """Return the figures in words, each group on lines of its own."""
     registry, storage, server = figures["registry"], figures["storage"], figures["server"]
     process, backup = figures["process"], figures["backup"]
     waiting = registry["waiting"]

@@ -291,7 +291,7 @@ class Child:
         return frame
 
     def _some(self, count: int) -> bytes:
-        """Read what there is, at most ``count`` bytes; none when the process ended.
+        """Read the bytes that have come, at most ``count``; none when the process has ended.
 
         Waiting for the pipe's end alone would not do: a process that it left
         behind may hold the pipe open.

@@ -138,7 +138,7 @@ def check_name(name: object) -> str:
         BadRequest: it may not.
     """
     if not isinstance(name, str) or not _NAME.match(name):
-        raise BadRequest("A key's name is of 1 to 64 letters, digits, - and _, and begins with a letter or a digit")
+        raise BadRequest("A key's name must be 1 to 64 letters, digits, - and _, and begin with a letter or a digit")
     return name
 
 

@@ -226,7 +226,7 @@ def _find(own: Path, backup: Path) -> Path:
         if path.is_file():
             return path
     listing = command_line("bpbroker", "--config", str(own), "backups")
-    raise ConfigurationError(f"There is no backup {str(backup)!r}; to see what there is: {listing}")
+    raise ConfigurationError(f"There is no backup {str(backup)!r}; to list the backups: {listing}")
 
 
 def _usable(own: Path, backup: Path) -> tuple[dict[str, Any], dict[str, bytes], Identity | None]:

@@ -53,7 +53,7 @@ def parse(words: Sequence[str]) -> Invocation:
         sys.stderr.write(f"{error.format_message()}\n")
         raise SystemExit(UsageError.exit_code) from None
     except click.ClickException as error:
-        raise UsageError(f"{error.format_message().rstrip('.')} (bpclient --help shows what there is)") from None
+        raise UsageError(f"{error.format_message().rstrip('.')} (see bpclient --help)") from None
     return with_command(call, behind)
 
 
@@ -128,7 +128,7 @@ class _Both(click.Group):
         given = [each for each in own if ctx.get_parameter_source(str(each.name)) is ParameterSource.COMMANDLINE]
         below = bool([*getattr(ctx, "_protected_args", ()), *ctx.args])
         if below and given:
-            raise click.UsageError(f"{given[0].opts[0]} goes behind the word of the command that it is for", ctx)
+            raise click.UsageError(f"Write {given[0].opts[0]} after the command that it is for", ctx)
         missing = next((each for each in self.needed if each not in given), None)
         if not below and missing is not None:
             raise click.MissingParameter(ctx=ctx, param=missing)
@@ -158,7 +158,7 @@ def _callback(command: Command) -> Any:
                 word = own.pop(_word(option))
                 if word is not None and own[option.key] is not None:
                     name = option.names[0]
-                    raise click.UsageError(f"{word!r} and {name} {own[option.key]!r} both say it; give one of them")
+                    raise click.UsageError(f"{word!r} and {name} {own[option.key]!r} mean the same; give one of them")
                 own[option.key] = own[option.key] if word is None else word
                 if own[option.key] is None and option.required:
                     raise click.UsageError(f"Missing option '{option.names[0]}', or the word without it")

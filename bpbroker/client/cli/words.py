@@ -99,14 +99,14 @@ def secret(text: str, what: str) -> str:
     """Return a key or a token: itself, or the content of ``@file`` or of ``-`` without the newline at its end.
 
     Raises:
-        UsageError: it cannot be read, or there is nothing in it.
+        UsageError: it cannot be read, or it is empty.
     """
     found = content(text, what, _SECRET_MAX_BYTES)
     if found is text:
         return text
     found = found.rstrip("\r\n")
     if not found:
-        raise UsageError(f"There is nothing in what {what} names")
+        raise UsageError(f"The file or standard input that {what} names is empty")
     return found
 
 

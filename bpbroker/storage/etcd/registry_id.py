@@ -83,7 +83,9 @@ def read(value: str) -> Identity | str:
         found: Mapping[str, Any] = json.loads(decode(value))
         registry_id, version = str(found["id"]), int(found["format"])
         if version > FORMAT:
-            raise ConfigurationError(f"The registry in etcd was made by a newer bpbroker (format {version})")
+            raise ConfigurationError(
+                f"The registry in etcd was made by a newer bpbroker (format {version}); upgrade this one"
+            )
         if version == 1:
             return registry_id
         base = found["base"]

@@ -199,7 +199,7 @@ class EtcdStore:
         except ConfigurationError as error:
             raise _as_unavailable(error) from None
         if answer.get("alarms"):
-            raise StorageFull("The etcd cluster's space is used up")
+            raise StorageFull("The etcd cluster's space is used up; compact and defragment it, then disarm its alarm")
 
     # --- sessions ---
 
@@ -488,7 +488,8 @@ class EtcdStore:
             return registry_id.read(value)
         except registry_id.NotOurs:
             raise ConfigurationError(
-                f"The prefix {self._keys.prefix} in etcd belongs to something else: its key registry is not bpbroker's"
+                f"The prefix {self._keys.prefix} in etcd belongs to something else: its key registry is not bpbroker's;"
+                " choose another _registry.prefix"
             ) from None
 
     def _look_for_strangers(self, gateway: Gateway) -> None:

@@ -104,7 +104,7 @@ def test_a_secret_loses_the_newline_at_its_end(tmp_path: Path) -> None:
     assert secret_file(str(path), "--access-key-file") == " s3cret "
     assert secret("in line\n", "--access-key") == "in line\n"
     path.write_text("\n")
-    with pytest.raises(UsageError, match="nothing"):
+    with pytest.raises(UsageError, match="--access-key names is empty"):
         secret(f"@{path}", "--access-key")
 
 
