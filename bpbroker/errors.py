@@ -250,13 +250,13 @@ class InUse(StartError):
 
 
 def cannot_listen(error: OSError, protocol: str, ip: str, port: int) -> StartError:
-    """Create the error for a port that cannot be had, with what to do about it.
+    """Create the error for a port that cannot be used, with the advice what to do.
 
     Args:
         error: from binding.
         protocol: TCP or UDP.
-        ip: address that was wanted; empty is all interfaces.
-        port: that was wanted.
+        ip: the wanted address; empty is all interfaces.
+        port: the wanted port.
     """
     import errno
 

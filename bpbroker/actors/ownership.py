@@ -60,7 +60,7 @@ class Claim(Generic[T]):
         """Check that this is still the newest claim.
 
         Raises:
-            Replaced: it is not.
+            Replaced: there is a newer claim, or this one was given up.
         """
         if self._owned.number != self._number:
             raise Replaced("The broker's part for this has been replaced; nothing was done")

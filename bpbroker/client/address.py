@@ -47,7 +47,7 @@ def parse_address(text: str, default_port: int = DEFAULT_PORT) -> BrokerAddress:
     """Read ``host``, ``host:port``, ``[ipv6]:port``, ``[ipv6]`` or a bare IPv6 address.
 
     Raises:
-        UsageError: it is none of these; the message says what is wrong.
+        UsageError: the text has none of these forms; the message says what is wrong.
     """
     text = text.strip()
     if text.startswith("["):
@@ -89,7 +89,7 @@ def parse_port(text: str, whole: str = "") -> int:
     """Read a port number.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the text is no port number.
     """
     if not (text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536):
         raise _fault(whole or text, f"the port {text!r} is no number from 1 to 65535")

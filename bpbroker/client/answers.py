@@ -27,7 +27,7 @@ def printable(text: str) -> str:
 
 
 def json_value(answer: Response) -> Any:
-    """Return the body's JSON value; None if it is none."""
+    """Return the body's JSON value; None if the body is not JSON."""
     try:
         return json.loads(answer.body)
     except (ValueError, RecursionError):

@@ -51,7 +51,7 @@ class Result:
         """Return the body's JSON value.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the body is not JSON.
         """
         return json.loads(self.body)
 
@@ -445,7 +445,7 @@ def _quoted(tag: str) -> bytes:
     """Return an entity tag in a header's form; ``tag`` may lack its quotes.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the text is no entity tag.
     """
     bare = tag.strip().removeprefix('"').removesuffix('"')
     if not bare or not bare.isascii() or not bare.isprintable() or '"' in bare:

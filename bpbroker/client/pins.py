@@ -237,7 +237,7 @@ def means(text: str) -> Callable[[str], bool]:
     """Return a function that says whether an address matches ``host:port``, or ``host`` with any port.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: the text has neither form.
     """
     from bpbroker.client.address import parse_address
 

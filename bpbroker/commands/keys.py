@@ -240,7 +240,7 @@ def _lifetime(text: str) -> float:
     """Return a lifetime in seconds; in days it may be longer than any wait.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the text is no duration.
     """
     days = text.strip().removesuffix("d")
     return int(days) * 86400.0 if days != text.strip() and days.isascii() and days.isdigit() else seconds(text)

@@ -105,7 +105,7 @@ def parse_token(text: str) -> JoinToken:
     """Read a join token; white space around it is ignored.
 
     Raises:
-        UsageError: it is none. The message does not repeat it: a token is a secret.
+        UsageError: the text is no join token. The message does not repeat it: a token is a secret.
     """
     prefix, _, rest = text.strip().partition(":")
     if len(text) <= TOKEN_MAX:
@@ -199,7 +199,7 @@ def _decoded(word: str) -> bytes:
     """Read base64url without padding.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the word is not base64url.
     """
     if not all(letter.isascii() and (letter.isalnum() or letter in "-_") for letter in word):
         raise ValueError("not base64url")  # the decoder would leave such letters out

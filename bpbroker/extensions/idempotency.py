@@ -182,10 +182,10 @@ class Keyed:
         return cls(namespace, key, hashlib.sha256(asked.encode()).digest(), _client(call.source))
 
     def check_repeat(self, request: bytes) -> None:
-        """Check that a repeat asks the same.
+        """Check that a repeated call has the same request.
 
         Raises:
-            BadRequest: it does not.
+            BadRequest: the request is another one.
         """
         if request != self.request:
             raise BadRequest("This Idempotency-Key was used with another request; nothing was done")
@@ -226,7 +226,7 @@ class Answers:
 
         Raises:
             BadRequest: the key stands for another request.
-            Unavailable: that is not known.
+            Unavailable: the file of answers cannot be read, so it is not known whether there was one.
         """
         with self._file() as connection:
             row = connection.execute(

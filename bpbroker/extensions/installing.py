@@ -223,10 +223,10 @@ def _has(lib: Path, contents: Mapping[str, bytes]) -> bool:
 
 
 def _checked(folder: Path, force: bool) -> Iterator[Path]:
-    """Yield a package's files, relative to its folder, once all of them are seen to be fit.
+    """Yield a package's files, relative to its folder, after all of them were checked.
 
     Raises:
-        UsageError: one is not.
+        UsageError: a file cannot be installed, or there are too many.
     """
     count = size = 0
     for place, folders, names in os.walk(folder):
@@ -253,7 +253,7 @@ def _checked_file(path: Path, force: bool) -> Path:
     """Return the path of a file that can be read, and unless forced be parsed if it is a module.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: the file cannot be read, or is a module that does not parse.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):

@@ -115,10 +115,10 @@ def refusal(status: object, message: object) -> CallResult:
 
 
 def checked(status: object, message: object, content_type: object, body: bytes) -> CallResult:
-    """Return an answer if it can be sent.
+    """Return a response after a check that it can be sent.
 
     Raises:
-        Unsendable: it cannot.
+        Unsendable: a part of it cannot be sent; the text says which.
     """
     if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 599:
         raise Unsendable(f"rh.status is {status!r:.40}, not a number from 200 to 599")

@@ -124,7 +124,7 @@ class Parameters:
         """Return a parameter as a whole number, 0 if it is not there.
 
         Raises:
-            BadRequest: it is none, or negative.
+            BadRequest: it is no whole number, or negative.
         """
         text = self.text(name) or "0"
         if not (text.isascii() and text.isdigit() and len(text) <= 9):
@@ -208,7 +208,7 @@ def json_object(body: bytes, max_depth: int) -> dict[str, Any]:
     """Read a body that must be a JSON object.
 
     Raises:
-        BadRequest: it is not.
+        BadRequest: the body is something else.
     """
     try:
         value = entry_values.strict_json(body.decode(), what="The request body", max_depth=max_depth)

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def texts(where: Mapping[str, Any] | Sequence[str] | str) -> list[str]:
-    """Return conditions as the broker takes them.
+    """Return conditions as texts, ``FIELD=VALUE`` each.
 
     Raises:
-        UsageError: one has no field.
+        UsageError: a condition has no field.
     """
     found = stated(where)
     for each in found:

@@ -157,7 +157,7 @@ class Lock:
         """Check that the lock is held, as far as is known here.
 
         Raises:
-            LockLost: it is not.
+            LockLost: it is not held any more.
         """
         if self.session is not None:
             try:

@@ -116,7 +116,7 @@ class Session:
         """Check that the session lives, as far as is known here.
 
         Raises:
-            SessionLost: it does not.
+            SessionLost: the session is over.
         """
         if self.lost.is_set():
             raise self._registry.calls.errors.SessionLost(f"The session {self.id} is lost: {self.reason}")

@@ -27,10 +27,10 @@ _ID: Final = re.compile(r"[A-Za-z0-9._:@+-]{1,128}\Z")
 
 
 def check_id(session: object) -> str:
-    """Return a session's id.
+    """Return a session's id, checked.
 
     Raises:
-        BadRequest: it cannot be one.
+        BadRequest: the value cannot be an id.
     """
     if not isinstance(session, str) or not _ID.match(session):
         raise BadRequest("A session's id must be 1 to 128 of the characters A-Z a-z 0-9 . _ : @ + -")

@@ -171,10 +171,10 @@ def matched(own: Path, origin: Origin | None) -> Origin:
 
 
 def not_half_restored(own: Path) -> None:
-    """Check that no restore of a broker on etcd was cut off; nothing else of its journal is looked at.
+    """Check that no restore of a broker on etcd was cut off; nothing else of its journal is checked.
 
     Raises:
-        DamagedFile: one was.
+        DamagedFile: a restore was cut off.
     """
     try:
         mark = Mark(journal_path(own)).read()

@@ -183,7 +183,7 @@ def check_names(names: Sequence[str]) -> None:
     """Check that names can stand in a certificate.
 
     Raises:
-        ConfigurationError: one cannot.
+        ConfigurationError: a name cannot.
     """
     for name in names:
         _general_name(name)
@@ -193,7 +193,7 @@ def _general_name(name: str) -> x509.GeneralName:
     """Return a host's name or address as it stands in a certificate.
 
     Raises:
-        ConfigurationError: it can be neither.
+        ConfigurationError: the text can be neither a host's name nor an address.
     """
     try:
         return x509.IPAddress(ipaddress.ip_address(name))

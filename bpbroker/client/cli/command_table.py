@@ -616,10 +616,10 @@ def _write(session: Session, method: str, options: dict[str, Any], **how: Any) -
 
 
 def _object_without_ip(data: str) -> dict[str, Any]:
-    """Return the object that data is.
+    """Return data as a JSON object.
 
     Raises:
-        UsageError: it is none, or has an ``ip`` already.
+        UsageError: the data is no JSON object, or has an ``ip`` already.
     """
     import json
 

@@ -24,7 +24,7 @@ def seconds(text: str) -> float:
     """Read a duration: ``500ms``, ``30s``, ``5m``, ``2h``, ``1d``, or a number of seconds.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the text is no duration.
     """
     number = text.strip().rstrip("abcdefghijklmnopqrstuvwxyz")
     unit = text.strip()[len(number) :]
