@@ -37,7 +37,7 @@ class Durations:
         self.total_secs = 0.0
 
     def add(self, secs: float) -> None:
-        """Count one duration."""
+        """Count one duration, in seconds."""
         self.counts[bisect_left(self.bounds, secs)] += 1
         self.total_secs += secs
 

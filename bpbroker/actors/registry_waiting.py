@@ -147,7 +147,7 @@ class Waiting:
         return min(self._memory.waiters.next_deadline(), self._memory.parked.next_deadline())
 
     def pass_time(self, now: float) -> None:
-        """Reply to the calls whose time is over, with the current entries."""
+        """Reply to the calls whose time is over, with the current entries; ``now`` is monotonic time."""
         entries = self._memory.entries
         for waiter in self._memory.waiters.expired(now):
             if isinstance(waiter.message, List):

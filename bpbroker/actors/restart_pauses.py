@@ -29,7 +29,7 @@ class Restarts:
         self._recent.append(now)
 
     def pause_secs(self, now: float) -> float:
-        """Return how long to wait before the next one; 0 or less when it may be now."""
+        """Return the seconds until the next one may be, 0 or less: at once; ``now`` is monotonic time."""
         while self._recent and now - self._recent[0] > RESTARTS_WINDOW_SECS:
             self._recent.popleft()
         if not self._recent:

@@ -72,14 +72,14 @@ class Supervised:
         """Send it a ping; return its reply.
 
         Raises:
-            Overloaded, Unavailable: it takes none.
+            Overloaded, Unavailable: it accepts no ping.
         """
         self.ping = ping = address.ask(Ping(), _PING_SECS)
         self.pinged_at = now
         return ping
 
     def silent_secs(self, address: Address, now: float) -> float:
-        """Return for how long a ping has been unanswered and the actor has made no progress; 0 without a ping."""
+        """Return the seconds until ``now``, monotonic, without a reply and without progress; 0 without a ping."""
         progress = getattr(address, "progress", None)
         if progress != self.progress:
             self.progress, self.moved_at = progress, now

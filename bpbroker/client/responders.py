@@ -52,7 +52,7 @@ class Responders:
         self._rejected: dict[str, str] = {}
 
     def heard(self, broker: Broker, now: float) -> None:
-        """Add an answer."""
+        """Add an answer that came at monotonic time ``now``."""
         before = self._by_address.get(broker.address)
         if before is None and len(self._by_address) >= _RESPONDERS_MAX:
             return

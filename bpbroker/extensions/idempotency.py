@@ -242,7 +242,7 @@ class Answers:
             error = RequestError(
                 "The call with this Idempotency-Key was cut off when the broker, or its part for it, ended;"
                 " what it did is not known."
-                " It is not run again: look, then use a new key"
+                " It is not run again: check what it did, then use a new key"
             )
             error.outcome_known = False
             return error

@@ -141,7 +141,10 @@ class NamedKeys:
         self.registry_id = registry_id
 
     def find(self, candidates: Sequence[object], now: float) -> NamedKey | None:
-        """Return the key whose secret a request brings, in force or not; None if it brings none, or several."""
+        """Return the key whose secret a request brings, in force or not; None if it brings none, or several.
+
+        ``now`` is Unix time.
+        """
         if len(candidates) != 1:
             return None
         text = candidates[0]
@@ -158,7 +161,7 @@ class NamedKeys:
         return found
 
     def others_in_force(self, name: str, namespace: str, now: float) -> bool:
-        """Whether another key than this one has all rights in a namespace."""
+        """Whether another key than this one has all rights in a namespace at Unix time ``now``."""
         return any(
             key.name != name and key.is_in_force(now) and namespace in key.rights.whole()
             for key in tuple(self.by_name.values())

@@ -68,7 +68,7 @@ class Ages:
         return now - self._kept.get(kind, {}).get(name, now)
 
     def older(self, kind: str, secs: float) -> Iterator[str]:
-        """Yield the names of a kind that are older than this; it costs nothing to pass over the others."""
+        """Yield the names of a kind that are older than ``secs``; the others cost nothing."""
         now = self._clock()
         for name, since in self._kept.get(kind, {}).items():
             if now - since <= secs:

@@ -401,7 +401,7 @@ class Memory:
         return Snapshot(self.entries, self.own)
 
     def decide(self, write: PendingWrite, now: float, limits: Limits) -> Fate:
-        """Decide a write on the staged state, and stage its changes."""
+        """Decide a write on the staged state, and stage its changes; ``now`` is Unix time."""
         batch = self.batch
         index = batch.places
         if index + write.places >= INDEX_MAX:

@@ -89,7 +89,7 @@ class NamedKey:
     bare: bool = False
 
     def has_secret(self, digest: bytes, now: float) -> bool:
-        """Whether this is the SHA-256 of its secret. It takes the same time for each wrong one."""
+        """Whether this is the SHA-256 of its secret at Unix time ``now``. It takes the same time for each wrong one."""
         right = hmac.compare_digest(digest, self.digest)
         before, until = self.previous or (self.digest, 0.0)
         return right | (hmac.compare_digest(digest, before) & (now < until))
@@ -114,7 +114,7 @@ class NamedKey:
         return ""
 
     def is_in_force(self, now: float) -> bool:
-        """Whether it counts for any client."""
+        """Whether it counts for any client at Unix time ``now``."""
         return self.revoked is None and now < self.until and (self.uses is None or len(self.used_by) < self.uses)
 
     def must_be_counted(self, client: str) -> bool:
@@ -122,7 +122,7 @@ class NamedKey:
         return self.uses is not None and client not in self.used_by
 
     def is_to_be_noted(self, now: float) -> bool:
-        """Whether a use is worth being noted; nothing waits for that."""
+        """Whether a use at Unix time ``now`` is worth being noted; nothing waits for that."""
         return self.last_used is None or not 0 <= now - self.last_used < NOTED_SECS
 
 

@@ -137,7 +137,7 @@ class Parked:
         return self._deadlines[0][0] if self._deadlines else float("inf")
 
     def expired(self, now: float) -> Iterator[ParkedCall]:
-        """Remove and yield the calls whose time is over."""
+        """Remove and yield the calls whose time is over at monotonic time ``now``."""
         while self._deadlines and self._deadlines[0][0] <= now:
             _, _, call = heapq.heappop(self._deadlines)
             if self.remove(call):

@@ -113,7 +113,7 @@ class Times:
         return len(self._ends)
 
     def begin(self, session: str, ttl_secs: float, now: float) -> None:
-        """Note a session; an existing one is renewed."""
+        """Note a session at monotonic time ``now``; an existing one is renewed."""
         self._ttl[session] = ttl_secs
         self._shortest = min(self._shortest, ttl_secs)
         self._renew(session, now)

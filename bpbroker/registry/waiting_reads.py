@@ -144,7 +144,7 @@ class Waiters:
         return self._deadlines[0][0] if self._deadlines else float("inf")
 
     def expired(self, now: float) -> Iterator[Waiter]:
-        """Remove and yield the waiters whose time is over."""
+        """Remove and yield the waiters whose time is over at monotonic time ``now``."""
         while self._deadlines and self._deadlines[0][0] <= now:
             _, _, waiter = heapq.heappop(self._deadlines)
             if self.remove(waiter):

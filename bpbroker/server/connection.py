@@ -225,7 +225,7 @@ class Connection:
         return Turn.CLOSE
 
     def watch_over(self, now: float) -> None:
-        """End the wait for an actor that takes too long, or whose client has gone."""
+        """End the wait for an actor that takes too long, or whose client has gone; ``now`` is monotonic time."""
         left = self._left_at is not None and now >= self._left_at + _HALF_CLOSED_SECS
         self._cycle.watch_over(now, left=left)
 

@@ -113,7 +113,7 @@ class RequestCycle:
             return self._failed("an actor's reply", error)
 
     def watch_over(self, now: float, *, left: bool) -> None:
-        """Stop waiting for the actor if its time is over or the client has left."""
+        """Stop waiting for the actor if its time is over at monotonic time ``now``, or the client has left."""
         if self._pending is not None and (left or now >= self._deadline):
             self._pending.give_up()
 

@@ -126,7 +126,7 @@ class Endpoint:
         return self._connection.is_connected
 
     def connect(self, secs: float) -> None:
-        """Make a new connection; one that there was is closed.
+        """Make a new connection within ``secs``; close an earlier one.
 
         Raises:
             Failed: it cannot be made.
