@@ -27,7 +27,7 @@ def execute(plan: Plan, root: Path, say: Callable[[str], None]) -> None:
     for number, step in enumerate(plan.steps, 1):
         try:
             with progress.Work(f"Step {number} of {len(plan.steps)}: {step}"):
-                changed = _do(step, root)
+                changed = _do(step, root, say)
             if changed:
                 say(str(step))
         except (OSError, StartError) as error:
@@ -35,7 +35,7 @@ def execute(plan: Plan, root: Path, say: Callable[[str], None]) -> None:
             raise StartError(f"{reason}\n{_AGAIN if step is not plan.steps[0] else _NOTHING}") from error
 
 
-def _do(step: Step, root: Path) -> bool:
+def _do(step: Step, root: Path, say: Callable[[str], None]) -> bool:
     """Do a step; False when everything was as it should be already."""
     if isinstance(step, MakeFolder):
         return _make_folder(Path(step.path), step.mode, step.owner, root)
@@ -51,8 +51,7 @@ def _do(step: Step, root: Path) -> bool:
     if isinstance(step, Adopt):
         given = [path for path in step.paths if _adopt(Path(path), step.owner, root)]
         return bool(given)
-    _run(step)
-    return True
+    return _run(step, say)
 
 
 def _make_folder(path: Path, mode: int, owner: str, root: Path) -> bool:
@@ -102,15 +101,17 @@ def _write(path: Path, content: bytes, mode: int) -> bool:
     return True
 
 
-def _run(step: Run) -> None:
+def _run(step: Run, say: Callable[[str], None]) -> bool:
+    """Run a program; False, and the reason is said, if one that may fail could not be run."""
     try:
         done = subprocess.run(  # noqa: S603 - the plan's own words, no shell
             step.argv, capture_output=True, timeout=_PROGRAM_TIMEOUT_SECS, check=False, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        if step.may_fail:
-            return
         reason = error.strerror if isinstance(error, OSError) else f"no end within {_PROGRAM_TIMEOUT_SECS} s"
+        if step.may_fail:
+            say(f"could not {step}: {reason}")
+            return False
         raise StartError(f"Could not {step}: {reason}") from error
     if done.returncode != 0 and not step.may_fail:
         # nssm writes UTF-16; without the NULs it reads well enough.
@@ -118,3 +119,4 @@ def _run(step: Run) -> None:
         raise StartError(
             f"Could not {step}:\n  it ended with exit code {done.returncode}" + (f" and said: {said}" if said else "")
         )
+    return True

@@ -162,3 +162,7 @@ def test_what_nssm_says_when_it_fails_is_shown(tmp_path: Path, nssm: Path) -> No
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="Could not remove it"):
         execute(Plan((Run((str(tmp_path / "nope"),), "remove it"),)), Path("/"), lambda _: None)
+    said: list[str] = []
+    execute(Plan((Run((str(tmp_path / "nope"),), "close the firewall", may_fail=True),)), Path("/"), said.append)
+    assert len(said) == 1
+    assert said[0].startswith("could not close the firewall: ")

@@ -121,7 +121,7 @@ def test_every_line_does_what_the_page_says(cmd: Cmd, tmp_path: Path, port: int)
     ]
     closed = [f'delete rule "name=bpbroker ({protocol})"' for protocol in ("TCP", "UDP")]
     # Those that an older installation left are replaced.
-    assert asked == [*closed, *opened, *closed], netsh
+    assert asked == [*closed, *opened, *closed], (netsh, said)  # a program that could not be run is told of there
 
 
 def test_the_page_has_lines_to_type() -> None:
