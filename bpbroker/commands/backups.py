@@ -102,14 +102,7 @@ def restore(scope: Scope, *, backup: Path, data_only: bool, dry_run: bool) -> No
     if done.difference is None:
         click.echo("What is there now is damaged and cannot be compared.")
     else:
-        for what, names in (
-            ("entries added", done.difference.entries_added),
-            ("entries changed", done.difference.entries_changed),
-            ("entries removed", done.difference.entries_removed),
-            ("sections changed", done.difference.sections_changed),
-        ):
-            shown = shown_names(names)
-            click.echo(f"{what}: {len(names)}" + (f" ({shown})" if names else ""))
+        _show(done.difference)
     for line in done.identity.changed:
         click.echo(line)
     if not (done.has_identity or data_only):
@@ -127,3 +120,21 @@ def restore(scope: Scope, *, backup: Path, data_only: bool, dry_run: bool) -> No
     for sentence in done.identity.missing:
         click.echo(f"bpbroker: {sentence}", err=True)
     sys.exit(1 if done.identity.missing else 0)
+
+
+def _show(difference: offline.Difference) -> None:
+    """Print a line for each kind of change; entries and sections always, the others if there are some."""
+    for what, differing, always in (
+        ("entries", difference.entries, True),
+        ("named access keys", difference.keys, False),
+        ("other records", difference.others, False),
+    ):
+        for how in ("added", "changed", "removed"):
+            names: tuple[str, ...] = getattr(differing, how)
+            if names or always:
+                _show_names(f"{what} {how}", names)
+    _show_names("sections changed", difference.sections_changed)
+
+
+def _show_names(what: str, names: tuple[str, ...]) -> None:
+    click.echo(f"{what}: {len(names)}" + (f" ({shown_names(names)})" if names else ""))

@@ -231,5 +231,7 @@ def _fault(text: str, at: int, what: str) -> BadRule:
 
 
 def _meant(word: str, words: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, tuple(words), 1)
-    return f"; did you mean {close[0]}?" if close else ""
+    """Say which of the words may be meant; all of them if none is close."""
+    all_words = tuple(words)
+    close = difflib.get_close_matches(word, all_words, 1)
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(all_words)}"

@@ -13,6 +13,7 @@ from bpbroker import files, progress
 from bpbroker.config import layers, schema
 from bpbroker.errors import BpbrokerError, ConfigurationError, DamagedFile, InUse, StartError, Unavailable
 from bpbroker.messages import BackupInfo
+from bpbroker.registry import named_keys
 from bpbroker.registry.entry_values import number_of
 from bpbroker.registry.stored import outlives_sessions, split
 from bpbroker.storage import backups, config_file
@@ -114,12 +115,23 @@ def _backup_of(
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """What restoring a backup changes, by entry name and section name."""
+class NamesThatDiffer:
+    """The names of what restoring a backup adds, changes and removes, of one kind; each sorted."""
 
-    entries_added: tuple[str, ...]
-    entries_changed: tuple[str, ...]
-    entries_removed: tuple[str, ...]
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What restoring a backup changes."""
+
+    entries: NamesThatDiffer
+    keys: NamesThatDiffer
+    """Of named access keys."""
+    others: NamesThatDiffer
+    """Of the registry's own records, such as numbers and entries that were taken."""
     sections_changed: tuple[str, ...]
 
 
@@ -253,12 +265,18 @@ def _difference(
     old: tuple[dict[str, Any], dict[str, bytes]], new: tuple[dict[str, Any], dict[str, bytes]]
 ) -> Difference:
     (old_settings, old_entries), (settings, entries) = old, new
+    keys = named_keys.PREFIX
+
+    def differing(of: Callable[[str], bool], prefix: str = "") -> NamesThatDiffer:
+        before, after = set(filter(of, old_entries)), set(filter(of, entries))
+        changed = {name for name in before & after if differs(old_entries[name], entries[name])}
+        sets = (after - before, changed, before - after)
+        return NamesThatDiffer(*(tuple(sorted(name.removeprefix(prefix) for name in each)) for each in sets))
+
     return Difference(
-        tuple(sorted(entries.keys() - old_entries.keys())),
-        tuple(
-            sorted(name for name in entries.keys() & old_entries.keys() if differs(entries[name], old_entries[name]))
-        ),
-        tuple(sorted(old_entries.keys() - entries.keys())),
+        differing(lambda name: not name.startswith("_")),
+        differing(lambda name: name.startswith(keys), keys),
+        differing(lambda name: name.startswith("_") and not name.startswith(keys)),
         tuple(sorted(n for n in settings.keys() | old_settings.keys() if settings.get(n) != old_settings.get(n))),
     )
 

@@ -281,6 +281,7 @@ def test_backup_list_restore(broker: RunningBroker) -> None:
     assert path.is_file()
     broker.request("/services/Replace/", name="foo", data="two")
     broker.register("bar", "x")
+    assert broker.bpbroker("key", "add", "ops", "--allow", "services:get").returncode == 0
     listed = json.loads(broker.bpbroker("backups", "--format", "json").stdout)
     assert listed[0]["path"] == str(path)
     assert listed[0]["entries"] == 1
@@ -294,6 +295,7 @@ def test_backup_list_restore(broker: RunningBroker) -> None:
     assert would.returncode == 0, would.stderr
     assert "entries changed: 1 (foo)" in would.stdout
     assert "entries removed: 1 (bar)" in would.stdout
+    assert "named access keys removed: 1 (ops)" in would.stdout
     assert broker.config.read_bytes() == before
     done = broker.bpbroker("restore", path.name)
     assert done.returncode == 0, done.stderr

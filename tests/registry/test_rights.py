@@ -153,6 +153,7 @@ def test_there_are_a_hundred_rows() -> None:
         ("services:@foo", 10, "there must be a verb"),
         ("services:", 10, "there must be a verb"),
         ("services:Get", 10, "did you mean get?"),
+        ("services:read", 10, "'read' is no verb; there are register, replace, update, delete, get, list, watch,"),
         ("services: get", 10, "no verb"),
         ("services:get ,list", 10, "no verb"),
         ("services:batch", 10, "its operations"),

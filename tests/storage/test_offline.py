@@ -118,23 +118,35 @@ def test_restoring_replaces_everything_and_keeps_what_was(file: Path, backup: Pa
     assert backups.found(file)[0].path == str(kept)
     assert restored.backup == backup
     assert restored.difference == offline.Difference(
-        entries_added=("a", "z"),
-        entries_changed=(),
-        entries_removed=("c",),
+        entries=offline.NamesThatDiffer(added=("a", "z"), removed=("c",)),
+        keys=offline.NamesThatDiffer(),
+        others=offline.NamesThatDiffer(),
         sections_changed=("_config", "api", "services"),
     )
     assert files_of(journal_path(file))[2].exists() is False
     again = offline.restore(file, kept)
     assert again.difference is not None
-    assert again.difference.entries_added == ("c",)
+    assert again.difference.entries.added == ("c",)
     assert start(file) == STATE
+
+
+def test_named_keys_and_the_registrys_own_records_are_no_entries(file: Path) -> None:
+    own = {
+        "_keys/ops": b'{"sha256": "%b", "allow": ["services:get"]}' % (b"0" * 64),
+        "_taken/a": b'{"receiver": "x"}',
+    }
+    backup = Path(backups.make(file, config_file.chunks(SETTINGS, {**STATE, **own})).path)
+    would = offline.restore(file, backup, dry_run=True)
+    nothing = offline.NamesThatDiffer()
+    added = offline.NamesThatDiffer(added=("ops",)), offline.NamesThatDiffer(added=("_taken/a",))
+    assert would.difference == offline.Difference(nothing, *added, sections_changed=())
 
 
 def test_a_dry_run_only_tells(file: Path, backup: Path) -> None:
     before, folder = everything(file), sorted(backup.parent.iterdir())
     restored = offline.restore(file, backup, dry_run=True)
     assert restored.difference is not None
-    assert restored.difference.entries_removed == ("c",)
+    assert restored.difference.entries.removed == ("c",)
     assert restored.kept == ()
     after = everything(file)
     assert {name: after[name] for name in before} == before
@@ -181,7 +193,7 @@ def test_onto_a_new_machine(tmp_path: Path) -> None:
         offline.restore(file, Path("nope"))
     would = offline.restore(file, backup, dry_run=True)
     assert would.difference is not None
-    assert would.difference.entries_added == ("a", "b", "z")
+    assert would.difference.entries.added == ("a", "b", "z")
     assert not file.parent.parent.exists()
     offline.restore(file, backup)
     assert shown(offline.state_of(file)) == (OTHER_SETTINGS, OTHER)
