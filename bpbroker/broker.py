@@ -374,9 +374,7 @@ class Broker:
         for section in ("services", *layers.namespaces(self._settings)):
             meant = "_access_key" in self._settings.get(section, {})
             if not layers.access_keys(self._settings, section) and (meant or section not in self._named_keys.closed):
-                advice = (
-                    "" if meant else "; bpbroker configure adds one, bpbroker key add a named key, which closes it, too"
-                )
+                advice = "" if meant else f"; to close it: bpbroker key add NAME --allow '{section}.*'"
                 logger.warning("%s is open to everybody: it has no _access_key%s", section, advice)
         for sentence in schema.weak_keys(self._settings):
             logger.warning("%s", sentence)

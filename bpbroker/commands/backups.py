@@ -129,8 +129,7 @@ def _show(difference: offline.Difference) -> None:
         ("named access keys", difference.keys, False),
         ("other records", difference.others, False),
     ):
-        for how in ("added", "changed", "removed"):
-            names: tuple[str, ...] = getattr(differing, how)
+        for how, names in differing._asdict().items():
             if names or always:
                 _show_names(f"{what} {how}", names)
     _show_names("sections changed", difference.sections_changed)

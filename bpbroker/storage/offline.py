@@ -114,8 +114,7 @@ def _backup_of(
 # --- restore ---
 
 
-@dataclass(frozen=True, slots=True)
-class NamesThatDiffer:
+class NamesThatDiffer(NamedTuple):
     """The names of what restoring a backup adds, changes and removes, of one kind; each sorted."""
 
     added: tuple[str, ...] = ()

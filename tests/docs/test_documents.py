@@ -111,6 +111,19 @@ def test_limits_that_the_semantics_name_are_those_of_the_code() -> None:
         assert said in text, said
 
 
+def test_no_page_lets_others_see_a_key() -> None:
+    """Other users can read files of the usual mode, and the command lines of processes."""
+    lines = [
+        line for page in (ROOT / "docs").glob("*.md") for line in page.read_text().splitlines() if line[:2] == "$ "
+    ]
+    kept = [line for line in lines if re.search(r"(key add|bpbroker token)\b.*>", line)]
+    assert len(kept) >= 4
+    assert [line for line in kept if "(umask 077; " not in line] == []
+    called = [line for line in lines if "curl" in line]
+    assert len(called) >= 5
+    assert [line for line in called if "Bearer" in line or "$KEY" in line or "$(cat" in line] == []
+
+
 ROLE = re.compile(r":(?:func|class|meth|mod|data|exc):`~?(bpbroker[\w.]*)`")
 NAMED = sorted({name for path in (ROOT / "bpbroker").rglob("*.py") for name in ROLE.findall(path.read_text())})
 

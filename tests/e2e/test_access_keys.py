@@ -140,15 +140,23 @@ def test_configured_keys_that_are_none_stop_the_start(make_broker: Callable[...,
 
 
 def test_who_has_no_key_is_open_and_said_to_be(make_broker: Callable[..., RunningBroker]) -> None:
-    broker = make_broker({"services": {"_access_key": ""}, "own": {"_access_key": ""}, "shut": {"_access_key": "k"}})
-    for name in ("own", "shut"):
+    keys = {"services": {"_access_key": ""}, "own": {"_access_key": ""}, "bare": {}, "shut": {"_access_key": "k"}}
+    broker = make_broker(keys)
+    for name in ("own", "bare", "shut"):
         (broker.lib / f"{name}.py").write_text(MODULE)
     broker.start()
     assert broker.register("a").status == 200
     assert broker.request("/services/Get/", name="a", access_key="whatever").status == 200
     warned = [line for line in broker.text.splitlines() if "open to everybody" in line]
-    assert [name for name in ("services", "own", "shut") if any(name in line for line in warned)] == ["services", "own"]
+    assert [name for name in keys if any(f"{name} is open" in line for line in warned)] == ["services", "own", "bare"]
     assert all("WARNING" in line for line in warned)
+    # Who wrote an empty key wants it like that. For the others the advice does what it says.
+    assert [line.rpartition("; ")[2] for line in warned if "; " in line] == [
+        "to close it: bpbroker key add NAME --allow 'bare.*'"
+    ]
+    assert broker.request("/bare/F").status == 200
+    assert broker.bpbroker("key", "add", "NAME", "--allow", "bare.*").returncode == 0
+    assert broker.request("/bare/F").status == 401
 
 
 def test_two_keys_are_valid_while_one_takes_the_other_s_place(make_broker: Callable[..., RunningBroker]) -> None:
