@@ -60,7 +60,7 @@ def test_a_session_that_nobody_renews_takes_its_entries_and_places_along(broker:
     data(broker, "Register", name="node-1", data={"step": "packages"}, session="dead")
     dead = data(broker, "Lock", name="db", session="dead")["token"]
     got = data(broker, "Lock", name="db", session="alive", wait=20)
-    assert 2 <= time.monotonic() - begun < 12  # 2.5 s on a quiet machine
+    assert 2 <= time.monotonic() - begun < 4.5
     assert got["token"] > dead
     assert ask(broker, "Get", name="node-1")[0] == 404
     assert data(broker, "List", lost="1", prefix="node-")["node-1"]["entry"]["step"] == "packages"

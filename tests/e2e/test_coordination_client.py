@@ -224,17 +224,19 @@ def test_a_watch_that_is_killed_goes_on_where_it_was(coordinating: RunningBroker
     first.communicate()
     for number in range(20, 30):
         coordinating.register(f"w/{number}", str(number))
-    # At most the last event comes again.
     rest = tmp_path / "rest"
     with rest.open("w") as file:
         again = started(coordinating, *words, stdout=file)
     await_true(lambda: '"w/29"' in rest.read_text())
     os.killpg(again.pid, signal.SIGKILL)
     again.communicate()
-    lines = [*printed.read_text().splitlines(), *rest.read_text().splitlines()]
+    last = coordinating.bpclient(*words, "--timeout", "1s")
+    assert last.returncode == 124
+    assert "The watch has ended: the time of --timeout is over" in last.stderr
+    lines = [*printed.read_text().splitlines(), *rest.read_text().splitlines(), *last.stdout.splitlines()]
     seen = [json.loads(line)["name"] for line in lines if line.strip().endswith("}")]
     assert list(dict.fromkeys(seen)) == [f"w/{number}" for number in range(30)]
-    assert len(seen) <= 31
+    assert len(seen) <= 30 + 2  # at each of the two kills at most the last event comes again
 
 
 def test_who_waits_for_a_change_hears_at_once_that_the_entry_is_deleted(coordinating: RunningBroker) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import queue
 import re
-import resource
 import subprocess
 import sys
 import threading
@@ -23,7 +22,6 @@ from bpbroker.discovery.jointoken import parse_token
 from bpbroker.registry.named_keys import digest_of
 from tests.support.bare_debian import bare_debian
 from tests.support.running import RunningBroker, untrusting
-from tests.support.witness import LONG
 
 MakeBroker = Callable[..., RunningBroker]
 
@@ -85,7 +83,7 @@ def test_a_key_s_whole_life(make_broker: MakeBroker) -> None:
     thread.join(30)
     ((answer, ended_at),) = waited
     assert answer == 401
-    assert ended_at - revoked_at < 10  # at once, not when its minute is over
+    assert ended_at - revoked_at < 1
     assert [status(broker, "Get", each, name="foo/a") for each in (key, rotated, admin)] == [401, 401, 200]
     assert broker.bpbroker("key", "revoke", "--force", "admin").returncode == 0
     assert status(broker, "Get", admin, name="foo/a") == 401
@@ -229,13 +227,11 @@ def test_a_bare_debian_joins_within_five_seconds_and_trusts_only_what_was_named(
         rules = ("--allow", "services:*@foo/", "--ttl", "1h", "--uses", "1", "--address", f"127.0.0.1:{broker.port}")
         (line,) = broker.bpbroker("join-command", *rules).stdout.splitlines()
         register = "python3 ./bpclient.pyz service register --name foo/a --data x"
-        began, used = time.monotonic(), cpu_secs_of_children()
+        began = time.monotonic()
         joined = bare.shell(f"{line} && {register}", {"HOME": "/root"})
-        took, used = time.monotonic() - began, cpu_secs_of_children() - used
+        took = time.monotonic() - began
         assert (joined.returncode, joined.stdout.splitlines()[-1]) == (0, "x"), joined
-        # By the clock alone on a machine that does nothing else.
-        assert used < 5
-        assert took < (5 if LONG else 20)
+        assert took < 5
         # Only the broker of the token is trusted, and nothing was written down to be trusted later.
         token = line.partition("BPBROKER_TOKEN=")[2].partition(" ")[0]
         environ = {"HOME": "/root", "BPBROKER_TOKEN": token}
@@ -249,12 +245,6 @@ def test_a_bare_debian_joins_within_five_seconds_and_trusts_only_what_was_named(
         refused = bare.shell(forged, {"HOME": "/root"})
         assert refused.returncode != 0
         assert not (bare.folder / "bpclient.pyz").exists()
-
-
-def cpu_secs_of_children() -> float:
-    """Return the processor time of all children that have ended, and of theirs."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def _digest(line: str) -> str:

@@ -9,13 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from playwright.sync_api import Browser
 
 from tests.support.browser import Looking, chromium
 from tests.support.running import RunningBroker
-from tests.support.witness import LONG
 
 KEY = "canary-" + "5d1c7a90b2"
 LOOKING = "services:get,list,watch,holder"
@@ -245,7 +243,7 @@ def test_a_change_is_on_an_open_page_within_a_second(seen: Seen, look: Callable[
         written = time.monotonic()
         page.wait_for_selector(f"#events a[href='/ui/entry?name={name}']")
         took.append(time.monotonic() - written)
-    assert min(took) < (1.0 if LONG else 10), took
+    assert min(took) < 1.0, took
     exact = page.get_attribute("#events time >> nth=0", "title")
     assert exact is not None
     assert exact.endswith(" UTC")
@@ -396,13 +394,12 @@ def test_a_hundred_thousand_entries_open_in_a_second(tmp_path: Path) -> None:
     stamp = {"last_write_ip": "10.0.0.7", "last_write_ts": 1_700_000_000}
     entries = {f"node-{number:06}": {"role": "replica", "number": number, **stamp} for number in range(100_000)}
     broker = RunningBroker(tmp_path / "many", {"api": {"listen_ip": "127.0.0.1"}, "services": entries}).start()
-    process = psutil.Process(broker.pid)
     try:
         form = {"Content-Type": "application/x-www-form-urlencoded"}
         signed = broker.request("/ui/sign-in", "POST", "key=", form)
         cookie = {"Cookie": signed.headers["Set-Cookie"].partition(";")[0]}
         broker.request("/ui/entries", "GET", None, cookie)  # the first page makes the application
-        took, used = {}, {}
+        took = {}
         for target in (
             "entries",
             "entries?page=2000",
@@ -412,12 +409,11 @@ def test_a_hundred_thousand_entries_open_in_a_second(tmp_path: Path) -> None:
             "live",
             "",
         ):
-            began, before = time.monotonic(), sum(process.cpu_times()[:2])
+            began = time.monotonic()
             answer = broker.request(f"/ui/{target}", "GET", None, cookie)
-            took[target], used[target] = time.monotonic() - began, sum(process.cpu_times()[:2]) - before
+            took[target] = time.monotonic() - began
             assert answer.status == 200
             assert len(answer.body) < 100_000
-        assert max(used.values()) < 1.0, used
-        assert max(took.values()) < (1.0 if LONG else 10), took  # right where nothing else is done
+        assert max(took.values()) < 1.0, took
     finally:
         broker.kill()

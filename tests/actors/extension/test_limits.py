@@ -83,7 +83,7 @@ def test_a_ping_is_answered_while_a_call_hangs(demo: Made) -> None:
     demo.until(lambda pong: pong.figures["running"] == 1)
     begin = time.monotonic()
     demo.health()
-    assert time.monotonic() - begin < 10  # the call goes on for much longer
+    assert time.monotonic() - begin < 1
     assert not slow.done()
 
 

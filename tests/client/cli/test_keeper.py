@@ -85,7 +85,7 @@ def test_one_that_ignores_it_is_killed_before_the_session_ends(tmp_path: Path) -
     session = held(1.5)
     kept = Keeper(["sh", "-c", f"trap '' TERM; sleep 1000 & echo $! > {note}; wait; wait"], {})
     assert kept.run(session) == LOST
-    assert boottime() < session.ends_at + 10.0  # the command would go on for much longer
+    assert boottime() < session.ends_at + 1.0
     await_end(int(note.read_text()))
 
 
