@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import os
 import shutil
 import signal
@@ -125,6 +126,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--machine", action="store_true", help="run the tests that boot virtual machines (tests/machine)")
     group.addoption("--machine-cache", default="~/.cache/bpbroker-machines", help="folder for the machines' images")
     group.addoption("--machine-accel", default="tcg", help="qemu's accelerator")
+
+
+@pytest.fixture(autouse=True)
+def _logging_is_left_as_it_was() -> Iterator[None]:
+    """A level or an outlet that a test leaves behind would have later tests see what is not theirs."""
+    before = _logging()
+    yield
+    assert _logging() == before, "tests.support.own_logging restores it"
+
+
+def _logging() -> list[tuple[int, list[logging.Handler], bool]]:
+    loggers = [logging.getLogger(name) for name in ("", "bpbroker", "bpbroker.access")]
+    return [
+        (each.level, [own for own in each.handlers if type(own).__module__ != "_pytest.logging"], each.disabled)
+        for each in loggers
+    ]
 
 
 @pytest.fixture

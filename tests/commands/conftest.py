@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from bpbroker.cli import main
+from tests.support import own_logging
 
 
 class Ran(NamedTuple):
@@ -40,7 +41,7 @@ def bpbroker(
     def run(*words: str | Path, stdin: str = "") -> Ran:
         capfd.readouterr()
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
-        with pytest.raises(SystemExit) as ended:
+        with own_logging.restored(), pytest.raises(SystemExit) as ended:
             main([str(word) for word in words])
         code = ended.value.code
         assert isinstance(code, int)

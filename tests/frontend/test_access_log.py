@@ -59,6 +59,7 @@ def test_what_is_kept_of_a_line_is_what_is_shown_of_it(caplog: pytest.LogCapture
 
 
 def test_every_line_gets_to_the_logger(caplog: pytest.LogCaptureFixture) -> None:
+    access_log.flush()  # what other tests left
     caplog.set_level(logging.INFO, "bpbroker.access")
     for number in range(100):
         access_log.write(LINE._replace(request_id=f"r{number}"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,21 +13,16 @@ from bpbroker.errors import ConfigurationError
 from bpbroker.frontend import access_log
 from bpbroker.frontend.access_log import Line
 from bpbroker.runtime.logs import LogOptions, reopen_logs, set_access_log, setup_logging
+from tests.support import own_logging
 from tests.support.systems import posix_only
 
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[Path]:
     """Return the log of this process, which is a file now."""
-    root = logging.getLogger()
-    level = root.level
-    setup_logging(LogOptions(tmp_path / "log"))
-    yield tmp_path / "log"
-    set_access_log("same")
-    for handler in [each for each in root.handlers if getattr(each, "baseFilename", "") == str(tmp_path / "log")]:
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(level)
+    with own_logging.restored():
+        setup_logging(LogOptions(tmp_path / "log"))
+        yield tmp_path / "log"
 
 
 def answered(name: str) -> None:

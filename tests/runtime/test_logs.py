@@ -18,6 +18,7 @@ import pytest
 from bpbroker.errors import ConfigurationError
 from bpbroker.runtime import log_files
 from bpbroker.runtime.logs import JournalFormatter, JsonFormatter, LogOptions, TextFormatter, reopen_logs, setup_logging
+from tests.support import own_logging
 from tests.support.systems import posix_only
 
 logger = logging.getLogger("bpbroker.test")
@@ -25,17 +26,8 @@ logger = logging.getLogger("bpbroker.test")
 
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level, raising, hook = root.handlers[:], root.level, logging.raiseExceptions, threading.excepthook
-    showing = warnings.showwarning
-    yield
-    for handler in root.handlers:
-        if handler not in handlers:
-            handler.close()
-    root.handlers[:], logging.raiseExceptions, threading.excepthook = handlers, raising, hook
-    root.setLevel(level)
-    logging.captureWarnings(capture=False)
-    warnings.showwarning = showing
+    with own_logging.restored():
+        yield
 
 
 def record(message: str, *args: object, level: int = logging.INFO, **extra: object) -> logging.LogRecord:

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ if sys.platform == "win32":
     from bpbroker.errors import BpbrokerError
     from bpbroker.storage.lock_file import holder
     from bpbroker.testing import BrokerProcess
+    from tests.support import heartbeat
 
     NSSM = Path(r"C:\nssm\nssm.exe")
 
@@ -41,8 +41,7 @@ def Print(rh):
     rh.data = "ok"
 
 def Hang(rh):
-    beat = "import sys, time\nwhile True:\n open(sys.argv[1], 'w').write('x'); time.sleep(.05)"
-    subprocess.Popen([sys.executable, "-c", beat, rh.qs["data"]], stdin=subprocess.DEVNULL)
+    subprocess.Popen([sys.executable, "-c", BEAT, rh.qs["data"]], stdin=subprocess.DEVNULL)
     time.sleep(60)
 
 def Crash(rh):
@@ -86,21 +85,10 @@ def Pid(rh):
             sock.sendall(b"GET /live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             return sock.recv(100)
 
-    def stops(path: Path) -> bool:
-        """Whether what writes this file all the time has ended."""
-        end = time.monotonic() + 20
-        while time.monotonic() < end:
-            with suppress(PermissionError):  # it is being written
-                path.unlink(missing_ok=True)
-            time.sleep(0.5)
-            if not path.exists():
-                return True
-        return False
-
     @pytest.fixture
     def broker(tmp_path: Path) -> Iterator[BrokerProcess]:
         module = tmp_path / "demo.py"
-        module.write_text(EXTENSION, encoding="utf-8")
+        module.write_text(f"BEAT = {heartbeat.CODE!r}\n{EXTENSION}", encoding="utf-8")
         settings = {"demo": {"_timeout_secs": 8, "_workers": 2, "_access_key": ""}}
         with BrokerProcess(tmp_path / "hömé with space", settings, [module]) as made:
             yield made
@@ -114,7 +102,8 @@ def Pid(rh):
         beat = tmp_path / "beat"
         late = bpclient(broker, "execute", "demo.Hang", "--data", str(beat))
         assert late.returncode != 0
-        assert stops(beat)
+        assert heartbeat.size(beat)
+        assert heartbeat.ends(beat)
         crashed = bpclient(broker, "execute", "demo.Crash")
         assert crashed.returncode != 0
         log = broker.log.read_text(encoding="utf-8")
@@ -125,12 +114,9 @@ def Pid(rh):
         threading.Thread(
             target=bpclient, args=(broker, "execute", "demo.Hang", "--data", str(beat)), daemon=True
         ).start()
-        end = time.monotonic() + 20
-        while not beat.exists() and time.monotonic() < end:
-            time.sleep(0.02)
-        assert beat.exists()
+        assert heartbeat.goes_on(beat)
         broker.kill()
-        assert stops(beat)
+        assert heartbeat.ends(beat)
 
     def test_two_processes_of_an_extension_share_its_lock(tmp_path: Path) -> None:
         module, count = tmp_path / "demo.py", tmp_path / "count"

@@ -6,8 +6,6 @@ import locale
 import subprocess
 import sys
 import threading
-import time
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,37 +14,18 @@ import pytest
 
 from bpbroker.client.cli.keeper import LOST, Keeper
 from bpbroker.recipes.clock import boottime
+from tests.support import heartbeat
 from tests.support.systems import windows_only
 
 pytestmark = windows_only("job objects in the place of process groups")
 
-BEAT = "import sys, time\nwhile True:\n open(sys.argv[1], 'w').write('x'); time.sleep(.05)"
 # The command: it starts another one, which notes all the time that it is there, and does something itself.
 STARTS = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1], sys.argv[2]])\n"
 WAITS = f"{STARTS}time.sleep(1000)"
 
 
 def command(code: str, beat: Path) -> list[str]:
-    return [sys.executable, "-c", code, BEAT, str(beat)]
-
-
-def await_beat(path: Path) -> None:
-    end = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def beats(path: Path, secs: float = 30.0) -> bool:
-    """Whether what notes all the time that it is there goes on for so long."""
-    end = time.monotonic() + secs
-    while time.monotonic() < end:
-        with suppress(PermissionError):  # it is being written
-            path.unlink(missing_ok=True)
-        time.sleep(0.5)
-        if not path.exists():
-            return False
-    return True
+    return [sys.executable, "-c", code, heartbeat.CODE, str(beat)]
 
 
 @pytest.fixture
@@ -54,35 +33,41 @@ def beat(tmp_path: Path) -> Path:
     return tmp_path / "beat"
 
 
-def held(secs: float = 100.0) -> Any:
-    """Return a session as the keeper sees it, with so much time left."""
+def held() -> Any:
+    """Return a session as the keeper sees it, with much time left."""
     now = boottime()
-    return SimpleNamespace(lost=threading.Event(), ended=False, stop_at=now + secs * 2 / 3, ends_at=now + secs)
+    return SimpleNamespace(lost=threading.Event(), ended=False, stop_at=now + 1000, ends_at=now + 1000)
 
 
 def test_killing_the_keeper_ends_the_command_and_what_it_started(beat: Path) -> None:
     program = "import sys; from bpbroker.client.cli.keeper import Keeper; Keeper(sys.argv[1:], {}).run()"
     keeper = subprocess.Popen([sys.executable, "-c", program, *command(WAITS, beat)])
-    await_beat(beat)
+    assert heartbeat.goes_on(beat)
     keeper.kill()
     keeper.wait()
-    assert not beats(beat)
+    assert heartbeat.ends(beat)
 
 
 def test_a_lost_session_ends_the_command_and_what_it_started(beat: Path) -> None:
-    session = held(3.0)
+    session = held()
+
+    def lose() -> None:
+        assert heartbeat.goes_on(beat)
+        session.stop_at = boottime()
+        session.ends_at = session.stop_at + 1
+
+    threading.Thread(target=lose, daemon=True).start()
     assert Keeper(command(WAITS, beat), {}).run(session) == LOST
-    assert not beats(beat)
+    assert heartbeat.ends(beat)
 
 
 def test_what_a_command_that_ended_well_left_running_goes_on(beat: Path, tmp_path: Path) -> None:
     until = tmp_path / "until"
-    code = BEAT.replace("True", f"not __import__('os').path.exists({str(until)!r})")
+    code = heartbeat.CODE.replace("True", f"not __import__('os').path.exists({str(until)!r})")
     words = [sys.executable, "-c", STARTS, code, str(beat)]
     assert Keeper(words, {}).run() == 0
-    await_beat(beat)
     try:
-        assert beats(beat, 2.0)
+        assert heartbeat.goes_on(beat, beats=40)
     finally:
         until.touch()
 
@@ -112,7 +97,7 @@ finally:
     done = subprocess.run(words, timeout=120, check=False)
     assert done.returncode != 0
     assert given_back.exists()
-    assert not beats(beat)
+    assert heartbeat.ends(beat)
 
 
 @pytest.mark.parametrize("code", [0, 7, 0xC0000005])

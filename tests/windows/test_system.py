@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ if sys.platform == "win32":
     from bpbroker.server import host_certificate
     from bpbroker.storage import lock_file, offline
     from bpbroker.storage.embedded.journal import Mark, journal_path, read_journal
+    from tests.support import heartbeat, own_logging
     from tests.support.systems import is_wine
 
     def until(true: Callable[[], bool], secs: float = 20.0) -> None:
@@ -175,17 +175,17 @@ if sys.platform == "win32":
 
     def test_a_job_ends_what_was_started_in_it(tmp_path: Path) -> None:
         beat = tmp_path / "beat"
-        grandchild = f"import time\nwhile True:\n open({str(beat)!r}, 'w').write('x'); time.sleep(.05)"
-        code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]])"
-        child = subprocess.Popen([sys.executable, "-c", code, grandchild], creationflags=windows.SUSPENDED)
+        code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', *sys.argv[1:]])"
+        words = [sys.executable, "-c", code, heartbeat.CODE, str(beat)]
+        child = subprocess.Popen(words, creationflags=windows.SUSPENDED)
         job = windows.Job(64 << 20)
         with pytest.raises(subprocess.TimeoutExpired):
             child.wait(1)  # what it starts before it is in the job would be outside
         job.take(int(child._handle))
         child.wait(20)
-        until(beat.exists)  # its parent is gone
+        assert heartbeat.goes_on(beat)  # its parent is gone
         job.close()
-        until(lambda: _is_still(beat))
+        assert heartbeat.ends(beat)
 
     def test_an_extensions_process_starts_nothing_before_it_is_in_its_job(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -193,8 +193,8 @@ if sys.platform == "win32":
         """As with the python.exe of a virtual environment, which does nothing but start another one."""
         beat = tmp_path / "beat"
         (tmp_path / "demo.py").write_text("def A(rh):\n    pass\n")
-        grandchild = f"import time\nwhile True:\n open({str(beat)!r}, 'w').write('x'); time.sleep(.05)"
-        starts = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {grandchild!r}])\n"
+        words = f"[sys.executable, '-c', {heartbeat.CODE!r}, {str(beat)!r}]"
+        starts = f"import subprocess, sys; subprocess.Popen({words})\n"
         monkeypatch.setattr(child_process, "_BOOT", starts + child_process._BOOT)
         take = windows.Job.take
 
@@ -206,17 +206,11 @@ if sys.platform == "win32":
         made = child_process.Child(child_process.Launch("demo", tmp_path))
         try:
             assert made.start() == ("A",)
-            until(beat.exists)
+            assert heartbeat.goes_on(beat)
         finally:
             made.kill()
             made.end()
-        until(lambda: _is_still(beat))
-
-    def _is_still(beat: Path) -> bool:
-        with suppress(PermissionError):  # it is being written
-            beat.unlink(missing_ok=True)
-        time.sleep(0.5)
-        return not beat.exists()
+        assert heartbeat.ends(beat)
 
     def test_a_job_is_told_its_limit_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         told: list[tuple[int, int, int]] = []
@@ -280,9 +274,9 @@ if sys.platform == "win32":
     def test_a_full_log_is_rotated_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(log_files, "FILE_MAX_BYTES", 2000)
         path = tmp_path / "x.log"
-        logs.setup_logging(logs.LogOptions(file=path))
         log = logging.getLogger("bpbroker.test")
-        try:
+        with own_logging.restored():
+            logs.setup_logging(logs.LogOptions(file=path))
             for number in range(60):
                 log.info("line %03d %s", number, "x" * 60)
             assert (tmp_path / "x.log.1").exists()
@@ -290,11 +284,6 @@ if sys.platform == "win32":
                 for number in range(60, 100):
                     log.info("line %03d %s", number, "x" * 60)
             assert "line 099" in path.read_text()
-        finally:
-            for handler in logging.getLogger().handlers[:]:
-                if getattr(handler, "_bpbroker_log", False):
-                    logging.getLogger().removeHandler(handler)
-                    handler.close()
 
     def test_a_file_that_is_open_for_a_moment_is_replaced(tmp_path: Path) -> None:
         path = tmp_path / "a"

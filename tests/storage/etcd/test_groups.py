@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from bpbroker.storage.etcd.restore_detection import WENT_BACK, Restored, Timelin
 from bpbroker.storage.etcd.store import EtcdStore
 from tests.support.etcd_cluster import needs_etcd
 from tests.support.groups import change, one, peeked, value
+from tests.support.own_logging import faults
 
 if TYPE_CHECKING:
     from tests.support.etcd_cluster import EtcdCluster
@@ -512,7 +512,7 @@ def test_very_many_sessions_are_renewed_together(store: EtcdStore, caplog: pytes
         done(store._put_leased(session(each, 600), store._lease(each, 600), store._timeline.moment()))
     for _ in range(5):
         assert list(store.renew_sessions(ids)) == [600] * READ_MAX
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not faults(caplog)
 
 
 def test_a_dead_session_is_gone_and_only_its_own_key(store: EtcdStore) -> None:
