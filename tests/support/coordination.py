@@ -5,9 +5,10 @@ after the other compare with it directly. For calls of several clients at once
 :func:`contradiction` looks for an order of them that fits their times and in which each
 answer is right: Wing and Gong's search with Lowe's memory of what was tried.
 
-A call without an answer may be in that order, at any time after its start, or not at all. Two things keep such calls
-from making the search exponential: who was asked may have died, and does nothing after that; and a call that fits and
-changes nothing is taken at once.
+A call without an answer may be in that order, at any time after its start, or not at all. Three things keep such calls
+from making the search exponential: orders in which each of them happens soon, or never, are tried first, for one order
+is enough; who was asked may have died, and does nothing after that; and a call that fits and changes nothing is taken at
+once.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ UNKNOWN: Final[Answer] = (0, "unknown")
 NOTHING: Final[Answer] = (503, "nothing was done")
 
 MOST_POINTS: Final = 400_000
+_SOON_SECS: Final = (0.5, 3.0, float("inf"))
+"""How long after its start a call without an answer may happen, in the orders that are tried one after the other."""
 
 
 @dataclass(slots=True)
@@ -431,13 +434,30 @@ def untold(told: Told, writes: Writes) -> str:
 
 
 def contradiction(calls: Sequence[Call], before: State | None = None, most_points: int = MOST_POINTS) -> str:
-    """Say where the calls stop making sense, or that there are too many orders; empty if one explains all answers."""
+    """Say where the calls stop making sense, or that there are too many orders; empty if one explains all answers.
+
+    Args:
+        calls: all of a group of names.
+        before: the state that they began with.
+        most_points: so many states are looked at, for each of :data:`_SOON_SECS`.
+    """
     ordered = sorted(
         (call for call in calls if call.answer != NOTHING and not (call.answer == UNKNOWN and call.kind in READING)),
         key=lambda call: call.start,
     )
+    problem = ""
+    for soon in _SOON_SECS:
+        bounded = [replace(call, latest=min(call.latest, call.start + soon)) for call in ordered]
+        problem = _without_order(bounded, before or {}, most_points)
+        if not problem:
+            break
+    return problem
+
+
+def _without_order(ordered: Sequence[Call], before: State, most_points: int) -> str:
+    """Say why no order was found; empty if there is one."""
     needed = sum(1 << number for number, call in enumerate(ordered) if call.answer != UNKNOWN)
-    start: tuple[int, State] = (0, dict(before or {}))
+    start: tuple[int, State] = (0, dict(before))
     stack, seen, furthest = [start], {_key(*start)}, start
     while stack:
         point = stack.pop()
