@@ -34,7 +34,7 @@ from bpbroker.registry.changes import (
 )
 from bpbroker.registry.reads import ReadQueue, Then
 from bpbroker.registry.replica import Replica
-from bpbroker.registry.replies import read_failure
+from bpbroker.registry.replies import read_failure, write_failure
 from bpbroker.registry.requests import Done as Reply
 from bpbroker.registry.requests import Open
 from bpbroker.registry.stored import joined
@@ -241,7 +241,7 @@ class SharedBackend:
 
         def taken(result: Outcome | BaseException) -> None:
             if isinstance(result, BaseException):
-                then(result if isinstance(result, Unavailable) else read_failure(result))
+                then(write_failure(result))
                 return
             if isinstance(result, Committed):
                 durable = record.at(result.revision)

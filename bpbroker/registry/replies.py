@@ -29,8 +29,9 @@ def write_failure(error: BaseException) -> Unavailable:
 
 
 def read_failure(error: BaseException) -> Unavailable:
-    """Return the error of a failed read of the store."""
+    """Return the error of a failed read of the store; it has changed nothing."""
     if isinstance(error, Unavailable):
+        error.outcome_known = True
         return error
     if not isinstance(error, BpbrokerError):
         logger.error("The store failed in a way that it should not", exc_info=error)

@@ -7,8 +7,8 @@ answer is right: Wing and Gong's search with Lowe's memory of what was tried.
 
 A call without an answer may be in that order, at any time after its start, or not at all. Three things keep such calls
 from making the search exponential: orders in which each of them happens soon, or never, are tried first, for one order
-is enough; who was asked may have died, and does nothing after that; and a call that fits and changes nothing is taken at
-once.
+is enough; who was asked may have died, and does nothing after that; and a call that fits and changes nothing is taken
+at once.
 """
 
 from __future__ import annotations

@@ -205,20 +205,23 @@ class EtcdStore:
 
     def open_session(self, session_id: str, ttl_secs: int, record: Record) -> Outcome:
         """See :meth:`bpbroker.storage.base.SharedStore.open_session`."""
-        try:
-            for _ in range(_TRIES):
+        for _ in range(_TRIES):
+            try:
                 moment = self._known(self._leaser)
                 lease = self._lease(session_id, ttl_secs)
                 self._grant(lease, ttl_secs)
-                try:
-                    outcome = self._put_leased(record, lease, moment)
-                except LeaseGone:  # it was an old one's, and has run out just now
-                    continue
-                if isinstance(outcome, Committed):
-                    self._note_lease(self._keys.entry(record.name), lease)
-                return outcome
-        except ConfigurationError as error:
-            raise _as_unavailable(error) from None
+            except BpbrokerError as error:
+                failure = _as_unavailable(error, unsure=False)  # a lease alone opens nothing
+                raise failure from None
+            try:
+                outcome = self._put_leased(record, lease, moment)
+            except LeaseGone:  # it was an old one's, and has run out just now
+                continue
+            except BpbrokerError as error:
+                raise _as_unavailable(error) from None
+            if isinstance(outcome, Committed):
+                self._note_lease(self._keys.entry(record.name), lease)
+            return outcome
         raise Unavailable("Nothing was changed: the registry's etcd cluster is too slow")
 
     def _lease(self, session_id: str, ttl_secs: int) -> str:
@@ -252,9 +255,14 @@ class EtcdStore:
             "success": [{"request_put": {"key": key, "value": value, "lease": lease}}],
             "failure": [{"request_range": {"key": key}}, {"request_range": {"key": registry}}],
         }
-        answer = self._leaser.call("/kv/txn", body, before=moment)
+        full: StorageFull | None = None
+        try:
+            answer = self._leaser.call("/kv/txn", body, before=moment)
+        except StorageFull as error:
+            # The very transaction that fills etcd up is carried out, and refused all the same.
+            full, answer = error, self._leaser.call("/kv/txn", {"success": body["failure"]}, before=moment, sent=True)
         at = revision_of(answer)
-        if answer.get("succeeded"):
+        if answer.get("succeeded") and full is None:
             self._timeline.note(key, at, value, moment)
             return Committed(moment.version(at), moment.registry.revision(at))
         found, known = (part.get("response_range", {}).get("kvs", ()) for part in answer["responses"])
@@ -262,8 +270,11 @@ class EtcdStore:
             self._leaser.begin(moment, REPLACED)
         kv = found[0] if found else None
         if kv is not None and kv.get("value", "") == value and str(kv.get("lease", "")) == lease:
-            at = int(kv["mod_revision"])  # a lost answer of ours
+            at = int(kv["mod_revision"])  # ours, whose answer was lost
             return Committed(moment.version(at), moment.registry.revision(at))
+        if full is not None:
+            full.outcome_known = True
+            raise full
         return Conflict((as_seen(record.name, kv, at, moment),))
 
     def renew_sessions(self, session_ids: Sequence[str]) -> Sequence[int | None]:
@@ -561,12 +572,20 @@ def read_all(settings: Mapping[str, Any]) -> dict[str, bytes]:
         store.close()
 
 
-def _as_unavailable(error: BpbrokerError) -> Unavailable:
-    """Return what an error of a call means to a client: the cluster may let us in again."""
-    if isinstance(error, Unavailable):
-        if not error.outcome_known:
-            told = Unavailable("Whether this was changed is not known: the registry's etcd cluster does not answer")
-            told.outcome_known = False
-            return told
+def _as_unavailable(error: BpbrokerError, *, unsure: bool = True) -> Unavailable:
+    """Return what an error of a call means to a client: the cluster may let us in again.
+
+    Args:
+        error: of a call.
+        unsure: whether a call may have changed something without its answer.
+    """
+    if not isinstance(error, Unavailable):
+        return Unavailable(str(error))
+    if error.outcome_known:
         return error
-    return Unavailable(str(error))
+    if unsure:
+        told = Unavailable("Whether this was changed is not known: the registry's etcd cluster does not answer")
+        told.outcome_known = False
+        return told
+    error.outcome_known = True
+    return error

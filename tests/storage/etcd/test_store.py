@@ -105,12 +105,13 @@ class Losses:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.plan: list[str] = []
-        """For each of the next commits: ``before`` or ``after``; then all is well."""
+        """For each of the next transactions that put something: ``before`` or ``after``; then all is well."""
         self.lost: list[Mapping[str, Any]] = []
         post = Endpoint.post
 
         def unreliable(endpoint: Endpoint, path: str, body: Mapping[str, Any], secs: float) -> Any:
-            fate = self.plan.pop(0) if self.plan and path == "/kv/txn" and len(body.get("success", ())) > 1 else ""
+            puts = path == "/kv/txn" and any("request_put" in each for each in body.get("success", ()))
+            fate = self.plan.pop(0) if self.plan and puts else ""
             if fate == "before":
                 self.lost.append(body)
                 raise Failed("lost", sent=True)
@@ -169,6 +170,56 @@ def test_a_request_that_comes_late_changes_nothing(store: EtcdStore, losses: Los
     late = store._writer.call("/kv/txn", losses.lost[0])
     assert not late.get("succeeded")
     assert peeked(store) == {"a": b'{"n": 3}'}
+
+
+@pytest.mark.parametrize(("fate", "opened"), [("before", None), ("after", b"{}")])
+def test_whether_a_session_was_opened_may_not_be_known(
+    make: Make, losses: Losses, fate: str, opened: bytes | None
+) -> None:
+    """Whatever became of it: who hears that nothing was changed may give the session's name to another one."""
+    store = make(timeout_secs=1.5)
+    store.open()
+    losses.plan = [fate] * 100
+    with pytest.raises(Unavailable, match="Whether this was changed is not known") as caught:
+        store.open_session("s", 60, split("_session/s", b"{}", 1))
+    assert not caught.value.outcome_known
+    losses.plan = []
+    assert value(store.read(["_session/s"])[0]) == opened
+
+
+def test_a_lease_that_is_not_answered_has_opened_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make(timeout_secs=0.5)
+    store.open()
+    post = Endpoint.post
+
+    def unreliable(endpoint: Endpoint, path: str, body: Mapping[str, Any], secs: float) -> Any:
+        if path == "/lease/grant":
+            raise Failed("lost", sent=True)
+        return post(endpoint, path, body, secs)
+
+    monkeypatch.setattr(Endpoint, "post", unreliable)
+    with pytest.raises(Unavailable, match=r"^The registry's etcd cluster does not answer$") as caught:
+        store.open_session("s", 60, split("_session/s", b"{}", 1))
+    assert caught.value.outcome_known
+    assert value(store.read(["_session/s"])[0]) is None
+
+
+def test_a_session_whose_transaction_fills_etcd_up_is_open(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That very transaction is carried out, and refused all the same."""
+    store = make()
+    store.open()
+    post = Endpoint.post
+
+    def full(endpoint: Endpoint, path: str, body: Mapping[str, Any], secs: float) -> Any:
+        answer = post(endpoint, path, body, secs)
+        if any("request_put" in each for each in body.get("success", ())):
+            raise Refused(8, "etcdserver: mvcc: database space exceeded")
+        return answer
+
+    monkeypatch.setattr(Endpoint, "post", full)
+    outcome = store.open_session("s", 60, split("_session/s", b"{}", 1))
+    assert isinstance(outcome, Committed)
+    assert value(store.read(["_session/s"])[0]) == b"{}"
 
 
 def test_an_uncertain_commit_that_did_happen_is_no_trouble_for_the_next(store: EtcdStore, losses: Losses) -> None:
