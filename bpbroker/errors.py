@@ -212,6 +212,13 @@ class Unavailable(RequestError):
     status = 503
 
 
+def not_known(why: str) -> Unavailable:
+    """Return the error of a change of the registry that may have happened, or may not, with the reason."""
+    error = Unavailable(f"Whether this was changed is not known: {why}")
+    error.outcome_known = False
+    return error
+
+
 class StorageFull(Unavailable):
     """The disk is full; nothing was changed, writes work again when there is space."""
 

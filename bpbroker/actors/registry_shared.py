@@ -13,11 +13,12 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Final
 
 from bpbroker.actors.registry_backend import Host
 from bpbroker.actors.registry_lanes import Done, Kind, Lanes
-from bpbroker.errors import RequestError, StorageFull, Unavailable
+from bpbroker.errors import RequestError, StorageFull, Unavailable, not_known
 from bpbroker.messages import ShareSecret, SnapshotTaken
 from bpbroker.record import INDEX_MAX, Record
 from bpbroker.registry import discovery_secret, sessions
@@ -58,6 +59,16 @@ _STOPPING: Final = "the broker is stopping"
 _REPLACED: Final = "the broker's registry is being replaced"
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call of the store that has not ended, as far as the registry knows."""
+
+    then: Callable[[Any], None]
+    """Gets its result or its error."""
+    changes: bool
+    """Whether it may have changed something if it does not end."""
+
+
 class SharedBackend:
     """Implements :class:`bpbroker.actors.registry_backend.Backend`.
 
@@ -94,7 +105,8 @@ class SharedBackend:
         self._reaching: list[Callable[[int | Unavailable], None]] = []
         """Those who want to know how far the store has come."""
         self._sweep_at = 0.0
-        self._commit: tuple[Future[Any], Callable[[Sequence[Outcome] | BaseException], None]] | None = None
+        self._calls: dict[Future[Any], _Call] = {}
+        """What the lanes do."""
         self._stopping = ""
         """Why nothing is asked of the store any more; empty while all is."""
         self._fresh_at = time.monotonic()
@@ -162,23 +174,21 @@ class SharedBackend:
             self._take_state(state)
 
     def drain(self) -> None:
-        """Stop the lanes. Call back with the running commit's outcome, if it is known; refuse all other calls."""
+        """Stop the lanes. Call back with what the running calls have led to, if it is known; refuse all others."""
         self._stopping = self.away = _STOPPING
         if self._is_running:
             self._lanes.stop()
-        for then in self._reads.clear():
-            then(Unavailable("The broker is stopping"))
+        waiting, self._reads = self._reads.clear(), ReadQueue()
         reaching, self._reaching = self._reaching, []
-        for asked in reaching:
-            asked(Unavailable("The broker is stopping"))
-        for _, renewed in self._renewals:
-            renewed(Unavailable("The broker is stopping"))
-        self._renewals = []
-        if self._commit is not None:
-            (result, ended), self._commit = self._commit, None
-            unknown = Unavailable(f"Whether this was changed is not known: {_STOPPING}")
-            unknown.outcome_known = False
-            ended((result.exception() or result.result()) if result.done() else unknown)
+        renewals, self._renewals = self._renewals, []
+        for refuse in (*waiting, *reaching, *(renewed for _, renewed in renewals)):
+            refuse(Unavailable("The broker is stopping"))
+        calls, self._calls = self._calls, {}
+        for result, call in calls.items():
+            if result.done():
+                call.then(result.exception() or result.result())
+            else:
+                call.then(not_known(_STOPPING) if call.changes else Unavailable("The broker is stopping"))
 
     def close(self) -> None:
         """See :class:`~bpbroker.actors.registry_backend.Backend`; the follower ends with it."""
@@ -200,12 +210,7 @@ class SharedBackend:
         if self._stopping:
             ended(Unavailable(f"Nothing was changed: {self._stopping}"))
             return
-
-        def taken(result: Sequence[Outcome] | BaseException) -> None:
-            self._commit = None
-            ended(result)
-
-        self._commit = self._call("commit", lambda: self._store.commit(groups), taken), ended
+        self._call("commit", lambda: self._store.commit(groups), ended, changes=True)
 
     def learn(self, committed: Sequence[tuple[Group, Committed]]) -> None:
         """Apply the changes of a durable commit to memory. Watches get them with the store's news."""
@@ -256,7 +261,7 @@ class SharedBackend:
                 found = json.loads(seen.record.json)
                 then(Reply({"session": message.session, "ttl": found.get("ttl", ttl)}, seen.record.revision))
 
-        self._call("session", call, taken)
+        self._call("session", call, taken, changes=True)
 
     def renew_session(self, session: str, then: Callable[[Reply | RequestError], None]) -> None:
         """See :class:`~bpbroker.actors.registry_backend.Backend`; renewals that come together are one call."""
@@ -460,17 +465,20 @@ class SharedBackend:
 
     # --- health of the store ---
 
-    def _call(self, kind: Kind, call: Callable[[], Any], then: Callable[[Any], None]) -> Future[Any]:
+    def _call(self, kind: Kind, call: Callable[[], Any], then: Callable[[Any], None], *, changes: bool = False) -> None:
+        """Let a lane call the store; ``then`` gets the result or the error. ``changes``: whether it is a write."""
         begun = time.monotonic()
 
         def ended(result: Any) -> None:
+            del self._calls[future]
             if not isinstance(result, BaseException):
                 self._answered(begun)
             elif isinstance(result, Unavailable) and not isinstance(result, StorageFull):
                 self._failed(str(result) if result.outcome_known else NO_ANSWER)
             then(result)
 
-        return self._lanes.call(kind, call, ended)
+        future = self._lanes.call(kind, call, ended)
+        self._calls[future] = _Call(then, changes)
 
     def _answered(self, begun: float) -> None:
         self._fresh_at = max(self._fresh_at, begun)

@@ -497,6 +497,32 @@ def test_stopping_answers_everybody(quiet: SharedLedger, shared_registry: Asked)
     assert quiet.closed.is_set()
 
 
+def test_stopping_answers_those_whose_call_does_not_end(
+    quiet: SharedLedger, shared_registry: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have opened the session; what only reads has certainly changed nothing."""
+    hold, begun = threading.Event(), threading.Barrier(4)
+
+    def hang(*_: object, **__: object) -> Any:
+        begun.wait(10)
+        assert hold.wait(30)
+        raise Unavailable("late")
+
+    for name in ("open_session", "scan", "read"):
+        monkeypatch.setattr(quiet, name, hang)
+    opening = shared_registry.send(Open("s1", 60.0, IP))
+    reading = [shared_registry.send(List("n")), shared_registry.send(Get("a"))]
+    begun.wait(10)
+    assert shared_registry.address.stop(10)
+    with pytest.raises(Unavailable, match="Whether this was changed is not known") as caught:
+        opening.result(10)
+    assert not caught.value.outcome_known
+    for reply in reading:
+        with pytest.raises(Unavailable, match="stopping"):
+            reply.result(10)
+    hold.set()
+
+
 # --- what others change ---
 
 

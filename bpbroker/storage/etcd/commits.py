@@ -27,14 +27,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from bpbroker.errors import BpbrokerError, StorageFull, Unavailable
+from bpbroker.errors import BpbrokerError, StorageFull, Unavailable, not_known
 from bpbroker.registry.changes import ANYTHING, Committed, Conflict, Group, Outcome, Seen
 from bpbroker.registry.stored import joined
 from bpbroker.registry.taking import PREFIX as TAKEN
 from bpbroker.storage.etcd.decoded import Decoded
 from bpbroker.storage.etcd.gateway import Gateway
 from bpbroker.storage.etcd.keys import Keys, as_seen, revision_of
-from bpbroker.storage.etcd.responses import decode, encode
+from bpbroker.storage.etcd.responses import NO_ANSWER, decode, encode
 from bpbroker.storage.etcd.restore_detection import REPLACED, Moment
 
 OPERATIONS_MAX: Final = 128
@@ -151,7 +151,7 @@ class Commits:
                 self._gateway.begin(moment, REPLACED)
             # An earlier commit of ours, given up as uncertain, did happen after all; or our key was removed.
         if sent:
-            raise _not_known()
+            raise not_known(NO_ANSWER)
         raise Unavailable("Nothing was changed: the registry's etcd cluster is too slow")
 
     def _done(
@@ -174,7 +174,7 @@ class Commits:
         try:
             return self._mark_in(self._gateway.call("/kv/range", {"key": self._key}, before=moment))
         except Unavailable:
-            raise _not_known() from None
+            raise not_known(NO_ANSWER) from None
 
     def _mark_in(self, found: Mapping[str, Any]) -> str:
         """Return the mark in our key as the cluster has it."""
@@ -306,7 +306,7 @@ class Commits:
         try:
             answer = self._gateway.call("/kv/txn", {"success": wanted}, self._timeout_secs, before=moment)
         except Unavailable:
-            raise _not_known() from None
+            raise not_known(NO_ANSWER) from None
         return [part.get("response_range", {}) for part in answer["responses"]]
 
     def tidy_up(self) -> None:
@@ -435,9 +435,3 @@ def clear_left_over(gateway: Gateway, keys: Keys) -> None:
         if made.isdigit() and int(made) < time.time() - _LEFT_OVER_SECS:
             same = {"key": kv["key"], "target": "MOD", "result": "EQUAL", "mod_revision": kv["mod_revision"]}
             gateway.call("/kv/txn", {"compare": [same], "success": [{"request_delete_range": {"key": kv["key"]}}]})
-
-
-def _not_known() -> Unavailable:
-    error = Unavailable("Whether this was changed is not known: the registry's etcd cluster does not answer")
-    error.outcome_known = False
-    return error

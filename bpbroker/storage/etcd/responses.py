@@ -12,6 +12,7 @@ from bpbroker.errors import ConfigurationError, StorageFull, Unavailable
 
 logger = logging.getLogger(__name__)
 
+NO_ANSWER: Final = "the registry's etcd cluster does not answer"
 AWAY: Final = "The registry's etcd cluster does not answer"
 
 # gRPC's status codes, as the gateway puts them into an error's body.

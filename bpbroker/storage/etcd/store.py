@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bpbroker import progress
-from bpbroker.errors import BpbrokerError, ConfigurationError, StorageFull, Unavailable
+from bpbroker.errors import BpbrokerError, ConfigurationError, StorageFull, Unavailable, not_known
 from bpbroker.record import Record
 from bpbroker.registry.changes import READ_MAX, Broken, Changes, Committed, Conflict, Group, News, Outcome, Seen, State
 from bpbroker.registry.stored import joined, unrevised
@@ -31,7 +31,7 @@ from bpbroker.storage.etcd.keys import Keys, as_seen, revision_of
 from bpbroker.storage.etcd.last_seen import LastSeenFile
 from bpbroker.storage.etcd.options import EtcdOptions
 from bpbroker.storage.etcd.registry_id import Identity
-from bpbroker.storage.etcd.responses import Compacted, LeaseExists, LeaseGone, decode, encode
+from bpbroker.storage.etcd.responses import NO_ANSWER, Compacted, LeaseExists, LeaseGone, decode, encode
 from bpbroker.storage.etcd.restore_detection import REPLACED, RESTORED_MEANWHILE, Moment, Restored, Timeline
 from bpbroker.storage.etcd.side_thread import SideThread
 
@@ -584,8 +584,6 @@ def _as_unavailable(error: BpbrokerError, *, unsure: bool = True) -> Unavailable
     if error.outcome_known:
         return error
     if unsure:
-        told = Unavailable("Whether this was changed is not known: the registry's etcd cluster does not answer")
-        told.outcome_known = False
-        return told
+        return not_known(NO_ANSWER)
     error.outcome_known = True
     return error
