@@ -18,7 +18,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from bpbroker.errors import AlreadyExists, Overloaded, PreconditionFailed, RequestError
-from bpbroker.record import INDEX_MAX, Record
+from bpbroker.record import INDEX_MAX, Record, when
 from bpbroker.registry import sessions
 from bpbroker.registry.requests import Done, Lock, Unlock
 
@@ -36,8 +36,8 @@ No lock's name begins with a blank, so these are before all locks in the order o
 NEAR = 8
 """How many of the waiting places are in the lock's own record; half as many are moved into it together."""
 _Kind = TypeVar("_Kind", bound=RequestError)
-_LOOKED_AT: Final = 10
-"""For how many holders it is checked whether their sessions live, when another session wants the lock."""
+LOOKED_AT: Final = 10
+"""For how many holders it is checked whether their sessions live."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,15 +251,22 @@ def lock(write: Lock, view: View, limits: Limits) -> Done:
     """
     sessions.must_live(view, write.session)
     name = PREFIX + write.name
+    if limits.ended_in_parts:
+        _leave_left(view, name, write.session)
     queue = parse(view.get(name))
-    if queue.place_of(write.session) is not None:
-        mine = queue.holds(write.session)
-        return Done() if mine is None or mine.token < INDEX_MAX else _held_by(mine)
-    if queue.far is not None and view.get(far_name(write.name, write.session)) is not None:
-        return Done()
-    taken: tuple[str, ...] = ()
+    mine = queue.holds(write.session)
+    if mine is not None:
+        return Done() if mine.token < INDEX_MAX else _held_by(mine)
+    before, taken = queue, tuple[str, ...]()
     if len(queue.holders) >= queue.limit:
-        queue, taken = _filled(_without_dead(queue, view), write.name, view)
+        queue, taken = _filled(living(queue, view.get), write.name, view)
+    if queue.place_of(write.session) is not None or _is_far(queue, write.name, write.session, view):
+        mine = queue.holds(write.session)
+        if mine is None:  # what else was found is for a write that changes something
+            return Done()
+        if queue != before:
+            _put(queue, write.name, view, taken)
+        return _held_by(mine)
     if not queue.places:
         queue = Queue(write.limit)
     elif queue.limit != write.limit:
@@ -326,12 +333,40 @@ def _filled(queue: Queue, name: str, view: View) -> tuple[Queue, tuple[str, ...]
     return Queue(queue.limit, tuple(places), left), tuple(taken)
 
 
-def _without_dead(queue: Queue, view: View) -> Queue:
-    """Return the queue without holders whose sessions are over: their broker may not have known all their places."""
-    for place in queue.holders[:_LOOKED_AT]:
-        if not sessions.lives(view, place.session):
+def _is_far(queue: Queue, name: str, session: str, view: View) -> bool:
+    return queue.far is not None and view.get(far_name(name, session)) is not None
+
+
+def _leave_left(view: View, stored_name: str, session: str) -> None:
+    """Give back the place that an earlier session of the same name has left."""
+    queue = parse(view.get(stored_name))
+    place = queue.place_of(session)
+    if place is None and queue.far is not None:
+        record = view.get(far_name(lock_of(stored_name), session))
+        place = None if record is None else far_place(record).place
+    if place is not None and not is_living(place, view.get):
+        leave(view, stored_name, session)
+
+
+def living(queue: Queue, get: Callable[[str], Record | None]) -> Queue:
+    """Return the queue without holders whose sessions are over.
+
+    On a shared store, the broker that ends a session may not know all its places.
+
+    Args:
+        queue: the queue.
+        get: returns a record.
+    """
+    for place in queue.holders[:LOOKED_AT]:
+        if not is_living(place, get):
             queue = queue.without(place.session)
     return queue
+
+
+def is_living(place: Place, get: Callable[[str], Record | None]) -> bool:
+    """Return whether the session lives that took a place, and not just a later one of the same name."""
+    opened = get(sessions.PREFIX + place.session)
+    return opened is not None and (not opened.revision or when(place.token) >= when(opened.revision))
 
 
 def _held_by(place: Place) -> Done:
@@ -388,15 +423,18 @@ def _unlink(queue: Queue, far: Far, gone: FarPlace, name: str, view: View) -> No
             _link(name, after, view, before=before)
 
 
-def must_hold(view: View, name: str, token: int) -> None:
+def must_hold(view: View, name: str, token: int, limits: Limits) -> None:
     """Check that a place holds a lock, also when the write happens.
 
     Raises:
         PreconditionFailed: it does not hold the lock.
     """
     queue = parse(view.get(PREFIX + name))
+    place = next((each for each in queue.holders if each.token == token), None)
+    if place is not None and limits.ended_in_parts and not is_living(place, view.get):
+        place = None
     # A place that is not durable yet has no token that a client could know.
-    if token < INDEX_MAX or not any(place.token == token for place in queue.holders):
+    if token < INDEX_MAX or place is None:
         text = f"The lock '{name}' is not held with token {token} any more; nothing was changed"
         raise _refusal(PreconditionFailed, text, queue)
 

@@ -58,7 +58,7 @@ def _is_older(view: View, name: str, session: str, opened: int) -> bool:
         return False
     if name.startswith(locks.PREFIX):
         place = locks.parse(found).place_of(session)
-        return place is not None and when(place.token) < when(opened)
+        return place is not None and not locks.is_living(place, view.get)
     return found.session == session and when(found.revision) < when(opened)
 
 

@@ -118,8 +118,8 @@ def _list(read: List, view: View, _limits: Limits) -> tuple[Record, ...] | Listi
     return () if read.prefix.startswith("_") else view.entries(read.prefix)
 
 
-def _check(write: Check, view: View, _limits: Limits) -> Done:
-    _check_condition(write.name, write.condition, view)
+def _check(write: Check, view: View, limits: Limits) -> Done:
+    _check_condition(write.name, write.condition, view, limits)
     return Done()
 
 
@@ -362,14 +362,14 @@ def decide(write: Any, view: View, limits: Limits, rules: dict[type[Any], Rule] 
         taking.must_be_free(view, write.name)
     condition = getattr(write, "condition", ALWAYS)
     if condition is not ALWAYS and kind is not Check:
-        _check_condition(getattr(write, "name", ""), condition, view)
+        _check_condition(getattr(write, "name", ""), condition, view, limits)
     return rules[kind](write, view, limits)
 
 
-def _check_condition(name: str, condition: Condition, view: View) -> None:
+def _check_condition(name: str, condition: Condition, view: View, limits: Limits) -> None:
     """Check ``If-Match`` and ``If-None-Match`` as RFC 9110, section 13.1, defines them, and a lock's token."""
     if condition.lock is not None:
-        locks.must_hold(view, *condition.lock)
+        locks.must_hold(view, *condition.lock, limits)
     if condition.match is None and condition.none_match is None:
         return
     current = view.get(name)

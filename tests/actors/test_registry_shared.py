@@ -12,7 +12,7 @@ import pytest
 from bpbroker.actors import registry_shared
 from bpbroker.errors import AlreadyExists, NotFound, Overloaded, PreconditionFailed, StorageFull, Unavailable
 from bpbroker.messages import Condition, Delete, Deleted, Exists, Get, List, Ping, Register, Replace, Snapshot, Update
-from bpbroker.record import Record
+from bpbroker.record import INDEX_MAX, Record
 from bpbroker.registry.browsing import Browse, Recent
 from bpbroker.registry.changes import Broken, Changes, Group, Seen
 from bpbroker.registry.requests import (
@@ -22,6 +22,7 @@ from bpbroker.registry.requests import (
     Done,
     Event,
     Expire,
+    Holder,
     Lock,
     Lost,
     Open,
@@ -399,6 +400,58 @@ def test_a_dead_holder_does_not_hold(quiet: SharedLedger, shared_registry: Asked
     assert shared_registry(Lock("l", "s2", IP, wait_secs=wait_secs)).data["token"] > first
     with pytest.raises(AlreadyExists, match="s2"):
         shared_registry(Lock("l", "s3", IP))
+
+
+def test_nothing_is_held_by_a_session_that_was_closed_where_the_lock_was_not_known(
+    quiet: SharedLedger, shared_registry: Asked
+) -> None:
+    for session in ("s1", "s2"):
+        shared_registry(Open(session, 60, IP))
+    opened = quiet.entries["_session/s1"][0]
+    first = shared_registry(Lock("l", "s1", IP)).data["token"]
+    waiting = shared_registry.send(Lock("l", "s2", IP, wait_secs=60))
+    until(lambda: shared_registry(Ping()).figures["waiting"] == 1)
+    fenced = Replace("a", {}, IP, condition=Condition(lock=("l", first)))
+    assert own(shared_registry(fenced)) == {}
+    for value in (None, opened):  # opened again, its name is that of another session
+        quiet.put("_session/s1", value)
+        with pytest.raises(PreconditionFailed):
+            shared_registry(fenced)
+        shown = shared_registry(Holder("l")).data
+        assert [each["session"] for each in shown["holders"]] == ["s2"]
+        assert (shown["waiting"], shown["token"] > first) == ([], True)
+    assert shared_registry(Lock("l", "s2", IP)).data["token"] == shown["token"]
+    assert waiting.result(10).data["token"] == shown["token"]
+    with pytest.raises(AlreadyExists, match="s2"):
+        shared_registry(Lock("l", "s1", IP))
+
+
+@pytest.mark.parametrize("others", [0, 20])
+def test_a_session_has_no_place_of_an_earlier_one_of_its_name(
+    quiet: SharedLedger, shared_registry: Asked, others: int
+) -> None:
+    """Neither the first one, nor one far behind in the queue."""
+    names = [f"o{number}" for number in range(others)]
+    for session in (*names, "s"):
+        shared_registry(Open(session, 60, IP))
+    for session in (*names, "s"):
+        shared_registry.send(Lock("l", session, IP, wait_secs=60))
+    until(lambda: shared_registry(Ping()).figures["waiting"] == others)
+    made = {name: value for name, (value, _) in quiet.entries.items() if name.startswith("_lock/")}
+    assert ("_lock/ l/s" in made) == bool(others)
+    shared_registry(Close("s"))
+    shared_registry(Expire("s"))  # behind that of the registry itself
+    for name, value in made.items():  # another broker had made its place just before, which this one did not know
+        quiet.put(name, value)
+    left = quiet.version * INDEX_MAX + INDEX_MAX - 1
+    shared_registry(Open("s", 60, IP))
+    again = shared_registry.send(Lock("l", "s", IP, wait_secs=60))
+    shared_registry(Ping())
+    for name in names:
+        shared_registry(Close(name))
+    assert again.result(10).data["token"] > left
+    shown = shared_registry(Holder("l")).data
+    assert (shown["token"], shown["waiting"]) == (again.result(10).data["token"], [])
 
 
 def test_who_was_not_in_time_is_told_so_when_the_place_is_given_back(
