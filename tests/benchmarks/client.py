@@ -39,6 +39,10 @@ class Failed(Exception):
     """An answer that is no success."""
 
 
+WHEN: Final = "0000000000.000000"
+"""Stands in a request for the Unix time at which it is sent; who watches works out from that how old an event is."""
+
+
 # --- has an answer come wholly? ---
 
 
@@ -254,7 +258,7 @@ class _Load:
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self.context.check_hostname = False
         self.context.verify_mode = ssl.CERT_NONE
-
+        self.says_when = any(WHEN.encode() in request for request in job.requests)
         self._later: list[tuple[float, int, _Connection]] = []
         """When which connection goes on."""
         self._ready = 0
@@ -384,6 +388,8 @@ class _Connection:
 
     def ask(self) -> None:
         request = self.next_request() if self._greeted else self._load.job.greeting
+        if self._load.says_when:
+            request = request.replace(WHEN.encode(), b"%017.6f" % time.time())
         if not self._load.job.reconnect:
             self._since = time.perf_counter()
         self._rest = memoryview(request)
@@ -451,10 +457,10 @@ class _Watcher(_Connection):
         return b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
 
     def note(self, _now: float, answer: bytes) -> None:
-        """Keep how old the oldest event is: a revision is the Unix time in ms of its change."""
-        oldest = re.search(rb'"name": "[^"]*", "revision": (\d+)', answer)
+        """Keep how long ago the write of the oldest event was sent."""
+        oldest = re.search(rb'"when": "([\d.]+)"', answer)
         if oldest is not None:
-            self._load.latencies.append(time.time() - int(oldest[1]) / 1000)
+            self._load.latencies.append(time.time() - float(oldest[1]))
 
     def _answered(self) -> None:
         self._follow(self._received)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from tests.benchmarks.client import PIPELINE, Beside, Failed, Job, Outcome, run
+from tests.benchmarks.client import PIPELINE, WHEN, Beside, Failed, Job, Outcome, run
 from tests.benchmarks.peers import DATA, NAMES, Etcd, OnEtcd, Ours, Peer, Redis, https_post
 
 RENEWALS: Final = "renewals of a session, keep-alive"
@@ -202,7 +202,7 @@ def _beside_watches(pair: tuple[Ours, Ours], extent: Size, take: Take) -> None:
     bare, _ = pair
     _, _, pace, _, watches = extent
     # Every write is told to every watch: all of them at full speed would measure nothing but that.
-    paced = bare.job(bare.writes, _WRITERS, 8 * pace, pace_secs=pace)
+    paced = bare.job(TIMED_WRITES, _WRITERS, 8 * pace, pace_secs=pace)
     take(UNWATCHED, bare.name, _WRITERS, partial(bare.measured, paced))
     with Beside(watching(bare, "node-", watches)) as beside:
         take(WATCHED, bare.name, _WRITERS, partial(bare.measured, paced))
@@ -213,8 +213,14 @@ def _fail(error: Failed) -> Outcome:
     raise error
 
 
+TIMED_WRITES: Final = tuple(
+    https_post("/services/Replace/", {"name": name, "data": {**json.loads(DATA), "when": WHEN}}) for name in NAMES
+)
+"""Writes that tell who watches when they were sent."""
+
+
 def watching(broker: Ours, prefix: str, watches: int) -> Job:
-    """Return the job of so many who watch a prefix; its outcome is how old events are when they come."""
+    """Return the job of so many who watch a prefix; its outcome is how old events of :data:`TIMED_WRITES` are."""
     return Job(broker.port, "watch", (json.dumps({"prefix": prefix}).encode(),), watches)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final, TextIO
 
 from tests.benchmarks import arguments
 from tests.benchmarks.client import Beside, Job, Outcome, outcome_of, run
-from tests.benchmarks.coordination import watching
+from tests.benchmarks.coordination import TIMED_WRITES, watching
 from tests.benchmarks.peers import DATA, Ours, https_post
 
 SIZES: Final = (1_000, 100_000, 1_000_000)
@@ -88,7 +88,7 @@ def measure(folder: Path, sizes: Sequence[int], rounds: int, say: Callable[[str]
 def _event(broker: Ours) -> Outcome:
     """Return how old events are where somebody watches."""
     with Beside(watching(broker, "node-", 1)) as beside:
-        run(Job(broker.port, "http", Ours.writes[:200], 1, pace_secs=_PACE_SECS))
+        run(Job(broker.port, "http", TIMED_WRITES[:200], 1, pace_secs=_PACE_SECS))
     return beside.outcome or outcome_of([], 1.0, 0.0)
 
 

@@ -17,7 +17,8 @@ from bpbroker.discovery.interfaces import own_address
 from tests.support.running import RunningBroker
 from tests.support.witness import FORM, LONG
 
-RESERVED = ("last_write_ip", "last_write_ts")
+STAMP = ("last_write_ip", "last_write_ts")
+RESERVED = (*STAMP, "last_write_revision", "last_write_index", "last_write_session")
 EFFORT = settings(
     max_examples=400 if LONG else 40,
     stateful_step_count=60 if LONG else 30,
@@ -88,9 +89,9 @@ class Registry(RuleBasedStateMachine):
     def holds(self, name: str, document: Any) -> None:
         """See that an answer is the entry in the model, stamped; take its tag down."""
         data = document["data"]
-        assert list(data)[-2:] == list(RESERVED)
-        assert data.pop(RESERVED[0]) == (own_address() or "127.0.0.1")
-        assert isinstance(data.pop(RESERVED[1]), int)
+        assert list(data)[-2:] == list(STAMP)
+        assert data.pop(STAMP[0]) == (own_address() or "127.0.0.1")
+        assert isinstance(data.pop(STAMP[1]), int)
         assert canonical(data) == canonical(self.model[name])
         assert self.tag is not None
         self.tags[name] = self.tag
@@ -178,7 +179,7 @@ class Registry(RuleBasedStateMachine):
         found = document["data"]
         assert sorted(found) == sorted(name for name in self.model if name.startswith(prefix))
         for name, data in found.items():
-            own = {key: value for key, value in data.items() if key not in RESERVED}
+            own = {key: value for key, value in data.items() if key not in STAMP}
             assert canonical(own) == canonical(self.model[name])
 
 
