@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any, Final
+from typing import Any
 
 from bpbroker.actors.base import DEFERRED
 from bpbroker.actors.registry_backend import Owner
@@ -17,15 +17,12 @@ from bpbroker.actors.registry_waiting import Waiting
 from bpbroker.errors import AlreadyExists, Overloaded, Unavailable
 from bpbroker.messages import fail, settle
 from bpbroker.record import Record
-from bpbroker.registry import locks, sessions
+from bpbroker.registry import locks
 from bpbroker.registry.changes import READ_MAX
 from bpbroker.registry.coming import Coming
 from bpbroker.registry.parked import Key, ParkedCall
 from bpbroker.registry.requests import Done, Holder, Lock, Unlock
 from bpbroker.server.request import network_of
-
-_READS: Final = 3
-"""How often a lock is read until it is known who holds it, on a shared store where that changes all the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,14 +191,11 @@ class Locks:
             self._owner.tell_self(_Again(call))
 
     def _tell(self, name: str) -> None:
-        def told(failure: Unavailable | None, queue: locks.Queue) -> None:
-            del failure  # then what this broker knows is told
-            shown, revision = self._shown(name, queue), self._revision(name)
-            for call in self._memory.parked.at(("holder", name)):
-                if shown["token"] != call.message.unless_token and self._memory.parked.remove(call):
-                    settle(call.reply, Done(shown, revision))
-
-        self._read(name, told)
+        parked, record = self._memory.parked, self._memory.get(locks.PREFIX + name)
+        shown = self._shown(name)
+        for call in parked.at(("holder", name)):
+            if shown["token"] != call.message.unless_token and parked.remove(call):
+                settle(call.reply, Done(shown, record.revision if record is not None else 0))
 
     def _held(self, name: str) -> AlreadyExists:
         return locks.held(name, self._queue(name), partial(self._memory.ages.of, locks.PREFIX + name))
@@ -209,63 +203,39 @@ class Locks:
     def _queue(self, name: str) -> locks.Queue:
         return locks.parse(self._memory.get(locks.PREFIX + name))
 
-    def _shown(self, name: str, queue: locks.Queue) -> dict[str, Any]:
+    def _shown(self, name: str) -> dict[str, Any]:
+        queue = self._queue(name)
         return queue.shown(tuple(locks.far_places(name, queue, self._memory.get)))
 
-    def _revision(self, name: str) -> int:
-        record = self._memory.get(locks.PREFIX + name)
-        return 0 if record is None else record.revision
-
     def _holder(self, message: Holder) -> Any:
-        if self._owner.reply is not None:
-            self._read(message.name, partial(self._known, message, self._owner.reply))
+        reply = self._owner.reply
+        if reply is not None:
+            name = locks.PREFIX + message.name
+            self._owner.backend.read((name,), partial(self._look_at_far, message, reply))
         return DEFERRED
 
-    def _known(self, message: Holder, reply: Future[Any], failure: Unavailable | None, queue: locks.Queue) -> None:
-        shown = self._shown(message.name, queue)
+    def _look_at_far(self, message: Holder, reply: Future[Any], failure: Unavailable | None) -> None:
+        """On a shared store, also bring the next places up to date that are not in the lock's own record.
+
+        The rest of a longer queue is shown as this broker knows it: it changes all the time.
+        """
+        queue = self._queue(message.name)
+        if failure is not None or queue.far is None or not self._owner.backend.leases:
+            self._look_at_holder(message, reply, failure)
+            return
+        far = islice(locks.far_places(message.name, queue, self._memory.get), READ_MAX - 1)
+        names = (locks.PREFIX + message.name, *(locks.far_name(message.name, place.session) for place in far))
+        self._owner.backend.read(names, partial(self._look_at_holder, message, reply))
+
+    def _look_at_holder(self, message: Holder, reply: Future[Any], failure: Unavailable | None) -> None:
+        record = self._memory.get(locks.PREFIX + message.name)
+        shown = self._shown(message.name)
         if failure is not None:
             fail(reply, Unavailable(str(failure)))
         elif message.wait_secs > 0 and shown["token"] == message.unless_token:
             self._waiting.park(("holder", message.name), message, reply)
         else:
-            settle(reply, Done(shown, self._revision(message.name)))
-
-    def _read(self, name: str, then: Callable[[Unavailable | None, locks.Queue], None], tried: int = 0) -> None:
-        """Bring everything up to date that tells who holds a lock, and who comes next.
-
-        Args:
-            name: the lock's.
-            then: gets the queue without holders whose sessions are over; or why it could not be read, and the queue as
-                far as it is known.
-            tried: how often this was done before.
-        """
-        names = self._telling(name)
-
-        def read(failure: Unavailable | None) -> None:
-            queue = self._queue(name)
-            if failure is not None:
-                then(failure, queue)
-            elif set(self._telling(name)).issubset(names):
-                then(None, locks.living(queue, self._memory.get))
-            elif tried < _READS:
-                self._read(name, then, tried + 1)  # memory did not know who holds it
-            else:
-                then(None, queue)
-
-        self._owner.backend.read(names, read)
-
-    def _telling(self, name: str) -> tuple[str, ...]:
-        """Return the names of a lock's record and, on a shared store, of its holders' sessions and its far places.
-
-        The rest of a longer queue is shown as this broker knows it: it changes all the time.
-        """
-        names = [locks.PREFIX + name]
-        if self._owner.backend.leases:
-            queue = self._queue(name)
-            names += [sessions.PREFIX + place.session for place in queue.holders[: locks.LOOKED_AT]]
-            far = islice(locks.far_places(name, queue, self._memory.get), READ_MAX - len(names))
-            names += [locks.far_name(name, place.session) for place in far]
-        return tuple(names)
+            settle(reply, Done(shown, record.revision if record is not None else 0))
 
     def _again(self, call: ParkedCall) -> None:
         """Take another place for a call that has lost its own, for the rest of its time."""
@@ -308,8 +278,7 @@ class Locks:
         self._give_back(call.message, given_back, if_waiting=True)
 
     def _looked(self, call: ParkedCall) -> None:
-        name = call.message.name
-        settle(call.reply, Done(self._shown(name, self._queue(name)), self._memory.history.revision))
+        settle(call.reply, Done(self._shown(call.message.name), self._memory.history.revision))
 
 
 def _key(message: Lock) -> Key:

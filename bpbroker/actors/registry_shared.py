@@ -233,7 +233,8 @@ class SharedBackend:
         if self.away:
             then(Unavailable(f"Nothing was changed: {self.away}"))
             return
-        record = Record(sessions.PREFIX + message.session, sessions.stored(message, time.time()))
+        value = sessions.stored(message, time.time(), secrets.token_hex(4))
+        record = Record(sessions.PREFIX + message.session, value)
         ttl, store = max(math.ceil(message.ttl_secs), math.ceil(sessions.TTL_MIN_SECS)), self._store
 
         def call() -> Outcome:
@@ -467,6 +468,9 @@ class SharedBackend:
 
     def _call(self, kind: Kind, call: Callable[[], Any], then: Callable[[Any], None], *, changes: bool = False) -> None:
         """Let a lane call the store; ``then`` gets the result or the error. ``changes``: whether it is a write."""
+        if self._stopping:
+            then(Unavailable(f"Nothing was changed: {self._stopping}" if changes else self._stopping))
+            return
         begun = time.monotonic()
 
         def ended(result: Any) -> None:
@@ -497,7 +501,7 @@ class SharedBackend:
         now = time.monotonic()
         if now >= self._sweep_at and not self.trouble:
             self._sweep()
-        if now - self._fresh_at >= CHECK_SECS and not self._reading:
+        if now - self._fresh_at >= CHECK_SECS and not self._reading and not self._stopping:
             self._reading = True
             self._call("read", self._store.check, self._read_ended)
         return now + CHECK_SECS

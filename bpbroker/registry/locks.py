@@ -18,7 +18,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from bpbroker.errors import AlreadyExists, Overloaded, PreconditionFailed, RequestError
-from bpbroker.record import INDEX_MAX, Record, when
+from bpbroker.record import INDEX_MAX, Record
 from bpbroker.registry import sessions
 from bpbroker.registry.requests import Done, Lock, Unlock
 
@@ -36,8 +36,8 @@ No lock's name begins with a blank, so these are before all locks in the order o
 NEAR = 8
 """How many of the waiting places are in the lock's own record; half as many are moved into it together."""
 _Kind = TypeVar("_Kind", bound=RequestError)
-LOOKED_AT: Final = 10
-"""For how many holders it is checked whether their sessions live."""
+_LOOKED_AT: Final = 10
+"""For how many holders it is checked whether their sessions live, when another session wants the lock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,8 @@ class Place:
     since: int
     """Unix time in seconds."""
     data: Any = None
+    within: str = ""
+    """The nonce of its session; empty: that has none, as without a shared store."""
 
     def at(self, revision: int) -> Place:
         """Return it as it is when its commit is durable at a revision."""
@@ -196,7 +198,7 @@ def _far_place(stored: bytes, revision: int) -> FarPlace:
 
 def _place(one: dict[str, Any], revision: int) -> Place:
     token = one["token"] if "token" in one else revision - one["back"]
-    return Place(one["session"], token, one["since"], one["data"])
+    return Place(one["session"], token, one["since"], one["data"], one.get("within", ""))
 
 
 def encode(queue: Queue, index: int) -> bytes:
@@ -218,6 +220,7 @@ def _encoded(place: Place, index: int) -> dict[str, Any]:
         **({"token": place.token} if place.token >= INDEX_MAX else {"back": index - place.token}),
         "since": place.since,
         "data": place.data,
+        **({"within": place.within} if place.within else {}),
     }
 
 
@@ -251,22 +254,16 @@ def lock(write: Lock, view: View, limits: Limits) -> Done:
     """
     sessions.must_live(view, write.session)
     name = PREFIX + write.name
-    if limits.ended_in_parts:
-        _leave_left(view, name, write.session)
+    within = _leave_left(view, name, write.session) if limits.ended_in_parts else ""
     queue = parse(view.get(name))
-    mine = queue.holds(write.session)
-    if mine is not None:
-        return Done() if mine.token < INDEX_MAX else _held_by(mine)
-    before, taken = queue, tuple[str, ...]()
-    if len(queue.holders) >= queue.limit:
-        queue, taken = _filled(living(queue, view.get), write.name, view)
-    if queue.place_of(write.session) is not None or _is_far(queue, write.name, write.session, view):
+    if queue.place_of(write.session) is not None:
         mine = queue.holds(write.session)
-        if mine is None:  # what else was found is for a write that changes something
-            return Done()
-        if queue != before:
-            _put(queue, write.name, view, taken)
-        return _held_by(mine)
+        return Done() if mine is None or mine.token < INDEX_MAX else _held_by(mine)
+    if queue.far is not None and view.get(far_name(write.name, write.session)) is not None:
+        return Done()
+    taken: tuple[str, ...] = ()
+    if len(queue.holders) >= queue.limit:
+        queue, taken = _filled(_without_dead(queue, view), write.name, view)
     if not queue.places:
         queue = Queue(write.limit)
     elif queue.limit != write.limit:
@@ -275,7 +272,7 @@ def lock(write: Lock, view: View, limits: Limits) -> Done:
         raise held(write.name, queue, partial(view.age, name))
     if queue.size >= limits.places:
         raise Overloaded(f"{limits.places} wait for the lock '{write.name}' already (_registry.max_places)")
-    place = Place(write.session, view.index, int(view.now), write.data)
+    place = Place(write.session, view.index, int(view.now), write.data, within)
     if queue.far is None and len(queue.places) < queue.limit + NEAR:
         _put(replace(queue, places=(*queue.places, place)), write.name, view, taken)
     else:
@@ -333,40 +330,31 @@ def _filled(queue: Queue, name: str, view: View) -> tuple[Queue, tuple[str, ...]
     return Queue(queue.limit, tuple(places), left), tuple(taken)
 
 
-def _is_far(queue: Queue, name: str, session: str, view: View) -> bool:
-    return queue.far is not None and view.get(far_name(name, session)) is not None
+def _without_dead(queue: Queue, view: View) -> Queue:
+    """Return the queue without holders whose sessions are over: their broker may not have known all their places."""
+    for place in queue.holders[:_LOOKED_AT]:
+        if not is_living(place, view):
+            queue = queue.without(place.session)
+    return queue
 
 
-def _leave_left(view: View, stored_name: str, session: str) -> None:
-    """Give back the place that an earlier session of the same name has left."""
+def is_living(place: Place, view: View) -> bool:
+    """Return whether the session lives that took a place, and not just a later one of its name."""
+    opened = view.get(sessions.PREFIX + place.session)
+    return opened is not None and (not place.within or sessions.nonce_of(opened) in ("", place.within))
+
+
+def _leave_left(view: View, stored_name: str, session: str) -> str:
+    """Give back the place that an earlier session of this name has left. Return the nonce of the present one."""
+    opened = view.get(sessions.PREFIX + session)
     queue = parse(view.get(stored_name))
     place = queue.place_of(session)
     if place is None and queue.far is not None:
         record = view.get(far_name(lock_of(stored_name), session))
         place = None if record is None else far_place(record).place
-    if place is not None and not is_living(place, view.get):
+    if place is not None and not is_living(place, view):
         leave(view, stored_name, session)
-
-
-def living(queue: Queue, get: Callable[[str], Record | None]) -> Queue:
-    """Return the queue without holders whose sessions are over.
-
-    On a shared store, the broker that ends a session may not know all its places.
-
-    Args:
-        queue: the queue.
-        get: returns a record.
-    """
-    for place in queue.holders[:LOOKED_AT]:
-        if not is_living(place, get):
-            queue = queue.without(place.session)
-    return queue
-
-
-def is_living(place: Place, get: Callable[[str], Record | None]) -> bool:
-    """Return whether the session lives that took a place, and not just a later one of the same name."""
-    opened = get(sessions.PREFIX + place.session)
-    return opened is not None and (not opened.revision or when(place.token) >= when(opened.revision))
+    return "" if opened is None else sessions.nonce_of(opened)
 
 
 def _held_by(place: Place) -> Done:
@@ -431,7 +419,7 @@ def must_hold(view: View, name: str, token: int, limits: Limits) -> None:
     """
     queue = parse(view.get(PREFIX + name))
     place = next((each for each in queue.holders if each.token == token), None)
-    if place is not None and limits.ended_in_parts and not is_living(place, view.get):
+    if place is not None and limits.ended_in_parts and not is_living(place, view):
         place = None
     # A place that is not durable yet has no token that a client could know.
     if token < INDEX_MAX or place is None:

@@ -58,7 +58,9 @@ def _is_older(view: View, name: str, session: str, opened: int) -> bool:
         return False
     if name.startswith(locks.PREFIX):
         place = locks.parse(found).place_of(session)
-        return place is not None and not locks.is_living(place, view.get)
+        if place is None or place.within:
+            return place is not None and not locks.is_living(place, view)
+        return when(place.token) < when(opened)
     return found.session == session and when(found.revision) < when(opened)
 
 

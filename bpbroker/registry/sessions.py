@@ -72,10 +72,22 @@ def open_session(write: Open, view: View, limits: Limits) -> Done:
     return Done({"session": write.session, "ttl": write.ttl_secs}, view.index)
 
 
-def stored(write: Open, now: float) -> bytes:
-    """Return the stored form of a session that is opened at this Unix time."""
+def stored(write: Open, now: float, nonce: str = "") -> bytes:
+    """Return the stored form of a session that is opened at this Unix time.
+
+    Args:
+        write: how it is opened.
+        now: Unix time in seconds.
+        nonce: tells it apart from other sessions of its name, on a shared store; empty: none.
+    """
     value = {"ttl": write.ttl_secs, "opened": int(now), "source": write.source}
-    return json.dumps(value | ({"key": write.key} if write.key else {})).encode()
+    more = {"key": write.key, "nonce": nonce}
+    return json.dumps(value | {key: text for key, text in more.items() if text}).encode()
+
+
+def nonce_of(record: Record) -> str:
+    """Return what tells a session apart from others of its name; empty: nothing does."""
+    return str(json.loads(record.json).get("nonce", ""))
 
 
 def expired(session: str, opened: Record | None, end: Done) -> Expired:
