@@ -21,7 +21,7 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def goes_on(path: Path, beats: int = 1, secs: float = 60.0) -> bool:
+def goes_on(path: Path, beats: int = 1, secs: float = 20.0) -> bool:
     """Return whether there are so many more beats, twenty a second at the most, within that time."""
     enough, end = size(path) + beats, time.monotonic() + secs
     while size(path) < enough:
@@ -31,7 +31,7 @@ def goes_on(path: Path, beats: int = 1, secs: float = 60.0) -> bool:
     return True
 
 
-def ends(path: Path, secs: float = 30.0) -> bool:
+def ends(path: Path, secs: float = 20.0) -> bool:
     """Return whether the beats end, within that time."""
     end = time.monotonic() + secs
     while time.monotonic() < end:

@@ -42,7 +42,7 @@ def held() -> Any:
 def test_killing_the_keeper_ends_the_command_and_what_it_started(beat: Path) -> None:
     program = "import sys; from bpbroker.client.cli.keeper import Keeper; Keeper(sys.argv[1:], {}).run()"
     keeper = subprocess.Popen([sys.executable, "-c", program, *command(WAITS, beat)])
-    assert heartbeat.goes_on(beat)
+    assert heartbeat.goes_on(beat, secs=60.0)
     keeper.kill()
     keeper.wait()
     assert heartbeat.ends(beat)
@@ -52,7 +52,7 @@ def test_a_lost_session_ends_the_command_and_what_it_started(beat: Path) -> None
     session = held()
 
     def lose() -> None:
-        assert heartbeat.goes_on(beat)
+        assert heartbeat.goes_on(beat, secs=60.0)
         session.stop_at = boottime()
         session.ends_at = session.stop_at + 1
 
@@ -67,7 +67,7 @@ def test_what_a_command_that_ended_well_left_running_goes_on(beat: Path, tmp_pat
     words = [sys.executable, "-c", STARTS, code, str(beat)]
     assert Keeper(words, {}).run() == 0
     try:
-        assert heartbeat.goes_on(beat, beats=40)
+        assert heartbeat.goes_on(beat, beats=40, secs=60.0)
     finally:
         until.touch()
 
