@@ -60,6 +60,7 @@ _HALF_CLOSED_SECS: Final = 1.0
 """How long a response is still made after the client has closed its end: it may have closed one direction only."""
 _LINGER_SECS: Final = 2.0
 _LINGER_BYTES: Final = 4 * 1024 * 1024
+"""How much is read and dropped of what a client still sends; the rest stays in the system's buffers."""
 _TLS_HANDSHAKE: Final = 0x16
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -410,8 +411,10 @@ class Connection:
         for _ in range(_DRAIN_AT_ONCE):
             received = self.socket.recv(_SLICE_BYTES)
             self._lingered += len(received)
-            if not received or self._lingered > _LINGER_BYTES:
+            if not received:
                 return Turn.CLOSE
+            if self._lingered > _LINGER_BYTES:
+                return Turn.NOTHING  # closing now would reset a client that is still sending: it has until the deadline
         return Turn.READ
 
     # --- the loop's thread, or a worker's ---

@@ -435,6 +435,22 @@ def test_an_address_can_have_so_many_connections_and_no_more(serve: Serve) -> No
     assert ask(server, GET % b"x") == (200, b"x")
 
 
+def test_a_refusal_reaches_a_client_that_looks_for_it_late(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reset would reach a client in the middle of its sending, and take the refusal away from it."""
+    monkeypatch.setattr("bpbroker.server.connection._LINGER_BYTES", 1024 * 1024)
+    server = serve()
+    with client(server) as sock:
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n")
+        sock.settimeout(0.2)
+        with suppress(TimeoutError):  # the broker reads no more: its system, and this one, keep what they can
+            for _ in range(1024):
+                sock.sendall(b"x" * 65536)
+        sock.settimeout(30)
+        status, body = answer(sock)
+        assert (status, b"max_body_bytes" in body) == (413, True)
+        eventually(lambda: server.loop.figures()["connections"] == 0)
+
+
 def test_silent_connections_end_by_their_deadline(serve: Serve) -> None:
     server = serve(handshake_timeout_secs=0.2)
     with socket.create_connection(("127.0.0.1", server.port), 30) as silent:
