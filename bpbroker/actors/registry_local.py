@@ -173,7 +173,7 @@ class LocalBackend:
         for group, outcome in committed:
             base = outcome.revision
             for change in group.changes:
-                name, revision = change.name, base + change.index
+                name, revision = change.name, base + change.place
                 after = change.after.at(base) if change.after is not None else None
                 put(name, after)
                 told.append((name, after, revision))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from bpbroker.errors import Unavailable
 from bpbroker.record import Record
@@ -25,16 +25,15 @@ ANYTHING: Final = Anything.ANYTHING
 """A change that happens whatever is there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """The next state of one name."""
+class Change(NamedTuple):
+    """The next state of one name. A named tuple, as :class:`~bpbroker.record.Record` is: each write makes one."""
 
     name: str
     after: Record | None
     """The next record; its revision is still an index in the commit. None: the record is removed."""
     expects: int | Anything = ANYTHING
     """The version that must be there for the change to happen, 0 for no record, or :data:`ANYTHING`."""
-    index: int = 0
+    place: int = 0
     """Place of the write that makes it in its commit. The change's revision is the commit's plus this."""
 
 

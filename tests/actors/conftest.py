@@ -63,7 +63,7 @@ class Ledger:
         self.commits.append(tuple(change.name for change in changes))
         revision = self.sequence + 1
         for change in changes:
-            self.sequence = max(self.sequence, revision + change.index)
+            self.sequence = max(self.sequence, revision + change.place)
             if change.after is None:
                 self.entries.pop(change.name, None)
             else:

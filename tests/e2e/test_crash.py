@@ -41,7 +41,7 @@ def early(store, groups):
     changes = [change for group in groups for change in group.changes]
     late.update((change.name, Group((change,))) for change in changes)
     revision = store._revisions.next(store._sequence)
-    store._sequence = revision + max(change.index for change in changes)
+    store._sequence = revision + max(change.place for change in changes)
     if len(late) >= 8:
         commit(store, list(late.values()))
         late.clear()

@@ -58,7 +58,7 @@ def test_each_write_meets_those_before_it() -> None:
     batch = memory.take_batch()
     assert [write.names for write in batch.writes] == [("_taken/a", "a"), ("a",), ("a",)]
     ((change,),) = (group.changes for group in batch.groups())
-    assert (change.name, change.expects, change.index) == ("a", ANYTHING, 3)
+    assert (change.name, change.expects, change.place) == ("a", ANYTHING, 3)
     assert change.after is not None
     assert b'"y": 2' in change.after.json
     assert (made.json == change.after.json, memory.batch.writes) == (False, [])

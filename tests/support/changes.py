@@ -11,7 +11,7 @@ from bpbroker.registry.stored import split
 
 def change(name: str, value: bytes | None, index: int = 0) -> Group:
     """Return one change as a group of its own."""
-    return Group((Change(name, None if value is None else Record(name, value, index), index=index),))
+    return Group((Change(name, None if value is None else Record(name, value, index), place=index),))
 
 
 def without_revisions(entries: Mapping[str, bytes]) -> dict[str, bytes]:

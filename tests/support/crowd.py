@@ -25,7 +25,7 @@ from dataclasses import replace
 commit = EtcdStore.commit
 
 def blind(group):
-    changes = tuple(replace(change, expects=ANYTHING) for change in group.changes)
+    changes = tuple(change._replace(expects=ANYTHING) for change in group.changes)
     return replace(group, changes=changes, compared=(), empty=())
 
 EtcdStore.commit = lambda store, groups: commit(store, [blind(group) for group in groups])

@@ -61,6 +61,13 @@ def test_a_commit_says_so(opened: Opened) -> None:
     assert one.revision > 1_700_000_000_000
 
 
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 200])
+def test_a_commit_of_any_size_is_written_whole(journal: Path, opened: Opened, count: int) -> None:
+    values = {f"name-{number}": b'{"n": %d}' % number if number % 3 else None for number in range(count)}
+    opened().commit([change(name, value, place) for place, (name, value) in enumerate(values.items(), 1)])
+    assert changes_of(journal) == values
+
+
 def test_only_the_owner_may_read_it(journal: Path, opened: Opened) -> None:
     opened().commit([change("a", b"{}")])
     for path in journal.parent.glob("*.journal*"):
