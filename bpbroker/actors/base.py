@@ -4,9 +4,9 @@ Pykka has threads, inboxes and lifecycle. This module solves what it leaves to i
 handler that raises on ``tell`` kills the actor, ``SystemExit`` in a handler stops *all* actors, inboxes have no bound,
 and a request is carried out even if its asker does not wait any more.
 
-Replies are :class:`concurrent.futures.Future`, not pykka's own future, because
-the HTTP frontend must be called back when a reply comes instead of keeping a
-thread waiting for it, and pykka's future has no callback.
+Replies have the interface of :class:`concurrent.futures.Future`, not that of pykka's own future, because the HTTP
+frontend must be called back when a reply comes instead of keeping a thread waiting for it, and pykka's future has no
+callback.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import pykka
 
 from bpbroker import messages
 from bpbroker.actors.inbox import Envelope, Inbox
+from bpbroker.actors.reply import Reply
 from bpbroker.actors.worker import STALLED_SECS, AtWork, Worker
 from bpbroker.errors import BpbrokerError, TimedOut, Unavailable
 
@@ -317,7 +318,7 @@ class ActorAddress:
     def ask(self, message: Any, timeout_secs: float) -> Future[Any]:
         """See :meth:`bpbroker.messages.Address.ask`."""
         ref = self._ref
-        reply: Future[Any] = Future()
+        reply: Future[Any] = Reply()
         try:
             if ref is None:
                 raise pykka.ActorDeadError
