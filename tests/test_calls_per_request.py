@@ -24,9 +24,9 @@ import pytest
 
 import bpbroker
 from bpbroker.actors.inbox import Envelope
+from bpbroker.actors.lockless_future import LocklessFuture
 from bpbroker.actors.registry import Registry
 from bpbroker.actors.registry_local import LocalBackend
-from bpbroker.actors.reply import Reply
 from bpbroker.config import layers
 from bpbroker.frontend import access_log
 from bpbroker.frontend.access_keys import NamedKeys
@@ -67,7 +67,7 @@ class Registered:
 
     def ask(self, message: Any, timeout_secs: float) -> Future[Any]:
         assert timeout_secs > 0
-        reply: Future[Any] = Reply()
+        reply: Future[Any] = LocklessFuture()
         self._actor.on_receive(Envelope(message, reply))
         while not self._actor.actor_inbox.empty():
             self._actor.on_receive(self._actor.actor_inbox.get().message)

@@ -24,7 +24,7 @@ import pykka
 
 from bpbroker import messages
 from bpbroker.actors.inbox import Envelope, Inbox
-from bpbroker.actors.reply import Reply
+from bpbroker.actors.lockless_future import LocklessFuture
 from bpbroker.actors.worker import STALLED_SECS, AtWork, Worker
 from bpbroker.errors import BpbrokerError, TimedOut, Unavailable
 
@@ -318,7 +318,7 @@ class ActorAddress:
     def ask(self, message: Any, timeout_secs: float) -> Future[Any]:
         """See :meth:`bpbroker.messages.Address.ask`."""
         ref = self._ref
-        reply: Future[Any] = Reply()
+        reply: Future[Any] = LocklessFuture()
         try:
             if ref is None:
                 raise pykka.ActorDeadError

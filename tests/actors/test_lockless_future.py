@@ -1,4 +1,4 @@
-"""A reply behaves as the future of the standard library does: each test is of both."""
+"""A future without a lock behaves as the future of the standard library does: each test is of both."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpbroker.actors.reply import Reply
+from bpbroker.actors.lockless_future import LocklessFuture
 
 Make = Callable[[], "Future[Any]"]
-both = pytest.mark.parametrize("make", [Future, Reply])
+both = pytest.mark.parametrize("make", [Future, LocklessFuture])
 THREADS = 4
 
 
@@ -83,7 +83,7 @@ def test_who_waits_is_woken(make: Make) -> None:
 
 
 def test_a_wait_that_is_over_leaves_nothing() -> None:
-    reply: Reply[int] = Reply()
+    reply: LocklessFuture[int] = LocklessFuture()
     for _ in range(3):
         with pytest.raises(FutureTimeout):
             reply.result(0)
@@ -132,10 +132,10 @@ def test_an_error_that_is_kept_does_not_keep_the_reply(make: Make) -> None:
 
 
 def test_it_can_be_shown() -> None:
-    reply: Reply[int] = Reply()
-    assert repr(reply) == "<Reply: pending>"
+    reply: LocklessFuture[int] = LocklessFuture()
+    assert repr(reply) == "<LocklessFuture: pending>"
     reply.set_result(1)
-    assert repr(reply) == "<Reply: value>"
+    assert repr(reply) == "<LocklessFuture: value>"
 
 
 def _settle(reply: Future[int], how: int) -> bool:
@@ -150,7 +150,7 @@ def _settle(reply: Future[int], how: int) -> bool:
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=6), st.integers(0, 5))
 def test_threads_that_settle_it_at_once_agree_on_one_outcome(hows: list[int], callbacks: int) -> None:
-    reply: Reply[int] = Reply()
+    reply: LocklessFuture[int] = LocklessFuture()
     begin = threading.Barrier(len(hows) + 1)
     won: list[int] = []
     called: list[int] = []
