@@ -171,7 +171,11 @@ class Locks:
         queue = locks.parse(record)
         if near is not None:
             for place in queue.holders:
-                for call in parked.at(("lock", f"{name}/{place.session}")):
+                key: Key = ("lock", f"{name}/{place.session}")
+                if not self._is_living(place):
+                    self._look_again(key)
+                    continue
+                for call in parked.at(key):
                     if parked.remove(call):
                         settle(call.reply, _granted(place.session, place))
             now = _sessions(queue)
@@ -184,6 +188,13 @@ class Locks:
         # All of them wait for another token; a call that came after the change gets the same reply.
         if looking is not None and queue.token != looking.message.unless_token:
             self._owner.tell_self(_Tell(name))  # the other places may not be known yet
+
+    def _is_living(self, place: locks.Place) -> bool:
+        """Return whether a place is no left one of an earlier session of its name, as far as is known here.
+
+        Only a shared store has such places.
+        """
+        return not self._owner.backend.leases or locks.is_living(place, self._memory.get)
 
     def _look_again(self, key: Key) -> None:
         """Check later why calls lost their place: the session is over, or an earlier call of it gave it back."""
@@ -241,9 +252,9 @@ class Locks:
         """Take another place for a call that has lost its own, for the rest of its time."""
         name, session = call.message.name, call.message.session
         queue = self._queue(name)
-        if self._has_place(name, session, queue):
+        place = queue.holds(session)
+        if self._has_place(name, session, queue) and (place is None or self._is_living(place)):
             self._near.setdefault(name, _sessions(queue))
-            place = queue.holds(session)
             if place is not None and self._memory.parked.remove(call):
                 settle(call.reply, _granted(session, place))
             return

@@ -66,6 +66,8 @@ class Sessions:
         """Client to its sessions."""
         self._coming = Coming()
         """The sessions that calls under way may open."""
+        self._unswept: dict[str, Record | None] = {}
+        """Sessions of a shared store whose records could not be removed, each as it was opened."""
         self._memory.session_began = self._began
         self._memory.session_ended = self._ended
         self.handlers: Mapping[type, Callable[[Any], Any]] = {
@@ -125,6 +127,7 @@ class Sessions:
 
         def gone(result: Any) -> None:
             if isinstance(result, BaseException):
+                self._unswept[session] = opened  # nobody else may know of them: the session may have been opened again
                 return
             if result.ended:
                 self._owner.expired(sessions.expired(session, opened, result))
@@ -225,6 +228,13 @@ class Sessions:
             self._tidy_at = now + _TIDY_SECS
             self._times.tidy()
             self.tidy()
+            self._sweep_again()
+
+    def _sweep_again(self) -> None:
+        """Try again to remove what could not be removed."""
+        unswept, self._unswept = self._unswept, {}
+        for session, opened in unswept.items():
+            self._sweep(session, opened)
 
     def tidy(self) -> None:
         """Remove own records that are too old to be needed, by a clock that does not jump."""

@@ -333,15 +333,31 @@ def _filled(queue: Queue, name: str, view: View) -> tuple[Queue, tuple[str, ...]
 def _without_dead(queue: Queue, view: View) -> Queue:
     """Return the queue without holders whose sessions are over: their broker may not have known all their places."""
     for place in queue.holders[:_LOOKED_AT]:
-        if not is_living(place, view):
+        if not is_living(place, view.get):
             queue = queue.without(place.session)
     return queue
 
 
-def is_living(place: Place, view: View) -> bool:
-    """Return whether the session lives that took a place, and not just a later one of its name."""
-    opened = view.get(sessions.PREFIX + place.session)
-    return opened is not None and (not place.within or sessions.nonce_of(opened) in ("", place.within))
+def is_living(place: Place, get: Callable[[str], Record | None]) -> bool:
+    """Return whether the session lives that took a place, and not just a later one of its name.
+
+    Args:
+        place: the place.
+        get: returns a record.
+    """
+    opened = get(sessions.PREFIX + place.session)
+    return opened is not None and is_within(place, opened) is not False
+
+
+def is_within(place: Place, opened: Record) -> bool | None:
+    """Return whether a session took a place itself, by their nonces; None if one of them has none.
+
+    Args:
+        place: the place.
+        opened: the session's record.
+    """
+    nonce = sessions.nonce_of(opened)
+    return place.within == nonce if place.within and nonce else None
 
 
 def _leave_left(view: View, stored_name: str, session: str) -> str:
@@ -352,7 +368,7 @@ def _leave_left(view: View, stored_name: str, session: str) -> str:
     if place is None and queue.far is not None:
         record = view.get(far_name(lock_of(stored_name), session))
         place = None if record is None else far_place(record).place
-    if place is not None and not is_living(place, view):
+    if place is not None and not is_living(place, view.get):
         leave(view, stored_name, session)
     return "" if opened is None else sessions.nonce_of(opened)
 
@@ -364,11 +380,11 @@ def _held_by(place: Place) -> Done:
     return Done({"since": place.since, "token": place.token})
 
 
-def unlock(write: Unlock, view: View, _limits: Limits) -> Done:
+def unlock(write: Unlock, view: View, limits: Limits) -> Done:
     """Give a place back."""
     if write.if_waiting:
         mine = parse(view.get(PREFIX + write.name)).holds(write.session)
-        if mine is not None:
+        if mine is not None and (not limits.ended_in_parts or is_living(mine, view.get)):
             return _held_by(mine)
     return Done(revision=view.index) if leave(view, PREFIX + write.name, write.session) else Done()
 
@@ -419,7 +435,7 @@ def must_hold(view: View, name: str, token: int, limits: Limits) -> None:
     """
     queue = parse(view.get(PREFIX + name))
     place = next((each for each in queue.holders if each.token == token), None)
-    if place is not None and limits.ended_in_parts and not is_living(place, view):
+    if place is not None and limits.ended_in_parts and not is_living(place, view.get):
         place = None
     # A place that is not durable yet has no token that a client could know.
     if token < INDEX_MAX or place is None:

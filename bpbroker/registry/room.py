@@ -18,7 +18,9 @@ NAMES_OF_ONE_END: Final = 5
 it or those that move up."""
 _NAMES: Final = 8
 """The most names of one write; a few more where it checks the sessions of several holders."""
-_NAMES_OF_OPERATION: Final = 4
+_NAMES_OF_OPERATION: Final = 5
+"""The most names of an operation of a batch: the entry, whether it was taken, its session, a lock, the holder's
+session."""
 _OTHERS: Final = "_taken/"
 """Names that each write of an entry reads for itself."""
 

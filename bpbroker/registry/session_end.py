@@ -35,7 +35,7 @@ def expire(write: Expire, view: View, limits: Limits) -> Done:
     """
     opened, names = view.get(sessions.PREFIX + write.session), view.names_of(write.session)
     if opened is not None and limits.ended_in_parts:
-        names = [name for name in names if _is_older(view, name, write.session, opened.revision)]
+        names = [name for name in names if _is_older(view, name, write.session, opened)]
         if not names:
             return Done()
     elif opened is not None:
@@ -51,17 +51,18 @@ def expire(write: Expire, view: View, limits: Limits) -> Done:
     return Done(revision=view.index if view.changes else 0, ended=tuple(names))
 
 
-def _is_older(view: View, name: str, session: str, opened: int) -> bool:
-    """Return whether an entry or place belongs to an earlier session than the one opened at a revision."""
+def _is_older(view: View, name: str, session: str, opened: Record) -> bool:
+    """Return whether an entry or place belongs to an earlier session than one of its name that was opened."""
     found = view.get(name)
     if found is None:
         return False
     if name.startswith(locks.PREFIX):
         place = locks.parse(found).place_of(session)
-        if place is None or place.within:
-            return place is not None and not locks.is_living(place, view)
-        return when(place.token) < when(opened)
-    return found.session == session and when(found.revision) < when(opened)
+        if place is None:
+            return False
+        own = locks.is_within(place, opened)
+        return when(place.token) < when(opened.revision) if own is None else not own
+    return found.session == session and when(found.revision) < when(opened.revision)
 
 
 def _let_go(view: View, name: str, session: str) -> Record | None:

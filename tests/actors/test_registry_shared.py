@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bpbroker.actors import registry_shared
+from bpbroker.actors import registry_sessions, registry_shared
+from bpbroker.actors.registry import Registry
+from bpbroker.config import layers
 from bpbroker.errors import AlreadyExists, NotFound, Overloaded, PreconditionFailed, StorageFull, Unavailable
 from bpbroker.messages import Condition, Delete, Deleted, Exists, Get, List, Ping, Register, Replace, Snapshot, Update
 from bpbroker.record import INDEX_MAX, Record
@@ -463,6 +465,78 @@ def test_a_session_has_no_place_of_an_earlier_one_of_its_name(
     assert (shown["token"], shown["waiting"]) == (again.result(10).data["token"], [])
 
 
+def opened_elsewhere(ledger: SharedLedger, session: str, **changed: Any) -> None:
+    """Let another broker close a session and open another one of its name; this broker does not know yet."""
+    value = {**json.loads(ledger.entries[f"_session/{session}"][0]), "nonce": "another", **changed}
+    ledger.put(
+        f"_session/{session}", json.dumps({key: each for key, each in value.items() if each is not None}).encode()
+    )
+
+
+@pytest.mark.parametrize("nonce", ["another", None])
+def test_a_place_that_an_earlier_session_left_goes_whichever_broker_opened_the_later_one(
+    quiet: SharedLedger, shared_registry: Asked, nonce: str | None
+) -> None:
+    """Brokers of earlier builds write no nonce."""
+    shared_registry(Open("s", 60, IP))
+    shared_registry(Lock("l", "s", IP))
+    opened_elsewhere(quiet, "s", nonce=nonce)
+    shared_registry(Expire("s"))
+    assert "_lock/l" not in quiet.entries
+    assert shared_registry(Lock("l", "s", IP)).data["token"]
+    shared_registry(Expire("s"))
+    assert "_lock/l" in quiet.entries
+
+
+def test_what_an_earlier_session_left_goes_also_if_it_could_not_be_removed_at_first(
+    shared_ledger: SharedLedger, run: Callable[..., Asked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_sessions, "_TIDY_SECS", 0.2)
+    registry = run(Registry, registry_shared.SharedBackend(lambda: shared_ledger), layers.freeze(layers.DEFAULTS))
+    until(lambda: registry(Ping()).ok)
+    registry(Open("s", 60, IP))
+    registry(Lock("l", "s", IP))
+    shared_ledger.failures = [Unavailable("away")]
+    opened_elsewhere(shared_ledger, "s")
+    until(lambda: not shared_ledger.failures)
+    until(lambda: "_lock/l" not in shared_ledger.entries)
+
+
+def test_who_waits_is_not_granted_the_place_of_an_earlier_session_of_its_name(
+    quiet: SharedLedger, shared_registry: Asked
+) -> None:
+    for session in ("s1", "s2"):
+        shared_registry(Open(session, 60, IP))
+    shared_registry(Lock("l", "s1", IP))
+    waiting = shared_registry.send(Lock("l", "s2", IP, wait_secs=60))
+    until(lambda: shared_registry(Ping()).figures["waiting"] == 1)
+    left = json.loads(quiet.entries["_lock/l"][0])["places"][1]
+    opened_elsewhere(quiet, "s2")
+    quiet.failures = [Unavailable("away")]  # so that the left place is not removed just now
+    quiet.tell(Changes((quiet._seen("_session/s2"),), 0))
+    until(lambda: not quiet.failures)
+    shared_registry(Unlock("l", "s1"))
+    token = waiting.result(10).data["token"]
+    assert own(shared_registry(Replace("a", {}, IP, condition=Condition(lock=("l", token))))) == {}
+    assert left["within"] not in quiet.entries["_lock/l"][0].decode()
+
+
+def test_whose_time_is_over_does_not_get_the_place_of_an_earlier_session_of_its_name(
+    quiet: SharedLedger, shared_registry: Asked
+) -> None:
+    for session in ("s1", "s2"):
+        shared_registry(Open(session, 60, IP))
+    shared_registry(Lock("l", "s1", IP))
+    waiting = shared_registry.send(Lock("l", "s2", IP, wait_secs=0.3))
+    until(lambda: shared_registry(Ping()).figures["waiting"] == 1)
+    opened_elsewhere(quiet, "s2")
+    lock = json.loads(quiet.entries["_lock/l"][0])  # given back elsewhere, which this broker does not know either
+    quiet.put("_lock/l", json.dumps({**lock, "places": lock["places"][1:]}).encode())
+    with pytest.raises(AlreadyExists):
+        waiting.result(10)
+    assert "_lock/l" not in quiet.entries
+
+
 def test_who_was_not_in_time_is_told_so_when_the_place_is_given_back(
     quiet: SharedLedger, shared_registry: Asked
 ) -> None:
@@ -713,13 +787,9 @@ def test_what_is_no_entry_is_told_and_left_alone(quiet: SharedLedger, shared_reg
 def test_it_starts_without_its_store_and_serves_when_it_comes(
     shared_ledger: SharedLedger, run: Callable[..., Asked]
 ) -> None:
-    from bpbroker.actors.registry import Registry
-    from bpbroker.actors.registry_shared import SharedBackend
-    from bpbroker.config import layers
-
     shared_ledger.put("a", b"{}")
     shared_ledger.away = Unavailable("nobody there")
-    registry = run(Registry, SharedBackend(lambda: shared_ledger), layers.freeze(layers.DEFAULTS))
+    registry = run(Registry, registry_shared.SharedBackend(lambda: shared_ledger), layers.freeze(layers.DEFAULTS))
     assert registry(Ping()).detail == "nobody there"
     assert registry(Exists("a")) == ""
     for message in (Get("a"), Get("a", local=True), List(), Replace("a", {}, IP), Snapshot()):
@@ -793,14 +863,10 @@ def test_what_belongs_to_a_session_goes_when_its_lease_ends(
 
 
 def test_what_a_dead_session_left_is_swept_at_the_start(shared_ledger: SharedLedger, run: Callable[..., Asked]) -> None:
-    from bpbroker.actors.registry import Registry
-    from bpbroker.actors.registry_shared import SharedBackend
-    from bpbroker.config import layers
-
     shared_ledger.put("a", b'{"x": 1, "last_write_session": "dead"}')
     shared_ledger.put("b", b'{"x": 1, "last_write_session": "alive"}')
     shared_ledger.put("_session/alive", b'{"ttl": 60}')
-    run(Registry, SharedBackend(lambda: shared_ledger), layers.freeze(layers.DEFAULTS))
+    run(Registry, registry_shared.SharedBackend(lambda: shared_ledger), layers.freeze(layers.DEFAULTS))
     until(lambda: "a" not in shared_ledger.entries)
     assert "b" in shared_ledger.entries
 
