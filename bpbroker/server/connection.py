@@ -98,7 +98,7 @@ class Turn(Enum):
     ASK = "ask"
     """The actor has to be asked, together with those of other requests of this round. Until it replies, as READ."""
     NOTHING = "nothing"
-    """An actor's reply; nothing is read from the client before."""
+    """An actor's reply, or the deadline; nothing is read from the client before."""
     AGAIN = "again"
     """A turn of the other connections; this one could go on at once."""
     CLOSE = "close"
