@@ -27,7 +27,7 @@ from bpbroker.server.request import network_of
 
 @dataclass(frozen=True, slots=True)
 class _Again:
-    """From the registry to itself: a waiting call may have lost its place."""
+    """From the registry to itself: a waiting call may have lost its place, or it may be its turn."""
 
     call: ParkedCall
 
@@ -119,7 +119,7 @@ class Locks:
             settle(reply, _got(message.session, result))
             return
         queue = self._queue(message.name)
-        if self._has_place(message.name, message.session, queue):
+        if self._lives_in(message.name, message.session, queue):
             place = queue.holds(message.session)
             if place is not None:
                 settle(reply, _granted(message.session, place))
@@ -127,17 +127,21 @@ class Locks:
                 fail(reply, self._held(message.name))
             elif self._waiting.park(_key(message), message, reply):
                 self._near.setdefault(message.name, _sessions(queue))
+                self._look_at_holders(queue)
             else:
                 self._give_back(message, lambda _: None, if_waiting=False)
         else:
-            # Another call gave it back, or the session is over; or memory reads a shared store again. A new decision
-            # is made on the state of the store.
+            # Another call gave it back, or its session is over, whether or not there is a later one of its name; or
+            # memory reads a shared store again. A new decision is made on the state of the store.
             self._owner.ask_self(message, partial(self._placed, message, reply))
 
     def _has_place(self, name: str, session: str, queue: locks.Queue) -> bool:
-        return queue.place_of(session) is not None or (
-            queue.far is not None and self._memory.get(locks.far_name(name, session)) is not None
-        )
+        return locks.place_in(name, queue, session, self._memory.get) is not None
+
+    def _lives_in(self, name: str, session: str, queue: locks.Queue) -> bool:
+        """Return whether a session has a place, and not one that an earlier session of its name has left."""
+        place = locks.place_in(name, queue, session, self._memory.get)
+        return place is not None and locks.is_living(place, self._memory.get)
 
     def _give_back(self, message: Lock, then: Callable[[Any], None], *, if_waiting: bool) -> None:
         """Give a place back, unless another call of its session waits for it.
@@ -171,9 +175,9 @@ class Locks:
         queue = locks.parse(record)
         if near is not None:
             for place in queue.holders:
-                key: Key = ("lock", f"{name}/{place.session}")
-                if not self._is_living(place):
-                    self._look_again(key)
+                key = ("lock", f"{name}/{place.session}")
+                if self._owner.backend.leases:
+                    self._look_again(key)  # the same news may end its session, and open it again; that comes last
                     continue
                 for call in parked.at(key):
                     if parked.remove(call):
@@ -185,19 +189,22 @@ class Locks:
                 del self._near[name]
             else:
                 self._near[name] = now
+                self._look_at_holders(queue)
         # All of them wait for another token; a call that came after the change gets the same reply.
         if looking is not None and queue.token != looking.message.unless_token:
             self._owner.tell_self(_Tell(name))  # the other places may not be known yet
 
-    def _is_living(self, place: locks.Place) -> bool:
-        """Return whether a place is no left one of an earlier session of its name, as far as is known here.
-
-        Only a shared store has such places.
-        """
-        return not self._owner.backend.leases or locks.is_living(place, self._memory.get)
+    def _look_at_holders(self, queue: locks.Queue) -> None:
+        """Let the places go that nobody gives back, as their sessions are over: calls wait for them."""
+        if self._owner.backend.leases:
+            for place in locks.dead_holders(queue, self._memory.get):
+                self._sessions.sweep_soon(place.session)
 
     def _look_again(self, key: Key) -> None:
-        """Check later why calls lost their place: the session is over, or an earlier call of it gave it back."""
+        """Check later what became of the place for which calls wait.
+
+        It may be their turn. Or it is lost: the session is over, or an earlier call of it gave the place back.
+        """
         for call in self._memory.parked.at(key):
             self._owner.tell_self(_Again(call))
 
@@ -249,12 +256,12 @@ class Locks:
             settle(reply, Done(shown, record.revision if record is not None else 0))
 
     def _again(self, call: ParkedCall) -> None:
-        """Take another place for a call that has lost its own, for the rest of its time."""
+        """Grant the lock to a call whose turn it is, or take another place for one that has lost its own."""
         name, session = call.message.name, call.message.session
         queue = self._queue(name)
-        place = queue.holds(session)
-        if self._has_place(name, session, queue) and (place is None or self._is_living(place)):
+        if self._lives_in(name, session, queue):
             self._near.setdefault(name, _sessions(queue))
+            place = queue.holds(session)
             if place is not None and self._memory.parked.remove(call):
                 settle(call.reply, _granted(session, place))
             return

@@ -27,6 +27,8 @@ _TIDY_SECS: Final = 60.0
 _FORGOTTEN_AT_ONCE: Final = 50
 _CLOSED_KEPT_SECS: Final = 600
 """How long the note is kept that a session was closed, on a shared store."""
+_AGAIN_SECS: Final = 10.0
+"""After how long it is tried again, on a shared store, to remove what an ended session left."""
 _BATCHES_KEPT_SECS: Final = 3600
 """How long the id of a batch is kept, to recognise a repetition."""
 
@@ -66,8 +68,11 @@ class Sessions:
         """Client to its sessions."""
         self._coming = Coming()
         """The sessions that calls under way may open."""
-        self._unswept: dict[str, Record | None] = {}
-        """Sessions of a shared store whose records could not be removed, each as it was opened."""
+        self._left: dict[str, Record | None] = {}
+        """Ended sessions of a shared store that have left something, as far as their removal failed, with their records
+        if these are known. Each may have been opened again: the store does not show then that it ended."""
+        self._left_at = float("inf")
+        """When this is to be removed."""
         self._memory.session_began = self._began
         self._memory.session_ended = self._ended
         self.handlers: Mapping[type, Callable[[Any], Any]] = {
@@ -121,20 +126,30 @@ class Sessions:
 
     def _sweep(self, session: str, opened: Record | None) -> None:
         """Remove what a session of a shared store left, a part at a time; one of the brokers does each part."""
+        self._left.pop(session, None)
         names = len(self._memory.belongings.get(session, ()))
         if not names:
             return
 
         def gone(result: Any) -> None:
             if isinstance(result, BaseException):
-                self._unswept[session] = opened  # nobody else may know of them: the session may have been opened again
+                self._sweep_at(time.monotonic() + _AGAIN_SECS, session, opened)
                 return
             if result.ended:
                 self._owner.expired(sessions.expired(session, opened, result))
-            if len(self._memory.belongings.get(session, ())) < names:
+            # A later session of the name may have got more meanwhile than was removed.
+            if result.revision or len(self._memory.belongings.get(session, ())) < names:
                 self._sweep(session, opened)
 
         self._owner.ask_self(Expire(session), gone)
+
+    def _sweep_at(self, moment: float, session: str, opened: Record | None = None) -> None:
+        self._left_at = min(self._left_at, moment) if self._left else moment
+        self._left.setdefault(session, opened)
+
+    def sweep_soon(self, session: str) -> None:
+        """Remove later what a session of a shared store left that seems to be over; others may wait for it."""
+        self._sweep_at(time.monotonic(), session)
 
     def _open(self, message: Open) -> Any:
         owner, session, reply = self._owner, message.session, self._owner.reply
@@ -223,18 +238,14 @@ class Sessions:
         if not self._owner.backend.leases:
             for session in list(self._times.over(now)):
                 self._expire(session)
+        elif self._left and now >= self._left_at and not self._owner.backend.trouble:
+            for session, opened in list(self._left.items()):
+                self._sweep(session, opened)
         self._tick_at = now + self._times.tick_secs
         if now >= self._tidy_at:
             self._tidy_at = now + _TIDY_SECS
             self._times.tidy()
             self.tidy()
-            self._sweep_again()
-
-    def _sweep_again(self) -> None:
-        """Try again to remove what could not be removed."""
-        unswept, self._unswept = self._unswept, {}
-        for session, opened in unswept.items():
-            self._sweep(session, opened)
 
     def tidy(self) -> None:
         """Remove own records that are too old to be needed, by a clock that does not jump."""

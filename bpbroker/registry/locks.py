@@ -18,7 +18,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from bpbroker.errors import AlreadyExists, Overloaded, PreconditionFailed, RequestError
-from bpbroker.record import INDEX_MAX, Record
+from bpbroker.record import INDEX_MAX, Record, when
 from bpbroker.registry import sessions
 from bpbroker.registry.requests import Done, Lock, Unlock
 
@@ -37,7 +37,7 @@ NEAR = 8
 """How many of the waiting places are in the lock's own record; half as many are moved into it together."""
 _Kind = TypeVar("_Kind", bound=RequestError)
 _LOOKED_AT: Final = 10
-"""For how many holders it is checked whether their sessions live, when another session wants the lock."""
+"""For how many holders it is checked whether their sessions live, when another session wants the lock or waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +242,22 @@ def far_places(name: str, queue: Queue, get: Callable[[str], Record | None]) -> 
         session, left = far.after, left - 1
 
 
+def place_in(name: str, queue: Queue, session: str, get: Callable[[str], Record | None]) -> Place | None:
+    """Return a session's place, also one that is far.
+
+    Args:
+        name: the lock's.
+        queue: what is in the lock's own record.
+        session: whose place.
+        get: returns a record.
+    """
+    place = queue.place_of(session)
+    if place is not None or queue.far is None:
+        return place
+    record = get(far_name(name, session))
+    return None if record is None else far_place(record).place
+
+
 def lock(write: Lock, view: View, limits: Limits) -> Done:
     """Take a place, or return the session's own; without waiting, only a place that holds the lock.
 
@@ -332,10 +348,14 @@ def _filled(queue: Queue, name: str, view: View) -> tuple[Queue, tuple[str, ...]
 
 def _without_dead(queue: Queue, view: View) -> Queue:
     """Return the queue without holders whose sessions are over: their broker may not have known all their places."""
-    for place in queue.holders[:_LOOKED_AT]:
-        if not is_living(place, view.get):
-            queue = queue.without(place.session)
+    for place in dead_holders(queue, view.get):
+        queue = queue.without(place.session)
     return queue
+
+
+def dead_holders(queue: Queue, get: Callable[[str], Record | None]) -> tuple[Place, ...]:
+    """Return holders, of the first ones, whose sessions are over; ``get`` returns a record."""
+    return tuple(place for place in queue.holders[:_LOOKED_AT] if not is_living(place, get))
 
 
 def is_living(place: Place, get: Callable[[str], Record | None]) -> bool:
@@ -346,28 +366,25 @@ def is_living(place: Place, get: Callable[[str], Record | None]) -> bool:
         get: returns a record.
     """
     opened = get(sessions.PREFIX + place.session)
-    return opened is not None and is_within(place, opened) is not False
+    # Without a nonce only revisions could tell, and after a restore a holder's token is lower than its session.
+    return opened is not None and not (place.within and is_earlier(place, opened))
 
 
-def is_within(place: Place, opened: Record) -> bool | None:
-    """Return whether a session took a place itself, by their nonces; None if one of them has none.
+def is_earlier(place: Place, opened: Record) -> bool:
+    """Return whether a place was taken in an earlier session than the one that is open under its name.
 
-    Args:
-        place: the place.
-        opened: the session's record.
+    Brokers of earlier builds write neither with a nonce. Where one of the two has none, revisions decide.
     """
     nonce = sessions.nonce_of(opened)
-    return place.within == nonce if place.within and nonce else None
+    if place.within and nonce:
+        return place.within != nonce
+    return when(place.token) < when(opened.revision)
 
 
 def _leave_left(view: View, stored_name: str, session: str) -> str:
     """Give back the place that an earlier session of this name has left. Return the nonce of the present one."""
     opened = view.get(sessions.PREFIX + session)
-    queue = parse(view.get(stored_name))
-    place = queue.place_of(session)
-    if place is None and queue.far is not None:
-        record = view.get(far_name(lock_of(stored_name), session))
-        place = None if record is None else far_place(record).place
+    place = place_in(lock_of(stored_name), parse(view.get(stored_name)), session, view.get)
     if place is not None and not is_living(place, view.get):
         leave(view, stored_name, session)
     return "" if opened is None else sessions.nonce_of(opened)
@@ -384,6 +401,7 @@ def unlock(write: Unlock, view: View, limits: Limits) -> Done:
     """Give a place back."""
     if write.if_waiting:
         mine = parse(view.get(PREFIX + write.name)).holds(write.session)
+        # On a shared store an earlier session of the name may have left it.
         if mine is not None and (not limits.ended_in_parts or is_living(mine, view.get)):
             return _held_by(mine)
     return Done(revision=view.index) if leave(view, PREFIX + write.name, write.session) else Done()

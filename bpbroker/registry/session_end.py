@@ -52,16 +52,13 @@ def expire(write: Expire, view: View, limits: Limits) -> Done:
 
 
 def _is_older(view: View, name: str, session: str, opened: Record) -> bool:
-    """Return whether an entry or place belongs to an earlier session than one of its name that was opened."""
+    """Return whether an entry or place belongs to an earlier session than the one that is open under its name."""
     found = view.get(name)
     if found is None:
         return False
     if name.startswith(locks.PREFIX):
         place = locks.parse(found).place_of(session)
-        if place is None:
-            return False
-        own = locks.is_within(place, opened)
-        return when(place.token) < when(opened.revision) if own is None else not own
+        return place is not None and locks.is_earlier(place, opened)
     return found.session == session and when(found.revision) < when(opened.revision)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ from bpbroker.config import layers
 from bpbroker.errors import AlreadyExists, NotFound, Overloaded, PreconditionFailed, StorageFull, Unavailable
 from bpbroker.messages import Condition, Delete, Deleted, Exists, Get, List, Ping, Register, Replace, Snapshot, Update
 from bpbroker.record import INDEX_MAX, Record
+from bpbroker.registry import locks
 from bpbroker.registry.browsing import Browse, Recent
 from bpbroker.registry.changes import Broken, Changes, Group, Seen
 from bpbroker.registry.requests import (
@@ -36,7 +38,7 @@ from bpbroker.registry.requests import (
 from bpbroker.registry.stored import split
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tests.actors.conftest import Asked, SharedLedger
 
@@ -491,7 +493,7 @@ def test_a_place_that_an_earlier_session_left_goes_whichever_broker_opened_the_l
 def test_what_an_earlier_session_left_goes_also_if_it_could_not_be_removed_at_first(
     shared_ledger: SharedLedger, run: Callable[..., Asked], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry_sessions, "_TIDY_SECS", 0.2)
+    monkeypatch.setattr(registry_sessions, "_AGAIN_SECS", 0.2)
     registry = run(Registry, registry_shared.SharedBackend(lambda: shared_ledger), layers.freeze(layers.DEFAULTS))
     until(lambda: registry(Ping()).ok)
     registry(Open("s", 60, IP))
@@ -582,6 +584,203 @@ def test_news_of_a_sessions_end_that_come_late_do_not_end_the_next_one_of_its_na
     assert shared_registry(Renew("s")).data["session"] == "s"
     assert own(shared_registry(Get("mine"))) == {}
     assert shared_registry(Lock("l", "s", IP)).data["token"]
+
+
+def open_again(quiet: SharedLedger, session: str) -> Seen:
+    """End a session and open it again, as another broker does; return what is told of that."""
+    name = f"_session/{session}"
+    opened = json.dumps({**json.loads(quiet.entries[name][0]), "nonce": "another"}).encode()
+    quiet.put(name, None)
+    quiet.put(name, opened)
+    return quiet._seen(name)
+
+
+def queue_of(quiet: SharedLedger) -> locks.Queue:
+    """Return the queue of the lock ``l``."""
+    stored, version = quiet.entries["_lock/l"]
+    return locks.parse(split("_lock/l", stored, version * INDEX_MAX))
+
+
+def next_in_turn(quiet: SharedLedger) -> Seen:
+    """Give back the first place of the lock ``l``, as another broker does; return what is told of that."""
+    queue = queue_of(quiet)
+    quiet.put("_lock/l", locks.encode(replace(queue, places=queue.places[1:]), 0))
+    return quiet._seen("_lock/l")
+
+
+def without_nonce(quiet: SharedLedger, session: str) -> None:
+    """Open a session again as a broker of an earlier build does."""
+    value = json.loads(quiet.entries[f"_session/{session}"][0])
+    del value["nonce"]
+    quiet.put(f"_session/{session}", json.dumps(value).encode())
+
+
+@pytest.mark.parametrize("others", [0, 20])
+def test_an_earlier_build_that_opens_a_session_again_gets_no_place_of_the_session_before(
+    quiet: SharedLedger, shared_registry: Asked, others: int
+) -> None:
+    """Neither the first one, nor one far behind in the queue."""
+    names = [f"o{number}" for number in range(others)]
+    for session in (*names, "s"):
+        shared_registry(Open(session, 60, IP))
+    for session in (*names, "s"):
+        shared_registry.send(Lock("l", session, IP, wait_secs=60))
+    place = "_lock/ l/s" if others else "_lock/l"
+    until(lambda: place in quiet.entries and shared_registry(Ping()).figures["waiting"] == others)
+    left = quiet.version * INDEX_MAX + INDEX_MAX - 1
+    before = quiet.entries[place]
+    without_nonce(quiet, "s")
+    quiet.tell(Changes((quiet._seen("_session/s"),), 0))
+    until(lambda: quiet.entries.get(place) != before)  # as the end of the session before was heard of with it
+    again = shared_registry.send(Lock("l", "s", IP, wait_secs=60))
+    for name in names:
+        shared_registry(Close(name))
+    assert again.result(10).data["token"] > left
+
+
+def test_a_lock_is_not_held_in_a_session_that_an_earlier_build_opened_again(
+    quiet: SharedLedger, shared_registry: Asked
+) -> None:
+    """The end of the session before was not heard of."""
+    for session in ("s1", "s2"):
+        shared_registry(Open(session, 60, IP))
+    first = shared_registry(Lock("l", "s1", IP)).data["token"]
+    without_nonce(quiet, "s1")
+    with pytest.raises(PreconditionFailed):
+        shared_registry(Replace("a", {}, IP, condition=Condition(lock=("l", first))))
+    assert shared_registry(Lock("l", "s1", IP)).data["token"] > first
+    with pytest.raises(AlreadyExists, match="s1"):
+        shared_registry(Lock("l", "s2", IP))
+
+
+@pytest.mark.parametrize("opened_again", [False, True])
+def test_without_a_nonce_in_the_place_revisions_decide(
+    quiet: SharedLedger, shared_registry: Asked, opened_again: bool
+) -> None:
+    """A broker of an earlier build wrote the lock since the place was taken."""
+    shared_registry(Open("s", 60, IP))
+    done = shared_registry(Lock("l", "s", IP))
+    queue = queue_of(quiet)
+    quiet.put("_lock/l", locks.encode(replace(queue, places=(replace(queue.places[0], within=""),)), 0))
+    shared_registry(Holder("l"))
+    if opened_again:
+        quiet.put("_session/s", quiet.entries["_session/s"][0])
+    shared_registry(Expire("s"))  # perhaps behind that of the registry itself
+    assert ("_lock/l" in quiet.entries) == (not opened_again)
+    assert (shared_registry(Lock("l", "s", IP)).data["token"] == done.data["token"]) == (not opened_again)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_waiting_call_is_not_granted_the_place_of_an_earlier_session_of_its_name(
+    quiet: SharedLedger, shared_registry: Asked, at_once: bool
+) -> None:
+    """Whether it is its turn later than its session is opened again, or all comes in the same news."""
+    for session in ("s1", "s2"):
+        shared_registry(Open(session, 60, IP))
+    shared_registry(Lock("l", "s1", IP))
+    waiting = shared_registry.send(Lock("l", "s2", IP, wait_secs=60))
+    until(lambda: shared_registry(Ping()).figures["waiting"] == 1)
+    left = queue_of(quiet).places[1].token
+    news: tuple[Seen, ...] = (open_again(quiet, "s2"),)
+    if not at_once:
+        quiet.failures = [Unavailable("away")]  # the place stays
+        quiet.tell(Changes(news, 0))
+        until(lambda: not quiet.failures)
+        news = ()
+    quiet.tell(Changes((next_in_turn(quiet), *news), 0))
+    token = waiting.result(10).data["token"]
+    assert token > left
+    assert own(shared_registry(Replace("a", {}, IP, condition=Condition(lock=("l", token))))) == {}
+
+
+def refusing(quiet: SharedLedger, monkeypatch: pytest.MonkeyPatch, times: int) -> list[Group]:
+    """Let the next commits fail; return the groups of all that are tried."""
+    tried: list[Group] = []
+    plain = quiet.commit
+
+    def commit(groups: Sequence[Group]) -> Any:
+        tried.extend(groups)
+        if len(tried) <= times:
+            raise Unavailable("away")
+        return plain(groups)
+
+    monkeypatch.setattr(quiet, "commit", commit)
+    return tried
+
+
+def test_what_a_session_left_that_is_opened_again_is_removed_also_if_that_fails_at_first(
+    quiet: SharedLedger, shared_registry: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_shared, "CHECK_SECS", 0.02)
+    monkeypatch.setattr(registry_sessions, "_AGAIN_SECS", 0.05)
+    for session in ("s1", "s2"):
+        shared_registry(Open(session, 60, IP))
+    shared_registry(Register("mine", {}, IP, session="s1"))
+    shared_registry(Lock("l", "s1", IP))
+    waiting = shared_registry.send(Lock("l", "s2", IP, wait_secs=60))
+    until(lambda: shared_registry(Ping()).figures["waiting"] == 1)
+    tried = refusing(quiet, monkeypatch, 3)
+    quiet.tell(Changes((open_again(quiet, "s1"),), 0))
+    assert waiting.result(10).data["token"]
+    assert "mine" not in quiet.entries
+    assert shared_registry(Renew("s1")).data["session"] == "s1"
+    assert len(tried) == 4
+
+
+def test_what_a_session_left_is_not_tried_again_before_its_time(
+    quiet: SharedLedger, shared_registry: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_shared, "CHECK_SECS", 0.02)
+    shared_registry(Open("s", 60, IP))
+    shared_registry(Register("mine", {}, IP, session="s"))
+    looks = threading.Semaphore(0)
+    monkeypatch.setattr(quiet, "check", looks.release)
+    tried = refusing(quiet, monkeypatch, 1)
+    quiet.tell(Changes((open_again(quiet, "s"),), 0))
+    until(lambda: bool(tried))
+    for _ in range(10):  # it was woken so often
+        assert looks.acquire(timeout=10)
+    assert len(tried) == 1
+    assert "mine" in quiet.entries
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_who_waits_behind_a_place_that_was_left_before_the_broker_started_gets_the_lock(
+    shared_ledger: SharedLedger, run: Callable[..., Asked], monkeypatch: pytest.MonkeyPatch, holds: bool
+) -> None:
+    """Its session was opened again. It holds the lock, or does so once the holder before it gives its place back."""
+    monkeypatch.setattr(registry_shared, "CHECK_SECS", 0.02)
+    queue = ("left", "waits") if holds else ("first", "left", "waits")
+    places = tuple(locks.Place(session, INDEX_MAX, 1, None, "old") for session in queue)
+    shared_ledger.put("_lock/l", locks.encode(locks.Queue(1, places), 0))
+    for session in queue:
+        nonce = "new" if session == "left" else "old"
+        shared_ledger.put(f"_session/{session}", json.dumps({"ttl": 60, "nonce": nonce}).encode())
+    asked = run(Registry, registry_shared.SharedBackend(lambda: shared_ledger), layers.freeze(layers.DEFAULTS))
+    waiting = asked.send(Lock("l", "waits", IP, wait_secs=60))
+    if not holds:
+        until(lambda: asked(Ping()).figures["waiting"] == 1)
+        next_in_turn(shared_ledger)
+    assert waiting.result(10).data["token"] == INDEX_MAX
+
+
+def test_a_call_whose_session_was_opened_again_before_its_answer_takes_another_place(
+    quiet: SharedLedger, shared_registry: Asked
+) -> None:
+    for session in ("s1", "s2"):
+        shared_registry(Open(session, 60, IP))
+    shared_registry(Lock("l", "s1", IP))
+    plain, left = quiet.commit, []
+
+    def opened_again(groups: Any) -> Any:
+        outcomes = plain(groups)
+        quiet.commit = plain  # type: ignore[method-assign]  # no more
+        left.append(queue_of(quiet).places[1].token)
+        quiet.tell(Changes((open_again(quiet, "s2"), next_in_turn(quiet)), 0))
+        return outcomes
+
+    quiet.commit = opened_again  # type: ignore[method-assign]  # another broker comes between
+    assert shared_registry(Lock("l", "s2", IP, wait_secs=60)).data["token"] > left[0]
 
 
 @pytest.mark.usefixtures("quiet")
