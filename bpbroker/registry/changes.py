@@ -126,3 +126,7 @@ News = State | Changes | Broken
 READ_MAX: Final = 120
 """The largest number of names in one read of a shared store, below etcd's 128 for a transaction. More names are read in
 several parts."""
+
+GROUP_MAX: Final = 126
+"""The most names and prefixes of one group in a shared store: etcd's 128 for a transaction, without the two that each
+commit adds."""

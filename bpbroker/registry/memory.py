@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Protocol
 
-from bpbroker.errors import RequestError, Unavailable
+from bpbroker.errors import RequestError, TooLarge, Unavailable
 from bpbroker.record import INDEX_MAX, Record
 from bpbroker.registry import discovery_secret, locks, named_keys, numbers, sessions, taking
 from bpbroker.registry.ages import Ages
@@ -38,6 +38,8 @@ KEPT: Final = (sessions.LOST, sessions.CLOSED, BATCHES)
 """Kinds of the registry's own records that are removed when they are old."""
 
 
+_OF_PREFIX: Final = 2
+"""How many names a prefix with which there must be no entry counts for: the empty one stands for two ranges."""
 _LOOK: Final = "_look/"
 """With the place in a commit, the name of a write that may change nothing; no record has such a name."""
 
@@ -77,7 +79,8 @@ class Batch:
     """What one commit carries."""
 
     __slots__ = (
-        "_empty", "_links", "_ordered", "expects", "indexes", "listing", "looking", "places", "staged", "writes",
+        "_empty", "_links", "_ordered", "_sizes", "expects", "indexes", "listing", "looking", "places", "staged",
+        "writes",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -100,6 +103,8 @@ class Batch:
         """Names for writes that are part of the commit because of their reads, even if they change nothing."""
         self._links: dict[str, str] = {}
         """Name to another one of its group."""
+        self._sizes: dict[str, int] = {}
+        """Name that represents a group to its size: how many names the store has to look at, if these are several."""
         self._empty: list[tuple[str, str]] = []
         """Name of a group, and a prefix with which there must be no entry."""
 
@@ -125,14 +130,33 @@ class Batch:
             name = links[name]
         return name
 
-    def link(self, names: Iterable[str], empty: Iterable[str]) -> None:
-        """Put names into one group."""
+    def has_room(self, names: Sequence[str], more: int, most: int) -> bool:
+        """Return whether the group to which names would belong is not too large, or is no larger with them.
+
+        Args:
+            names: what a write reads and changes.
+            more: what counts beside the names; below 0 if some count less.
+            most: the largest size that the store takes.
+        """
+        if len(names) < 2:
+            return True
+        parts = self._parts(names)
+        return sum(parts) + more <= max(most, *parts)
+
+    def _parts(self, names: Iterable[str]) -> list[int]:
+        """Return the sizes of the groups to which names belong."""
+        return [self._sizes.get(root, 1) for root in {self.group_of(name) for name in names}]
+
+    def link(self, names: Iterable[str], empty: Iterable[str], more: int) -> None:
+        """Put names into one group; for ``more`` see :meth:`has_room`."""
+        size = sum(self._parts(names)) + more
         first = ""
         for name in names:
             root = self.group_of(name)
             first = first or root
             if root != first:
                 self._links[root] = first
+        self._sizes[first] = size
         self._empty += [(first, prefix) for prefix in empty]
 
     def look(self, name: str, *, lists: bool) -> None:
@@ -257,6 +281,35 @@ class _View:
         if self._memory.version is not None:
             self._look()
         self.empty.append(prefix)
+
+    def more(self, most: int) -> int:
+        """Return what counts beside the names for the size of a write; below 0 if some of them count less.
+
+        Args:
+            most: the largest size of a group that the store takes as it is.
+        """
+        prefixes = _OF_PREFIX * len(self.empty)
+        if len(self.reads) + prefixes <= most:
+            return prefixes
+        # Of very many new entries the store looks in one go whether one of them was just taken.
+        untaken = sum(
+            name.startswith(taking.PREFIX) and name not in self.changes and self.peek(name) is None
+            for name in self.reads
+        )
+        return prefixes - max(0, untaken - 1)
+
+    def check_size(self, most: int) -> None:
+        """Check that the store takes the write.
+
+        Raises:
+            TooLarge: it reads and changes too many names.
+        """
+        size = len(self.reads) + self.more(most)
+        if size > most and (self.changes or self.looks):
+            raise TooLarge(
+                f"Nothing was changed: this concerns {size} records, with the locks and sessions that it depends on;"
+                f" on etcd that may be {most} at once, so make several of it"
+            )
 
     def _look(self) -> None:
         self.looks = f"{_LOOK}{self.index}"
@@ -409,6 +462,7 @@ class Memory:
         view = _View(self, index, now)
         try:
             write.decision = decide(write.message, view, limits)
+            view.check_size(limits.names)
         except _UnderWay:
             return Fate.LATER
         except RequestError as refusal:
@@ -424,11 +478,14 @@ class Memory:
             return Fate.NOW
         version = self.version
         if version is not None:
+            more = view.more(limits.names)
+            if not batch.has_room(names, more, limits.names):
+                return Fate.LATER  # the store would refuse the whole group
             for name in names:
                 if name not in staged and name not in batch.expects:
                     batch.expects[name] = version(name)  # now, because news may come before the commit ends
             if len(names) > 1 or view.empty:
-                batch.link(names, view.empty)
+                batch.link(names, view.empty, more)
             batch.look(view.looks, lists=bool(view.lists))
         for name, after in view.changes.items():
             batch.stage(name, after, view.index)

@@ -18,9 +18,9 @@ NAMES_OF_ONE_END: Final = 5
 it or those that move up."""
 _NAMES: Final = 8
 """The most names of one write; a few more where it checks the sessions of several holders."""
-_NAMES_OF_OPERATION: Final = 5
-"""The most names of an operation of a batch: the entry, whether it was taken, its session, a lock, the holder's
-session."""
+NAMES_OF_OPERATION: Final = 6
+"""The most names of an operation in a batch: the entry, what was taken of it, the session of the entry or the two
+records of a counter, a lock, and the session that holds it."""
 _OTHERS: Final = "_taken/"
 """Names that each write of an entry reads for itself."""
 
@@ -51,7 +51,7 @@ class Room:
 
     def _most(self, message: Any) -> int:
         if isinstance(message, Batch):
-            return _NAMES_OF_OPERATION * len(message.operations)
+            return NAMES_OF_OPERATION * len(message.operations)
         if isinstance(message, (Close, Expire)):
             return 2 + NAMES_OF_ONE_END * self._belongings(message.session)
         return _NAMES

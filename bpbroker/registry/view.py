@@ -91,3 +91,5 @@ class Limits:
     """How many names one commit removes when a session ends; a shared store limits the size of a commit."""
     ended_in_parts: bool = False
     """Whether a session may have more names, perhaps unknown to this broker."""
+    names: int = 1_000_000
+    """How many names one write may read and change; a shared store limits the size of a commit."""

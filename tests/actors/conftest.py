@@ -17,6 +17,7 @@ from bpbroker.durations import STORAGE_SECS, Durations
 from bpbroker.record import INDEX_MAX, Record
 from bpbroker.registry.changes import ANYTHING, Changes, Committed, Conflict, Group, News, Outcome, Seen, State
 from bpbroker.registry.stored import joined, split
+from bpbroker.storage.etcd.commits import fitting, refusal
 
 
 class Ledger:
@@ -194,7 +195,7 @@ class SharedLedger:
             self.commits.append(tuple(change.name for group in groups for change in group.changes))
             self.version += 1
             changed: list[str] = []
-            outcomes = [self._group(group, changed) for group in groups]
+            outcomes = [refusal(fitting(group)) or self._group(group, changed) for group in groups]
             self.history[self.version] = dict(self.entries)
             if self._take is not None and not self.quiet and changed:
                 self._take(Changes(tuple(self._seen(name) for name in changed), self.version * INDEX_MAX + 4095))

@@ -11,9 +11,8 @@ from pkgutil import resolve_name
 import pytest
 
 from bpbroker.config import schema
-from bpbroker.registry.changes import READ_MAX
+from bpbroker.registry.changes import GROUP_MAX, READ_MAX
 from bpbroker.registry.room import NAMES_OF_ONE_END
-from bpbroker.storage.etcd.commits import GROUP_MAX
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

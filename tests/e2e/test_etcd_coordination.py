@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from bpbroker.registry.changes import GROUP_MAX
 from tests.support.crowd import PROGRESS_SECS, await_that
 from tests.support.etcd_cluster import PREFIX, EtcdCluster, needs_etcd
 from tests.support.running import RunningBroker
@@ -113,3 +114,26 @@ def test_a_dead_session_is_swept_once(etcd_section: dict[str, Any], make_broker:
     kinds = [(event["type"], event["name"]) for event in events]
     assert len(kinds) == len(set(kinds)) == 240
     assert len(data(second, "List", lost="1", prefix="d/")) == 120
+
+
+def test_a_batch_is_carried_out_or_refused_for_its_size(
+    etcd_section: dict[str, Any], make_broker: Callable[..., RunningBroker]
+) -> None:
+    """With its session, the largest one has just as many records as etcd takes at once."""
+    broker = make_broker({"_registry": etcd_section}).start()
+    data(broker, "Open", session="s", ttl=600)
+    half = GROUP_MAX // 2
+    names = [f"n/{number}" for number in range(half)]
+    data(broker, "Batch", operations=[{"method": "Register", "name": name, "data": {"v": 1}} for name in names])
+    held = [f"l{number}:{data(broker, 'Lock', name=f'l{number}', session='s')['token']}" for number in range(half)]
+    writes = [
+        {"method": "Replace", "name": name, "data": {"v": 2}, "lock": lock}
+        for name, lock in zip(names, held, strict=True)
+    ]
+    status, body = ask(broker, "Batch", operations=writes)
+    assert status == 413
+    assert f"{GROUP_MAX + 1} records" in body["message"]
+    assert data(broker, "Get", name=names[0])["v"] == 1
+    del writes[0]["lock"]
+    assert len(data(broker, "Batch", operations=writes)["results"]) == half
+    assert data(broker, "Get", name=names[0])["v"] == 2

@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from bpbroker.errors import BpbrokerError, StorageFull, Unavailable, not_known
-from bpbroker.registry.changes import ANYTHING, Committed, Conflict, Group, Outcome, Seen
+from bpbroker.registry.changes import ANYTHING, GROUP_MAX, Committed, Conflict, Group, Outcome, Seen
 from bpbroker.registry.stored import joined
 from bpbroker.registry.taking import PREFIX as TAKEN
 from bpbroker.storage.etcd.decoded import Decoded
@@ -38,9 +38,8 @@ from bpbroker.storage.etcd.responses import NO_ANSWER, decode, encode
 from bpbroker.storage.etcd.restore_detection import REPLACED, Moment
 
 OPERATIONS_MAX: Final = 128
-"""etcd's limit. It counts the longest list of a transaction, and to that the largest such count inside it."""
-GROUP_MAX: Final = OPERATIONS_MAX - 2
-"""Most names and prefixes of one group: the commit's own list has the broker's mark and the group."""
+"""etcd's limit. It counts the longest list of a transaction, and to that the largest such count inside it. The commit's
+own list has the broker's mark and the group, which leaves ``GROUP_MAX`` for a group."""
 _BYTES_MAX: Final = 1200 * 1024
 """Of what one transaction should hold; etcd takes 1.5 MiB."""
 _GROUP_BYTES_MAX: Final = 1400 * 1024

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from bpbroker.errors import BpbrokerError, Unavailable
 from bpbroker.record import INDEX_MAX, Record
-from bpbroker.registry.changes import ANYTHING, READ_MAX, Committed, Conflict, Group, Outcome
+from bpbroker.registry.changes import ANYTHING, GROUP_MAX, READ_MAX, Committed, Conflict, Group, Outcome
 from bpbroker.storage.etcd import registry_id
-from bpbroker.storage.etcd.commits import GROUP_MAX, fit_all, fitting, packed, refusal
+from bpbroker.storage.etcd.commits import OPERATIONS_MAX, fit_all, fitting, packed, refusal
 from bpbroker.storage.etcd.endpoint import Endpoint
 from bpbroker.storage.etcd.options import EtcdOptions
 from bpbroker.storage.etcd.registry_id import Identity, made
@@ -92,6 +92,7 @@ def test_groups_that_concern_each_other_do_not_share_a_transaction(store: EtcdSt
 
 def test_what_etcd_takes_at_once(store: EtcdStore) -> None:
     """Its limit counts the longest list, and the longest inside that: here just so many as it takes, in each way."""
+    assert GROUP_MAX == OPERATIONS_MAX - 2
     for others, names in ((0, GROUP_MAX), (1, GROUP_MAX - 1), (63, 63)):
         large = Group(tuple(change(f"g{names}/{number}", b"{}", 0) for number in range(names)))
         more = [one(f"o{others}/{number}", b"{}", 0) for number in range(others)]
