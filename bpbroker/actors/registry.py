@@ -47,7 +47,7 @@ from bpbroker.messages import (
 from bpbroker.record import Record
 from bpbroker.registry import named_keys
 from bpbroker.registry.browsing import Browse, Happened, Recent, browse
-from bpbroker.registry.changes import GROUP_MAX, READ_MAX, Committed, Conflict, Group, Outcome
+from bpbroker.registry.changes import GROUP_MAX, GROUP_MAX_BYTES, READ_MAX, Committed, Conflict, Group, Outcome
 from bpbroker.registry.discovery_secret import DiscoverySecret
 from bpbroker.registry.filters import sort
 from bpbroker.registry.memory import Fate, KeyView, Memory, PendingWrite
@@ -228,6 +228,7 @@ class Registry(Actor):
             ended_at_once=_ENDED_AT_ONCE if self.backend.leases else sys.maxsize,
             ended_in_parts=self.backend.leases,
             names=GROUP_MAX if self.backend.leases else sys.maxsize,
+            commit_bytes=GROUP_MAX_BYTES if self.backend.leases else sys.maxsize,
         )
         self._sessions.keep_lost_secs = schema.option(settings, "_registry", "keep_lost_secs")
         self.memory.history.limit_bytes = schema.option(settings, "_registry", "history_bytes")

@@ -130,3 +130,7 @@ several parts."""
 GROUP_MAX: Final = 126
 """The most names and prefixes of one group in a shared store: etcd's 128 for a transaction, without the two that each
 commit adds."""
+GROUP_MAX_BYTES: Final = 1400 * 1024
+"""The most bytes of one group in a shared store; etcd takes 1.5 MiB."""
+NAME_BYTES: Final = 160
+"""What a name takes of these at most, beside its record and three times its own length, or twice if it is compared."""

@@ -21,7 +21,7 @@ from bpbroker.errors import RequestError, TooLarge, Unavailable
 from bpbroker.record import INDEX_MAX, Record
 from bpbroker.registry import discovery_secret, locks, named_keys, numbers, sessions, taking
 from bpbroker.registry.ages import Ages
-from bpbroker.registry.changes import ANYTHING, Change, Group
+from bpbroker.registry.changes import ANYTHING, NAME_BYTES, Change, Group
 from bpbroker.registry.discovery_secret import DiscoverySecret
 from bpbroker.registry.history import History, events_of
 from bpbroker.registry.index import EntryIndex, Snapshot, span
@@ -38,6 +38,8 @@ KEPT: Final = (sessions.LOST, sessions.CLOSED, BATCHES)
 """Kinds of the registry's own records that are removed when they are old."""
 
 
+_CHARACTER_BYTES: Final = 3 * 4
+"""What a character of a name takes in UTF-8 at most, three times."""
 _OF_PREFIX: Final = 2
 """How many names a prefix with which there must be no entry counts for: the empty one stands for two ranges."""
 _LOOK: Final = "_look/"
@@ -75,6 +77,10 @@ class PendingWrite:
     """Prefixes for which the store has to be asked for all entries, as they are at the write's commit."""
 
 
+Size = tuple[int, int]
+"""How many names and prefixes, and how many bytes, a write or a group of them takes of what a store takes at once."""
+
+
 class Batch:
     """What one commit carries."""
 
@@ -103,8 +109,8 @@ class Batch:
         """Names for writes that are part of the commit because of their reads, even if they change nothing."""
         self._links: dict[str, str] = {}
         """Name to another one of its group."""
-        self._sizes: dict[str, int] = {}
-        """Name that represents a group to its size: how many names the store has to look at, if these are several."""
+        self._sizes: dict[str, Size] = {}
+        """Name that represents a group to its size, where the store has versions."""
         self._empty: list[tuple[str, str]] = []
         """Name of a group, and a prefix with which there must be no entry."""
 
@@ -130,34 +136,43 @@ class Batch:
             name = links[name]
         return name
 
-    def has_room(self, names: Sequence[str], more: int, most: int) -> bool:
-        """Return whether the group to which names would belong is not too large, or is no larger with them.
+    def has_room(self, names: Iterable[str], size: Size, limits: Limits) -> bool:
+        """Return whether a write with these names fits into their group, or makes it no larger.
 
         Args:
-            names: what a write reads and changes.
-            more: what counts beside the names; below 0 if some count less.
-            most: the largest size that the store takes.
+            names: what it reads and changes.
+            size: what it adds to the group.
+            limits: of the store.
         """
-        if len(names) < 2:
-            return True
         parts = self._parts(names)
-        return sum(parts) + more <= max(most, *parts)
+        if not parts:
+            return True  # whether the store takes it alone is checked before
+        counts, lengths = [part[0] for part in parts], [part[1] for part in parts]
+        return size[0] + sum(counts) <= max(limits.names, *counts) and (
+            size[1] + sum(lengths) <= max(limits.commit_bytes, *lengths)
+        )
 
-    def _parts(self, names: Iterable[str]) -> list[int]:
+    def _parts(self, names: Iterable[str]) -> list[Size]:
         """Return the sizes of the groups to which names belong."""
-        return [self._sizes.get(root, 1) for root in {self.group_of(name) for name in names}]
+        return [self._sizes[root] for root in {self.group_of(name) for name in names} if root in self._sizes]
 
-    def link(self, names: Iterable[str], empty: Iterable[str], more: int) -> None:
-        """Put names into one group; for ``more`` see :meth:`has_room`."""
-        size = sum(self._parts(names)) + more
-        first = ""
-        for name in names:
-            root = self.group_of(name)
-            first = first or root
-            if root != first:
-                self._links[root] = first
+    def link(self, names: Sequence[str], empty: Iterable[str], size: Size, *, new: bool) -> None:
+        """Put names into one group; for ``size`` see :meth:`has_room`. ``new``: none of them is in a group yet."""
+        if new:
+            first = names[0]
+            self._links.update(dict.fromkeys(names[1:], first))
+        else:
+            parts = self._parts(names)
+            size = size[0] + sum(part[0] for part in parts), size[1] + sum(part[1] for part in parts)
+            first = ""
+            for name in names:
+                root = self.group_of(name)
+                first = first or root
+                if root != first:
+                    self._links[root] = first
         self._sizes[first] = size
-        self._empty += [(first, prefix) for prefix in empty]
+        if empty:
+            self._empty += [(first, prefix) for prefix in empty]
 
     def look(self, name: str, *, lists: bool) -> None:
         """Make a write, if it has such a name, part of the commit because of its reads."""
@@ -196,7 +211,7 @@ class _UnderWay(Exception):
 class _View:
     """Implements :class:`bpbroker.registry.view.View`."""
 
-    __slots__ = ("_memory", "changes", "empty", "index", "kept", "lists", "looks", "now", "pools", "reads")
+    __slots__ = ("_memory", "alone", "changes", "empty", "index", "kept", "lists", "looks", "now", "pools", "reads")
 
     def __init__(self, memory: Memory, index: int, now: float) -> None:
         self._memory = memory
@@ -210,6 +225,8 @@ class _View:
         self.lists: list[str] = []
         self.looks = ""
         """A name for a write that is part of its commit because of its reads."""
+        self.alone: Size | None = None
+        """How large it is, if that was looked at."""
         self.pools = memory.pools
 
     def age(self, name: str, part: Hashable) -> Age:
@@ -282,33 +299,45 @@ class _View:
             self._look()
         self.empty.append(prefix)
 
-    def more(self, most: int) -> int:
-        """Return what counts beside the names for the size of a write; below 0 if some of them count less.
+    def size(self, batch: Batch | None, limits: Limits) -> Size:
+        """Return how large the write is, or what it adds to the groups of a batch; not less than it really is."""
+        known: Mapping[str, object] = {} if batch is None else batch.expects
+        count, size = _OF_PREFIX * len(self.empty), 0
+        for name in self.reads:
+            if name not in known:
+                count += 1
+                size += NAME_BYTES + _CHARACTER_BYTES * len(name)
+        for name, after in self.changes.items():
+            if after is not None:
+                size += len(after.json) + len(after.session)
+            if name in known and batch is not None and (before := batch.staged.get(name)) is not None:
+                size -= len(before.json) + len(before.session)
+        if count > limits.names:
+            # Of very many new entries the store looks in one go whether one of them was just taken.
+            untaken = [name for name in self.reads if name.startswith(taking.PREFIX) and name not in self.changes]
+            count -= max(0, sum(name not in known and self.peek(name) is None for name in untaken) - 1)
+        return count, size
 
-        Args:
-            most: the largest size of a group that the store takes as it is.
-        """
-        prefixes = _OF_PREFIX * len(self.empty)
-        if len(self.reads) + prefixes <= most:
-            return prefixes
-        # Of very many new entries the store looks in one go whether one of them was just taken.
-        untaken = sum(
-            name.startswith(taking.PREFIX) and name not in self.changes and self.peek(name) is None
-            for name in self.reads
-        )
-        return prefixes - max(0, untaken - 1)
-
-    def check_size(self, most: int) -> None:
+    def check_size(self, limits: Limits) -> None:
         """Check that the store takes the write.
 
         Raises:
-            TooLarge: it reads and changes too many names.
+            TooLarge: it reads and changes too much.
         """
-        size = len(self.reads) + self.more(most)
-        if size > most and (self.changes or self.looks):
+        if self._memory.version is None or not (self.changes or self.looks):
+            return
+        names, size = self.alone = self.size(None, limits)
+        if names > limits.names:
             raise TooLarge(
-                f"Nothing was changed: this concerns {size} records, with the locks and sessions that it depends on;"
-                f" on etcd that may be {most} at once, so make several of it"
+                f"Nothing was changed: this concerns {names} records, with the locks and sessions that it depends"
+                f" on; on etcd that may be {limits.names} at once, so make several of it"
+            )
+        if size > limits.commit_bytes:  # then counted byte by byte
+            size -= sum(_CHARACTER_BYTES * len(name) - 3 * len(name.encode()) for name in self.reads)
+        if size > limits.commit_bytes:
+            raise TooLarge(
+                f"Nothing was changed: these are {size} bytes together; on etcd that may be {limits.commit_bytes} at"
+                " once, so make several of it"
             )
 
     def _look(self) -> None:
@@ -462,7 +491,7 @@ class Memory:
         view = _View(self, index, now)
         try:
             write.decision = decide(write.message, view, limits)
-            view.check_size(limits.names)
+            view.check_size(limits)
         except _UnderWay:
             return Fate.LATER
         except RequestError as refusal:
@@ -478,14 +507,14 @@ class Memory:
             return Fate.NOW
         version = self.version
         if version is not None:
-            more = view.more(limits.names)
-            if not batch.has_room(names, more, limits.names):
+            new = batch.expects.keys().isdisjoint(names)
+            size = view.alone if new and view.alone is not None else view.size(batch, limits)
+            if not new and not batch.has_room(names, size, limits):
                 return Fate.LATER  # the store would refuse the whole group
             for name in names:
                 if name not in staged and name not in batch.expects:
                     batch.expects[name] = version(name)  # now, because news may come before the commit ends
-            if len(names) > 1 or view.empty:
-                batch.link(names, view.empty, more)
+            batch.link(names, view.empty, size, new=new)
             batch.look(view.looks, lists=bool(view.lists))
         for name, after in view.changes.items():
             batch.stage(name, after, view.index)

@@ -93,3 +93,5 @@ class Limits:
     """Whether a session may have more names, perhaps unknown to this broker."""
     names: int = 1_000_000
     """How many names one write may read and change; a shared store limits the size of a commit."""
+    commit_bytes: int = 1_000_000_000
+    """How many bytes one write may change, with the names that it reads; a shared store limits that, too."""

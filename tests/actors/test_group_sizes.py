@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bpbroker.errors import RequestError, TooLarge, Unavailable
-from bpbroker.messages import Condition, Ping, Register, Replace
+from bpbroker.messages import Condition, Ping, Register, Replace, Update
 from bpbroker.record import Record
 from bpbroker.registry.changes import GROUP_MAX
 from bpbroker.registry.requests import Batch, BatchDone, Check, Lock, Open
@@ -148,3 +148,28 @@ def test_what_is_refused_for_its_size_takes_nobody_along(shared_ledger: SharedLe
     assert isinstance(caught.value, TooLarge)
     assert not isinstance(caught.value, Unavailable)
     assert list(shared_ledger.entries).count("n8") == 0
+
+
+def test_updates_that_make_more_of_the_entries_than_the_store_takes_at_once(shared_registry: Asked) -> None:
+    names = ("a", "b", "c")
+    for name in names:
+        shared_registry(Register(name, {"x": "x" * 500_000}, IP))
+    with pytest.raises(TooLarge, match="bytes together") as caught:
+        shared_registry(Batch("", tuple(Update(name, {"y": 1}, IP) for name in names)))
+    assert caught.value.status == 413
+    assert isinstance(shared_registry(Batch("", tuple(Update(name, {"y": 1}, IP) for name in names[:2]))), BatchDone)
+
+
+def test_large_entries_of_one_session_are_not_refused_for_coming_together(
+    shared_ledger: SharedLedger, shared_registry: Asked
+) -> None:
+    shared_registry(Open("s", 60, IP))
+    go = hold(shared_ledger)
+    waiting = [shared_registry.send(Register("first", {}, IP))]
+    for attempt in range(2):  # the same entry again takes the place of what it was
+        data = {"x": "x" * 500_000, "attempt": attempt}
+        waiting += [shared_registry.send(Replace(f"n{number}", data, IP, session="s")) for number in range(5)]
+    shared_registry(Ping())
+    go.set()
+    for each in waiting:
+        assert isinstance(each.result(10), Record)

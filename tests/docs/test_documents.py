@@ -11,7 +11,7 @@ from pkgutil import resolve_name
 import pytest
 
 from bpbroker.config import schema
-from bpbroker.registry.changes import GROUP_MAX, READ_MAX
+from bpbroker.registry.changes import GROUP_MAX, GROUP_MAX_BYTES, READ_MAX
 from bpbroker.registry.room import NAMES_OF_ONE_END
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +101,7 @@ def test_limits_that_the_semantics_name_are_those_of_the_code() -> None:
     for said in (
         f"on etcd in parts of {READ_MAX // NAMES_OF_ONE_END} (",
         f"on etcd {GROUP_MAX} records",
+        f" and {GROUP_MAX_BYTES / 1024 / 1000:g} MiB |",
         f"`history_bytes` ({schema.KNOWN['_registry']['history_bytes'].default >> 20} MiB)",
         *(
             f"`{name}` ({schema.KNOWN['_registry'][name].default})"

@@ -28,7 +28,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from bpbroker.errors import BpbrokerError, StorageFull, Unavailable, not_known
-from bpbroker.registry.changes import ANYTHING, GROUP_MAX, Committed, Conflict, Group, Outcome, Seen
+from bpbroker.registry.changes import (
+    ANYTHING,
+    GROUP_MAX,
+    GROUP_MAX_BYTES,
+    NAME_BYTES,
+    Committed,
+    Conflict,
+    Group,
+    Outcome,
+    Seen,
+)
 from bpbroker.registry.stored import joined
 from bpbroker.registry.taking import PREFIX as TAKEN
 from bpbroker.storage.etcd.decoded import Decoded
@@ -42,12 +52,9 @@ OPERATIONS_MAX: Final = 128
 own list has the broker's mark and the group, which leaves ``GROUP_MAX`` for a group."""
 _BYTES_MAX: Final = 1200 * 1024
 """Of what one transaction should hold; etcd takes 1.5 MiB."""
-_GROUP_BYTES_MAX: Final = 1400 * 1024
-_OVERHEAD_BYTES: Final = 160
-"""What a change takes beside its value and three times its key, at most."""
 _CHARACTER_BYTES: Final = 3 * 4
 """What a character of a name takes in UTF-8 at most, three times."""
-_MORE_BYTES: Final = _OVERHEAD_BYTES + 128
+_MORE_BYTES: Final = NAME_BYTES + 128
 """The same as above with a session's id."""
 _RANGES_MAX: Final = 100
 _SHOWN: Final = 11
@@ -370,7 +377,7 @@ def refusal(group: Group) -> Unavailable | None:
         return Unavailable(
             f"Nothing was changed: it concerns {_operations(group)} records at once, and etcd takes {GROUP_MAX}"
         )
-    if _bytes(group) > _GROUP_BYTES_MAX:
+    if _bytes(group) > GROUP_MAX_BYTES:
         return Unavailable("Nothing was changed: it is more at once than etcd takes (1.4 MiB)")
     return None
 
@@ -417,12 +424,12 @@ def _operations(group: Group) -> int:
 def _bytes(group: Group) -> int:
     size = 0
     for change in group.changes:
-        size += 3 * len(change.name.encode()) + _OVERHEAD_BYTES
+        size += 3 * len(change.name.encode()) + NAME_BYTES
         if change.after is not None:
             size += len(change.after.json) + len(change.after.session)
     for name, _ in group.compared:
-        size += 2 * len(name.encode()) + _OVERHEAD_BYTES
-    return size + sum(2 * len(prefix) + _OVERHEAD_BYTES for prefix in group.empty)
+        size += 2 * len(name.encode()) + NAME_BYTES
+    return size + sum(2 * len(prefix) + NAME_BYTES for prefix in group.empty)
 
 
 def clear_left_over(gateway: Gateway, keys: Keys) -> None:
