@@ -126,8 +126,8 @@ class LocklessFuture(Future[T]):
             def end(_: Future[T]) -> None:
                 ended.set()
 
-            self.add_done_callback(end)
-            if not ended.wait(timeout):
+            self._callbacks.insert(0, end)  # before those of others, which may take long or fail
+            if not self._outcomes and not ended.wait(timeout):
                 with contextlib.suppress(ValueError):  # it has just been called
                     self._callbacks.remove(end)
                 raise FutureTimeout

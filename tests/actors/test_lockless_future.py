@@ -82,6 +82,28 @@ def test_who_waits_is_woken(make: Make) -> None:
     assert found == [7] * THREADS
 
 
+@both
+def test_who_waits_does_not_wait_for_what_is_called_back(make: Make) -> None:
+    reply, go_on = make(), threading.Event()
+    reply.add_done_callback(lambda _: go_on.wait(30))
+    waiting = threading.Event()
+    found: list[int] = []
+
+    def wait() -> None:
+        waiting.set()
+        found.append(reply.result(30))
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    waiting.wait(30)
+    setter = threading.Thread(target=reply.set_result, args=(7,))
+    setter.start()
+    waiter.join(20)
+    assert found == [7]
+    go_on.set()
+    setter.join()
+
+
 def test_a_wait_that_is_over_leaves_nothing() -> None:
     reply: LocklessFuture[int] = LocklessFuture()
     for _ in range(3):

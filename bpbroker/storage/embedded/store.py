@@ -19,7 +19,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -53,12 +52,6 @@ _FORGET_AT_ONCE: Final = 500
 T = TypeVar("T")
 
 _BUSY_TIMEOUT_SECS: Final = 5.0
-_ROWS_AT_ONCE: Final = 64
-_INSERT: Final = tuple(
-    f"INSERT OR REPLACE INTO journal VALUES {', '.join(['(?, ?, ?, ?)'] * rows)}"  # noqa: S608 - of constants
-    for rows in range(_ROWS_AT_ONCE + 1)
-)
-"""The statements that write so many rows; SQLite keeps them compiled."""
 _LOG_LIMIT_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -333,10 +326,9 @@ class EmbeddedStore:
 
 
 def _write(rows: Sequence[tuple[str, int, bytes | None, int]], connection: sqlite3.Connection) -> None:
-    # Each statement lets go of the interpreter, and other threads take it: one for each row would be waited for often.
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        some = rows[start : start + _ROWS_AT_ONCE]
-        connection.execute(_INSERT[len(some)], tuple(chain.from_iterable(some)))
+    # One statement for several rows would be faster. But SQLite keeps what it replaces in a temporary file then, which
+    # may be on a full disk, and which nothing overwrites; and the values of each such statement stay in memory.
+    connection.executemany("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?)", rows)
 
 
 def forget_all(journal: Path, registry: str) -> None:
