@@ -147,6 +147,34 @@ def test_a_disk_that_becomes_read_only_stops_the_writes_until_a_restart(broker: 
     assert broker.register("c").status == 200
 
 
+def test_what_a_commit_replaces_is_written_nowhere_else(broker: RunningBroker, tmp_path: Path) -> None:
+    """SQLite may keep old rows in a temporary file, which nothing overwrites: with secrets, or on a full disk."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    names, opened = [f"large-{number}" for number in range(8)], tmp_path / "opened"
+
+    def replace(letter: str) -> None:
+        operations = [{"method": "Replace", "name": name, "data": {"a": letter * 100_000}} for name in names]
+        answer = broker.call("/services/Batch/", id=letter, operations=operations)
+        assert answer.status == 200, answer.body
+
+    replace("a")
+    with subprocess.Popen(
+        ["strace", "-f", "-e", "trace=open,openat", "-o", opened, "-p", str(broker.pid)],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as strace:
+        assert strace.stderr is not None
+        if "attached" not in (line := strace.stderr.readline()):
+            pytest.skip(f"this machine does not let strace attach: {line}")
+        try:
+            replace("b")
+        finally:
+            strace.terminate()
+    made = [line for line in opened.read_text().splitlines() if "O_CREAT" in line and str(broker.home) not in line]
+    assert not made
+
+
 def test_a_read_only_folder_at_the_start(make_broker: Make, mounted: Callable[[RunningBroker], Path]) -> None:
     broker = make_broker()
     folder = mounted(broker)
