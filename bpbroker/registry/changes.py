@@ -134,3 +134,5 @@ GROUP_MAX_BYTES: Final = 1400 * 1024
 """The most bytes of one group in a shared store; etcd takes 1.5 MiB."""
 NAME_BYTES: Final = 160
 """What a name takes of these at most, beside its record and three times its own length, or twice if it is compared."""
+CHARACTER_BYTES: Final = 3 * 4
+"""What a character of a name takes in UTF-8 at most, three times."""

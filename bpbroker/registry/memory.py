@@ -21,7 +21,7 @@ from bpbroker.errors import RequestError, TooLarge, Unavailable
 from bpbroker.record import INDEX_MAX, Record
 from bpbroker.registry import discovery_secret, locks, named_keys, numbers, sessions, taking
 from bpbroker.registry.ages import Ages
-from bpbroker.registry.changes import ANYTHING, NAME_BYTES, Change, Group
+from bpbroker.registry.changes import ANYTHING, CHARACTER_BYTES, NAME_BYTES, Change, Group
 from bpbroker.registry.discovery_secret import DiscoverySecret
 from bpbroker.registry.history import History, events_of
 from bpbroker.registry.index import EntryIndex, Snapshot, span
@@ -37,9 +37,6 @@ BATCHES: Final = "_batch/"
 KEPT: Final = (sessions.LOST, sessions.CLOSED, BATCHES)
 """Kinds of the registry's own records that are removed when they are old."""
 
-
-_CHARACTER_BYTES: Final = 3 * 4
-"""What a character of a name takes in UTF-8 at most, three times."""
 _OF_PREFIX: Final = 2
 """How many names a prefix with which there must be no entry counts for: the empty one stands for two ranges."""
 _LOOK: Final = "_look/"
@@ -306,7 +303,7 @@ class _View:
         for name in self.reads:
             if name not in known:
                 count += 1
-                size += NAME_BYTES + _CHARACTER_BYTES * len(name)
+                size += NAME_BYTES + CHARACTER_BYTES * len(name)
         for name, after in self.changes.items():
             if after is not None:
                 size += len(after.json) + len(after.session)
@@ -333,7 +330,7 @@ class _View:
                 f" on; on etcd that may be {limits.names} at once, so make several of it"
             )
         if size > limits.commit_bytes:  # then counted byte by byte
-            size -= sum(_CHARACTER_BYTES * len(name) - 3 * len(name.encode()) for name in self.reads)
+            size -= sum(CHARACTER_BYTES * len(name) - 3 * len(name.encode()) for name in self.reads)
         if size > limits.commit_bytes:
             raise TooLarge(
                 f"Nothing was changed: these are {size} bytes together; on etcd that may be {limits.commit_bytes} at"

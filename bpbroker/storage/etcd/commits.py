@@ -30,6 +30,7 @@ from typing import Any, Final
 from bpbroker.errors import BpbrokerError, StorageFull, Unavailable, not_known
 from bpbroker.registry.changes import (
     ANYTHING,
+    CHARACTER_BYTES,
     GROUP_MAX,
     GROUP_MAX_BYTES,
     NAME_BYTES,
@@ -52,8 +53,6 @@ OPERATIONS_MAX: Final = 128
 own list has the broker's mark and the group, which leaves ``GROUP_MAX`` for a group."""
 _BYTES_MAX: Final = 1200 * 1024
 """Of what one transaction should hold; etcd takes 1.5 MiB."""
-_CHARACTER_BYTES: Final = 3 * 4
-"""What a character of a name takes in UTF-8 at most, three times."""
 _MORE_BYTES: Final = NAME_BYTES + 128
 """The same as above with a session's id."""
 _RANGES_MAX: Final = 100
@@ -352,11 +351,11 @@ def fit_all(groups: Sequence[Group]) -> bool:
             return False
         operations += len(group.changes) + len(group.compared) or 1
         for change in group.changes:
-            size += _CHARACTER_BYTES * len(change.name)
+            size += CHARACTER_BYTES * len(change.name)
             if change.after is not None:
                 size += len(change.after.json)
         for name, _ in group.compared:
-            size += _CHARACTER_BYTES * len(name)
+            size += CHARACTER_BYTES * len(name)
     return 2 < operations <= OPERATIONS_MAX and size + _MORE_BYTES * operations <= _BYTES_MAX
 
 
